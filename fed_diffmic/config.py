@@ -1,0 +1,301 @@
+"""The configuration of a run: one frozen dataclass for each group, ranges checked when built.
+
+Every field declares its meaning, unit and range where it is declared (``metadata``); the same
+declaration drives the checks, the messages and ``fed-diffmic options``. How files and
+``key=value`` overrides become these objects is in :mod:`fed_diffmic.compose`.
+
+Symbols are those of docs/model.md: ``B`` images, ``C`` classes, ``K`` regions, ``D`` latent
+channels, ``T`` training timesteps, ``S`` sampling steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from typing import Any
+
+from fed_diffmic.errors import ConfigError
+
+BASELINES = ("local", "pooled", "plain")
+SELECT_METRICS = ("auroc_macro", "balanced_accuracy", "loss")
+
+
+def option(
+    default: Any = MISSING,
+    doc: str = "",
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    factory: Any = MISSING,
+) -> Any:
+    """Declare one configuration field with its documentation and what it may hold.
+
+    Args:
+        default: value when nothing is said.
+        doc: meaning, unit and source.
+        ge, gt, le, lt: bounds of a number (of each element, for a list).
+        choices: the strings allowed (for each element, for a list).
+        factory: for mutable defaults.
+    """
+    metadata = {"doc": doc, "ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices}
+    if factory is not MISSING:
+        return field(default_factory=factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def allowed_text(f: Field[Any]) -> str:
+    """What a field may hold, in words, for messages and documentation."""
+    m = f.metadata
+    if m.get("choices"):
+        return ", ".join(m["choices"])
+    parts = [f"{sign} {m[key]:g}" for key, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")) if m.get(key) is not None]
+    return " and ".join(["a number " + parts[0], *parts[1:]]) if parts else str(f.type).replace("typing.", "")
+
+
+def check_value(f: Field[Any], value: object, key: str) -> None:
+    """Raise :class:`ConfigError` naming ``key`` if ``value`` is outside what ``f`` declares."""
+    m = f.metadata
+    items = value if isinstance(value, (list, tuple)) else [value]
+    for item in items:
+        if item is None:
+            continue
+        if m.get("choices") and item not in m["choices"]:
+            raise ConfigError(key, value, allowed_text(f))
+        if isinstance(item, (int, float)) and not isinstance(item, bool):
+            outside = (
+                not math.isfinite(item)
+                or (m.get("ge") is not None and item < m["ge"])
+                or (m.get("gt") is not None and item <= m["gt"])
+                or (m.get("le") is not None and item > m["le"])
+                or (m.get("lt") is not None and item >= m["lt"])
+            )
+            if outside:
+                raise ConfigError(key, value, allowed_text(f))
+
+
+def check_ranges(config_type: type, values: Mapping[str, Any], prefix: str = "") -> None:
+    """Check a (nested) mapping against the declarations of ``config_type``; full keys in errors."""
+    for f in fields(config_type):
+        if f.name not in values:
+            continue
+        key = f"{prefix}{f.name}"
+        value = values[f.name]
+        nested = f.default_factory if f.default_factory is not MISSING else None
+        if isinstance(nested, type) and is_dataclass(nested) and isinstance(value, Mapping):
+            check_ranges(nested, value, f"{key}.")
+        else:
+            check_value(f, value, key)
+
+
+class _Checked:
+    """Mixin: ranges hold for every object that exists, however it was built."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):  # type: ignore[arg-type]
+            check_value(f, getattr(self, f.name), f.name)
+
+
+@dataclass(frozen=True)
+class DatasetConfig(_Checked):
+    """Group ``dataset``: which published layout, where it lies, what is common to all sites."""
+
+    name: str = option(
+        "phantoms",
+        "published layout that reads the folder",
+        choices=("phantoms", "chestxray14", "ham10000", "aptos2019", "pmg2000", "table"),
+    )
+    root: str | None = option(None, "folder of the data set (phantoms: where to draw them; default <run.dir>/phantoms)")
+    on_bad_image: str = option(
+        "error",
+        "a missing or unreadable image, or one under contradicting labels: stop, or leave it out and say how many",
+        choices=("error", "skip"),
+    )
+    task: str | None = option(
+        None,
+        "what is predicted; none: what the published layout says (table: multilabel if any row holds '|', else multiclass)",
+        choices=("multiclass", "ordinal", "multilabel"),
+    )
+    classes: list[str] | None = option(
+        None, "class names in the order of the outputs; none: the published order (table: sorted names found)"
+    )
+    split: str = option(
+        "none",
+        "'published' keeps the data set's own train/test (HAM10000 and APTOS2019: DiffMIC's; ChestX-ray14: the lists); "
+        "'none' splits each site by group (a 'split' column of a table always wins)",
+        choices=("none", "published"),
+    )
+    no_finding: bool = option(False, "chestxray14 only: 'No Finding' as a 15th label, as in the paper")
+    mean: list[float] = option(
+        doc="normalisation constant for each channel of [0, 1] intensities (R, G, B)",
+        factory=lambda: [0.5, 0.5, 0.5],
+        ge=0,
+        le=1,
+    )
+    std: list[float] = option(
+        doc="normalisation constant for each channel of [0, 1] intensities (R, G, B)",
+        factory=lambda: [0.5, 0.5, 0.5],
+        gt=0,
+        le=1,
+    )
+    modality: str = option(
+        "none",
+        "decides the augmentation (flips, rotation; docs/data.md) and, for phantoms, what is drawn",
+        choices=("none", "dermoscopy", "fundus", "chest", "ultrasound"),
+    )
+    cache_dir: str | None = option(
+        None, "folder for decoded copies of the images (holds patients' images; 0700); none: ~/.cache/fed_diffmic"
+    )
+    phantom_images: int = option(480, "phantoms only: number of images to draw", ge=16, le=1_000_000)
+
+
+@dataclass(frozen=True)
+class ModelConfig(_Checked):
+    """Group ``model``: the DiffMIC-v2 network (Yang et al. 2025); presets paper, compact, tiny."""
+
+    name: str = option("compact", "preset this started from", choices=("paper", "compact", "tiny"))
+    image_side: int = option(112, "input side H in pixels", ge=32, le=2048)
+    regions: int = option(4, "regions of interest K (paper 6)", ge=2, le=64)
+    crop: int = option(32, "side of a region's crop in pixels (paper 32)", ge=8, le=512)
+    crop_channels: str = option(
+        "all", "channels of a crop: all, or the first one repeated as in the paper's code", choices=("all", "first")
+    )
+    latent: int = option(256, "latent channels D (paper 6144)", ge=8, le=65536)
+    timesteps: int = option(1000, "diffusion timesteps T in training", ge=10, le=10000)
+    sampling_steps: int = option(10, "DDIM steps S at inference", ge=1, le=1000)
+    top_percent: float = option(100.0, "per cent of saliency cells that make the global logit", gt=0, le=100)
+    attention: int = option(128, "hidden width of the regions' attention (paper 128)", ge=1, le=4096)
+    guidance_backbone: str = option("resnet18", "timm name: global encoder of the guidance network")
+    local_backbone: str = option("resnet18", "timm name: crop encoder of the guidance network")
+    prior_backbone: str = option("resnet18", "timm name: global encoder of the image prior (paper: EfficientSAM's ViT-S)")
+    region_backbone: str = option("resnet18", "timm name: crop encoder of the image prior")
+    feature_stride: int = option(32, "pixels a cell of the saliency grid covers (convolutional encoders)", ge=4, le=64)
+    norm: str = option(
+        "batch", "normalisation of what starts from scratch: batch, or group (per cell in the head)", choices=("batch", "group")
+    )
+    encoder_norm: str = option(
+        "frozen",
+        "batch norm inside convolutional encoders: trained, frozen at its public statistics (affine too), "
+        "or replaced by group norm",
+        choices=("train", "frozen", "group"),
+    )
+    frozen_blocks: int = option(0, "leading blocks of each convolutional encoder that are not trained", ge=0, le=100)
+    prior_init: str = option(
+        "own",
+        "encoders of the image prior start from their own weights, or from the trained guidance encoders (same backbone)",
+        choices=("own", "guidance"),
+    )
+    pretrained: bool = option(False, "fetch timm's published weights (needs the network)")
+    weights: str | None = option(None, "local weights file (safetensors or state dict) for every encoder that it fits")
+    prior_weights: str | None = option(
+        None, "local weights file for the prior's global encoder alone (EfficientSAM's checkpoint is recognised)"
+    )
+
+
+@dataclass(frozen=True)
+class StageConfig(_Checked):
+    """One stage: how long, how each site's local update runs, how the best round is chosen."""
+
+    rounds: int | None = option(
+        3, "federated rounds; 0 skips the stage; none (stage plain only): guidance plus diffusion", ge=0, le=100_000
+    )
+    epochs: int = option(1, "passes over the site's training images in a local update", ge=1, le=1000)
+    steps: int = option(0, "optimizer steps in a local update; 0: count epochs instead", ge=0, le=1_000_000)
+    batch_size: int = option(32, "images in a step", ge=1, le=65536)
+    optimizer: str = option("adamw", "local optimizer, started fresh each round unless strategy.keep_optimizer_state", choices=("adamw", "sgd"))
+    lr: float = option(1e-3, "peak learning rate", gt=0, le=100)
+    encoder_lr_scale: float = option(1.0, "factor on lr for encoders (what may be pretrained)", ge=0, le=100)
+    weight_decay: float = option(1e-2, "weight decay (not on norms, biases and tables)", ge=0, le=100)
+    momentum: float = option(0.9, "momentum (sgd)", ge=0, lt=1)
+    clip_norm: float = option(1.0, "largest norm of a step's gradient; 0: no clipping", ge=0)
+    schedule: str = option("cosine", "learning rate over the stage's rounds", choices=("cosine", "constant"))
+    loss: str = option(
+        "cross_entropy",
+        "guidance and plain: cross_entropy, or balanced (the site's label prior subtracted: Ren et al. 2020, "
+        "Menon et al. 2021; multi-label: positives weighted by n-/n+)",
+        choices=("cross_entropy", "balanced"),
+    )
+    encoders: str = option(
+        "train", "diffusion only: train the prior's encoders, or keep them frozen (features computed once)", choices=("train", "frozen")
+    )
+    draws: int = option(1, "diffusion only: independent noise draws for each image and step (paper 1)", ge=1, le=1024)
+    alpha: float = option(10.0, "diffusion only: weight of hard images in the loss (paper 10)", ge=0)
+    gamma: float = option(1.0, "diffusion only: exponent of hard images in the loss (paper 1)", ge=0)
+    augment: bool = option(True, "flip and rotate training images (by dataset.modality)")
+    amp: bool = option(True, "bfloat16 autocast where the device has it (CUDA only)")
+    ema: float = option(0.0, "decay a round of the averaged global weights used for evaluation; 0: none", ge=0, lt=1)
+    select: str = option("auroc_macro", "validation figure that chooses the round", choices=SELECT_METRICS)
+    init: str | None = option(None, "start this stage from the given safetensors file")
+
+
+@dataclass(frozen=True)
+class StagesConfig(_Checked):
+    """Group ``stages``: guidance, then diffusion with the guidance frozen; plain is the baseline."""
+
+    guidance: StageConfig = field(default_factory=StageConfig)
+    diffusion: StageConfig = field(default_factory=StageConfig)
+    plain: StageConfig = field(default_factory=StageConfig)
+    decision: str = option(
+        "probability",
+        "class decided: highest probability (multi-label: > 0.5), or 'balanced': highest probability over class prior "
+        "(multi-label: above the prior)",
+        choices=("probability", "balanced"),
+    )
+
+
+@dataclass(frozen=True)
+class StrategyConfig(_Checked):
+    """Group ``strategy``: what the server does with the updates, what sites add to theirs."""
+
+    name: str = option("fedavg", "federated algorithm", choices=("fedavg", "fedprox", "flower"))
+    mu: float = option(0.01, "fedprox: weight of the proximal term", ge=0)
+    weighting: str = option("examples", "a site's weight in the average: its training images, or equal", choices=("examples", "equal"))
+    keep_optimizer_state: bool = option(False, "keep each site's optimizer moments from round to round (site state)")
+    class_path: str | None = option(None, "flower: import path of a strategy, for example flwr.serverapp.strategy.FedMedian")
+    options: dict[str, Any] = option(doc="flower: keyword arguments of the strategy", factory=dict)
+
+
+@dataclass(frozen=True)
+class PartitionConfig(_Checked):
+    """Group ``partition``: how one data set is divided over virtual sites; groups stay whole."""
+
+    name: str = option("iid", "partitioner", choices=("institution", "iid", "dirichlet"))
+    sites: int = option(4, "number of virtual sites (institution: counted from the data)", ge=1, le=10_000)
+    alpha: float = option(0.5, "dirichlet: concentration; small values give unlike sites", gt=0, le=1e6)
+    min_images: int = option(10, "fewest images a site may have", ge=1)
+    val_fraction: float = option(0.15, "share of a site's images for validation", gt=0, lt=0.5)
+    test_fraction: float = option(0.2, "share of a site's images for the final test", gt=0, lt=0.5)
+
+
+@dataclass(frozen=True)
+class RunConfig(_Checked):
+    """Group ``run``: where results go and how this machine is used."""
+
+    dir: str | None = option(None, "folder of the run; none: runs/<date>-<dataset>-<digest>")
+    backend: str = option("inprocess", "simulation engine", choices=("inprocess", "ray"))
+    threads_per_site: int = option(1, "torch threads of a local update (part of what makes bits equal)", ge=1, le=256)
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
+    quorum: float = option(1.0, "share of sites whose good replies a round needs", gt=0, le=1)
+    deadline_s: float = option(86400.0, "seconds a round may take", gt=0, le=7 * 86400)
+    bootstrap: int = option(1000, "resamples of groups for the 95 % intervals; 0: none", ge=0, le=100_000)
+    lr_scales: list[float] = option(
+        doc="grid of factors on every lr; each method takes the best on its own validation sets", factory=lambda: [1.0], gt=0, le=1000
+    )
+    tracking: str = option("none", "extra log for a viewer (extra 'tracking')", choices=("none", "tensorboard"))
+
+
+@dataclass(frozen=True)
+class SimulateConfig(_Checked):
+    """Everything that ``fed-diffmic simulate`` needs; saved resolved as config.yaml in the run."""
+
+    seed: int = option(0, "seed of partition, split, initial weights, batches, noise", ge=0, lt=2**31)
+    baselines: list[str] = option(doc="what else to train under the same budget", factory=list, choices=BASELINES)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    stages: StagesConfig = field(default_factory=StagesConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+    run: RunConfig = field(default_factory=RunConfig)

@@ -1,0 +1,112 @@
+"""Writing files that matter: temporary name, flush, fsync, rename; append-only lines; tensors.
+
+Every durable write of the project goes through this module, so that a crash at any moment leaves
+either the old file or the new one, never a torn one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load as _load_tensors
+from safetensors.numpy import save as _save_tensors
+
+from fed_diffmic.errors import MachineError, ModelFileError
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` durable."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def atomic_write(path: str | os.PathLike[str], data: bytes, mode: int = 0o644) -> Path:
+    """Write ``data`` under a temporary name in the same folder, flush it to disk, rename it.
+
+    Raises:
+        MachineError: no space, no permission, no such folder.
+    """
+    path = Path(path)
+    try:
+        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        try:
+            with os.fdopen(fd, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, mode)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+    except OSError as error:
+        raise MachineError(
+            f"cannot write {path.name} in {path.parent}: {error.strerror}", "Free space or choose a folder you may write to."
+        ) from error
+    return path
+
+
+def write_json(path: str | os.PathLike[str], value: Any, mode: int = 0o644) -> Path:
+    """Write ``value`` as readable JSON (NaN refused: JSON has none), atomically."""
+    return atomic_write(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode(), mode)
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file that this project wrote.
+
+    Raises:
+        ModelFileError: missing or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path} cannot be read: {error}") from error
+
+
+def append_line(path: str | os.PathLike[str], line: str, mode: int = 0o644) -> None:
+    """Append one line and flush it to disk (append-only logs)."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode)
+    try:
+        os.write(fd, line.rstrip("\n").encode() + b"\n")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> Path:
+    """Write named arrays as safetensors, atomically; scalars keep their shape ``()``."""
+    data = _save_tensors({k: np.asarray(v, order="C") for k, v in tensors.items()}, dict(metadata or {}))
+    return atomic_write(path, data)
+
+
+def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Read a safetensors file into writable arrays.
+
+    Raises:
+        ModelFileError: missing, torn or not safetensors.
+    """
+    try:
+        return {k: np.array(v) for k, v in _load_tensors(Path(path).read_bytes()).items()}
+    except Exception as error:  # safetensors raises its own type, with the position of the fault
+        raise ModelFileError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def tensors_digest(tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over sorted names, dtypes, shapes and bytes: the name of a set of weights."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = np.asarray(tensors[name], order="C")
+        digest.update(f"{name}\0{value.dtype.str}\0{value.shape}\0".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
