@@ -1,0 +1,82 @@
+"""Scores of a model on examples, and the figures that a site lets out."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import numpy as np
+import torch
+
+from fed_diffmic.data.site import Examples
+from fed_diffmic.seeding import numpy_generator
+from fed_diffmic.training import calibration
+from fed_diffmic.training.features import CHUNK, FeatureStore, all_features, chunks, normalised_images, select
+from fed_diffmic.training.metrics import quick
+from fed_diffmic.training.stages import StageModule
+
+
+def start_draws(keys: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
+    """The sampler's uniform start for each image, ``(N, 2, C)`` float32 in ``[0, 1)``.
+
+    Drawn from (seed, image key) alone, so a prediction does not depend on what is predicted with it.
+    """
+    draws = [numpy_generator(seed, "start", int(key)).random((2, num_classes), dtype=np.float32) for key in keys]
+    return np.stack(draws) if draws else np.zeros((0, 2, num_classes), np.float32)
+
+
+@torch.no_grad()
+def predict_scores(
+    module: StageModule,
+    examples: Examples,
+    device: torch.device | str = "cpu",
+    store: FeatureStore | None = None,
+    key: Hashable = None,
+) -> np.ndarray:
+    """Scores ``(N, C)`` float64 in the order of the examples, in evaluation mode."""
+    torch.set_num_threads(module.spec.threads)
+    module.to(device).eval()
+    starts = torch.from_numpy(start_draws(examples.keys, module.spec.num_classes, module.spec.seed)).to(device)
+    features = None
+    if module.features_once and len(examples):
+        features = all_features(module, examples, device, store, key)
+    parts = []
+    for index in chunks(len(examples), CHUNK):
+        inputs = (
+            select(features, index)
+            if features is not None
+            else module.inputs(normalised_images(module, examples, index, device))
+        )
+        parts.append(module.scores(inputs, starts[torch.from_numpy(index).to(device)]).float().cpu().numpy())
+    return np.concatenate(parts).astype(np.float64) if parts else np.zeros((0, module.spec.num_classes))
+
+
+def evaluate_scores(
+    scores: np.ndarray, labels: np.ndarray, prior: np.ndarray, task: str, *, sums: bool = False
+) -> dict[str, float]:
+    """Figures of one site's split that may leave the site, as flat numbers.
+
+    Args:
+        scores: ``(N, C)``.
+        labels: ``(N,)`` or ``(N, C)``.
+        prior: the consortium's class prior ``(C,)``.
+        sums: also the calibration's sums of negative log-likelihood, ``nll/<i>/<j>``.
+
+    Returns:
+        ``num_examples``; ``loss``, the mean negative log-likelihood at the best point of the
+        calibration grid; and each of ``auroc_macro``, ``balanced_accuracy`` that is defined here.
+    """
+    result = {"num_examples": float(len(scores))}
+    if len(scores) == 0:
+        return result
+    table = calibration.nll_sums(scores, labels, prior, task)
+    result["loss"] = float(table.min() / len(scores))
+    best = calibration.choose(table, len(scores), prior, task)
+    probabilities = calibration.probabilities(scores, best)
+    for name, value in quick(probabilities, labels, task).items():
+        if value is not None:
+            result[name] = float(value)
+    if sums:
+        for i, row in enumerate(table):
+            for j, value in enumerate(row):
+                result[f"nll/{i}/{j}"] = float(value)
+    return result

@@ -1,0 +1,94 @@
+"""Inputs of a stage for a set of examples, with features that nothing trains computed only once.
+
+Where the stage trains nothing in front of its features (``stages.diffusion.encoders=frozen``), the
+features of an image depend only on the stage's base, so a :class:`FeatureStore` keeps them from
+round to round. They derive from patients' images and live in memory only.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+import torch
+
+from fed_diffmic.data.site import Examples
+from fed_diffmic.data.transforms import normalise
+from fed_diffmic.training.stages import StageModule
+
+CHUNK = 64
+
+
+class FeatureStore:
+    """Least-recently-used features in memory, bounded in bytes.
+
+    Args:
+        max_bytes: the most that is kept; a larger single entry is computed and not kept.
+    """
+
+    def __init__(self, max_bytes: int = 2 * 1024**3) -> None:
+        self.max_bytes = max_bytes
+        self._entries: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def get(self, key: Hashable) -> Any:
+        """The entry, or none."""
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        return self._entries.get(key)
+
+    def put(self, key: Hashable, features: Any) -> None:
+        """Keep ``features``, dropping what was used longest ago."""
+        if _bytes(features) > self.max_bytes:
+            return
+        self._entries[key] = features
+        while sum(_bytes(entry) for entry in self._entries.values()) > self.max_bytes:
+            self._entries.popitem(last=False)
+
+
+def _bytes(features: Any) -> int:
+    return sum(column.numel() * column.element_size() for column in features)
+
+
+def normalised_images(
+    module: StageModule, examples: Examples, index: np.ndarray, device: torch.device | str
+) -> torch.Tensor:
+    """``(b, 3, H, H)`` float32, without augmentation."""
+    return normalise(examples.images(index).to(device), module.spec.mean, module.spec.std)
+
+
+def all_features(
+    module: StageModule,
+    examples: Examples,
+    device: torch.device | str,
+    store: FeatureStore | None = None,
+    key: Hashable = None,
+) -> Any:
+    """Features of every example, in order; kept under ``key`` where a store is given.
+
+    Args:
+        module: with ``features_once``; its frozen parts decide the features.
+        key: must name the stage's base, the site and the split.
+    """
+    found = store.get(key) if store is not None and key is not None else None
+    if found is not None:
+        return found
+    with torch.no_grad():
+        parts = [
+            module.inputs(normalised_images(module, examples, part, device)) for part in chunks(len(examples), CHUNK)
+        ]
+    features = type(parts[0])(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+    if store is not None and key is not None:
+        store.put(key, features)
+    return features
+
+
+def select(features: Any, index: np.ndarray) -> Any:
+    """The rows ``index`` of every column."""
+    return type(features)(*(column[torch.from_numpy(index).to(column.device)] for column in features))
+
+
+def chunks(count: int, size: int) -> list[np.ndarray]:
+    """``0..count-1`` in consecutive pieces of at most ``size``."""
+    return [np.arange(start, min(start + size, count)) for start in range(0, count, size)]

@@ -1,0 +1,238 @@
+"""What each stage trains: its network, its loss, its scores and the tensors it exchanges.
+
+``guidance`` trains the guidance network (DIFFMIC-v2, stage 1); ``diffusion`` trains the prior and
+the latent head with the guidance frozen (stage 2); ``plain`` is the baseline classifier. A stage's
+full state at its start is its **base**: sent once, named by digest and kept by the sites. After
+that only :func:`exchanged` tensors cross the boundary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fed_diffmic.algorithms.base import Tensors
+from fed_diffmic.errors import ModelFileError
+from fed_diffmic.models.backbones import encoder_parameters
+from fed_diffmic.models.diffmic import DiffMIC, Features, build_diffmic
+from fed_diffmic.models.diffusion import diffusion_loss, forward_diffusion
+from fed_diffmic.models.guidance import build_guidance
+from fed_diffmic.models.plain import build_plain
+from fed_diffmic.models.weights import load_pretrained
+from fed_diffmic.seeding import derive_seed
+from fed_diffmic.spec import RunSpec
+from fed_diffmic.training.losses import classification_loss
+
+GUIDANCE_PREFIX = "guidance."
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's input.
+
+    Attributes:
+        inputs: normalised images ``(B, 3, H, H)``, or :class:`Features` where they were computed once.
+        labels: ``(B,)`` int64, or ``(B, C)`` float for multi-label.
+        offset: the site's prior offset ``(C,)`` for the balanced loss, or none.
+    """
+
+    inputs: Any
+    labels: torch.Tensor
+    offset: torch.Tensor | None = None
+
+
+class StageModule(nn.Module):
+    """A network with the loss and the scores of one stage; parameters are the network's own.
+
+    Args:
+        spec: what is common to all sites.
+        stage: ``guidance``, ``diffusion`` or ``plain``.
+        network: what is trained.
+    """
+
+    #: whether inputs may be computed once a local update (nothing before them is trained)
+    features_once = False
+
+    def __init__(self, spec: RunSpec, stage: str, network: nn.Module) -> None:
+        super().__init__()
+        self.spec = spec
+        self.stage = stage
+        self.network = network
+
+    def inputs(self, images: torch.Tensor) -> Any:
+        """From normalised images to what :meth:`loss` and :meth:`scores` take."""
+        return images
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        """Mean loss of a batch (scalar)."""
+        raise NotImplementedError
+
+    def scores(self, inputs: Any, starts: torch.Tensor) -> torch.Tensor:
+        """Scores ``(B, C)``; ``starts`` ``(B, 2, C)`` uniform draws (the sampler's start, section 7)."""
+        raise NotImplementedError
+
+
+class ClassifierStage(StageModule):
+    """Guidance network (fused logits) or plain classifier, trained on the task's cross-entropy."""
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """``(B, C)``."""
+        output = self.network(images)
+        return output if isinstance(output, torch.Tensor) else output.fused
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        """Cross-entropy on the (fused) logits."""
+        return classification_loss(self.logits(batch.inputs), batch.labels, self.spec.task, batch.offset)
+
+    def scores(self, inputs: Any, starts: torch.Tensor) -> torch.Tensor:
+        """The logits."""
+        return self.logits(inputs)
+
+
+class DiffusionStage(StageModule):
+    """Prior and latent diffusion head; the guidance network inside is frozen."""
+
+    network: DiffMIC
+
+    def __init__(self, spec: RunSpec, stage: str, network: DiffMIC) -> None:
+        super().__init__(spec, stage, network)
+        for parameter in network.guidance.parameters():
+            parameter.requires_grad_(False)
+        self.features_once = spec.stages.diffusion.encoders == "frozen"
+        if self.features_once:
+            frozen = encoder_parameters(network)
+            for name, parameter in network.named_parameters():
+                if name in frozen:
+                    parameter.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> DiffusionStage:
+        """What is frozen stays in evaluation mode: its statistics are part of what is frozen."""
+        super().train(mode)
+        self.network.guidance.eval()
+        if self.features_once:
+            for encoder in self.network.prior_encoders():
+                encoder.eval()
+        return self
+
+    def inputs(self, images: torch.Tensor) -> Features:
+        """Everything in front of the trainable projections (section 2), with or without gradient."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.features_once):
+            return self.network.features(images)
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        """Section 6, with ``draws`` independent timesteps and noises for each image."""
+        features: Features = batch.inputs
+        cfg, draws = self.spec.stages.diffusion, self.spec.stages.diffusion.draws
+        prior, guidance_map = self.network.condition(features)
+        count, channels, side, _ = guidance_map.shape
+        device = guidance_map.device
+        if self.spec.task == "multilabel":
+            target = batch.labels
+        else:
+            target = torch.nn.functional.one_hot(batch.labels, channels).float()
+        target, prior, guidance_map = (x.repeat_interleave(draws, dim=0) for x in (target, prior, guidance_map))
+        shape = (count * draws, side, side)
+        t = torch.randint(self.spec.model.timesteps, shape, generator=generator, device=device)
+        noise = torch.randn((count * draws, channels, side, side), generator=generator, device=device)
+        noisy = forward_diffusion(target, t, noise, self.network.alphas_cumprod)
+        predicted = self.network.noise(guidance_map, noisy, t, prior)
+        logits = ((features.y_global + features.y_local) / 2).repeat_interleave(draws, dim=0)
+        return diffusion_loss(predicted, noise, target, logits, cfg.alpha, cfg.gamma, self.spec.task)
+
+    def scores(self, inputs: Any, starts: torch.Tensor) -> torch.Tensor:
+        """The sampler's mean over the grid (section 7)."""
+        return self.network.sample(inputs, starts[:, 0], starts[:, 1]).mean
+
+
+def build_module(spec: RunSpec, stage: str) -> StageModule:
+    """The stage's module with unspecified weights: load a base or an initial state into it."""
+    if stage == "guidance":
+        return ClassifierStage(spec, stage, build_guidance(spec.model, spec.num_classes))
+    if stage == "plain":
+        return ClassifierStage(spec, stage, build_plain(spec.model, spec.num_classes))
+    return DiffusionStage(spec, stage, build_diffmic(spec.model, spec.num_classes))
+
+
+def initial_state(spec: RunSpec, stage: str, guidance: Tensors | None = None) -> Tensors:
+    """The stage's base: seeded weights, published weights where configured, the frozen guidance.
+
+    Args:
+        guidance: result of the guidance stage (needed by ``diffusion``).
+
+    Raises:
+        ModelFileError: a weights file does not fit, or the guidance does not.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(spec.seed, "weights", stage))
+        module = build_module(spec, stage)
+    load_pretrained(module.network, spec.model)
+    if stage == "diffusion":
+        if guidance is None:
+            raise ModelFileError("stage diffusion needs a trained guidance network and was given none")
+        network = module.network
+        assert isinstance(network, DiffMIC)
+        load_state(network.guidance, guidance, "guidance network")
+        if spec.model.prior_init == "guidance":
+            network.init_prior_from_guidance()
+    return full_state(module)
+
+
+def full_state(module: StageModule) -> Tensors:
+    """Copy of every parameter and buffer of the stage's network as arrays."""
+    return {name: to_array(value) for name, value in module.network.state_dict().items()}
+
+
+def load_state(network: nn.Module, tensors: Mapping[str, np.ndarray], what: str = "model") -> None:
+    """Load a full state; names, shapes and dtypes must agree exactly.
+
+    Raises:
+        ModelFileError: says how many and which of them do not fit.
+    """
+    own = network.state_dict()
+    missing, unknown = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    shapes = [n for n in own if n in tensors and tuple(own[n].shape) != tuple(tensors[n].shape)]
+    if missing or unknown or shapes:
+        raise ModelFileError(
+            f"{what}: {len(missing)} tensors missing ({', '.join(missing[:3])}), {len(unknown)} unknown "
+            f"({', '.join(unknown[:3])}), {len(shapes)} of another shape ({', '.join(shapes[:3])})",
+            "Use the configuration (model group, classes) that the weights were made with.",
+        )
+    set_tensors(network, tensors)
+
+
+@torch.no_grad()
+def set_tensors(network: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
+    """Overwrite the named parameters and buffers (a subset is fine) with the given values."""
+    own = network.state_dict()
+    for name, value in tensors.items():
+        own[name].copy_(torch.from_numpy(np.asarray(value)))
+
+
+def exchanged(module: StageModule) -> dict[str, str]:
+    """Names that cross the boundary each round, sorted, with their kind.
+
+    ``parameter``: trainable; ``buffer``: floating statistics that training updates; ``counter``:
+    integers that training updates. What is frozen never crosses again after the base.
+    """
+    network = module.network
+    kinds = {name: "parameter" for name, p in network.named_parameters() if p.requires_grad}
+    was_training = module.training
+    module.train()
+    for prefix, layer in network.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training and layer.track_running_stats:
+            for name, buffer in layer.named_buffers(recurse=False):
+                full = f"{prefix}.{name}" if prefix else name
+                kinds[full] = "buffer" if buffer.is_floating_point() else "counter"
+    module.train(was_training)
+    return dict(sorted(kinds.items()))
+
+
+def to_array(value: torch.Tensor) -> np.ndarray:
+    """A contiguous copy on the host."""
+    return np.array(value.detach().cpu().contiguous().numpy(), order="C", copy=True)
