@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,14 @@ from safetensors.numpy import load as _load_tensors
 from safetensors.numpy import save as _save_tensors
 
 from fed_diffmic.errors import MachineError, ModelFileError
+
+
+def safe_name(name: str) -> str:
+    """A folder name for a site or an arm: itself where harmless, else cleaned with a short digest."""
+    clean = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".") or "_"
+    if clean == name and len(clean) <= 64:
+        return clean
+    return f"{clean[:48]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def sync_folder(folder: Path) -> None:
@@ -52,7 +61,8 @@ def atomic_write(path: str | os.PathLike[str], data: bytes, mode: int = 0o644) -
         sync_folder(path.parent)
     except OSError as error:
         raise MachineError(
-            f"cannot write {path.name} in {path.parent}: {error.strerror}", "Free space or choose a folder you may write to."
+            f"cannot write {path.name} in {path.parent}: {error.strerror}",
+            "Free space or choose a folder you may write to.",
         ) from error
     return path
 
@@ -84,7 +94,9 @@ def append_line(path: str | os.PathLike[str], line: str, mode: int = 0o644) -> N
         os.close(fd)
 
 
-def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> Path:
+def save_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> Path:
     """Write named arrays as safetensors, atomically; scalars keep their shape ``()``."""
     data = _save_tensors({k: np.asarray(v, order="C") for k, v in tensors.items()}, dict(metadata or {}))
     return atomic_write(path, data)

@@ -1,0 +1,112 @@
+"""Virtual sites: one data set, partitioned by group, each part split by its own site."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fed_diffmic.compose import config_from_run_config
+from fed_diffmic.config import SimulateConfig
+from fed_diffmic.data.open import open_dataset
+from fed_diffmic.data.phantoms import write_phantoms
+from fed_diffmic.data.site import SiteData, merge_sites
+from fed_diffmic.data.splits import split_site
+from fed_diffmic.spec import RunSpec
+from simulations.partitioners import partition, save_partition
+
+POOLED = "pooled"
+
+
+@dataclass(frozen=True)
+class VirtualSites:
+    """The sites of a simulated consortium.
+
+    Attributes:
+        sites: by name, sorted.
+        classes, task: what is predicted.
+        notes: what was found in the data and handled (sentences without names).
+        class_counts: ``(C,)`` images of each class for each site.
+    """
+
+    sites: dict[str, SiteData]
+    classes: tuple[str, ...]
+    task: str
+    notes: tuple[str, ...]
+    class_counts: dict[str, list[int]]
+
+    def get(self, name: str) -> SiteData:
+        """A site by name; ``pooled`` is the union of all, each image keeping its split."""
+        return merge_sites(POOLED, list(self.sites.values())) if name == POOLED else self.sites[name]
+
+
+def with_phantoms(config: SimulateConfig, run_dir: Path) -> SimulateConfig:
+    """Draw the phantoms that the configuration asks for and say where they are."""
+    if config.dataset.name != "phantoms":
+        return config
+    root = Path(config.dataset.root) if config.dataset.root else run_dir / "phantoms"
+    modality = "dermoscopy" if config.dataset.modality == "none" else config.dataset.modality
+    write_phantoms(root, modality, config.dataset.phantom_images, config.seed, sites=config.partition.sites)
+    return replace(config, dataset=replace(config.dataset, root=str(root), modality=modality))
+
+
+def build_sites(config: SimulateConfig, run_dir: Path) -> VirtualSites:
+    """Read the data set, divide it over the sites and split each site.
+
+    The partition and the splits are saved under ``run_dir``, with the findings (0600).
+
+    Raises:
+        DataError: what is wrong with the tables or images, all together.
+        PartitionError: a site would have too little.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    config = with_phantoms(config, run_dir)
+    opened = open_dataset(config.dataset, config.model.image_side, findings_path=run_dir / "findings.csv")
+    cfg = config.partition
+    parts = {
+        name: split_site(part, name, config.seed, cfg.val_fraction, cfg.test_fraction)
+        for name, part in partition(opened.manifest, cfg, config.seed).items()
+    }
+    save_partition(run_dir / "partition.csv", parts)
+    return VirtualSites(
+        sites={name: SiteData.from_manifest(name, part, opened.cache) for name, part in sorted(parts.items())},
+        classes=opened.manifest.classes,
+        task=opened.manifest.task,
+        notes=tuple(str(finding) for finding in opened.findings),
+        class_counts={name: [int(n) for n in np.asarray(part.class_counts())] for name, part in sorted(parts.items())},
+    )
+
+
+_BUILT: OrderedDict[str, VirtualSites] = OrderedDict()
+_LOCK = threading.Lock()
+
+
+def shared_sites(config: SimulateConfig, run_dir: Path) -> VirtualSites:
+    """:func:`build_sites`, kept for the life of the process (the last two)."""
+    key = json.dumps([asdict(config.dataset), asdict(config.partition), config.model.image_side, config.seed, str(run_dir)])
+    with _LOCK:
+        if key not in _BUILT:
+            _BUILT[key] = build_sites(config, run_dir)
+            while len(_BUILT) > 2:
+                _BUILT.popitem(last=False)
+        return _BUILT[key]
+
+
+def open_virtual_site(context: Any, spec: RunSpec, header: dict[str, Any]) -> SiteData:
+    """Source of a virtual site's data for the ClientApp, in this process, a Ray actor or Flower's own.
+
+    The site is ``node_config["site"]`` where the engine can say so, else the
+    ``partition-id``-th of the arm's sites in the order of names.
+    """
+    config = config_from_run_config(context.run_config)
+    sites = shared_sites(config, Path(str(context.run_config["run-dir"])))
+    name = context.node_config.get("site")
+    if name is None:
+        names = str(context.run_config.get("sites", "")).split("|") if context.run_config.get("sites") else sorted(sites.sites)
+        name = names[int(context.node_config["partition-id"])]
+    return sites.get(str(name))
