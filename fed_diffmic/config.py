@@ -11,8 +11,7 @@ channels, ``T`` training timesteps, ``S`` sampling steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
 from fed_diffmic.errors import ConfigError
@@ -30,6 +29,7 @@ def option(
     le: float | None = None,
     lt: float | None = None,
     choices: tuple[str, ...] | None = None,
+    path: bool = False,
     factory: Any = MISSING,
 ) -> Any:
     """Declare one configuration field with its documentation and what it may hold.
@@ -39,21 +39,47 @@ def option(
         doc: meaning, unit and source.
         ge, gt, le, lt: bounds of a number (of each element, for a list).
         choices: the strings allowed (for each element, for a list).
+        path: a file or folder; ``~`` is expanded and it is made absolute when read.
         factory: for mutable defaults.
     """
-    metadata = {"doc": doc, "ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices}
+    metadata = {"doc": doc, "ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "path": path}
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
+_WORDS = {
+    "int": ("a whole number", "whole numbers"),
+    "float": ("a number", "numbers"),
+    "bool": ("true or false", "true or false"),
+    "str": ("text (not empty)", "texts (not empty)"),
+}
+
+
 def allowed_text(f: Field[Any]) -> str:
     """What a field may hold, in words, for messages and documentation."""
     m = f.metadata
+    kind = str(f.type)
+    null = " or null" if kind.endswith("| None") else ""
+    kind = kind.removesuffix("| None").strip()
+    many = kind.startswith("list[")
     if m.get("choices"):
-        return ", ".join(m["choices"])
-    parts = [f"{sign} {m[key]:g}" for key, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")) if m.get(key) is not None]
-    return " and ".join(["a number " + parts[0], *parts[1:]]) if parts else str(f.type).replace("typing.", "")
+        one_of = ", ".join(m["choices"])
+        return f"a list of any of {one_of}{null}" if many else one_of + null
+    if kind.startswith("dict["):
+        return f"a mapping of names to values{null}"
+    if m.get("path"):
+        return f"a path{null}"
+    words = _WORDS[kind.removeprefix("list[").removesuffix("]")][many]
+    bounds = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
+    limits = " and ".join(f"{sign} {_plain(m[key])}" for key, sign in bounds if m.get(key) is not None)
+    text = f"{words} {limits}" if limits else words
+    return f"a list of {text}{null}" if many else text + null
+
+
+def _plain(number: float) -> str:
+    """``number`` without an exponent where it is whole."""
+    return str(int(number)) if float(number).is_integer() else f"{number:g}"
 
 
 def check_value(f: Field[Any], value: object, key: str) -> None:
@@ -77,20 +103,6 @@ def check_value(f: Field[Any], value: object, key: str) -> None:
                 raise ConfigError(key, value, allowed_text(f))
 
 
-def check_ranges(config_type: type, values: Mapping[str, Any], prefix: str = "") -> None:
-    """Check a (nested) mapping against the declarations of ``config_type``; full keys in errors."""
-    for f in fields(config_type):
-        if f.name not in values:
-            continue
-        key = f"{prefix}{f.name}"
-        value = values[f.name]
-        nested = f.default_factory if f.default_factory is not MISSING else None
-        if isinstance(nested, type) and is_dataclass(nested) and isinstance(value, Mapping):
-            check_ranges(nested, value, f"{key}.")
-        else:
-            check_value(f, value, key)
-
-
 class _Checked:
     """Mixin: ranges hold for every object that exists, however it was built."""
 
@@ -108,7 +120,9 @@ class DatasetConfig(_Checked):
         "published layout that reads the folder",
         choices=("phantoms", "chestxray14", "ham10000", "aptos2019", "pmg2000", "table"),
     )
-    root: str | None = option(None, "folder of the data set (phantoms: where to draw them; default <run.dir>/phantoms)")
+    root: str | None = option(
+        None, "folder of the data set (phantoms: where to draw them; default <run.dir>/phantoms)", path=True
+    )
     on_bad_image: str = option(
         "error",
         "a missing or unreadable image, or one under contradicting labels: stop, or leave it out and say how many",
@@ -116,7 +130,7 @@ class DatasetConfig(_Checked):
     )
     task: str | None = option(
         None,
-        "what is predicted; none: what the published layout says (table: multilabel if any row holds '|', else multiclass)",
+        "what is predicted; none: what the layout says (table: multilabel if any row holds '|', else multiclass)",
         choices=("multiclass", "ordinal", "multilabel"),
     )
     classes: list[str] | None = option(
@@ -147,7 +161,9 @@ class DatasetConfig(_Checked):
         choices=("none", "dermoscopy", "fundus", "chest", "ultrasound"),
     )
     cache_dir: str | None = option(
-        None, "folder for decoded copies of the images (holds patients' images; 0700); none: ~/.cache/fed_diffmic"
+        None,
+        "folder for decoded copies of the images (holds patients' images; 0700); none: ~/.cache/fed_diffmic",
+        path=True,
     )
     phantom_images: int = option(480, "phantoms only: number of images to draw", ge=16, le=1_000_000)
 
@@ -170,11 +186,15 @@ class ModelConfig(_Checked):
     attention: int = option(128, "hidden width of the regions' attention (paper 128)", ge=1, le=4096)
     guidance_backbone: str = option("resnet18", "timm name: global encoder of the guidance network")
     local_backbone: str = option("resnet18", "timm name: crop encoder of the guidance network")
-    prior_backbone: str = option("resnet18", "timm name: global encoder of the image prior (paper: EfficientSAM's ViT-S)")
+    prior_backbone: str = option(
+        "resnet18", "timm name: global encoder of the image prior (paper: EfficientSAM's ViT-S)"
+    )
     region_backbone: str = option("resnet18", "timm name: crop encoder of the image prior")
     feature_stride: int = option(32, "pixels a cell of the saliency grid covers (convolutional encoders)", ge=4, le=64)
     norm: str = option(
-        "batch", "normalisation of what starts from scratch: batch, or group (per cell in the head)", choices=("batch", "group")
+        "batch",
+        "normalisation of what starts from scratch: batch, or group (per cell in the head)",
+        choices=("batch", "group"),
     )
     encoder_norm: str = option(
         "frozen",
@@ -185,13 +205,17 @@ class ModelConfig(_Checked):
     frozen_blocks: int = option(0, "leading blocks of each convolutional encoder that are not trained", ge=0, le=100)
     prior_init: str = option(
         "own",
-        "encoders of the image prior start from their own weights, or from the trained guidance encoders (same backbone)",
+        "encoders of the image prior start from their own weights, or from the trained guidance's (same backbone)",
         choices=("own", "guidance"),
     )
     pretrained: bool = option(False, "fetch timm's published weights (needs the network)")
-    weights: str | None = option(None, "local weights file (safetensors or state dict) for every encoder that it fits")
+    weights: str | None = option(
+        None, "local weights file (safetensors or state dict) for every encoder that it fits", path=True
+    )
     prior_weights: str | None = option(
-        None, "local weights file for the prior's global encoder alone (EfficientSAM's checkpoint is recognised)"
+        None,
+        "local weights file for the prior's global encoder alone (EfficientSAM's checkpoint is recognised)",
+        path=True,
     )
 
 
@@ -205,7 +229,11 @@ class StageConfig(_Checked):
     epochs: int = option(1, "passes over the site's training images in a local update", ge=1, le=1000)
     steps: int = option(0, "optimizer steps in a local update; 0: count epochs instead", ge=0, le=1_000_000)
     batch_size: int = option(32, "images in a step", ge=1, le=65536)
-    optimizer: str = option("adamw", "local optimizer, started fresh each round unless strategy.keep_optimizer_state", choices=("adamw", "sgd"))
+    optimizer: str = option(
+        "adamw",
+        "local optimizer, started fresh each round unless strategy.keep_optimizer_state",
+        choices=("adamw", "sgd"),
+    )
     lr: float = option(1e-3, "peak learning rate", gt=0, le=100)
     encoder_lr_scale: float = option(1.0, "factor on lr for encoders (what may be pretrained)", ge=0, le=100)
     weight_decay: float = option(1e-2, "weight decay (not on norms, biases and tables)", ge=0, le=100)
@@ -219,7 +247,9 @@ class StageConfig(_Checked):
         choices=("cross_entropy", "balanced"),
     )
     encoders: str = option(
-        "train", "diffusion only: train the prior's encoders, or keep them frozen (features computed once)", choices=("train", "frozen")
+        "train",
+        "diffusion only: train the prior's encoders, or keep them frozen (features computed once)",
+        choices=("train", "frozen"),
     )
     draws: int = option(1, "diffusion only: independent noise draws for each image and step (paper 1)", ge=1, le=1024)
     alpha: float = option(10.0, "diffusion only: weight of hard images in the loss (paper 10)", ge=0)
@@ -228,7 +258,7 @@ class StageConfig(_Checked):
     amp: bool = option(True, "bfloat16 autocast where the device has it (CUDA only)")
     ema: float = option(0.0, "decay a round of the averaged global weights used for evaluation; 0: none", ge=0, lt=1)
     select: str = option("auroc_macro", "validation figure that chooses the round", choices=SELECT_METRICS)
-    init: str | None = option(None, "start this stage from the given safetensors file")
+    init: str | None = option(None, "start this stage from the given safetensors file", path=True)
 
 
 @dataclass(frozen=True)
@@ -252,9 +282,13 @@ class StrategyConfig(_Checked):
 
     name: str = option("fedavg", "federated algorithm", choices=("fedavg", "fedprox", "flower"))
     mu: float = option(0.01, "fedprox: weight of the proximal term", ge=0)
-    weighting: str = option("examples", "a site's weight in the average: its training images, or equal", choices=("examples", "equal"))
+    weighting: str = option(
+        "examples", "a site's weight in the average: its training images, or equal", choices=("examples", "equal")
+    )
     keep_optimizer_state: bool = option(False, "keep each site's optimizer moments from round to round (site state)")
-    class_path: str | None = option(None, "flower: import path of a strategy, for example flwr.serverapp.strategy.FedMedian")
+    class_path: str | None = option(
+        None, "flower: import path of a strategy, for example flwr.serverapp.strategy.FedMedian"
+    )
     options: dict[str, Any] = option(doc="flower: keyword arguments of the strategy", factory=dict)
 
 
@@ -274,7 +308,7 @@ class PartitionConfig(_Checked):
 class RunConfig(_Checked):
     """Group ``run``: where results go and how this machine is used."""
 
-    dir: str | None = option(None, "folder of the run; none: runs/<date>-<dataset>-<digest>")
+    dir: str | None = option(None, "folder of the run; none: runs/<date>-<dataset>-<digest>", path=True)
     backend: str = option("inprocess", "simulation engine", choices=("inprocess", "ray"))
     threads_per_site: int = option(1, "torch threads of a local update (part of what makes bits equal)", ge=1, le=256)
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
@@ -282,7 +316,10 @@ class RunConfig(_Checked):
     deadline_s: float = option(86400.0, "seconds a round may take", gt=0, le=7 * 86400)
     bootstrap: int = option(1000, "resamples of groups for the 95 % intervals; 0: none", ge=0, le=100_000)
     lr_scales: list[float] = option(
-        doc="grid of factors on every lr; each method takes the best on its own validation sets", factory=lambda: [1.0], gt=0, le=1000
+        doc="grid of factors on every lr; each method takes the best on its own validation sets",
+        factory=lambda: [1.0],
+        gt=0,
+        le=1000,
     )
     tracking: str = option("none", "extra log for a viewer (extra 'tracking')", choices=("none", "tensorboard"))
 

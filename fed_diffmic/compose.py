@@ -1,0 +1,206 @@
+"""From a file and ``key=value`` to a checked configuration: groups by Hydra, words by us.
+
+Hydra composes the group options that travel with the package (``configs/``), each against the
+dataclass that its first line names, so that a misspelt key or a wrong type in a shipped file is
+refused too. What a user writes is understood by :mod:`fed_diffmic.config_text` and laid over that, so
+that nobody needs Hydra's grammar for a path with ``=``, a space or a comma in it, and every
+message is in our words.
+
+Order, later wins: the option of each group, the user's file, ``key=value`` from left to right. Naming
+a group's option (``model=paper``, ``model.name=paper``, in a file ``model: paper`` or ``model: {name:
+paper}``) starts that group afresh from that option; on the command line it also sets aside what
+the file said about the group.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import configs
+from fed_diffmic.config import SimulateConfig
+from fed_diffmic.config_checks import check_consistency
+from fed_diffmic.config_text import Scalar, Tree, UnknownKeyError, nearest_keys, parse_text, typed
+from fed_diffmic.errors import ConfigError, UsageError
+
+FOLDER = Path(next(iter(configs.__path__))).absolute()
+GROUPS = tuple(f.name for f in fields(SimulateConfig) if is_dataclass(typing.get_type_hints(SimulateConfig)[f.name]))
+
+
+def compose(config_file: Path | None, overrides: Sequence[str], *, base: str = "simulate") -> SimulateConfig:
+    """Compose, type-check and range-check the configuration of a run.
+
+    Nothing outside the configuration is looked at; :func:`fed_diffmic.config_checks.check_start` does that.
+
+    Args:
+        config_file: the user's YAML, or none. A ``config.yaml`` saved by a run is such a file.
+        overrides: ``key=value``, with the same names as in the file.
+        base: which shipped default to start from.
+
+    Raises:
+        ConfigError: unknown key, wrong type, value out of range, values that exclude each other.
+        UsageError: a file that cannot be read, text that is not ``key=value``.
+    """
+    text = "" if config_file is None else _read(config_file)
+    return compose_text(text, overrides, base=base, source=str(config_file))
+
+
+def compose_text(
+    text: str, overrides: Sequence[str], *, base: str = "simulate", source: str = "text"
+) -> SimulateConfig:
+    """As :func:`compose`, from the file's text (YAML or JSON); ``source`` names it in messages."""
+    tree = parse_text(text, source) if text.strip() else {}
+    if tree is None or (isinstance(tree, Scalar) and tree.null):
+        tree = {}
+    if not isinstance(tree, dict):
+        raise UsageError(f"{source} holds no `key: value`", "Write for example `model: compact`.")
+    chosen = _take_choices(tree)
+    for override in overrides:
+        _apply(override, tree, chosen)
+    values = typed(SimulateConfig, tree)
+    config = _build(base, chosen, values)
+    check_consistency(config)
+    return config
+
+
+def group_options(group: str) -> list[str]:
+    """The options of a group that travel with the package, sorted."""
+    return sorted(path.stem for path in (FOLDER / group).glob("*.yaml"))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(
+            f"--config {path} cannot be read: {error.strerror}", "Give the path of a YAML file."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"--config {path} is not UTF-8 text (byte {error.start})", "Save it with the encoding UTF-8."
+        ) from error
+
+
+def _take_choices(tree: Tree) -> dict[str, str]:
+    """Take the choice of each group out of a file's tree, leaving the values."""
+    chosen: dict[str, str] = {}
+    for group in GROUPS:
+        value = tree.get(group)
+        if isinstance(value, Scalar):
+            chosen[group] = _option(group, value)
+            del tree[group]
+        elif isinstance(value, dict) and isinstance(value.get("name"), Scalar) and _has_name(group):
+            chosen[group] = _option(group, value.pop("name"))
+    return chosen
+
+
+def _has_name(group: str) -> bool:
+    return "name" in {f.name for f in fields(typing.get_type_hints(SimulateConfig)[group])}
+
+
+def _option(group: str, name: str) -> str:
+    options = group_options(group)
+    if name not in options:
+        raise ConfigError(group, name, ", ".join(options), f"`fed-diffmic options {group}` says what each one is.")
+    return str(name)
+
+
+def _apply(override: str, tree: Tree, chosen: dict[str, str]) -> None:
+    """Lay one ``key=value`` over the tree."""
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if key.startswith(("+", "~")):
+        raise UsageError(
+            f"{override!r}: keys can neither be added nor removed, so + and ~ have no use here",
+            f"Write `{key.lstrip('+~') or 'key'}=value`; `fed-diffmic options` lists every key.",
+        )
+    if not equals or not key:
+        near = nearest_keys(key) if key else []
+        raise UsageError(
+            f"{override!r} is not key=value",
+            "Write for example "
+            + (f"`{near[0]}=...`." if near else "`model=compact`.")
+            + " Quote values with spaces for the shell.",
+        )
+    value = Scalar.of(text, plain=text != "")
+    parts = key.split(".")
+    if parts[0] in GROUPS and (len(parts) == 1 or (parts[1:] == ["name"] and _has_name(parts[0]))):
+        chosen[parts[0]] = _option(parts[0], value)
+        tree.pop(parts[0], None)
+        return
+    _put(tree, parts, value)
+
+
+def _put(tree: Tree, parts: list[str], value: Scalar) -> None:
+    """Set a dotted key, refusing one that leads through a value."""
+    kind: Any = SimulateConfig
+    for depth, part in enumerate(parts[:-1]):
+        hints = typing.get_type_hints(kind) if is_dataclass(kind) else {}
+        inner = hints.get(part, Any)
+        through_value = is_dataclass(kind) and (
+            part not in hints or not (is_dataclass(inner) or typing.get_origin(inner) is dict)
+        )
+        if through_value:
+            prefix = "".join(f"{p}." for p in parts[:depth])
+            raise UnknownKeyError(typing.cast(type, kind), prefix, ".".join(parts[depth:]), value)
+        child = tree.get(part)
+        if not isinstance(child, dict):
+            if child is not None and not (isinstance(child, Scalar) and child.null):
+                raise ConfigError(".".join(parts[: depth + 1]), str(child), "a mapping")
+            child = tree[part] = {}
+        tree, kind = child, inner
+    tree[parts[-1]] = value
+
+
+def _build(base: str, chosen: dict[str, str], values: Tree) -> SimulateConfig:
+    """Let Hydra compose the options, lay the values over them, build the frozen dataclasses."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    _register_schemas()
+    hydra = GlobalHydra.instance()
+    outer = hydra.hydra  # a program around us may use Hydra too: it gets its state back
+    hydra.clear()
+    try:
+        with initialize_config_dir(str(FOLDER), job_name="fed_diffmic", version_base="1.3"):
+            composed = hydra_compose(base, overrides=[f"{group}={option}" for group, option in chosen.items()])
+    finally:
+        GlobalHydra.instance().hydra = outer
+    options = values.get("strategy", {}).pop("options", None)
+    merged = OmegaConf.merge(composed, values)
+    if options is not None:  # a mapping replaces the option's mapping rather than mixing with it
+        merged.strategy.options = options
+    return typing.cast(SimulateConfig, OmegaConf.to_object(merged))
+
+
+def _register_schemas() -> None:
+    """Offer Hydra each dataclass as ``schema/GROUP``.
+
+    The nodes are made writable first: Hydra cannot choose a group inside a read-only (frozen) one.
+    ``to_object`` still gives the frozen class back.
+    """
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    store = ConfigStore.instance()
+    hints = typing.get_type_hints(SimulateConfig)
+    schemas = {"simulate": SimulateConfig, **{group: hints[group] for group in GROUPS}}
+    for name, config_type in schemas.items():
+        node = OmegaConf.structured(config_type)
+        _make_writable(node)
+        store.store(group="fed_diffmic_schema", name=name, node=node, provider="fed_diffmic")
+
+
+def _make_writable(node: Any) -> None:
+    from omegaconf import DictConfig, OmegaConf
+
+    OmegaConf.set_readonly(node, False)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig):
+            _make_writable(child)

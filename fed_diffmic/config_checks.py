@@ -1,0 +1,182 @@
+"""What no single field can say: values that exclude each other, and what the machine must have.
+
+:func:`check_consistency` looks at the configuration alone; :func:`check_start` at files, folders and installed
+extras, and is called before any work starts.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+
+from fed_diffmic.config import SimulateConfig
+from fed_diffmic.errors import ConfigError, UsageError
+
+RUN_MARKS = ("config.yaml", "events.jsonl", "summary.json", "checkpoints")
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
+
+
+def check_consistency(config: SimulateConfig) -> None:
+    """Refuse values that are each allowed but not together.
+
+    Raises:
+        ConfigError: names the key to change, its value, and what is allowed beside the others.
+    """
+    _check_data(config)
+    _check_model(config)
+    _check_stages(config)
+    _check_strategy(config)
+    if not _DEVICE.fullmatch(config.run.device):
+        raise ConfigError("run.device", config.run.device, "auto, cpu, cuda, cuda:N, mps")
+    _check_once("baselines", config.baselines)
+    _check_once("run.lr_scales", config.run.lr_scales)
+    if not config.run.lr_scales:
+        raise ConfigError("run.lr_scales", "[]", "at least one number, for example [1.0]")
+
+
+def _check_data(config: SimulateConfig) -> None:
+    data = config.dataset
+    if data.no_finding and data.name != "chestxray14":
+        raise ConfigError("dataset.no_finding", "true", f"false with dataset={data.name}; only chestxray14 has it")
+    if data.split == "published" and data.name in ("phantoms", "table"):
+        raise ConfigError(
+            "dataset.split",
+            "published",
+            f"none with dataset={data.name}; it has no published split",
+            "A table's own column `split` is always kept.",
+        )
+    for key, values in (("dataset.mean", data.mean), ("dataset.std", data.std)):
+        if len(values) != 3:
+            raise ConfigError(key, values, "three numbers, for red, green and blue")
+    if data.classes is not None:
+        _check_once("dataset.classes", data.classes)
+        fewest = 1 if data.task == "multilabel" else 2
+        if len(data.classes) < fewest:
+            raise ConfigError("dataset.classes", data.classes, f"at least {fewest} names")
+
+
+def _check_model(config: SimulateConfig) -> None:
+    model = config.model
+    if model.sampling_steps > model.timesteps:
+        raise ConfigError(
+            "model.sampling_steps", model.sampling_steps, f"at most model.timesteps, which is {model.timesteps}"
+        )
+    if model.crop > model.image_side:
+        raise ConfigError("model.crop", model.crop, f"at most model.image_side, which is {model.image_side}")
+
+
+def _check_stages(config: SimulateConfig) -> None:
+    stages = config.stages
+    for name in ("guidance", "diffusion"):
+        if getattr(stages, name).rounds is None:
+            raise ConfigError(
+                f"stages.{name}.rounds", "null", "a whole number >= 0; only stages.plain.rounds may be null"
+            )
+    if not stages.guidance.rounds and not stages.diffusion.rounds:
+        raise ConfigError(
+            "stages.diffusion.rounds", 0, "at least 1 unless stages.guidance.rounds is", "Nothing would train."
+        )
+    if not stages.guidance.rounds and stages.guidance.init is None:
+        raise ConfigError(
+            "stages.guidance.rounds",
+            0,
+            "at least 1, or 0 together with stages.guidance.init=FILE",
+            "The diffusion stage conditions on a trained guidance network; untrained, it is noise.",
+        )
+
+
+def _check_strategy(config: SimulateConfig) -> None:
+    strategy = config.strategy
+    if strategy.name == "flower" and strategy.class_path is None:
+        raise ConfigError(
+            "strategy.class_path",
+            "null",
+            "an import path, for example flwr.serverapp.strategy.FedMedian, with strategy=flower",
+        )
+    if strategy.name != "flower":
+        for key, value, unset in (("class_path", strategy.class_path, None), ("options", strategy.options, {})):
+            if value != unset:
+                raise ConfigError(
+                    f"strategy.{key}", value, f"nothing with strategy={strategy.name}", "Choose strategy=flower."
+                )
+
+
+def _check_once(key: str, values: list[str] | list[float]) -> None:
+    if len(set(values)) != len(values):
+        raise ConfigError(key, values, "each value once")
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run has written into ``folder``."""
+    return any((folder / name).exists() for name in RUN_MARKS)
+
+
+def check_start(config: SimulateConfig, *, resume: bool) -> None:
+    """Refuse to start what could not end well on this machine: missing files, a folder in use, extras.
+
+    Raises:
+        ConfigError: names the key, its value and what is allowed.
+        UsageError: ``--resume`` with nothing to resume.
+    """
+    _check_folders(config, resume)
+    paths = {
+        "model.weights": config.model.weights,
+        "model.prior_weights": config.model.prior_weights,
+        **{f"stages.{name}.init": getattr(config.stages, name).init for name in ("guidance", "diffusion", "plain")},
+    }
+    for key, path in paths.items():
+        if path is not None and not Path(path).is_file():
+            raise ConfigError(
+                key, path, "an existing file", "Check the path; a relative one starts at the current folder."
+            )
+    extras = (
+        ("run.backend", config.run.backend, "ray", "ray", "simulation"),
+        ("run.tracking", config.run.tracking, "tensorboard", "tensorboard", "tracking"),
+    )
+    for key, value, needs, module, extra in extras:
+        if value == needs and importlib.util.find_spec(module) is None:
+            raise ConfigError(
+                key, value, f"this only where {module} is installed", f"Install it: pip install 'fed-diffmic[{extra}]'."
+            )
+
+
+def _check_folders(config: SimulateConfig, resume: bool) -> None:
+    root = config.dataset.root
+    if config.dataset.name == "phantoms":
+        if root is not None and Path(root).exists() and not Path(root).is_dir():
+            raise ConfigError("dataset.root", root, "a folder")
+    elif root is None:
+        raise ConfigError("dataset.root", "null", f"the folder that holds the images of dataset={config.dataset.name}")
+    elif not Path(root).is_dir():
+        raise ConfigError(
+            "dataset.root", root, "an existing folder", "Check the path; a relative one starts at the current folder."
+        )
+    if config.run.dir is None:
+        if resume:
+            raise UsageError(
+                "--resume needs to know which run", "Say run.dir=DIR, the folder of the run that was interrupted."
+            )
+        return
+    folder = Path(config.run.dir)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError("run.dir", folder, "a folder, existing or not")
+    if holds_run(folder) and not resume:
+        raise ConfigError(
+            "run.dir", folder, "a folder without a run", "Choose another folder, or continue that run with --resume."
+        )
+    if resume and not holds_run(folder):
+        raise UsageError(f"--resume: there is no run in {folder}", "Check run.dir, or leave --resume out to start one.")
+
+
+def with_run_dir(config: SimulateConfig, now: datetime | None = None) -> SimulateConfig:
+    """The configuration with ``run.dir`` decided: ``runs/<UTC time>-<dataset>-<digest>`` if it was none."""
+    if config.run.dir is not None:
+        return config
+    stamp = (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S")
+    digest = sha256(repr(config).encode()).hexdigest()[:8]
+    folder = Path("runs").absolute() / f"{stamp}-{config.dataset.name}-{digest}"
+    return replace(config, run=replace(config.run, dir=str(folder)))
