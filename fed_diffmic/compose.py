@@ -14,17 +14,22 @@ the file said about the group.
 
 from __future__ import annotations
 
+import json
+import shlex
 import typing
-from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import configs
 from fed_diffmic.config import SimulateConfig
 from fed_diffmic.config_checks import check_consistency
-from fed_diffmic.config_text import Scalar, Tree, UnknownKeyError, nearest_keys, parse_text, typed
+from fed_diffmic.config_text import Scalar, Tree, UnknownKeyError, nearest_keys, parse_text, to_yaml, typed
 from fed_diffmic.errors import ConfigError, UsageError
+from fed_diffmic.spec import parse_dataclass
+
+__all__ = ["compose", "compose_text", "config_from_run_config", "group_options", "to_json", "to_yaml"]
 
 FOLDER = Path(next(iter(configs.__path__))).absolute()
 GROUPS = tuple(f.name for f in fields(SimulateConfig) if is_dataclass(typing.get_type_hints(SimulateConfig)[f.name]))
@@ -64,6 +69,39 @@ def compose_text(
     config = _build(base, chosen, values)
     check_consistency(config)
     return config
+
+
+def to_json(config: SimulateConfig) -> str:
+    """A resolved configuration as JSON, for Flower's run configuration (key ``config-json``)."""
+    return json.dumps(asdict(config), allow_nan=False)
+
+
+def config_from_run_config(run_config: Mapping[str, Any]) -> SimulateConfig:
+    """The configuration that Flower's flat run configuration carries.
+
+    Args:
+        run_config: ``config-json`` (from :func:`to_json`; strings are taken literally), or else
+            ``overrides`` (``key=value`` separated by spaces, quoted as for a shell) and ``run-dir``.
+
+    Raises:
+        ConfigError, UsageError: as :func:`compose`.
+    """
+    text = str(run_config.get("config-json") or "")
+    if text:
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise ConfigError("config-json", text[:40], "a JSON object") from error
+        config = typing.cast(SimulateConfig, parse_dataclass(SimulateConfig, values, "config-json"))
+        check_consistency(config)
+        return config
+    try:
+        overrides = shlex.split(str(run_config.get("overrides") or ""))
+    except ValueError as error:
+        raise UsageError(f"overrides: {error}", "Write them as for a shell: \"model=tiny run.dir='a b'\".") from error
+    if run_config.get("run-dir"):
+        overrides.append(f"run.dir={run_config['run-dir']}")
+    return compose(None, overrides)
 
 
 def group_options(group: str) -> list[str]:
