@@ -1,0 +1,126 @@
+"""Where the decoded copies of images lie: folder, index and seal, purge (see :mod:`fed_diffmic.data.cache`)."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fed_diffmic.errors import MachineError
+from fed_diffmic.files import atomic_write
+
+SUBFOLDER = "images-cache"
+FORMAT = 1
+
+_BLOCK = 1 << 24
+_TAG = b"""Signature: 8a477f597d28d172789f06886806bc55
+# Decoded copies of patients' images: do not back up, do not share.
+"""
+
+
+@dataclass(frozen=True)
+class CacheIndex:
+    """What KEY.json says. ``rows``: content digests in the array's order; ``bad``: digest -> reason."""
+
+    rows: list[str]
+    bad: dict[str, str]
+    crc32: int
+
+    def to_json(self) -> dict[str, object]:
+        """As written, sealed by its own digest."""
+        body = {"format": FORMAT, "rows": self.rows, "bad": self.bad, "crc32": self.crc32}
+        return body | {"seal": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}
+
+    @classmethod
+    def read(cls, path: Path) -> CacheIndex | None:
+        """The index, or None if it is missing or torn."""
+        try:
+            value = json.loads(path.read_bytes())
+            index = cls(list(value["rows"]), dict(value["bad"]), int(value["crc32"]))
+            return index if value == index.to_json() else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def prepare_folder(folder: Path) -> Path:
+    """Create the cache's own folder, 0700 and ours: other users of the machine must not see into it."""
+    home = folder / SUBFOLDER
+    try:
+        if not folder.exists():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        home.mkdir(mode=0o700, exist_ok=True)
+        if home.is_symlink() or home.stat().st_uid != os.getuid():
+            raise MachineError(f"{home} belongs to somebody else or is a link", "Name another dataset.cache_dir.")
+        os.chmod(home, 0o700)
+        tag = home / "CACHEDIR.TAG"
+        if not tag.exists():
+            atomic_write(tag, _TAG, mode=0o600)
+    except OSError as error:
+        raise MachineError(
+            f"the image cache cannot be made in {folder}: {error.strerror}",
+            "Name a folder you may write to: dataset.cache_dir=...",
+        ) from error
+    return home
+
+
+def intact_index(array_path: Path, index_path: Path, side: int) -> CacheIndex | None:
+    """The index if array and index are whole and belong together, else None."""
+    index = CacheIndex.read(index_path)
+    if index is None:
+        return None
+    try:
+        if array_path.stat().st_size != len(index.rows) * 3 * side * side:
+            return None
+        crc = 0
+        with open(array_path, "rb") as stream:
+            while block := stream.read(_BLOCK):
+                crc = zlib.crc32(block, crc)
+    except OSError:
+        return None
+    return index if crc == index.crc32 else None
+
+
+def purge(folder: Path) -> int:
+    """Remove every decoded copy of images under ``folder``; nothing else is touched.
+
+    Returns:
+        Number of bytes removed (0 if there was no cache).
+
+    Raises:
+        MachineError: a process is building a cache there, or a file cannot be removed.
+    """
+    home = Path(folder) / SUBFOLDER
+    if not home.is_dir():
+        return 0
+    removed = 0
+    try:
+        with contextlib.ExitStack() as stack:
+            for lock in sorted(home.glob("*.lock")):
+                stack.enter_context(FileLock(lock, timeout=0))
+            for file in home.iterdir():
+                removed += file.lstat().st_size
+                file.unlink()
+        home.rmdir()
+    except Timeout as error:
+        raise MachineError(
+            f"a process is building an image cache in {home}", "Wait for it, or end it, and purge again."
+        ) from error
+    except OSError as error:
+        raise MachineError(
+            f"the image cache in {home} cannot be removed: {error.strerror}", "Check the folder's owner and mode."
+        ) from error
+    return removed
+
+
+def no_space(folder: Path, needed: int, why: str) -> MachineError:
+    """The error of a cache of ``needed`` bytes that does not fit into ``folder``."""
+    return MachineError(
+        f"the image cache needs {needed / 1e6:,.1f} MB in {folder}: {why}",
+        "Free space, or name another folder: dataset.cache_dir=...; a smaller model.image_side needs less.",
+    )

@@ -1,0 +1,134 @@
+"""One image file to one square RGB array, or to a reason why not; the content digest of a file.
+
+Images come from hospitals and from the public internet: every byte is treated as hostile. Only
+formats with a decoder in process are opened (never EPS, which starts another program), the number of
+pixels is bounded before any is decoded, and whatever a decoder raises becomes a reason code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
+MAX_PIXELS = 89_478_485
+"""Most pixels an image may have (Pillow's own limit, about 9,459 squared); more is taken for a bomb."""
+
+DECODE_VERSION = 1
+"""Part of the cache key: raised when the same file would give other pixels."""
+
+REASONS = {
+    "missing": "there is no such file",
+    "not_a_file": "the path is a folder or a special file",
+    "permission": "the file may not be read",
+    "empty": "the file has no content",
+    "unknown_format": "the content is not an image in a known format",
+    "truncated": "the image ends before its last row",
+    "too_large": f"the image has more than {MAX_PIXELS:,} pixels",
+    "unknown_range": "intensities are floating point or 32 bit, so that black and white are not known",
+    "unreadable": "the image is damaged",
+}
+"""Reason codes of images that cannot be used, in words."""
+
+
+class BadImageError(Exception):
+    """An image that cannot be used; ``reason`` is a key of :data:`REASONS`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file holds: its bytes and their SHA-256 (hex)."""
+
+    data: bytes
+    digest: str
+
+
+def read_content(path: str) -> Content:
+    """Read a whole file and name its content.
+
+    Raises:
+        BadImageError: the file cannot be read, or is empty.
+    """
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise BadImageError("not_a_file")
+        with open(path, "rb") as stream:
+            data = stream.read()
+    except FileNotFoundError:
+        raise BadImageError("missing") from None
+    except PermissionError:
+        raise BadImageError("permission") from None
+    except (OSError, ValueError):  # ValueError: a null byte in the path
+        raise BadImageError("unreadable") from None
+    if not data:
+        raise BadImageError("empty")
+    return Content(data, hashlib.sha256(data).hexdigest())
+
+
+def decode(data: bytes, side: int) -> np.ndarray:
+    """Decode an image and resize it to a square, antialiased.
+
+    - EXIF orientation is applied. Colour profiles are ignored.
+    - Grey and palette images become RGB; CMYK is converted.
+    - Transparent pixels are composited on black: what lies under full transparency is undefined, and
+      black is the background of every modality read here. An opaque alpha channel changes nothing.
+    - 16-bit grey is scaled from its full range, 0 to 65,535: a range taken from the image itself would
+      make equal tissue look different from image to image. (12-bit intensities in a 16-bit file come
+      out almost black: rescale them when exporting.)
+    - The whole image is stretched to the square, as the paper's pipelines do; nothing is cut away.
+    - Of several frames the first is taken.
+
+    Args:
+        data: content of the file.
+        side: H, pixels.
+
+    Returns:
+        (3, H, H) uint8, RGB.
+
+    Raises:
+        BadImageError: the content is not an image that can be used.
+    """
+    try:
+        return _decode(data, side)
+    except BadImageError:
+        raise
+    except UnidentifiedImageError:
+        raise BadImageError("unknown_format") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BadImageError("too_large") from None
+    except OSError as error:
+        raise BadImageError("truncated" if "truncated" in str(error) else "unreadable") from None
+    except Exception:  # decoders raise SyntaxError, struct.error, ValueError, MemoryError and more on damaged bytes
+        raise BadImageError("unreadable") from None
+
+
+def _decode(data: bytes, side: int) -> np.ndarray:
+    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise BadImageError("too_large")
+    if image.format == "JPEG":  # let the decoder shrink very large ones on the way, to no less than twice the target
+        image.draft(None, (2 * side, 2 * side))
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image, dtype=np.float32) * np.float32(255 / 65535)
+        grey = np.asarray(Image.fromarray(grey).resize((side, side), Image.Resampling.BICUBIC))
+        grey = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+        return np.repeat(grey[None], 3, axis=0)
+    if image.mode in ("I", "F"):
+        raise BadImageError("unknown_range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image)
+    rgb = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
