@@ -1,0 +1,153 @@
+"""Does a model configuration describe a network that can exist? Asked before any work starts."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fed_diffmic.config import ModelConfig
+from fed_diffmic.errors import ConfigError
+from fed_diffmic.models.backbones import Encoder, backbone_info, check_backbone_name
+from fed_diffmic.models.regions import window_count, window_side
+
+_WHOLE_IMAGE = ("guidance_backbone", "prior_backbone")
+
+
+def check_model_config(cfg: ModelConfig) -> None:
+    """Check the architecture and that the weights files named exist. Allocates no weights.
+
+    Raises:
+        ConfigError: naming the key, the value and what is allowed.
+    """
+    check_architecture(cfg)
+    for key in ("weights", "prior_weights"):
+        path = getattr(cfg, key)
+        if path is not None and not Path(path).is_file():
+            raise ConfigError(f"model.{key}", path, "the path of an existing weights file (safetensors or state dict)")
+
+
+def check_architecture(cfg: ModelConfig) -> None:
+    """Check everything that a site needs to rebuild the network (weights files stay with the coordinator).
+
+    Raises:
+        ConfigError: naming the key, the value and what is allowed.
+    """
+    for key in ("guidance_backbone", "local_backbone", "prior_backbone", "region_backbone"):
+        check_backbone_name(getattr(cfg, key), f"model.{key}")
+    if cfg.crop > cfg.image_side:
+        raise ConfigError("model.crop", cfg.crop, f"at most model.image_side={cfg.image_side}")
+    if cfg.sampling_steps > cfg.timesteps:
+        raise ConfigError("model.sampling_steps", cfg.sampling_steps, f"at most model.timesteps={cfg.timesteps}")
+    _check_prior_init(cfg)
+    grid = encoder_grid(cfg, "guidance_backbone")
+    encoder_grid(cfg, "prior_backbone")
+    encoder_grid(cfg, "local_backbone")
+    encoder_grid(cfg, "region_backbone")
+    _check_windows(cfg, grid)
+
+
+def _check_prior_init(cfg: ModelConfig) -> None:
+    if cfg.prior_init != "guidance":
+        return
+    for prior, guidance in (("prior_backbone", "guidance_backbone"), ("region_backbone", "local_backbone")):
+        if getattr(cfg, prior) != getattr(cfg, guidance):
+            raise ConfigError(
+                "model.prior_init",
+                cfg.prior_init,
+                f"own, because model.{prior}={getattr(cfg, prior)} is not model.{guidance}={getattr(cfg, guidance)}",
+            )
+    if cfg.prior_weights is not None:
+        raise ConfigError(
+            "model.prior_init",
+            cfg.prior_init,
+            "own, because model.prior_weights would be overwritten by the guidance encoders",
+        )
+
+
+def _check_windows(cfg: ModelConfig, grid: int) -> None:
+    count = window_count(cfg.crop, grid, cfg.image_side)
+    if count >= cfg.regions:
+        return
+    window = window_side(cfg.crop, grid, cfg.image_side)
+    stride = round(cfg.image_side / grid)
+    raise ConfigError(
+        "model.regions",
+        cfg.regions,
+        f"at most {count} (K={cfg.regions} regions asked for, but with H=model.image_side={cfg.image_side} and features at stride {stride} "
+        f"(model.feature_stride={cfg.feature_stride}) the saliency grid has {grid} x {grid} cells and, for a crop of {cfg.crop} px, "
+        f"{count} windows of {window} x {window} cells)",
+        "Raise model.image_side, use model.feature_stride=16, or lower model.regions or model.crop.",
+    )
+
+
+def encoder_grid(cfg: ModelConfig, key: str) -> int:
+    """Side, in cells, of the feature map that an encoder of ``cfg`` gives; found on torch's meta device.
+
+    Args:
+        cfg: the model.
+        key: ``guidance_backbone``, ``prior_backbone`` (whole image, at ``feature_stride``),
+            ``local_backbone`` or ``region_backbone`` (a crop, last stage).
+
+    Raises:
+        ConfigError: the backbone has no such stride, too few blocks to freeze, or cannot take
+            images of this side.
+    """
+    name = getattr(cfg, key)
+    arguments = encoder_arguments(cfg, key)
+    side = arguments["side"]
+    side_key = "image_side" if side == cfg.image_side and key in _WHOLE_IMAGE else "crop"
+    try:
+        info = backbone_info(name, side)
+        shape = _feature_shape(name, tuple(arguments.items()))
+    except ConfigError:
+        raise
+    except KeyError:
+        strides = ", ".join(str(s) for s in sorted(set(info.reductions)))
+        raise ConfigError(
+            "model.feature_stride", cfg.feature_stride, f"one of {strides} for {name} (model.{key})"
+        ) from None
+    except (
+        RuntimeError,
+        AssertionError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        NotImplementedError,
+        IndexError,
+    ) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"model.{key}",
+            name,
+            f"a timm backbone that gives feature maps for images of model.{side_key}={side} px ({reason})",
+        ) from error
+    if len(shape) != 4 or shape[2] != shape[3] or 0 in shape:
+        raise ConfigError(
+            f"model.{key}", name, f"a timm backbone that gives square feature maps for model.{side_key}={side} px"
+        )
+    return shape[2]
+
+
+@functools.lru_cache(maxsize=256)
+def _feature_shape(name: str, arguments: tuple[tuple[str, Any], ...]) -> tuple[int, ...]:
+    keywords = dict(arguments)
+    side = keywords["side"]
+    with torch.device("meta"):
+        return tuple(Encoder(name, **keywords).eval()(torch.empty(2, 3, side, side)).shape)
+
+
+def encoder_arguments(cfg: ModelConfig, key: str) -> dict[str, Any]:
+    """Keyword arguments of :class:`Encoder` for one of the four encoders of ``cfg``.
+
+    Encoders of the whole image give features at ``feature_stride``; those of a crop at their last stage.
+    """
+    whole_image = key in _WHOLE_IMAGE
+    return {
+        "side": cfg.image_side if whole_image else cfg.crop,
+        "stride": cfg.feature_stride if whole_image else None,
+        "norm": cfg.encoder_norm,
+        "frozen_blocks": cfg.frozen_blocks,
+    }

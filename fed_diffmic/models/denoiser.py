@@ -1,0 +1,85 @@
+"""Denoiser (latent diffusion head): predicts the noise in every cell of the label map.
+
+Everything in it acts on one cell at a time (once normalisation uses fixed statistics, or group norm
+inside the cell), so it works on rows of cells: ``N = K * K`` in training, the ``K`` distinct ones
+when sampling. A 1x1 convolution over the grid is a linear layer over those rows.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fed_diffmic.models.normalisation import row_norm
+
+
+class DenoiserBlock(nn.Module):
+    """``softplus(norm(linear(x) * table[t]))`` for each cell.
+
+    Args:
+        channels_in: channels that come in.
+        latent: ``D``.
+        timesteps: ``T``; the table has ``T + 1`` rows, as in the paper's code.
+        norm: ``batch`` or ``group``.
+    """
+
+    def __init__(self, channels_in: int, latent: int, timesteps: int, norm: str) -> None:
+        super().__init__()
+        self.conv = nn.Linear(channels_in, latent)
+        self.timestep_table = nn.Embedding(timesteps + 1, latent)
+        self.norm = row_norm(norm, latent)
+        # Uniform over [0, 1), not torch's normal: a factor that is mostly of one sign keeps the
+        # block's features alike from step to step before the table has learned anything.
+        nn.init.uniform_(self.timestep_table.weight)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Cells ``(B, N, channels_in)`` at timesteps ``(B, N)`` to ``(B, N, D)``."""
+        scaled = self.conv(x) * self.timestep_table(t)
+        return F.softplus(self.norm(scaled.flatten(0, 1)).unflatten(0, t.shape))
+
+
+class Denoiser(nn.Module):
+    """Three blocks, the image prior multiplied in after the first, and a linear head.
+
+    Args:
+        num_classes: ``C``.
+        latent: ``D`` (paper 6144).
+        timesteps: ``T`` (paper 1000).
+        norm: ``batch`` or ``group``.
+    """
+
+    def __init__(self, num_classes: int, latent: int, timesteps: int, norm: str) -> None:
+        super().__init__()
+        self.block1 = DenoiserBlock(2 * num_classes, latent, timesteps, norm)
+        self.block2 = DenoiserBlock(latent, latent, timesteps, norm)
+        self.block3 = DenoiserBlock(latent, latent, timesteps, norm)
+        self.head = nn.Linear(latent, num_classes)
+
+    def cells(self, guidance: Tensor, y_t: Tensor, t: Tensor, prior: Tensor) -> Tensor:
+        """Predicted noise of ``N`` cells.
+
+        Args:
+            guidance: ``(B, N, C)``.
+            y_t: noisy labels, ``(B, N, C)``.
+            t: timesteps, ``(B, N)`` int64.
+            prior: ``F (B, D)``.
+
+        Returns:
+            ``(B, N, C)``.
+        """
+        x = self.block1(torch.cat([guidance, y_t], dim=2), t)
+        x = self.block2(x * prior.unsqueeze(1), t)
+        noise: Tensor = self.head(self.block3(x, t))
+        return noise
+
+    def forward(self, guidance_map: Tensor, y_t: Tensor, t: Tensor, prior: Tensor) -> Tensor:
+        """Predicted noise ``(B, C, K, K)`` from ``M`` and ``y_t (B, C, K, K)``, ``t (B, K, K)`` and ``F (B, D)``."""
+        grid = t.shape[1:]
+        noise = self.cells(rows(guidance_map), rows(y_t), t.flatten(1), prior)
+        return noise.transpose(1, 2).unflatten(2, grid)
+
+
+def rows(grid: Tensor) -> Tensor:
+    """A map ``(B, C, K, K)`` as rows of cells ``(B, K * K, C)``."""
+    return grid.flatten(2).transpose(1, 2)

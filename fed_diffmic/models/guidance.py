@@ -1,0 +1,165 @@
+"""Guidance network (dual-conditional guidance, DCG): the paper's section on the condition.
+
+A global encoder gives a saliency map and logits for the whole image; the most salient regions are
+cut out and give local logits through attention. Stage ``guidance`` trains it on the task; the
+diffusion then uses it frozen.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fed_diffmic.models.backbones import Encoder
+from fed_diffmic.models.regions import RegionSearch
+
+
+class GuidanceOutput(NamedTuple):
+    """What the guidance network says of ``B`` images.
+
+    Attributes:
+        y_global: logits of the whole image, ``(B, C)``.
+        y_local: logits of the regions, ``(B, C)``.
+        fused: their mean, ``(B, C)``: what stage ``guidance`` trains.
+        saliency: ``(B, C, G, G)``.
+        cells: upper left cells of the regions, ``(B, K, 2)``, row and column.
+        pixels: the same in pixels, ``(B, K, 2)``.
+        crops: ``(B, K, 3, c, c)``.
+        attention: weights of the regions, ``(B, K)``, rows sum to 1.
+    """
+
+    y_global: Tensor
+    y_local: Tensor
+    fused: Tensor
+    saliency: Tensor
+    cells: Tensor
+    pixels: Tensor
+    crops: Tensor
+    attention: Tensor
+
+
+def top_cells_mean(saliency: Tensor, percent: float) -> Tensor:
+    """Mean of the highest ``percent`` of the cells of each class: ``(B, C, G, G)`` to ``(B, C)``.
+
+    At least one cell counts; the number of cells is rounded.
+    """
+    cells = saliency.flatten(2)
+    count = max(1, round(cells.shape[2] * percent / 100))
+    if count < cells.shape[2]:
+        cells = cells.topk(count, dim=2).values
+    return cells.mean(dim=2)
+
+
+class AttentionPool(nn.Module):
+    """Gated attention over the regions (multiple-instance learning; Ilse et al. 2018).
+
+    ``a = softmax_k(w . (sigmoid(U h_k) * tanh(V h_k)))``, no biases.
+
+    Args:
+        width: channels ``W`` of a region's features.
+        hidden: hidden width (paper 128).
+    """
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.U = nn.Linear(width, hidden, bias=False)
+        self.V = nn.Linear(width, hidden, bias=False)
+        self.w = nn.Linear(hidden, 1, bias=False)
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Features ``(B, K, W)`` to weights ``(B, K)`` and their weighted sum ``(B, W)``."""
+        score = self.w(torch.sigmoid(self.U(h)) * torch.tanh(self.V(h))).squeeze(-1)
+        attention = torch.softmax(score, dim=1)
+        return attention, (attention.unsqueeze(-1) * h).sum(dim=1)
+
+
+class LocalHead(nn.Module):
+    """Regions' features to attention and local logits: attention pooling, then a linear layer without bias.
+
+    Args:
+        width: channels ``W`` of a region's features.
+        hidden: hidden width of the attention.
+        num_classes: ``C``.
+    """
+
+    def __init__(self, width: int, hidden: int, num_classes: int) -> None:
+        super().__init__()
+        self.attention = AttentionPool(width, hidden)
+        self.classifier = nn.Linear(width, num_classes, bias=False)
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Features ``(B, K, W)`` to attention ``(B, K)`` and ``y_local (B, C)``."""
+        attention, pooled = self.attention(h)
+        return attention, self.classifier(pooled)
+
+
+def pooled_crops(encoder: nn.Module, crops: Tensor) -> Tensor:
+    """Spatial mean of an encoder's features of each crop: ``(B, K, 3, c, c)`` to ``(B, K, W)``."""
+    features = encoder(crops.flatten(0, 1))
+    return features.mean(dim=(2, 3)).unflatten(0, crops.shape[:2])
+
+
+class GuidanceNetwork(nn.Module):
+    """Saliency, regions, and global, local and fused logits.
+
+    Args:
+        global_encoder: ``(B, 3, H, H)`` to ``(B, W, G, G)``.
+        local_encoder: ``(B K, 3, c, c)`` to a feature map.
+        regions: the search, made for this grid and side.
+        num_classes: ``C``.
+        top_percent: per cent of cells that make the global logits (paper 100).
+        attention: hidden width of the attention (paper 128).
+    """
+
+    def __init__(
+        self,
+        global_encoder: Encoder,
+        local_encoder: Encoder,
+        regions: RegionSearch,
+        *,
+        num_classes: int,
+        top_percent: float,
+        attention: int,
+    ) -> None:
+        super().__init__()
+        self.global_encoder = global_encoder
+        self.saliency = nn.Conv2d(global_encoder.width, num_classes, kernel_size=1, bias=False)
+        self.regions = regions
+        self.local_encoder = local_encoder
+        self.local_head = LocalHead(local_encoder.width, attention, num_classes)
+        self.top_percent = top_percent
+
+    def forward(self, images: Tensor) -> GuidanceOutput:
+        """Normalised images ``(B, 3, H, H)`` to :class:`GuidanceOutput`."""
+        saliency = self.saliency(self.global_encoder(images))
+        y_global = top_cells_mean(saliency, self.top_percent)
+        cells, pixels, crops = self.regions(images, saliency.detach())
+        attention, y_local = self.local_head(pooled_crops(self.local_encoder, crops))
+        fused = (y_global + y_local) / 2
+        return GuidanceOutput(y_global, y_local, fused, saliency, cells, pixels, crops, attention)
+
+
+def guidance_cells(y_global: Tensor, y_local: Tensor, regions: int) -> Tensor:
+    """The guidance map's distinct cells: ``(B, K, C)``, cell ``m`` being every ``(i, j)`` with ``|i - j| = m``.
+
+    ``(1 - d) * y_global + d * y_local`` with ``d = m / (K - 1)``.
+    """
+    d = (torch.arange(regions, device=y_global.device, dtype=y_global.dtype) / (regions - 1)).unsqueeze(1)
+    return (1 - d) * y_global.unsqueeze(1) + d * y_local.unsqueeze(1)
+
+
+def cells_to_map(cells: Tensor) -> Tensor:
+    """Distinct cells ``(B, K, C)`` to the dense map ``(B, C, K, K)``."""
+    index = torch.arange(cells.shape[1], device=cells.device)
+    distance = (index.unsqueeze(0) - index.unsqueeze(1)).abs()
+    return cells[:, distance].permute(0, 3, 1, 2)
+
+
+def guidance_map(y_global: Tensor, y_local: Tensor, regions: int) -> Tensor:
+    """Dense guidance map ``M (B, C, K, K)`` from logits ``(B, C)``, no softmax (design section 3).
+
+    ``M[i, j] = (1 - d) * y_global + d * y_local`` with ``d = |i - j| / (K - 1)``.
+    """
+    return cells_to_map(guidance_cells(y_global, y_local, regions))

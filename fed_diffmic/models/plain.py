@@ -1,0 +1,43 @@
+"""The baseline: a plain fine-tuned classifier on the guidance network's backbone, whole as timm made it."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fed_diffmic.config import ModelConfig
+from fed_diffmic.models.backbones import Encoder
+from fed_diffmic.models.checks import check_architecture
+
+
+class PlainClassifier(nn.Module):
+    """A whole timm backbone with its own pooling and head layers, and a new linear classifier.
+
+    Args:
+        encoder: made with ``whole=True``.
+        num_classes: ``C``.
+    """
+
+    def __init__(self, encoder: Encoder, num_classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.classifier = nn.Linear(encoder.width, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images ``(B, 3, H, H)`` to logits ``(B, C)``."""
+        logits: Tensor = self.classifier(self.encoder(images))
+        return logits
+
+
+def build_plain(cfg: ModelConfig, num_classes: int) -> PlainClassifier:
+    """The baseline on ``model.guidance_backbone`` with fresh weights (torch's global generator: seed it first).
+
+    Normalisation and frozen blocks are those of the model it is compared with.
+
+    Raises:
+        ConfigError: the configuration describes no possible network.
+    """
+    check_architecture(cfg)
+    encoder = Encoder(
+        cfg.guidance_backbone, side=cfg.image_side, whole=True, norm=cfg.encoder_norm, frozen_blocks=cfg.frozen_blocks
+    )
+    return PlainClassifier(encoder, num_classes)
