@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from fed_diffmic.config import SimulateConfig
 from fed_diffmic.errors import ConfigError, UsageError
 
 RUN_MARKS = ("config.yaml", "events.jsonl", "summary.json", "checkpoints")
+MAY_CHANGE = ("run.dir", "run.deadline_s", "run.tracking", "dataset.cache_dir")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
 
 
@@ -113,6 +116,32 @@ def _check_once(key: str, values: list[str] | list[float]) -> None:
 def holds_run(folder: Path) -> bool:
     """Whether a run has written into ``folder``."""
     return any((folder / name).exists() for name in RUN_MARKS)
+
+
+def check_same_run(saved: SimulateConfig, config: SimulateConfig) -> None:
+    """Refuse to continue a run under another configuration: the result would be neither run's.
+
+    Raises:
+        ConfigError: names the first key that differs and what the run was started with.
+    """
+    for key, before, now in differences(saved, config):
+        if key not in MAY_CHANGE:
+            raise ConfigError(
+                key,
+                now,
+                f"{before}, with which the run was started",
+                "Leave the key out to continue that run, or start another one in another run.dir.",
+            )
+
+
+def differences(first: Any, second: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted key and both values, for each key in which two configurations differ."""
+    for f in fields(first):
+        a, b = getattr(first, f.name), getattr(second, f.name)
+        if is_dataclass(a):
+            yield from differences(a, b, f"{prefix}{f.name}.")
+        elif a != b:
+            yield f"{prefix}{f.name}", a, b
 
 
 def check_start(config: SimulateConfig, *, resume: bool) -> None:

@@ -1,0 +1,263 @@
+"""``fed-diffmic``: the composition root. It parses, checks, and starts the room that does the work.
+
+Rooms are imported only when their command runs. Exit codes: docs/errors.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fed_diffmic import __version__
+from fed_diffmic.console import Parser, check_command, run_command, split_settings
+from fed_diffmic.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from fed_diffmic.config import SimulateConfig
+
+_Command = Callable[[argparse.Namespace, list[str]], int] | None
+_ABOUT = """Federated training of the DiffMIC-v2 medical image classifier. For research; not a medical device.
+
+  fed-diffmic simulate                                   drawn images, four virtual sites, minutes
+  fed-diffmic simulate model=compact dataset=ham10000 dataset.root=DIR partition=institution
+  fed-diffmic options model                              every setting, its range and what it means
+"""
+_SETTINGS = "settings: seed=1, model=compact, partition.alpha=0.3, ...; `fed-diffmic options` lists them"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    hint: list[str] = []
+    return run_command(lambda: _dispatch(arguments, hint), lambda: hint[0] if hint else "")
+
+
+def _dispatch(arguments: list[str], hint: list[str]) -> int:
+    parser, commands, data_commands = _parser()
+    check_command(parser, arguments, commands)
+    if arguments[:1] == ["data"]:
+        check_command(parser, arguments[1:], data_commands, after="data ")
+    known, left = parser.parse_known_args(arguments)
+    chosen: Parser = known.parser
+    if known.run is None:
+        chosen.print_help()
+        return 0
+    if hasattr(known, "settings"):
+        known.settings = split_settings(chosen, known.settings, left)
+    elif left:
+        chosen.error(f"cannot use {' '.join(left)}")
+    run: Callable[[argparse.Namespace, list[str]], int] = known.run
+    return run(known, hint)
+
+
+def _parser() -> tuple[Parser, list[str], list[str]]:
+    """The parser, the names of the commands and those of the commands below ``data``."""
+    parser = Parser(prog="fed-diffmic", description=_ABOUT)
+    parser.add_argument("--version", action="version", version=f"fed-diffmic {__version__}")
+    parser.set_defaults(run=None, parser=parser)
+    subparsers = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
+
+    def add(name: str, run: _Command, about: str) -> Parser:
+        command: Parser = subparsers.add_parser(name, help=about, description=about)
+        command.set_defaults(run=run, parser=command)
+        return command
+
+    simulate = add("simulate", _simulate, "train across virtual sites on this machine")
+    _add_settings(simulate)
+    simulate.add_argument("--resume", action="store_true", help="continue the run in run.dir")
+    simulate.add_argument("--show-config", action="store_true", help="print the resolved configuration and stop")
+
+    evaluate = add("evaluate", _evaluate, "figures of a run's final model on a table of images")
+    evaluate.add_argument("--run", required=True, type=Path, dest="folder", metavar="DIR", help="folder of the run")
+    evaluate.add_argument(
+        "--manifest",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="table: image,label[,patient_id]",
+    )
+    evaluate.add_argument("--json", type=Path, metavar="OUT", help="write the figures to this file")
+
+    predict = add("predict", _predict, "class probabilities of images by a run's final model")
+    predict.add_argument("--run", required=True, type=Path, dest="folder", metavar="DIR", help="folder of the run")
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+
+    data = add("data", None, "look at data before training, and clean up after")
+    data_commands = _add_data_commands(data)
+
+    options = add("options", _options, "every setting: range, default, meaning")
+    options.add_argument("group", nargs="?", help="dataset, model, stages, strategy, partition, run")
+
+    client = add("client", _client, "a networked site (not part of this release)")
+    client.add_argument("--config", type=Path, metavar="FILE")
+    client.add_argument("settings", nargs="*", metavar="key=value")
+    return parser, list(subparsers.choices), data_commands
+
+
+def _add_settings(parser: Parser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML with the same names as the settings")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help=_SETTINGS)
+
+
+def _add_data_commands(data: Parser) -> list[str]:
+    subparsers = data.add_subparsers(metavar="COMMAND", parser_class=Parser)
+
+    def add(name: str, run: _Command, about: str) -> Parser:
+        command: Parser = subparsers.add_parser(name, help=about, description=about)
+        command.set_defaults(run=run, parser=command)
+        return command
+
+    inspect = add("inspect", _inspect, "findings, counts, sizes and a contact sheet")
+    _add_settings(inspect)
+    inspect.add_argument("--out", type=Path, default=Path("inspect"), metavar="DIR", help="folder for the pictures")
+
+    purge = add("purge", _purge, "remove the decoded copies of images in dataset.cache_dir")
+    _add_settings(purge)
+
+    phantoms = add("phantoms", _phantoms, "draw images with known signs, in a published layout")
+    phantoms.add_argument("out", type=Path, metavar="DIR", help="folder to write, new or empty")
+    phantoms.add_argument("--modality", default="dermoscopy", choices=("dermoscopy", "fundus", "chest", "ultrasound"))
+    phantoms.add_argument("--images", type=int, default=480, metavar="N", help="16 to 1000000 (480)")
+    phantoms.add_argument("--seed", type=int, default=0, metavar="N")
+    phantoms.add_argument("--sites", type=int, default=4, metavar="N", help="styles of acquisition (4)")
+    phantoms.add_argument("--shuffle-labels", action="store_true", help="labels that say nothing, as a control")
+    return list(subparsers.choices)
+
+
+def _simulate(arguments: argparse.Namespace, hint: list[str]) -> int:
+    from fed_diffmic.compose import compose, to_yaml
+    from fed_diffmic.config_checks import check_same_run, check_start, with_run_dir
+
+    config = compose(arguments.config, arguments.settings)
+    saved = Path(config.run.dir or "") / "config.yaml"
+    if arguments.resume and config.run.dir and saved.is_file():
+        if arguments.config is None:
+            config = compose(saved, arguments.settings)
+        check_same_run(compose(saved, []), config)
+    if arguments.show_config:
+        print(to_yaml(config), end="")
+        _warn_if_unstartable(config, arguments.resume)
+        return 0
+    check_start(config, resume=arguments.resume)
+    config = with_run_dir(config)
+    hint.append(f"resume with: fed-diffmic simulate --resume run.dir={config.run.dir}")
+    from simulations.run import simulate
+
+    simulate(config, resume=arguments.resume)
+    return 0
+
+
+def _warn_if_unstartable(config: SimulateConfig, resume: bool) -> None:
+    """``--show-config`` answers for any machine, and says on stderr why this one could not start."""
+    from fed_diffmic.config_checks import check_start
+
+    try:
+        check_start(config, resume=resume)
+    except (ConfigError, UsageError) as error:
+        print(f"note: this would not start here: {error}", file=sys.stderr)
+
+
+def _evaluate(arguments: argparse.Namespace, hint: list[str]) -> int:
+    _need_folder("--run", arguments.folder)
+    _need_file("--manifest", arguments.manifest)
+    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+        raise UsageError(f"--json {arguments.json}: its folder does not exist", "Make that folder.")
+    from simulations.run import evaluate_run
+
+    evaluate_run(arguments.folder, arguments.manifest, arguments.json)
+    return 0
+
+
+def _predict(arguments: argparse.Namespace, hint: list[str]) -> int:
+    _need_folder("--run", arguments.folder)
+    for image in arguments.images:
+        _need_file("IMAGE", image)
+    from simulations.run import predict_run
+
+    predict_run(arguments.folder, arguments.images)
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace, hint: list[str]) -> int:
+    from fed_diffmic.compose import compose
+    from fed_diffmic.config_checks import check_start
+
+    config = compose(arguments.config, arguments.settings)
+    check_start(config, resume=False)
+    from fed_diffmic.data.inspect import inspect
+    from fed_diffmic.data.open import open_dataset
+    from simulations.sites import with_phantoms
+
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    config = with_phantoms(config, out)
+    opened = open_dataset(config.dataset, config.model.image_side, findings_path=out / "findings.csv")
+    inspect(opened, out)
+    return 0
+
+
+def _purge(arguments: argparse.Namespace, hint: list[str]) -> int:
+    from fed_diffmic.compose import compose
+
+    config = compose(arguments.config, arguments.settings)
+    from fed_diffmic.data.cache_files import purge
+
+    folder = Path(config.dataset.cache_dir or Path.home() / ".cache" / "fed_diffmic")
+    print(f"removed {purge(folder) / 1e6:,.1f} MB of decoded images from {folder}")
+    return 0
+
+
+def _phantoms(arguments: argparse.Namespace, hint: list[str]) -> int:
+    out: Path = arguments.out
+    for name, value, least, most in (
+        ("--images", arguments.images, 16, 1_000_000),
+        ("--seed", arguments.seed, 0, 2**31 - 1),
+        ("--sites", arguments.sites, 1, 10_000),
+    ):
+        if not least <= value <= most:
+            raise UsageError(f"{name} {value} is not allowed; allowed: {least} to {most}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists and is not an empty folder", "Name a new folder.")
+    from fed_diffmic.data.phantoms import write_phantoms
+
+    write_phantoms(
+        out,
+        arguments.modality,
+        arguments.images,
+        arguments.seed,
+        sites=arguments.sites,
+        shuffle_labels=arguments.shuffle_labels,
+    )
+    print(f"{arguments.images} {arguments.modality} phantoms in {out}")
+    return 0
+
+
+def _options(arguments: argparse.Namespace, hint: list[str]) -> int:
+    from fed_diffmic.reference import options_text
+
+    print(options_text(arguments.group))
+    return 0
+
+
+def _client(arguments: argparse.Namespace, hint: list[str]) -> int:
+    raise UsageError(
+        "the networked site (`fed-diffmic client`) is not part of this release",
+        "Several sites on one machine run with `fed-diffmic simulate`.",
+    )
+
+
+def _need_folder(name: str, path: Path) -> None:
+    if not path.is_dir():
+        raise UsageError(f"{name} {path}: there is no such folder", "Give the folder of a finished run.")
+
+
+def _need_file(name: str, path: Path) -> None:
+    if not path.is_file():
+        raise UsageError(f"{name} {path}: there is no such file", "A relative path starts at the current folder.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
