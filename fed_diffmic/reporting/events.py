@@ -1,0 +1,186 @@
+"""The facts of a run, one JSON line each, appended as they happen.
+
+``events.jsonl`` is what the report, ``metrics.csv`` and the progress display are made of. A line holds ``time`` (UTC,
+ISO 8601), ``elapsed`` (seconds since this process opened the log, from a clock that never jumps), ``kind`` and the
+facts. Kinds and their facts (others may be added; readers ignore what they do not know):
+
+=============  ======================================================================================
+run_started    run, sites, arms (names in order)
+resumed        run
+arm_started    arm (``federated``, ``local``, ``pooled``, ...); what follows belongs to it until arm_done
+stage_started  stage, rounds
+round_started  stage, round (from 1), rounds, sites
+site_done      stage, round, site, seconds, loss, bytes
+round_done     stage, round, rounds, figures (validation, name to number), loss, bytes_sent, seconds
+stage_done     stage, best_round, seconds
+arm_done       arm, seconds
+figures        split, site (``global`` for all), figures (name to number or to ``{value, ...}``)
+run_done       seconds, bytes_sent
+warning        code, message (never the name of an image or a patient)
+=============  ======================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from fed_diffmic.errors import MachineError, ModelFileError
+from fed_diffmic.files import append_line
+
+Event = dict[str, Any]
+Observer = Callable[[Event], None]
+TORN = "torn_line"
+_RESERVED = ("time", "elapsed")
+
+
+def plain(value: Any) -> Any:
+    """``value`` as strict JSON can hold it: numpy scalars and arrays unwrapped, tuples as lists, no ``nan``.
+
+    A number that is not finite becomes ``None``: a diverged loss must not make the whole log unreadable.
+
+    Raises:
+        TypeError: something that is not data.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, Sequence):
+        return [plain(item) for item in value]
+    raise TypeError(f"{type(value).__name__} cannot be written as an event's fact")
+
+
+class EventLog:
+    """Appends facts to a file and passes each on to the observers (progress, tracking).
+
+    Safe for several threads. A log that a crash left with a torn last line is continued on a new line, and says so
+    with a ``warning``. An observer that fails is dropped, and that is a ``warning`` too: a display must not end a
+    training run. Use as a context manager, so that observers with a ``close`` are closed on Ctrl-C as well.
+
+    Args:
+        path: the file, created if missing; ``None``: nothing is written, observers only.
+        observers: called with each event, in order.
+
+    Raises:
+        MachineError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path | None, observers: Sequence[Observer] = ()) -> None:
+        self.path = path
+        self._observers = list(observers)
+        self._lock = threading.RLock()
+        self._start = time.monotonic()
+        if path is not None and path.exists() and path.stat().st_size:
+            with path.open("rb") as stream:
+                stream.seek(-1, 2)
+                torn = stream.read(1) != b"\n"
+            if torn:
+                self._append("")
+                self.emit("warning", code=TORN, message="the line before was cut short by a crash")
+
+    def _append(self, line: str) -> None:
+        if self.path is None:
+            return
+        try:
+            append_line(self.path, line)
+        except OSError as error:
+            raise MachineError(
+                f"cannot append to {self.path.name} in {self.path.parent}: {error.strerror}", "Free space, then resume."
+            ) from error
+
+    def emit(self, kind: str, **facts: Any) -> Event:
+        """Write one fact.
+
+        Args:
+            kind: one of the table above, or a new one.
+            facts: what JSON can hold, numpy included.
+
+        Returns:
+            The event as written.
+
+        Raises:
+            ValueError: a fact called ``time`` or ``elapsed``.
+            TypeError: a fact that is not data.
+            MachineError: no space, no permission.
+        """
+        for name in _RESERVED:
+            if name in facts:
+                raise ValueError(f"a fact may not be called {name!r}")
+        with self._lock:
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            event = {"time": now, "elapsed": round(time.monotonic() - self._start, 3), "kind": kind, **plain(facts)}
+            self._append(json.dumps(event, allow_nan=False))
+            for observer in list(self._observers):
+                try:
+                    observer(event)
+                except Exception as error:  # whatever a display can raise, the run goes on without it
+                    self._observers.remove(observer)
+                    name = type(observer).__name__
+                    self.emit("warning", code="observer", message=f"{name} stopped: {type(error).__name__}")
+            return event
+
+    def close(self) -> None:
+        """Close the observers that can be closed; the file needs no closing. Twice is once."""
+        with self._lock:
+            observers, self._observers = self._observers, []
+        for observer in observers:
+            close = getattr(observer, "close", None)
+            if close is not None:
+                close()
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_events(path: Path) -> list[Event]:
+    """All events of a log, in order; a line torn by a crash is left out.
+
+    Raises:
+        ModelFileError: the file is missing, or a line that no crash explains cannot be read.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror}", "Give the folder of a run.") from error
+    parsed = [(number, _parse(line)) for number, line in enumerate(lines, start=1) if line.strip()]
+    events: list[Event] = []
+    for index, (number, event) in enumerate(parsed):
+        if event is not None:
+            events.append(event)
+            continue
+        following = parsed[index + 1][1] if index + 1 < len(parsed) else None
+        last = index + 1 == len(parsed)
+        if not last and (following is None or following.get("code") != TORN):
+            raise ModelFileError(
+                f"{path}, line {number}: not an event", "Restore the file; it is only ever appended to."
+            )
+    return events
+
+
+def _parse(line: bytes) -> Event | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and isinstance(value.get("kind"), str) else None

@@ -1,0 +1,266 @@
+"""From scores to probabilities: a calibration that the sites fit together without sending a single score.
+
+The model's scores are logits (guidance network, plain classifier) or the sampler's mean output (diffusion), which
+lies near the one-hot label and is no probability. Both become probabilities through one family:
+
+- multiclass, ordinal: ``p ~ exp(scale * score + prior_weight * log(prior))``, normalised over the C classes;
+- multilabel: ``p = sigmoid(scale * (score - centre) + prior_weight * logit(prior))``, label by label.
+
+``prior`` is the share of each class among all sites' training images (Laplace-smoothed). ``prior_weight`` near 1 gives
+back the prior that a balanced loss took out (Ren et al. 2020); ``centre`` is 0 for logits and 0.5 for outputs between
+0 and 1. ``scale`` is the inverse of a temperature (Guo et al. 2017).
+
+The fit: every site evaluates the same fixed grid of parameters on its validation images and sends, for each point,
+the *sum* of its negative log-likelihoods. The coordinator adds the sums and takes the lowest. Each image's value is
+rounded to a multiple of 2^-20 nats, which makes the sums exact whatever the order: the federated fit **equals** the
+pooled one. What leaves a site is a table of sums over its validation images, nothing for one image; with very few
+validation images such a sum still says something about them (docs/figures.md).
+
+Letters: ``B`` images, ``C`` classes, ``I`` scales, ``J`` pairs of prior weight and centre.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from scipy.special import expit, log_expit, log_softmax, logit, softmax
+
+from fed_diffmic.errors import ModelFileError
+
+DECISIONS = ("probability", "balanced")
+_UNIT = 2.0**20  # a validation image's negative log-likelihood is rounded to 1 / _UNIT nats
+_PRIOR_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_KEYS = ("scale", "prior_weight", "centre")
+TASKS = ("multiclass", "ordinal", "multilabel")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A fitted map from scores to probabilities.
+
+    Attributes:
+        task: multiclass, ordinal or multilabel.
+        scale: factor on the scores, > 0.
+        prior_weight: how much of the prior is added, 0 to 1.
+        centre: subtracted from the scores first (multilabel; else 0).
+        prior: ``(C,)`` share of images that have each class, inside (0, 1).
+        n: validation images that the fit rests on; 0: not fitted.
+        nll: mean negative log-likelihood at the fit, nats an image (multilabel: summed over labels); None: not fitted.
+        at_edge: the best scale was the smallest or largest of the grid: the scores say nothing of the class, or the
+            validation images are separated perfectly. Probabilities are then to be taken with care.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    task: str
+    scale: float
+    prior_weight: float
+    centre: float
+    prior: tuple[float, ...]
+    n: int = 0
+    nll: float | None = None
+    at_edge: bool = False
+
+    def __post_init__(self) -> None:
+        numbers = (self.scale, self.prior_weight, self.centre, *self.prior, *(() if self.nll is None else (self.nll,)))
+        if self.task not in TASKS or not all(math.isfinite(v) for v in numbers):
+            raise ValueError("a calibration needs a known task and finite numbers")
+        if self.scale <= 0 or not 0 <= self.prior_weight <= 1 or self.n < 0:
+            raise ValueError("a calibration needs scale > 0, prior_weight within 0 and 1 and n >= 0")
+        if not self.prior or not all(0 < share < 1 for share in self.prior):
+            raise ValueError("a calibration needs a prior within 0 and 1 for each class")
+
+    def to_json(self) -> dict[str, Any]:
+        """What JSON can hold, and :meth:`from_json` reads."""
+        return {**asdict(self), "prior": list(self.prior)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Calibration:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ModelFileError: a key missing or unknown, a value of another type or out of range.
+        """
+        names = [f.name for f in fields(cls)]
+        if not isinstance(value, Mapping) or sorted(value) != sorted(names):
+            raise ModelFileError(f"a calibration holds exactly the keys {', '.join(names)}")
+        real = ("scale", "prior_weight", "centre")
+        prior = value["prior"]
+        good = (
+            isinstance(value["task"], str)
+            and all(_is_number(value[key]) for key in real)
+            and isinstance(prior, Sequence)
+            and not isinstance(prior, str)
+            and all(_is_number(share) for share in prior)
+            and isinstance(value["n"], int)
+            and not isinstance(value["n"], bool)
+            and (value["nll"] is None or _is_number(value["nll"]))
+            and isinstance(value["at_edge"], bool)
+        )
+        if not good:
+            raise ModelFileError("a calibration holds a value of the wrong type")
+        try:
+            return cls(**{**value, "prior": tuple(float(share) for share in prior)})
+        except ValueError as error:
+            raise ModelFileError(f"a calibration is out of range: {error}") from error
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where every site evaluates its sums: ``scales`` (I,) by ``offsets`` (J,), pairs of prior weight and centre."""
+
+    scales: tuple[float, ...]
+    offsets: tuple[tuple[float, float], ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(I, J)``."""
+        return len(self.scales), len(self.offsets)
+
+
+def grid(task: str) -> Grid:
+    """The fixed grid of a task: part of the protocol between coordinator and sites.
+
+    Scales run from 2^-6 (scores that hardly matter) to 2^6 in steps of an eighth of a doubling (a probability
+    near 0.9 is then within 0.01 of its best): over-confident logits want 0.1 to 1, the sampler's outputs, about 1
+    apart between right and wrong, 3 to 30.
+
+    Raises:
+        ValueError: no such task.
+    """
+    if task not in TASKS:
+        raise ValueError(f"task {task!r} is not one of {', '.join(TASKS)}")
+    centres = (0.0, 0.5) if task == "multilabel" else (0.0,)
+    scales = tuple(2.0 ** (step / 8) for step in range(-48, 49))
+    return Grid(scales, tuple((weight, centre) for centre in centres for weight in _PRIOR_WEIGHTS))
+
+
+def class_prior(counts: np.ndarray, n: int, task: str) -> np.ndarray:
+    """Share of each class, ``(C,)``, Laplace-smoothed so that no class is impossible.
+
+    Args:
+        counts: ``(C,)`` training images that have each class, summed over sites.
+        n: training images in all.
+    """
+    counts = np.asarray(counts, dtype=np.float64)
+    return (counts + 1) / (n + 2) if task == "multilabel" else (counts + 1) / (counts.sum() + len(counts))
+
+
+def _checked(scores: np.ndarray, classes: int) -> np.ndarray:
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.ndim != 2 or scores.shape[1] != classes:
+        raise ValueError(f"scores have shape {scores.shape}; expected (B, {classes})")
+    if not np.isfinite(scores).all():
+        raise ValueError("scores are not finite: the model has diverged")
+    return scores
+
+
+def _exponent(
+    scores: np.ndarray, prior: np.ndarray, task: str, scale: float, weight: float, centre: float
+) -> np.ndarray:
+    offset = logit(prior) if task == "multilabel" else np.log(prior)
+    return scale * (scores - centre) + weight * offset
+
+
+def nll_sums(scores: np.ndarray, labels: np.ndarray, prior: np.ndarray, task: str) -> np.ndarray:
+    """A site's half of the fit: summed negative log-likelihood at every point of the grid.
+
+    Args:
+        scores: ``(B, C)`` of the site's validation images.
+        labels: ``(B,)`` class index; multilabel ``(B, C)`` 0/1.
+        prior: ``(C,)``, the same for all sites.
+
+    Returns:
+        ``(I, J)`` float64 in nats, exact multiples of 2^-20.
+
+    Raises:
+        ValueError: shapes that do not fit, scores that are not finite.
+    """
+    prior = np.asarray(prior, dtype=np.float64)
+    scores, labels, points = _checked(scores, len(prior)), np.asarray(labels), grid(task)
+    if labels.shape != (scores.shape if task == "multilabel" else scores.shape[:1]):
+        raise ValueError(f"labels have shape {labels.shape}, scores {scores.shape}: they do not fit for {task}")
+    sums = np.zeros(points.shape)
+    for i, scale in enumerate(points.scales):
+        for j, (weight, centre) in enumerate(points.offsets):
+            exponent = _exponent(scores, prior, task, scale, weight, centre)
+            if task == "multilabel":
+                each = -log_expit(np.where(labels > 0, exponent, -exponent)).sum(axis=1)
+            else:
+                each = -log_softmax(exponent, axis=1)[np.arange(len(labels)), labels.astype(np.int64)]
+            sums[i, j] = np.rint(each * _UNIT).sum()
+    return sums / _UNIT
+
+
+def choose(sums: np.ndarray, n: int, prior: np.ndarray, task: str) -> Calibration:
+    """The coordinator's half: the point of the grid with the lowest sum over all sites.
+
+    Of equally good points the first in the grid's order is taken (smaller scale, then less prior, then centre 0).
+
+    Args:
+        sums: ``(I, J)``, the sites' :func:`nll_sums` added up.
+        n: validation images in all; 0 gives the calibration that changes nothing.
+
+    Raises:
+        ValueError: a table of another shape or with values that cannot be sums of negative log-likelihoods.
+    """
+    points, sums = grid(task), np.asarray(sums, dtype=np.float64)
+    if n == 0:
+        return uncalibrated(prior, task)
+    if sums.shape != points.shape or not np.isfinite(sums).all() or sums.min() < 0:
+        raise ValueError(f"calibration sums must be a finite, non-negative table of shape {points.shape}")
+    i, j = (int(k) for k in np.unravel_index(int(sums.argmin()), sums.shape))
+    weight, centre = points.offsets[j]
+    # Perfectly separated images reach the lowest value before the largest scale: a tie with an edge is an edge too.
+    edge = bool(min(sums[0].min(), sums[-1].min()) <= sums[i, j])
+    return Calibration(task, points.scales[i], weight, centre, _tuple(prior), int(n), float(sums[i, j] / n), edge)
+
+
+def uncalibrated(prior: np.ndarray, task: str) -> Calibration:
+    """Softmax (multilabel: sigmoid) of the scores as they are: for logs during training, when nothing is fitted yet."""
+    return Calibration(task, 1.0, 0.0, 0.0, _tuple(prior))
+
+
+def _tuple(prior: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(share) for share in np.asarray(prior, dtype=np.float64))
+
+
+def probabilities(scores: np.ndarray, calibration: Calibration) -> np.ndarray:
+    """Calibrated probabilities ``(B, C)`` float64 of ``scores`` ``(B, C)``; rows sum to 1 unless multilabel.
+
+    Raises:
+        ValueError: another number of classes, scores that are not finite.
+    """
+    prior = np.asarray(calibration.prior)
+    scores = _checked(scores, len(prior))
+    exponent = _exponent(scores, prior, calibration.task, *(getattr(calibration, key) for key in _KEYS))
+    return expit(exponent) if calibration.task == "multilabel" else softmax(exponent, axis=1)
+
+
+def decide(probabilities: np.ndarray, calibration: Calibration, rule: str) -> np.ndarray:
+    """The class decided for each image: ``(B,)`` int64, multilabel ``(B, C)`` bool.
+
+    Args:
+        probabilities: ``(B, C)``, calibrated.
+        rule: ``probability``: the most probable class (multilabel: above one half), fewest errors over all images;
+            ``balanced``: highest probability over prior (multilabel: above the prior), fewest errors averaged over
+            classes, which gives rare classes the same voice.
+
+    Raises:
+        ValueError: no such rule.
+    """
+    if rule not in DECISIONS:
+        raise ValueError(f"decision {rule!r} is not one of {', '.join(DECISIONS)}")
+    p, prior = np.asarray(probabilities, dtype=np.float64), np.asarray(calibration.prior)
+    if calibration.task == "multilabel":
+        return p > (0.5 if rule == "probability" else prior)
+    return np.asarray((p if rule == "probability" else p / prior).argmax(axis=1), dtype=np.int64)
