@@ -22,6 +22,8 @@ MAX_PIXELS = 89_478_485
 DECODE_VERSION = 1
 """Part of the cache key: raised when the same file would give other pixels."""
 
+_ORIENTATION = 0x0112
+
 REASONS = {
     "missing": "there is no such file",
     "not_a_file": "the path is a folder or a special file",
@@ -115,20 +117,22 @@ def _decode(data: bytes, side: int) -> np.ndarray:
     image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise BadImageError("too_large")
+    whole = None
     if image.format == "JPEG":  # let the decoder shrink very large ones on the way, to no less than twice the target
-        image.draft(None, (2 * side, 2 * side))
+        drafted = image.draft(None, (2 * side, 2 * side))
+        whole = drafted[1] if drafted else None  # a shrunk image ends within its last pixel
     image.load()
-    image = ImageOps.exif_transpose(image)
+    orientation = image.getexif().get(_ORIENTATION, 1)
     if image.mode.startswith("I;16"):
-        grey = np.asarray(image, dtype=np.float32) * np.float32(255 / 65535)
-        grey = np.asarray(Image.fromarray(grey).resize((side, side), Image.Resampling.BICUBIC))
-        grey = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
-        return np.repeat(grey[None], 3, axis=0)
-    if image.mode in ("I", "F"):
+        scaled = Image.fromarray(np.asarray(image, dtype=np.float32) * np.float32(255 / 65535))
+        grey = np.asarray(scaled.resize((side, side), Image.Resampling.BICUBIC))
+        square = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8)).convert("RGB")
+    elif image.mode in ("I", "F"):
         raise BadImageError("unknown_range")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image)
-    rgb = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
-    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+    else:
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+        square = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC, box=whole)
+    square.getexif()[_ORIENTATION] = orientation  # after the stretch: on a square it comes to the same
+    return np.ascontiguousarray(np.asarray(ImageOps.exif_transpose(square)).transpose(2, 0, 1))
