@@ -105,12 +105,13 @@ def test_prior_taken_out_by_a_balanced_loss_comes_back() -> None:
 def test_sampler_outputs_near_one_hot_want_a_large_scale() -> None:
     rng = np.random.default_rng(3)
     y = rng.integers(0, 4, 1500)
-    shown = np.where(rng.random(1500) < 0.9, y, rng.integers(0, 4, 1500))  # 92.5 % right
+    shown = np.where(rng.random(1500) < 0.9, y, rng.integers(0, 4, 1500))  # about 9 in 10 right
     scores = np.eye(4)[shown] + 0.05 * rng.normal(size=(1500, 4))
     prior = class_prior(np.bincount(y, minlength=4), 1500, "multiclass")
     fitted = choose(nll_sums(scores, y, prior, "multiclass"), 1500, prior, "multiclass")
     assert 2 < fitted.scale < 10 and not fitted.at_edge
-    assert probabilities(scores, fitted).max(axis=1).mean() == pytest.approx(0.925, abs=0.02)
+    p = probabilities(scores, fitted)
+    assert p.max(axis=1).mean() == pytest.approx(np.mean(p.argmax(axis=1) == y), abs=0.01)
 
 
 def test_multilabel_sampler_outputs_do_not_call_everything_positive() -> None:
