@@ -1,0 +1,107 @@
+"""A site as its ClientApp sees it: a name, a folder of its own, data from a source that the site chose.
+
+Where the data come from is the site's own business: whoever starts the process registers a source
+(:func:`register_source`). The coordinator's request never names a file.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+
+from fed_diffmic.data.site import SiteData
+from fed_diffmic.exchange.failures import LABELS, SETTINGS, SiteError
+from fed_diffmic.files import append_line
+from fed_diffmic.spec import RunSpec
+
+Source = Callable[[Context, RunSpec, Mapping[str, Any]], SiteData]
+Folder = Callable[[Context], Path]
+
+LOG = "site.log"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A site, open for one task.
+
+    Attributes:
+        name: among the sites of the run.
+        folder: where bases, declared state, updates and the log are kept (0700).
+        data: train, validation and test images.
+        device: where this site computes.
+        keep_updates: keep the last update, so that the same request is never computed twice.
+    """
+
+    name: str
+    folder: Path
+    data: SiteData
+    device: str
+    keep_updates: bool = True
+
+
+@dataclass
+class _Registered:
+    source: Source | None = None
+    folder: Folder | None = None
+
+
+_REGISTERED = _Registered()
+
+
+def register_source(source: Source, folder: Folder | None = None) -> None:
+    """Say where this process's sites get their data.
+
+    Args:
+        source: called for each task with Flower's context, the run's spec and the request's header.
+        folder: the site's own folder where ``node_config["site-dir"]`` does not say it.
+    """
+    _REGISTERED.source = source
+    _REGISTERED.folder = folder
+
+
+def site_folder(context: Context) -> Path:
+    """The site's own folder.
+
+    Raises:
+        SiteError: neither the node's configuration nor the process says where it is.
+    """
+    named = context.node_config.get("site-dir")
+    if named:
+        return Path(str(named))
+    if _REGISTERED.folder is None:
+        raise SiteError(SETTINGS)
+    return _REGISTERED.folder(context)
+
+
+def open_site(context: Context, spec: RunSpec, header: Mapping[str, Any]) -> Site:
+    """The site that this context stands for, with its data.
+
+    Raises:
+        SiteError: no source is registered, or the site's labels are not the run's.
+    """
+    if _REGISTERED.source is None:
+        raise SiteError(SETTINGS)
+    data = _REGISTERED.source(context, spec, header)
+    if tuple(data.classes) != spec.classes or data.task != spec.task:
+        raise SiteError(LABELS)
+    return Site(
+        name=data.name,
+        folder=site_folder(context),
+        data=data,
+        device=str(context.node_config.get("device", spec.device)),
+        keep_updates=bool(context.node_config.get("keep-updates", True)),
+    )
+
+
+def log_failure(folder: Path, task: str, code: int, error: BaseException) -> None:
+    """Write the whole story into the site's own log (0600); none of it crosses."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    facts = {"time": time.time(), "task": task, "code": code, "detail": "".join(traceback.format_exception(error))}
+    append_line(folder / LOG, json.dumps(facts), mode=0o600)

@@ -1,0 +1,129 @@
+"""What a site keeps on its own disk between rounds: bases, declared state, the last update.
+
+Everything here derives from patients' data or may come to: the folder is 0700. Files are written
+atomically and named by digest; what is torn is noticed and counts as absent, which is safe: a base
+is sent again, an update is computed again, equal bit for bit, from the state kept before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from fed_diffmic.algorithms.base import Tensors
+from fed_diffmic.errors import MachineError, ModelFileError
+from fed_diffmic.exchange.payload import Limits, Payload, PayloadError, Wire, decode, encode, pack
+from fed_diffmic.files import load_tensors, save_tensors, tensors_digest
+
+KEPT_BASES = 4
+STALE_S = 3600.0
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class SiteStore:
+    """A site's own folder.
+
+    Args:
+        folder: created 0700 if it is not there.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for part in ("bases", "states", "updates"):
+                (self.folder / part).mkdir(exist_ok=True, mode=0o700)
+            for torn in self.folder.rglob(".*.part"):
+                if time.time() - torn.stat().st_mtime > STALE_S:
+                    torn.unlink(missing_ok=True)
+        except OSError as error:
+            raise MachineError(f"the site's folder cannot be made: {error.strerror}") from error
+
+    # ---- frozen part of a stage's base, by digest -------------------------------------------
+    def base(self, digest: str) -> Tensors | None:
+        """The base of that digest, or none if it is not here (whole)."""
+        if digest == tensors_digest({}):
+            return {}
+        path = self.folder / "bases" / f"{digest}.safetensors"
+        tensors = _read(path, digest)
+        if tensors is not None:
+            os.utime(path)
+        return tensors
+
+    def keep_base(self, tensors: Tensors) -> None:
+        """Keep a base; the ones used longest ago go."""
+        save_tensors(self.folder / "bases" / f"{tensors_digest(tensors)}.safetensors", tensors)
+        found = sorted((self.folder / "bases").glob("*.safetensors"), key=lambda p: p.stat().st_mtime_ns)
+        for path in found[:-KEPT_BASES]:
+            path.unlink(missing_ok=True)
+
+    # ---- declared state, by run, arm, stage, round and digest -------------------------------
+    def state(self, key: tuple[str, str, str], digest: str) -> Tensors | None:
+        """The state of that digest, or none."""
+        for path in self._states(key).glob("*.safetensors"):
+            if path.stem.split("-", 1)[1] == digest:
+                return _read(path, digest)
+        return None
+
+    def keep_state(self, key: tuple[str, str, str], round_index: int, tensors: Tensors, built_on: str) -> str:
+        """Keep a round's state and the one it was built on; returns its digest."""
+        digest = tensors_digest(tensors)
+        folder = self._states(key)
+        folder.mkdir(exist_ok=True, mode=0o700)
+        save_tensors(folder / f"{round_index:06d}-{digest}.safetensors", tensors)
+        for path in folder.glob("*.safetensors"):
+            if path.stem.split("-", 1)[1] not in (digest, built_on):
+                path.unlink(missing_ok=True)
+        return digest
+
+    # ---- the last update, by the request it answers -----------------------------------------
+    def update(self, key: tuple[str, str, str], request: str) -> Payload | None:
+        """The kept reply to that very request, or none."""
+        path = self.folder / "updates" / f"{_name(key)}.safetensors"
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="numpy") as stream:
+                facts = stream.metadata() or {}
+            if facts.get("request") != request:
+                return None
+            arrays = pack(load_tensors(path)).arrays
+            size = path.stat().st_size
+            return decode(Wire(facts["body"], facts["digest"], arrays), Limits(tensor_bytes=size))
+        except (ModelFileError, PayloadError, SafetensorError, KeyError, OSError):
+            return None
+
+    def keep_update(self, key: tuple[str, str, str], request: str, reply: Payload) -> None:
+        """Keep the reply so that the same request is never computed twice."""
+        wire = encode(reply)
+        facts = {"request": request, "body": wire.body, "digest": wire.digest}
+        save_tensors(self.folder / "updates" / f"{_name(key)}.safetensors", reply.tensors, facts)
+
+    def purge(self) -> None:
+        """Remove everything kept."""
+        for part in ("bases", "states", "updates"):
+            shutil.rmtree(self.folder / part, ignore_errors=True)
+
+    def _states(self, key: tuple[str, str, str]) -> Path:
+        return self.folder / "states" / _name(key)
+
+
+def _name(key: tuple[str, str, str]) -> str:
+    """A folder name for (run, arm, stage), whatever characters they hold: no path in it can matter."""
+    return hashlib.sha256("\0".join(key).encode()).hexdigest()[:32]
+
+
+def _read(path: Path, digest: str) -> Tensors | None:
+    if DIGEST.fullmatch(digest) is None or not path.exists():
+        return None
+    try:
+        tensors = load_tensors(path)
+    except ModelFileError:
+        return None
+    return tensors if tensors_digest(tensors) == digest else None

@@ -1,0 +1,194 @@
+"""What a site does when asked: describe itself, train, evaluate. No Flower in it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from client.site import Site
+from client.state import SiteStore
+from fed_diffmic.algorithms import Algorithm, Tensors, algorithm_names, build_algorithm
+from fed_diffmic.data.site import Examples
+from fed_diffmic.exchange.failures import BAD_MODEL, BAD_REQUEST, DIVERGED, NO_STATE, SiteError
+from fed_diffmic.exchange.payload import Payload, request_name
+from fed_diffmic.files import tensors_digest
+from fed_diffmic.spec import STAGES, RunSpec
+from fed_diffmic.training.evaluation import evaluate_scores, predict_scores
+from fed_diffmic.training.features import FeatureStore
+from fed_diffmic.training.local import local_update
+from fed_diffmic.training.stages import StageModule, build_module, exchanged, load_state
+
+NEED_BASE = "need_base"
+BASE = "base/"
+COMMON = {"spec": str, "run": str, "arm": str}
+TASK = {**COMMON, "stage": str, "round": int, "site": str, "base": str, "weights": str}
+FIELDS: dict[str, dict[str, type]] = {
+    "query": COMMON,
+    "train": {**TASK, "state": str},
+    "evaluate": {**TASK, "prior": list, "sums": bool, "split": str},
+}
+_FEATURES = FeatureStore()
+
+
+class BaseMissingError(Exception):
+    """The site does not hold the base that the request names; the coordinator sends it then."""
+
+
+def check_request(request: Payload, kind: str) -> RunSpec:
+    """Header fields and types of a request, and the spec inside it.
+
+    Raises:
+        SiteError: the request is not one.
+        ConfigError: its spec holds what the configuration does not allow.
+    """
+    wanted = FIELDS[kind]
+    header = request.header
+    if request.kind != kind or set(header) != set(wanted):
+        raise SiteError(BAD_REQUEST)
+    if any(type(header[name]) is not field for name, field in wanted.items()):
+        raise SiteError(BAD_REQUEST)
+    spec = RunSpec.from_json(header["spec"])
+    if (spec.run_id, spec.arm) != (header["run"], header["arm"]) or header.get("stage", STAGES[0]) not in STAGES:
+        raise SiteError(BAD_REQUEST)
+    return spec
+
+
+def describe(site: Site, spec: RunSpec, request: Payload) -> Payload:
+    """Who the site is: name, number of images, training images of each class."""
+    data = site.data
+    labels = data.train.labels
+    if spec.task == "multilabel":
+        counts = np.asarray(labels).reshape(-1, spec.num_classes).sum(axis=0)
+    else:
+        counts = np.bincount(labels.astype(np.int64), minlength=spec.num_classes)
+    header = {
+        "run": spec.run_id,
+        "arm": spec.arm,
+        "request": request_name(request.header),
+        "site": site.name,
+        "images": [len(data.train), len(data.val), len(data.test)],
+        "class_counts": [int(n) for n in counts],
+    }
+    return Payload("query.reply", header)
+
+
+def train(site: Site, spec: RunSpec, request: Payload) -> Payload:
+    """One local update, or the kept reply if this very request was answered before.
+
+    Raises:
+        BaseMissingError: the stage's base must be sent.
+        SiteError: what the request names is not here, or the update diverged.
+    """
+    header, store = request.header, SiteStore(site.folder)
+    if header["site"] != site.name:
+        raise SiteError(BAD_REQUEST)
+    name, key = request_name(header), (spec.run_id, spec.arm, header["stage"])
+    kept = store.update(key, name)
+    if kept is not None and (not kept.header["state"] or store.state(key, kept.header["state"]) is not None):
+        return kept
+    before: Tensors | None = None
+    if header["state"]:
+        before = store.state(key, header["state"])
+        if before is None:
+            raise SiteError(NO_STATE)
+    module = load_module(spec, header["stage"], store, request)
+    try:
+        result = local_update(
+            module,
+            site.data.train,
+            site_algorithm(spec),
+            site=site.name,
+            round_index=header["round"],
+            device=torch.device(site.device),
+            optimizer_state=before,
+            store=_FEATURES,
+            store_key=feature_key(header, site.data.train, "train"),
+        )
+    except (ValueError, FloatingPointError) as error:
+        raise SiteError(DIVERGED) from error
+    state = ""
+    if result.optimizer_state is not None:
+        state = store.keep_state(key, header["round"], result.optimizer_state, header["state"])
+    reply = {**answer_header(header), "num_examples": result.num_examples, "state": state}
+    payload = Payload("train.reply", reply, result.tensors, finite(result.metrics))
+    if site.keep_updates:
+        store.keep_update(key, name, payload)
+    return payload
+
+
+def evaluate(site: Site, spec: RunSpec, request: Payload) -> Payload:
+    """Figures of the sent weights on the site's validation images that may leave the site.
+
+    Raises:
+        BaseMissingError: the stage's base must be sent.
+        SiteError: the request asks for another split, or the scores are not finite.
+    """
+    header, store = request.header, SiteStore(site.folder)
+    prior = np.array(header["prior"], dtype=np.float64) if all(type(p) is float for p in header["prior"]) else None
+    if header["site"] != site.name or header["split"] != "val" or prior is None or prior.shape != (spec.num_classes,):
+        raise SiteError(BAD_REQUEST)
+    module = load_module(spec, header["stage"], store, request)
+    examples = site.data.val
+    try:
+        scores = predict_scores(
+            module, examples, torch.device(site.device), _FEATURES, feature_key(header, examples, "val")
+        )
+        figures = evaluate_scores(scores, examples.labels, prior, spec.task, sums=header["sums"])
+    except (ValueError, FloatingPointError) as error:
+        raise SiteError(DIVERGED) from error
+    return Payload("evaluate.reply", answer_header(header), metrics=finite(figures))
+
+
+def load_module(spec: RunSpec, stage: str, store: SiteStore, request: Payload) -> StageModule:
+    """The stage's module with the base and the round's global weights in it.
+
+    Raises:
+        BaseMissingError: the base is neither kept nor sent.
+        SiteError: base and weights together are not exactly the model's tensors.
+    """
+    sent = {name.removeprefix(BASE): value for name, value in request.tensors.items() if name.startswith(BASE)}
+    weights = {name: value for name, value in request.tensors.items() if not name.startswith(BASE)}
+    if tensors_digest(weights) != request.header["weights"]:
+        raise SiteError(BAD_REQUEST)
+    base = store.base(request.header["base"])
+    if base is None:
+        if not sent:
+            raise BaseMissingError
+        if tensors_digest(sent) != request.header["base"]:
+            raise SiteError(BAD_REQUEST)
+        store.keep_base(sent)
+        base = sent
+    module = build_module(spec, stage)
+    if set(exchanged(module)) != set(weights):
+        raise SiteError(BAD_MODEL)
+    load_state(module.network, {**base, **weights}, f"stage {stage}")
+    return module
+
+
+def site_algorithm(spec: RunSpec) -> Algorithm:
+    """The site half; under a Flower strategy, which has none, sites train freely."""
+    if spec.strategy.name in algorithm_names():
+        return build_algorithm(spec.strategy)
+    return Algorithm(spec.strategy)
+
+
+def answer_header(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What every reply quotes of its request."""
+    quoted = {name: header[name] for name in ("run", "arm", "stage", "round", "site")}
+    return {**quoted, "request": request_name(header)}
+
+
+def feature_key(header: Mapping[str, Any], examples: Examples, split: str) -> tuple[str, ...]:
+    """Names everything that features which nothing trains depend on."""
+    images = hashlib.sha256(np.ascontiguousarray(examples.keys).tobytes()).hexdigest()
+    return (header["spec"], header["stage"], header["base"], header["site"], split, images)
+
+
+def finite(figures: Mapping[str, float]) -> dict[str, float]:
+    """Figures that are numbers: what is not one is left out rather than sent."""
+    return {name: float(value) for name, value in figures.items() if math.isfinite(value)}

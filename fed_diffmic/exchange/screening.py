@@ -1,0 +1,136 @@
+"""Screening: what the coordinator checks of a reply before any algorithm sees it.
+
+Flower's own strategies take NaN, negative weights and any shape as they come. Here a reply passes
+only if it answers the very request that was sent, in the agreed schema, with finite numbers. A
+refusal is a code and a fixed sentence, nothing of what the site sent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fed_diffmic.exchange.payload import Limits, Payload, Tensors
+
+MAX_EXAMPLES = 2**40
+
+REFUSALS: dict[str, str] = {
+    "malformed": "the reply is not a payload",
+    "kind": "the reply is not the kind that was asked for",
+    "header": "the reply's header lacks fields, has others, or has wrong types",
+    "replay": "the reply answers another request",
+    "names": "the reply lacks tensors or has others",
+    "dtype": "a tensor has another dtype than agreed",
+    "shape": "a tensor has another shape than agreed",
+    "not_finite": "a tensor holds infinities or not-a-number",
+    "weight": "the number of images is not a positive whole number",
+    "metrics": "a figure is not one agreed or lies outside its range",
+    "duplicate": "the same reply came before",
+    "unexpected": "the reply answers no request that is open",
+    "site": "the reply speaks for another site",
+}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a reply was refused.
+
+    Attributes:
+        code: a key of :data:`REFUSALS`.
+    """
+
+    code: str
+
+    @property
+    def sentence(self) -> str:
+        """The fixed sentence."""
+        return REFUSALS[self.code]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a good reply to one request looks like.
+
+    Attributes:
+        kind: its kind.
+        header: fields whose values are known (run, arm, stage, round, site, request).
+        fields: further header fields that must be there, with their type.
+        schema: dtype and shape of each tensor; no tensor more, none less.
+        weighted: whether ``num_examples`` in the header must be a positive whole number.
+        metrics: range of each figure that may come; a name ending in ``/`` stands for all that start so.
+    """
+
+    kind: str
+    header: Mapping[str, Any]
+    fields: Mapping[str, type] = field(default_factory=dict)
+    schema: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    weighted: bool = False
+    metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def limits(self) -> Limits:
+        """The most that the decoder needs to accept."""
+        sizes = (np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in self.schema.values())
+        return Limits(tensor_bytes=sum(sizes), tensors=len(self.schema))
+
+
+def schema_of(tensors: Tensors) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype and shape of each tensor."""
+    return {name: (value.dtype.name, tuple(value.shape)) for name, value in tensors.items()}
+
+
+def screen(reply: Payload, expected: Expected) -> Refusal | None:
+    """The first reason to refuse the reply, or none."""
+    if reply.kind != expected.kind:
+        return Refusal("kind")
+    return (
+        _screen_header(reply.header, expected)
+        or _screen_tensors(reply.tensors, expected)
+        or _screen_metrics(reply.metrics, expected)
+    )
+
+
+def _screen_header(header: Mapping[str, Any], expected: Expected) -> Refusal | None:
+    weight = {"num_examples"} if expected.weighted else set()
+    if set(header) != set(expected.header) | set(expected.fields) | weight:
+        return Refusal("header")
+    for name, value in expected.header.items():
+        if type(header[name]) is not type(value):
+            return Refusal("header")
+        if header[name] != value:
+            return Refusal("site" if name == "site" else "replay")
+    for name, kind in expected.fields.items():
+        if type(header[name]) is not kind:
+            return Refusal("header")
+    if expected.weighted:
+        count = header["num_examples"]
+        if type(count) is not int or not 0 < count <= MAX_EXAMPLES:
+            return Refusal("weight")
+    return None
+
+
+def _screen_tensors(tensors: Tensors, expected: Expected) -> Refusal | None:
+    if set(tensors) != set(expected.schema):
+        return Refusal("names")
+    for name, (dtype, shape) in expected.schema.items():
+        value = tensors[name]
+        if value.dtype.name != dtype:
+            return Refusal("dtype")
+        if tuple(value.shape) != shape:
+            return Refusal("shape")
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            return Refusal("not_finite")
+    return None
+
+
+def _screen_metrics(metrics: Mapping[str, float], expected: Expected) -> Refusal | None:
+    for name, value in metrics.items():
+        prefix = name.split("/", 1)[0] + "/"
+        bounds = expected.metrics.get(name) or (expected.metrics.get(prefix) if "/" in name else None)
+        if bounds is None or not bounds[0] <= value <= bounds[1]:
+            return Refusal("metrics")
+    return None

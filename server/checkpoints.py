@@ -1,0 +1,283 @@
+"""The coordinator's durable state: a pointer that names files by digest, and the final model.
+
+``checkpoints/state.json`` is renamed into place last, after every file that it names: a kill at any
+moment leaves either the old round or the new one. Tensor files are named by their own digest, so
+what did not change is not written again, and what is torn is noticed. The round before stays
+readable through ``previous.json``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fed_diffmic.algorithms.base import Tensors
+from fed_diffmic.errors import MachineError, ModelFileError
+from fed_diffmic.files import load_tensors, read_json, save_tensors, tensors_digest, write_json
+from fed_diffmic.spec import RunSpec, parse_dataclass
+from fed_diffmic.training.calibration import Calibration
+
+FORMAT = 1
+GROUPS = ("frozen", "current", "average", "best", "algorithm")
+
+
+@dataclass
+class StageProgress:
+    """Where a stage stands after its last completed round.
+
+    Attributes:
+        name: the stage.
+        round: rounds completed.
+        frozen: the part of the base that never changes (sent once, kept by sites).
+        current: exchanged tensors, the round's global weights.
+        average: their exponential moving average (empty: none is kept, or no round yet).
+        best: exchanged tensors of the best round so far (empty: no round yet).
+        algorithm: the algorithm's state.
+        best_round: from 1; 0 before the first.
+        best_score: what the selection compares; larger is better.
+        site_states: digest of the state that each site's next round builds on.
+    """
+
+    name: str
+    frozen: Tensors
+    current: Tensors
+    round: int = 0
+    average: Tensors = field(default_factory=dict)
+    best: Tensors = field(default_factory=dict)
+    algorithm: Tensors = field(default_factory=dict)
+    best_round: int = 0
+    best_score: list[float] = field(default_factory=list)
+    site_states: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class RunState:
+    """Everything that a resumed run continues from.
+
+    Attributes:
+        settings: what must be the same for the run to be the same (spec, stages, quorum).
+        counts: each site's images a class in training, as it said at the start.
+        results: full state of each finished stage.
+        progress: the stage under way, or none.
+        history: one mapping of figures a round.
+        bytes_sent: tensor bytes both ways, all completed rounds.
+    """
+
+    settings: dict[str, Any]
+    counts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    results: dict[str, Tensors] = field(default_factory=dict)
+    progress: StageProgress | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    bytes_sent: int = 0
+
+
+@dataclass(frozen=True)
+class FinalModel:
+    """What a run leaves.
+
+    Attributes:
+        spec: what the run's sites had in common.
+        states: full state of each stage's network.
+        calibration: fitted on the sites' validation sums, for each stage.
+        history: one mapping of figures a round.
+        bytes_sent: tensor bytes both ways.
+        digests: of each stage's weights.
+    """
+
+    spec: RunSpec
+    states: dict[str, Tensors]
+    calibration: dict[str, Calibration]
+    history: list[dict[str, Any]]
+    bytes_sent: int
+    digests: dict[str, str]
+
+
+class CheckpointStore:
+    """Checkpoints and final model of one run in one folder.
+
+    Args:
+        folder: created if it is not there.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self.checkpoints = self.folder / "checkpoints"
+        self._pointer = self.checkpoints / "state.json"
+        self._previous = self.checkpoints / "previous.json"
+        self._last: dict[str, Any] | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self._pointer.exists() or self._previous.exists()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process.
+
+        Raises:
+            MachineError: another process works here, or the folder cannot be written.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.checkpoints / "lock", timeout=0)
+            lock.acquire()
+        except Timeout as error:
+            raise MachineError(
+                f"another process is working in {self.folder}", "Wait until it ends, or choose another run.dir."
+            ) from error
+        except OSError as error:
+            raise MachineError(
+                f"{self.folder} cannot be used: {error.strerror}", "Choose a run.dir you may write to."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def load(self) -> RunState | None:
+        """The newest readable state, or none if no run was started here.
+
+        Raises:
+            ModelFileError: neither the last round nor the one before can be read whole.
+        """
+        first: ModelFileError | None = None
+        for pointer in (self._pointer, self._previous):
+            if not pointer.exists():
+                continue
+            try:
+                return self._read(pointer)
+            except ModelFileError as error:
+                first = first or error
+        if first is not None:
+            raise ModelFileError(
+                f"no checkpoint in {self.checkpoints} is whole: {first.cause}",
+                "Start the run again in another run.dir.",
+            ) from first
+        return None
+
+    def save(self, state: RunState) -> None:
+        """Make ``state`` the one that a resumed run continues from; keeps the one before.
+
+        Raises:
+            MachineError: no space, no permission.
+        """
+        value: dict[str, Any] = {
+            "format": FORMAT,
+            **{k: v for k, v in vars(state).items() if k not in ("results", "progress")},
+        }
+        value["results"] = {stage: self._put(tensors) for stage, tensors in state.results.items()}
+        value["progress"] = None
+        if state.progress is not None:
+            facts = {k: v for k, v in vars(state.progress).items() if k not in GROUPS}
+            value["progress"] = {**facts, **{g: self._put(getattr(state.progress, g)) for g in GROUPS}}
+        if self._last is not None:
+            write_json(self._previous, self._last)
+        write_json(self._pointer, value)
+        self._collect([value, self._last or value])
+        self._last = value
+
+    def finish(self, state: RunState, spec: RunSpec, calibration: dict[str, Calibration]) -> FinalModel:
+        """Write ``final/``; its ``model.json`` comes last and makes the run complete."""
+        final = self.folder / "final"
+        final.mkdir(exist_ok=True)
+        digests = {stage: tensors_digest(tensors) for stage, tensors in state.results.items()}
+        for stage, tensors in state.results.items():
+            save_tensors(final / f"{stage}.safetensors", tensors)
+        value = {
+            "format": FORMAT,
+            "spec": asdict(spec),
+            "digests": digests,
+            "calibration": {stage: fitted.to_json() for stage, fitted in calibration.items()},
+            "history": state.history,
+            "bytes_sent": state.bytes_sent,
+        }
+        write_json(final / "model.json", value)
+        return load_final(self.folder)
+
+    def _put(self, tensors: Tensors) -> str:
+        if not tensors:
+            return ""
+        digest = tensors_digest(tensors)
+        path = self._file(digest)
+        if not path.exists():
+            save_tensors(path, tensors)
+        return digest
+
+    def _get(self, digest: str) -> Tensors:
+        if not digest:
+            return {}
+        tensors = load_tensors(self._file(digest))
+        if tensors_digest(tensors) != digest:
+            raise ModelFileError(f"{self._file(digest)} does not hold what its name says")
+        return tensors
+
+    def _file(self, digest: str) -> Path:
+        return self.checkpoints / f"{digest}.safetensors"
+
+    def _read(self, pointer: Path) -> RunState:
+        value = read_json(pointer)
+        try:
+            if value["format"] != FORMAT:
+                raise ModelFileError(f"{pointer} was written by another version")
+            results = {stage: self._get(digest) for stage, digest in value["results"].items()}
+            progress = value["progress"]
+            if progress is not None:
+                filled: dict[str, Any] = {k: self._get(v) if k in GROUPS else v for k, v in progress.items()}
+                progress = StageProgress(**filled)
+            plain = {k: v for k, v in value.items() if k not in ("format", "results", "progress")}
+            state = RunState(**plain, results=results, progress=progress)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ModelFileError(f"{pointer} lacks fields or has others") from error
+        self._last = value
+        return state
+
+    def _collect(self, pointers: list[dict[str, Any]]) -> None:
+        """Remove tensor files that no pointer names, and what a kill left half-written."""
+        named = {digest for value in pointers for digest in value["results"].values()}
+        named |= {(value["progress"] or {}).get(group) for value in pointers for group in GROUPS}
+        for path in self.checkpoints.glob("*.safetensors"):
+            if path.stem not in named:
+                path.unlink(missing_ok=True)
+        for path in self.checkpoints.glob(".*.part"):
+            path.unlink(missing_ok=True)
+
+
+def has_final(run_dir: str | os.PathLike[str]) -> bool:
+    """Whether a run ended here."""
+    return (Path(run_dir) / "final" / "model.json").exists()
+
+
+def load_final(run_dir: str | os.PathLike[str]) -> FinalModel:
+    """The final model of a completed run, every file checked against its digest.
+
+    Raises:
+        ModelFileError: the run is not complete, or a file is missing, torn or changed.
+    """
+    final = Path(run_dir) / "final"
+    if not has_final(run_dir):
+        raise ModelFileError(f"{run_dir} holds no final model", "Let the run end first: start it again with --resume.")
+    value = read_json(final / "model.json")
+    try:
+        if value["format"] != FORMAT:
+            raise ModelFileError(f"{final / 'model.json'} was written by another version")
+        states = {stage: load_tensors(final / f"{stage}.safetensors") for stage in value["digests"]}
+        for stage, digest in value["digests"].items():
+            if tensors_digest(states[stage]) != digest:
+                raise ModelFileError(f"{final / stage}.safetensors does not hold the weights that model.json names")
+        return FinalModel(
+            spec=parse_dataclass(RunSpec, value["spec"], "spec"),
+            states=states,
+            calibration={stage: Calibration.from_json(c) for stage, c in value["calibration"].items()},
+            history=value["history"],
+            bytes_sent=value["bytes_sent"],
+            digests=value["digests"],
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ModelFileError(f"{final / 'model.json'} lacks fields or has others") from error

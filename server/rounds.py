@@ -1,0 +1,248 @@
+"""The federation, read top to bottom: stages, rounds, the best round, the calibration.
+
+Every round ends with a checkpoint; a run that was killed at any moment continues from the last one
+and ends with the same weights, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from flwr.serverapp import Grid
+
+from fed_diffmic.algorithms.base import Tensors
+from fed_diffmic.errors import ModelFileError
+from fed_diffmic.spec import RunSpec
+from fed_diffmic.training import calibration
+from fed_diffmic.training.calibration import Calibration
+from server.checkpoints import CheckpointStore, FinalModel, RunState, StageProgress, has_final, load_final
+from server.replies import Events
+from server.sites import Sites, StageTask
+from server.stage import (
+    check_aggregate,
+    exchanged_kinds,
+    moving_average,
+    selection_score,
+    start_state,
+    weighted_mean,
+)
+from server.strategy import server_algorithm
+
+FIGURES = ("loss", "auroc_macro", "balanced_accuracy")
+
+
+def run_federation(
+    grid: Grid,
+    spec: RunSpec,
+    store: CheckpointStore,
+    events: Events,
+    *,
+    stages: Sequence[str],
+    quorum: float = 1.0,
+    deadline_s: float = 86400.0,
+    sites: Sequence[str] | None = None,
+    join_s: float = 300.0,
+    poll_s: float = 0.1,
+) -> FinalModel:
+    """Train ``stages`` over the sites behind ``grid``, continuing what ``store`` holds.
+
+    Args:
+        grid: Flower's, in process or real.
+        spec: what all sites have in common.
+        store: checkpoints and the final model; held locked meanwhile.
+        events: where facts go.
+        stages: in order.
+        quorum: share of the sites whose good replies a round needs.
+        deadline_s: seconds that a round may take, its evaluation included.
+        sites: names of the sites expected; none: whoever is there.
+        join_s: the longest wait for sites to appear at the start.
+        poll_s: pause between looking for replies.
+
+    Raises:
+        RoundError: a quorum was missed; names the missing sites and why.
+        ModelFileError: weights or checkpoints that do not fit or are torn.
+        MachineError: another process works on this run, or the disk is full.
+    """
+    with store.locked():
+        settings = {"spec": asdict(spec), "stages": list(stages), "sites": None if sites is None else sorted(sites)}
+        state = store.load()
+        if state is None:
+            state = RunState(settings=_json(settings))
+            events.emit("federation_started", run=spec.run_id, arm=spec.arm, stages=list(stages))
+        else:
+            check_same_settings(state.settings, _json(settings))
+            progress = state.progress
+            events.emit(
+                "resumed",
+                arm=spec.arm,
+                stage=progress.name if progress else "",
+                round=progress.round if progress else 0,
+            )
+        if has_final(store.folder):
+            return load_final(store.folder)
+        members = Sites(grid, spec, events, names=sites, quorum=quorum, join_s=join_s, poll_s=poll_s)
+        members.find(time.monotonic() + deadline_s)
+        if not state.counts:
+            state.counts = {
+                n: {"train": s.images[0], "classes": list(s.class_counts)} for n, s in members.members.items()
+            }
+        prior = consortium_prior(state, spec)
+        for stage in stages:
+            if stage not in state.results:
+                run_stage(members, spec, state, store, events, stage, prior, deadline_s)
+        fitted = {stage: calibrate(members, spec, state, events, stage, prior, deadline_s) for stage in state.results}
+        final = store.finish(state, spec, fitted)
+        events.emit("federation_done", arm=spec.arm, bytes_sent=final.bytes_sent, digests=final.digests)
+        return final
+
+
+def run_stage(
+    members: Sites,
+    spec: RunSpec,
+    state: RunState,
+    store: CheckpointStore,
+    events: Events,
+    stage: str,
+    prior: np.ndarray,
+    deadline_s: float,
+) -> None:
+    """All rounds of one stage; its best round becomes the stage's result."""
+    cfg = spec.stage(stage)
+    rounds = cfg.rounds or 0
+    kinds = exchanged_kinds(spec, stage)
+    algorithm = server_algorithm(spec.strategy)
+    progress = state.progress
+    if progress is None or progress.name != stage:
+        progress = begin_stage(spec, stage, kinds, state.results.get("guidance"))
+        progress.algorithm = algorithm.initial_state(progress.current)
+        state.progress = progress
+        store.save(state)
+    task = StageTask.of(stage, progress.frozen)
+    events.emit("stage_started", arm=spec.arm, stage=stage, round=progress.round, rounds=rounds, base=task.digest)
+    while progress.round < rounds:
+        started, index = time.monotonic(), progress.round + 1
+        events.emit(
+            "round_started", arm=spec.arm, stage=stage, round=index, rounds=rounds, sites=sorted(members.members)
+        )
+        updates, states, asked = members.train(
+            task, progress.current, progress.site_states, index, started + deadline_s
+        )
+        new, progress.algorithm = algorithm.aggregate(progress.current, kinds, updates, progress.algorithm, index)
+        progress.current = check_aggregate(progress.current, new, f"stage {stage}, round {index}")
+        progress.average = moving_average(progress.average, progress.current, cfg.ema)
+        candidate = progress.average or progress.current
+        figures, evaluated = members.evaluate(task, candidate, prior.tolist(), index, started + deadline_s)
+        score = selection_score(figures, cfg.select)
+        if not progress.best or score > progress.best_score:
+            progress.best, progress.best_round, progress.best_score = candidate, index, score
+        progress.site_states |= {name: digest for name, digest in states.items() if digest}
+        progress.round = index
+        state.bytes_sent += asked.bytes_sent + evaluated.bytes_sent
+        trained = {u.site: {**asked.replies[u.site].metrics, "num_examples": u.num_examples} for u in updates}
+        means = {name: weighted_mean(figures, name) for name in FIGURES}
+        facts = {
+            "stage": stage,
+            "round": index,
+            "loss": weighted_mean(trained, "loss"),
+            "figures": {name: value for name, value in means.items() if value is not None},
+            "sites": trained,
+            "val": figures,
+            "missing": {**asked.missing, **evaluated.missing},
+            "best_round": progress.best_round,
+            "bytes_sent": asked.bytes_sent + evaluated.bytes_sent,
+            "seconds": time.monotonic() - started,
+        }
+        state.history.append(facts)
+        store.save(state)
+        events.emit("round_done", arm=spec.arm, rounds=rounds, **facts)
+    state.results[stage] = {**progress.frozen, **(progress.best or progress.current)}
+    state.progress = None
+    store.save(state)
+    events.emit("stage_done", arm=spec.arm, stage=stage, best_round=progress.best_round)
+
+
+def begin_stage(spec: RunSpec, stage: str, kinds: dict[str, str], guidance: Tensors | None) -> StageProgress:
+    """The stage before its first round: what is frozen, and the tensors that will be exchanged."""
+    base = start_state(spec, stage, guidance)
+    current = {name: base[name] for name in kinds}
+    return StageProgress(stage, frozen={n: v for n, v in base.items() if n not in kinds}, current=current)
+
+
+def calibrate(
+    members: Sites,
+    spec: RunSpec,
+    state: RunState,
+    events: Events,
+    stage: str,
+    prior: np.ndarray,
+    deadline_s: float,
+) -> Calibration:
+    """Fit a stage's calibration from sums over the sites' validation images.
+
+    No site's scores leave it: each sends, for every point of the calibration's grid, the sum of its
+    negative log-likelihoods, and the grid point with the least total is taken.
+    """
+    kinds, result = exchanged_kinds(spec, stage), state.results[stage]
+    task = StageTask.of(stage, {name: value for name, value in result.items() if name not in kinds})
+    weights = {name: result[name] for name in kinds}
+    deadline = time.monotonic() + deadline_s
+    figures, outcome = members.evaluate(task, weights, prior.tolist(), 0, deadline, sums=True)
+    state.bytes_sent += outcome.bytes_sent
+    shape = calibration.grid(spec.task).shape
+    tables = {name: calibration_table(site, shape) for name, site in sorted(figures.items())}
+    images = sum(int(figures[name]["num_examples"]) for name, table in tables.items() if table is not None)
+    total = sum((table for table in tables.values() if table is not None), np.zeros(shape))
+    for name in (name for name, table in tables.items() if table is None):
+        events.emit("site_refused", site=name, code="metrics", stage=stage, round=0)
+    fitted = calibration.choose(total, images, prior, spec.task)
+    events.emit("calibrated", arm=spec.arm, stage=stage, images=images, nll=fitted.nll, scale=fitted.scale)
+    return fitted
+
+
+def calibration_table(figures: Mapping[str, float], shape: tuple[int, int]) -> np.ndarray | None:
+    """A site's ``(I, J)`` sums; none if it sent some cells only."""
+    if figures.get("num_examples", 0) == 0:
+        return np.zeros(shape)
+    names = [[f"nll/{i}/{j}" for j in range(shape[1])] for i in range(shape[0])]
+    if not all(name in figures for row in names for name in row):
+        return None
+    return np.array([[figures[name] for name in row] for row in names])
+
+
+def consortium_prior(state: RunState, spec: RunSpec) -> np.ndarray:
+    """Class prior ``(C,)`` over all sites' training images, as they said at the start of the run."""
+    counts = np.array([state.counts[name]["classes"] for name in sorted(state.counts)])
+    images = sum(site["train"] for site in state.counts.values())
+    return calibration.class_prior(counts.sum(axis=0), images, spec.task)
+
+
+def check_same_settings(stored: dict[str, Any], given: dict[str, Any]) -> None:
+    """Refuse to continue a run under another configuration.
+
+    Raises:
+        ModelFileError: names the keys that differ.
+    """
+    before, now = _flat(stored), _flat(given)
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        raise ModelFileError(
+            f"this run was started with other settings; they differ in {', '.join(changed[:8])}",
+            "Resume with the run's own config.yaml, or start a new run in another run.dir.",
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        k: v for name, item in value.items() for k, v in _flat(item, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
+def _json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
