@@ -1,0 +1,29 @@
+"""Partitioners: how one data set is divided over virtual sites. One file each; groups stay whole.
+
+To add one: a file here with a function decorated by :func:`register_partitioner`, its name among the
+choices of ``partition.name`` (fed_diffmic/config.py), and an import below. The tests run every
+registered partitioner through the same proofs.
+"""
+
+from simulations.partitioners import dirichlet, iid, institution
+from simulations.partitioners.base import (
+    PARTITIONERS,
+    Partitioner,
+    partition,
+    register_partitioner,
+    site_names,
+)
+from simulations.partitioners.saved import load_partition, save_partition
+
+__all__ = [
+    "PARTITIONERS",
+    "Partitioner",
+    "dirichlet",
+    "iid",
+    "institution",
+    "load_partition",
+    "partition",
+    "register_partitioner",
+    "save_partition",
+    "site_names",
+]
