@@ -1,0 +1,234 @@
+"""The figures of a report: vector graphics, colours that colour-blind readers can tell apart (Okabe and Ito 2008).
+
+Every function returns a Matplotlib figure and leaves no setting changed; colour never carries a meaning alone (markers,
+line styles or numbers repeat it). Widths suit a phone held upright as well as half a page. Names of sites and classes
+are data: they are drawn as they are, never as mathematical markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fed_diffmic.reporting.curves import GLOBAL, Row
+from fed_diffmic.reporting.view import FEDERATED, METRIC_NAMES, arm_name, arms, figure, mean_figure, paired
+
+WIDTH = 5.4  # inches
+MOST_ROWS = 60  # sites in one figure; more are in the tables only
+STYLE: Any = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#666666",
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "fed_diffmic",
+    "text.parse_math": False,
+}
+# Colour, marker and line style of each arm.
+LOOK = {
+    FEDERATED: ("#0072B2", "o", "-"),
+    "local": ("#D55E00", "s", "--"),
+    "pooled": ("#009E73", "D", "-."),
+    "plain/federated": ("#CC79A7", "^", ":"),
+    "plain/local": ("#E69F00", "v", ":"),
+    "plain/pooled": ("#56B4E9", "P", ":"),
+    "guidance": ("#333333", "X", ":"),
+}
+_OTHER = ("#888888", ".", "-")
+
+
+def data_uri(drawing: Figure) -> str:
+    """The figure as an SVG ``data:`` address, the same bytes for the same figure."""
+    stream = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        drawing.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _axes(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
+    drawing = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(drawing)
+    return drawing, drawing.add_subplot()
+
+
+def _whisker(ax: Axes, entry: Mapping[str, Any], y: float, look: tuple[str, str, str], label: str | None) -> None:
+    color, marker, _ = look
+    if entry.get("value") is None:
+        return
+    if entry.get("low") is not None:
+        ax.plot([entry["low"], entry["high"]], [y, y], color=color, lw=1.6, solid_capstyle="butt", alpha=0.75)
+    ax.plot([entry["value"]], [y], marker, color=color, ms=6, label=label, zorder=3)
+
+
+def _site_rows(ax: Axes, names: Sequence[str]) -> None:
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
+    for row in range(0, len(names), 2):
+        ax.axhspan(row - 0.5, row + 0.5, color="#f5f5f5", zorder=0, lw=0)
+
+
+@mpl.rc_context(STYLE)
+def site_plot(summary: Mapping[str, Any], metric: str) -> Figure:
+    """Test figure of each arm at each site with its interval, the mean over sites on top."""
+    models = {
+        arm: block for arm, block in arms(summary).items() if arm in (FEDERATED, "local", "pooled", "plain/federated")
+    }
+    sites = sorted(summary["sites"])[:MOST_ROWS]
+    drawing, ax = _axes(1.3 + (0.16 * len(models) + 0.2) * (len(sites) + 1))
+    step = 0.7 / max(1, len(models))
+    for position, (arm, block) in enumerate(models.items()):
+        entries = [mean_figure(block, metric), *(figure(block, metric, site=site) for site in sites)]
+        shift = (position - (len(models) - 1) / 2) * step
+        label: str | None = arm_name(arm)
+        for row, entry in enumerate(entries):
+            _whisker(ax, entry, row + shift, LOOK[arm], label)
+            label = label if entry.get("value") is None else None
+    _site_rows(ax, ["mean over sites", *sites])
+    ax.set_xlabel(f"{METRIC_NAMES[metric]} on test images (95 % interval)")
+    drawing.legend(loc="outside upper left", ncols=1 if len(models) < 3 else 2, handletextpad=0.2)
+    return drawing
+
+
+@mpl.rc_context(STYLE)
+def difference_plot(summary: Mapping[str, Any], arm: str, metric: str) -> Figure | None:
+    """Paired difference federated minus ``arm`` at each site and over sites; ``None`` where none was measured."""
+    sites = sorted(summary["sites"])[:MOST_ROWS]
+    entries = [paired(summary, arm, metric), *(paired(summary, arm, metric, site) for site in sites)]
+    if not any(entries):
+        return None
+    drawing, ax = _axes(1.3 + 0.3 * len(entries))
+    for row, entry in enumerate(entries):
+        if entry is not None:
+            _whisker(ax, entry, row, (LOOK[FEDERATED][0], "D" if row == 0 else "o", "-"), None)
+        else:
+            ax.text(0, row, "  undefined", va="center", color="#777777", fontsize=9)
+    _site_rows(ax, ["mean over sites", *sites])
+    ax.axvline(0, color="#333333", lw=1)
+    ax.set_xlabel(f"difference in {METRIC_NAMES[metric]} (95 % interval)")
+    left, right = ax.get_xlim()
+    reach = 1.05 * max(abs(left), abs(right), 0.01)
+    ax.set_xlim(-reach, reach)
+    ax.set_title(
+        "federating worse  \N{LEFTWARDS ARROW}     \N{RIGHTWARDS ARROW}  federating better", loc="center", fontsize=9
+    )
+    return drawing
+
+
+@mpl.rc_context(STYLE)
+def curve_plot(rows: Sequence[Row], stage: str, split: str, metric: str) -> Figure | None:
+    """A number by round, a line for each arm; ``None`` if no round of the stage has it.
+
+    Arms of single sites (``local/NAME``) are thin lines in the colour of their kind.
+    """
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        if (row.stage, row.split, row.metric, row.site) == (stage, split, metric, GLOBAL) and row.round is not None:
+            lines.setdefault(row.arm, []).append(row)
+    if not lines:
+        return None
+    drawing, ax = _axes(3.1)
+    named: set[str] = set()
+    for arm, points in lines.items():
+        kind = arm if arm in LOOK else arm.split("/")[0]
+        color, marker, style = LOOK.get(kind, _OTHER)
+        single = kind != arm
+        label = kind if kind in LOOK else arm
+        points = sorted(points, key=lambda row: row.round or 0)
+        ax.plot(
+            [row.round or 0 for row in points],
+            [row.value for row in points],
+            linestyle=style,
+            marker=marker,
+            ms=4 if single or len(points) > 20 else 5,
+            lw=1 if single else 1.8,
+            alpha=0.5 if single else 1,
+            color=color,
+            label=None if label in named else arm_name(label),
+        )
+        named.add(label)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("round")
+    ax.set_ylabel(METRIC_NAMES.get(metric, metric) + (" (validation)" if split == "val" else " (training)"))
+    drawing.legend(loc="outside upper left", ncols=1 if len(named) < 3 else 2)
+    return drawing
+
+
+def _annotate(ax: Axes, texts: np.ndarray, shade: np.ndarray) -> None:
+    """Write a text into each cell, dark on light and light on dark."""
+    small = 9 if texts.shape[1] <= 8 else 7 if texts.shape[1] <= 12 else 6
+    for (i, j), text in np.ndenumerate(texts):
+        ax.text(
+            j, i, text, ha="center", va="center", fontsize=small, color="white" if shade[i, j] > 0.55 else "#222222"
+        )
+
+
+def _matrix(shade: np.ndarray, texts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> tuple[Figure, Axes]:
+    long = max((len(name) for name in columns), default=0)
+    drawing, ax = _axes(max(1.6, 0.36 * len(rows) + 0.9 + 0.07 * long))
+    ax.imshow(shade, cmap="Blues", vmin=0, vmax=1.15, aspect="auto")
+    _annotate(ax, texts, shade)
+    turned = len(columns) > 5 or long > 9
+    ax.set_xticks(range(len(columns)), columns, rotation=45 if turned else 0, ha="right" if turned else "center")
+    ax.set_yticks(range(len(rows)), rows)
+    ax.tick_params(length=0, labelsize=9 if max(len(rows), len(columns)) <= 12 else 8)
+    ax.grid(visible=False)
+    for side in ("left", "bottom"):
+        ax.spines[side].set_visible(False)
+    return drawing, ax
+
+
+@mpl.rc_context(STYLE)
+def counts_plot(counts: Mapping[str, Mapping[str, int]], classes: Sequence[str]) -> Figure:
+    """Site by class counts; darker is more (logarithmic), an empty cell is a class that the site does not have."""
+    sites = sorted(counts)[:MOST_ROWS]
+    table = np.array([[int(counts[site].get(name, 0)) for name in classes] for site in sites])
+    shade = np.log1p(table) / max(1.0, float(np.log1p(table).max(initial=0)))
+    texts = np.where(table > 0, table.astype(str), "")
+    drawing, ax = _matrix(shade, texts, sites, list(classes))
+    ax.set_title("images of each class at each site")
+    return drawing
+
+
+@mpl.rc_context(STYLE)
+def confusion_plot(table: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
+    """Counts of truth (rows) by decision (columns); shade is the share of the row."""
+    counts = np.asarray(table, dtype=np.int64)
+    shade = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    drawing, ax = _matrix(shade, np.where(counts > 0, counts.astype(str), ""), list(classes), list(classes))
+    ax.set_xlabel("decided")
+    ax.set_ylabel("truth")
+    return drawing
+
+
+@mpl.rc_context(STYLE)
+def reliability_plot(bins: Sequence[Mapping[str, Any]]) -> Figure:
+    """Observed frequency against stated probability; the area of a point is the share of predictions in its bin."""
+    drawing, ax = _axes(3.6)
+    ax.plot([0, 1], [0, 1], color="#777777", lw=1, ls="--", label="perfect")
+    total = sum(entry["n"] for entry in bins) or 1
+    confidence, frequency = ([entry[key] for entry in bins] for key in ("confidence", "frequency"))
+    ax.plot(confidence, frequency, color=LOOK[FEDERATED][0], lw=1.2, alpha=0.6)
+    area = [20 + 500 * entry["n"] / total for entry in bins]
+    ax.scatter(confidence, frequency, s=area, color=LOOK[FEDERATED][0], alpha=0.75, lw=0, label="this model")
+    ax.set_xlim(-0.03, 1.03)
+    ax.set_ylim(-0.03, 1.03)
+    ax.set_xlabel("probability stated")
+    ax.set_ylabel("share that was right")
+    return drawing

@@ -1,0 +1,168 @@
+"""How far a run is: bars on a terminal, one plain line a round elsewhere (logs, pipes, continuous integration)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from fed_diffmic.reporting.events import Event
+from fed_diffmic.reporting.view import METRIC_NAMES, duration, number
+
+_SHOWN = ("auroc_macro", "balanced_accuracy", "accuracy")
+
+
+class _State:
+    """Where the run is, learnt from its events."""
+
+    def __init__(self) -> None:
+        self.arm, self.stage = "federated", ""
+        self.round = self.rounds = self.expected = 0
+        self.done: set[str] = set()
+        self.seconds: list[float] = []
+
+    def follow(self, event: Event) -> None:
+        """Take one event into account."""
+        kind = event["kind"]
+        self.arm = str(event.get("arm", self.arm))
+        if kind == "stage_started":
+            self.stage, self.seconds = str(event.get("stage", "")), []
+            self.round, self.rounds = 0, int(event.get("rounds") or 0)
+        elif kind == "round_started":
+            sites = event.get("sites") or 0
+            self.expected = len(sites) if isinstance(sites, list) else int(sites)
+            self.round, self.rounds = int(event.get("round") or 0), int(event.get("rounds") or self.rounds)
+            self.done = set()
+        elif kind == "site_done":
+            self.done.add(str(event.get("site")))
+        elif kind == "round_done":
+            self.round, self.rounds = int(event.get("round") or self.round), int(event.get("rounds") or self.rounds)
+            if event.get("seconds") is not None:
+                self.seconds.append(float(event["seconds"]))
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that the rest of this stage will take if its rounds go on as they did."""
+        if not self.seconds or self.rounds <= self.round:
+            return None
+        return sum(self.seconds) / len(self.seconds) * (self.rounds - self.round)
+
+    def round_line(self, event: Event) -> str:
+        """A finished round in one line."""
+        parts = [f"{len(self.done)} of {max(self.expected, len(self.done))} sites"] if self.done else []
+        figures: dict[str, Any] = event.get("figures") or {}
+        shown = next((name for name in _SHOWN if figures.get(name) is not None), None)
+        if shown is not None:
+            parts.append(f"validation {METRIC_NAMES[shown]} {number(figures[shown])}")
+        if event.get("loss") is not None:
+            parts.append(f"loss {number(event['loss'])}")
+        parts.append(duration(event.get("seconds")))
+        if self.left is not None:
+            parts.append(f"about {duration(round(self.left))} left in this stage")
+        return f"[{self.arm}] {self.stage} round {self.round}/{self.rounds}: {', '.join(parts)}"
+
+    def line(self, event: Event) -> str | None:
+        """What is worth a line of its own; ``None`` for the rest."""
+        match event["kind"]:
+            case "round_done":
+                return self.round_line(event)
+            case "resumed":
+                return "resumed from the last checkpoint"
+            case "stage_done" if event.get("best_round") is not None:
+                return f"[{self.arm}] {self.stage}: kept round {event['best_round']}, the best on validation"
+            case "warning":
+                return f"warning: {event.get('message', event.get('code', ''))}"
+            case "run_done":
+                return f"run done in {duration(event.get('seconds'))}"
+            case _:
+                return None
+
+
+class PlainProgress:
+    """One line a round, flushed.
+
+    Args:
+        stream: where to; default: standard error.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream if stream is not None else sys.stderr
+        self._state = _State()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        self._state.follow(event)
+        line = self._state.line(event)
+        if line is not None:
+            print(line, file=self._stream, flush=True)
+
+
+class RichProgress:
+    """Bars for the stage's rounds and the round's sites, finished rounds above them as lines that stay.
+
+    Args:
+        console: where to; default: standard error.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._state = _State()
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[left]}"),
+            console=console or Console(stderr=True),
+            transient=True,
+        )
+        self._rounds: TaskID | None = None
+        self._sites: TaskID | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        self._state.follow(event)
+        kind = event["kind"]
+        if kind == "stage_started":
+            self._new_stage()
+        if self._rounds is not None and self._sites is not None:
+            self._update(kind, self._rounds, self._sites)
+        line = self._state.line(event)
+        if line is not None:
+            self._bars.console.print(line, markup=False, highlight=False, style="yellow" if kind == "warning" else "")
+        if kind == "run_done":
+            self.close()
+
+    def _new_stage(self) -> None:
+        for task in (self._rounds, self._sites):
+            if task is not None:
+                self._bars.remove_task(task)
+        title = f"{self._state.arm} · {self._state.stage}"
+        self._rounds = self._bars.add_task(title, total=self._state.rounds or None, left="")
+        self._sites = self._bars.add_task("sites", total=None, left="")
+        self._bars.start()
+
+    def _update(self, kind: str, rounds: TaskID, sites: TaskID) -> None:
+        state = self._state
+        if kind == "round_started":
+            self._bars.reset(sites, total=state.expected or None, description=f"sites of round {state.round}")
+            self._bars.update(rounds, completed=max(0, state.round - 1), total=state.rounds)
+        elif kind == "site_done":
+            self._bars.update(sites, completed=len(state.done))
+        elif kind == "round_done":
+            left = "" if state.left is None else f"about {duration(round(state.left))} left"
+            self._bars.update(rounds, completed=state.round, total=state.rounds, left=left)
+
+    def close(self) -> None:
+        """Take the bars away and give the cursor back (also after Ctrl-C)."""
+        self._bars.stop()
+
+
+def make_progress(stream: TextIO | None = None) -> PlainProgress | RichProgress:
+    """The display that fits ``stream`` (default: standard error): bars if a person looks at it, else lines."""
+    stream = stream if stream is not None else sys.stderr
+    if stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb"):
+        return RichProgress(Console(file=stream))
+    return PlainProgress(stream)

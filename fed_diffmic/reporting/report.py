@@ -1,0 +1,299 @@
+"""``report.html``: one file that a colleague can open, mail or print, the story first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fed_diffmic.files import atomic_write
+from fed_diffmic.reporting import page, plots
+from fed_diffmic.reporting.curves import Row, metric_rows
+from fed_diffmic.reporting.events import Event
+from fed_diffmic.reporting.page import Html
+from fed_diffmic.reporting.story import HELPED, MAIN_METRICS, UNCLEAR, UNKNOWN, WORSE, tell, verdict
+from fed_diffmic.reporting.view import (
+    DASH,
+    FEDERATED,
+    METRIC_NAMES,
+    arm_name,
+    arms,
+    duration,
+    figure,
+    mean_figure,
+    number,
+    paired,
+    size,
+)
+
+DISCLAIMER = "For research. Not a medical device: nothing here may be used to diagnose or to treat a patient."
+FEW_POSITIVES = 10
+Tables = Mapping[str, tuple[Sequence[str], Sequence[Sequence[object]]]]
+_SIGNS = {HELPED: "\N{BLACK UP-POINTING TRIANGLE} better", WORSE: "\N{BLACK DOWN-POINTING TRIANGLE} worse"}
+_SIGNS |= {UNCLEAR: "no clear difference", UNKNOWN: "cannot be said"}
+
+
+def _cell(entry: Mapping[str, Any] | None, *, sign: bool = False) -> Html:
+    """A figure with its interval under it."""
+    if entry is None or entry.get("value") is None:
+        return Html(DASH)
+    low, high = (number(entry.get(key), sign=sign) for key in ("low", "high"))
+    return page.stacked(number(entry["value"], sign=sign), "" if entry.get("low") is None else f"{low} to {high}")
+
+
+def _tiles(summary: Mapping[str, Any]) -> Html:
+    ours = arms(summary)[FEDERATED]
+    tiles = []
+    for metric in MAIN_METRICS[summary["task"]]:
+        entry = figure(ours, metric)
+        spread = "" if entry["low"] is None else f"{number(entry['low'])} to {number(entry['high'])}, "
+        tiles.append((number(entry["value"]), f"{METRIC_NAMES[metric]}, all test images ({spread}n = {entry['n']})"))
+    sites = summary.get("sites") or {}
+    images = sum(int(block.get(f"n_{split}") or 0) for block in sites.values() for split in ("train", "val", "test"))
+    tiles.append((str(len(sites)), f"sites, {images} images, {len(summary['classes'])} classes"))
+    tiles.append(
+        (duration(summary.get("seconds")), f"and {size(summary.get('bytes_sent'))} sent between sites and coordinator")
+    )
+    inner = "".join(
+        f'<div class="tile"><b>{page.text(big)}</b><span>{page.text(small)}</span></div>' for big, small in tiles
+    )
+    return Html(f'<div class="tiles">{inner}</div>')
+
+
+def _opening(summary: Mapping[str, Any], events: Sequence[Event]) -> Html:
+    story = tell(summary)
+    points = "".join(f"<li>{page.text(point)}</li>" for point in story.points)
+    headline = page.paragraph(story.headline, "headline")
+    parts: list[object] = [Html(f'<div class="story {story.verdict}">{headline}<ul>{points}</ul></div>')]
+    if summary.get("status") != "done":
+        parts.insert(0, page.paragraph(f"This run is not finished (status: {summary.get('status')}).", "notice"))
+    if (summary.get("calibration") or {}).get("at_edge"):
+        said = "The calibration ended at the edge of its grid: take the probabilities of this model with care."
+        parts.append(page.paragraph(said, "notice"))
+    warned = list(dict.fromkeys(str(e.get("message", e.get("code", ""))) for e in events if e["kind"] == "warning"))
+    if warned:
+        items = "".join(f"<li>{page.text(message)}</li>" for message in warned)
+        parts.append(Html(f'<div class="notice"><b>Warnings of this run</b><ul>{items}</ul></div>'))
+    return page.join(parts)
+
+
+def _absent(entry: Mapping[str, Any], classes: Sequence[str]) -> str:
+    if not entry.get("classes"):
+        return "undefined: needs images with and without a class"
+    missing = [name for name in classes if name not in entry["classes"]]
+    return f"without {', '.join(missing)}" if missing else ""
+
+
+def _site_table(summary: Mapping[str, Any], metric: str) -> Html:
+    models = arms(summary)
+    others = [arm for arm in models if arm != FEDERATED]
+    columns: list[object] = ["site", page.stacked("images", "train / val / test"), "federated"]
+    local = "local" in models
+    if local:
+        columns += ["difference to alone", "says"]
+    columns += [arm_name(arm).removeprefix("DiffMIC-v2, ") for arm in others]
+
+    def line(name: str, sizes: str, site: str | None, mean: bool) -> list[object]:
+        def get(arm: str) -> dict[str, Any]:
+            return mean_figure(models[arm], metric) if mean else figure(models[arm], metric, site=site)
+
+        own = get(FEDERATED)
+        cells: list[object] = [page.stacked(name, "" if mean else _absent(own, summary["classes"])), sizes, _cell(own)]
+        if local:
+            gap = paired(summary, "local", metric, site) if mean or site is not None else None
+            cells += [_cell(gap, sign=True), _SIGNS[verdict(gap, metric)] if mean or site is not None else ""]
+        return [*cells, *(_cell(get(arm)) for arm in others)]
+
+    sites = summary.get("sites") or {}
+    whole = " / ".join(str(sum(int(b.get(f"n_{s}") or 0) for b in sites.values())) for s in ("train", "val", "test"))
+    rows = [line("all test images", whole, None, False), line("mean over sites", "", None, True)]
+    for site in sorted(sites):
+        rows.append(
+            line(site, " / ".join(str(sites[site].get(f"n_{s}", DASH)) for s in ("train", "val", "test")), site, False)
+        )
+    return page.table(columns, rows, caption=f"{METRIC_NAMES[metric]} on test images, 95 % interval below", sums=2)
+
+
+def _results(summary: Mapping[str, Any]) -> Html:
+    metrics = MAIN_METRICS[summary["task"]]
+    drawn = []
+    if summary.get("sites"):
+        for metric in metrics[:1]:
+            gap = plots.difference_plot(summary, "local", metric)
+            if gap is not None:
+                said = f"Federated minus alone, {METRIC_NAMES[metric]}, on the same test images of each site."
+                drawn.append(page.picture(plots.data_uri(gap), said))
+            said = f"{METRIC_NAMES[metric]} at each site, federated and baselines; whiskers are 95 % intervals."
+            drawn.append(page.picture(plots.data_uri(plots.site_plot(summary, metric)), said))
+    parts: list[object] = [page.figures(drawn)]
+    for metric in metrics:
+        parts += [Html(f"<h3>{page.text(METRIC_NAMES[metric].capitalize())}</h3>"), _site_table(summary, metric)]
+    note = (
+        "Intervals come from a bootstrap over groups (patients, lesions). A difference is paired: both models on the "
+        "same resamples. Each is a 95 % interval of its own; among many sites, one in twenty without any true "
+        "difference will look like one. A figure that leaves a class out is not comparable with one that holds it, nor "
+        "are figures of sites whose patients differ."
+    )
+    return page.section("Who gained, and how much", *parts, page.paragraph(note, "soft"))
+
+
+def _all_figures(summary: Mapping[str, Any]) -> Html:
+    metrics = [m for m in METRIC_NAMES if m != "loss" and figure(arms(summary)[FEDERATED], m)["value"] is not None]
+    rows = [
+        [arm_name(arm), *(_cell(figure(block, metric)) for metric in metrics)]
+        for arm, block in arms(summary).items()
+        if block.get("global")
+    ]
+    columns = ["model", *(METRIC_NAMES[metric] for metric in metrics)]
+    caption = "all test images together; Brier score and calibration error: smaller is better"
+    return page.section("Every figure of every model", page.table(columns, rows, caption=caption))
+
+
+def _per_class(summary: Mapping[str, Any]) -> Html:
+    block = ((summary.get("global") or {}).get("test") or {}).get("per_class") or {}
+    keys = ("auroc", "auprc", "sensitivity", "specificity", "f1")
+    rows: list[list[object]] = []
+    for name, entry in block.items():
+        count = entry["positives"]
+        mark = "absent" if count == 0 else "few: read with care" if count < FEW_POSITIVES else ""
+        spans = entry.get("intervals") or {}
+        cells = []
+        for key in keys:
+            low, high = spans.get(key) or (None, None)
+            cells.append(_cell({"value": entry[key], "low": low, "high": high}))
+        rows.append([page.stacked(name, mark), count, *cells])
+    columns = ["class", "test images", "AUROC", "AUPRC", "sensitivity", "specificity", "F1"]
+    return (
+        page.table(columns, rows, caption="federated model, all test images, each class against the rest")
+        if rows
+        else Html("")
+    )
+
+
+def _classes(summary: Mapping[str, Any]) -> Html:
+    test = (summary.get("global") or {}).get("test") or {}
+    drawn = []
+    if test.get("confusion"):
+        caption = "Confusion of the federated model, all test images: rows are the truth, shade is the share of a row."
+        drawn.append(page.picture(plots.data_uri(plots.confusion_plot(test["confusion"], summary["classes"])), caption))
+    if test.get("reliability"):
+        caption = (
+            "Calibration on all test images: of what is stated at a probability, how much was right. On the dashed "
+            "line is right; larger points hold more predictions."
+        )
+        drawn.append(page.picture(plots.data_uri(plots.reliability_plot(test["reliability"])), caption))
+    return page.section("Classes and probabilities", page.figures(drawn), _per_class(summary), _calibration(summary))
+
+
+def _calibration(summary: Mapping[str, Any]) -> Html:
+    fitted = summary.get("calibration") or {}
+    if not fitted.get("n"):
+        return Html("")
+    prior = f"{fitted['prior_weight']:g}"
+    if fitted["task"] == "multilabel":
+        centre = number(-fitted["centre"], sign=True, digits=1)
+        form = f"sigmoid({fitted['scale']:.3g} (score {centre}) + {prior} logit(prior))"
+    else:
+        form = f"p ~ exp({fitted['scale']:.3g} score + {prior} log(prior))"
+    said = (
+        f"Probabilities from scores: {form}, fitted on {fitted['n']} validation images from sums that the sites sent "
+        f"(mean negative log-likelihood {number(fitted.get('nll'))} nats)."
+    )
+    return page.paragraph(said, "soft")
+
+
+def _curves(rows: Sequence[Row], metric: str) -> Html:
+    drawn = []
+    for stage in dict.fromkeys(row.stage for row in rows if row.stage):
+        for split, name in (("val", metric), ("train", "loss")):
+            plot = plots.curve_plot(rows, stage, split, name)
+            if plot is not None:
+                what = f"validation {METRIC_NAMES[metric]}" if split == "val" else "training loss"
+                drawn.append(page.picture(plots.data_uri(plot), f"Stage {stage}: {what} by round."))
+    if not drawn:
+        return Html("")
+    note = "The round that is kept is chosen on validation images; test images are read once, at the end."
+    return page.section("Training", page.figures(drawn), page.paragraph(note, "soft"))
+
+
+def _data(summary: Mapping[str, Any]) -> Html:
+    sites = summary.get("sites") or {}
+    counts = {name: block["class_counts"] for name, block in sites.items() if block.get("class_counts")}
+    if not counts:
+        return Html("")
+    plot = plots.counts_plot(counts, summary["classes"])
+    return page.section(
+        "Data", page.picture(plots.data_uri(plot), "Images of each class at each site; an empty cell is none.")
+    )
+
+
+def _how(summary: Mapping[str, Any], config_yaml: str, tables: Tables) -> Html:
+    parts: list[object] = []
+    stages = summary.get("stages") or {}
+    if stages:
+        rows = [
+            [
+                name,
+                s.get("rounds", DASH),
+                s.get("best_round", DASH),
+                s.get("select", DASH),
+                duration(s.get("seconds")),
+                size(s.get("bytes_sent")),
+            ]
+            for name, s in stages.items()
+        ]
+        parts.append(page.table(["stage", "rounds", "round kept", "chosen by", "time", "sent"], rows))
+    for caption, (columns, lines) in tables.items():
+        parts += [Html(f"<h3>{page.text(caption)}</h3>"), page.table(columns, lines)]
+    facts = [["run", summary.get("run", DASH)], ["seed", summary.get("seed", DASH)], ["task", summary["task"]]]
+    facts += [["time", duration(summary.get("seconds"))], ["sent", size(summary.get("bytes_sent"))]]
+    facts += [[name, version] for name, version in (summary.get("versions") or {}).items()]
+    parts += [Html("<h3>Versions and seeds</h3>"), page.table(["what", "value"], facts, words=True)]
+    parts.append(
+        page.details("Configuration (starts the same run again)", Html(f"<pre>{page.text(config_yaml)}</pre>"))
+    )
+    return page.section("How it was made", *parts)
+
+
+def write_report(
+    run_dir: Path,
+    summary: Mapping[str, Any],
+    *,
+    events: Sequence[Event],
+    config_yaml: str,
+    tables: Tables | None = None,
+) -> Path:
+    """Write ``run_dir/report.html``, atomically.
+
+    Args:
+        run_dir: the run's folder.
+        summary: what ``summary.json`` holds (its shape: :mod:`fed_diffmic.reporting.view`); a part that a run did not
+            make is left out of the report.
+        events: of the run, for curves and warnings.
+        config_yaml: the resolved configuration.
+        tables: further tables by caption: headings and rows.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        MachineError: the file cannot be written.
+    """
+    dataset = (summary.get("dataset") or summary.get("run") or "run") if isinstance(summary, Mapping) else "run"
+    title = f"fed_diffmic: {dataset}"
+    top = Html(f'<header class="top"><h1>{page.text(title)}</h1></header>')
+    document = page.page(
+        title,
+        top,
+        page.paragraph(DISCLAIMER, "soft"),
+        _opening(summary, events),
+        _tiles(summary),
+        _results(summary),
+        _classes(summary),
+        _all_figures(summary),
+        _curves(metric_rows(events), MAIN_METRICS[summary["task"]][0]),
+        _data(summary),
+        _how(summary, config_yaml, tables or {}),
+        Html(f"<footer>{page.text(DISCLAIMER)}</footer>"),
+    )
+    return atomic_write(run_dir / "report.html", document.encode())

@@ -1,0 +1,121 @@
+"""Did federating help, whom, and by how much: the sentences that a report opens with.
+
+The rule is the same for every run, so that no run can choose its words. Compared is the test figure of the federated
+model with that of each baseline, as the mean over sites and at each site. ``helped`` (or ``worse``) is said only where
+the 95 % interval of the *paired* difference excludes zero; ``unclear`` where it does not; ``unknown`` where no
+paired interval exists. With many sites, one in twenty of those where nothing changed will be called changed by chance;
+the report says so next to the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fed_diffmic.reporting.view import FEDERATED, LOWER_IS_BETTER, METRIC_NAMES, arms, mean_figure, number, paired
+
+HELPED, WORSE, UNCLEAR, UNKNOWN = "helped", "worse", "unclear", "unknown"
+MAIN_METRICS = {
+    "multiclass": ("auroc_macro", "balanced_accuracy"),
+    "ordinal": ("auroc_macro", "balanced_accuracy", "kappa_quadratic"),
+    "multilabel": ("auroc_macro", "auprc_macro", "balanced_accuracy"),
+}
+_AGAINST = {
+    "pooled": "Against the same model trained on all images in one place",
+    "plain/federated": "Against a plain classifier on the same backbone, federated alike",
+    "guidance": "Against its own guidance network alone (what the diffusion stage added)",
+    "guidance/federated": "Against its own guidance network alone (what the diffusion stage added)",
+}
+
+
+@dataclass(frozen=True)
+class Story:
+    """What the report says first.
+
+    Attributes:
+        verdict: helped, worse, unclear or unknown, over all sites.
+        headline: one sentence.
+        points: what follows, in order.
+    """
+
+    verdict: str
+    headline: str
+    points: tuple[str, ...]
+
+
+def verdict(difference: Mapping[str, Any] | None, metric: str) -> str:
+    """What a paired difference (federated minus baseline) allows to be said."""
+    if difference is None or difference.get("low") is None:
+        return UNKNOWN
+    low, high = difference["low"], difference["high"]
+    if metric in LOWER_IS_BETTER:
+        low, high = -high, -low
+    return HELPED if low > 0 else WORSE if high < 0 else UNCLEAR
+
+
+def _amount(difference: Mapping[str, Any], metric: str) -> str:
+    text = f"{METRIC_NAMES[metric]} {number(difference['value'], sign=True)}"
+    if difference.get("low") is None:
+        return f"{text} (no interval)"
+    low, high = number(difference["low"], sign=True), number(difference["high"], sign=True)
+    return f"{text} (95 % interval {low} to {high})"
+
+
+def _mean_difference(summary: Mapping[str, Any], arm: str, metric: str) -> dict[str, Any] | None:
+    """The paired mean difference, or without an interval the difference of the two means."""
+    found = paired(summary, arm, metric)
+    models = arms(summary)
+    if found is not None or arm not in models:
+        return found
+    ours, theirs = (mean_figure(models[name], metric) for name in (FEDERATED, arm))
+    if ours["value"] is None or theirs["value"] is None or ours.get("sites") != theirs.get("sites"):
+        return None
+    return {"value": ours["value"] - theirs["value"], "low": None, "high": None}
+
+
+def _headline(found: Mapping[str, Any] | None, metric: str, has_local: bool) -> tuple[str, str]:
+    if not has_local:
+        return UNKNOWN, "Whether federating helped cannot be said: this run trained no local baseline to compare with."
+    if found is None:
+        return UNKNOWN, "Whether federating helped cannot be said: too few test images define the figure at the sites."
+    said = verdict(found, metric)
+    amount = f"{_amount(found, metric)}, mean over sites, against each site training alone"
+    opening = {
+        HELPED: "Federating helped",
+        WORSE: "Federating made it worse",
+        UNCLEAR: "No clear difference between federating and training alone",
+        UNKNOWN: "Federating was not shown to help or to harm (no paired interval)",
+    }[said]
+    return said, f"{opening}: {amount}."
+
+
+def _whom(summary: Mapping[str, Any], metric: str) -> list[str]:
+    by_verdict: dict[str, list[str]] = {}
+    for site in sorted(summary.get("sites") or {}):
+        difference = paired(summary, "local", metric, site)
+        said = verdict(difference, metric)
+        amount = "" if difference is None else f" ({number(difference['value'], sign=True)})"
+        by_verdict.setdefault(said, []).append(f"{site}{amount}")
+    words = {
+        HELPED: "Better than alone, beyond chance",
+        WORSE: "Worse than alone, beyond chance",
+        UNCLEAR: "No clear difference",
+        UNKNOWN: "Cannot be said (figure undefined, or no interval)",
+    }
+    return [f"{words[said]}: {', '.join(by_verdict[said])}." for said in words if said in by_verdict]
+
+
+def tell(summary: Mapping[str, Any]) -> Story:
+    """The story of a run, from its ``summary.json``."""
+    metric = MAIN_METRICS[summary["task"]][0]
+    models = arms(summary)
+    found = _mean_difference(summary, "local", metric)
+    said, headline = _headline(found, metric, "local" in models)
+    points = _whom(summary, metric) if "local" in models else ["Add one with baselines=[local]."]
+    for arm, opening in _AGAINST.items():
+        difference = _mean_difference(summary, arm, metric)
+        if difference is not None:
+            words = {HELPED: "better", WORSE: "worse", UNCLEAR: "no clear difference", UNKNOWN: "difference"}
+            points.append(f"{opening}: {words[verdict(difference, metric)]}, {_amount(difference, metric)}.")
+    return Story(said, headline, tuple(points))

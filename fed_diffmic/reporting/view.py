@@ -1,0 +1,132 @@
+"""Reading ``summary.json``: which models were compared, under what name, and how a figure is written in text.
+
+Shape of a summary (docs/figures.md): ``global.{val,test}`` and ``sites.NAME.{val,test}`` hold figures
+(:func:`fed_diffmic.training.metrics.figures`); ``mean.{val,test}`` their mean over sites; ``baselines.ARM`` the same
+three blocks for ``local``, ``pooled`` and ``guidance``, and one level deeper for ``plain``
+(``plain.{federated,local,pooled}``); ``differences.ARM`` the paired difference federated minus that arm
+(:func:`fed_diffmic.training.comparison.difference`), with ``plain/federated`` as the name of a nested arm. Blocks that
+a run did not make are simply not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+FEDERATED = "federated"
+DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+LOWER_IS_BETTER = ("brier", "ece", "loss")
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "f1_macro": "macro F1",
+    "auroc_macro": "macro AUROC",
+    "auprc_macro": "macro AUPRC",
+    "kappa_quadratic": "quadratic kappa",
+    "brier": "Brier score",
+    "ece": "calibration error",
+    "loss": "loss",
+}
+_ARM_NAMES = {
+    FEDERATED: "DiffMIC-v2, federated",
+    "local": "DiffMIC-v2, each site alone",
+    "pooled": "DiffMIC-v2, all data pooled",
+    "plain/federated": "plain classifier, federated",
+    "plain/local": "plain classifier, each site alone",
+    "plain/pooled": "plain classifier, all data pooled",
+    "guidance": "guidance network alone, federated",
+    "guidance/federated": "guidance network alone, federated",
+    "guidance/local": "guidance network alone, each site alone",
+    "guidance/pooled": "guidance network alone, all data pooled",
+}
+_BLOCKS = ("global", "sites", "mean")
+
+
+def arm_name(arm: str) -> str:
+    """An arm in words; one that is not known keeps its own name."""
+    return _ARM_NAMES.get(arm, arm)
+
+
+def arms(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every model of the run by arm, the federated one first, each with its ``global``, ``sites`` and ``mean``."""
+    found = {FEDERATED: {key: summary[key] for key in _BLOCKS if key in summary}}
+    for name, block in (summary.get("baselines") or {}).items():
+        if not isinstance(block, Mapping):
+            continue
+        if any(key in block for key in _BLOCKS):
+            found[name] = dict(block)
+        else:
+            found.update({f"{name}/{inner}": dict(part) for inner, part in block.items() if isinstance(part, Mapping)})
+    return found
+
+
+def figure(block: Mapping[str, Any], metric: str, *, site: str | None = None, split: str = "test") -> dict[str, Any]:
+    """``{value, low, high, n, ...}`` of an arm at a site (``None``: global), or an undefined one if it is not there."""
+    part = (block.get("sites") or {}).get(site) if site is not None else block.get("global")
+    found = ((part or {}).get(split) or {}).get(metric)
+    return (
+        dict(found) if isinstance(found, Mapping) else {"value": None, "low": None, "high": None, "n": 0, "classes": []}
+    )
+
+
+def mean_figure(block: Mapping[str, Any], metric: str, split: str = "test") -> dict[str, Any]:
+    """The mean over sites: as the run measured it, else (without an interval) from the sites' own values."""
+    found = ((block.get("mean") or {}).get(split) or {}).get(metric)
+    if isinstance(found, Mapping):
+        return dict(found)
+    names = sorted(block.get("sites") or {})
+    each = {name: figure(block, metric, site=name, split=split) for name in names}
+    defined = {name: entry["value"] for name, entry in each.items() if entry["value"] is not None}
+    value = sum(defined.values()) / len(defined) if defined else None
+    n = sum(each[name]["n"] for name in defined)
+    return {"value": value, "low": None, "high": None, "n": n, "sites": list(defined)}
+
+
+def paired(summary: Mapping[str, Any], arm: str, metric: str, site: str | None = None) -> dict[str, Any] | None:
+    """Paired difference federated minus ``arm`` on test images (``site=None``: mean over sites), if measured."""
+    block = (summary.get("differences") or {}).get(arm) or {}
+    part = block.get("mean") if site is None else (block.get("sites") or {}).get(site)
+    found = (part or {}).get(metric)
+    return dict(found) if isinstance(found, Mapping) and found.get("value") is not None else None
+
+
+def number(value: float | None, *, sign: bool = False, digits: int = 3) -> str:
+    """A figure in text; a dash for what is undefined; a true minus."""
+    if value is None:
+        return DASH
+    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    if sign and float(text) == 0:
+        text = f"{0:.{digits}f}"
+    return text.replace("-", MINUS)
+
+
+def with_interval(entry: Mapping[str, Any], *, sign: bool = False) -> str:
+    """``0.812 (0.780 to 0.840)``, without the bracket where there is no interval."""
+    text = number(entry.get("value"), sign=sign)
+    if entry.get("value") is None or entry.get("low") is None:
+        return text
+    return f"{text} ({number(entry['low'], sign=sign)} to {number(entry['high'], sign=sign)})"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in words: ``3.1 s``, ``4 min 10 s``, ``2 h 05 min``."""
+    if seconds is None:
+        return DASH
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s" if rest else f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size(count: float | None) -> str:
+    """Bytes in words (powers of 1000)."""
+    if count is None:
+        return DASH
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
