@@ -165,7 +165,7 @@ def _evaluate(arguments: argparse.Namespace, hint: list[str]) -> int:
     _need_file("--manifest", arguments.manifest)
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         raise UsageError(f"--json {arguments.json}: its folder does not exist", "Make that folder.")
-    from simulations.run import evaluate_run
+    from simulations.apply import evaluate_run
 
     evaluate_run(arguments.folder, arguments.manifest, arguments.json)
     return 0
@@ -175,7 +175,7 @@ def _predict(arguments: argparse.Namespace, hint: list[str]) -> int:
     _need_folder("--run", arguments.folder)
     for image in arguments.images:
         _need_file("IMAGE", image)
-    from simulations.run import predict_run
+    from simulations.apply import predict_run
 
     predict_run(arguments.folder, arguments.images)
     return 0

@@ -226,7 +226,12 @@ class StageConfig(_Checked):
     rounds: int | None = option(
         3, "federated rounds; 0 skips the stage; none (stage plain only): guidance plus diffusion", ge=0, le=100_000
     )
-    epochs: int = option(1, "passes over the site's training images in a local update", ge=1, le=1000)
+    epochs: float = option(
+        1.0,
+        "passes over the site's training images in a local update; 0.25 averages four times a pass",
+        gt=0,
+        le=1000,
+    )
     steps: int = option(0, "optimizer steps in a local update; 0: count epochs instead", ge=0, le=1_000_000)
     batch_size: int = option(32, "images in a step", ge=1, le=65536)
     optimizer: str = option(

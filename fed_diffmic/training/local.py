@@ -19,7 +19,7 @@ from fed_diffmic.algorithms.base import Algorithm, Tensors
 from fed_diffmic.config import StageConfig
 from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import augment, normalise
-from fed_diffmic.models.backbones import encoder_parameters
+from fed_diffmic.models.diffmic import encoder_parameters
 from fed_diffmic.seeding import numpy_generator, torch_generator
 from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.features import FeatureStore, all_features, select
@@ -91,7 +91,7 @@ def local_update(
     )
     noise = torch_generator(spec.seed, "noise", *names, device=device)
     order = numpy_generator(spec.seed, "order", *names)
-    steps = cfg.steps or cfg.epochs * math.ceil(len(train) / cfg.batch_size)
+    steps = cfg.steps or max(1, round(cfg.epochs * math.ceil(len(train) / cfg.batch_size)))
     losses = torch.zeros((), device=device)
     parameters = [p for p in module.network.parameters() if p.requires_grad]
     autocast = cfg.amp and torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()

@@ -18,10 +18,8 @@ from torch import nn
 
 from fed_diffmic.algorithms.base import Tensors
 from fed_diffmic.errors import ModelFileError
-from fed_diffmic.models.backbones import encoder_parameters
-from fed_diffmic.models.diffmic import DiffMIC, Features, build_diffmic
+from fed_diffmic.models.diffmic import DiffMIC, Features, build_diffmic, build_guidance
 from fed_diffmic.models.diffusion import diffusion_loss, forward_diffusion
-from fed_diffmic.models.guidance import build_guidance
 from fed_diffmic.models.plain import build_plain
 from fed_diffmic.models.weights import load_pretrained
 from fed_diffmic.seeding import derive_seed
@@ -101,24 +99,9 @@ class DiffusionStage(StageModule):
 
     def __init__(self, spec: RunSpec, stage: str, network: DiffMIC) -> None:
         super().__init__(spec, stage, network)
-        for parameter in network.guidance.parameters():
-            parameter.requires_grad_(False)
         self.features_once = spec.stages.diffusion.encoders == "frozen"
         if self.features_once:
-            frozen = encoder_parameters(network)
-            for name, parameter in network.named_parameters():
-                if name in frozen:
-                    parameter.requires_grad_(False)
-        self.train()
-
-    def train(self, mode: bool = True) -> DiffusionStage:
-        """What is frozen stays in evaluation mode: its statistics are part of what is frozen."""
-        super().train(mode)
-        self.network.guidance.eval()
-        if self.features_once:
-            for encoder in self.network.prior_encoders():
-                encoder.eval()
-        return self
+            network.freeze_encoders()
 
     def inputs(self, images: torch.Tensor) -> Features:
         """Everything in front of the trainable projections (section 2), with or without gradient."""
@@ -142,7 +125,7 @@ class DiffusionStage(StageModule):
         noise = torch.randn((count * draws, channels, side, side), generator=generator, device=device)
         noisy = forward_diffusion(target, t, noise, self.network.alphas_cumprod)
         predicted = self.network.noise(guidance_map, noisy, t, prior)
-        logits = ((features.y_global + features.y_local) / 2).repeat_interleave(draws, dim=0)
+        logits = features.fused.repeat_interleave(draws, dim=0)
         return diffusion_loss(predicted, noise, target, logits, cfg.alpha, cfg.gamma, self.spec.task)
 
     def scores(self, inputs: Any, starts: torch.Tensor) -> torch.Tensor:
