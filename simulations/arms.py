@@ -58,4 +58,6 @@ def arms_of(baselines: Sequence[str], sites: Sequence[str], stages: StagesConfig
 
 def scaled(stages: StagesConfig, factor: float) -> StagesConfig:
     """Every stage's learning rate times ``factor``."""
-    return replace(stages, **{name: replace(getattr(stages, name), lr=getattr(stages, name).lr * factor) for name in STAGES})
+    return replace(
+        stages, **{name: replace(getattr(stages, name), lr=getattr(stages, name).lr * factor) for name in STAGES}
+    )

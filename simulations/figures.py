@@ -107,7 +107,8 @@ def method_figures(
             result["sites"][name][split] = figures_of(part, spec, draws)
         result["global"][split] = figures_of(Predictions.join(list(parts.values())), spec, draws)
         result["mean"][split] = {
-            metric: mean_over_sites([result["sites"][name][split][metric]["value"] for name in sites]) for metric in METRICS
+            metric: mean_over_sites([result["sites"][name][split][metric]["value"] for name in sites])
+            for metric in METRICS
         }
     return result
 

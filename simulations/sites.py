@@ -88,7 +88,9 @@ _LOCK = threading.Lock()
 
 def shared_sites(config: SimulateConfig, run_dir: Path) -> VirtualSites:
     """:func:`build_sites`, kept for the life of the process (the last two)."""
-    key = json.dumps([asdict(config.dataset), asdict(config.partition), config.model.image_side, config.seed, str(run_dir)])
+    key = json.dumps(
+        [asdict(config.dataset), asdict(config.partition), config.model.image_side, config.seed, str(run_dir)]
+    )
     with _LOCK:
         if key not in _BUILT:
             _BUILT[key] = build_sites(config, run_dir)
@@ -107,6 +109,10 @@ def open_virtual_site(context: Any, spec: RunSpec, header: dict[str, Any]) -> Si
     sites = shared_sites(config, Path(str(context.run_config["run-dir"])))
     name = context.node_config.get("site")
     if name is None:
-        names = str(context.run_config.get("sites", "")).split("|") if context.run_config.get("sites") else sorted(sites.sites)
+        names = (
+            str(context.run_config.get("sites", "")).split("|")
+            if context.run_config.get("sites")
+            else sorted(sites.sites)
+        )
         name = names[int(context.node_config["partition-id"])]
     return sites.get(str(name))
