@@ -14,6 +14,7 @@ the file said about the group.
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import typing
@@ -194,7 +195,19 @@ def _put(tree: Tree, parts: list[str], value: Scalar) -> None:
 
 
 def _build(base: str, chosen: dict[str, str], values: Tree) -> SimulateConfig:
-    """Let Hydra compose the options, lay the values over them, build the frozen dataclasses."""
+    """Lay the values over the chosen options and build the frozen dataclasses."""
+    from omegaconf import OmegaConf
+
+    options = values.get("strategy", {}).pop("options", None)
+    merged = OmegaConf.merge(_options(FOLDER, base, tuple(sorted(chosen.items()))), values)
+    if options is not None:  # a mapping replaces the option's mapping rather than mixing with it
+        merged.strategy.options = options
+    return typing.cast(SimulateConfig, OmegaConf.to_object(merged))
+
+
+@functools.lru_cache(maxsize=64)
+def _options(folder: Path, base: str, chosen: tuple[tuple[str, str], ...]) -> Any:
+    """What Hydra makes of the shipped files, never changed by who gets it (a composition takes 0.2 s)."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -205,15 +218,12 @@ def _build(base: str, chosen: dict[str, str], values: Tree) -> SimulateConfig:
     outer = hydra.hydra  # a program around us may use Hydra too: it gets its state back
     hydra.clear()
     try:
-        with initialize_config_dir(str(FOLDER), job_name="fed_diffmic", version_base="1.3"):
-            composed = hydra_compose(base, overrides=[f"{group}={option}" for group, option in chosen.items()])
+        with initialize_config_dir(str(folder), job_name="fed_diffmic", version_base="1.3"):
+            composed = hydra_compose(base, overrides=[f"{group}={option}" for group, option in chosen])
     finally:
         GlobalHydra.instance().hydra = outer
-    options = values.get("strategy", {}).pop("options", None)
-    merged = OmegaConf.merge(composed, values)
-    if options is not None:  # a mapping replaces the option's mapping rather than mixing with it
-        merged.strategy.options = options
-    return typing.cast(SimulateConfig, OmegaConf.to_object(merged))
+    OmegaConf.set_readonly(composed, True)
+    return composed
 
 
 def _register_schemas() -> None:
