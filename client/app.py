@@ -14,7 +14,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client import tasks
-from client.site import Site, log_failure, open_site, site_folder
+from client.site import Site, log_failure, open_data, open_site, site_folder
 from fed_diffmic.exchange.failures import BAD_REQUEST, SiteError, failure_code
 from fed_diffmic.exchange.payload import Limits, Payload, PayloadError
 from fed_diffmic.spec import RunSpec
@@ -46,15 +46,22 @@ def evaluate(message: Message, context: Context) -> Message:
     return answer(message, context, "evaluate", tasks.evaluate)
 
 
-def answer(message: Message, context: Context, kind: str, task: Task) -> Message:
+@app.query("labels")
+def labels(message: Message, context: Context) -> Message:
+    """Which classes and task do your data have."""
+    return answer(message, context, "labels", None)
+
+
+def answer(message: Message, context: Context, kind: str, task: Task | None) -> Message:
     """Do a task and reply; a failure becomes its code and fixed sentence."""
     folder: Path | None = None
     try:
         folder = site_folder(context)
         request = from_record(message.content, LIMITS)
         spec = tasks.check_request(request, kind)
-        site = open_site(context, spec, request.header)
-        return reply_message(task(site, spec, request), message)
+        if spec is None or task is None:
+            return reply_message(tasks.labels(open_data(context, None, request.header), request), message)
+        return reply_message(task(open_site(context, spec, request.header), spec, request), message)
     except tasks.BaseMissingError:
         return reply_message(Payload(tasks.NEED_BASE), message)
     except PayloadError as error:

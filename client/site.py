@@ -21,7 +21,7 @@ from fed_diffmic.exchange.failures import LABELS, SETTINGS, SiteError
 from fed_diffmic.files import append_line
 from fed_diffmic.spec import RunSpec
 
-Source = Callable[[Context, RunSpec, Mapping[str, Any]], SiteData]
+Source = Callable[[Context, Any, Any], SiteData]
 Folder = Callable[[Context], Path]
 
 LOG = "site.log"
@@ -59,7 +59,8 @@ def register_source(source: Source, folder: Folder | None = None) -> None:
     """Say where this process's sites get their data.
 
     Args:
-        source: called for each task with Flower's context, the run's spec and the request's header.
+        source: called for each task with Flower's context, the run's spec (none when only the labels
+            are asked for) and the request's header.
         folder: the site's own folder where ``node_config["site-dir"]`` does not say it.
     """
     _REGISTERED.source = source
@@ -80,15 +81,24 @@ def site_folder(context: Context) -> Path:
     return _REGISTERED.folder(context)
 
 
+def open_data(context: Context, spec: RunSpec | None, header: Mapping[str, Any]) -> SiteData:
+    """The site's data.
+
+    Raises:
+        SiteError: no source is registered.
+    """
+    if _REGISTERED.source is None:
+        raise SiteError(SETTINGS)
+    return _REGISTERED.source(context, spec, header)
+
+
 def open_site(context: Context, spec: RunSpec, header: Mapping[str, Any]) -> Site:
     """The site that this context stands for, with its data.
 
     Raises:
         SiteError: no source is registered, or the site's labels are not the run's.
     """
-    if _REGISTERED.source is None:
-        raise SiteError(SETTINGS)
-    data = _REGISTERED.source(context, spec, header)
+    data = open_data(context, spec, header)
     if tuple(data.classes) != spec.classes or data.task != spec.task:
         raise SiteError(LABELS)
     return Site(

@@ -13,7 +13,7 @@ import torch
 from client.site import Site
 from client.state import SiteStore
 from fed_diffmic.algorithms import Algorithm, Tensors, algorithm_names, build_algorithm
-from fed_diffmic.data.site import Examples
+from fed_diffmic.data.site import Examples, SiteData
 from fed_diffmic.exchange.failures import BAD_MODEL, BAD_REQUEST, DIVERGED, NO_STATE, SiteError
 from fed_diffmic.exchange.payload import Payload, request_name
 from fed_diffmic.files import tensors_digest
@@ -25,9 +25,10 @@ from fed_diffmic.training.stages import StageModule, build_module, exchanged, lo
 
 NEED_BASE = "need_base"
 BASE = "base/"
-COMMON = {"spec": str, "run": str, "arm": str}
-TASK = {**COMMON, "stage": str, "round": int, "site": str, "base": str, "weights": str}
+COMMON: dict[str, type] = {"spec": str, "run": str, "arm": str}
+TASK: dict[str, type] = {**COMMON, "stage": str, "round": int, "site": str, "base": str, "weights": str}
 FIELDS: dict[str, dict[str, type]] = {
+    "labels": {"run": str},
     "query": COMMON,
     "train": {**TASK, "state": str},
     "evaluate": {**TASK, "prior": list, "sums": bool, "split": str},
@@ -39,8 +40,8 @@ class BaseMissingError(Exception):
     """The site does not hold the base that the request names; the coordinator sends it then."""
 
 
-def check_request(request: Payload, kind: str) -> RunSpec:
-    """Header fields and types of a request, and the spec inside it.
+def check_request(request: Payload, kind: str) -> RunSpec | None:
+    """Header fields and types of a request, and the spec inside it (a question for labels has none).
 
     Raises:
         SiteError: the request is not one.
@@ -52,6 +53,8 @@ def check_request(request: Payload, kind: str) -> RunSpec:
         raise SiteError(BAD_REQUEST)
     if any(type(header[name]) is not field for name, field in wanted.items()):
         raise SiteError(BAD_REQUEST)
+    if "spec" not in wanted:
+        return None
     spec = RunSpec.from_json(header["spec"])
     if (spec.run_id, spec.arm) != (header["run"], header["arm"]) or header.get("stage", STAGES[0]) not in STAGES:
         raise SiteError(BAD_REQUEST)
@@ -75,6 +78,12 @@ def describe(site: Site, spec: RunSpec, request: Payload) -> Payload:
         "class_counts": [int(n) for n in counts],
     }
     return Payload("query.reply", header)
+
+
+def labels(data: SiteData, request: Payload) -> Payload:
+    """Classes, in order, and task of the site's data."""
+    header = {"run": request.header["run"], "request": request_name(request.header)}
+    return Payload("labels.reply", {**header, "classes": list(data.classes), "task": data.task})
 
 
 def train(site: Site, spec: RunSpec, request: Payload) -> Payload:

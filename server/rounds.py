@@ -33,7 +33,7 @@ from server.stage import (
 )
 from server.strategy import server_algorithm
 
-FIGURES = ("loss", "auroc_macro", "balanced_accuracy")
+FIGURES = ("loss", "auroc_macro", "balanced_accuracy", "accuracy")
 
 
 def run_federation(
@@ -149,7 +149,7 @@ def run_stage(
             "stage": stage,
             "round": index,
             "loss": weighted_mean(trained, "loss"),
-            "figures": {name: value for name, value in means.items() if value is not None},
+            "mean": {name: value for name, value in means.items() if value is not None},
             "sites": trained,
             "val": figures,
             "missing": {**asked.missing, **evaluated.missing},
@@ -159,7 +159,7 @@ def run_stage(
         }
         state.history.append(facts)
         store.save(state)
-        events.emit("round_done", arm=spec.arm, rounds=rounds, **facts)
+        events.emit("round_done", arm=spec.arm, rounds=rounds, figures=facts["mean"], **facts)
     state.results[stage] = {**progress.frozen, **(progress.best or progress.current)}
     state.progress = None
     store.save(state)

@@ -198,8 +198,8 @@ class Sites:
         """
 
         def ranges(site: Site) -> dict[str, tuple[float, float]]:
-            result = {"auroc_macro": (0.0, 1.0), "balanced_accuracy": (0.0, 1.0), "loss": POSITIVE}
-            result["num_examples"] = (0.0, float(site.images[1]))
+            result = dict.fromkeys(("auroc_macro", "balanced_accuracy", "accuracy"), (0.0, 1.0))
+            result |= {"loss": POSITIVE, "num_examples": (0.0, float(site.images[1]))}
             return {**result, "nll/": POSITIVE} if sums else result
 
         outcome = self._exchange(

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -68,6 +70,17 @@ class FlowerAlgorithm(Algorithm):
                 that cannot be saved.
             RoundError: it returned no weights (for example too few sites for what it assumes).
         """
+        with quiet_flower():
+            return self._aggregate(current, kinds, updates, state, round_index)
+
+    def _aggregate(
+        self,
+        current: Tensors,
+        kinds: Mapping[str, str],
+        updates: Sequence[SiteUpdate],
+        state: Tensors,
+        round_index: int,
+    ) -> tuple[Tensors, Tensors]:
         ordered = sorted(updates, key=lambda u: u.site)
         names = [name for name, kind in kinds.items() if kind == "parameter"]
         strategy, untouched = self._fresh(), self._fresh()
@@ -130,6 +143,18 @@ class FlowerAlgorithm(Algorithm):
                 "For FedProx use strategy=fedprox.",
             )
         return [Message(RecordDict(), dst_node_id=node + 1, message_type=MessageType.TRAIN) for node in range(count)]
+
+
+@contextmanager
+def quiet_flower() -> Iterator[None]:
+    """Keep Flower's own account of each round (nodes it did not choose) off the terminal."""
+    logger = logging.getLogger("flwr")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def load_strategy_class(path: str | None) -> type[Strategy]:

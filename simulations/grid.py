@@ -14,13 +14,32 @@ from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
+from flwr.serverapp import Grid, ServerApp
 
 from fed_diffmic.exchange.failures import UNEXPECTED
 from fed_diffmic.transport.identity import ensure_task_identity, set_message_id
 from fed_diffmic.transport.messages import failure_message
 
 logger = logging.getLogger(__name__)
+
+
+def run_in_process(
+    server_app: ServerApp,
+    client_app: ClientApp,
+    node_configs: Sequence[Mapping[str, Any]],
+    run_config: Mapping[str, Any],
+) -> None:
+    """Run a ServerApp over virtual sites in this process; what it raises comes out as it is.
+
+    Args:
+        server_app: the coordinator's.
+        client_app: what each virtual site runs.
+        node_configs: one mapping a virtual site.
+        run_config: Flower's run configuration, for the coordinator and the sites.
+    """
+    grid = InProcessGrid(client_app, node_configs, run_config)
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=dict(run_config))
+    server_app(grid=grid, context=context)
 
 
 class InProcessGrid(Grid):

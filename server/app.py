@@ -1,0 +1,105 @@
+"""The ServerApp: the same object in process, on Ray, under stock ``flwr run`` and ``flower-server``.
+
+Flower's run configuration holds flat scalars only. These are read:
+
+=============  ====================================================================================
+config-json    resolved configuration (:func:`fed_diffmic.compose.to_json`), or ``overrides``
+spec-json      what all sites have in common; without it, it is made from the configuration
+stages         names separated by commas; without it, ``guidance,diffusion``
+sites          names of the expected sites separated by ``|``; without it, whoever is there
+run-dir        the run's folder
+folder         where this arm's checkpoints and final model lie; without it, ``run-dir``
+=============  ====================================================================================
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fed_diffmic.compose import config_from_run_config
+from fed_diffmic.config import SimulateConfig
+from fed_diffmic.reporting.events import EventLog
+from fed_diffmic.spec import RunSpec, make_spec
+from fed_diffmic.transport.folders import run_dir_of
+from server.checkpoints import CheckpointStore, FinalModel
+from server.labels import agreed_labels
+from server.replies import Events
+from server.rounds import run_federation
+
+STAGES = ("guidance", "diffusion")
+JOIN_S = 300.0
+
+app = ServerApp()
+_SHARED: list[Events] = []
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Train what the run's configuration says; the final model lies in its folder."""
+    run_dir = run_dir_of(context)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if _SHARED:
+        train(grid, context.run_config, run_dir, _SHARED[-1])
+        return
+    with EventLog(run_dir / "events.jsonl") as events:
+        train(grid, context.run_config, run_dir, events)
+
+
+@contextmanager
+def shared_events(events: Events) -> Iterator[None]:
+    """Let the ServerApp of this process write to an open log, with its observers, instead of its own."""
+    _SHARED.append(events)
+    try:
+        yield
+    finally:
+        _SHARED.remove(events)
+
+
+def train(grid: Grid, run_config: Mapping[str, Any], run_dir: Path, events: Events) -> FinalModel:
+    """Run the federation that a flat run configuration describes.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+        RoundError, ModelFileError, MachineError: see :func:`server.rounds.run_federation`.
+    """
+    config = config_from_run_config(run_config)
+    named = str(run_config.get("sites") or "")
+    sites = named.split("|") if named else None
+    text = str(run_config.get("spec-json") or "")
+    spec = RunSpec.from_json(text) if text else spec_of(config, grid, run_dir, events, sites)
+    stages = str(run_config.get("stages") or "") or ",".join(stage for stage in STAGES if wanted(config, stage))
+    return run_federation(
+        grid,
+        spec,
+        CheckpointStore(str(run_config.get("folder") or run_dir)),
+        events,
+        stages=stages.split(","),
+        quorum=config.run.quorum,
+        deadline_s=config.run.deadline_s,
+        sites=sites,
+        join_s=JOIN_S,
+    )
+
+
+def wanted(config: SimulateConfig, stage: str) -> bool:
+    """Whether a stage has rounds, or a file to be used as given."""
+    cfg = getattr(config.stages, stage)
+    return cfg.rounds != 0 or cfg.init is not None
+
+
+def spec_of(config: SimulateConfig, grid: Grid, run_dir: Path, events: Events, sites: list[str] | None) -> RunSpec:
+    """The spec of a run that was not given one; classes that the configuration does not name come from the sites."""
+    classes, task = tuple(config.dataset.classes or ()), config.dataset.task
+    if not classes or task is None:
+        nodes = None if sites is None else len(sites)
+        said, said_task = agreed_labels(grid, events, run=run_dir.name, nodes=nodes, deadline=time.monotonic() + JOIN_S)
+        classes, task = classes or said, task or said_task
+    device = "cpu" if config.run.device == "auto" else config.run.device
+    return make_spec(config, classes=classes, task=task, run_id=run_dir.name, arm="federated", device=device)

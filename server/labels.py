@@ -1,0 +1,63 @@
+"""Asking the sites for their classes and task, where the coordinator's configuration names none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from flwr.serverapp import Grid
+
+from fed_diffmic.errors import RoundError
+from fed_diffmic.exchange.payload import Payload, pack, request_name
+from fed_diffmic.exchange.screening import Expected
+from server.replies import Events, Request, Site, ask
+
+LABELS = "query.labels"
+
+
+def agreed_labels(
+    grid: Grid, events: Events, *, run: str, nodes: int | None, deadline: float, poll_s: float = 0.1
+) -> tuple[tuple[str, ...], str]:
+    """Classes, in order, and task that all sites' data have.
+
+    Args:
+        grid: Flower's.
+        events: where facts go.
+        run: identifier quoted by the replies.
+        nodes: how many nodes are expected; none: all that are there once their number stands still.
+        deadline: monotonic seconds.
+
+    Raises:
+        RoundError: nobody answered in time, or the sites do not agree.
+    """
+    ids = wait_for_nodes(grid, nodes, deadline, poll_s)
+    header = {"run": run}
+    expected = Expected(
+        kind="labels.reply",
+        header={"run": run, "request": request_name(header)},
+        fields={"classes": list, "task": str},
+    )
+    requests = [Request(Site(f"node {i}", i), Payload("labels", header), expected, pack({})) for i in ids]
+    outcome = ask(grid, requests, events, message_type=LABELS, deadline=deadline, facts={}, poll_s=poll_s)
+    found = {(tuple(map(str, r.header["classes"])), r.header["task"]) for r in outcome.replies.values()}
+    if len(found) != 1:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(outcome.missing.items()))
+        raise RoundError(
+            f"{len(found)} different lists of classes came from {len(outcome.replies)} sites ({reasons})",
+            "Name the classes and the task in the configuration: dataset.classes, dataset.task.",
+        )
+    return found.pop()
+
+
+def wait_for_nodes(grid: Grid, nodes: int | None, deadline: float, poll_s: float) -> Sequence[int]:
+    """Node numbers, once there are as many as expected, or their number stands still for a second."""
+    before: list[int] = []
+    while time.monotonic() < deadline:
+        now = sorted(grid.get_node_ids())
+        if now and (now == before if nodes is None else len(now) >= nodes):
+            return now
+        before = now
+        time.sleep(max(0.0, min(poll_s if nodes is not None else 1.0, deadline - time.monotonic())))
+    if before:
+        return before
+    raise RoundError("no site is connected", "Start the sites, then resume the run.")

@@ -1,0 +1,66 @@
+"""The ClientApp of virtual sites: the sites' own ClientApp with a virtual source of data.
+
+Ray sends the app to its actors by pickling it. The class lives here, so that an actor that
+unpickles it imports this module and with it everything that a virtual site needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client.app import app as site_app
+from client.site import Source, register_source
+from fed_diffmic.files import safe_name
+from fed_diffmic.transport.folders import run_dir_of
+from simulations.sites import open_virtual_site
+
+
+class VirtualClientApp(ClientApp):
+    """Runs the sites' ClientApp as one of several virtual sites.
+
+    Args:
+        node_configs: what each node is told beyond Flower's own ``partition-id``, by that number.
+        run_config: what is added to Flower's run configuration.
+        source: where the virtual sites' data come from.
+    """
+
+    def __init__(
+        self,
+        node_configs: Sequence[Mapping[str, Any]] = (),
+        run_config: Mapping[str, Any] | None = None,
+        source: Source = open_virtual_site,
+    ) -> None:
+        super().__init__()
+        self._node_configs = [dict(config) for config in node_configs]
+        self._run_config = dict(run_config or {})
+        self._source = source
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Run the app as the virtual site that ``context`` stands for; Flower's own context stays as it was."""
+        register_source(self._source, virtual_site_folder)
+        number = int(context.node_config.get("partition-id", 0))
+        own = self._node_configs[number] if self._node_configs else {}
+        run_config = {**context.run_config, **self._run_config}
+        inside = Context(
+            run_id=context.run_id,
+            node_id=context.node_id,
+            node_config={**context.node_config, **own},
+            state=context.state,
+            run_config=run_config,
+        )
+        inside.run_config["run-dir"] = str(run_dir_of(inside))
+        return site_app(message=message, context=inside)
+
+
+def virtual_site_folder(context: Context) -> Path:
+    """``<run>/sites/<name or number>``: each virtual site's own folder."""
+    name = context.node_config.get("site", f"partition-{context.node_config.get('partition-id', 0)}")
+    return run_dir_of(context) / "sites" / safe_name(str(name))
+
+
+client_app = VirtualClientApp()
