@@ -82,7 +82,7 @@ def empty_classes(manifest: Manifest, findings: Findings) -> None:
     """Say which classes have no image at all."""
     empty = [name for name, count in zip(manifest.classes, manifest.class_counts(), strict=True) if count == 0]
     if empty:
-        message = f"no image of: {', '.join(empty)}; such a class cannot be learnt and is reported as absent"
+        message = f"no image of: {', '.join(empty)}; figures report such a class as absent"
         findings.add("empty-class", "warning", message, table=manifest.source, field="label", count=len(empty))
 
 

@@ -135,6 +135,8 @@ class Findings:
     def write(self) -> None:
         """Write every finding with every row and image name as CSV to ``path``, mode 0600 (it names patients' images).
 
+        A finding's message stands in its first line only.
+
         Raises:
             MachineError: the file cannot be written.
         """
@@ -153,7 +155,8 @@ def _file_rows(item: Finding) -> list[Sequence[object]]:
     length = max(len(item.rows), len(item.names), 1)
     rows = [*item.rows, *[""] * (length - len(item.rows))]
     names = [*item.names, *[""] * (length - len(item.names))]
+    texts = [item.message, *[""] * (length - 1)]
     return [
-        (item.severity, item.code, item.table, row, item.field, name, item.message)
-        for row, name in zip(rows, names, strict=True)
+        (item.severity, item.code, item.table, row, item.field, name, text)
+        for row, name, text in zip(rows, names, texts, strict=True)
     ]

@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from fed_diffmic.config import SimulateConfig
 from fed_diffmic.data.findings import Findings
@@ -31,7 +33,7 @@ FINDINGS_FILE = "findings.csv"
 _SIZES_SAMPLED = 4000
 _SHEET_COLUMNS = 8
 _SHEET_ROWS = 20
-_UNKNOWN = "(unknown)"
+_UNKNOWN = "unknown"
 
 
 def inspect(
@@ -60,7 +62,11 @@ def inspect(
     data = open_dataset(cfg.dataset, cfg.model.image_side, findings_path=out_dir / FINDINGS_FILE, raise_errors=False)
     sites = dict(partition(data.manifest)) if partition else by_institution(data.manifest)
     what = "site" if partition else "institution"
+    console.print(
+        f"{data.manifest.name} ({data.manifest.task}): images by class and {what}", style="bold", highlight=False
+    )
     console.print(class_table(data.manifest, sites, what))
+    console.print("groups and split", style="bold")
     console.print(facts_table(data.manifest))
     print_findings(data.findings, out_dir / FINDINGS_FILE, console)
     for name, figure, private in (
@@ -84,7 +90,7 @@ def by_institution(manifest: Manifest) -> dict[str, Manifest]:
 
 def class_table(manifest: Manifest, sites: Mapping[str, Manifest], what: str) -> Table:
     """Images of each class at each site."""
-    table = Table(title=f"{manifest.name} ({manifest.task}): images by class and {what}", title_justify="left")
+    table = Table()
     table.add_column("class")
     for name in sites:
         table.add_column(name, justify="right")
@@ -110,7 +116,7 @@ def facts_table(manifest: Manifest) -> Table:
     t = manifest.table
     sizes = t["group"].value_counts().to_numpy()
     known = int((~t["group"].str.startswith(OWN_GROUP)).sum())
-    table = Table(title="groups and split", title_justify="left", show_header=False)
+    table = Table(show_header=False)
     table.add_row("images", f"{len(t):,}")
     table.add_row("groups (patients or lesions, never divided)", f"{len(sizes):,}")
     table.add_row("images whose group is known", f"{known:,}")
@@ -129,14 +135,15 @@ def print_findings(findings: Findings, path: Path, console: Console) -> None:
     if not len(findings):
         console.print("Nothing wrong was found.")
         return
-    table = Table(title="findings", title_justify="left", show_lines=True)
-    for column in ("", "code", "where", "count"):
-        table.add_column(column, justify="right" if column == "count" else "left", no_wrap=column in ("", "code"))
-    table.add_column("what", ratio=1)
+    console.print("findings", style="bold")
     for item in [*findings.errors, *findings.warnings]:
-        style = "red" if item.severity == "error" else "yellow"
-        table.add_row(f"[{style}]{item.severity}", item.code, item.where, f"{item.count:,}", item.message)
-    console.print(table)
+        style = "bold red" if item.severity == "error" else "bold yellow"
+        console.print(
+            Text.assemble((f"  {item.severity} ", style), f"[{item.code}] {item.where}: {item.count:,}"),
+            highlight=False,
+            soft_wrap=True,
+        )
+        console.print(Padding(escape(item.message), (0, 0, 0, 6)), highlight=False)
     console.print(f"Every row and image concerned: {path} (names patients' images: yours alone)", soft_wrap=True)
 
 
@@ -191,8 +198,9 @@ def draw_sizes(manifest: Manifest, side: int) -> Figure:
         axes.annotate(
             f"{width} x {height}: {counts[index]:,}",
             (width, height),
-            xytext=(10, 10),
+            xytext=(-14, -4),
             textcoords="offset points",
+            ha="right",
             fontsize=9,
         )
     top = 1.15 * max(float(sizes.max()), float(side))
@@ -214,31 +222,30 @@ def draw_sizes(manifest: Manifest, side: int) -> Figure:
 
 def draw_contact_sheet(data: OpenDataset, seed: int) -> Figure:
     """One row a class, images drawn at random (seeded) from different groups, as the model sees them (before flips)."""
-    manifest = data.manifest
+    manifest, side = data.manifest, data.cache.image_side
     rng = np.random.default_rng(seed)
-    rows = [(name, _examples(manifest, index, rng)) for index, name in enumerate(manifest.classes[:_SHEET_ROWS])]
-    figure = Figure(figsize=(1.25 * _SHEET_COLUMNS + 1.6, 1.25 * len(rows) + 0.5), layout="constrained")
-    figure.suptitle(
-        f"{manifest.name}: images as the model gets them. Images of patients: do not share.",
-        fontsize=10,
-        x=0.01,
-        ha="left",
-    )
-    grid = figure.subplots(len(rows), _SHEET_COLUMNS, squeeze=False)
-    for (name, index), cells in zip(rows, grid, strict=True):
-        pixels = data.cache.images(manifest.table["row"].to_numpy()[index]).numpy().transpose(0, 2, 3, 1)
-        for column, axes in enumerate(cells):
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-            if column < len(index):
-                axes.imshow(pixels[column], interpolation="nearest")
-        _name_row(cells[0], name, len(index) == 0)
+    names = manifest.classes[:_SHEET_ROWS]
+    gap = max(2, side // 28)
+    step = side + gap
+    sheet = np.full((step * len(names) - gap, step * _SHEET_COLUMNS - gap, 3), 255, dtype=np.uint8)
+    counts = manifest.class_counts()
+    for row in range(len(names)):
+        index = _examples(manifest, row, rng)
+        images = data.cache.images(manifest.table["row"].to_numpy()[index]).numpy().transpose(0, 2, 3, 1)
+        for column, image in enumerate(images):
+            sheet[row * step : row * step + side, column * step : column * step + side] = image
+    figure = Figure(figsize=(1.25 * _SHEET_COLUMNS + 1.8, 1.25 * len(names) + 0.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(sheet, interpolation="antialiased")
+    labels = [f"{name.replace('_', ' ')}\n{count:,} images" for name, count in zip(names, counts, strict=False)]
+    axes.set_yticks([row * step + side / 2 for row in range(len(names))], labels, fontsize=9)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    cut = f", first {_SHEET_ROWS} of {len(manifest.classes)} classes" if len(manifest.classes) > _SHEET_ROWS else ""
+    title = f"{manifest.name}{cut}: images as the model gets them, {side} px. Images of patients: do not share."
+    axes.set_title(title, loc="left", fontsize=10)
     return figure
-
-
-def _name_row(axes: Axes, name: str, empty: bool) -> None:
-    text = name.replace("_", " ") + ("\n(no image)" if empty else "")
-    axes.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=9, labelpad=8)
 
 
 def _examples(manifest: Manifest, index: int, rng: np.random.Generator) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import numpy as np
 from fed_diffmic.config import DatasetConfig
 from fed_diffmic.data.cache import ImageCache, Progress, build_cache
 from fed_diffmic.data.checks import content_codes, empty_classes, group_leak, institution_overlap, settle_duplicates
-from fed_diffmic.data.datasets import get_dataset
+from fed_diffmic.data.datasets import Reader, get_dataset
+from fed_diffmic.data.datasets.table import read_table_of_images
 from fed_diffmic.data.decode import REASONS
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.manifest import Manifest
@@ -64,7 +66,8 @@ def open_dataset(
         DataError: every error found, together; or nothing usable is left.
         MachineError: no space, no permission.
     """
-    return _open(cfg, image_side, findings_path, workers, progress, raise_errors, own_split=True)
+    reader = get_dataset(cfg.name)
+    return _open(reader, cfg, image_side, findings_path, workers, progress, raise_errors)
 
 
 def open_table(
@@ -101,21 +104,22 @@ def open_table(
         classes=list(classes),
         cache_dir=None if cache_dir is None else str(cache_dir),
     )
-    return _open(cfg, image_side, findings_path, workers=0, progress=None, raise_errors=True, own_split=False)
+    reader = partial(read_table_of_images, own_split=False)
+    return _open(reader, cfg, image_side, findings_path, workers=0, progress=None, raise_errors=True)
 
 
 def _open(
+    reader: Reader,
     cfg: DatasetConfig,
     image_side: int,
     findings_path: Path | None,
     workers: int,
     progress: Progress | None,
     raise_errors: bool,
-    own_split: bool,
 ) -> OpenDataset:
     findings = Findings(findings_path)
     try:
-        result = _read_and_check(cfg, image_side, findings, workers, progress, own_split)
+        result = _read_and_check(reader(cfg, findings), cfg, image_side, findings, workers, progress)
         if raise_errors:
             findings.raise_if_errors()
     except FedDiffmicError as error:
@@ -129,11 +133,13 @@ def _open(
 
 
 def _read_and_check(
-    cfg: DatasetConfig, image_side: int, findings: Findings, workers: int, progress: Progress | None, own_split: bool
+    manifest: Manifest,
+    cfg: DatasetConfig,
+    image_side: int,
+    findings: Findings,
+    workers: int,
+    progress: Progress | None,
 ) -> OpenDataset:
-    manifest = get_dataset(cfg.name)(cfg, findings)
-    if not own_split:
-        manifest = manifest.with_table(manifest.table.assign(split=""))
     if len(manifest) == 0:
         findings.add("no-images", "error", "no usable row is left", table=manifest.source, count=0)
         findings.raise_if_errors()

@@ -14,7 +14,6 @@ from fed_diffmic.config import DatasetConfig
 from fed_diffmic.data.datasets import get_dataset, register_dataset
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.manifest import Manifest
-from fed_diffmic.data.phantoms import write_phantoms
 from fed_diffmic.errors import ConfigError, DataError, MachineError
 from fed_diffmic.files import read_json, sync_folder, write_json
 
@@ -83,6 +82,8 @@ def _draw_unless_there(root: Path, wanted: dict[str, object], cfg: DatasetConfig
         raise ConfigError(
             "dataset.root", cfg.root, "a new or empty folder, or one that phantoms were drawn into (dataset=phantoms)"
         )
+    from fed_diffmic.data.phantoms import write_phantoms  # only a run that draws needs the drawing room
+
     draft = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}.part-"))
     try:
         write_phantoms(draft, str(wanted["modality"]), cfg.phantom_images, SEED)

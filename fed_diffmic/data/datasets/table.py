@@ -18,6 +18,7 @@ from fed_diffmic.data.tables import Table, check_filled, read_table
 from fed_diffmic.data.tree import keep_found, root_folder
 from fed_diffmic.errors import DataError
 
+_OPTIONAL = ("patient_id", "institution")
 _DRIVE = re.compile(r"[A-Za-z]:")
 # More distinct labels than this, on more than half of the rows, is a column of names or numbers of patients.
 _MANY_LABELS = 20
@@ -34,8 +35,15 @@ def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
         ConfigError: no such root.
         DataError: no table, or one of which nothing can be used.
     """
+    return read_table_of_images(cfg, findings, own_split=True)
+
+
+def read_table_of_images(cfg: DatasetConfig, findings: Findings, *, own_split: bool) -> Manifest:
+    """As :func:`read`; without ``own_split`` a column ``split`` is passed over, unread."""
     path = _table_file(root_folder(cfg))
-    table = read_table(path, findings, required=("image", "label"), optional=("patient_id", "institution", "split"))
+    table = read_table(
+        path, findings, required=("image", "label"), optional=(*_OPTIONAL, "split") if own_split else _OPTIONAL
+    )
     ungrouped(table.text("patient_id"), table=table.name, field="patient_id", unit="patient", findings=findings)
     splits = split_names(table.text("split"), lines=table.lines, table=table.name, findings=findings)
     task = cfg.task or ("multilabel" if any(SEPARATOR in label for label in table["label"]) else "multiclass")
