@@ -42,13 +42,13 @@ def _dispatch(arguments: list[str], hint: list[str]) -> int:
         check_command(parser, arguments[1:], data_commands, after="data ")
     known, left = parser.parse_known_args(arguments)
     chosen: Parser = known.parser
-    if known.run is None:
-        chosen.print_help()
-        return 0
     if hasattr(known, "settings"):
         known.settings = split_settings(chosen, known.settings, left)
     elif left:
         chosen.error(f"cannot use {' '.join(left)}")
+    if known.run is None:
+        chosen.print_help()
+        return 0
     run: Callable[[argparse.Namespace, list[str]], int] = known.run
     return run(known, hint)
 

@@ -1,0 +1,265 @@
+"""The commands, with the rooms they start replaced; what the rooms do is tested in their own tests."""
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from fed_diffmic import __version__, cli
+from fed_diffmic.compose import compose, to_yaml
+from server import cli as server_cli
+
+
+@pytest.fixture
+def rooms(monkeypatch):
+    """Stand-ins for the rooms; what they were called with."""
+    calls = []
+
+    def room(name, **functions):
+        module = types.ModuleType(name)
+        for function, result in functions.items():
+            setattr(module, function, recorder(function, result))
+        monkeypatch.setitem(sys.modules, name, module)
+
+    def recorder(name, result):
+        def call(*args, **options):
+            calls.append((name, args, options))
+            return result
+
+        return call
+
+    room("simulations.run", simulate={})
+    room("simulations.apply", evaluate_run=None, predict_run=None)
+    room("simulations.sites", with_phantoms=compose(None, ["seed=7"]))
+    room("fed_diffmic.data.inspect", inspect=None)
+    room("fed_diffmic.data.open", open_dataset="opened")
+    room("fed_diffmic.data.phantoms", write_phantoms=None)
+    return calls
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def fails(capsys, *arguments, code=2):
+    capsys.readouterr()
+    assert cli.main(list(arguments)) == code
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    assert out == ""
+    return err
+
+
+def test_help_answers_without_loading_anything_heavy():
+    program = (
+        "import sys; from fed_diffmic import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit as e: assert e.code == 0\n"
+        "heavy = {'torch', 'flwr', 'hydra', 'omegaconf', 'pandas', 'numpy', 'ray', 'timm', 'matplotlib'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    assert "usage: fed-diffmic" in done.stdout
+    assert "not a medical device" in done.stdout
+    assert "HEAVY []" in done.stdout
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out.strip() == f"fed-diffmic {__version__}"
+
+
+def test_nothing_given_shows_the_help(capsys):
+    assert cli.main([]) == 0
+    assert "simulate" in capsys.readouterr().out
+    assert cli.main(["data"]) == 0
+    assert "inspect" in capsys.readouterr().out
+
+
+# --- simulate
+
+
+def test_simulate_starts_the_embedded_default_in_a_folder_of_its_own(rooms, tmp_path):
+    assert cli.main(["simulate"]) == 0
+    [(name, (config,), options)] = rooms
+    assert (name, options) == ("simulate", {"resume": False})
+    assert Path(config.run.dir).parent == tmp_path / "runs"
+    assert config.dataset.name == "phantoms"
+
+
+def test_settings_may_stand_anywhere(rooms, tmp_path):
+    (tmp_path / "c.yaml").write_text("partition: dirichlet\nseed: 1\n")
+    assert cli.main(["simulate", "seed=2", "--config", "c.yaml", "partition.alpha=0.3", "run.dir=a=b"]) == 0
+    config = rooms[0][1][0]
+    assert (config.seed, config.partition.name, config.partition.alpha) == (2, "dirichlet", 0.3)
+    assert config.run.dir == str(tmp_path / "a=b")
+
+
+def test_show_config_prints_what_starts_the_same_run_again(rooms, capsys, tmp_path):
+    assert cli.main(["simulate", "--show-config", "model=compact", "run.dir=r"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    (tmp_path / "saved.yaml").write_text(shown.out)
+    assert cli.main(["simulate", "--config", "saved.yaml"]) == 0
+    assert rooms[0][1][0] == compose(None, ["model=compact", "run.dir=r"])
+
+
+def test_show_config_answers_for_another_machine_and_says_so(rooms, capsys):
+    assert cli.main(["simulate", "--show-config", "dataset=table", "dataset.root=/elsewhere"]) == 0
+    shown = capsys.readouterr()
+    assert "root: /elsewhere" in shown.out
+    assert "would not start here" in shown.err
+    assert rooms == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["partition.alfa=0.3"], ["partition.alfa=0.3", "partition.alpha"]),
+        (["seed=x"], ["seed=x", "a whole number"]),
+        (["stages.guidance.rounds=-1"], ["stages.guidance.rounds=-1", ">= 0"]),
+        (["dataset=table", "dataset.root=/nope"], ["dataset.root=/nope", "an existing folder"]),
+        (["+seed=1"], ["neither be added"]),
+        (["~model"], ["neither be added"]),
+        (["--seed", "3"], ["no option '--seed'", "no dashes"]),
+        (["--seed=3"], ["`seed=value`"]),
+        (["--conf", "x"], ["no option '--conf'"]),
+        (["--config"], ["expected one argument"]),
+        (["--config", "none.yaml"], ["none.yaml", "No such file"]),
+        (["--resume"], ["which run"]),
+        (["--resume", "run.dir=none"], ["there is no run"]),
+        (["model.weights=none.bin"], ["model.weights", "an existing file"]),
+    ],
+)
+def test_mistakes_end_with_exit_code_2_before_any_work(rooms, capsys, arguments, words):
+    err = fails(capsys, "simulate", *arguments)
+    assert all(word in err for word in words), err
+    assert "hydra" not in err.lower()
+    assert rooms == []
+
+
+def test_a_folder_with_a_run_is_refused(rooms, capsys, tmp_path):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "events.jsonl").touch()
+    assert "--resume" in fails(capsys, "simulate", "run.dir=r")
+    assert rooms == []
+
+
+def test_resume_needs_nothing_but_the_folder(rooms, capsys, tmp_path):
+    started = compose(None, ["model=compact", "seed=5", "run.dir=r"])
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "config.yaml").write_text(to_yaml(started))
+    assert cli.main(["simulate", "--resume", "run.dir=r"]) == 0
+    assert rooms.pop() == ("simulate", (started,), {"resume": True})
+    assert cli.main(["simulate", "model=compact", "seed=5", "run.dir=r", "--resume"]) == 0
+    assert rooms.pop() == ("simulate", (started,), {"resume": True})
+    err = fails(capsys, "simulate", "--resume", "run.dir=r", "seed=6")
+    assert "seed=6 is not allowed; allowed: 5, with which the run was started" in err
+    assert rooms == []
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys, tmp_path):
+    module = types.ModuleType("simulations.run")
+
+    def simulate(config, *, resume):
+        raise KeyboardInterrupt
+
+    module.simulate = simulate
+    monkeypatch.setitem(sys.modules, "simulations.run", module)
+    assert f"fed-diffmic simulate --resume run.dir={tmp_path / 'r'}" in fails(capsys, "simulate", "run.dir=r", code=130)
+
+
+# --- the other commands
+
+
+def test_evaluate(rooms, capsys, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "m.csv").touch()
+    assert cli.main(["evaluate", "--run", "run", "--manifest", "m.csv", "--json", "o.json"]) == 0
+    assert rooms.pop() == ("evaluate_run", (Path("run"), Path("m.csv"), Path("o.json")), {})
+    assert cli.main(["evaluate", "--run", "run", "--manifest", "m.csv"]) == 0
+    assert rooms.pop()[1][2] is None
+    assert "--run none" in fails(capsys, "evaluate", "--run", "none", "--manifest", "m.csv")
+    assert "--manifest none" in fails(capsys, "evaluate", "--run", "run", "--manifest", "none")
+    assert "does not exist" in fails(capsys, "evaluate", "--run", "run", "--manifest", "m.csv", "--json", "x/o.json")
+    assert "required: --run, --manifest" in fails(capsys, "evaluate")
+    assert "cannot use more" in fails(capsys, "evaluate", "--run", "run", "--manifest", "m.csv", "more")
+    assert rooms == []
+
+
+def test_predict(rooms, capsys, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "a.png").touch()
+    assert cli.main(["predict", "--run", "run", "a.png", "a.png"]) == 0
+    assert rooms.pop() == ("predict_run", (Path("run"), [Path("a.png")] * 2), {})
+    assert "no such file" in fails(capsys, "predict", "--run", "run", "a.png", "b.png")
+    assert "required" in fails(capsys, "predict", "--run", "run")
+
+
+def test_data_inspect(rooms, capsys, tmp_path):
+    assert cli.main(["data", "inspect", "--out", "look", "seed=7"]) == 0
+    names = [name for name, _, _ in rooms]
+    assert names == ["with_phantoms", "open_dataset", "inspect"]
+    assert rooms[1][2] == {"findings_path": Path("look/findings.csv")}
+    assert rooms[2][1] == ("opened", Path("look"))
+    assert "dataset.root" in fails(capsys, "data", "inspect", "dataset=table")
+
+
+def test_data_purge_removes_decoded_images_only(capsys, tmp_path):
+    cache = tmp_path / "cache" / "images-cache"
+    cache.mkdir(parents=True)
+    (cache / "array.bin").write_bytes(b"x" * 2_000_000)
+    (tmp_path / "cache" / "mine.txt").touch()
+    assert cli.main(["data", "purge", "dataset.cache_dir=cache"]) == 0
+    assert "removed 2.0 MB" in capsys.readouterr().out
+    assert not cache.exists()
+    assert (tmp_path / "cache" / "mine.txt").exists()
+
+
+def test_data_phantoms(rooms, capsys, tmp_path):
+    assert cli.main(["data", "phantoms", "out", "--modality", "chest", "--images", "20", "--shuffle-labels"]) == 0
+    assert rooms.pop() == ("write_phantoms", (Path("out"), "chest", 20, 0), {"sites": 4, "shuffle_labels": True})
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    assert "not an empty folder" in fails(capsys, "data", "phantoms", "full")
+    assert "--images 3" in fails(capsys, "data", "phantoms", "new", "--images", "3")
+    assert "invalid int" in fails(capsys, "data", "phantoms", "new", "--images", "few")
+    assert "brain" in fails(capsys, "data", "phantoms", "new", "--modality", "brain")
+    assert rooms == []
+
+
+def test_options(capsys):
+    assert cli.main(["options", "partition"]) == 0
+    out = capsys.readouterr().out
+    assert "partition.alpha" in out
+    assert "a number > 0" in out
+    assert "model.latent" not in out
+    assert "Did you mean partition?" in fails(capsys, "options", "partitoin")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["simulte"], "Did you mean `fed-diffmic simulate`?"),
+        (["data", "inspct"], "Did you mean `fed-diffmic data inspect`?"),
+        (["xyz"], "simulate, evaluate, predict, data, options, client"),
+        (["--verbose"], "cannot use --verbose"),
+        (["client", "--config", "site.yaml"], "not part of this release"),
+    ],
+)
+def test_commands_that_do_not_exist(capsys, arguments, words):
+    assert words in fails(capsys, *arguments)
+
+
+def test_the_coordinators_command_is_honest(capsys):
+    assert server_cli.main(["--config", "server.yaml", "seed=1"]) == 2
+    assert "not part of this release" in capsys.readouterr().err
+    assert server_cli.main(["--bogus"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
