@@ -182,6 +182,9 @@ class ModelConfig(_Checked):
     latent: int = option(256, "latent channels D (paper 6144)", ge=8, le=65536)
     timesteps: int = option(1000, "diffusion timesteps T in training", ge=10, le=10000)
     sampling_steps: int = option(10, "DDIM steps S at inference", ge=1, le=1000)
+    sampling_starts: int = option(
+        1, "starts of the sampler that are averaged for each image (paper 1): one start is one sample", ge=1, le=1024
+    )
     top_percent: float = option(100.0, "per cent of saliency cells that make the global logit", gt=0, le=100)
     attention: int = option(128, "hidden width of the regions' attention (paper 128)", ge=1, le=4096)
     guidance_backbone: str = option("resnet18", "timm name: global encoder of the guidance network")

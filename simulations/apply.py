@@ -107,7 +107,8 @@ def predict_run(run_dir: Path, images: Sequence[Path]) -> list[dict[str, Any]]:
     if bad:
         raise DataError("; ".join(bad), "Give readable JPEG or PNG files.")
     tensor = normalise(torch.from_numpy(np.stack(pixels)), spec.mean, spec.std)
-    starts = torch.from_numpy(start_draws(np.array(keys, dtype=np.uint64), spec.num_classes, spec.seed))
+    draws = start_draws(np.array(keys, dtype=np.uint64), spec.num_classes, spec.seed, spec.model.sampling_starts)
+    starts = torch.from_numpy(draws)
     predictor.module.eval()
     with torch.no_grad():
         scores = predictor.module.scores(predictor.module.inputs(tensor), starts).double().numpy()

@@ -15,13 +15,14 @@ from fed_diffmic.training.metrics import quick
 from fed_diffmic.training.stages import StageModule
 
 
-def start_draws(keys: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
-    """The sampler's uniform start for each image, ``(N, 2, C)`` float32 in ``[0, 1)``.
+def start_draws(keys: np.ndarray, num_classes: int, seed: int, starts: int = 1) -> np.ndarray:
+    """The sampler's uniform starts for each image, ``(N, starts, 2, C)`` float32 in ``[0, 1)``.
 
     Drawn from (seed, image key) alone, so a prediction does not depend on what is predicted with it.
     """
-    draws = [numpy_generator(seed, "start", int(key)).random((2, num_classes), dtype=np.float32) for key in keys]
-    return np.stack(draws) if draws else np.zeros((0, 2, num_classes), np.float32)
+    shape = (starts, 2, num_classes)
+    draws = [numpy_generator(seed, "start", int(key)).random(shape, dtype=np.float32) for key in keys]
+    return np.stack(draws) if draws else np.zeros((0, *shape), np.float32)
 
 
 @torch.no_grad()
@@ -35,7 +36,9 @@ def predict_scores(
     """Scores ``(N, C)`` float64 in the order of the examples, in evaluation mode."""
     torch.set_num_threads(module.spec.threads)
     module.to(device).eval()
-    starts = torch.from_numpy(start_draws(examples.keys, module.spec.num_classes, module.spec.seed)).to(device)
+    spec = module.spec
+    draws = start_draws(examples.keys, spec.num_classes, spec.seed, spec.model.sampling_starts)
+    starts = torch.from_numpy(draws).to(device)
     features = None
     if module.features_once and len(examples):
         features = all_features(module, examples, device, store, key)

@@ -71,7 +71,7 @@ class StageModule(nn.Module):
         raise NotImplementedError
 
     def scores(self, inputs: Any, starts: torch.Tensor) -> torch.Tensor:
-        """Scores ``(B, C)``; ``starts`` ``(B, 2, C)`` uniform draws (the sampler's start, section 7)."""
+        """Scores ``(B, C)``; ``starts`` ``(B, N, 2, C)`` uniform draws (the sampler's ``N`` starts, section 7)."""
         raise NotImplementedError
 
 
@@ -129,8 +129,15 @@ class DiffusionStage(StageModule):
         return diffusion_loss(predicted, noise, target, logits, cfg.alpha, cfg.gamma, self.spec.task)
 
     def scores(self, inputs: Any, starts: torch.Tensor) -> torch.Tensor:
-        """The sampler's mean over the grid (section 7)."""
-        return self.network.sample(inputs, starts[:, 0], starts[:, 1]).mean
+        """The sampler's mean over the grid (section 7) and over the starts.
+
+        One start gives one sample of the label; where an image is ambiguous, the mean over several
+        is nearer to the probability (``model.sampling_starts``).
+        """
+        count = starts.shape[1]
+        features: Features = type(inputs)(*(column.repeat_interleave(count, dim=0) for column in inputs))
+        flat = starts.flatten(0, 1)
+        return self.network.sample(features, flat[:, 0], flat[:, 1]).mean.unflatten(0, (-1, count)).mean(dim=1)
 
 
 def build_module(spec: RunSpec, stage: str) -> StageModule:
