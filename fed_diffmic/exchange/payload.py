@@ -107,13 +107,13 @@ def pack(tensors: Tensors) -> Packed:
     Raises:
         PayloadError: a name or a dtype that :func:`decode` would refuse (a defect of the sender).
     """
-    arrays = {}
+    arrays, travelling = {}, {}
     for name, value in tensors.items():
         _check(TENSOR_NAME.fullmatch(name) is not None, "a tensor's name is not allowed")
         _check(value.dtype.name in DTYPES, "a tensor's dtype is not allowed")
-        little = np.asarray(value, dtype=value.dtype.newbyteorder("<"), order="C")
+        travelling[name] = little = np.asarray(value, dtype=value.dtype.newbyteorder("<"), order="C")
         arrays[name] = WireArray(value.dtype.name, tuple(int(n) for n in value.shape), little.tobytes())
-    return Packed(arrays, tensors_digest(tensors), sum(len(a.data) for a in arrays.values()))
+    return Packed(arrays, tensors_digest(travelling), sum(len(a.data) for a in arrays.values()))
 
 
 def encode(payload: Payload, packed: Packed | None = None) -> Wire:
