@@ -75,7 +75,7 @@ def check_backbone_name(name: str, key: str) -> None:
         try:
             get_pretrained_cfg(name)
         except RuntimeError:
-            tags = [n for n in timm.list_pretrained(f"{architecture}.*")]
+            tags = timm.list_pretrained(f"{architecture}.*")
             raise ConfigError(
                 key, name, f"{architecture} without a tag, or one of {', '.join(tags) or 'no tag'}"
             ) from None
@@ -87,7 +87,7 @@ def _info(name: str, side: int, plain: bool, overrides: tuple[tuple[str, Any], .
     if getattr(get_pretrained_cfg(name), "fixed_input_size", False):
         arguments["img_size"] = side
     with torch.device("meta"):
-        net = timm.create_model(name, num_classes=0, **arguments)
+        net: Any = timm.create_model(name, num_classes=0, **arguments)
         if not plain and type(net) is VisionTransformer and net.has_class_token and net.num_prefix_tokens == 1:
             arguments.update(class_token=False, no_embed_class=True, global_pool="avg")
     features = list(net.feature_info)
@@ -158,7 +158,7 @@ class Encoder(nn.Module):
         self.patch = info.patch
         self.arguments = dict(info.arguments)
         self.index = None if whole else info.index(stride)
-        self.net = timm.create_model(name, num_classes=0, **info.arguments)
+        self.net: Any = timm.create_model(name, num_classes=0, **info.arguments)
         if self.index is None:
             self.width = int(
                 self.net.head_hidden_size if hasattr(self.net, "head_hidden_size") else self.net.num_features
@@ -176,7 +176,7 @@ class Encoder(nn.Module):
         self.net.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``(N, 3, side, side)`` to a feature map ``(N, W, side/stride, side/stride)``, or ``(N, W)`` if whole."""
+        """Images ``(N, 3, side, side)`` to a map ``(N, W, side/stride, side/stride)``, or ``(N, W)`` if whole."""
         if self.index is None:
             features: Tensor = self.net(images)
             return features

@@ -72,14 +72,13 @@ def _check_windows(cfg: ModelConfig, grid: int) -> None:
     if count >= cfg.regions:
         return
     window = window_side(cfg.crop, grid, cfg.image_side)
-    stride = round(cfg.image_side / grid)
+    asked = f"K={cfg.regions} at H={cfg.image_side} (model.image_side), stride {round(cfg.image_side / grid)}"
     raise ConfigError(
         "model.regions",
         cfg.regions,
-        f"at most {count} (K={cfg.regions} regions asked for, but with H=model.image_side={cfg.image_side} and features at stride {stride} "
-        f"(model.feature_stride={cfg.feature_stride}) the saliency grid has {grid} x {grid} cells and, for a crop of {cfg.crop} px, "
-        f"{count} windows of {window} x {window} cells)",
-        "Raise model.image_side, use model.feature_stride=16, or lower model.regions or model.crop.",
+        f"at most {count}: {asked} (model.feature_stride={cfg.feature_stride}) and a crop of {cfg.crop} px "
+        f"(model.crop) give a {grid} x {grid} grid with {count} windows of {window} x {window} cells",
+        "Raise model.image_side, lower model.feature_stride (16), model.regions or model.crop.",
     )
 
 

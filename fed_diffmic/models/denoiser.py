@@ -29,9 +29,9 @@ class DenoiserBlock(nn.Module):
         self.conv = nn.Linear(channels_in, latent)
         self.timestep_table = nn.Embedding(timesteps + 1, latent)
         self.norm = row_norm(norm, latent)
-        # Uniform over [0, 1), not torch's normal: a factor that is mostly of one sign keeps the
-        # block's features alike from step to step before the table has learned anything.
-        nn.init.uniform_(self.timestep_table.weight)
+        # Ones: at first all timesteps share one network. Torch's normal draw makes each of the T rows a
+        # network of its own, which a few thousand steps cannot teach (benchmarks/timestep_table.py).
+        nn.init.ones_(self.timestep_table.weight)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Cells ``(B, N, channels_in)`` at timesteps ``(B, N)`` to ``(B, N, D)``."""

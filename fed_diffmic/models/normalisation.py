@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+from timm.layers.norm_act import GroupNormAct
 from torch import nn
-from timm.layers import GroupNormAct
 from torch.nn.modules.batchnorm import _BatchNorm
 
 LARGEST_GROUP_COUNT = 8
@@ -63,8 +65,8 @@ def _group_norm_like(old: _BatchNorm) -> nn.GroupNorm:
         new = GroupNormAct(
             channels, group_count(channels), eps=old.eps, affine=old.affine, apply_act=False, device=device
         )
-        new.act = old.act
-        new.drop = getattr(old, "drop", nn.Identity())
+        new.act = cast(nn.Module, old.act)
+        new.drop = cast(nn.Module, getattr(old, "drop", nn.Identity()))
     else:
         new = nn.GroupNorm(group_count(channels), channels, eps=old.eps, affine=old.affine, device=device)
     if old.affine:

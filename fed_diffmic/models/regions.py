@@ -114,6 +114,6 @@ class RegionSearch(nn.Module):
         return picked.reshape(batch, channels, self.regions, self.crop, self.crop).transpose(1, 2)
 
     def forward(self, images: Tensor, saliency: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``images (B, 3, H, H)``, ``saliency (B, C, G, G)`` to cells, pixels ``(B, K, 2)`` and crops ``(B, K, 3, c, c)``."""
+        """Images ``(B, 3, H, H)`` and saliency ``(B, C, G, G)`` to cells, pixels ``(B, K, 2)`` and crops."""
         cells, pixels = self.search(saliency)
         return cells, pixels, self.cut(images, pixels)

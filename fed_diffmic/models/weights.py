@@ -23,19 +23,18 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.layers import resample_abs_pos_embed
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from fed_diffmic.config import ModelConfig
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.models.backbones import Encoder
+from fed_diffmic.models.normalisation import batch_norms
 
 log = logging.getLogger(__name__)
 
 EFFICIENTSAM_PREFIX = "image_encoder."
 _SHOWN = 4
-_SAME_NETWORK = 0.5
-"""A file with more than this share of an encoder's tensor names is meant for it: a misfit is then an error."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,6 @@ class _Fit:
     @property
     def fits(self) -> bool:
         return not (self.missing or self.shapes or self.foreign)
-
-    @property
-    def meant(self) -> bool:
-        """Most of the encoder's names are in the file: it is this network, or a close relative."""
-        return len(self.state) + len(self.shapes) > _SAME_NETWORK * (
-            len(self.state) + len(self.shapes) + len(self.missing)
-        )
 
     def describe(self) -> str:
         parts = [
@@ -112,8 +104,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         KeyError,
         OSError,
     ) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ModelFileError(
-            f"{path} is neither a safetensors file nor a state dict of plain tensors ({str(error).splitlines()[0][:200]})",
+            f"{path} is neither a safetensors file nor a state dict of plain tensors ({reason})",
             "Save it again as safetensors, or with torch.save(model.state_dict(), ...).",
         ) from error
     for key in ("model", "state_dict"):
@@ -151,7 +144,10 @@ def _match(encoder: Encoder, tensors: Mapping[str, Tensor]) -> _Fit:
     """Compare a file's tensors with an encoder's, position tables resampled."""
     prefix = EFFICIENTSAM_PREFIX if any(k.startswith(EFFICIENTSAM_PREFIX) for k in tensors) else ""
     own = encoder.net.state_dict()
-    state, shapes, foreign, ignored = {}, [], [], []
+    state: dict[str, Tensor] = {}
+    shapes: list[str] = []
+    foreign: list[str] = []
+    ignored: list[str] = []
     for key, value in tensors.items():
         name = key.removeprefix(prefix)
         if not key.startswith(prefix) or name not in own:
@@ -241,9 +237,12 @@ def load_pretrained(module: nn.Module, cfg: ModelConfig) -> list[Loaded]:
         what each encoder took from local files.
 
     Raises:
-        ModelFileError: a file that is unreadable, fits no encoder, or is nearly but not quite one's.
+        ModelFileError: a file that is unreadable or fits no encoder.
     """
     encoders = {name: m for name, m in module.named_modules() if isinstance(m, Encoder)}
+    fresh = not cfg.pretrained and cfg.weights is None
+    if fresh and cfg.encoder_norm == "frozen" and any(map(batch_norms, encoders.values())):
+        log.warning("model.encoder_norm=frozen without pretrained weights: batch norm stays at mean 0, variance 1")
     if cfg.pretrained:
         for name, encoder in encoders.items():
             _load_published(encoder, name)
@@ -258,13 +257,13 @@ def load_pretrained(module: nn.Module, cfg: ModelConfig) -> list[Loaded]:
 def _load_shared(encoders: Mapping[str, Encoder], path: str) -> list[Loaded]:
     tensors = read_weights(path)
     fits = {name: _match(encoder, tensors) for name, encoder in encoders.items()}
-    for name, fit in fits.items():
-        if fit.meant and not fit.fits:
-            raise _misfit(path, name, encoders[name], fit)
     loaded = [_take(encoders[name], fit, name) for name, fit in fits.items() if fit.fits]
     if not loaded:
         closest = max(fits, key=lambda name: len(fits[name].state))
         raise _misfit(path, closest, encoders[closest], fits[closest])
+    others = sorted(set(fits) - {item.encoder for item in loaded})
+    if others:
+        log.info("model.weights is of another network than %s, which keep their own weights", ", ".join(others))
     return loaded
 
 
