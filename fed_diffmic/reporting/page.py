@@ -29,7 +29,8 @@ section, .story { background: #fff; border: 1px solid var(--line); border-radius
 .story.worse { border-left-color: #d55e00; }
 .story p.headline { font-size: 1.25rem; line-height: 1.4; font-weight: 600; margin: 0 0 .5rem; }
 .story ul { margin: .3rem 0 0; padding-left: 1.2rem; }
-.notice { border: 1px solid #e0b050; background: #fff8e6; border-radius: 8px; padding: .6rem 1rem; margin: .8rem 0; }
+.notice { border: 1px solid #e0b050; background: #fff8e6; border-radius: 8px; padding: .6rem 1rem; margin: .8rem 0;
+  max-width: none; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .8rem; margin: 1rem 0; }
 .tile { background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: .7rem .9rem; }
 .tile b { display: block; font-size: 1.45rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
@@ -45,9 +46,13 @@ caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
 th, td { text-align: right; padding: .35rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; vertical-align: bottom; }
 th:first-child, td:first-child, .words th, .words td { text-align: left; }
-td:first-child { font-weight: 500; position: sticky; left: 0; background: #fff; max-width: 16rem;
+td:first-child { font-weight: 500; position: sticky; left: 0; background: #fff; max-width: 16rem; white-space: normal;
   overflow-wrap: break-word; }
-td small { display: block; white-space: nowrap; }
+td { white-space: nowrap; }
+th small, td small { display: block; font-weight: 400; }
+td:first-child small { white-space: normal; }
+.words td { white-space: normal; overflow-wrap: anywhere; }
+.figures + .scroll, details { margin-top: 1rem; }
 tr.sum td { background: #f2f6fa; font-weight: 600; }
 tr.sum td small { font-weight: 400; }
 pre { background: var(--back); border: 1px solid var(--line); border-radius: 6px; padding: .8rem; font-size: .8rem;
@@ -73,7 +78,7 @@ footer { color: var(--soft); font-size: .9rem; padding: .5rem 0 2rem; }
   .scroll { overflow: visible; }
   table { font-size: 8pt; }
   th, td { padding: .2rem .35rem; }
-  td small { white-space: normal; }
+  td, td small { white-space: normal; }
   td:first-child { position: static; }
   tr, figure, .tile { break-inside: avoid; }
   h2, h3 { break-after: avoid; }
@@ -89,7 +94,7 @@ class Html(str):
 
 def text(value: object) -> Html:
     """``value`` as it may stand between tags."""
-    return value if isinstance(value, Html) else Html(escape(str(value)))
+    return value if isinstance(value, Html) else Html(escape(str(value)).replace(" %", "&nbsp;%"))
 
 
 def join(parts: Iterable[object]) -> Html:

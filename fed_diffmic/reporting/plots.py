@@ -201,8 +201,7 @@ def counts_plot(counts: Mapping[str, Mapping[str, int]], classes: Sequence[str])
     table = np.array([[int(counts[site].get(name, 0)) for name in classes] for site in sites])
     shade = np.log1p(table) / max(1.0, float(np.log1p(table).max(initial=0)))
     texts = np.where(table > 0, table.astype(str), "")
-    drawing, ax = _matrix(shade, texts, sites, list(classes))
-    ax.set_title("images of each class at each site")
+    drawing, _ = _matrix(shade, texts, sites, list(classes))
     return drawing
 
 

@@ -30,7 +30,7 @@ DISCLAIMER = "For research. Not a medical device: nothing here may be used to di
 FEW_POSITIVES = 10
 Tables = Mapping[str, tuple[Sequence[str], Sequence[Sequence[object]]]]
 _SIGNS = {HELPED: "\N{BLACK UP-POINTING TRIANGLE} better", WORSE: "\N{BLACK DOWN-POINTING TRIANGLE} worse"}
-_SIGNS |= {UNCLEAR: "no clear difference", UNKNOWN: "cannot be said"}
+_SIGNS |= {UNCLEAR: "unclear", UNKNOWN: "cannot be said"}
 
 
 def _cell(entry: Mapping[str, Any] | None, *, sign: bool = False) -> Html:
@@ -87,10 +87,10 @@ def _absent(entry: Mapping[str, Any], classes: Sequence[str]) -> str:
 def _site_table(summary: Mapping[str, Any], metric: str) -> Html:
     models = arms(summary)
     others = [arm for arm in models if arm != FEDERATED]
-    columns: list[object] = ["site", page.stacked("images", "train / val / test"), "federated"]
+    columns: list[object] = [page.stacked("site", "train / val / test images"), "federated"]
     local = "local" in models
     if local:
-        columns += ["difference to alone", "says"]
+        columns += ["difference to alone", "verdict"]
     columns += [arm_name(arm).removeprefix("DiffMIC-v2, ") for arm in others]
 
     def line(name: str, sizes: str, site: str | None, mean: bool) -> list[object]:
@@ -98,10 +98,12 @@ def _site_table(summary: Mapping[str, Any], metric: str) -> Html:
             return mean_figure(models[arm], metric) if mean else figure(models[arm], metric, site=site)
 
         own = get(FEDERATED)
-        cells: list[object] = [page.stacked(name, "" if mean else _absent(own, summary["classes"])), sizes, _cell(own)]
+        under = ", ".join(part for part in (sizes, "" if mean else _absent(own, summary["classes"])) if part)
+        cells: list[object] = [page.stacked(name, under), _cell(own)]
         if local:
-            gap = paired(summary, "local", metric, site) if mean or site is not None else None
-            cells += [_cell(gap, sign=True), _SIGNS[verdict(gap, metric)] if mean or site is not None else ""]
+            gap = paired(summary, "local", metric, site)
+            compared = mean or site is not None  # the union of all sites has no paired difference of its own
+            cells += [_cell(gap, sign=True), _SIGNS[verdict(gap, metric)]] if compared else ["", ""]
         return [*cells, *(_cell(get(arm)) for arm in others)]
 
     sites = summary.get("sites") or {}
@@ -123,11 +125,16 @@ def _results(summary: Mapping[str, Any]) -> Html:
             if gap is not None:
                 said = f"Federated minus alone, {METRIC_NAMES[metric]}, on the same test images of each site."
                 drawn.append(page.picture(plots.data_uri(gap), said))
-            said = f"{METRIC_NAMES[metric]} at each site, federated and baselines; whiskers are 95 % intervals."
+            said = (
+                f"Test {METRIC_NAMES[metric]} at each site, federated and baselines; the whiskers are 95 % intervals."
+            )
             drawn.append(page.picture(plots.data_uri(plots.site_plot(summary, metric)), said))
     parts: list[object] = [page.figures(drawn)]
     for metric in metrics:
-        parts += [Html(f"<h3>{page.text(METRIC_NAMES[metric].capitalize())}</h3>"), _site_table(summary, metric)]
+        parts += [
+            Html(f"<h3>{page.text(METRIC_NAMES[metric][0].upper() + METRIC_NAMES[metric][1:])}</h3>"),
+            _site_table(summary, metric),
+        ]
     note = (
         "Intervals come from a bootstrap over groups (patients, lesions). A difference is paired: both models on the "
         "same resamples. Each is a 95 % interval of its own; among many sites, one in twenty without any true "
@@ -223,7 +230,7 @@ def _data(summary: Mapping[str, Any]) -> Html:
         return Html("")
     plot = plots.counts_plot(counts, summary["classes"])
     return page.section(
-        "Data", page.picture(plots.data_uri(plot), "Images of each class at each site; an empty cell is none.")
+        "Data", page.picture(plots.data_uri(plot), "Training images of each class at each site; an empty cell is none.")
     )
 
 

@@ -109,11 +109,11 @@ def with_interval(entry: Mapping[str, Any], *, sign: bool = False) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds in words: ``3.1 s``, ``4 min 10 s``, ``2 h 05 min``."""
+    """Seconds in words: ``3.1 s`` (whole numbers stay whole), ``4 min 10 s``, ``2 h 05 min``."""
     if seconds is None:
         return DASH
     if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+        return f"{seconds:.1f} s" if seconds < 10 and not isinstance(seconds, int) else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s" if rest else f"{minutes} min"

@@ -1,0 +1,109 @@
+"""The figures show what the summary holds: points are read back from the drawings."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fed_diffmic.reporting import plots
+from fed_diffmic.reporting.curves import Row, metric_rows
+from fed_diffmic.reporting.events import Event
+
+
+def drawn(figure: Any) -> list[float]:
+    """x of every single marker."""
+    return [float(line.get_xdata()[0]) for line in figure.axes[0].lines if len(line.get_xdata()) == 1]
+
+
+def labels(axis: Any) -> list[str]:
+    """Tick labels of an axis."""
+    return [tick.get_text() for tick in axis.get_ticklabels()]
+
+
+def test_site_plot_has_every_value(summary: dict[str, Any]) -> None:
+    found = plots.site_plot(summary, "auroc_macro")
+    blocks = [
+        summary,
+        *(summary["baselines"][arm] for arm in ("local", "pooled")),
+        summary["baselines"]["plain"]["federated"],
+    ]
+    expected = [b["mean"]["test"]["auroc_macro"]["value"] for b in blocks]
+    expected += [b["sites"][s]["test"]["auroc_macro"]["value"] for b in blocks for s in summary["sites"]]
+    assert sorted(drawn(found)) == pytest.approx(sorted(expected))
+    assert labels(found.axes[0].yaxis) == ["mean over sites", *sorted(summary["sites"])]
+
+
+def test_difference_plot_is_symmetric_about_zero(summary: dict[str, Any]) -> None:
+    found = plots.difference_plot(summary, "local", "auroc_macro")
+    assert found is not None
+    block = summary["differences"]["local"]
+    expected = [
+        block["mean"]["auroc_macro"]["value"],
+        *(block["sites"][s]["auroc_macro"]["value"] for s in sorted(block["sites"])),
+    ]
+    assert drawn(found) == pytest.approx(expected)
+    left, right = found.axes[0].get_xlim()
+    assert left == -right
+    assert plots.difference_plot({**summary, "differences": {}}, "local", "auroc_macro") is None
+
+
+def test_curves_have_a_line_an_arm_and_sites_share_a_name(events: list[Event]) -> None:
+    rows = metric_rows(events)
+    found = plots.curve_plot(rows, "guidance", "val", "auroc_macro")
+    assert found is not None and len(found.axes[0].lines) == 4
+    assert [t.get_text() for t in found.legends[0].texts] == [
+        "DiffMIC-v2, federated",
+        "DiffMIC-v2, all data pooled",
+        "DiffMIC-v2, each site alone",
+    ]
+    expected = [
+        r.value
+        for r in rows
+        if r[:2] == ("pooled", "guidance") and (r.split, r.metric, r.site) == ("val", "auroc_macro", "global")
+    ]
+    assert found.axes[0].lines[1].get_ydata().tolist() == expected
+    assert plots.curve_plot(rows, "guidance", "val", "kappa_quadratic") is None
+
+
+def test_rounds_are_drawn_in_order_whatever_the_order_of_events() -> None:
+    rows = [Row("federated", "plain", r, "global", "val", "auroc_macro", r / 10) for r in (3, 1, 2)]
+    found = plots.curve_plot(rows, "plain", "val", "auroc_macro")
+    assert found is not None and found.axes[0].lines[0].get_xdata().tolist() == [1, 2, 3]
+
+
+def test_matrices_show_every_count(summary: dict[str, Any]) -> None:
+    table = summary["global"]["test"]["confusion"]
+    texts = [t.get_text() for t in plots.confusion_plot(table, summary["classes"]).axes[0].texts]
+    assert texts == [str(v) if v else "" for row in table for v in row]
+    counts = {"b": {"x": 3}, "a": {"x": 0, "y": 12}}
+    found = plots.counts_plot(counts, ["x", "y"]).axes[0]
+    assert [t.get_text() for t in found.texts] == ["", "12", "3", ""] and labels(found.yaxis) == ["a", "b"]
+    assert len(plots.confusion_plot(np.zeros((3, 3)), ["a", "b", "c"]).axes[0].texts) == 9  # no image at all
+
+
+def test_reliability(summary: dict[str, Any]) -> None:
+    bins = summary["global"]["test"]["reliability"]
+    points = plots.reliability_plot(bins).axes[0].collections[0].get_offsets()
+    assert np.asarray(points) == pytest.approx(np.array([[b["confidence"], b["frequency"]] for b in bins]))
+
+
+def test_names_are_never_markup_and_bytes_never_change() -> None:
+    counts = {"$\\frac{1}{2$": {"<b>&$x^2$": 4}, "Zürich": {}}
+    first, second = (plots.data_uri(plots.counts_plot(counts, ["<b>&$x^2$"])) for _ in range(2))
+    assert first == second
+    assert b"<svg" in base64.b64decode(first.split(",")[1])
+
+
+def test_many_sites_still_fit(make_summary: Callable[..., dict[str, Any]], summary: dict[str, Any]) -> None:
+    many = {f"site-{k:03d}": summary["sites"]["rosendahl"] for k in range(200)}
+    found = plots.site_plot({**summary, "sites": many, "baselines": {}}, "auroc_macro")
+    assert len(labels(found.axes[0].yaxis)) == plots.MOST_ROWS + 1
+
+
+def test_arms_differ_in_colour_and_in_marker() -> None:
+    looks = list(plots.LOOK.values())
+    assert len({color for color, _, _ in looks}) == len(looks) == len({marker for _, marker, _ in looks})

@@ -1,0 +1,85 @@
+"""What a person reads while a run goes on, on a terminal and in a log."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from fed_diffmic.reporting.events import EventLog
+from fed_diffmic.reporting.progress import PlainProgress, RichProgress, make_progress
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def small_run(log: EventLog) -> None:
+    """Two of three rounds at two sites."""
+    log.emit("arm_started", arm="federated")
+    log.emit("stage_started", stage="guidance", rounds=3)
+    for r, seconds in ((1, 4.0), (2, 2.0)):
+        log.emit("round_started", stage="guidance", round=r, rounds=3, sites=["a", "b"])
+        for site in ("a", "b"):
+            log.emit("site_done", stage="guidance", round=r, site=site, seconds=1.0, loss=0.5, bytes=10)
+        log.emit(
+            "round_done", stage="guidance", round=r, rounds=3, figures={"auroc_macro": 0.812}, loss=0.5, seconds=seconds
+        )
+
+
+def test_plain_lines() -> None:
+    out = io.StringIO()
+    log = EventLog(None, [PlainProgress(out)])
+    small_run(log)
+    log.emit("warning", code="site", message="b was late")
+    log.emit("stage_done", stage="guidance", best_round=2)
+    log.emit("run_done", seconds=75.2)
+    assert out.getvalue().splitlines() == [
+        "[federated] guidance round 1/3: 2 of 2 sites, validation macro AUROC 0.812, loss 0.500, 4.0 s, "
+        "about 8 s left in this stage",
+        "[federated] guidance round 2/3: 2 of 2 sites, validation macro AUROC 0.812, loss 0.500, 2.0 s, "
+        "about 3 s left in this stage",
+        "warning: b was late",
+        "[federated] guidance: kept round 2, the best on validation",
+        "run done in 1 min 15 s",
+    ]
+
+
+def test_missing_sites_and_undefined_figures_are_said_as_they_are() -> None:
+    out = io.StringIO()
+    log = EventLog(None, [PlainProgress(out)])
+    log.emit("stage_started", stage="plain", rounds=1)
+    log.emit("round_started", stage="plain", round=1, rounds=1, sites=3)
+    log.emit("site_done", site="a")
+    log.emit(
+        "round_done", stage="plain", round=1, rounds=1, figures={"auroc_macro": None}, loss=float("nan"), seconds=90
+    )
+    assert out.getvalue() == "[federated] plain round 1/1: 1 of 3 sites, 1 min 30 s\n"
+
+
+def test_bars_on_a_terminal(emit: Callable[[EventLog], None]) -> None:
+    out = Terminal()
+    with EventLog(None, [RichProgress(Console(file=out, force_terminal=True, width=110))]) as log:
+        small_run(log)
+        shown = out.getvalue()
+        log.emit("warning", code="x", message="[red]not markup[/red]")
+    assert "federated · guidance" in shown and "round 2/3" in shown and "\x1b[?25l" in shown
+    assert "[red]not markup[/red]" in out.getvalue()
+    assert out.getvalue().rindex("\x1b[?25h") > out.getvalue().rindex("\x1b[?25l")  # the cursor is given back
+    whole = Terminal()
+    with EventLog(None, [RichProgress(Console(file=whole, force_terminal=True, width=110))]) as log:
+        emit(log)
+    assert "run done in 23 min 25 s" in whole.getvalue() and "warning" not in whole.getvalue()
+
+
+def test_the_display_fits_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert isinstance(make_progress(Terminal()), RichProgress)
+    assert isinstance(make_progress(io.StringIO()), PlainProgress)
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(make_progress(Terminal()), PlainProgress)

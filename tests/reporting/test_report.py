@@ -1,0 +1,159 @@
+"""The report: one file that asks for nothing, escapes what is data, and prints the summary's own numbers."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fed_diffmic.errors import MachineError
+from fed_diffmic.reporting.events import Event
+from fed_diffmic.reporting.report import DISCLAIMER, write_report
+from fed_diffmic.reporting.view import MINUS, number
+
+
+class Parsed(HTMLParser):
+    """Tags with attributes, visible text, and whether every tag was closed in order."""
+
+    VOID = ("meta", "img")
+
+    def __init__(self, document: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.said: list[str] = []
+        self.feed(document)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.said.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.said).split())
+
+
+def render(folder: Path, summary: dict[str, Any], events: list[Event], **kwargs: Any) -> tuple[str, Parsed]:
+    """Write and read back."""
+    path = write_report(folder, summary, events=events, config_yaml=kwargs.pop("config_yaml", "seed: 3"), **kwargs)
+    assert path == folder / "report.html"
+    document = path.read_text(encoding="utf-8")
+    parsed = Parsed(document)
+    assert not parsed.open
+    return document, parsed
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, summary: dict[str, Any], events: list[Event]) -> tuple[str, Parsed]:
+    """The report of the synthetic run."""
+    tables = {"Learning-rate grid": (["arm", "factor"], [["local", 0.3]])}
+    return render(tmp_path_factory.mktemp("report"), summary, events, tables=tables)
+
+
+def test_nothing_is_fetched_and_nothing_runs(whole: tuple[str, Parsed]) -> None:
+    document, parsed = whole
+    for tag, attributes in parsed.tags:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "form", "base")
+        for name, value in attributes.items():
+            assert not name.startswith("on") and name not in ("href", "srcset", "action")
+            assert name != "src" or (value or "").startswith("data:image/svg+xml;base64,")
+    style = document[document.index("<style>") : document.index("</style>")]
+    assert "url(" not in style and "@import" not in style
+    policy = [a["content"] for t, a in parsed.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    assert len(document) < 3_000_000
+
+
+def test_story_figures_and_disclaimer_come_first(whole: tuple[str, Parsed], summary: dict[str, Any]) -> None:
+    text = whole[1].text
+    assert (
+        text.index(DISCLAIMER)
+        < text.index("Federating helped")
+        < text.index("Who gained")
+        < text.index("How it was made")
+    )
+    assert text.count("Not a medical device") == 2
+    pictures = [a for t, a in whole[1].tags if t == "img"]
+    assert len(pictures) == 2 + 2 + 6 + 1 and all(a["alt"] for a in pictures)
+
+
+def test_every_site_s_figures_are_the_summary_s(whole: tuple[str, Parsed], summary: dict[str, Any]) -> None:
+    document = whole[0]
+    for site in summary["sites"]:
+        row = re.search(rf"<tr><td>{site}<small>(.*?)</tr>", document, re.DOTALL)
+        assert row is not None
+        own, local = (b["sites"][site]["test"]["auroc_macro"] for b in (summary, summary["baselines"]["local"]))
+        gap = summary["differences"]["local"]["sites"][site]["auroc_macro"]
+        for entry in (own, local):
+            assert f"{entry['value']:.3f}<small>{entry['low']:.3f} to {entry['high']:.3f}</small>" in row[1]
+        assert f"{number(gap['value'], sign=True)}<small>" in row[1]
+    assert "without df" in document  # rosendahl has none
+
+
+def test_absent_and_rare_classes_are_marked(
+    make_summary: Callable[..., dict[str, Any]], whole: tuple[str, Parsed]
+) -> None:
+    assert re.search(r"<td>df<small>few: read with care</small></td>", whole[0])
+
+
+def test_names_and_configuration_are_escaped(tmp_path: Path, summary: dict[str, Any]) -> None:
+    evil = "<script>alert('x')</script> & \"co\""
+    bad = copy.deepcopy(summary)
+    bad["classes"][0] = bad["dataset"] = bad["run"] = evil
+    for split in [bad["global"]["test"]]:
+        split["per_class"] = {evil: split["per_class"]["akiec"]}
+    bad["sites"] = {evil: bad["sites"]["rosendahl"]}
+    warning = [{"kind": "warning", "message": evil}]
+    document, parsed = render(tmp_path, bad, warning, config_yaml=f"x: {evil}", tables={evil: ([evil], [[evil]])})
+    assert "<script" not in document and parsed.text.count("<script>alert('x')</script>") >= 8
+
+
+@pytest.mark.parametrize("task", ["ordinal", "multilabel"])
+def test_other_tasks(
+    tmp_path: Path, make_summary: Callable[..., dict[str, Any]], events: list[Event], task: str
+) -> None:
+    _, parsed = render(tmp_path, make_summary(task), events)
+    assert ("Quadratic kappa" in parsed.text) == (task == "ordinal")
+    assert ("Macro AUPRC" in parsed.text) == (task == "multilabel")
+    assert ("Confusion of the federated model" in parsed.text) == (task == "ordinal")
+    assert (f"sigmoid(3.67 (score {MINUS}0.5) + 0.25 logit(prior))" in parsed.text) == (task == "multilabel")
+
+
+def test_a_run_without_baselines_or_end(tmp_path: Path, summary: dict[str, Any]) -> None:
+    bare = {key: summary[key] for key in ("task", "classes", "global", "sites", "run", "seed")}
+    bare["calibration"] = {**summary["calibration"], "at_edge": True}
+    bare["status"] = "interrupted"
+    _, parsed = render(tmp_path, bare, [{"kind": "warning", "message": "site-3 missed round 2"}])
+    for said in (
+        "not finished (status: interrupted)",
+        "no local baseline",
+        "edge of its grid",
+        "site-3 missed round 2",
+    ):
+        assert said in parsed.text
+    nothing = {"status": "failed", "task": "multiclass", "classes": ["a", "b"], "run": "r"}
+    assert "status: failed" in render(tmp_path, nothing, [])[1].text
+
+
+def test_same_run_same_bytes_and_whole_or_not_at_all(
+    tmp_path: Path, summary: dict[str, Any], events: list[Event]
+) -> None:
+    first = render(tmp_path, summary, events)[0]
+    assert render(tmp_path, summary, events)[0] == first
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+    with pytest.raises(MachineError):
+        write_report(tmp_path / "missing", summary, events=[], config_yaml="")

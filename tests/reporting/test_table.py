@@ -1,0 +1,97 @@
+"""The table that a run ends with, and how figures are written."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from fed_diffmic.reporting.table import print_summary
+from fed_diffmic.reporting.view import (
+    DASH,
+    MINUS,
+    arm_name,
+    arms,
+    duration,
+    figure,
+    mean_figure,
+    number,
+    size,
+    with_interval,
+)
+
+
+def printed(summary: dict[str, Any], path: Path | str = "runs/x/report.html", width: int = 140) -> str:
+    out = io.StringIO()
+    print_summary(summary, path, Console(file=out, width=width))
+    return out.getvalue()
+
+
+def test_table_holds_global_mean_sites_and_baselines(summary: dict[str, Any]) -> None:
+    lines = printed(summary).splitlines()
+    for site in summary["sites"]:
+        line = next(line for line in lines if site in line)
+        assert str(summary["sites"][site]["n_test"]) in line
+        assert with_interval(summary["sites"][site]["test"]["auroc_macro"]) in line
+        for arm in ("local", "pooled", "guidance"):
+            assert number(summary["baselines"][arm]["sites"][site]["test"]["auroc_macro"]["value"]) in line
+        plain = summary["baselines"]["plain"]["federated"]["sites"][site]["test"]["auroc_macro"]["value"]
+        assert number(plain) in line
+    assert any(
+        "mean over sites" in line and number(summary["mean"]["test"]["auroc_macro"]["value"]) in line for line in lines
+    )
+    assert any("Not a medical device" in line for line in lines)
+
+
+def test_path_is_never_broken_and_names_are_not_markup(summary: dict[str, Any]) -> None:
+    path = "/a/" + "very-long-folder/" * 12 + "report.html"
+    sites = {"[red]st. mary[/red]": summary["sites"]["rosendahl"]}
+    out = printed({**summary, "sites": sites, "baselines": {}}, path)
+    assert f"Report: {path}\n" in out and "[red]st. mary[/red]" in out
+
+
+def test_undefined_figures_are_a_dash(summary: dict[str, Any]) -> None:
+    out = printed({"task": "multiclass", "classes": ["a"], "sites": {"a": {}, "b": {}}})
+    assert "nan" not in out.lower() and DASH in out
+
+
+def test_arms_are_flattened(summary: dict[str, Any]) -> None:
+    assert list(arms(summary)) == ["federated", "local", "pooled", "plain/federated", "guidance"]
+    assert arm_name("plain/federated") == "plain classifier, federated" and arm_name("mine") == "mine"
+    assert figure({}, "ece") == {"value": None, "low": None, "high": None, "n": 0, "classes": []}
+
+
+def test_mean_without_measurement_has_no_interval(summary: dict[str, Any]) -> None:
+    block = {"sites": summary["sites"]}
+    found = mean_figure(block, "auroc_macro")
+    assert found["value"] == pytest.approx(summary["mean"]["test"]["auroc_macro"]["value"]) and found["low"] is None
+    assert found["sites"] == sorted(summary["sites"])
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (number(0.81249), "0.812"),
+        (number(-0.0349, sign=True), f"{MINUS}0.035"),
+        (number(-0.0001, sign=True), "0.000"),
+        (number(None), DASH),
+        (with_interval({"value": 0.5, "low": 0.25, "high": 0.75}), "0.500 (0.250 to 0.750)"),
+        (with_interval({"value": 0.5, "low": None, "high": None}), "0.500"),
+        (with_interval({"value": None, "low": None}), DASH),
+        (duration(3.14), "3.1 s"),
+        (duration(59.7), "60 s"),
+        (duration(8), "8 s"),
+        (duration(250), "4 min 10 s"),
+        (duration(7500), "2 h 05 min"),
+        (duration(None), DASH),
+        (size(999), "999 B"),
+        (size(96_500_000), "96.5 MB"),
+        (size(2.5e15), "2500.0 TB"),
+        (size(None), DASH),
+    ],
+)
+def test_words(call: str, text: str) -> None:
+    assert call == text
