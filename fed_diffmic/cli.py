@@ -110,7 +110,9 @@ def _add_data_commands(data: Parser) -> list[str]:
         command.set_defaults(run=run, parser=command)
         return command
 
-    inspect = add("inspect", _inspect, "findings, counts, sizes and a contact sheet")
+    inspect = add(
+        "inspect", _inspect, "findings, counts by class and institution (or site, with partition=...), pictures"
+    )
     _add_settings(inspect)
     inspect.add_argument("--out", type=Path, default=Path("inspect"), metavar="DIR", help="folder for the pictures")
 
@@ -142,6 +144,9 @@ def _simulate(arguments: argparse.Namespace, hint: list[str]) -> int:
         _warn_if_unstartable(config, arguments.resume)
         return 0
     check_start(config, resume=arguments.resume)
+    from fed_diffmic.models.checks import check_model_config
+
+    check_model_config(config.model)
     config = with_run_dir(config)
     hint.append(f"resume with: fed-diffmic simulate --resume run.dir={config.run.dir}")
     from simulations.run import simulate
@@ -182,21 +187,23 @@ def _predict(arguments: argparse.Namespace, hint: list[str]) -> int:
 
 
 def _inspect(arguments: argparse.Namespace, hint: list[str]) -> int:
-    from fed_diffmic.compose import compose
+    from fed_diffmic.compose import compose, mentions
     from fed_diffmic.config_checks import check_start
 
     config = compose(arguments.config, arguments.settings)
     check_start(config, resume=False)
     from fed_diffmic.data.inspect import inspect
-    from fed_diffmic.data.open import open_dataset
+    from simulations.partitioners import partition
     from simulations.sites import with_phantoms
 
     out: Path = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
-    config = with_phantoms(config, out)
-    opened = open_dataset(config.dataset, config.model.image_side, findings_path=out / "findings.csv")
-    inspect(opened, out)
-    return 0
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    by_site = mentions("partition", arguments.config, arguments.settings)
+    return inspect(
+        with_phantoms(config, out),
+        out,
+        partition=(lambda manifest: partition(manifest, config.partition, config.seed)) if by_site else None,
+    )
 
 
 def _purge(arguments: argparse.Namespace, hint: list[str]) -> int:
@@ -204,8 +211,9 @@ def _purge(arguments: argparse.Namespace, hint: list[str]) -> int:
 
     config = compose(arguments.config, arguments.settings)
     from fed_diffmic.data.cache_files import purge
+    from fed_diffmic.data.open import cache_folder
 
-    folder = Path(config.dataset.cache_dir or Path.home() / ".cache" / "fed_diffmic")
+    folder = cache_folder(config.dataset)
     print(f"removed {purge(folder) / 1e6:,.1f} MB of decoded images from {folder}")
     return 0
 

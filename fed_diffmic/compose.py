@@ -30,7 +30,7 @@ from fed_diffmic.config_text import Scalar, Tree, UnknownKeyError, nearest_keys,
 from fed_diffmic.errors import ConfigError, UsageError
 from fed_diffmic.spec import parse_dataclass
 
-__all__ = ["compose", "compose_text", "config_from_run_config", "group_options", "to_json", "to_yaml"]
+__all__ = ["compose", "compose_text", "config_from_run_config", "group_options", "mentions", "to_json", "to_yaml"]
 
 FOLDER = Path(next(iter(configs.__path__))).absolute()
 GROUPS = tuple(f.name for f in fields(SimulateConfig) if is_dataclass(typing.get_type_hints(SimulateConfig)[f.name]))
@@ -70,6 +70,14 @@ def compose_text(
     config = _build(base, chosen, values)
     check_consistency(config)
     return config
+
+
+def mentions(group: str, config_file: Path | None, overrides: Sequence[str]) -> bool:
+    """Whether a user said anything about a group, in the file or on the command line."""
+    tree = {} if config_file is None else parse_text(_read(config_file), str(config_file))
+    return (isinstance(tree, dict) and group in tree) or any(
+        override.partition("=")[0].partition(".")[0].strip() == group for override in overrides
+    )
 
 
 def to_json(config: SimulateConfig) -> str:

@@ -10,109 +10,17 @@ channels, ``T`` training timesteps, ``S`` sampling steps.
 
 from __future__ import annotations
 
-import math
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
-from fed_diffmic.errors import ConfigError
+from fed_diffmic.fields import Checked, option
 
 BASELINES = ("local", "pooled", "plain")
 SELECT_METRICS = ("auroc_macro", "balanced_accuracy", "loss")
 
 
-def option(
-    default: Any = MISSING,
-    doc: str = "",
-    *,
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    lt: float | None = None,
-    choices: tuple[str, ...] | None = None,
-    path: bool = False,
-    factory: Any = MISSING,
-) -> Any:
-    """Declare one configuration field with its documentation and what it may hold.
-
-    Args:
-        default: value when nothing is said.
-        doc: meaning, unit and source.
-        ge, gt, le, lt: bounds of a number (of each element, for a list).
-        choices: the strings allowed (for each element, for a list).
-        path: a file or folder; ``~`` is expanded and it is made absolute when read.
-        factory: for mutable defaults.
-    """
-    metadata = {"doc": doc, "ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "path": path}
-    if factory is not MISSING:
-        return field(default_factory=factory, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-_WORDS = {
-    "int": ("a whole number", "whole numbers"),
-    "float": ("a number", "numbers"),
-    "bool": ("true or false", "true or false"),
-    "str": ("text (not empty)", "texts (not empty)"),
-}
-
-
-def allowed_text(f: Field[Any]) -> str:
-    """What a field may hold, in words, for messages and documentation."""
-    m = f.metadata
-    kind = str(f.type)
-    null = " or null" if kind.endswith("| None") else ""
-    kind = kind.removesuffix("| None").strip()
-    many = kind.startswith("list[")
-    if m.get("choices"):
-        one_of = ", ".join(m["choices"])
-        return f"a list of any of {one_of}{null}" if many else one_of + null
-    if kind.startswith("dict["):
-        return f"a mapping of names to values{null}"
-    if m.get("path"):
-        return f"a path{null}"
-    words = _WORDS[kind.removeprefix("list[").removesuffix("]")][many]
-    bounds = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
-    limits = " and ".join(f"{sign} {_plain(m[key])}" for key, sign in bounds if m.get(key) is not None)
-    text = f"{words} {limits}" if limits else words
-    return f"a list of {text}{null}" if many else text + null
-
-
-def _plain(number: float) -> str:
-    """``number`` without an exponent where it is whole."""
-    return str(int(number)) if float(number).is_integer() else f"{number:g}"
-
-
-def check_value(f: Field[Any], value: object, key: str) -> None:
-    """Raise :class:`ConfigError` naming ``key`` if ``value`` is outside what ``f`` declares."""
-    m = f.metadata
-    items = value if isinstance(value, (list, tuple)) else [value]
-    for item in items:
-        if item is None:
-            continue
-        if m.get("choices") and item not in m["choices"]:
-            raise ConfigError(key, value, allowed_text(f))
-        if isinstance(item, (int, float)) and not isinstance(item, bool):
-            outside = (
-                not math.isfinite(item)
-                or (m.get("ge") is not None and item < m["ge"])
-                or (m.get("gt") is not None and item <= m["gt"])
-                or (m.get("le") is not None and item > m["le"])
-                or (m.get("lt") is not None and item >= m["lt"])
-            )
-            if outside:
-                raise ConfigError(key, value, allowed_text(f))
-
-
-class _Checked:
-    """Mixin: ranges hold for every object that exists, however it was built."""
-
-    def __post_init__(self) -> None:
-        for f in fields(self):  # type: ignore[arg-type]
-            check_value(f, getattr(self, f.name), f.name)
-
-
 @dataclass(frozen=True)
-class DatasetConfig(_Checked):
+class DatasetConfig(Checked):
     """Group ``dataset``: which published layout, where it lies, what is common to all sites."""
 
     name: str = option(
@@ -169,7 +77,7 @@ class DatasetConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class ModelConfig(_Checked):
+class ModelConfig(Checked):
     """Group ``model``: the DiffMIC-v2 network (Yang et al. 2025); presets paper, compact, tiny."""
 
     name: str = option("compact", "preset this started from", choices=("paper", "compact", "tiny"))
@@ -223,7 +131,7 @@ class ModelConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class StageConfig(_Checked):
+class StageConfig(Checked):
     """One stage: how long, how each site's local update runs, how the best round is chosen."""
 
     rounds: int | None = option(
@@ -270,7 +178,7 @@ class StageConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class StagesConfig(_Checked):
+class StagesConfig(Checked):
     """Group ``stages``: guidance, then diffusion with the guidance frozen; plain is the baseline."""
 
     guidance: StageConfig = field(default_factory=StageConfig)
@@ -285,7 +193,7 @@ class StagesConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class StrategyConfig(_Checked):
+class StrategyConfig(Checked):
     """Group ``strategy``: what the server does with the updates, what sites add to theirs."""
 
     name: str = option("fedavg", "federated algorithm", choices=("fedavg", "fedprox", "flower"))
@@ -301,7 +209,7 @@ class StrategyConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class PartitionConfig(_Checked):
+class PartitionConfig(Checked):
     """Group ``partition``: how one data set is divided over virtual sites; groups stay whole."""
 
     name: str = option("iid", "partitioner", choices=("institution", "iid", "dirichlet"))
@@ -313,7 +221,7 @@ class PartitionConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class RunConfig(_Checked):
+class RunConfig(Checked):
     """Group ``run``: where results go and how this machine is used."""
 
     dir: str | None = option(None, "folder of the run; none: runs/<date>-<dataset>-<digest>", path=True)
@@ -333,7 +241,7 @@ class RunConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class SimulateConfig(_Checked):
+class SimulateConfig(Checked):
     """Everything that ``fed-diffmic simulate`` needs; saved resolved as config.yaml in the run."""
 
     seed: int = option(0, "seed of partition, split, initial weights, batches, noise", ge=0, lt=2**31)

@@ -16,8 +16,9 @@ from typing import Any
 import yaml
 
 from fed_diffmic.compose import FOLDER, GROUPS, compose, group_options
-from fed_diffmic.config import SimulateConfig, allowed_text
+from fed_diffmic.config import SimulateConfig
 from fed_diffmic.errors import UsageError
+from fed_diffmic.fields import allowed_text
 
 _INTRO = """# Configuration
 

@@ -33,8 +33,9 @@ def rooms(monkeypatch):
     room("simulations.run", simulate={})
     room("simulations.apply", evaluate_run=None, predict_run=None)
     room("simulations.sites", with_phantoms=compose(None, ["seed=7"]))
-    room("fed_diffmic.data.inspect", inspect=None)
-    room("fed_diffmic.data.open", open_dataset="opened")
+    room("fed_diffmic.data.inspect", inspect=3)
+    room("fed_diffmic.models.checks", check_model_config=None)
+    room("simulations.partitioners", partition={})
     room("fed_diffmic.data.phantoms", write_phantoms=None)
     return calls
 
@@ -88,7 +89,8 @@ def test_nothing_given_shows_the_help(capsys):
 
 def test_simulate_starts_the_embedded_default_in_a_folder_of_its_own(rooms, tmp_path):
     assert cli.main(["simulate"]) == 0
-    [(name, (config,), options)] = rooms
+    [(check, (model,), _), (name, (config,), options)] = rooms
+    assert (check, model) == ("check_model_config", config.model)
     assert (name, options) == ("simulate", {"resume": False})
     assert Path(config.run.dir).parent == tmp_path / "runs"
     assert config.dataset.name == "phantoms"
@@ -97,7 +99,7 @@ def test_simulate_starts_the_embedded_default_in_a_folder_of_its_own(rooms, tmp_
 def test_settings_may_stand_anywhere(rooms, tmp_path):
     (tmp_path / "c.yaml").write_text("partition: dirichlet\nseed: 1\n")
     assert cli.main(["simulate", "seed=2", "--config", "c.yaml", "partition.alpha=0.3", "run.dir=a=b"]) == 0
-    config = rooms[0][1][0]
+    config = rooms[-1][1][0]
     assert (config.seed, config.partition.name, config.partition.alpha) == (2, "dirichlet", 0.3)
     assert config.run.dir == str(tmp_path / "a=b")
 
@@ -108,7 +110,7 @@ def test_show_config_prints_what_starts_the_same_run_again(rooms, capsys, tmp_pa
     assert shown.err == ""
     (tmp_path / "saved.yaml").write_text(shown.out)
     assert cli.main(["simulate", "--config", "saved.yaml"]) == 0
-    assert rooms[0][1][0] == compose(None, ["model=compact", "run.dir=r"])
+    assert rooms[-1][1][0] == compose(None, ["model=compact", "run.dir=r"])
 
 
 def test_show_config_answers_for_another_machine_and_says_so(rooms, capsys):
@@ -160,12 +162,13 @@ def test_resume_needs_nothing_but_the_folder(rooms, capsys, tmp_path):
     assert rooms.pop() == ("simulate", (started,), {"resume": True})
     assert cli.main(["simulate", "model=compact", "seed=5", "run.dir=r", "--resume"]) == 0
     assert rooms.pop() == ("simulate", (started,), {"resume": True})
+    rooms.clear()
     err = fails(capsys, "simulate", "--resume", "run.dir=r", "seed=6")
     assert "seed=6 is not allowed; allowed: 5, with which the run was started" in err
     assert rooms == []
 
 
-def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys, tmp_path):
+def test_ctrl_c_says_how_to_go_on(rooms, monkeypatch, capsys, tmp_path):
     module = types.ModuleType("simulations.run")
 
     def simulate(config, *, resume):
@@ -203,13 +206,18 @@ def test_predict(rooms, capsys, tmp_path):
     assert "required" in fails(capsys, "predict", "--run", "run")
 
 
-def test_data_inspect(rooms, capsys, tmp_path):
-    assert cli.main(["data", "inspect", "--out", "look", "seed=7"]) == 0
-    names = [name for name, _, _ in rooms]
-    assert names == ["with_phantoms", "open_dataset", "inspect"]
-    assert rooms[1][2] == {"findings_path": Path("look/findings.csv")}
-    assert rooms[2][1] == ("opened", Path("look"))
+def test_data_inspect(rooms, capsys):
+    assert cli.main(["data", "inspect", "--out", "look", "seed=7"]) == 3
+    (name, (config, out), options) = rooms.pop()
+    assert (name, config.seed, out, options) == ("inspect", 7, Path("look"), {"partition": None})
+    assert cli.main(["data", "inspect", "partition=iid"]) == 3
+    (name, (config, out), options) = rooms.pop()
+    assert out == Path("inspect")
+    assert options["partition"]("manifest") == {}
+    assert rooms.pop() == ("partition", ("manifest", compose(None, []).partition, 0), {})
+    rooms.clear()
     assert "dataset.root" in fails(capsys, "data", "inspect", "dataset=table")
+    assert rooms == []
 
 
 def test_data_purge_removes_decoded_images_only(capsys, tmp_path):

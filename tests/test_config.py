@@ -15,11 +15,10 @@ from fed_diffmic.config import (
     SimulateConfig,
     StageConfig,
     StrategyConfig,
-    allowed_text,
-    option,
 )
 from fed_diffmic.config_text import all_keys
 from fed_diffmic.errors import ConfigError
+from fed_diffmic.fields import allowed_text, option
 
 GROUPS = [DatasetConfig, ModelConfig, StageConfig, StrategyConfig, PartitionConfig, RunConfig]
 
