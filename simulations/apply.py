@@ -57,7 +57,7 @@ def evaluate_run(
     spec = predictor.spec
     opened = open_table(manifest_file, spec.classes, spec.task, spec.model.image_side, None)
     examples = Examples.from_manifest(opened.manifest, opened.cache)
-    result = {
+    result: dict[str, Any] = {
         "run": str(Path(run_dir).name),
         "n": len(examples),
         "notes": [str(finding) for finding in opened.findings],

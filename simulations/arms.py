@@ -26,7 +26,7 @@ class Arm:
     """One training inside a run.
 
     Attributes:
-        name: ``federated``, ``local/<site>``, ``pooled``, ``plain/federated``, ``plain/local/<site>``, ``plain/pooled``.
+        name: ``federated``, ``local/<site>``, ``pooled``, or one of these three after ``plain/``.
         stages: in order.
         sites: the sites that take part.
     """

@@ -18,34 +18,12 @@ from fed_diffmic.data.site import Examples, SiteData
 from fed_diffmic.spec import RunSpec
 from fed_diffmic.training import calibration
 from fed_diffmic.training.calibration import Calibration
+from fed_diffmic.training.comparison import difference, mean_over_sites
 from fed_diffmic.training.evaluation import predict_scores
-from fed_diffmic.training.metrics import METRICS, figures
+from fed_diffmic.training.metrics import Scored, figures
 from fed_diffmic.training.stages import build_module, load_state
 
 SPLITS = ("val", "test")
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Probabilities and decisions on a set of examples.
-
-    Attributes:
-        probabilities: ``(N, C)`` calibrated.
-        decided: ``(N,)`` class indices, or ``(N, C)`` bool for multi-label.
-        labels, groups: of the examples.
-    """
-
-    probabilities: np.ndarray
-    decided: np.ndarray
-    labels: np.ndarray
-    groups: np.ndarray
-
-    @staticmethod
-    def join(parts: Sequence[Predictions]) -> Predictions:
-        """The union of several sites' predictions, in the order given."""
-        return Predictions(
-            *(np.concatenate([getattr(p, f) for p in parts]) for f in ("probabilities", "decided", "labels", "groups"))
-        )
 
 
 class Predictor:
@@ -66,21 +44,21 @@ class Predictor:
         self.module = build_module(spec, stage)
         load_state(self.module.network, state, f"stage {stage}")
 
-    def predict(self, examples: Examples) -> Predictions:
-        """Calibrated probabilities and the decisions of the run's rule (``stages.decision``)."""
+    def predict(self, examples: Examples) -> Scored:
+        """Calibrated probabilities and the decisions of the run's rule (``stages.decision``), ``N >= 1`` examples."""
         scores = predict_scores(self.module, examples, torch.device(self.device))
         probabilities = calibration.probabilities(scores, self.fitted)
         decided = calibration.decide(probabilities, self.fitted, self.spec.stages.decision)
-        return Predictions(probabilities, decided, examples.labels, examples.groups)
+        return Scored(probabilities, decided, examples.labels, examples.groups, self.spec.task)
 
 
-def figures_of(predictions: Predictions, spec: RunSpec, bootstrap: int) -> dict[str, Any]:
+def figures_of(scored: Scored, spec: RunSpec, bootstrap: int) -> dict[str, Any]:
     """:func:`fed_diffmic.training.metrics.figures` with the run's task, classes and seed."""
     return figures(
-        predictions.probabilities,
-        predictions.decided,
-        predictions.labels,
-        predictions.groups,
+        scored.probabilities,
+        scored.decided,
+        scored.labels,
+        scored.groups,
         task=spec.task,
         classes=spec.classes,
         bootstrap=bootstrap,
@@ -88,9 +66,31 @@ def figures_of(predictions: Predictions, spec: RunSpec, bootstrap: int) -> dict[
     )
 
 
-def method_figures(
-    predictors: Mapping[str, Predictor], sites: Mapping[str, SiteData], bootstrap: int
-) -> dict[str, Any]:
+def join(parts: Sequence[Scored]) -> Scored:
+    """The union of several sites' predictions, in the order given."""
+    return Scored(
+        probabilities=np.concatenate([p.probabilities for p in parts]),
+        decided=np.concatenate([p.decided for p in parts]),
+        labels=np.concatenate([p.labels for p in parts]),
+        groups=np.concatenate([p.groups for p in parts]),
+        task=parts[0].task,
+    )
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """Figures of one method, and the test predictions behind them.
+
+    Attributes:
+        figures: ``global``, ``sites`` and ``mean``, each by split.
+        test: predictions on the test images, by site.
+    """
+
+    figures: dict[str, Any]
+    test: dict[str, Scored]
+
+
+def method_result(predictors: Mapping[str, Predictor], sites: Mapping[str, SiteData], bootstrap: int) -> MethodResult:
     """Figures of one method at every site, over their union, and the mean over sites.
 
     Args:
@@ -98,22 +98,31 @@ def method_figures(
         sites: their data.
         bootstrap: resamples for test figures (validation figures carry no interval).
     """
+    spec = next(iter(predictors.values())).spec
     result: dict[str, Any] = {"sites": {name: {} for name in sites}, "global": {}, "mean": {}}
+    test: dict[str, Scored] = {}
     for split in SPLITS:
         parts = {name: predictors[name].predict(getattr(data, split)) for name, data in sites.items()}
-        spec = next(iter(predictors.values())).spec
         draws = bootstrap if split == "test" else 0
         for name, part in parts.items():
             result["sites"][name][split] = figures_of(part, spec, draws)
-        result["global"][split] = figures_of(Predictions.join(list(parts.values())), spec, draws)
-        result["mean"][split] = {
-            metric: mean_over_sites([result["sites"][name][split][metric]["value"] for name in sites])
-            for metric in METRICS
-        }
-    return result
+        result["global"][split] = figures_of(join(list(parts.values())), spec, draws)
+        result["mean"][split] = mean_over_sites(parts, bootstrap=draws, seed=spec.seed)
+        test = parts
+    return MethodResult(result, test)
 
 
-def mean_over_sites(values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean over the sites where the figure is defined, and how many those are."""
-    defined = [v for v in values if v is not None]
-    return {"value": float(np.mean(defined)) if defined else None, "sites": len(defined)}
+def differences(own: MethodResult, others: Mapping[str, MethodResult], bootstrap: int, seed: int) -> dict[str, Any]:
+    """Paired difference of the federation minus each other method, on the same test images."""
+    return {name: difference(own.test, other.test, bootstrap=bootstrap, seed=seed) for name, other in others.items()}
+
+
+def prediction_tensors(results: Mapping[str, MethodResult]) -> dict[str, np.ndarray]:
+    """Test predictions, ``<method>|<site>|probabilities`` and ``<site>|labels``, for comparisons over seeds."""
+    tensors: dict[str, np.ndarray] = {}
+    for method, result in results.items():
+        for site, scored in result.test.items():
+            tensors[f"{method}|{site}|probabilities"] = scored.probabilities.astype(np.float32)
+            tensors[f"{method}|{site}|decided"] = scored.decided
+            tensors[f"{site}|labels"] = scored.labels
+    return tensors

@@ -6,31 +6,36 @@ and ClientApp that hospitals run -> figures for the union and for each site -> s
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from flwr.app import Context, RecordDict
 
-from fed_diffmic.compose import to_yaml
+from fed_diffmic.compose import to_json, to_yaml
 from fed_diffmic.config import SimulateConfig
 from fed_diffmic.config_checks import with_run_dir
-from fed_diffmic.errors import ConfigError, MachineError, ModelFileError
-from fed_diffmic.files import atomic_write, read_json, write_json
-from fed_diffmic.reporting.events import EventLog, read_events, write_metrics_csv
-from fed_diffmic.reporting.progress import ProgressObserver
+from fed_diffmic.errors import ConfigError, MachineError
+from fed_diffmic.files import atomic_write, save_tensors, write_json
+from fed_diffmic.reporting.curves import write_metrics_csv
+from fed_diffmic.reporting.events import EventLog, read_events
+from fed_diffmic.reporting.progress import RichProgress, make_progress
 from fed_diffmic.reporting.report import write_report
 from fed_diffmic.reporting.table import print_summary
+from fed_diffmic.reporting.tracking import make_trackers
 from fed_diffmic.spec import RunSpec, make_spec
-from server.checkpoints import FinalModel, has_final, load_final
+from server.app import app as server_app
+from server.app import shared_events
+from server.checkpoints import FinalModel, load_final
 from simulations.arms import Arm, arms_of, scaled
-from simulations.figures import Predictor, method_figures
-from simulations.grid import run_in_process
+from simulations.figures import Predictor, differences, method_result, prediction_tensors
+from simulations.flower_app import client_app
+from simulations.grid import InProcessGrid
 from simulations.sites import VirtualSites, shared_sites
 
 PACKAGES = ("fed-diffmic", "flwr", "torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn")
@@ -53,12 +58,13 @@ def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
     config = replace(config, run=replace(config.run, dir=str(run_dir)))
     atomic_write(run_dir / "config.yaml", to_yaml(config).encode())
     device = choose_device(config.run.device)
-    events = EventLog(run_dir / "events.jsonl", observers=observers(config, run_dir))
+    progress, trackers = make_progress(), make_trackers(config.run.tracking, run_dir)
+    events = EventLog(run_dir / "events.jsonl", observers=[progress, *trackers])
     try:
         events.emit("resumed" if resume else "run_started", run=run_dir.name, seed=config.seed)
         sites = shared_sites(config, run_dir)
         for note in sites.notes:
-            events.emit("warning", text=note)
+            events.emit("warning", code="data", message=note)
         arms = arms_of(config.baselines, list(sites.sites), config.stages)
         finals = {arm.name: train_arm(config, arm, sites, run_dir, events, device) for arm in arms}
         summary = summarise(config, sites, arms, finals, device)
@@ -67,8 +73,12 @@ def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
         events.emit("run_done", seconds=summary["seconds"], bytes_sent=summary["bytes_sent"])
     finally:
         events.close()
+        for tracker in trackers:
+            tracker.close()
+        if isinstance(progress, RichProgress):
+            progress.close()
     log = read_events(run_dir / "events.jsonl")
-    write_metrics_csv(log, run_dir / "metrics.csv")
+    write_metrics_csv(run_dir / "metrics.csv", log)
     report = write_report(run_dir, summary, events=log, config_yaml=to_yaml(config))
     print_summary(summary, report)
     return summary
@@ -137,6 +147,36 @@ def train_arm(
     return best
 
 
+def run_arm(
+    config: SimulateConfig, spec: RunSpec, arm: Arm, folder: Path, run_dir: Path, events: EventLog
+) -> FinalModel:
+    """Run the coordinator's ServerApp over the arm's virtual sites; finished arms are only loaded."""
+    if not (folder / "final" / "model.json").exists():
+        run_config: dict[str, Any] = {
+            "config-json": to_json(config),
+            "spec-json": spec.to_json(),
+            "stages": ",".join(arm.stages),
+            "sites": "|".join(arm.sites),
+            "run-dir": str(run_dir),
+            "folder": str(folder),
+        }
+        nodes = [
+            {"site": site, "partition-id": number, "num-partitions": len(arm.sites)}
+            for number, site in enumerate(arm.sites)
+        ]
+        with shared_events(events):
+            if config.run.backend == "ray":
+                from simulations.ray_backend import run_on_ray
+
+                share = 1.0 / len(arm.sites) if spec.device.startswith("cuda") else 0.0
+                run_on_ray(server_app, nodes, run_config, cpus_per_site=spec.threads, gpus_per_site=share)
+            else:
+                grid = InProcessGrid(client_app, nodes, run_config)
+                context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config)
+                server_app(grid=grid, context=context)
+    return load_final(folder)
+
+
 def validation_score(final: FinalModel, stage: str) -> tuple[float, float]:
     """What the best learning rate has most of: the stage's chosen figure, else minus the loss."""
     select = final.spec.stage(stage).select
@@ -158,10 +198,12 @@ def summarise(
     draws = config.run.bootstrap
     main = finals["federated"]
     last = arms[0].stages[-1]
-    methods = {
-        name: method_figures(models, sites.sites, draws) for name, models in method_models(arms, finals, sites, device)
+    results = {
+        name: method_result(models, sites.sites, draws) for name, models in method_models(arms, finals, sites, device)
     }
-    own = methods.pop("federated")
+    save_tensors(Path(str(config.run.dir)) / "predictions.safetensors", prediction_tensors(results))
+    own = results["federated"]
+    others = {name: result for name, result in results.items() if name != "federated"}
     return {
         "status": "done",
         "run": Path(str(config.run.dir)).name,
@@ -171,19 +213,20 @@ def summarise(
         "classes": list(sites.classes),
         "stages": {stage: stage_facts(main, stage) for stage in arms[0].stages},
         "final_stage": last,
-        "global": own["global"],
-        "mean": own["mean"],
+        "global": own.figures["global"],
+        "mean": own.figures["mean"],
         "sites": {
             name: {
                 "n_train": len(data.train),
                 "n_val": len(data.val),
                 "n_test": len(data.test),
                 "class_counts": dict(zip(sites.classes, sites.class_counts[name], strict=True)),
-                **own["sites"][name],
+                **own.figures["sites"][name],
             }
             for name, data in sites.sites.items()
         },
-        "baselines": nested(methods),
+        "baselines": nested({name: result.figures for name, result in others.items()}),
+        "differences": differences(own, others, draws, config.seed),
         "calibration": main.calibration[last].to_json(),
         "bytes_sent": main.bytes_sent,
         "notes": list(sites.notes),
@@ -198,31 +241,21 @@ def method_models(
 ) -> list[tuple[str, dict[str, Predictor]]]:
     """For each method, the model that each site would use.
 
-    ``guidance`` is the federation's guidance network alone: what the diffusion stage must beat.
+    ``guidance/...`` is an arm's guidance network alone: what its diffusion stage must not fall behind.
     """
-    names = list(sites.sites)
-
-    def predictor(arm: str, stage: str) -> Predictor:
-        final = finals[arm]
-        return Predictor(final.spec, stage, final.states[stage], final.calibration[stage], device)
-
-    methods: list[tuple[str, dict[str, Predictor]]] = []
+    methods: dict[str, dict[str, Predictor]] = {}
     for arm in arms:
-        if arm.name.startswith(("local/", "plain/local/")):
-            continue
-        shared = predictor(arm.name, arm.stages[-1])
-        methods.append((arm.name, dict.fromkeys(names, shared)))
-        if arm.name == "federated" and arm.stages[-1] == "diffusion" and "guidance" in arm.stages:
-            methods.append(("guidance", dict.fromkeys(names, predictor(arm.name, "guidance"))))
-    for prefix in ("local/", "plain/local/"):
-        chosen = {
-            arm.name.removeprefix(prefix): predictor(arm.name, arm.stages[-1])
-            for arm in arms
-            if arm.name.startswith(prefix)
-        }
-        if chosen:
-            methods.append((prefix.rstrip("/"), chosen))
-    return methods
+        final = finals[arm.name]
+        method, _, site = arm.name.partition("local/")
+        method = f"{method}local" if site else arm.name
+        places = [site] if site else list(sites.sites)
+        stages = {method: arm.stages[-1]}
+        if arm.stages == ("guidance", "diffusion"):
+            stages[f"guidance/{method}"] = "guidance"
+        for name, stage in stages.items():
+            model = Predictor(final.spec, stage, final.states[stage], final.calibration[stage], device)
+            methods.setdefault(name, {}).update(dict.fromkeys(places, model))
+    return list(methods.items())
 
 
 def nested(methods: dict[str, Any]) -> dict[str, Any]:
