@@ -76,7 +76,7 @@ rows = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(rows)
 def test_settled_duplicates_against_brute_force(data):
     code, label, group, split = map(list, zip(*data, strict=True))

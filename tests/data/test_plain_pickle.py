@@ -119,6 +119,13 @@ HANDMADE = {
 }
 
 
+@pytest.mark.parametrize("name", ["memo of gigabytes", "memo of gigabytes in text", "number of kilobytes"])
+def test_what_would_fill_the_memory_is_refused_before_it_is_run(name, monkeypatch):
+    monkeypatch.setattr(plain_pickle, "_PlainUnpickler", lambda *_, **__: pytest.fail("it was run"))
+    with pytest.raises(PlainPickleError, match="out of all proportion"):
+        load_plain(HANDMADE[name])
+
+
 @pytest.mark.parametrize("name", HANDMADE)
 def test_handmade_attacks(name):
     with pytest.raises(PlainPickleError):

@@ -142,7 +142,9 @@ def test_chestxray14_labels_of_few_patients(shared):
 
 
 def test_chestxray14_lists_hold_every_row_and_no_patient_twice(shared):
+    start = time.process_time()
     manifest, findings = load(shared, "chestxray14", "chestxray14", on_bad_image="skip", split="published")
+    assert time.process_time() - start < 12, "a loop over 112,120 rows with pandas takes longer by far"
     assert Counter(manifest.table["split"]) == {"train": 725, "val": 94, "test": 181}
     assert set(codes(findings)) == {"missing-image", "split-label-mismatch"}
     unlike = [f for f in findings if f.code == "split-label-mismatch"]
@@ -200,11 +202,3 @@ def test_a_chest_model_is_evaluated_on_a_plain_table(shared, cache_dir):
     data = open_table(file, classes, "multilabel", 64, cache_dir)
     assert data.manifest.class_counts().tolist() == [0, 228]
     assert int((data.manifest.labels.sum(axis=1) == 0).sum()) == 629
-
-
-def test_the_large_tables_are_read_in_seconds(shared):
-    """A bound some times what it takes on two busy cores, far below a loop over rows with pandas."""
-    start = time.process_time()
-    load(shared, "chestxray14", "chestxray14", on_bad_image="skip", split="published")
-    load(shared, "ham10000", "ham10000", on_bad_image="skip", split="published")
-    assert time.process_time() - start < 15
