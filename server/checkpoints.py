@@ -213,9 +213,15 @@ class CheckpointStore:
     def _get(self, digest: str) -> Tensors:
         if not digest:
             return {}
-        tensors = load_tensors(self._file(digest))
-        if tensors_digest(tensors) != digest:
-            raise ModelFileError(f"{self._file(digest)} does not hold what its name says")
+        path = self._file(digest)
+        try:
+            tensors = load_tensors(path)
+            if tensors_digest(tensors) != digest:
+                raise ModelFileError(f"{path} does not hold what its name says")
+        except ModelFileError:
+            if path.exists():  # set aside, or the same weights would never be written again
+                path.replace(path.with_suffix(".damaged"))
+            raise
         return tensors
 
     def _file(self, digest: str) -> Path:

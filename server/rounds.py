@@ -78,7 +78,7 @@ def run_federation(
             check_same_settings(state.settings, _json(settings))
             progress = state.progress
             events.emit(
-                "resumed",
+                "federation_resumed",
                 arm=spec.arm,
                 stage=progress.name if progress else "",
                 round=progress.round if progress else 0,

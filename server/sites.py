@@ -90,7 +90,7 @@ class Sites:
         settled = False
         while not settled and time.monotonic() < until:
             before = set(self.members)
-            missing = self.refresh(until)
+            missing |= self.refresh(until)
             if self.names is not None:
                 settled = set(self.names) <= set(self.members)
             else:
@@ -98,7 +98,8 @@ class Sites:
             if not settled:
                 pause = self.poll_s if self.names is not None else max(self.poll_s, 1.0)
                 time.sleep(max(0.0, min(pause, until - time.monotonic())))
-        self._check_quorum("looking for the sites", set(self.members), missing)
+        gone = {name: why for name, why in missing.items() if name not in self.members}
+        self._check_quorum("looking for the sites", set(self.members), gone)
 
     def refresh(self, deadline: float) -> dict[str, str]:
         """Ask nodes not known yet who they are; a site that came back as another node is found again.

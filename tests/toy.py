@@ -47,10 +47,10 @@ class ToyCache:
         return self.pixels[torch.from_numpy(np.asarray(rows))]
 
 
-def toy_site(name: str, seed: int, count: int = 24) -> SiteData:
+def toy_site(name: str, seed: int, count: int = 24, side: int = SIDE) -> SiteData:
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % len(CLASSES)
-    pixels = rng.integers(0, 120, (count, 3, SIDE, SIDE))
+    pixels = rng.integers(0, 120, (count, 3, side, side))
     pixels[:, :, :, 0] += 40 * labels[:, None, None]
     cache: Any = ToyCache(torch.from_numpy(pixels.astype(np.uint8)))
     keys = np.arange(count).astype(np.uint64) + np.uint64(1000 * seed)
@@ -68,7 +68,7 @@ def toy_site(name: str, seed: int, count: int = 24) -> SiteData:
 def toy_spec(
     keep: bool = False, ema: float = 0.5, rounds: int = 2, strategy: StrategyConfig | None = None, **stage: Any
 ) -> RunSpec:
-    cfg = StageConfig(rounds=rounds, batch_size=4, lr=1e-2, augment=False, ema=ema, **stage)
+    cfg = StageConfig(**{"rounds": rounds, "batch_size": 4, "lr": 1e-2, "augment": False, "ema": ema, **stage})
     return RunSpec(
         run_id="toy",
         arm="federated",
