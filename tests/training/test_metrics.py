@@ -290,3 +290,8 @@ def test_what_does_not_fit_is_refused(change: dict[str, object], message: str) -
 def test_number_of_names_must_fit() -> None:
     with pytest.raises(ValueError, match="2 class names for 3"):
         figures(np.full((1, 3), 1 / 3), [0], [0], [0], task="multiclass", classes=("a", "b"), bootstrap=0, seed=0)
+
+
+def test_interval_is_the_middle_95_percent() -> None:
+    assert interval(np.arange(1001) / 1000) == pytest.approx((0.025, 0.975))
+    assert interval(np.empty(0)) == (None, None)
