@@ -33,7 +33,7 @@ class DatasetConfig(Checked):
     )
     on_bad_image: str = option(
         "error",
-        "a missing or unreadable image, or one under contradicting labels: stop, or leave it out and say how many",
+        "a missing or unreadable image: stop before any work, or leave it out and say how many",
         choices=("error", "skip"),
     )
     task: str | None = option(
