@@ -28,6 +28,7 @@ from fed_diffmic.config import StrategyConfig
 from fed_diffmic.errors import ConfigError, RoundError
 from fed_diffmic.transport.identity import ensure_task_identity
 
+ARRAY = (np.ndarray, np.generic)  # arithmetic on arrays of shape () gives scalars
 CLASS_PATH = "an import path of a class derived from flwr.serverapp.strategy.Strategy"
 
 
@@ -188,10 +189,10 @@ def saved_state(strategy: Strategy, untouched: Strategy) -> Tensors:
     for name, value in sorted(vars(strategy).items()):
         if isinstance(value, ArrayRecord):
             result |= {f"{name}/record/{n:06d}/{key}": a.numpy().copy() for n, (key, a) in enumerate(value.items())}
-        elif isinstance(value, dict) and value and all(isinstance(v, np.ndarray) for v in value.values()):
-            result |= {f"{name}/dict/{n:06d}/{key}": v.copy() for n, (key, v) in enumerate(value.items())}
-        elif isinstance(value, list) and value and all(isinstance(v, np.ndarray) for v in value):
-            result |= {f"{name}/list/{n:06d}/": v.copy() for n, v in enumerate(value)}
+        elif isinstance(value, dict) and value and all(isinstance(v, ARRAY) for v in value.values()):
+            result |= {f"{name}/dict/{n:06d}/{key}": np.array(v) for n, (key, v) in enumerate(value.items())}
+        elif isinstance(value, list) and value and all(isinstance(v, ARRAY) for v in value):
+            result |= {f"{name}/list/{n:06d}/": np.array(v) for n, v in enumerate(value)}
         elif isinstance(value, (bool, int, float, np.generic)):
             if value != getattr(untouched, name, None):
                 result[f"{name}/number/000000/{type(value).__name__}"] = np.asarray(value)

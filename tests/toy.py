@@ -120,8 +120,10 @@ class Events:
         return [event for event in self.log if event["kind"] == kind]
 
 
-def toy_grid(folder: Path, names: tuple[str, ...] = ("a", "b"), **node_config: Any) -> tuple[InProcessGrid, ToySource]:
-    source = ToySource({name: toy_site(name, seed) for seed, name in enumerate(names, start=1)})
+def toy_grid(
+    folder: Path, names: tuple[str, ...] = ("a", "b"), source: ToySource | None = None, **node_config: Any
+) -> tuple[InProcessGrid, ToySource]:
+    source = source or ToySource({name: toy_site(name, seed) for seed, name in enumerate(names, start=1)})
     client_site.register_source(source)
     configs = [{"site": name, "site-dir": str(folder / "sites" / name), **node_config} for name in names]
     return InProcessGrid(app, configs), source

@@ -25,8 +25,10 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
+from fed_diffmic.compose import compose  # noqa: E402
 from fed_diffmic.config import StrategyConfig  # noqa: E402
 from fed_diffmic.reporting.events import EventLog  # noqa: E402
+from fed_diffmic.spec import make_spec  # noqa: E402
 from fed_diffmic.training import calibration  # noqa: E402
 from server.checkpoints import CheckpointStore  # noqa: E402
 from server.rounds import run_federation  # noqa: E402
@@ -37,7 +39,32 @@ VARIANTS = {
     "plain": {"keep": False},
     "state": {"keep": True, "strategy": ADAM},
     "recompute": {"keep": True, "keep_updates": False},
+    "diffmic": {},
 }
+
+
+def diffmic_federation(folder: Path) -> tuple[Any, Any, list[str]]:
+    """The real network, ``tiny``, in both stages, with encoders of the prior frozen."""
+    options = [
+        "model=tiny",
+        "model.prior_init=own",
+        "stages.diffusion.encoders=frozen",
+        "strategy.keep_optimizer_state=true",
+    ]
+    for stage in ("guidance", "diffusion"):
+        options += [f"stages.{stage}.rounds=2", f"stages.{stage}.batch_size=6", f"stages.{stage}.ema=0.5"]
+    config = compose(None, options)
+    spec = make_spec(config, classes=toy.CLASSES, task="multiclass", run_id="real", arm="federated", device="cpu")
+    source = toy.ToySource({name: toy.toy_site(name, seed, side=64) for seed, name in enumerate(("a", "b"), start=1)})
+    return toy.toy_grid(folder, source=source)[0], spec, ["guidance", "diffusion"]
+
+
+def toy_federation(folder: Path, variant: str) -> tuple[Any, Any, list[str]]:
+    """Toy networks in two stages."""
+    settings = dict(VARIANTS[variant])
+    node = {"keep-updates": settings.pop("keep_updates", True)}
+    toy.install_toy_networks()
+    return toy.toy_grid(folder, **node)[0], toy.toy_spec(**settings), ["guidance", "plain"]
 
 
 class Moments:
@@ -82,22 +109,13 @@ class Moments:
 
 def train(folder: Path, variant: str, fatal: int | None) -> dict[str, Any]:
     torch.set_num_threads(1)
-    settings = dict(VARIANTS[variant])
-    node = {"keep-updates": settings.pop("keep_updates", True)}
-    toy.install_toy_networks()
-    grid, _ = toy.toy_grid(folder, **node)
+    grid, spec, stages = diffmic_federation(folder) if variant == "diffmic" else toy_federation(folder, variant)
     moments = Moments(fatal or 0)
     if fatal is not None:
         moments.install()
     with EventLog(folder / "events.jsonl") as events:
         final = run_federation(
-            grid,
-            toy.toy_spec(**settings),
-            CheckpointStore(folder),
-            events,
-            stages=["guidance", "plain"],
-            sites=["a", "b"],
-            poll_s=0.001,
+            grid, spec, CheckpointStore(folder), events, stages=stages, sites=["a", "b"], poll_s=0.001
         )
     return {"moments": moments.count, "digests": final.digests, **traces(folder)}
 
