@@ -1,0 +1,50 @@
+"""Scores and the figures that leave a site."""
+
+import numpy as np
+import pytest
+
+from fed_diffmic.training.evaluation import evaluate_scores, predict_scores, start_draws
+from fed_diffmic.training.stages import build_module, initial_state, load_state
+from tests.training.test_local import tiny_site, tiny_spec
+
+
+def test_starts_depend_on_the_image_alone():
+    keys = np.array([5, 9, 2**63 + 11], np.uint64)
+    together = start_draws(keys, 3, seed=1, starts=4)
+    assert together.shape == (3, 4, 2, 3) and together.dtype == np.float32
+    assert np.array_equal(start_draws(keys[1:2], 3, seed=1, starts=4)[0], together[1])
+    assert not np.array_equal(start_draws(keys, 3, seed=2, starts=4), together)
+    assert (together >= 0).all() and (together < 1).all()
+
+
+@pytest.mark.parametrize("stage", ["guidance", "diffusion", "plain"])
+def test_scores_do_not_depend_on_what_is_predicted_with_them(stage):
+    spec = tiny_spec()
+    module = build_module(spec, stage)
+    guidance = initial_state(spec, "guidance") if stage == "diffusion" else None
+    load_state(module.network, initial_state(spec, stage, guidance))
+    train = tiny_site().train
+    all_scores = predict_scores(module, train)
+    some = predict_scores(module, train.subset(np.array([7, 2])))
+    assert all_scores.shape == (12, 3)
+    np.testing.assert_allclose(some, all_scores[[7, 2]], atol=1e-5)
+    assert predict_scores(module, train.subset(np.array([], int))).shape == (0, 3)
+
+
+def test_figures_that_leave_a_site():
+    rng = np.random.default_rng(0)
+    labels = np.arange(30) % 3
+    scores = np.eye(3)[labels] * 3 + rng.normal(size=(30, 3))
+    prior = np.full(3, 1 / 3)
+    figures = evaluate_scores(scores, labels, prior, "multiclass")
+    assert figures["num_examples"] == 30 and figures["auroc_macro"] > 0.9 and figures["loss"] < 1.0
+    assert not any(name.startswith("nll/") for name in figures)
+    sums = evaluate_scores(scores, labels, prior, "multiclass", sums=True)
+    table = [value for name, value in sums.items() if name.startswith("nll/")]
+    assert min(table) / 30 == pytest.approx(figures["loss"])
+    assert evaluate_scores(scores[:0], labels[:0], prior, "multiclass") == {"num_examples": 0.0}
+
+
+def test_a_figure_that_is_undefined_here_is_left_out():
+    figures = evaluate_scores(np.zeros((4, 3)), np.zeros(4, int), np.full(3, 1 / 3), "multiclass")
+    assert "auroc_macro" not in figures and "loss" in figures

@@ -1,0 +1,163 @@
+"""What each stage starts from, exchanges and computes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fed_diffmic.config import ModelConfig
+from fed_diffmic.errors import ModelFileError
+from fed_diffmic.models.normalisation import live_batch_norms
+from fed_diffmic.training.stages import (
+    Batch,
+    build_module,
+    exchanged,
+    full_state,
+    initial_state,
+    load_state,
+    set_tensors,
+)
+from tests.toy import toy_spec
+
+BATCH = ModelConfig(
+    image_side=32,
+    regions=2,
+    crop=16,
+    latent=8,
+    timesteps=20,
+    sampling_steps=4,
+    guidance_backbone="test_efficientnet",
+    local_backbone="test_efficientnet",
+    prior_backbone="test_efficientnet",
+    region_backbone="test_efficientnet",
+    feature_stride=16,
+    norm="batch",
+    encoder_norm="train",
+)
+
+
+def spec_with(encoders="train", **model):
+    spec = toy_spec()
+    diffusion = replace(spec.stages.diffusion, encoders=encoders)
+    return replace(spec, model=replace(BATCH, **model), stages=replace(spec.stages, diffusion=diffusion))
+
+
+def diffusion(spec):
+    guidance = initial_state(spec, "guidance")
+    module = build_module(spec, "diffusion")
+    load_state(module.network, initial_state(spec, "diffusion", guidance))
+    return module, guidance
+
+
+def test_initial_states_are_seeded_and_differ_between_stages_seeds():
+    spec = spec_with()
+    first, again = initial_state(spec, "plain"), initial_state(spec, "plain")
+    other = initial_state(replace(spec, seed=4), "plain")
+    assert all(first[n].tobytes() == again[n].tobytes() for n in first)
+    assert any(first[n].tobytes() != other[n].tobytes() for n in first)
+
+
+def test_live_batch_norm_crosses_with_its_statistics_and_counters():
+    kinds = exchanged(build_module(spec_with(), "plain"))
+    assert set(kinds.values()) == {"parameter", "buffer", "counter"}
+    assert all(n.endswith("num_batches_tracked") for n, k in kinds.items() if k == "counter")
+    assert list(kinds) == sorted(kinds)
+
+
+def test_frozen_batch_norm_does_not_cross_and_stays_in_evaluation_mode():
+    module = build_module(spec_with(encoder_norm="frozen"), "plain")
+    module.train()
+    assert set(exchanged(module).values()) == {"parameter"}
+    assert live_batch_norms(module) == []
+
+
+@pytest.mark.parametrize("encoders", ["train", "frozen"])
+def test_the_guidance_inside_the_diffusion_stage_never_crosses(encoders):
+    module, guidance = diffusion(spec_with(encoders))
+    kinds = exchanged(module)
+    assert kinds and not any(name.startswith("guidance.") for name in kinds)
+    assert any("encoder" in name for name in kinds) == (encoders == "train")
+    state = full_state(module)
+    assert all(np.array_equal(state[f"guidance.{n}"], v) for n, v in guidance.items())
+    module.train()
+    assert not any(name.startswith("guidance") for name in live_batch_norms(module.network))
+
+
+def test_prior_starts_from_the_guidance_where_asked():
+    own, _ = diffusion(spec_with())
+    shared, guidance = diffusion(spec_with(prior_init="guidance"))
+    name = next(n for n in guidance if n.startswith("global_encoder") and guidance[n].ndim == 4)
+    inside = f"prior.{name}"
+    assert np.array_equal(full_state(shared)[inside], guidance[name])
+    assert not np.array_equal(full_state(own)[inside], guidance[name])
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("stage", ["guidance", "diffusion", "plain"])
+def test_loss_is_finite_and_reaches_every_exchanged_parameter(stage, task):
+    spec = replace(spec_with(), task=task)
+    module = diffusion(spec)[0] if stage == "diffusion" else build_module(spec, stage)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 3, 32, 32, generator=generator)
+    labels = torch.tensor([0, 1, 2, 0])
+    if task == "multilabel":
+        labels = torch.nn.functional.one_hot(labels, 3).float()
+    module.train()
+    loss = module.loss(Batch(module.inputs(images), labels), generator)
+    loss.backward()
+    assert torch.isfinite(loss)
+    parameters = dict(module.network.named_parameters())
+    reached = {n for n, k in exchanged(module).items() if k == "parameter" and parameters[n].grad is not None}
+    assert reached == {n for n, k in exchanged(module).items() if k == "parameter"}
+
+
+def test_more_draws_estimate_the_same_loss_with_less_spread():
+    spec = spec_with("frozen", norm="group")
+    images, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 1])
+
+    def losses(draws):
+        changed = replace(spec, stages=replace(spec.stages, diffusion=replace(spec.stages.diffusion, draws=draws)))
+        module, _ = diffusion(changed)
+        module.eval()
+        with torch.no_grad():
+            batch = Batch(module.inputs(images), labels)
+            return torch.stack([module.loss(batch, torch.Generator().manual_seed(n)) for n in range(60)])
+
+    one, many = losses(1), losses(16)
+    assert many.std() < 0.5 * one.std()
+    assert many.mean().item() == pytest.approx(one.mean().item(), rel=0.1)
+
+
+def test_scores_average_over_the_starts():
+    module, _ = diffusion(spec_with("frozen", norm="group"))
+    module.eval()
+    with torch.no_grad():
+        features = module.inputs(torch.randn(3, 3, 32, 32))
+        starts = torch.rand(3, 5, 2, 3)
+        together = module.scores(features, starts)
+        apart = torch.stack([module.scores(features, starts[:, n : n + 1]) for n in range(5)]).mean(0)
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-6)
+
+
+def test_a_state_that_does_not_fit_names_what_is_wrong():
+    spec = spec_with()
+    state = initial_state(spec, "plain")
+    network = build_module(spec, "plain").network
+    name = next(iter(state))
+    with pytest.raises(ModelFileError, match="1 tensors missing"):
+        load_state(network, {n: v for n, v in state.items() if n != name})
+    with pytest.raises(ModelFileError, match=r"1 unknown \(intruder\)"):
+        load_state(network, {**state, "intruder": np.zeros(1, np.float32)})
+    with pytest.raises(ModelFileError, match="1 of another shape"):
+        load_state(network, {**state, name: np.zeros((1, 2, 3, 4, 5), np.float32)})
+    with pytest.raises(ModelFileError, match="needs a trained guidance"):
+        initial_state(spec, "diffusion")
+
+
+def test_set_tensors_overwrites_a_subset():
+    network = build_module(spec_with(), "plain").network
+    name = next(n for n, _ in network.named_parameters())
+    value = np.full(tuple(network.state_dict()[name].shape), 7.0, np.float32)
+    set_tensors(network, {name: value})
+    assert (network.state_dict()[name] == 7.0).all()
