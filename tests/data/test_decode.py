@@ -150,10 +150,15 @@ def test_no_bytes_make_it_raise_anything_else():
             damaged = bytearray(data)
             for position in rng.integers(0, len(data), 6):
                 damaged[position] = rng.integers(0, 256)
-            try:
-                assert decode(bytes(damaged), SIDE).shape == (3, SIDE, SIDE)
-            except BadImageError as error:
-                assert error.reason in REASONS
+            outcome = outcome_of(bytes(damaged))
+            assert outcome in REASONS or outcome == (3, SIDE, SIDE)
+
+
+def outcome_of(data: bytes):
+    try:
+        return decode(data, SIDE).shape
+    except BadImageError as error:
+        return error.reason
 
 
 def test_read_content(tmp_path):

@@ -41,11 +41,11 @@ class Style:
 def site_style(site: int) -> Style:
     """Style of the ``site``-th institution: the same in every data set, spread evenly however many there are."""
     steps = [(0.5 + site * ratio) % 1 - 0.5 for ratio in (0.618034, 0.754878, 0.569840, 0.430160, 0.245122, 0.381966)]
-    red, green, blue = (1 + 0.10 * step for step in steps[3:])
+    red, green, blue = (1 + 0.16 * step for step in steps[3:])
     return Style(
-        gain=1 + 0.2 * steps[0],
-        contrast=1 + 0.3 * steps[1],
-        gamma=1 + 0.3 * steps[2],
+        gain=1 + 0.35 * steps[0],
+        contrast=1 + 0.4 * steps[1],
+        gamma=1 - 0.4 * steps[2],
         cast=(red, green, blue),
         noise=0.008 + 0.01 * (steps[0] + 0.5),
     )
