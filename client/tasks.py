@@ -21,7 +21,7 @@ from fed_diffmic.spec import STAGES, RunSpec
 from fed_diffmic.training.evaluation import evaluate_scores, predict_scores
 from fed_diffmic.training.features import FeatureStore
 from fed_diffmic.training.local import local_update
-from fed_diffmic.training.stages import StageModule, build_module, exchanged, load_state
+from fed_diffmic.training.stages import StageModule, exchanged, loaded_module
 
 NEED_BASE = "need_base"
 BASE = "base/"
@@ -172,10 +172,9 @@ def load_module(spec: RunSpec, stage: str, store: SiteStore, request: Payload) -
             raise SiteError(BAD_REQUEST)
         store.keep_base(sent)
         base = sent
-    module = build_module(spec, stage)
+    module = loaded_module(spec, stage, {**base, **weights})
     if set(exchanged(module)) != set(weights):
         raise SiteError(BAD_MODEL)
-    load_state(module.network, {**base, **weights}, f"stage {stage}")
     return module
 
 

@@ -21,7 +21,6 @@ from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import augment, normalise
 from fed_diffmic.models.diffmic import encoder_parameters
 from fed_diffmic.seeding import numpy_generator, torch_generator
-from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.features import FeatureStore, all_features, select
 from fed_diffmic.training.losses import label_prior, prior_offset
 from fed_diffmic.training.stages import Batch, StageModule, exchanged, to_array

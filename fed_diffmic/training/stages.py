@@ -8,7 +8,8 @@ that only :func:`exchanged` tensors cross the boundary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,6 +148,29 @@ def build_module(spec: RunSpec, stage: str) -> StageModule:
     if stage == "plain":
         return ClassifierStage(spec, stage, build_plain(spec.model, spec.num_classes))
     return DiffusionStage(spec, stage, build_diffmic(spec.model, spec.num_classes))
+
+
+_KEPT: OrderedDict[Hashable, StageModule] = OrderedDict()
+_MOST_KEPT = 2
+
+
+def loaded_module(spec: RunSpec, stage: str, state: Mapping[str, np.ndarray]) -> StageModule:
+    """The stage's module with a full state in it, built once a process and used again.
+
+    Every parameter and persistent buffer is overwritten, so nothing of an earlier use is left; building the
+    encoders anew would cost more than a short local update. One caller at a time.
+
+    Raises:
+        ModelFileError: the state does not fit.
+    """
+    key = (build_guidance, build_plain, build_diffmic, spec.to_json(), stage)
+    module = _KEPT.pop(key, None) or build_module(spec, stage)
+    load_state(module.network, state, f"stage {stage}")
+    module.zero_grad(set_to_none=True)
+    _KEPT[key] = module
+    while len(_KEPT) > _MOST_KEPT:
+        _KEPT.popitem(last=False)
+    return module
 
 
 def initial_state(spec: RunSpec, stage: str, guidance: Tensors | None = None) -> Tensors:

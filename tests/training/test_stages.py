@@ -16,6 +16,7 @@ from fed_diffmic.training.stages import (
     full_state,
     initial_state,
     load_state,
+    loaded_module,
     set_tensors,
 )
 from tests.toy import toy_spec
@@ -161,3 +162,17 @@ def test_set_tensors_overwrites_a_subset():
     value = np.full(tuple(network.state_dict()[name].shape), 7.0, np.float32)
     set_tensors(network, {name: value})
     assert (network.state_dict()[name] == 7.0).all()
+
+
+def test_a_module_used_again_holds_nothing_of_its_earlier_use():
+    spec = spec_with()
+    first_state, second_state = initial_state(spec, "plain"), initial_state(replace(spec, seed=9), "plain")
+    first = loaded_module(spec, "plain", first_state)
+    first.train()
+    batch = Batch(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0]))
+    first.loss(batch, torch.Generator()).backward()
+    again = loaded_module(spec, "plain", second_state)
+    assert again is first
+    assert all(np.array_equal(full_state(again)[n], v) for n, v in second_state.items())
+    assert all(p.grad is None for p in again.parameters())
+    assert loaded_module(spec, "guidance", initial_state(spec, "guidance")) is not first
