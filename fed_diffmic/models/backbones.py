@@ -46,16 +46,20 @@ class BackboneInfo:
     patch: bool
     arguments: Mapping[str, Any]
 
+    def has(self, stride: int) -> bool:
+        """Whether there is a feature map at ``stride`` (a patch grid serves any)."""
+        return self.patch or stride in self.reductions
+
     def index(self, stride: int | None) -> int:
         """Position of the deepest feature map at ``stride`` (None, or a patch grid: the last).
 
         Raises:
-            KeyError: no feature map has that stride.
+            ValueError: no feature map has that stride.
         """
         if stride is None or self.patch:
             return len(self.reductions) - 1
-        if stride not in self.reductions:
-            raise KeyError(stride)
+        if not self.has(stride):
+            raise ValueError(f"features at strides {self.reductions}, not {stride}")
         return max(i for i, reduction in enumerate(self.reductions) if reduction == stride)
 
 
@@ -133,12 +137,14 @@ class Encoder(nn.Module):
         width: channels ``W`` of the features.
 
     The weights are in channels-last memory order (about 1.5 times faster on a processor); torch's
-    convolutions then follow it whatever the input's order.
+    convolutions then follow it whatever the input's order. See :func:`channels_last_is_safe`.
 
     Raises:
         ConfigError: ``model.frozen_blocks`` does not suit the backbone.
-        KeyError: the backbone has no feature map at ``stride``.
+        ValueError: the backbone has no feature map at ``stride``.
     """
+
+    net: Any
 
     def __init__(
         self,
@@ -158,7 +164,7 @@ class Encoder(nn.Module):
         self.patch = info.patch
         self.arguments = dict(info.arguments)
         self.index = None if whole else info.index(stride)
-        self.net: Any = timm.create_model(name, num_classes=0, **info.arguments)
+        self.net = timm.create_model(name, num_classes=0, **info.arguments)
         if self.index is None:
             self.width = int(
                 self.net.head_hidden_size if hasattr(self.net, "head_hidden_size") else self.net.num_features
@@ -173,10 +179,14 @@ class Encoder(nn.Module):
             self._keep_frozen([name for name, _ in batch_norms(self.net)])
         if frozen_blocks and not info.patch:
             self._keep_frozen(leading_blocks(self.net, frozen_blocks, name))
-        self.net.to(memory_format=torch.channels_last)
+        self.channels_last = channels_last_is_safe(self.net)
+        if self.channels_last:
+            self.net.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``(N, 3, side, side)`` to a map ``(N, W, side/stride, side/stride)``, or ``(N, W)`` if whole."""
+        if not self.channels_last:
+            images = images.contiguous()
         if self.index is None:
             features: Tensor = self.net(images)
             return features
@@ -202,6 +212,18 @@ class Encoder(nn.Module):
         for name in names:
             self.net.get_submodule(name).requires_grad_(False)
         self.train(self.training)
+
+
+def channels_last_is_safe(net: nn.Module) -> bool:
+    """False where oneDNN's backward pass would write past its buffer in channels-last order.
+
+    A strided 1x1 convolution of fewer than 16 channels corrupts the heap on x86 (oneDNN issue 6035;
+    seen with timm's fastvit_t8 and torch 2.15). No other convolution is known to.
+    """
+    return not any(
+        isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and max(m.stride) > 1 and m.in_channels // m.groups < 16
+        for m in net.modules()
+    )
 
 
 def block_names(net: nn.Module) -> tuple[list[str], list[str]]:

@@ -94,40 +94,40 @@ def encoder_grid(cfg: ModelConfig, key: str) -> int:
         ConfigError: the backbone has no such stride, too few blocks to freeze, or cannot take
             images of this side.
     """
+    shape = _probe(cfg, key, encoder_arguments(cfg, key))
+    if len(shape) != 4 or shape[2] != shape[3] or 0 in shape:
+        raise ConfigError(f"model.{key}", getattr(cfg, key), "a timm backbone that gives square feature maps")
+    return shape[2]
+
+
+def check_plain(cfg: ModelConfig) -> None:
+    """Check that ``guidance_backbone`` can be used whole, as the baseline's classifier.
+
+    Raises:
+        ConfigError: it cannot take images of this side.
+    """
+    check_backbone_name(cfg.guidance_backbone, "model.guidance_backbone")
+    _probe(cfg, "guidance_backbone", plain_arguments(cfg))
+
+
+def _probe(cfg: ModelConfig, key: str, arguments: dict[str, Any]) -> tuple[int, ...]:
+    """Shape of an encoder's features for two images, found on the meta device."""
     name = getattr(cfg, key)
-    arguments = encoder_arguments(cfg, key)
-    side = arguments["side"]
-    side_key = "image_side" if side == cfg.image_side and key in _WHOLE_IMAGE else "crop"
+    side, stride = arguments["side"], arguments.get("stride")
     try:
         info = backbone_info(name, side)
-        shape = _feature_shape(name, tuple(arguments.items()))
+        if stride is None or info.has(stride):
+            return _feature_shape(name, tuple(arguments.items()))
     except ConfigError:
         raise
-    except KeyError:
-        strides = ", ".join(str(s) for s in sorted(set(info.reductions)))
+    except Exception as error:  # a backbone refuses a size in its own way: any type, from any depth
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        side_key = "image_side" if key in _WHOLE_IMAGE else "crop"
         raise ConfigError(
-            "model.feature_stride", cfg.feature_stride, f"one of {strides} for {name} (model.{key})"
-        ) from None
-    except (
-        RuntimeError,
-        AssertionError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        NotImplementedError,
-        IndexError,
-    ) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ConfigError(
-            f"model.{key}",
-            name,
-            f"a timm backbone that gives feature maps for images of model.{side_key}={side} px ({reason})",
+            f"model.{key}", name, f"a timm backbone that takes images of model.{side_key}={side} px ({reason})"
         ) from error
-    if len(shape) != 4 or shape[2] != shape[3] or 0 in shape:
-        raise ConfigError(
-            f"model.{key}", name, f"a timm backbone that gives square feature maps for model.{side_key}={side} px"
-        )
-    return shape[2]
+    strides = ", ".join(str(s) for s in sorted(set(info.reductions)))
+    raise ConfigError("model.feature_stride", cfg.feature_stride, f"one of {strides} for {name} (model.{key})")
 
 
 @functools.lru_cache(maxsize=256)
@@ -150,3 +150,8 @@ def encoder_arguments(cfg: ModelConfig, key: str) -> dict[str, Any]:
         "norm": cfg.encoder_norm,
         "frozen_blocks": cfg.frozen_blocks,
     }
+
+
+def plain_arguments(cfg: ModelConfig) -> dict[str, Any]:
+    """Keyword arguments of :class:`Encoder` for the plain baseline: the same normalisation and frozen blocks."""
+    return {"side": cfg.image_side, "whole": True, "norm": cfg.encoder_norm, "frozen_blocks": cfg.frozen_blocks}

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fed_diffmic.config import ModelConfig
 from fed_diffmic.models.backbones import Encoder
-from fed_diffmic.models.checks import check_architecture
+from fed_diffmic.models.checks import check_plain, plain_arguments
 
 
 class PlainClassifier(nn.Module):
@@ -36,8 +36,5 @@ def build_plain(cfg: ModelConfig, num_classes: int) -> PlainClassifier:
     Raises:
         ConfigError: the configuration describes no possible network.
     """
-    check_architecture(cfg)
-    encoder = Encoder(
-        cfg.guidance_backbone, side=cfg.image_side, whole=True, norm=cfg.encoder_norm, frozen_blocks=cfg.frozen_blocks
-    )
-    return PlainClassifier(encoder, num_classes)
+    check_plain(cfg)
+    return PlainClassifier(Encoder(cfg.guidance_backbone, **plain_arguments(cfg)), num_classes)
