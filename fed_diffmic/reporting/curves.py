@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fed_diffmic.files import atomic_write
-from fed_diffmic.reporting.view import FEDERATED
+from fed_diffmic.reporting.view import FEDERATED, METRIC_NAMES
 
 GLOBAL = "global"
-COLUMNS = ("arm", "stage", "round", "site", "split", "metric", "value")
+COLUMNS = ("arm", "lr_scale", "stage", "round", "site", "split", "metric", "value")
 
 
 class Row(NamedTuple):
     """One measured number. ``split``: ``train``, ``val``, ``test``, or empty for what is no figure (seconds, bytes)."""
 
     arm: str
+    lr_scale: float
     stage: str
     round: int | None
     site: str
@@ -35,11 +36,14 @@ def _numbers(figures: Any) -> Iterator[tuple[str, float]]:
             yield str(name), float(value)
 
 
-def _of_event(event: Mapping[str, Any], arm: str, stage: str) -> Iterator[Row]:
+def _of_event(event: Mapping[str, Any], arm: str, scale: float, stage: str) -> Iterator[Row]:
     kind = event["kind"]
     site = str(event.get("site", GLOBAL))
-    at = (arm, str(event.get("stage", stage)), event.get("round"), site)
-    if kind in ("site_done", "round_done"):
+    at = (arm, scale, str(event.get("stage", stage)), event.get("round"), site)
+    if kind == "site_evaluated":
+        for name, value in _numbers({key: event.get(key) for key in METRIC_NAMES}):
+            yield Row(*at, "val", name, value)
+    elif kind in ("site_done", "round_done"):
         for name, value in _numbers(event.get("figures")):
             yield Row(*at, "val", name, value)
         for name, value in _numbers({"loss": event.get("loss")}):
@@ -48,28 +52,39 @@ def _of_event(event: Mapping[str, Any], arm: str, stage: str) -> Iterator[Row]:
         for name, value in _numbers(costs):
             yield Row(*at, "", name, value)
     elif kind == "figures":
+        split = str(event.get("split", ""))
         for name, value in _numbers(event.get("figures")):
-            yield Row(
-                arm, str(event.get("stage", "")), event.get("round"), site, str(event.get("split", "")), name, value
-            )
+            yield Row(arm, scale, str(event.get("stage", "")), event.get("round"), site, split, name, value)
 
 
 def metric_rows(events: Iterable[Mapping[str, Any]]) -> list[Row]:
     """The rows of a run, in the order of the events.
 
-    An event belongs to the arm it names, else to the last ``arm_started``. A round that was done again after a crash
+    An event belongs to the arm it names, else to the last ``arm_started``, and to the factor of the learning-rate grid
+    of the last ``trial_started`` of that arm (else 1). A round that was done again after a crash
     is there once, as it was done last.
     """
-    arm, stage = FEDERATED, ""
+    arm, scale, stage = FEDERATED, 1.0, ""
     rows: dict[tuple[Any, ...], Row] = {}
     for event in events:
         if event["kind"] == "arm_started":
-            arm = str(event.get("arm", arm))
+            arm, scale = str(event.get("arm", arm)), 1.0
+        elif event["kind"] == "trial_started":
+            scale = float(event["lr_scale"])
         elif event["kind"] == "stage_started":
             stage = str(event.get("stage", stage))
-        for row in _of_event(event, str(event.get("arm", arm)), stage):
+        for row in _of_event(event, str(event.get("arm", arm)), scale, stage):
             rows[row[:-1]] = row
     return list(rows.values())
+
+
+def kept_rows(events: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The rows of the trials that were kept: what curves show. An arm that is not done shows its trials' last one."""
+    rows = metric_rows(events)
+    kept = {row.arm: row.lr_scale for row in rows}
+    done = (event for event in events if event["kind"] == "arm_done" and event.get("lr_scale") is not None)
+    kept |= {str(event["arm"]): float(event["lr_scale"]) for event in done}
+    return [row for row in rows if row.lr_scale == kept[row.arm]]
 
 
 def write_metrics_csv(path: Path, events: Iterable[Mapping[str, Any]]) -> Path:

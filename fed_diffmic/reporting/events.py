@@ -4,20 +4,24 @@
 ISO 8601), ``elapsed`` (seconds since this process opened the log, from a clock that never jumps), ``kind`` and the
 facts. Kinds and their facts (others may be added; readers ignore what they do not know):
 
-=============  ======================================================================================
-run_started    run, sites, arms (names in order)
-resumed        run
-arm_started    arm (``federated``, ``local``, ``pooled``, ...); what follows belongs to it until arm_done
-stage_started  stage, rounds
-round_started  stage, round (from 1), rounds, sites
-site_done      stage, round, site, seconds, loss, bytes
-round_done     stage, round, rounds, figures (validation, name to number), loss, bytes_sent, seconds
-stage_done     stage, best_round, seconds
-arm_done       arm, seconds
-figures        split, site (``global`` for all), figures (name to number or to ``{value, ...}``)
-run_done       seconds, bytes_sent
-warning        code, message (never the name of an image or a patient)
-=============  ======================================================================================
+==============  ======================================================================================
+run_started     run, sites, arms (names in order)
+resumed         run
+arm_started     arm (``federated``, ``local``, ``pooled``, ...); what follows belongs to it until arm_done
+trial_started   arm, lr_scale: one factor of the learning-rate grid, until the next trial_started or arm_started
+stage_started   stage, rounds
+round_started   stage, round (from 1), rounds, sites
+site_done       stage, round, site, bytes, and its training's numbers (seconds, loss)
+site_evaluated  stage, round, site, bytes, and its validation figures (name to number)
+site_failed     stage, round, site, code, reason: no reply that could be used
+site_refused    stage, round, site, code, reason: a reply that the screening refused
+round_done      stage, round, rounds, figures (validation, name to number), loss, bytes_sent, seconds
+stage_done      stage, best_round, seconds
+arm_done        arm, lr_scale (of the trial that was kept)
+figures         split, site (``global`` for all), figures (name to number or to ``{value, ...}``)
+run_done        seconds, bytes_sent
+warning         code, message (never the name of an image or a patient)
+==============  ======================================================================================
 """
 
 from __future__ import annotations
@@ -64,6 +68,16 @@ def plain(value: Any) -> Any:
     if isinstance(value, Sequence):
         return [plain(item) for item in value]
     raise TypeError(f"{type(value).__name__} cannot be written as an event's fact")
+
+
+def trouble(event: Event) -> str:
+    """A ``warning``, ``site_failed`` or ``site_refused`` event in one sentence."""
+    if event["kind"] == "warning":
+        return str(event.get("message", event.get("code", "")))
+    done = "was refused" if event["kind"] == "site_refused" else "did not reply"
+    where = f", stage {event['stage']}" if event.get("stage") else ""
+    where += f", round {event['round']}" if event.get("round") else ""
+    return f"site {event.get('site') or '(unknown)'} {done}{where}: {event.get('reason', event.get('code', ''))}"
 
 
 class EventLog:

@@ -135,7 +135,7 @@ def difference_plot(summary: Mapping[str, Any], arm: str, metric: str) -> Figure
 def curve_plot(rows: Sequence[Row], stage: str, split: str, metric: str) -> Figure | None:
     """A number by round, a line for each arm; ``None`` if no round of the stage has it.
 
-    Arms of single sites (``local/NAME``) are thin lines in the colour of their kind.
+    Arms of single sites (``local/NAME``, ``plain/local/NAME``) are thin lines in the colour of their kind.
     """
     lines: dict[str, list[Row]] = {}
     for row in rows:
@@ -146,7 +146,9 @@ def curve_plot(rows: Sequence[Row], stage: str, split: str, metric: str) -> Figu
     drawing, ax = _axes(3.1)
     named: set[str] = set()
     for arm, points in lines.items():
-        kind = arm if arm in LOOK else arm.split("/")[0]
+        kind = arm
+        while kind not in LOOK and "/" in kind:
+            kind = kind.rpartition("/")[0]
         color, marker, style = LOOK.get(kind, _OTHER)
         single = kind != arm
         label = kind if kind in LOOK else arm

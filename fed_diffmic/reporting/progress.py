@@ -9,7 +9,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from fed_diffmic.reporting.events import Event
+from fed_diffmic.reporting.events import Event, trouble
 from fed_diffmic.reporting.view import METRIC_NAMES, duration, number
 
 _SHOWN = ("auroc_macro", "balanced_accuracy", "accuracy")
@@ -30,7 +30,7 @@ class _State:
         self.arm = str(event.get("arm", self.arm))
         if kind == "stage_started":
             self.stage, self.seconds = str(event.get("stage", "")), []
-            self.round, self.rounds = 0, int(event.get("rounds") or 0)
+            self.round, self.rounds = int(event.get("round") or 0), int(event.get("rounds") or 0)
         elif kind == "round_started":
             sites = event.get("sites") or 0
             self.expected = len(sites) if isinstance(sites, list) else int(sites)
@@ -73,6 +73,8 @@ class _State:
                 return "resumed from the last checkpoint"
             case "stage_done" if event.get("best_round") is not None:
                 return f"[{self.arm}] {self.stage}: kept round {event['best_round']}, the best on validation"
+            case "site_failed" | "site_refused":
+                return f"warning: {trouble(event)}"
             case "warning":
                 return f"warning: {event.get('message', event.get('code', ''))}"
             case "run_done":
@@ -131,7 +133,9 @@ class RichProgress:
             self._update(kind, self._rounds, self._sites)
         line = self._state.line(event)
         if line is not None:
-            self._bars.console.print(line, markup=False, highlight=False, style="yellow" if kind == "warning" else "")
+            self._bars.console.print(
+                line, markup=False, highlight=False, style="yellow" if line.startswith("warning") else ""
+            )
         if kind == "run_done":
             self.close()
 
@@ -139,8 +143,9 @@ class RichProgress:
         for task in (self._rounds, self._sites):
             if task is not None:
                 self._bars.remove_task(task)
-        title = f"{self._state.arm} · {self._state.stage}"
-        self._rounds = self._bars.add_task(title, total=self._state.rounds or None, left="")
+        state = self._state
+        title = f"{state.arm} · {state.stage}"
+        self._rounds = self._bars.add_task(title, total=state.rounds or None, completed=state.round, left="")
         self._sites = self._bars.add_task("sites", total=None, left="")
         self._bars.start()
 

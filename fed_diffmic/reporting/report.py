@@ -8,8 +8,8 @@ from typing import Any
 
 from fed_diffmic.files import atomic_write
 from fed_diffmic.reporting import page, plots
-from fed_diffmic.reporting.curves import Row, metric_rows
-from fed_diffmic.reporting.events import Event
+from fed_diffmic.reporting.curves import Row, kept_rows
+from fed_diffmic.reporting.events import Event, trouble
 from fed_diffmic.reporting.page import Html
 from fed_diffmic.reporting.story import HELPED, MAIN_METRICS, UNCLEAR, UNKNOWN, WORSE, tell, verdict
 from fed_diffmic.reporting.view import (
@@ -70,7 +70,8 @@ def _opening(summary: Mapping[str, Any], events: Sequence[Event]) -> Html:
     if (summary.get("calibration") or {}).get("at_edge"):
         said = "The calibration ended at the edge of its grid: take the probabilities of this model with care."
         parts.append(page.paragraph(said, "notice"))
-    warned = list(dict.fromkeys(str(e.get("message", e.get("code", ""))) for e in events if e["kind"] == "warning"))
+    troubles = ("warning", "site_failed", "site_refused")
+    warned = list(dict.fromkeys(trouble(event) for event in events if event["kind"] in troubles))
     if warned:
         items = "".join(f"<li>{page.text(message)}</li>" for message in warned)
         parts.append(Html(f'<div class="notice"><b>Warnings of this run</b><ul>{items}</ul></div>'))
@@ -298,7 +299,7 @@ def write_report(
         _results(summary),
         _classes(summary),
         _all_figures(summary),
-        _curves(metric_rows(events), MAIN_METRICS[summary["task"]][0]),
+        _curves(kept_rows(events), MAIN_METRICS[summary["task"]][0]),
         _data(summary),
         _how(summary, config_yaml, tables or {}),
         Html(f"<footer>{page.text(DISCLAIMER)}</footer>"),

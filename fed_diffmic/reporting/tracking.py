@@ -49,12 +49,14 @@ class TensorBoard:
 
     def __call__(self, event: Event) -> None:
         """Write the numbers of one event."""
-        if event["kind"] in ("arm_started", "stage_started"):
-            # Later events belong to the arm and stage announced last.
-            self._context = [e for e in self._context if e["kind"] != event["kind"]] + [event]
+        if event["kind"] in ("arm_started", "trial_started", "stage_started"):
+            # Later events belong to the arm, trial and stage announced last.
+            again = ("arm_started", "trial_started") if event["kind"] == "arm_started" else (event["kind"],)
+            self._context = [e for e in self._context if e["kind"] not in again] + [event]
             return
         for row in metric_rows([*self._context, event]):
-            names = [row.arm, row.stage, row.split, row.metric, "" if row.site == GLOBAL else row.site]
+            trial = "" if row.lr_scale == 1 else f"lr-{row.lr_scale:g}"
+            names = [row.arm, trial, row.stage, row.split, row.metric, "" if row.site == GLOBAL else row.site]
             self._writer.add_scalar("/".join(name for name in names if name), row.value, row.round)
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from fed_diffmic.reporting.curves import COLUMNS, Row, metric_rows, write_metrics_csv
+from fed_diffmic.reporting.curves import COLUMNS, Row, kept_rows, metric_rows, write_metrics_csv
 from fed_diffmic.reporting.events import Event
 
 
@@ -14,12 +14,12 @@ def test_every_number_has_its_row(events: list[Event], tmp_path: Path) -> None:
     rounds = [e for e in events if e["kind"] == "round_done"]
     sites = [e for e in events if e["kind"] == "site_done"]
     assert len(rows) == 5 * len(rounds) + 3 * len(sites)
-    assert Row("pooled", "diffusion", 8, "global", "train", "loss", 1.8 / 8 + 0.1) in rows
-    assert Row("local/rosendahl", "guidance", 2, "rosendahl", "train", "loss", 0.95) in rows
+    assert Row("pooled", 1.0, "diffusion", 8, "global", "train", "loss", 1.8 / 8 + 0.1) in rows
+    assert Row("local/rosendahl", 1.0, "guidance", 2, "rosendahl", "train", "loss", 0.95) in rows
     with write_metrics_csv(tmp_path / "metrics.csv", events).open(newline="") as stream:
         back = list(csv.reader(stream))
     assert tuple(back[0]) == COLUMNS
-    assert [Row(*r[:2], int(r[2]), *r[3:6], float(r[6])) for r in back[1:]] == rows  # no digit lost
+    assert [Row(r[0], float(r[1]), r[2], int(r[3]), *r[4:7], float(r[7])) for r in back[1:]] == rows  # no digit lost
 
 
 def test_round_done_again_after_a_crash_counts_once() -> None:
@@ -30,7 +30,7 @@ def test_round_done_again_after_a_crash_counts_once() -> None:
         {"kind": "resumed"},
         {"kind": "round_done", "round": 1, **base, "figures": {"auroc_macro": 0.6}},
     ]
-    assert metric_rows(events) == [Row("federated", "guidance", 1, "global", "val", "auroc_macro", 0.6)]
+    assert metric_rows(events) == [Row("federated", 1.0, "guidance", 1, "global", "val", "auroc_macro", 0.6)]
 
 
 def test_undefined_figures_are_left_out_and_full_ones_unwrapped() -> None:
@@ -45,4 +45,33 @@ def test_undefined_figures_are_left_out_and_full_ones_unwrapped() -> None:
             },
         ]
     )
-    assert found == [Row("federated", "", None, "s", "test", "ece", 0.1)]
+    assert found == [Row("federated", 1.0, "", None, "s", "test", "ece", 0.1)]
+
+
+def test_trials_of_the_learning_rate_are_kept_apart_and_curves_show_the_one_chosen() -> None:
+    events: list[Event] = [{"kind": "arm_started", "arm": "pooled"}]
+    for scale in (0.3, 3.0):
+        events.append({"kind": "trial_started", "arm": "pooled", "lr_scale": scale})
+        events.append({"kind": "round_done", "arm": "pooled", "stage": "plain", "round": 1, "loss": scale})
+    rows = metric_rows(events)
+    assert [(row.lr_scale, row.value) for row in rows] == [(0.3, 0.3), (3.0, 3.0)]
+    assert kept_rows(events) == rows[1:]  # not done: the last one
+    assert kept_rows([*events, {"kind": "arm_done", "arm": "pooled", "lr_scale": 0.3}]) == rows[:1]
+    assert metric_rows([*events, {"kind": "arm_started", "arm": "plain"}, events[-1]])[-1].lr_scale == 1
+
+
+def test_a_site_s_validation_figures_are_rows_of_that_site() -> None:
+    event = {
+        "kind": "site_evaluated",
+        "stage": "plain",
+        "round": 2,
+        "site": "a",
+        "bytes": 9,
+        "loss": 0.4,
+        "ece": 0.1,
+        "n": 3,
+    }
+    assert metric_rows([event]) == [
+        Row("federated", 1.0, "plain", 2, "a", "val", "ece", 0.1),
+        Row("federated", 1.0, "plain", 2, "a", "val", "loss", 0.4),
+    ]

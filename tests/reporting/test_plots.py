@@ -63,14 +63,22 @@ def test_curves_have_a_line_an_arm_and_sites_share_a_name(events: list[Event]) -
     expected = [
         r.value
         for r in rows
-        if r[:2] == ("pooled", "guidance") and (r.split, r.metric, r.site) == ("val", "auroc_macro", "global")
+        if (r.arm, r.stage) == ("pooled", "guidance")
+        and (r.split, r.metric, r.site) == ("val", "auroc_macro", "global")
     ]
     assert found.axes[0].lines[1].get_ydata().tolist() == expected
     assert plots.curve_plot(rows, "guidance", "val", "kappa_quadratic") is None
 
 
+def test_single_sites_of_a_nested_arm_share_its_look() -> None:
+    rows = [Row(f"plain/local/{site}", 1.0, "plain", 1, "global", "val", "auroc_macro", 0.5) for site in "ab"]
+    found = plots.curve_plot(rows, "plain", "val", "auroc_macro")
+    assert found is not None and {line.get_color() for line in found.axes[0].lines} == {plots.LOOK["plain/local"][0]}
+    assert [t.get_text() for t in found.legends[0].texts] == ["plain classifier, each site alone"]
+
+
 def test_rounds_are_drawn_in_order_whatever_the_order_of_events() -> None:
-    rows = [Row("federated", "plain", r, "global", "val", "auroc_macro", r / 10) for r in (3, 1, 2)]
+    rows = [Row("federated", 1.0, "plain", r, "global", "val", "auroc_macro", r / 10) for r in (3, 1, 2)]
     found = plots.curve_plot(rows, "plain", "val", "auroc_macro")
     assert found is not None and found.axes[0].lines[0].get_xdata().tolist() == [1, 2, 3]
 

@@ -56,10 +56,14 @@ def test_missing_sites_and_undefined_figures_are_said_as_they_are() -> None:
     log.emit("stage_started", stage="plain", rounds=1)
     log.emit("round_started", stage="plain", round=1, rounds=1, sites=3)
     log.emit("site_done", site="a")
+    log.emit("site_refused", site="b", code="digest", reason="its digest does not match", stage="plain", round=1)
     log.emit(
         "round_done", stage="plain", round=1, rounds=1, figures={"auroc_macro": None}, loss=float("nan"), seconds=90
     )
-    assert out.getvalue() == "[federated] plain round 1/1: 1 of 3 sites, 1 min 30 s\n"
+    assert out.getvalue().splitlines() == [
+        "warning: site b was refused, stage plain, round 1: its digest does not match",
+        "[federated] plain round 1/1: 1 of 3 sites, 1 min 30 s",
+    ]
 
 
 def test_bars_on_a_terminal(emit: Callable[[EventLog], None]) -> None:

@@ -137,12 +137,14 @@ def test_a_run_without_baselines_or_end(tmp_path: Path, summary: dict[str, Any])
     bare = {key: summary[key] for key in ("task", "classes", "global", "sites", "run", "seed")}
     bare["calibration"] = {**summary["calibration"], "at_edge": True}
     bare["status"] = "interrupted"
-    _, parsed = render(tmp_path, bare, [{"kind": "warning", "message": "site-3 missed round 2"}])
+    _, parsed = render(
+        tmp_path, bare, [{"kind": "site_failed", "site": "site-3", "stage": "plain", "round": 2, "reason": "late"}]
+    )
     for said in (
         "not finished (status: interrupted)",
         "no local baseline",
         "edge of its grid",
-        "site-3 missed round 2",
+        "site site-3 did not reply, stage plain, round 2: late",
     ):
         assert said in parsed.text
     nothing = {"status": "failed", "task": "multiclass", "classes": ["a", "b"], "run": "r"}
