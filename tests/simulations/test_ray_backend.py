@@ -1,0 +1,65 @@
+"""Ray and the in-process grid give the same weights, bit for bit, for a convolution and a ViT."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fed_diffmic.compose import compose, to_json
+from fed_diffmic.spec import make_spec
+from tests import toy
+
+ROOT = Path(__file__).resolve().parents[2]
+pytest.importorskip("ray")
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from client.app import app as site_app
+from server.app import app as server_app
+from server.checkpoints import load_final
+from simulations.flower_app import VirtualClientApp
+from simulations.grid import run_in_process
+from simulations.ray_backend import run_on_ray
+from tests.toy import ToySource, toy_site
+
+folder, run_config = Path(sys.argv[1]), json.loads(sys.argv[2])
+source = ToySource({name: toy_site(name, seed, side=64) for seed, name in enumerate(("a", "b"), start=1)})
+nodes = [{"site": "a"}, {"site": "b"}]
+result = {}
+for backend in ("inprocess", "ray"):
+    config = {**run_config, "run-dir": str(folder / backend)}
+    if backend == "ray":
+        run_on_ray(server_app, nodes, config, source=source, cpus=2)
+    else:
+        partitions = [{"partition-id": 0}, {"partition-id": 1}]
+        run_in_process(server_app, VirtualClientApp(nodes, config, source), partitions, config)
+    final = load_final(folder / backend)
+    result[backend] = {"digests": final.digests, "calibration": {k: v.to_json() for k, v in final.calibration.items()}}
+print(json.dumps(result))
+"""
+
+
+def run_config(prior: str) -> dict[str, str]:
+    options = ["model=tiny", f"model.prior_backbone={prior}", "stages.guidance.rounds=1", "stages.diffusion.rounds=1"]
+    options += [f"stages.{stage}.batch_size=6" for stage in ("guidance", "diffusion")]
+    options += ["model.prior_init=own", "model.sampling_steps=2"]
+    config = compose(None, options)
+    spec = make_spec(config, classes=toy.CLASSES, task="multiclass", run_id="twin", arm="federated", device="cpu")
+    return {"config-json": to_json(config), "spec-json": spec.to_json(), "sites": "a|b"}
+
+
+def test_equal_weights_on_ray_and_in_process_for_a_convolution_and_a_vit(tmp_path: Path) -> None:
+    """The guidance network is a convolution, the prior's global encoder a ViT; both stages are trained."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, "-c", PROGRAM, str(tmp_path), json.dumps(run_config("test_vit"))]
+    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.strip().splitlines()[-1])
+    assert set(result["ray"]["digests"]) == {"guidance", "diffusion"}
+    assert result["ray"] == result["inprocess"]
