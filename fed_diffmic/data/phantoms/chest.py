@@ -24,6 +24,7 @@ The left of the image is the patient's right, as radiographs are hung.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -70,8 +71,9 @@ def draw(
     rise[-1.0] -= 0.05  # the liver lifts the right dome
     if "Emphysema" in labels:
         rise = {flank: base + 0.20 for flank, base in rise.items()}
-    chest = Chest(side, labels, subject, view, width, rise)
-    high = chest.flank()
+    first = float(subject.choice([-1, 1]))
+    chest = Chest(side, labels, subject, view, width, rise, itertools.cycle((first, -first)))
+    high = chest.flank() if "Atelectasis" in labels else first
     if "Atelectasis" in labels:
         rise[high] -= 0.20
     lungs = {flank: chest.lung(flank) for flank in (-1.0, 1.0)}
@@ -106,7 +108,7 @@ def _atelectasis(image: np.ndarray, chest: Chest, lung: np.ndarray, flank: float
 def _effusion(image: np.ndarray, chest: Chest, lungs: dict[float, np.ndarray]) -> np.ndarray:
     flank = chest.flank()
     x, y = canvas.grid(chest.side)
-    level = chest.bases[flank] - chest.subject.uniform(0.36, 0.54)
+    level = chest.bases[flank] - chest.subject.uniform(0.46, 0.64)
     outwards = np.clip(flank * x / np.float32(chest.half_width), 0, 1)
     surface = np.float32(level) + 0.22 * (1 - outwards**3)
     fluid = (
@@ -119,11 +121,11 @@ def _effusion(image: np.ndarray, chest: Chest, lungs: dict[float, np.ndarray]) -
 
 def _infiltration(image: np.ndarray, chest: Chest, lungs: dict[float, np.ndarray]) -> np.ndarray:
     flank = chest.flank()
-    patches = np.clip(0.5 + 1.2 * canvas.noise(chest.subject, chest.side, 18), 0, 1)
+    patches = np.clip(0.6 + 1.2 * canvas.noise(chest.subject, chest.side, 16), 0, 1)
     zone = canvas.inside(
         canvas.ellipse(chest.side, chest.point(flank, (0.45, 0.55), (0.5, 0.56)), (0.34, 0.42)) - 1, 0.25
     )
-    return mix(image, 0.70 * zone * patches * lungs[flank], 0.76)
+    return mix(image, 0.80 * zone * patches * lungs[flank], 0.76)
 
 
 def _mass(image: np.ndarray, chest: Chest, lungs: dict[float, np.ndarray]) -> np.ndarray:
@@ -133,9 +135,9 @@ def _mass(image: np.ndarray, chest: Chest, lungs: dict[float, np.ndarray]) -> np
 
 
 def _nodule(image: np.ndarray, chest: Chest, lungs: dict[float, np.ndarray]) -> np.ndarray:
-    count = int(chest.subject.integers(3, 6))
-    points = [chest.point(chest.flank(), (0.15, 0.8), (0.35, 0.75)) for _ in range(count)]
-    mask = canvas.dots(chest.side, points, chest.subject.uniform(0.05, 0.062, count).tolist())
+    count = int(chest.subject.integers(4, 7))
+    points = [chest.point(flank, (0.15, 0.8), (0.35, 0.75)) for flank in chest.subject.choice([-1.0, 1.0], count)]
+    mask = canvas.dots(chest.side, points, chest.subject.uniform(0.055, 0.068, count).tolist())
     return mix(image, 0.9 * mask, 0.86)
 
 

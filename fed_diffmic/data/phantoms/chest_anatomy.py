@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ class Chest:
         subject, view: generators of the patient and of the exposure.
         half_width: of the chest.
         bases: flank -> height of the diaphragm.
+        sides: -1 and 1 in turns.
     """
 
     side: int
@@ -31,10 +33,11 @@ class Chest:
     view: np.random.Generator
     half_width: float
     bases: dict[float, float]
+    sides: Iterator[float]
 
     def flank(self) -> float:
-        """A side of the chest, drawn for each finding by itself."""
-        return float(self.subject.choice([-1, 1]))
+        """A side of the chest for the next one-sided finding: in turns, so that two of them do not hide each other."""
+        return next(self.sides)
 
     def lung(self, flank: float) -> np.ndarray:
         """Mask (H, H) of the lung on one side."""

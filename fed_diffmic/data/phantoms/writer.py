@@ -25,9 +25,10 @@ SIDE = 128
 FORMAT = 1
 LOCK_TIMEOUT_S = 1800.0
 
+# Chances of a second image of a lesion, of 1 to 3 radiographs of a patient, of 0 to 3 findings in one.
 _SECOND_IMAGE = 0.25
-_VISITS = (0.5, 0.25, 0.15, 0.10)
-_FINDINGS = (0.25, 0.30, 0.28, 0.17)
+_VISITS = (0.7, 0.2, 0.1)
+_FINDINGS = (0.25, 0.30, 0.30, 0.15)
 
 
 def draw(
