@@ -158,8 +158,8 @@ class StageConfig(Checked):
     schedule: str = option("cosine", "learning rate over the stage's rounds", choices=("cosine", "constant"))
     loss: str = option(
         "cross_entropy",
-        "guidance and plain: cross_entropy, or balanced (the site's label prior subtracted: Ren et al. 2020, "
-        "Menon et al. 2021; multi-label: positives weighted by n-/n+)",
+        "cross_entropy as published, or balanced: in guidance and plain the site's label prior is added to the logits "
+        "(balanced softmax: Ren et al. 2020, Menon et al. 2021), in diffusion images are weighted by 1/sqrt(prior)",
         choices=("cross_entropy", "balanced"),
     )
     encoders: str = option(

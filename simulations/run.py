@@ -141,6 +141,7 @@ def train_arm(
             arm=arm.name,
             device=device,
         )
+        events.emit("trial_started", arm=arm.name, lr_scale=factor)
         candidates.append((factor, run_arm(config, spec, arm, trial, run_dir, events)))
     factor, best = max(candidates, key=lambda pair: validation_score(pair[1], arm.stages[-1]))
     events.emit("arm_done", arm=arm.name, lr_scale=factor, bytes_sent=best.bytes_sent)

@@ -31,7 +31,7 @@ class VirtualSites:
         sites: by name, sorted.
         classes, task: what is predicted.
         notes: what was found in the data and handled (sentences without names).
-        class_counts: ``(C,)`` images of each class for each site.
+        class_counts: ``(C,)`` training images of each class for each site.
     """
 
     sites: dict[str, SiteData]
@@ -73,13 +73,23 @@ def build_sites(config: SimulateConfig, run_dir: Path) -> VirtualSites:
         for name, part in partition(opened.manifest, cfg, config.seed).items()
     }
     save_partition(run_dir / "partition.csv", parts)
+    sites = {name: SiteData.from_manifest(name, part, opened.cache) for name, part in sorted(parts.items())}
     return VirtualSites(
-        sites={name: SiteData.from_manifest(name, part, opened.cache) for name, part in sorted(parts.items())},
+        sites=sites,
         classes=opened.manifest.classes,
         task=opened.manifest.task,
         notes=tuple(str(finding) for finding in opened.findings),
-        class_counts={name: [int(n) for n in np.asarray(part.class_counts())] for name, part in sorted(parts.items())},
+        class_counts={
+            name: class_counts(data.train.labels, len(opened.manifest.classes)) for name, data in sites.items()
+        },
     )
+
+
+def class_counts(labels: np.ndarray, num_classes: int) -> list[int]:
+    """Images of each class, ``(C,)``, from class indices ``(N,)`` or label vectors ``(N, C)``."""
+    if labels.ndim == 2:
+        return [int(n) for n in labels.sum(axis=0)]
+    return [int(n) for n in np.bincount(labels.astype(np.int64), minlength=num_classes)]
 
 
 _BUILT: OrderedDict[str, VirtualSites] = OrderedDict()

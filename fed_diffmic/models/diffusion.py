@@ -13,9 +13,9 @@ BETA_START = 1e-4
 BETA_END = 0.02
 
 
-def alphas_cumprod(timesteps: int) -> Tensor:
+def alphas_cumprod(timesteps: int, device: str | None = None) -> Tensor:
     """Cumulative products ``abar (T,)`` of ``1 - beta``, betas linear from 1e-4 to 0.02."""
-    betas = torch.linspace(BETA_START, BETA_END, timesteps, dtype=torch.float64)
+    betas = torch.linspace(BETA_START, BETA_END, timesteps, dtype=torch.float64, device=device)
     return torch.cumprod(1 - betas, dim=0).float()
 
 
@@ -52,7 +52,14 @@ def true_class_probability(prior_logits: Tensor, labels: Tensor, task: str) -> T
 
 
 def diffusion_loss(
-    noise_pred: Tensor, noise: Tensor, labels: Tensor, prior_logits: Tensor, alpha: float, gamma: float, task: str
+    noise_pred: Tensor,
+    noise: Tensor,
+    labels: Tensor,
+    prior_logits: Tensor,
+    alpha: float,
+    gamma: float,
+    task: str,
+    image_weight: Tensor | None = None,
 ) -> Tensor:
     """Mean over all cells of ``w_b * (noise_pred - noise)^2``, ``w_b = 1 + alpha * (1 - p_b)^gamma``.
 
@@ -64,12 +71,15 @@ def diffusion_loss(
         alpha: weight of hard images (paper 10).
         gamma: exponent of hard images (paper 1).
         task: ``multiclass``, ``ordinal`` or ``multilabel``.
+        image_weight: a further weight of each image, ``(B,)``; none in the paper.
 
     Returns:
         a scalar in float32.
     """
     p = true_class_probability(prior_logits.detach(), labels, task)
     weight = 1 + alpha * (1 - p).clamp_min(0) ** gamma
+    if image_weight is not None:
+        weight = weight * image_weight
     squared = (noise_pred.float() - noise.float()).square()
     return (weight[:, None, None, None] * squared).mean()
 
@@ -104,6 +114,6 @@ def ddim_step(y_t: Tensor, noise: Tensor, alpha_t: float, alpha_previous: float)
 
 def ddim_schedule(timesteps: int, steps: int) -> list[tuple[int, float, float]]:
     """For each step of sampling: timestep, ``abar`` there and ``abar`` one stride earlier (1 after the last)."""
-    abar = alphas_cumprod(timesteps).tolist()
+    abar = alphas_cumprod(timesteps, device="cpu").tolist()
     stride = timesteps // steps
     return [(t, abar[t], abar[t - stride] if t >= stride else 1.0) for t in ddim_timesteps(timesteps, steps)]

@@ -78,7 +78,7 @@ def local_update(
     module.to(device).train()
     names = (module.stage, site, round_index)
     offset = None
-    if cfg.loss == "balanced" and module.stage != "diffusion":
+    if cfg.loss == "balanced":
         offset = prior_offset(label_prior(train.labels, spec.num_classes, spec.task), spec.task).to(device)
     reference = {n: p.detach().clone() for n, p in module.network.named_parameters() if p.requires_grad}
     penalty = algorithm.penalty(module.network, reference)

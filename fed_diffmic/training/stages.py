@@ -25,7 +25,7 @@ from fed_diffmic.models.plain import build_plain
 from fed_diffmic.models.weights import load_pretrained
 from fed_diffmic.seeding import derive_seed
 from fed_diffmic.spec import RunSpec
-from fed_diffmic.training.losses import classification_loss
+from fed_diffmic.training.losses import balancing_weights, classification_loss
 
 GUIDANCE_PREFIX = "guidance."
 
@@ -127,7 +127,10 @@ class DiffusionStage(StageModule):
         noisy = forward_diffusion(target, t, noise, self.network.alphas_cumprod)
         predicted = self.network.noise(guidance_map, noisy, t, prior)
         logits = features.fused.repeat_interleave(draws, dim=0)
-        return diffusion_loss(predicted, noise, target, logits, cfg.alpha, cfg.gamma, self.spec.task)
+        weight = None
+        if batch.offset is not None:
+            weight = balancing_weights(batch.labels, batch.offset, self.spec.task).repeat_interleave(draws, dim=0)
+        return diffusion_loss(predicted, noise, target, logits, cfg.alpha, cfg.gamma, self.spec.task, weight)
 
     def scores(self, inputs: Any, starts: torch.Tensor) -> torch.Tensor:
         """The sampler's mean over the grid (section 7) and over the starts.

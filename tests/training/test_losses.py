@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fed_diffmic.training.losses import classification_loss, label_prior, prior_offset
+from fed_diffmic.training.losses import balancing_weights, classification_loss, label_prior, prior_offset
 
 
 def test_prior_is_smoothed_and_sums_to_one():
@@ -38,3 +38,17 @@ def test_without_evidence_the_balanced_loss_is_least_at_equal_scores(task):
     unadjusted = torch.zeros(3, requires_grad=True)
     classification_loss(unadjusted.expand(100, 3), target, task).backward()
     assert unadjusted.grad.abs().max() > 0.1
+
+
+def test_balancing_weights_average_to_one_over_the_site_and_favour_rare_classes():
+    prior = torch.tensor([0.64, 0.32, 0.04], dtype=torch.float64)
+    labels = torch.tensor([0] * 64 + [1] * 32 + [2] * 4)
+    weights = balancing_weights(labels, prior.log(), "multiclass")
+    assert weights.mean().item() == pytest.approx(1.0)
+    assert (weights[-1] / weights[0]).item() == pytest.approx(4.0)  # sqrt(0.64 / 0.04)
+
+
+def test_balancing_weights_of_several_labels_take_the_rarest():
+    offset = torch.logit(torch.tensor([0.5, 0.1, 0.01], dtype=torch.float64))
+    labels = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
+    assert balancing_weights(labels, offset, "multilabel").tolist() == pytest.approx([1.0, 1.0, 3.0, 99**0.5])
