@@ -187,7 +187,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, cfg: StageConfig, progre
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> Tensors:
     """The optimizer's moments as ``<moment>/<parameter>`` arrays."""
-    names = {parameter: name for name, parameter in network.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
     result: Tensors = {}
     for parameter, moments in optimizer.state.items():
         for moment, value in moments.items():
