@@ -89,7 +89,9 @@ class RunSpec:
         return spec
 
 
-def make_spec(config: SimulateConfig, *, classes: typing.Sequence[str], task: str, run_id: str, arm: str, device: str) -> RunSpec:
+def make_spec(
+    config: SimulateConfig, *, classes: typing.Sequence[str], task: str, run_id: str, arm: str, device: str
+) -> RunSpec:
     """The spec of one arm of a simulated run.
 
     Paths of weights files stay with the coordinator: sites receive the weights themselves.

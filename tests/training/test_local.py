@@ -173,7 +173,9 @@ def test_an_empty_site_and_a_diverging_loss_raise():
     spec = tiny_spec()
     site, module = tiny_site(), start(spec, "plain")
     with pytest.raises(ValueError, match="without training images"):
-        local.local_update(module, site.train.subset(np.array([], int)), FedAvg(StrategyConfig()), site="a", round_index=1)
+        local.local_update(
+            module, site.train.subset(np.array([], int)), FedAvg(StrategyConfig()), site="a", round_index=1
+        )
     with torch.no_grad():
         next(module.network.parameters()).fill_(float("nan"))
     with pytest.raises(ValueError, match="infinite or not a number"):
