@@ -122,9 +122,7 @@ def test_a_patch_backbone_ignores_frozen_blocks() -> None:
 
 
 def test_too_many_frozen_blocks() -> None:
-    with pytest.raises(
-        ConfigError, match="model.frozen_blocks=8 is not allowed; allowed: 0 to 7 for tf_efficientnet_lite0"
-    ):
+    with pytest.raises(ConfigError, match="model.frozen_blocks=8 is not .* 0 to 7 for tf_efficientnet_lite0"):
         Encoder("tf_efficientnet_lite0", side=64, frozen_blocks=8)
     with pytest.raises(ConfigError, match="allowed: 0 for densenet121"), torch.device("meta"):
         Encoder("densenet121", side=64, frozen_blocks=1)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,29 +10,12 @@ from fed_diffmic.config import ModelConfig
 from fed_diffmic.models.diffmic import build_guidance
 from fed_diffmic.models.guidance import cells_to_map, guidance_cells, guidance_map, top_cells_mean
 
-TINY = "test_resnet"
-
-
-def tiny(**changes: object) -> ModelConfig:
-    values: dict[str, object] = {
-        "name": "tiny",
-        "image_side": 64,
-        "regions": 4,
-        "crop": 16,
-        "latent": 32,
-        "feature_stride": 16,
-        "encoder_norm": "train",
-        "guidance_backbone": TINY,
-        "local_backbone": TINY,
-        "prior_backbone": TINY,
-        "region_backbone": TINY,
-    }
-    return ModelConfig(**values | changes)  # type: ignore[arg-type]
+Build = Callable[..., ModelConfig]
 
 
 @pytest.mark.parametrize("classes", [2, 7])
 @pytest.mark.parametrize("regions", [2, 5])
-def test_shapes_and_fusion(classes: int, regions: int) -> None:
+def test_shapes_and_fusion(tiny: Build, classes: int, regions: int) -> None:
     torch.manual_seed(0)
     out = build_guidance(tiny(regions=regions), classes)(torch.randn(3, 3, 64, 64))
     assert out.y_global.shape == out.y_local.shape == out.fused.shape == (3, classes)
@@ -41,7 +26,7 @@ def test_shapes_and_fusion(classes: int, regions: int) -> None:
     torch.testing.assert_close(out.fused, (out.y_global + out.y_local) / 2)
 
 
-def test_local_logits_are_attention_over_the_crops_one_at_a_time() -> None:
+def test_local_logits_are_attention_over_the_crops_one_at_a_time(tiny: Build) -> None:
     """Slow twin: each crop through the encoder alone, each sum written out."""
     torch.manual_seed(0)
     net = build_guidance(tiny(), 3).eval()
@@ -63,7 +48,7 @@ def test_local_logits_are_attention_over_the_crops_one_at_a_time() -> None:
             torch.testing.assert_close(out.y_local[b], net.local_head.classifier.weight @ pooled, rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_reach_every_parameter() -> None:
+def test_gradients_reach_every_parameter(tiny: Build) -> None:
     torch.manual_seed(0)
     net = build_guidance(tiny(), 3).train()
     for parameter in net.parameters():  # timm starts some residual branches at zero, which stops gradients
@@ -73,7 +58,7 @@ def test_gradients_reach_every_parameter() -> None:
     assert all(p.grad is not None and bool(p.grad.abs().max() > 0) for p in net.parameters())
 
 
-def test_the_images_are_not_changed() -> None:
+def test_the_images_are_not_changed(tiny: Build) -> None:
     images = torch.randn(2, 3, 64, 64)
     before = images.clone()
     build_guidance(tiny(), 3)(images)
