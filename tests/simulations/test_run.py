@@ -1,0 +1,167 @@
+"""The whole path on drawn images: what a run leaves, resuming it, using it, and mistakes on the way."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fed_diffmic.compose import compose
+from fed_diffmic.errors import ConfigError, DataError, ModelFileError, PartitionError
+from fed_diffmic.files import load_tensors, read_json
+from fed_diffmic.training.metrics import METRICS
+from simulations.apply import evaluate_run, predict_run
+from simulations.run import choose_device, simulate
+from simulations.sites import build_sites
+
+SMALL = [
+    "dataset.modality=fundus",
+    "dataset.phantom_images=64",
+    "model=tiny",
+    "model.image_side=32",
+    "model.regions=2",
+    "partition.sites=2",
+    "partition.min_images=4",
+    "stages.guidance.rounds=2",
+    "stages.diffusion.rounds=2",
+    "stages.guidance.epochs=1",
+    "stages.diffusion.epochs=1",
+    "stages.plain.epochs=1",
+    "run.bootstrap=50",
+    "run.device=cpu",
+]
+
+
+def config(folder: Path, *more: str):
+    return compose(None, [*SMALL, f"dataset.cache_dir={folder / 'cache'}", f"run.dir={folder / 'run'}", *more])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("simulation")
+    summary = simulate(config(folder, "baselines=[local,pooled,plain]"))
+    return folder, summary
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    folder, summary = finished
+    run = folder / "run"
+    for name in ("config.yaml", "events.jsonl", "metrics.csv", "partition.csv", "summary.json", "report.html"):
+        assert (run / name).stat().st_size > 0
+    assert read_json(run / "summary.json") == json.loads(json.dumps(summary))
+    assert not list((folder / "run").rglob("*.part"))
+
+
+def test_summary_has_the_stated_names(finished):
+    _, summary = finished
+    assert summary["status"] == "done" and summary["seed"] == 0 and summary["bytes_sent"] > 0
+    assert set(summary["stages"]) == {"guidance", "diffusion"}
+    assert set(summary["versions"]) >= {"torch", "flwr", "timm", "fed-diffmic", "python"}
+    for split in ("val", "test"):
+        for metric in METRICS:
+            assert set(summary["global"][split][metric]) == {"value", "low", "high", "n", "classes"}
+    sites = summary["sites"]
+    assert sorted(sites) == ["site-1", "site-2"]
+    for site in sites.values():
+        assert site["n_train"] == sum(site["class_counts"].values())
+        assert site["test"]["accuracy"]["n"] == site["n_test"]
+    total = sum(site["n_test"] for site in sites.values())
+    assert summary["global"]["test"]["accuracy"]["n"] == total
+    assert set(summary["baselines"]) == {"guidance", "local", "pooled", "plain"}
+    assert set(summary["baselines"]["plain"]) == {"federated", "local", "pooled"}
+    assert set(summary["baselines"]["guidance"]) == {"federated", "local", "pooled"}
+    assert set(summary["differences"]) >= {"local", "pooled", "plain/federated", "guidance/federated"}
+
+
+def test_bytes_sent_are_those_of_the_stages_and_the_calibration(finished):
+    _, summary = finished
+    stages = sum(stage["bytes_sent"] for stage in summary["stages"].values())
+    assert 0 < stages <= summary["bytes_sent"]
+
+
+def test_the_report_asks_nothing_of_the_network(finished):
+    page = (finished[0] / "run" / "report.html").read_text()
+    assert "ot a medical device" in page
+    assert 'src="http' not in page and 'href="http' not in page
+
+
+def test_the_saved_configuration_gives_the_same_run_again(finished, tmp_path):
+    folder, summary = finished
+    again = compose(folder / "run" / "config.yaml", [f"run.dir={tmp_path / 'again'}", "baselines=[]"])
+    repeated = simulate(again)
+    assert repeated["digests"] == summary["digests"]
+    assert repeated["global"] == summary["global"]
+
+
+def test_a_finished_run_resumes_to_itself(finished):
+    folder, summary = finished
+    before = load_tensors(folder / "run" / "final" / "diffusion.safetensors")
+    resumed = simulate(config(folder, "baselines=[local,pooled,plain]"), resume=True)
+    after = load_tensors(folder / "run" / "final" / "diffusion.safetensors")
+    assert resumed["digests"] == summary["digests"] and resumed["sites"] == summary["sites"]
+    assert all(np.array_equal(before[n], after[n]) for n in before)
+
+
+def test_evaluate_on_another_table_and_predict(finished, tmp_path):
+    folder, summary = finished
+    root = folder / "run" / "phantoms"
+    images = sorted((root / "train_images").iterdir())[:12]
+    lines = ["image,label"]
+    labels = dict(line.split(",") for line in (root / "train.csv").read_text().split()[1:])
+    for image in images:
+        shutil.copy(image, tmp_path / image.name)
+        lines.append(f"{image.name},{summary['classes'][int(labels[image.stem])]}")
+    (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
+    result = evaluate_run(folder / "run", tmp_path / "table.csv", tmp_path / "out.json")
+    assert result["n"] == 12 and read_json(tmp_path / "out.json") == result
+    rows = predict_run(folder / "run", images[:3])
+    one = predict_run(folder / "run", images[1:2])
+    assert [sum(row["probabilities"].values()) for row in rows] == pytest.approx([1, 1, 1])
+    for name, value in one[0]["probabilities"].items():
+        assert rows[1]["probabilities"][name] == pytest.approx(value, abs=1e-5)
+
+
+def test_predict_says_which_image_is_unreadable(finished, tmp_path):
+    (tmp_path / "patient_4711.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match="image 1 of 1") as raised:
+        predict_run(finished[0] / "run", [tmp_path / "patient_4711.png"])
+    assert "4711" not in str(raised.value)
+
+
+def test_a_changed_final_model_is_refused(finished, tmp_path):
+    shutil.copytree(finished[0] / "run" / "final", tmp_path / "final")
+    path = tmp_path / "final" / "diffusion.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ModelFileError, match="does not hold the weights"):
+        predict_run(tmp_path, [tmp_path / "x.png"])
+
+
+def test_a_site_with_too_few_images_is_named_before_training(tmp_path):
+    with pytest.raises(PartitionError, match="site"):
+        simulate(config(tmp_path, "partition.sites=16", "partition.min_images=20"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_corrupt_image_stops_the_run_or_is_left_out_and_counted(tmp_path):
+    cfg = config(tmp_path)
+    sites = build_sites(cfg, tmp_path / "run")
+    whole = sum(len(s.train) + len(s.val) + len(s.test) for s in sites.sites.values())
+    root = tmp_path / "run" / "phantoms"
+    victim = sorted((root / "train_images").iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:200])
+    table = replace(cfg.dataset, name="aptos2019", root=str(root))
+    with pytest.raises(DataError) as raised:
+        build_sites(replace(cfg, dataset=table), tmp_path / "second")
+    assert "1" in str(raised.value) and victim.stem not in str(raised.value)
+    assert victim.name in (tmp_path / "second" / "findings.csv").read_text()
+    skipped = build_sites(replace(cfg, dataset=replace(table, on_bad_image="skip")), tmp_path / "third")
+    assert sum(len(s.train) + len(s.val) + len(s.test) for s in skipped.sites.values()) == whole - 1
+
+
+def test_a_device_that_is_not_here_is_refused():
+    with pytest.raises(ConfigError, match=r"run\.device=cuda:99"):
+        choose_device("cuda:99")
