@@ -17,6 +17,7 @@ from fed_diffmic.data.open import open_dataset
 from fed_diffmic.data.phantoms import write_phantoms
 from fed_diffmic.data.site import SiteData, merge_sites
 from fed_diffmic.data.splits import split_site
+from fed_diffmic.errors import PartitionError
 from fed_diffmic.spec import RunSpec
 from simulations.partitioners import partition, save_partition
 
@@ -51,7 +52,8 @@ def with_phantoms(config: SimulateConfig, run_dir: Path) -> SimulateConfig:
         return config
     root = Path(config.dataset.root) if config.dataset.root else run_dir / "phantoms"
     modality = "dermoscopy" if config.dataset.modality == "none" else config.dataset.modality
-    write_phantoms(root, modality, config.dataset.phantom_images, config.seed, sites=config.partition.sites)
+    # Drawn with a seed of their own: runs with other seeds or sites can share one folder.
+    write_phantoms(root, modality, config.dataset.phantom_images, seed=0)
     return replace(config, dataset=replace(config.dataset, root=str(root), modality=modality))
 
 
@@ -72,6 +74,11 @@ def build_sites(config: SimulateConfig, run_dir: Path) -> VirtualSites:
         name: split_site(part, name, config.seed, cfg.val_fraction, cfg.test_fraction)
         for name, part in partition(opened.manifest, cfg, config.seed).items()
     }
+    if POOLED in parts:
+        raise PartitionError(
+            f"a site is named {POOLED!r}, which is the name of the baseline that holds all data",
+            "Rename that institution in the table.",
+        )
     save_partition(run_dir / "partition.csv", parts)
     sites = {name: SiteData.from_manifest(name, part, opened.cache) for name, part in sorted(parts.items())}
     return VirtualSites(
