@@ -3,7 +3,7 @@
 Ray brings parallel sites, GPUs shared between them and several machines. Node numbers are random
 there and replies come in any order; the coordinator asks each node for its name and works in the
 order of names, and a local update sets its own number of threads, so the weights are those of the
-in-process grid, bit for bit.
+in-process grid, bit for bit. Ray's services listen on loopback only (:mod:`fed_diffmic.transport`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from client.site import Source
 from fed_diffmic.errors import ConfigError, FedDiffmicError
 from simulations.flower_app import VirtualClientApp
 from simulations.sites import open_virtual_site
-
-LOOPBACK = "127.0.0.1"
 
 
 class InterruptedRunError(Exception):
@@ -72,7 +70,7 @@ def run_on_ray(
         except (FedDiffmicError, InterruptedRunError) as error:
             failures.append(error)
 
-    init = {"include_dashboard": False, "_node_ip_address": LOOPBACK, "log_to_driver": False}
+    init: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False}
     if cpus is not None:
         init["num_cpus"] = cpus
     with _interruptible(stop), _quiet():
@@ -82,7 +80,7 @@ def run_on_ray(
             num_supernodes=len(node_configs),
             backend_name="ray",
             backend_config={
-                "init_args": init,  # type: ignore[dict-item]
+                "init_args": init,
                 "client_resources": {"num_cpus": cpus_per_site, "num_gpus": gpus_per_site},
             },
         )
