@@ -119,7 +119,7 @@ def test_checking_twice_costs_nothing(tiny: Build) -> None:
     assert checks._feature_shape.cache_info().misses == before
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     side=st.integers(32, 160), regions=st.integers(2, 30), crop=st.integers(8, 64), stride=st.sampled_from([8, 16, 32])
 )

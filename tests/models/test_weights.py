@@ -124,6 +124,7 @@ class _Trap:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_pickle_is_never_run(tmp_path: Path) -> None:
     mark = tmp_path / "it ran"
     for name, write in (
