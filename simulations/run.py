@@ -31,7 +31,7 @@ from fed_diffmic.reporting.tracking import make_trackers
 from fed_diffmic.spec import RunSpec, make_spec
 from server.app import app as server_app
 from server.app import shared_events
-from server.checkpoints import FinalModel, load_final
+from server.checkpoints import FinalModel, has_final, load_final
 from simulations.arms import Arm, arms_of, scaled
 from simulations.figures import Predictor, differences, method_result, prediction_tensors
 from simulations.flower_app import client_app
@@ -152,7 +152,7 @@ def run_arm(
     config: SimulateConfig, spec: RunSpec, arm: Arm, folder: Path, run_dir: Path, events: EventLog
 ) -> FinalModel:
     """Run the coordinator's ServerApp over the arm's virtual sites; finished arms are only loaded."""
-    if not (folder / "final" / "model.json").exists():
+    if not has_final(folder):
         run_config: dict[str, Any] = {
             "config-json": to_json(config),
             "spec-json": spec.to_json(),
