@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from flwr.app import Context, RecordDict
 
+from client.state import SiteStore
 from fed_diffmic.compose import to_json, to_yaml
 from fed_diffmic.config import SimulateConfig
 from fed_diffmic.config_checks import with_run_dir
@@ -70,6 +71,7 @@ def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
         summary = summarise(config, sites, arms, finals, device)
         summary["seconds"] = round(time.monotonic() - started, 1)
         write_json(run_dir / "summary.json", summary)
+        forget_site_files(run_dir)
         events.emit("run_done", seconds=summary["seconds"], bytes_sent=summary["bytes_sent"])
     finally:
         events.close()
@@ -82,6 +84,12 @@ def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
     report = write_report(run_dir, summary, events=log, config_yaml=to_yaml(config))
     print_summary(summary, report)
     return summary
+
+
+def forget_site_files(run_dir: Path) -> None:
+    """Remove what virtual sites kept to resume (bases, states, updates); their logs stay."""
+    for folder in sorted((run_dir / "sites").glob("*")):
+        SiteStore(folder).purge()
 
 
 def prepare_run_dir(config: SimulateConfig) -> Path:

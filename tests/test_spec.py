@@ -14,7 +14,9 @@ from fed_diffmic.spec import RunSpec, make_spec, without_paths
 
 @pytest.fixture
 def spec() -> RunSpec:
-    return make_spec(SimulateConfig(seed=3), classes=["a", "b"], task="multiclass", run_id="r", arm="federated", device="cpu")
+    return make_spec(
+        SimulateConfig(seed=3), classes=["a", "b"], task="multiclass", run_id="r", arm="federated", device="cpu"
+    )
 
 
 def test_round_trip(spec):
@@ -22,13 +24,17 @@ def test_round_trip(spec):
 
 
 def test_plain_rounds_default_to_both_stages(spec):
-    stages = StagesConfig(guidance=StageConfig(rounds=4), diffusion=StageConfig(rounds=3), plain=StageConfig(rounds=None))
+    stages = StagesConfig(
+        guidance=StageConfig(rounds=4), diffusion=StageConfig(rounds=3), plain=StageConfig(rounds=None)
+    )
     assert replace(spec, stages=stages).stage("plain").rounds == 7
 
 
 def test_local_paths_do_not_leave_the_coordinator(spec):
     stages = StagesConfig(guidance=StageConfig(init="/secret/g.safetensors"))
-    given_paths = replace(spec, model=ModelConfig(weights="/secret/w", prior_weights="/secret/p", pretrained=True), stages=stages)
+    given_paths = replace(
+        spec, model=ModelConfig(weights="/secret/w", prior_weights="/secret/p", pretrained=True), stages=stages
+    )
     assert "secret" not in without_paths(given_paths).to_json()
     assert without_paths(given_paths).model.pretrained is False
 

@@ -40,7 +40,9 @@ def test_equal_weighting_ignores_the_number_of_images():
 
 def test_order_of_arrival_does_not_change_a_bit():
     rng = np.random.default_rng(0)
-    updates = [SiteUpdate(f"s{i}", {"w": rng.normal(size=50).astype(np.float32)}, int(rng.integers(1, 99))) for i in range(7)]
+    updates = [
+        SiteUpdate(f"s{i}", {"w": rng.normal(size=50).astype(np.float32)}, int(rng.integers(1, 99))) for i in range(7)
+    ]
     algorithm = FedAvg(StrategyConfig())
     first, _ = algorithm.aggregate({}, {"w": "parameter"}, updates, {}, 1)
     second, _ = algorithm.aggregate({}, {"w": "parameter"}, updates[::-1], {}, 1)
@@ -48,7 +50,10 @@ def test_order_of_arrival_does_not_change_a_bit():
 
 
 def test_scalars_stay_scalars():
-    updates = [SiteUpdate("a", {"w": np.array(1.0, np.float32)}, 1), SiteUpdate("b", {"w": np.array(3.0, np.float32)}, 1)]
+    updates = [
+        SiteUpdate("a", {"w": np.array(1.0, np.float32)}, 1),
+        SiteUpdate("b", {"w": np.array(3.0, np.float32)}, 1),
+    ]
     result = weighted_average(updates, {"w": "parameter"}, {"a": 0.5, "b": 0.5})
     assert result["w"].shape == () and result["w"] == np.float32(2.0)
 

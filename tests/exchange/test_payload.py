@@ -42,7 +42,9 @@ PAYLOADS = st.builds(
     kind=st.text(min_size=1, max_size=20),
     header=st.dictionaries(st.text(max_size=8), JSON, max_size=4),
     tensors=st.dictionaries(NAMES, ARRAYS, max_size=4),
-    metrics=st.dictionaries(st.from_regex(r"[a-z]{1,6}(/[0-9]){0,2}", fullmatch=True), st.floats(-1e9, 1e9), max_size=4),
+    metrics=st.dictionaries(
+        st.from_regex(r"[a-z]{1,6}(/[0-9]){0,2}", fullmatch=True), st.floats(-1e9, 1e9), max_size=4
+    ),
 )
 
 
