@@ -112,7 +112,7 @@ def test_the_paper_preset_is_as_published():
 
 def test_a_name_in_a_file_selects_the_group(config_file):
     config = compose(config_file("partition: dirichlet\nmodel: compact\nseed: 9\n"), [])
-    assert (config.partition.name, config.model.latent, config.seed) == ("dirichlet", 256, 9)
+    assert (config.partition.name, config.model.latent, config.seed) == ("dirichlet", 128, 9)
 
 
 def test_a_mapping_with_a_name_starts_from_that_option(config_file):
