@@ -57,13 +57,14 @@ def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
     config = with_run_dir(config)
     run_dir = prepare_run_dir(config)
     config = replace(config, run=replace(config.run, dir=str(run_dir)))
-    atomic_write(run_dir / "config.yaml", to_yaml(config).encode())
     device = choose_device(config.run.device)
+    # Before anything marks the folder as a run: data that need mending leave it free to be used again.
+    sites = shared_sites(config, run_dir)
+    atomic_write(run_dir / "config.yaml", to_yaml(config).encode())
     progress, trackers = make_progress(), make_trackers(config.run.tracking, run_dir)
     events = EventLog(run_dir / "events.jsonl", observers=[progress, *trackers])
     try:
         events.emit("resumed" if resume else "run_started", run=run_dir.name, seed=config.seed)
-        sites = shared_sites(config, run_dir)
         for note in sites.notes:
             events.emit("warning", code="data", message=note)
         arms = arms_of(config.baselines, list(sites.sites), config.stages)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,15 +82,31 @@ def build_sites(config: SimulateConfig, run_dir: Path) -> VirtualSites:
         )
     save_partition(run_dir / "partition.csv", parts)
     sites = {name: SiteData.from_manifest(name, part, opened.cache) for name, part in sorted(parts.items())}
+    counts = {name: class_counts(data.train.labels, len(opened.manifest.classes)) for name, data in sites.items()}
+    notes = [str(finding).removeprefix("warning ") for finding in opened.findings]
+    notes += one_class_notes(counts, opened.manifest.classes, opened.manifest.task)
     return VirtualSites(
         sites=sites,
         classes=opened.manifest.classes,
         task=opened.manifest.task,
-        notes=tuple(str(finding) for finding in opened.findings),
-        class_counts={
-            name: class_counts(data.train.labels, len(opened.manifest.classes)) for name, data in sites.items()
-        },
+        notes=tuple(notes),
+        class_counts=counts,
     )
+
+
+def one_class_notes(counts: Mapping[str, Sequence[int]], classes: Sequence[str], task: str) -> list[str]:
+    """A sentence for each site whose training images all have the same class (multi-label: have no label)."""
+    notes = []
+    for name, row in sorted(counts.items()):
+        present = [label for label, count in zip(classes, row, strict=True) if count]
+        if task == "multilabel" and not present:
+            notes.append(f"[one-class] site {name}: no training image has any label; it cannot learn one from another")
+        elif task != "multilabel" and len(present) == 1:
+            notes.append(
+                f"[one-class] site {name}: all its training images are {present[0]}; alone it learns nothing, and its "
+                "balanced accuracy and AUROC are not defined or not meaningful"
+            )
+    return notes
 
 
 def class_counts(labels: np.ndarray, num_classes: int) -> list[int]:
