@@ -1,0 +1,101 @@
+"""Print finished runs as the Markdown of docs/results.md: every figure there comes from a run's summary.
+
+python benchmarks/results.py RUN_DIR [RUN_DIR ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+METRICS = ("balanced_accuracy", "auroc_macro")
+NAMES = {
+    "federated": "DiffMIC-v2, federated",
+    "local": "DiffMIC-v2, each site alone",
+    "pooled": "DiffMIC-v2, pooled",
+    "guidance/federated": "its guidance network alone, federated",
+    "guidance/local": "its guidance network alone, each site alone",
+    "guidance/pooled": "its guidance network alone, pooled",
+    "plain/federated": "plain classifier, federated",
+    "plain/local": "plain classifier, each site alone",
+    "plain/pooled": "plain classifier, pooled",
+}
+
+
+def number(cell: dict[str, Any] | None) -> str:
+    """``0.812 (0.790 to 0.833)``, or a dash where the figure is not defined."""
+    if cell is None or cell.get("value") is None:
+        return "-"
+    interval = "" if cell.get("low") is None else f" ({cell['low']:.3f} to {cell['high']:.3f})"
+    return f"{cell['value']:.3f}{interval}"
+
+
+def row(*cells: str) -> str:
+    """One row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def methods(summary: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every method of a run with its ``global``, ``sites`` and ``mean``."""
+    yield "federated", summary
+    for name, block in summary["baselines"].items():
+        if "global" in block:
+            yield name, block
+        else:
+            yield from ((f"{name}/{inner}", part) for inner, part in block.items())
+
+
+def table(summary: dict[str, Any]) -> list[str]:
+    """One row a method: mean over sites and union of the test images, with 95 % intervals."""
+    rows = [
+        "| model | mean over sites: balanced accuracy | mean over sites: macro AUROC | all test images: balanced accuracy "
+        "| all test images: macro AUROC |",
+        "|---|---|---|---|---|",
+    ]
+    for name, block in methods(summary):
+        cells = [number(block[place]["test"][metric]) for place in ("mean", "global") for metric in METRICS]
+        rows.append(row(NAMES.get(name, name), *cells))
+    return rows
+
+
+def differences(summary: dict[str, Any]) -> list[str]:
+    """Paired differences, federated minus each other method, as the mean over sites."""
+    rows = ["| federated minus | balanced accuracy | macro AUROC |", "|---|---|---|"]
+    for name, block in summary["differences"].items():
+        rows.append(row(NAMES.get(name, name), *(number(block["mean"][m]) for m in METRICS)))
+    return rows
+
+
+def sites(summary: dict[str, Any]) -> list[str]:
+    """Test macro AUROC at each site for the three ways of training, with the number of images."""
+    known = dict(methods(summary))
+    shown = [name for name in ("federated", "local", "pooled") if name in known]
+    rows = [
+        "| site (train / test images) | " + " | ".join(f"macro AUROC, {name}" for name in shown) + " |",
+        "|---|" + "---|" * len(shown),
+    ]
+    for site, facts in summary["sites"].items():
+        cells = [number(known[name]["sites"][site]["test"]["auroc_macro"]) for name in shown]
+        rows.append(row(f"{site} ({facts['n_train']} / {facts['n_test']})", *cells))
+    return rows
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path)
+    for run in parser.parse_args().runs:
+        summary = json.loads((run / "summary.json").read_text())
+        megabytes = summary["bytes_sent"] / 1e6
+        print(
+            f"Seed {summary['seed']}; {summary['seconds'] / 60:.0f} minutes; {megabytes:.0f} MB sent by the federation.\n"
+        )
+        for block in (table(summary), differences(summary), sites(summary)):
+            print("\n".join(block) + "\n")
+
+
+if __name__ == "__main__":
+    main()
