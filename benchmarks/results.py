@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 METRICS = ("balanced_accuracy", "auroc_macro")
+TITLES = ("balanced accuracy", "macro AUROC")
 NAMES = {
     "federated": "DiffMIC-v2, federated",
     "local": "DiffMIC-v2, each site alone",
@@ -51,8 +52,7 @@ def methods(summary: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 def table(summary: dict[str, Any]) -> list[str]:
     """One row a method: mean over sites and union of the test images, with 95 % intervals."""
     rows = [
-        "| model | mean over sites: balanced accuracy | mean over sites: macro AUROC | all test images: balanced accuracy "
-        "| all test images: macro AUROC |",
+        row("model", *(f"{place}: {metric}" for place in ("mean over sites", "all test images") for metric in TITLES)),
         "|---|---|---|---|---|",
     ]
     for name, block in methods(summary):
@@ -90,9 +90,8 @@ def main() -> None:
     for run in parser.parse_args().runs:
         summary = json.loads((run / "summary.json").read_text())
         megabytes = summary["bytes_sent"] / 1e6
-        print(
-            f"Seed {summary['seed']}; {summary['seconds'] / 60:.0f} minutes; {megabytes:.0f} MB sent by the federation.\n"
-        )
+        seed, minutes = summary["seed"], summary["seconds"] / 60
+        print(f"Seed {seed}; {minutes:.0f} minutes; {megabytes:.0f} MB sent by the federation.\n")
         for block in (table(summary), differences(summary), sites(summary)):
             print("\n".join(block) + "\n")
 
