@@ -19,7 +19,7 @@ from flwr.app import Context, RecordDict
 
 from client.state import SiteStore
 from fed_diffmic.compose import to_json, to_yaml
-from fed_diffmic.config import SimulateConfig
+from fed_diffmic.config import ModelConfig, SimulateConfig
 from fed_diffmic.config_checks import with_run_dir
 from fed_diffmic.errors import ConfigError, MachineError
 from fed_diffmic.files import atomic_write, save_tensors, write_json
@@ -65,8 +65,8 @@ def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
     events = EventLog(run_dir / "events.jsonl", observers=[progress, *trackers])
     try:
         events.emit("resumed" if resume else "run_started", run=run_dir.name, seed=config.seed)
-        for note in sites.notes:
-            events.emit("warning", code="data", message=note)
+        for note in [*sites.notes, *model_notes(config.model)]:
+            events.emit("warning", code="note", message=note)
         arms = arms_of(config.baselines, list(sites.sites), config.stages)
         finals = {arm.name: train_arm(config, arm, sites, run_dir, events, device) for arm in arms}
         summary = summarise(config, sites, arms, finals, device)
@@ -85,6 +85,17 @@ def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
     report = write_report(run_dir, summary, events=log, config_yaml=to_yaml(config))
     print_summary(summary, report)
     return summary
+
+
+def model_notes(model: ModelConfig) -> list[str]:
+    """What a user should know of a model that can be built but will hardly learn."""
+    starts_random = not model.pretrained and model.weights is None
+    if starts_random and (model.frozen_blocks or model.encoder_norm == "frozen"):
+        return [
+            "[frozen-random] the encoders start from random weights, and model.frozen_blocks or "
+            "model.encoder_norm=frozen keep part of them so: give model.weights=FILE (or model.pretrained=true)"
+        ]
+    return []
 
 
 def forget_site_files(run_dir: Path) -> None:

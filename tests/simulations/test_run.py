@@ -13,7 +13,7 @@ from fed_diffmic.errors import ConfigError, DataError, ModelFileError, Partition
 from fed_diffmic.files import load_tensors, read_json
 from fed_diffmic.training.metrics import METRICS
 from simulations.apply import evaluate_run, predict_run
-from simulations.run import choose_device, simulate
+from simulations.run import choose_device, model_notes, simulate
 from simulations.sites import build_sites
 
 SMALL = [
@@ -165,3 +165,9 @@ def test_a_corrupt_image_stops_the_run_or_is_left_out_and_counted(tmp_path):
 def test_a_device_that_is_not_here_is_refused():
     with pytest.raises(ConfigError, match=r"run\.device=cuda:99"):
         choose_device("cuda:99")
+
+
+def test_frozen_random_encoders_are_said():
+    assert "model.weights" in model_notes(compose(None, ["model=compact"]).model)[0]
+    assert model_notes(compose(None, ["model=compact", "model.weights=w.safetensors"]).model) == []
+    assert model_notes(compose(None, ["model=tiny"]).model) == []
