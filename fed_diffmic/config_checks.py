@@ -180,10 +180,9 @@ def _check_folders(config: SimulateConfig, resume: bool) -> None:
             raise ConfigError("dataset.root", root, "a folder")
     elif root is None:
         raise ConfigError("dataset.root", "null", f"the folder that holds the images of dataset={config.dataset.name}")
-    elif not Path(root).is_dir():
-        raise ConfigError(
-            "dataset.root", root, "an existing folder", "Check the path; a relative one starts at the current folder."
-        )
+    elif not Path(root).is_dir() and not (config.dataset.name == "table" and Path(root).is_file()):
+        what = "an existing folder or table" if config.dataset.name == "table" else "an existing folder"
+        raise ConfigError("dataset.root", root, what, "Check the path; a relative one starts at the current folder.")
     if config.run.dir is None:
         if resume:
             raise UsageError(

@@ -161,7 +161,7 @@ def test_what_is_written_is_read_back(classes, root, mu, seed):
 @given(st.text(max_size=60))
 def test_any_text_is_understood_or_refused_in_our_words(text):
     with suppress(ConfigError, UsageError):
-        typed(SimulateConfig, parse_text(text, "t") or {})
+        assert isinstance(typed(SimulateConfig, parse_text(text, "t") or {}), dict)
 
 
 @given(
@@ -175,7 +175,7 @@ def test_any_text_is_understood_or_refused_in_our_words(text):
 )
 def test_any_tree_is_understood_or_refused_in_our_words(tree):
     with suppress(ConfigError, UsageError):
-        typed(SimulateConfig, parse_text(json.dumps(tree), "t"))
+        assert isinstance(typed(SimulateConfig, parse_text(json.dumps(tree), "t")), dict)
 
 
 def test_keys_are_listed_once():
