@@ -52,7 +52,12 @@ def diffmic_federation(folder: Path) -> tuple[Any, Any, list[str]]:
         "strategy.keep_optimizer_state=true",
     ]
     for stage in ("guidance", "diffusion"):
-        options += [f"stages.{stage}.rounds=2", f"stages.{stage}.batch_size=6", f"stages.{stage}.ema=0.5"]
+        options += [
+            f"stages.{stage}.rounds=2",
+            f"stages.{stage}.epochs=1",
+            f"stages.{stage}.batch_size=6",
+            f"stages.{stage}.ema=0.5",
+        ]
     config = compose(None, options)
     spec = make_spec(config, classes=toy.CLASSES, task="multiclass", run_id="real", arm="federated", device="cpu")
     source = toy.ToySource({name: toy.toy_site(name, seed, side=64) for seed, name in enumerate(("a", "b"), start=1)})

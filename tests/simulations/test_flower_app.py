@@ -147,6 +147,7 @@ def test_stock_flwr_run_trains_both_stages(tmp_path: Path, superlink: dict[str, 
     run_dir = tmp_path / "run"
     overrides = "model=tiny partition=iid partition.sites=2 dataset.phantom_images=60 model.sampling_steps=2"
     overrides += " stages.guidance.rounds=1 stages.diffusion.rounds=1"
+    overrides += " stages.guidance.epochs=1 stages.diffusion.epochs=1"
     overrides += f" dataset.cache_dir={tmp_path / 'cache'}"
     command = [str(BIN / "flwr"), "run", str(ROOT), "here", "--stream"]
     command += ["--run-config", f'run-dir="{run_dir}" overrides="{overrides}"']

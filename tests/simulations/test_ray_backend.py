@@ -73,18 +73,21 @@ print(json.dumps(result))
 
 def run_config(prior: str) -> dict[str, str]:
     options = ["model=tiny", f"model.prior_backbone={prior}", "stages.guidance.rounds=1", "stages.diffusion.rounds=1"]
-    options += [f"stages.{stage}.batch_size=6" for stage in ("guidance", "diffusion")]
+    options += [
+        f"stages.{stage}.{value}" for stage in ("guidance", "diffusion") for value in ("batch_size=6", "epochs=1")
+    ]
     options += ["model.prior_init=own", "model.sampling_steps=2"]
     config = compose(None, options)
     spec = make_spec(config, classes=toy.CLASSES, task="multiclass", run_id="twin", arm="federated", device="cpu")
     return {"config-json": to_json(config), "spec-json": spec.to_json(), "sites": "a|b"}
 
 
+@pytest.mark.timeout(600)
 def test_equal_weights_on_ray_and_in_process_for_a_convolution_and_a_vit(tmp_path: Path) -> None:
     """The guidance network is a convolution, the prior's global encoder a ViT; both stages are trained."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     arguments = [sys.executable, "-c", PROGRAM, str(tmp_path), json.dumps(run_config("test_vit"))]
-    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=560)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.strip().splitlines()[-1])
     assert set(result["ray"]["digests"]) == {"guidance", "diffusion"}
