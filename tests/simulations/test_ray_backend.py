@@ -82,6 +82,7 @@ def run_config(prior: str) -> dict[str, str]:
     return {"config-json": to_json(config), "spec-json": spec.to_json(), "sites": "a|b"}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_equal_weights_on_ray_and_in_process_for_a_convolution_and_a_vit(tmp_path: Path) -> None:
     """The guidance network is a convolution, the prior's global encoder a ViT; both stages are trained."""
