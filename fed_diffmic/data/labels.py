@@ -15,6 +15,24 @@ from fed_diffmic.data.manifest import SPLITS
 from fed_diffmic.errors import ConfigError
 
 SEPARATOR = "|"
+CHESTXRAY14_LABELS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Effusion",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pneumonia",
+    "Pneumothorax",
+    "Consolidation",
+    "Edema",
+    "Emphysema",
+    "Fibrosis",
+    "Pleural_Thickening",
+    "Hernia",
+)
+"""Labels of ChestX-ray14 in the order of the CheXNet lists (Rajpurkar et al. 2017)."""
+
 NO_FINDING = "No Finding"
 _SPLIT_WORDS = {
     "train": "train",

@@ -49,7 +49,7 @@ def files(folder: Path) -> dict[str, Path]:
     return {p.suffix.lstrip("."): p for p in (folder / SUBFOLDER).iterdir()}
 
 
-def check(cache, images) -> None:
+def check_same(cache, images) -> None:
     good = np.array([i for i in range(len(images)) if i not in cache.bad])
     plain = np.stack([decode(Path(images[i]).read_bytes(), SIDE) for i in good])
     read = cache.images(good)
@@ -60,13 +60,13 @@ def check(cache, images) -> None:
 
 def test_equals_plain_decoding_and_reopens(images, tmp_path, monkeypatch):
     cache = build(images, tmp_path / "c")
-    check(cache, images)
+    check_same(cache, images)
     assert len(cache) == 10
     assert cache.nbytes == 7 * 3 * SIDE * SIDE  # equal contents share one copy
     assert cache.digests[0] == cache.digests[7] and cache.keys[0] == cache.keys[7] == content_key(cache.digests[0])
     assert cache.digests[9] == "" and cache.keys[9] == 0
     monkeypatch.setattr(module, "_build", lambda *a: pytest.fail("built a second time"))
-    check(build(images, tmp_path / "c"), images)
+    check_same(build(images, tmp_path / "c"), images)
     with pytest.raises(DataError, match="1 of the images"):
         cache.images([0, 8])
 
@@ -166,7 +166,7 @@ DAMAGE = {
 def test_a_torn_cache_is_noticed_and_rebuilt(images, tmp_path, damage):
     build(images, tmp_path / "c")
     DAMAGE[damage](files(tmp_path / "c"))
-    check(build(images, tmp_path / "c"), images)
+    check_same(build(images, tmp_path / "c"), images)
 
 
 def in_process(target, *arguments):
@@ -218,7 +218,7 @@ def test_a_killed_builder_leaves_nothing_that_is_taken_for_a_cache(images, tmp_p
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     assert "json" not in files(tmp_path / "c")
-    check(build(images, tmp_path / "c", lock_timeout_s=5), images)
+    check_same(build(images, tmp_path / "c", lock_timeout_s=5), images)
     assert not list((tmp_path / "c" / SUBFOLDER).glob("*.part-*"))
 
 
@@ -245,7 +245,7 @@ def test_a_write_that_fails_half_way_is_a_machine_error_and_leaves_nothing(image
     process.join(30)
     assert "FD007" in message and "dataset.cache_dir" in message
     assert set(files(tmp_path / "c")) <= {"TAG", "lock", "bin"}
-    check(build(images, tmp_path / "c"), images)
+    check_same(build(images, tmp_path / "c"), images)
 
 
 @pytest.fixture
@@ -290,7 +290,7 @@ def test_interrupted_by_ctrl_c(images, tmp_path, monkeypatch):
             build(images, tmp_path / "c")
         monkeypatch.undo()
         assert set(files(tmp_path / "c")) <= {"TAG", "lock", "bin"}
-    check(build(images, tmp_path / "c"), images)
+    check_same(build(images, tmp_path / "c"), images)
 
 
 def test_a_file_that_changes_while_the_cache_is_built_is_an_error(images, tmp_path, monkeypatch):
@@ -324,7 +324,7 @@ def test_purge_removes_the_copies_and_nothing_else(images, tmp_path):
     assert "u8" in files(tmp_path / "c")
     assert purge(tmp_path / "c") > 7 * 3 * SIDE * SIDE
     assert [p.name for p in (tmp_path / "c").iterdir()] == ["mine.txt"]
-    check(build(images, tmp_path / "c"), images)
+    check_same(build(images, tmp_path / "c"), images)
 
 
 def test_real_images(shared, tmp_path):

@@ -11,30 +11,14 @@ from fed_diffmic.config import DatasetConfig
 from fed_diffmic.data.checks import group_leak, ungrouped
 from fed_diffmic.data.datasets import register_dataset
 from fed_diffmic.data.findings import Findings
-from fed_diffmic.data.labels import NO_FINDING, label_sets, published_classes, task_of
+from fed_diffmic.data.labels import CHESTXRAY14_LABELS, NO_FINDING, label_sets, published_classes, task_of
 from fed_diffmic.data.manifest import Manifest
 from fed_diffmic.data.published import report_unlisted
 from fed_diffmic.data.tables import Table, check_filled, find_table, read_table, read_text
 from fed_diffmic.data.tree import ImageTree, keep_found, root_folder
 from fed_diffmic.errors import DataError
 
-CLASSES = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Effusion",
-    "Infiltration",
-    "Mass",
-    "Nodule",
-    "Pneumonia",
-    "Pneumothorax",
-    "Consolidation",
-    "Edema",
-    "Emphysema",
-    "Fibrosis",
-    "Pleural_Thickening",
-    "Hernia",
-)
-"""Order of the CheXNet lists (Rajpurkar et al. 2017)."""
+CLASSES = CHESTXRAY14_LABELS
 
 _IMAGE, _LABELS, _PATIENT = "Image Index", "Finding Labels", "Patient ID"
 # (files, split of each), the first complete set is used.

@@ -29,26 +29,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fed_diffmic.data.labels import CHESTXRAY14_LABELS
 from fed_diffmic.data.phantoms import canvas
 from fed_diffmic.data.phantoms.canvas import Style, mix
 from fed_diffmic.data.phantoms.chest_anatomy import LUNG, WHITE, Chest, body, bones, markings, mediastinum
 
-CLASSES = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Effusion",
-    "Infiltration",
-    "Mass",
-    "Nodule",
-    "Pneumonia",
-    "Pneumothorax",
-    "Consolidation",
-    "Edema",
-    "Emphysema",
-    "Fibrosis",
-    "Pleural_Thickening",
-    "Hernia",
-)
+CLASSES = CHESTXRAY14_LABELS
 
 
 def draw(
