@@ -199,8 +199,7 @@ def _calibration(summary: Mapping[str, Any]) -> Html:
         return Html("")
     prior = f"{fitted['prior_weight']:g}"
     if fitted["task"] == "multilabel":
-        centre = number(-fitted["centre"], sign=True, digits=1)
-        form = f"sigmoid({fitted['scale']:.3g} (score {centre}) + {prior} logit(prior))"
+        form = f"sigmoid({fitted['scale']:.3g} score + {prior} logit(prior))"
     else:
         form = f"p ~ exp({fitted['scale']:.3g} score + {prior} log(prior))"
     said = (

@@ -1,14 +1,15 @@
 """From scores to probabilities: a calibration that the sites fit together without sending a single score.
 
-The model's scores are logits (guidance network, plain classifier) or the sampler's mean output (diffusion), which
-lies near the one-hot label and is no probability. Both become probabilities through one family:
+The model's scores are logits (guidance network, plain classifier) or the logarithm of the sampler's mean output
+(diffusion; multi-label: its log-odds): the mean lies near a probability, but is none. Both become probabilities through
+one family:
 
 - multiclass, ordinal: ``p ~ exp(scale * score + prior_weight * log(prior))``, normalised over the C classes;
-- multilabel: ``p = sigmoid(scale * (score - centre) + prior_weight * logit(prior))``, label by label.
+- multilabel: ``p = sigmoid(scale * score + prior_weight * logit(prior))``, label by label.
 
 ``prior`` is the share of each class among all sites' training images (Laplace-smoothed). ``prior_weight`` near 1 gives
-back the prior that a balanced loss took out (Ren et al. 2020); ``centre`` is 0 for logits and 0.5 for outputs between
-0 and 1. ``scale`` is the inverse of a temperature (Guo et al. 2017).
+back the prior that a balanced loss took out (Ren et al. 2020). ``scale`` is the inverse of a temperature (Guo et al.
+2017).
 
 The fit: every site evaluates the same fixed grid of parameters on its validation images and sends, for each point,
 the *sum* of its negative log-likelihoods. The coordinator adds the sums and takes the lowest. Each image's value is
@@ -16,7 +17,7 @@ rounded to a multiple of 2^-20 nats, which makes the sums exact whatever the ord
 pooled one. What leaves a site is a table of sums over its validation images, nothing for one image; with very few
 validation images such a sum still says something about them (docs/figures.md).
 
-Letters: ``B`` images, ``C`` classes, ``I`` scales, ``J`` pairs of prior weight and centre.
+Letters: ``B`` images, ``C`` classes, ``I`` scales, ``J`` prior weights.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from fed_diffmic.errors import ModelFileError
 DECISIONS = ("probability", "balanced")
 _UNIT = 2.0**20  # a validation image's negative log-likelihood is rounded to 1 / _UNIT nats
 _PRIOR_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_KEYS = ("scale", "prior_weight", "centre")
+_KEYS = ("scale", "prior_weight")
 TASKS = ("multiclass", "ordinal", "multilabel")
 
 
@@ -46,7 +47,6 @@ class Calibration:
         task: multiclass, ordinal or multilabel.
         scale: factor on the scores, > 0.
         prior_weight: how much of the prior is added, 0 to 1.
-        centre: subtracted from the scores first (multilabel; else 0).
         prior: ``(C,)`` share of images that have each class, inside (0, 1).
         n: validation images that the fit rests on; 0: not fitted.
         nll: mean negative log-likelihood at the fit, nats an image (multilabel: summed over labels); None: not fitted.
@@ -60,14 +60,13 @@ class Calibration:
     task: str
     scale: float
     prior_weight: float
-    centre: float
     prior: tuple[float, ...]
     n: int = 0
     nll: float | None = None
     at_edge: bool = False
 
     def __post_init__(self) -> None:
-        numbers = (self.scale, self.prior_weight, self.centre, *self.prior, *(() if self.nll is None else (self.nll,)))
+        numbers = (self.scale, self.prior_weight, *self.prior, *(() if self.nll is None else (self.nll,)))
         if self.task not in TASKS or not all(math.isfinite(v) for v in numbers):
             raise ValueError("a calibration needs a known task and finite numbers")
         if self.scale <= 0 or not 0 <= self.prior_weight <= 1 or self.n < 0:
@@ -89,11 +88,10 @@ class Calibration:
         names = [f.name for f in fields(cls)]
         if not isinstance(value, Mapping) or sorted(value) != sorted(names):
             raise ModelFileError(f"a calibration holds exactly the keys {', '.join(names)}")
-        real = ("scale", "prior_weight", "centre")
         prior = value["prior"]
         good = (
             isinstance(value["task"], str)
-            and all(_is_number(value[key]) for key in real)
+            and all(_is_number(value[key]) for key in _KEYS)
             and isinstance(prior, Sequence)
             and not isinstance(prior, str)
             and all(_is_number(share) for share in prior)
@@ -116,32 +114,30 @@ def _is_number(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where every site evaluates its sums: ``scales`` (I,) by ``offsets`` (J,), pairs of prior weight and centre."""
+    """Where every site evaluates its sums: ``scales`` (I,) by ``prior_weights`` (J,)."""
 
     scales: tuple[float, ...]
-    offsets: tuple[tuple[float, float], ...]
+    prior_weights: tuple[float, ...]
 
     @property
     def shape(self) -> tuple[int, int]:
         """``(I, J)``."""
-        return len(self.scales), len(self.offsets)
+        return len(self.scales), len(self.prior_weights)
 
 
 def grid(task: str) -> Grid:
     """The fixed grid of a task: part of the protocol between coordinator and sites.
 
     Scales run from 2^-6 (scores that hardly matter) to 2^6 in steps of an eighth of a doubling (a probability
-    near 0.9 is then within 0.01 of its best): over-confident logits want 0.1 to 1, the sampler's outputs, about 1
-    apart between right and wrong, 3 to 30.
+    near 0.9 is then within 0.01 of its best): over-confident scores want 0.1 to 1, timid ones more than 1.
 
     Raises:
         ValueError: no such task.
     """
     if task not in TASKS:
         raise ValueError(f"task {task!r} is not one of {', '.join(TASKS)}")
-    centres = (0.0, 0.5) if task == "multilabel" else (0.0,)
     scales = tuple(2.0 ** (step / 8) for step in range(-48, 49))
-    return Grid(scales, tuple((weight, centre) for centre in centres for weight in _PRIOR_WEIGHTS))
+    return Grid(scales, _PRIOR_WEIGHTS)
 
 
 def class_prior(counts: np.ndarray, n: int, task: str) -> np.ndarray:
@@ -164,11 +160,9 @@ def _checked(scores: np.ndarray, classes: int) -> np.ndarray:
     return scores
 
 
-def _exponent(
-    scores: np.ndarray, prior: np.ndarray, task: str, scale: float, weight: float, centre: float
-) -> np.ndarray:
+def _exponent(scores: np.ndarray, prior: np.ndarray, task: str, scale: float, weight: float) -> np.ndarray:
     offset = logit(prior) if task == "multilabel" else np.log(prior)
-    return scale * (scores - centre) + weight * offset
+    return scale * scores + weight * offset
 
 
 def nll_sums(scores: np.ndarray, labels: np.ndarray, prior: np.ndarray, task: str) -> np.ndarray:
@@ -191,8 +185,8 @@ def nll_sums(scores: np.ndarray, labels: np.ndarray, prior: np.ndarray, task: st
         raise ValueError(f"labels have shape {labels.shape}, scores {scores.shape}: they do not fit for {task}")
     sums = np.zeros(points.shape)
     for i, scale in enumerate(points.scales):
-        for j, (weight, centre) in enumerate(points.offsets):
-            exponent = _exponent(scores, prior, task, scale, weight, centre)
+        for j, weight in enumerate(points.prior_weights):
+            exponent = _exponent(scores, prior, task, scale, weight)
             if task == "multilabel":
                 each = -log_expit(np.where(labels > 0, exponent, -exponent)).sum(axis=1)
             else:
@@ -204,7 +198,7 @@ def nll_sums(scores: np.ndarray, labels: np.ndarray, prior: np.ndarray, task: st
 def choose(sums: np.ndarray, n: int, prior: np.ndarray, task: str) -> Calibration:
     """The coordinator's half: the point of the grid with the lowest sum over all sites.
 
-    Of equally good points the first in the grid's order is taken (smaller scale, then less prior, then centre 0).
+    Of equally good points the first in the grid's order is taken (smaller scale, then less prior).
 
     Args:
         sums: ``(I, J)``, the sites' :func:`nll_sums` added up.
@@ -219,15 +213,15 @@ def choose(sums: np.ndarray, n: int, prior: np.ndarray, task: str) -> Calibratio
     if sums.shape != points.shape or not np.isfinite(sums).all() or sums.min() < 0:
         raise ValueError(f"calibration sums must be a finite, non-negative table of shape {points.shape}")
     i, j = (int(k) for k in np.unravel_index(int(sums.argmin()), sums.shape))
-    weight, centre = points.offsets[j]
     # Perfectly separated images reach the lowest value before the largest scale: a tie with an edge is an edge too.
     edge = bool(min(sums[0].min(), sums[-1].min()) <= sums[i, j])
-    return Calibration(task, points.scales[i], weight, centre, _tuple(prior), int(n), float(sums[i, j] / n), edge)
+    scale, weight = points.scales[i], points.prior_weights[j]
+    return Calibration(task, scale, weight, _tuple(prior), int(n), float(sums[i, j] / n), edge)
 
 
 def uncalibrated(prior: np.ndarray, task: str) -> Calibration:
     """Softmax (multilabel: sigmoid) of the scores as they are: for logs during training, when nothing is fitted yet."""
-    return Calibration(task, 1.0, 0.0, 0.0, _tuple(prior))
+    return Calibration(task, 1.0, 0.0, _tuple(prior))
 
 
 def _tuple(prior: np.ndarray) -> tuple[float, ...]:

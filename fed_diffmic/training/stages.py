@@ -28,6 +28,7 @@ from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.losses import balancing_weights, classification_loss
 
 GUIDANCE_PREFIX = "guidance."
+LEAST = 1e-3  # the sampler's mean of few starts says no more about what is rarer
 
 
 @dataclass(frozen=True)
@@ -133,15 +134,19 @@ class DiffusionStage(StageModule):
         return diffusion_loss(predicted, noise, target, logits, cfg.alpha, cfg.gamma, self.spec.task, weight)
 
     def scores(self, inputs: Any, starts: torch.Tensor) -> torch.Tensor:
-        """The sampler's mean over the grid (section 7) and over the starts.
+        """Logarithm (multi-label: log-odds) of the sampler's mean over the grid (section 7) and over the starts.
 
-        One start gives one sample of the label; where an image is ambiguous, the mean over several
-        is nearer to the probability (``model.sampling_starts``).
+        One start gives one sample of the label; where an image is ambiguous, the mean over several is nearer to the
+        probability (``model.sampling_starts``). The mean lies near a probability, so its logarithm is what a
+        temperature and a prior act on, as they do on logits; it is taken no nearer to 0 (and 1) than ``LEAST``.
         """
         count = starts.shape[1]
         features: Features = type(inputs)(*(column.repeat_interleave(count, dim=0) for column in inputs))
         flat = starts.flatten(0, 1)
-        return self.network.sample(features, flat[:, 0], flat[:, 1]).mean.unflatten(0, (-1, count)).mean(dim=1)
+        mean = self.network.sample(features, flat[:, 0], flat[:, 1]).mean.unflatten(0, (-1, count)).mean(dim=1)
+        if self.spec.task == "multilabel":
+            return torch.logit(mean, eps=LEAST)
+        return mean.clamp_min(LEAST).log()
 
 
 def build_module(spec: RunSpec, stage: str) -> StageModule:

@@ -78,7 +78,7 @@ def build_summary(task: str = "multiclass", signal: dict[str, float] | None = No
             baselines.setdefault(arm.split("/")[0], {})[arm.split("/")[1]] = block
         else:
             baselines[arm] = block
-    fitted = calibration.Calibration(task, 3.67, 0.25, 0.5 if task == "multilabel" else 0.0, (0.2,) * 7, 300, 0.61)
+    fitted = calibration.Calibration(task, 3.67, 0.25, (0.2,) * 7, 300, 0.61)
     return {
         "status": "done",
         "run": "2026-01-02-synthetic",

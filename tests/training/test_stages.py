@@ -9,6 +9,7 @@ import torch
 from fed_diffmic.config import ModelConfig
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.models.normalisation import live_batch_norms
+from fed_diffmic.training import stages
 from fed_diffmic.training.stages import (
     Batch,
     build_module,
@@ -38,10 +39,11 @@ BATCH = ModelConfig(
 )
 
 
-def spec_with(encoders="train", **model):
+def spec_with(encoders="train", task="multiclass", **model):
     spec = toy_spec()
     diffusion = replace(spec.stages.diffusion, encoders=encoders)
-    return replace(spec, model=replace(BATCH, **model), stages=replace(spec.stages, diffusion=diffusion))
+    stages = replace(spec.stages, diffusion=diffusion)
+    return replace(spec, task=task, model=replace(BATCH, **model), stages=stages)
 
 
 def diffusion(spec):
@@ -130,15 +132,21 @@ def test_more_draws_estimate_the_same_loss_with_less_spread():
     assert many.mean().item() == pytest.approx(one.mean().item(), rel=0.1)
 
 
-def test_scores_average_over_the_starts():
-    module, _ = diffusion(spec_with("frozen", norm="group"))
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_scores_are_the_logarithm_of_the_mean_over_the_starts(task, monkeypatch):
+    monkeypatch.setattr(stages, "LEAST", 0.4)  # an untrained network's means are cut then, some of them
+    module, _ = diffusion(spec_with("frozen", norm="group", task=task))
     module.eval()
     with torch.no_grad():
         features = module.inputs(torch.randn(3, 3, 32, 32))
         starts = torch.rand(3, 5, 2, 3)
         together = module.scores(features, starts)
-        apart = torch.stack([module.scores(features, starts[:, n : n + 1]) for n in range(5)]).mean(0)
-    torch.testing.assert_close(together, apart, rtol=0, atol=1e-6)
+        apart = [module.network.sample(features, starts[:, n, 0], starts[:, n, 1]).mean for n in range(5)]
+    mean = torch.stack(apart).mean(0)
+    assert 0 < (mean < 0.4).float().mean() < 1
+    p = mean.clamp(0.4, 0.6 if task == "multilabel" else None)
+    wanted = torch.log(p / (1 - p)) if task == "multilabel" else p.log()
+    torch.testing.assert_close(together, wanted, rtol=0, atol=1e-4)
 
 
 def test_a_state_that_does_not_fit_names_what_is_wrong():
