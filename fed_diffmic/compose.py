@@ -18,25 +18,60 @@ import functools
 import json
 import shlex
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import configs
 from fed_diffmic.config import SimulateConfig
 from fed_diffmic.config_checks import check_consistency
+from fed_diffmic.config_network_checks import check_server_consistency, check_site_consistency
+from fed_diffmic.config_server import ServerConfig
+from fed_diffmic.config_site import SiteConfig
 from fed_diffmic.config_text import Scalar, Tree, UnknownKeyError, nearest_keys, parse_text, to_yaml, typed
 from fed_diffmic.errors import ConfigError, UsageError
 from fed_diffmic.spec import parse_dataclass
 
-__all__ = ["compose", "compose_text", "config_from_run_config", "group_options", "mentions", "to_json", "to_yaml"]
+__all__ = [
+    "compose",
+    "compose_server",
+    "compose_site",
+    "compose_text",
+    "config_from_run_config",
+    "group_options",
+    "mentions",
+    "to_json",
+    "to_yaml",
+]
 
 FOLDER = Path(next(iter(configs.__path__))).absolute()
 GROUPS = tuple(f.name for f in fields(SimulateConfig) if is_dataclass(typing.get_type_hints(SimulateConfig)[f.name]))
 
 
-def compose(config_file: Path | None, overrides: Sequence[str], *, base: str = "simulate") -> SimulateConfig:
+@dataclass(frozen=True)
+class Base:
+    """One of the configuration files that a command reads.
+
+    Attributes:
+        name: of the shipped default in ``configs/``, and of its schema.
+        config_type: the dataclass that declares it.
+        groups: its groups that have options to choose from.
+        check: refuses values that exclude each other.
+    """
+
+    name: str
+    config_type: type
+    groups: tuple[str, ...]
+    check: Callable[[Any], None]
+
+
+SIMULATE = Base("simulate", SimulateConfig, GROUPS, check_consistency)
+SERVER = Base("server", ServerConfig, ("model", "stages", "strategy"), check_server_consistency)
+CLIENT = Base("client", SiteConfig, ("dataset", "policy"), check_site_consistency)
+
+
+def compose(config_file: Path | None, overrides: Sequence[str]) -> SimulateConfig:
     """Compose, type-check and range-check the configuration of a run.
 
     Nothing outside the configuration is looked at; :func:`fed_diffmic.config_checks.check_start` does that.
@@ -44,31 +79,46 @@ def compose(config_file: Path | None, overrides: Sequence[str], *, base: str = "
     Args:
         config_file: the user's YAML, or none. A ``config.yaml`` saved by a run is such a file.
         overrides: ``key=value``, with the same names as in the file.
-        base: which shipped default to start from.
 
     Raises:
         ConfigError: unknown key, wrong type, value out of range, values that exclude each other.
         UsageError: a file that cannot be read, text that is not ``key=value``.
     """
-    text = "" if config_file is None else _read(config_file)
-    return compose_text(text, overrides, base=base, source=str(config_file))
+    return typing.cast(SimulateConfig, _from_file(SIMULATE, config_file, overrides))
 
 
-def compose_text(
-    text: str, overrides: Sequence[str], *, base: str = "simulate", source: str = "text"
-) -> SimulateConfig:
+def compose_server(config_file: Path | None, overrides: Sequence[str]) -> ServerConfig:
+    """As :func:`compose`, for ``flower-server``."""
+    return typing.cast(ServerConfig, _from_file(SERVER, config_file, overrides))
+
+
+def compose_site(config_file: Path | None, overrides: Sequence[str]) -> SiteConfig:
+    """As :func:`compose`, for ``fed-diffmic client`` and whatever else a site runs."""
+    return typing.cast(SiteConfig, _from_file(CLIENT, config_file, overrides))
+
+
+def compose_text(text: str, overrides: Sequence[str], *, source: str = "text") -> SimulateConfig:
     """As :func:`compose`, from the file's text (YAML or JSON); ``source`` names it in messages."""
+    return typing.cast(SimulateConfig, _from_text(SIMULATE, text, overrides, source))
+
+
+def _from_file(base: Base, config_file: Path | None, overrides: Sequence[str]) -> Any:
+    text = "" if config_file is None else _read(config_file)
+    return _from_text(base, text, overrides, str(config_file))
+
+
+def _from_text(base: Base, text: str, overrides: Sequence[str], source: str) -> Any:
     tree = parse_text(text, source) if text.strip() else {}
     if tree is None or (isinstance(tree, Scalar) and tree.null):
         tree = {}
     if not isinstance(tree, dict):
         raise UsageError(f"{source} holds no `key: value`", "Write for example `model: compact`.")
-    chosen = _take_choices(tree)
+    chosen = _take_choices(base, tree)
     for override in overrides:
-        _apply(override, tree, chosen)
-    values = typed(SimulateConfig, tree)
+        _apply(base, override, tree, chosen)
+    values = typed(base.config_type, tree)
     config = _build(base, chosen, values)
-    check_consistency(config)
+    base.check(config)
     return config
 
 
@@ -131,21 +181,21 @@ def _read(path: Path) -> str:
         ) from error
 
 
-def _take_choices(tree: Tree) -> dict[str, str]:
+def _take_choices(base: Base, tree: Tree) -> dict[str, str]:
     """Take the choice of each group out of a file's tree, leaving the values."""
     chosen: dict[str, str] = {}
-    for group in GROUPS:
+    for group in base.groups:
         value = tree.get(group)
         if isinstance(value, Scalar):
             chosen[group] = _option(group, value)
             del tree[group]
-        elif isinstance(value, dict) and isinstance(value.get("name"), Scalar) and _has_name(group):
+        elif isinstance(value, dict) and isinstance(value.get("name"), Scalar) and _has_name(base, group):
             chosen[group] = _option(group, value.pop("name"))
     return chosen
 
 
-def _has_name(group: str) -> bool:
-    return "name" in {f.name for f in fields(typing.get_type_hints(SimulateConfig)[group])}
+def _has_name(base: Base, group: str) -> bool:
+    return "name" in {f.name for f in fields(typing.get_type_hints(base.config_type)[group])}
 
 
 def _option(group: str, name: str) -> str:
@@ -155,7 +205,7 @@ def _option(group: str, name: str) -> str:
     return str(name)
 
 
-def _apply(override: str, tree: Tree, chosen: dict[str, str]) -> None:
+def _apply(base: Base, override: str, tree: Tree, chosen: dict[str, str]) -> None:
     """Lay one ``key=value`` over the tree."""
     key, equals, text = override.partition("=")
     key = key.strip()
@@ -165,7 +215,7 @@ def _apply(override: str, tree: Tree, chosen: dict[str, str]) -> None:
             f"Write `{key.lstrip('+~') or 'key'}=value`; `fed-diffmic options` lists every key.",
         )
     if not equals or not key:
-        near = nearest_keys(key) if key else []
+        near = nearest_keys(key, base.config_type) if key else []
         raise UsageError(
             f"{override!r} is not key=value",
             "Write for example "
@@ -174,16 +224,16 @@ def _apply(override: str, tree: Tree, chosen: dict[str, str]) -> None:
         )
     value = Scalar.of(text, plain=text != "")
     parts = key.split(".")
-    if parts[0] in GROUPS and (len(parts) == 1 or (parts[1:] == ["name"] and _has_name(parts[0]))):
+    if parts[0] in base.groups and (len(parts) == 1 or (parts[1:] == ["name"] and _has_name(base, parts[0]))):
         chosen[parts[0]] = _option(parts[0], value)
         tree.pop(parts[0], None)
         return
-    _put(tree, parts, value)
+    _put(base.config_type, tree, parts, value)
 
 
-def _put(tree: Tree, parts: list[str], value: Scalar) -> None:
+def _put(root: type, tree: Tree, parts: list[str], value: Scalar) -> None:
     """Set a dotted key, refusing one that leads through a value."""
-    kind: Any = SimulateConfig
+    kind: Any = root
     for depth, part in enumerate(parts[:-1]):
         hints = typing.get_type_hints(kind) if is_dataclass(kind) else {}
         inner = hints.get(part, Any)
@@ -192,7 +242,7 @@ def _put(tree: Tree, parts: list[str], value: Scalar) -> None:
         )
         if through_value:
             prefix = "".join(f"{p}." for p in parts[:depth])
-            raise UnknownKeyError(typing.cast(type, kind), prefix, ".".join(parts[depth:]), value)
+            raise UnknownKeyError(typing.cast(type, kind), prefix, ".".join(parts[depth:]), value, root)
         child = tree.get(part)
         if not isinstance(child, dict):
             if child is not None and not (isinstance(child, Scalar) and child.null):
@@ -202,15 +252,15 @@ def _put(tree: Tree, parts: list[str], value: Scalar) -> None:
     tree[parts[-1]] = value
 
 
-def _build(base: str, chosen: dict[str, str], values: Tree) -> SimulateConfig:
+def _build(base: Base, chosen: dict[str, str], values: Tree) -> Any:
     """Lay the values over the chosen options and build the frozen dataclasses."""
     from omegaconf import OmegaConf
 
     options = values.get("strategy", {}).pop("options", None)
-    merged = OmegaConf.merge(_options(FOLDER, base, tuple(sorted(chosen.items()))), values)
+    merged = OmegaConf.merge(_options(FOLDER, base.name, tuple(sorted(chosen.items()))), values)
     if options is not None:  # a mapping replaces the option's mapping rather than mixing with it
         merged.strategy.options = options
-    return typing.cast(SimulateConfig, OmegaConf.to_object(merged))
+    return OmegaConf.to_object(merged)
 
 
 @functools.lru_cache(maxsize=64)
@@ -244,8 +294,10 @@ def _register_schemas() -> None:
     from omegaconf import OmegaConf
 
     store = ConfigStore.instance()
-    hints = typing.get_type_hints(SimulateConfig)
-    schemas = {"simulate": SimulateConfig, **{group: hints[group] for group in GROUPS}}
+    schemas: dict[str, type] = {}
+    for base in (SIMULATE, SERVER, CLIENT):
+        hints = typing.get_type_hints(base.config_type)
+        schemas |= {base.name: base.config_type, **{group: hints[group] for group in base.groups}}
     for name, config_type in schemas.items():
         node = OmegaConf.structured(config_type)
         _make_writable(node)

@@ -15,7 +15,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fed_diffmic.config import SimulateConfig
+from fed_diffmic.config import DatasetConfig, SimulateConfig
+from fed_diffmic.config_server import ServerConfig
 from fed_diffmic.errors import ConfigError, UsageError
 
 RUN_MARKS = ("config.yaml", "events.jsonl", "summary.json", "checkpoints")
@@ -29,20 +30,20 @@ def check_consistency(config: SimulateConfig) -> None:
     Raises:
         ConfigError: names the key to change, its value, and what is allowed beside the others.
     """
-    _check_data(config)
-    _check_model(config)
-    _check_stages(config)
-    _check_strategy(config)
+    check_dataset(config.dataset, "dataset")
+    check_model(config)
+    check_stages(config)
+    check_strategy(config)
     if not _DEVICE.fullmatch(config.run.device):
         raise ConfigError("run.device", config.run.device, "auto, cpu, cuda, cuda:N, mps")
-    _check_once("baselines", config.baselines)
-    _check_once("run.lr_scales", config.run.lr_scales)
+    check_once("baselines", config.baselines)
+    check_once("run.lr_scales", config.run.lr_scales)
     if not config.run.lr_scales:
         raise ConfigError("run.lr_scales", "[]", "at least one number, for example [1.0]")
 
 
-def _check_data(config: SimulateConfig) -> None:
-    data = config.dataset
+def check_dataset(data: DatasetConfig, group: str) -> None:
+    """Values of a data set's group (called ``group`` in messages) that exclude each other."""
     if data.no_finding and data.name != "chestxray14":
         raise ConfigError("dataset.no_finding", "true", f"false with dataset={data.name}; only chestxray14 has it")
     if data.split == "published" and data.name in ("phantoms", "table"):
@@ -52,17 +53,18 @@ def _check_data(config: SimulateConfig) -> None:
             f"none with dataset={data.name}; it has no published split",
             "A table's own column `split` is always kept.",
         )
-    for key, values in (("dataset.mean", data.mean), ("dataset.std", data.std)):
+    for key, values in ((f"{group}.mean", data.mean), (f"{group}.std", data.std)):
         if len(values) != 3:
             raise ConfigError(key, values, "three numbers, for red, green and blue")
     if data.classes is not None:
-        _check_once("dataset.classes", data.classes)
+        check_once(f"{group}.classes", data.classes)
         fewest = 1 if data.task == "multilabel" else 2
         if len(data.classes) < fewest:
-            raise ConfigError("dataset.classes", data.classes, f"at least {fewest} names")
+            raise ConfigError(f"{group}.classes", data.classes, f"at least {fewest} names")
 
 
-def _check_model(config: SimulateConfig) -> None:
+def check_model(config: SimulateConfig | ServerConfig) -> None:
+    """Values of the model's group that exclude each other."""
     model = config.model
     if model.sampling_steps > model.timesteps:
         raise ConfigError(
@@ -72,7 +74,8 @@ def _check_model(config: SimulateConfig) -> None:
         raise ConfigError("model.crop", model.crop, f"at most model.image_side, which is {model.image_side}")
 
 
-def _check_stages(config: SimulateConfig) -> None:
+def check_stages(config: SimulateConfig | ServerConfig) -> None:
+    """Stages that could not train."""
     stages = config.stages
     for name in ("guidance", "diffusion"):
         if getattr(stages, name).rounds is None:
@@ -92,7 +95,8 @@ def _check_stages(config: SimulateConfig) -> None:
         )
 
 
-def _check_strategy(config: SimulateConfig) -> None:
+def check_strategy(config: SimulateConfig | ServerConfig) -> None:
+    """A Flower strategy without its class, or a class without the strategy that takes it."""
     strategy = config.strategy
     if strategy.name == "flower" and strategy.class_path is None:
         raise ConfigError(
@@ -108,7 +112,8 @@ def _check_strategy(config: SimulateConfig) -> None:
                 )
 
 
-def _check_once(key: str, values: list[str] | list[float]) -> None:
+def check_once(key: str, values: list[str] | list[float]) -> None:
+    """Refuse a list that names something twice."""
     if len(set(values)) != len(values):
         raise ConfigError(key, values, "each value once")
 

@@ -89,13 +89,14 @@ def parse_text(text: str, source: str) -> Any:
         raise UsageError(f"{source} is nested too deeply", "Groups and their keys are all that it may hold.") from error
 
 
-def typed(config_type: type, tree: object, prefix: str = "") -> Tree:
+def typed(config_type: type, tree: object, prefix: str = "", root: type | None = None) -> Tree:
     """Understand a tree of :class:`Scalar` values by the fields of a (nested) dataclass.
 
     Args:
         config_type: the dataclass that declares names, types and ranges.
         tree: mapping of what was given; keys may be missing.
         prefix: dotted key of this mapping, with its last dot.
+        root: the dataclass of the whole configuration, where the nearest key is looked for; none: this one.
 
     Returns:
         The same tree with values of the declared types, each within its range.
@@ -105,15 +106,16 @@ def typed(config_type: type, tree: object, prefix: str = "") -> Tree:
     """
     if not isinstance(tree, Mapping):
         raise ConfigError(prefix.removesuffix("."), _shown(tree), "a mapping of " + ", ".join(_names(config_type)))
+    root = root or config_type
     hints = typing.get_type_hints(config_type)
     declared = {f.name: f for f in fields(config_type)}
     result: Tree = {}
     for name, value in tree.items():
         key = f"{prefix}{name}"
         if name not in declared:
-            raise UnknownKeyError(config_type, prefix, str(name), value)
+            raise UnknownKeyError(config_type, prefix, str(name), value, root)
         if is_dataclass(hints[name]):
-            result[name] = typed(typing.cast(type, hints[name]), value, f"{key}.")
+            result[name] = typed(typing.cast(type, hints[name]), value, f"{key}.", root)
             continue
         f = declared[name]
         understood = _value(hints[name], value, key, allowed_text(f))
@@ -127,9 +129,9 @@ def typed(config_type: type, tree: object, prefix: str = "") -> Tree:
 class UnknownKeyError(ConfigError):
     """A key that does not exist; names the keys that do, and the nearest of all."""
 
-    def __init__(self, config_type: type, prefix: str, name: str, value: object) -> None:
+    def __init__(self, config_type: type, prefix: str, name: str, value: object, root: type) -> None:
         key = f"{prefix}{name}"
-        near = nearest_keys(key)
+        near = nearest_keys(key, root)
         group = prefix.split(".")[0]
         known = ", ".join(_names(config_type))
         super().__init__(
@@ -154,17 +156,15 @@ def all_keys(config_type: type, prefix: str = "") -> list[str]:
     return keys
 
 
-def nearest_keys(key: str) -> list[str]:
-    """Up to three existing keys that ``key`` may have meant, best first."""
-    from fed_diffmic.config import SimulateConfig
-
+def nearest_keys(key: str, root: type) -> list[str]:
+    """Up to three keys of the configuration ``root`` that ``key`` may have meant, best first."""
     last = key.rsplit(".", 1)[-1]
 
     def likeness(candidate: str) -> float:
         whole = difflib.SequenceMatcher(None, key, candidate).ratio()
         return max(whole, difflib.SequenceMatcher(None, last, candidate.rsplit(".", 1)[-1]).ratio() - 0.05)
 
-    keys = all_keys(SimulateConfig)
+    keys = all_keys(root)
     groups = dict.fromkeys(k.split(".")[0] for k in keys if "." in k)
     ranked = sorted(((likeness(c), c) for c in [*groups, *keys]), key=lambda pair: -pair[0])
     return [candidate for score, candidate in ranked[:4] if score > max(0.6, ranked[0][0] - 0.1)]
