@@ -7,7 +7,7 @@ code  meaning
 ====  =============================================================================
 0     done
 1     a defect of ours: a traceback is printed, please report it
-2     the configuration or the command line is wrong (nothing was started)
+2     the configuration, the command line, a key or a certificate is wrong (nothing was started)
 3     the data are wrong (nothing was trained)
 4     a model file or a checkpoint does not fit
 5     a round failed: quorum missed, deadline passed, every reply refused
@@ -99,3 +99,10 @@ class MachineError(FedDiffmicError):
 
     code = "FD007"
     exit_code = 6
+
+
+class CredentialError(FedDiffmicError):
+    """A key, certificate, roster or kit that is missing, of the wrong kind, expired or not whom it should be."""
+
+    code = "FD008"
+    exit_code = 2

@@ -67,6 +67,52 @@ def atomic_write(path: str | os.PathLike[str], data: bytes, mode: int = 0o644) -
     return path
 
 
+def write_new(path: str | os.PathLike[str], data: bytes, mode: int = 0o600) -> Path:
+    """As :func:`atomic_write`, but never over a file that is there, not even one that appears meanwhile.
+
+    Raises:
+        FileExistsError: something of that name exists; it is left as it is.
+        MachineError: as :func:`atomic_write`.
+    """
+    path = Path(path)
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # the name is ours from here on
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise MachineError(
+            f"cannot write {path.name} in {path.parent}: {error.strerror}",
+            "Free space or choose a folder you may write to.",
+        ) from error
+    try:
+        return atomic_write(path, data, mode)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def private_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder for what only its owner may read (0700); one that is there must not be writable by others.
+
+    Raises:
+        MachineError: it cannot be made, is no folder, or others may write to it.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise MachineError(
+            f"cannot make the folder {path}: {error.strerror}", "Choose a folder that you may write to."
+        ) from error
+    if mode & 0o022:
+        raise MachineError(
+            f"others may write to the folder {path} (mode {mode & 0o777:03o}): they could exchange what lies in it",
+            f"Run `chmod 700 {path}`, or choose another folder.",
+        )
+    return path
+
+
 def write_json(path: str | os.PathLike[str], value: Any, mode: int = 0o644) -> Path:
     """Write ``value`` as readable JSON (NaN refused: JSON has none), atomically."""
     return atomic_write(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode(), mode)

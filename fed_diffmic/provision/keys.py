@@ -1,0 +1,238 @@
+"""Keys of sites and of the coordinator's signature: EC P-384 in OpenSSH's form, which is what Flower reads.
+
+A private key is made where it is used and never travels. Flower's SuperNode takes NIST EC keys in
+OpenSSH's private form only; anything else ends there with "Unable to parse the private key file", so every
+other kind is named here, with what to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fed_diffmic.errors import CredentialError
+from fed_diffmic.files import private_folder, write_new
+
+PrivateKey = ec.EllipticCurvePrivateKey
+PublicKey = ec.EllipticCurvePublicKey
+_CURVES = {"secp256r1": "P-256", "secp384r1": "P-384"}
+_GROUPS, _GROUP_DIGITS = 6, 5
+_LARGEST = 64 * 1024
+_MAKE = "Make one at the site with `fed-diffmic provision site-key FILE`."
+
+
+def make_site_key(path: str | os.PathLike[str]) -> str:
+    """Make a private key (0600, never over another file) and ``<path>.pub`` beside it.
+
+    Args:
+        path: file of the private key; its folder is made (0700) if it is missing.
+
+    Returns:
+        The public key: one line of OpenSSH text, which is what travels to the coordinator.
+
+    Raises:
+        CredentialError: one of the two files is there already.
+        MachineError: the folder cannot be written, or others may write to it.
+    """
+    path = Path(path)
+    public_path = path.with_name(path.name + ".pub")
+    private_folder(path.parent)
+    for taken in (path, public_path):
+        if os.path.lexists(taken):
+            raise _exists(taken)
+    key = ec.generate_private_key(ec.SECP384R1())
+    text = public_text(key.public_key())
+    try:
+        write_new(path, private_bytes(key))
+        write_new(public_path, text.encode() + b"\n", 0o644)
+    except FileExistsError as error:
+        raise _exists(Path(error.filename)) from error
+    return text
+
+
+def private_bytes(key: PrivateKey) -> bytes:
+    """``key`` in OpenSSH's private form, without a passphrase (a service starts unattended)."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+
+
+def public_text(key: PublicKey) -> str:
+    """``key`` as one line of OpenSSH text without a comment: the form in which keys are compared and kept."""
+    return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+
+
+def public_pem(key: PublicKey) -> bytes:
+    """``key`` as PEM (SubjectPublicKeyInfo): the form in which a SuperNode presents it to the SuperLink."""
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def load_private(path: str | os.PathLike[str]) -> PrivateKey:
+    """Read a private key that Flower accepts.
+
+    Raises:
+        CredentialError: missing, readable by others, locked by a passphrase, of another kind or another form.
+    """
+    path = Path(path)
+    data = read_credential(path, "private key", private=True)
+    what = f"the private key {path}"
+    if data.startswith((b"ecdsa-sha2-", b"ssh-")):
+        raise CredentialError(f"{what} is a public key", f"Name the file without `.pub`. {_MAKE}")
+    if b"-----BEGIN OPENSSH PRIVATE KEY-----" not in data:
+        raise CredentialError(f"{what} {_other_form(data)}", f"Flower takes EC keys in OpenSSH's form only. {_MAKE}")
+    try:
+        key = serialization.load_ssh_private_key(data, password=None)
+    except (TypeError, UnsupportedAlgorithm) as error:
+        locked = "password" in str(error).lower()
+        raise CredentialError(
+            f"{what} {'is locked by a passphrase' if locked else 'is of a kind that is not known here'}",
+            "A service starts unattended, so its key has none; protect the file (0600) and the disk. " + _MAKE,
+        ) from error
+    except ValueError as error:
+        raise CredentialError(f"{what} is damaged", f"Restore it from the backup, or start afresh. {_MAKE}") from error
+    if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in _CURVES:
+        return key
+    raise CredentialError(f"{what} is {_kind(key)}", f"Flower takes EC P-256 or P-384 only. {_MAKE}")
+
+
+def load_public(path: str | os.PathLike[str]) -> PublicKey:
+    """Read a public key from a file of OpenSSH text.
+
+    Raises:
+        CredentialError: missing, of another kind, or a private key.
+    """
+    path = Path(path)
+    return parse_public(read_credential(path, "public key").decode("utf-8", "replace"), f"the public key {path}")
+
+
+def parse_public(text: str, what: str = "the public key") -> PublicKey:
+    """A public key from one line of OpenSSH text; a comment behind it is ignored.
+
+    Args:
+        text: for example ``ecdsa-sha2-nistp384 AAAA... name``.
+        what: how messages call it.
+
+    Raises:
+        CredentialError: not one line of that form, another kind of key, or a private key.
+    """
+    text = text.strip()
+    if "PRIVATE KEY" in text:
+        raise CredentialError(
+            f"{what} is a PRIVATE key",
+            "A private key never leaves its site. If this one did (by mail, by a shared folder), it is burnt: make a "
+            "new one at the site, send the file that ends in `.pub`, and revoke the old one if it was enrolled.",
+        )
+    send = "Send the file that ends in `.pub`, as `fed-diffmic provision site-key` wrote it: one line."
+    if len(text.splitlines()) != 1:
+        raise CredentialError(f"{what} {_other_form(text.encode())}", send)
+    try:
+        key = serialization.load_ssh_public_key(text.encode())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise CredentialError(f"{what} is not a whole line of OpenSSH text", send) from error
+    if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CURVES:
+        return key
+    raise CredentialError(f"{what} is {_kind(key)}", f"Flower takes EC P-256 or P-384 only. {_MAKE}")
+
+
+def read_credential(path: Path, kind: str, *, private: bool = False) -> bytes:
+    """Read a small file of keys or certificates, in words where that fails.
+
+    Args:
+        path: the file.
+        kind: how messages call it, for example ``private key``.
+        private: it must be readable by its owner only.
+
+    Raises:
+        CredentialError: missing, a folder, empty, far too large, not readable, readable by others.
+    """
+    try:
+        with path.open("rb") as stream:
+            mode = os.fstat(stream.fileno()).st_mode
+            data = stream.read(_LARGEST + 1)
+    except FileNotFoundError as error:
+        raise CredentialError(f"there is no {kind} {path}", "Check the path.") from error
+    except OSError as error:
+        raise CredentialError(
+            f"the {kind} {path} cannot be read: {error.strerror}",
+            "It must be a file that the account which runs this may read.",
+        ) from error
+    if private and mode & 0o077:
+        raise CredentialError(
+            f"the {kind} {path} may be read by others (mode {mode & 0o777:03o})",
+            f"Run `chmod 600 {path}`. If others used this machine meanwhile, make a new key.",
+        )
+    if not data.strip() or len(data) > _LARGEST:
+        raise CredentialError(f"the {kind} {path} is {'empty' if not data.strip() else 'too large to be one'}",
+                              "Check that it is the right file.")  # fmt: skip
+    return data
+
+
+def digits(domain: str, data: bytes) -> str:
+    """Thirty digits in six groups that name ``data``: what two people read to each other by phone.
+
+    Thirty digits are 99 bits of SHA-256. Who would exchange a kit or a key has to find *another* one with the same
+    digits (a second preimage), about 2^99 trials; no single group is enough.
+    """
+    digest = hashlib.sha256(f"fed_diffmic {domain}\0".encode() + data).digest()
+    number = int.from_bytes(digest, "big") % 10 ** (_GROUPS * _GROUP_DIGITS)
+    text = f"{number:0{_GROUPS * _GROUP_DIGITS}d}"
+    return "-".join(text[i : i + _GROUP_DIGITS] for i in range(0, len(text), _GROUP_DIGITS))
+
+
+def same_digits(given: str, right: str) -> bool:
+    """Whether someone typed the digits of ``right``, however they separated them."""
+    return [c for c in given if c.isdigit()] == [c for c in right if c.isdigit()] and not set(given) - set(
+        "0123456789 -.\t\n"
+    )
+
+
+def fingerprint(key: PublicKey) -> str:
+    """The digits that name a public key, for example ``12345-67890-...`` (six groups)."""
+    return digits("public key", public_pem(key))
+
+
+def sign(key: PrivateKey, data: bytes) -> bytes:
+    """ECDSA signature over ``data`` (SHA-384, DER)."""
+    return key.sign(data, ec.ECDSA(hashes.SHA384()))
+
+
+def verifies(key: PublicKey, signature: bytes, data: bytes) -> bool:
+    """Whether ``signature`` is ``key``'s over ``data``."""
+    try:
+        key.verify(signature, data, ec.ECDSA(hashes.SHA384()))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _exists(path: Path) -> CredentialError:
+    return CredentialError(
+        f"{path} is there already, and keys are never overwritten",
+        "Use it, or choose another name. To replace a key, make a new one under a new name "
+        "and have it enrolled in place of the old one (docs/provisioning.md, rotation).",
+    )
+
+
+def _other_form(data: bytes) -> str:
+    forms = (
+        (b"-----BEGIN CERTIFICATE-----", "is a certificate"),
+        (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", "is in the form PKCS8, locked by a passphrase"),
+        (b"-----BEGIN PRIVATE KEY-----", "is in the form PKCS8 (PEM)"),
+        (b"-----BEGIN EC PRIVATE KEY-----", "is in the form SEC1 (PEM)"),
+        (b"-----BEGIN RSA PRIVATE KEY-----", "is RSA (PEM)"),
+        (b"-----BEGIN PUBLIC KEY-----", "is a public key in the form PEM"),
+        (b"---- BEGIN SSH2 PUBLIC KEY ----", "is a public key in the form of RFC 4716"),
+        (b"PuTTY-User-Key-File", "is in PuTTY's form"),
+    )
+    return next((words for mark, words in forms if mark in data), "is not an OpenSSH key")
+
+
+def _kind(key: object) -> str:
+    if isinstance(key, (ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey)):
+        return f"EC on the curve {key.curve.name}"
+    return type(key).__name__.strip("_").replace("PrivateKey", "").replace("PublicKey", "")

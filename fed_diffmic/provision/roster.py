@@ -1,0 +1,250 @@
+"""The roster: which sites are admitted, by name and public key; and which keys never again.
+
+One JSON file beside the coordinator's configuration. It is read strictly (an unknown field, a second site of the
+same name or key is refused, so that a slip of the hand admits nobody) and written atomically.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fed_diffmic.errors import CredentialError, MachineError
+from fed_diffmic.files import write_json
+from fed_diffmic.provision.keys import PublicKey, parse_public, public_text
+
+ROLES = ("train", "evaluate")
+_VERSION = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_Entry = TypeVar("_Entry", "RosterEntry", "RevokedEntry")
+
+
+@dataclass(frozen=True)
+class RosterEntry:
+    """One admitted site.
+
+    Args:
+        name: its name in every table, log and figure: letters, digits, ``.``, ``_``, ``-``; at most 64.
+        public_key: one line of OpenSSH text (EC P-256 or P-384); kept without its comment.
+        institution: who runs it, in words.
+        role: ``train`` (trains and evaluates) or ``evaluate``.
+        enrolled: UTC time, ISO 8601.
+    """
+
+    name: str
+    public_key: str
+    institution: str
+    role: str
+    enrolled: str
+
+    def __post_init__(self) -> None:
+        _check_text(self)
+        if self.role not in ROLES:
+            raise CredentialError(f"site {self.name!r}: there is no role {self.role!r}", f"Use {' or '.join(ROLES)}.")
+        object.__setattr__(self, "public_key", public_text(parse_public(self.public_key, f"key of site {self.name!r}")))
+
+    @property
+    def key(self) -> PublicKey:
+        """The public key itself."""
+        return parse_public(self.public_key)
+
+
+@dataclass(frozen=True)
+class RevokedEntry:
+    """A key that is refused for good: who had it, since when, why."""
+
+    name: str
+    public_key: str
+    revoked: str
+    reason: str
+
+    def __post_init__(self) -> None:
+        _check_text(self)
+        object.__setattr__(self, "public_key", public_text(parse_public(self.public_key, f"revoked key {self.name!r}")))
+
+
+@dataclass(frozen=True)
+class Roster:
+    """Everyone who is admitted, by name; no two of the same name (whatever the case) or key, none revoked."""
+
+    sites: tuple[RosterEntry, ...] = ()
+    revoked: tuple[RevokedEntry, ...] = ()
+
+    def __post_init__(self) -> None:
+        names: set[str] = set()
+        keys: dict[str, str] = {}
+        gone = {entry.public_key: entry for entry in self.revoked}
+        for entry in self.sites:
+            if entry.name.casefold() in names:
+                raise CredentialError(
+                    f"the roster has two sites of the name {entry.name!r}",
+                    "Give each its own name. For a new key of the same site use `fed-diffmic provision renew site`.",
+                )
+            if entry.public_key in keys:
+                raise CredentialError(
+                    f"the sites {keys[entry.public_key]!r} and {entry.name!r} have one and the same key",
+                    "Each site makes its own: `fed-diffmic provision site-key FILE`.",
+                )
+            if entry.public_key in gone:
+                raise CredentialError(
+                    f"the key of site {entry.name!r} was revoked ({gone[entry.public_key].reason})",
+                    "A revoked key is never admitted again: the site makes a new one.",
+                )
+            names.add(entry.name.casefold())
+            keys[entry.public_key] = entry.name
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Roster:
+        """Read a roster.
+
+        Raises:
+            CredentialError: missing, not this form, two sites of one name or key, a key that Flower refuses.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise CredentialError(
+                f"there is no roster {path}", "`fed-diffmic provision enrol` starts one with the first site."
+            ) from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise CredentialError(f"the roster {path} cannot be read: {error}", "Check the path.") from error
+        try:
+            value = json.loads(text, object_pairs_hook=_no_duplicates)
+            sites = _entries(RosterEntry, _field(value, "sites"))
+            revoked = _entries(RevokedEntry, _field(value, "revoked"))
+            if set(value) != {"version", "sites", "revoked"} or value["version"] != _VERSION:
+                raise ValueError(f"it must hold version {_VERSION}, sites, revoked and nothing else")
+            return cls(sites, revoked)
+        except ValueError as error:
+            raise CredentialError(
+                f"the roster {path} cannot be used: {error}", "Restore it, and change it by `fed-diffmic provision`."
+            ) from error
+        except CredentialError as error:
+            raise CredentialError(f"the roster {path} cannot be used: {error.cause}", error.remedy) from error
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the roster atomically (0644: it holds no secret); sites by name."""
+        return write_json(
+            path,
+            {
+                "version": _VERSION,
+                "sites": [asdict(entry) for entry in sorted(self.sites, key=lambda entry: entry.name)],
+                "revoked": [asdict(entry) for entry in self.revoked],
+            },
+        )
+
+    def site(self, name: str) -> RosterEntry:
+        """The site of that name.
+
+        Raises:
+            CredentialError: there is none; names those that are.
+        """
+        for entry in self.sites:
+            if entry.name == name:
+                return entry
+        known = ", ".join(sorted(entry.name for entry in self.sites)) or "none yet"
+        raise CredentialError(f"the roster has no site {name!r}; it has {known}", "Check the name.")
+
+    def enrol(self, name: str, public_key: str, institution: str, role: str = "train") -> Roster:
+        """With one more site.
+
+        Raises:
+            CredentialError: the name or key is taken, or the key was revoked.
+        """
+        return replace(self, sites=(*self.sites, RosterEntry(name, public_key, institution, role, utc_now())))
+
+    def rekey(self, name: str, public_key: str, reason: str = "replaced by a new key") -> Roster:
+        """With a new key for a site; the old one is revoked."""
+        old = self.site(name)
+        if public_text(parse_public(public_key)) == old.public_key:
+            raise CredentialError(f"site {name!r} has this key already", "Make a new one under a new file name.")
+        return self.revoke(name, reason).enrol(name, public_key, old.institution, old.role)
+
+    def revoke(self, name: str, reason: str) -> Roster:
+        """Without a site, whose key is refused from now on."""
+        old = self.site(name)
+        gone = RevokedEntry(name, old.public_key, utc_now(), reason)
+        return Roster(tuple(entry for entry in self.sites if entry != old), (*self.revoked, gone))
+
+
+def check_site_name(name: str) -> str:
+    """``name`` if a site may be called so.
+
+    Raises:
+        CredentialError: otherwise.
+    """
+    if not _NAME.fullmatch(name):
+        raise CredentialError(
+            f"a site cannot be called {name!r}",
+            "Use 1 to 64 letters, digits, `.`, `_`, `-`, beginning with a letter or digit.",
+        )
+    return name
+
+
+def utc_now() -> str:
+    """The time now, UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).replace(microsecond=0).isoformat()
+
+
+@contextmanager
+def changing(path: str | os.PathLike[str], wait_s: float = 10.0) -> Iterator[None]:
+    """Hold the roster for a change, so that two people at once lose neither's.
+
+    Raises:
+        MachineError: someone else holds it for longer than ``wait_s``.
+    """
+    from filelock import FileLock, Timeout
+
+    path = Path(path)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=wait_s)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise MachineError(f"someone else is changing the roster {path}", "Try again in a minute.") from error
+    except OSError as error:
+        raise MachineError(
+            f"cannot change the roster {path}: {error.strerror}", "Choose a folder that you may write to."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_text(entry: RosterEntry | RevokedEntry) -> None:
+    for f in fields(entry):
+        value = getattr(entry, f.name)
+        if not isinstance(value, str) or not value.strip() or len(value) > 512 or not value.isprintable():
+            raise CredentialError(
+                f"{f.name} of site {str(entry.name)[:64]!r} must be one line of text (at most 512 characters)",
+                f"Say what the {f.name} is.",
+            )
+    check_site_name(entry.name)
+
+
+def _field(value: Any, name: str) -> Any:
+    if not isinstance(value, dict) or not isinstance(value.get(name), list):
+        raise ValueError(f"it has no list {name!r}")
+    return value[name]
+
+
+def _entries(kind: type[_Entry], values: list[Any]) -> tuple[_Entry, ...]:
+    wanted = {f.name for f in fields(kind)}
+    for n, value in enumerate(values, 1):
+        if not isinstance(value, dict) or set(value) != wanted:
+            raise ValueError(f"entry {n} must hold {', '.join(sorted(wanted))} and nothing else")
+    return tuple(kind(**value) for value in values)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a field is given twice")
+    return value
