@@ -15,14 +15,29 @@ from typing import Any
 
 import yaml
 
-from fed_diffmic.compose import FOLDER, GROUPS, compose, group_options
-from fed_diffmic.config import SimulateConfig
+from fed_diffmic.compose import (
+    CLIENT,
+    FOLDER,
+    SERVER,
+    SIMULATE,
+    Base,
+    compose,
+    compose_server,
+    compose_site,
+    group_options,
+)
 from fed_diffmic.errors import UsageError
 from fed_diffmic.fields import allowed_text
 
+_TITLES = {
+    "simulate": "`fed-diffmic simulate`",
+    "flower-server": "The coordinator: `flower-server --config server.yaml`",
+    "client": "A site: `fed-diffmic client --config site.yaml`",
+}
 _INTRO = """# Configuration
 
-Written by `make docs` from the dataclasses of `fed_diffmic/config.py` and the files of `configs/`; do not edit.
+Written by `make docs` from the dataclasses of `fed_diffmic/config*.py` and the files of `configs/`; do not edit. Three
+commands read a configuration each: the simulation, the coordinator and a site; their keys stand below in that order.
 
 A setting is given as `key=value` on the command line, or under the same name in a YAML file
 (`fed-diffmic simulate --config FILE`). Later wins: the option of each group, the file, the command line.
@@ -65,20 +80,18 @@ class Setting:
     options: dict[str, str]
 
 
-def settings(group: str | None = None) -> list[Setting]:
-    """Every setting, or those of one group; ``group`` may be ``None`` for all.
+COMMANDS = {"simulate": SIMULATE, "flower-server": SERVER, "client": CLIENT}
+_COMPOSE = {SIMULATE.name: compose, SERVER.name: compose_server, CLIENT.name: compose_site}
 
-    Raises:
-        UsageError: there is no such group.
-    """
-    if group is not None and group not in GROUPS:
-        near = difflib.get_close_matches(group, GROUPS, n=1)
-        raise UsageError(
-            f"there is no group {group!r}; there is {', '.join(GROUPS)}", f"Did you mean {near[0]}?" if near else ""
-        )
-    default = compose(None, [])
-    found = list(_walk(SimulateConfig, default, ""))
-    return [s for s in found if group is None or s.key.startswith(f"{group}.")]
+
+def groups_of(base: Base) -> list[str]:
+    """The groups of one configuration, in the order of declaration."""
+    return list(dict.fromkeys(s.key.split(".")[0] for s in settings(base) if "." in s.key))
+
+
+def settings(base: Base = SIMULATE) -> list[Setting]:
+    """Every setting of one configuration, in the order of declaration."""
+    return list(_walk(base, base.config_type, _COMPOSE[base.name](None, []), ""))
 
 
 def option_notes(group: str) -> dict[str, str]:
@@ -91,58 +104,100 @@ def option_notes(group: str) -> dict[str, str]:
     return notes
 
 
-def options_text(group: str | None = None) -> str:
-    """The reference for a terminal."""
-    chosen = settings(group)
-    groups = [group] if group else ["", *GROUPS]
-    blocks = []
-    for name in groups:
-        lines = [f"{name}=OPTION" if name else "top level"]
-        lines += [f"  {option:<12} {note}" for option, note in option_notes(name).items()] if name else []
-        for s in chosen:
-            if (s.key.split(".")[0] if "." in s.key else "") != name:
-                continue
-            lines.append(f"\n  {s.key}={s.default}\n      {s.doc}\n      allowed: {s.allowed}")
-            if s.options:
-                lines.append("      " + ", ".join(f"{option}: {value}" for option, value in s.options.items()))
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
+def options_text(name: str | None = None) -> str:
+    """The reference for a terminal.
+
+    Args:
+        name: a group (of whichever command has it), one of :data:`COMMANDS`, or none for ``simulate``.
+
+    Raises:
+        UsageError: there is no such group or command.
+    """
+    holders = [base for base in COMMANDS.values() if name in groups_of(base)]
+    # Commands that share a group's dataclass share its text (their defaults may start from another option).
+    kinds = {typing.get_type_hints(base.config_type)[str(name)]: base for base in reversed(holders)}
+    found = [(base, [name]) for base in reversed(kinds.values())]
+    if name is None or name in COMMANDS:
+        base = COMMANDS[name or "simulate"]
+        found = [(base, ["", *groups_of(base)])]
+    if not found:
+        known = list(dict.fromkeys(group for base in COMMANDS.values() for group in groups_of(base)))
+        near = difflib.get_close_matches(str(name), [*known, *COMMANDS], n=1)
+        raise UsageError(
+            f"there is no group {name!r}; there is {', '.join(known)}, and all of {', '.join(COMMANDS)}",
+            f"Did you mean {near[0]}?" if near else "",
+        )
+    return "\n\n".join(_group_text(base, str(group)) for base, groups in found for group in groups)
+
+
+def _group_text(base: Base, group: str) -> str:
+    chosen = [s for s in settings(base) if _group_of(s) == group]
+    lines = ["top level"]
+    if group:
+        lines = [f"{group}=OPTION" if group in base.groups else group]
+        if group in base.groups:
+            lines += [f"  {option:<12} {note}" for option, note in option_notes(group).items()]
+    for s in chosen:
+        lines.append(f"\n  {s.key}={s.default}\n      {s.doc}\n      allowed: {s.allowed}")
+        if s.options:
+            lines.append("      " + ", ".join(f"{option}: {value}" for option, value in s.options.items()))
+    return "\n".join(lines)
 
 
 def configuration_markdown() -> str:
     """docs/configuration.md."""
     parts = [_INTRO]
-    everything = settings()
-    for group in ("", *GROUPS):
-        parts.append(f"## {'`' + group + '`' if group else 'Top level'}\n")
-        if group:
-            parts.append("| option | what it is |\n|---|---|")
-            parts += [f"| `{group}={name}` | {note} |" for name, note in option_notes(group).items()]
-            parts.append("")
-        parts.append("| key | default | allowed | meaning | in the options |\n|---|---|---|---|---|")
-        for s in everything:
-            if (s.key.split(".")[0] if "." in s.key else "") == group:
-                options = ", ".join(f"{name} `{value}`" for name, value in s.options.items())
-                cells = (f"`{s.key}`", f"`{s.default}`", s.allowed, s.doc, options)
-                parts.append("| " + " | ".join(_cell(c) for c in cells) + " |")
-        parts.append("")
+    for command, base in COMMANDS.items():
+        parts.append(f"# {_TITLES[command]}\n")
+        for group in ("", *groups_of(base)):
+            parts.append(f"## {'`' + group + '`' if group else 'Top level'}\n")
+            if base is not SIMULATE and group in SIMULATE.groups and group in base.groups:
+                parts.append(f"As above; the default is `{group}={_default_option(base, group)}`.\n")
+                continue
+            parts += _group_tables(base, group)
     return "\n".join(parts)
 
 
-def _walk(config_type: type, value: Any, prefix: str) -> Iterator[Setting]:
+def _default_option(base: Base, group: str) -> str:
+    """The option that the shipped default of a configuration starts a group from."""
+    tree = yaml.safe_load((FOLDER / f"{base.name}.yaml").read_text(encoding="utf-8"))
+    chosen: dict[str, str] = {k: v for item in tree["defaults"] if isinstance(item, dict) for k, v in item.items()}
+    return chosen[chosen[group][2:-1]] if chosen[group].startswith("${") else chosen[group]
+
+
+def _group_tables(base: Base, group: str) -> list[str]:
+    parts = []
+    if group in base.groups:
+        parts.append("| option | what it is |\n|---|---|")
+        parts += [f"| `{group}={name}` | {note} |" for name, note in option_notes(group).items()]
+        parts.append("")
+    parts.append("| key | default | allowed | meaning | in the options |\n|---|---|---|---|---|")
+    for s in settings(base):
+        if _group_of(s) == group:
+            options = ", ".join(f"{name} `{value}`" for name, value in s.options.items())
+            cells = (f"`{s.key}`", f"`{s.default}`", s.allowed, s.doc, options)
+            parts.append("| " + " | ".join(_cell(c) for c in cells) + " |")
+    return [*parts, ""]
+
+
+def _group_of(setting: Setting) -> str:
+    return setting.key.split(".")[0] if "." in setting.key else ""
+
+
+def _walk(base: Base, config_type: type, value: Any, prefix: str) -> Iterator[Setting]:
     hints = typing.get_type_hints(config_type)
     for f in fields(config_type):
         inner, item = hints[f.name], getattr(value, f.name)
         if isinstance(inner, type) and is_dataclass(inner):
-            yield from _walk(inner, item, f"{prefix}{f.name}.")
+            yield from _walk(base, inner, item, f"{prefix}{f.name}.")
         else:
-            yield _setting(f, item, f"{prefix}{f.name}")
+            yield _setting(base, f, item, f"{prefix}{f.name}")
 
 
-def _setting(f: Field[Any], value: Any, key: str) -> Setting:
+def _setting(base: Base, f: Field[Any], value: Any, key: str) -> Setting:
     group, _, rest = key.partition(".")
     options: dict[str, str] = {}
-    for name in group_options(group) if rest and rest != "name" else []:
+    for name in group_options(group) if rest and rest != "name" and group in base.groups else []:
         tree: Any = yaml.safe_load((FOLDER / group / f"{name}.yaml").read_text(encoding="utf-8"))
         for part in rest.split("."):
             tree = tree.get(part, _ABSENT) if isinstance(tree, dict) else _ABSENT
