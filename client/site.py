@@ -17,10 +17,13 @@ from typing import Any
 from flwr.app import Context
 
 from fed_diffmic.data.site import SiteData
+from fed_diffmic.exchange.audit import AuditLog
 from fed_diffmic.exchange.failures import LABELS, SETTINGS, SiteError
+from fed_diffmic.exchange.policy import SitePolicy
 from fed_diffmic.files import append_line
 from fed_diffmic.spec import RunSpec
 
+Gate = Callable[[str], None]
 Source = Callable[[Context, Any, Any], SiteData]
 Folder = Callable[[Context], Path]
 
@@ -46,25 +49,51 @@ class Site:
     keep_updates: bool = True
 
 
+@dataclass(frozen=True)
+class Rules:
+    """What a real site enforces; a virtual one has none.
+
+    Attributes:
+        policy: what may be asked and what may leave.
+        dataset: layout of the site's data (``dataset.name``), for the policy.
+        audit: keeps a line of every task, refusal and payload; nothing leaves without its line.
+        gate: called with the task's kind before anything else; raises :class:`SiteError` (``PAUSED``, ``WITHDRAWN``)
+            where the site takes no tasks now.
+    """
+
+    policy: SitePolicy
+    dataset: str
+    audit: AuditLog
+    gate: Gate | None = None
+
+
 @dataclass
 class _Registered:
     source: Source | None = None
     folder: Folder | None = None
+    rules: Rules | None = None
 
 
 _REGISTERED = _Registered()
 
 
-def register_source(source: Source, folder: Folder | None = None) -> None:
+def register_source(source: Source, folder: Folder | None = None, rules: Rules | None = None) -> None:
     """Say where this process's sites get their data.
 
     Args:
         source: called for each task with Flower's context, the run's spec (none when only the labels
             are asked for) and the request's header.
         folder: the site's own folder where ``node_config["site-dir"]`` does not say it.
+        rules: what a real site enforces.
     """
     _REGISTERED.source = source
     _REGISTERED.folder = folder
+    _REGISTERED.rules = rules
+
+
+def site_rules() -> Rules | None:
+    """What this process's site enforces, or none for virtual sites."""
+    return _REGISTERED.rules
 
 
 def site_folder(context: Context) -> Path:

@@ -6,6 +6,8 @@ either the old file or the new one, never a torn one.
 
 from __future__ import annotations
 
+import errno
+import errno
 import hashlib
 import json
 import os
@@ -91,6 +93,26 @@ def write_new(path: str | os.PathLike[str], data: bytes, mode: int = 0o600) -> P
         raise
 
 
+def write_all_new(files: Mapping[Path, tuple[bytes, int]]) -> None:
+    """Write several new files (contents and mode), all or none; see :func:`write_new`.
+
+    Raises:
+        FileExistsError: one of the names is taken (``filename`` says which); nothing is written.
+        MachineError: as :func:`atomic_write`; what was written is removed.
+    """
+    for path in files:
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    written: list[Path] = []
+    try:
+        for path, (data, mode) in files.items():
+            written.append(write_new(path, data, mode))
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+
+
 def private_folder(path: str | os.PathLike[str]) -> Path:
     """Make a folder for what only its owner may read (0700); one that is there must not be writable by others.
 
@@ -134,7 +156,9 @@ def append_line(path: str | os.PathLike[str], line: str, mode: int = 0o644) -> N
     """Append one line and flush it to disk (append-only logs)."""
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode)
     try:
-        os.write(fd, line.rstrip("\n").encode() + b"\n")
+        data = line.rstrip("\n").encode() + b"\n"
+        if os.write(fd, data) != len(data):  # a full disk may take a part of it without an error
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(fd)
     finally:
         os.close(fd)

@@ -23,6 +23,25 @@ DIVERGED = 2005
 MACHINE = 2006
 LABELS = 2007
 SETTINGS = 2008
+REPLAY = 2009
+PAUSED = 2010
+WITHDRAWN = 2011
+POLICY_RUN = 2020
+POLICY_DATASET = 2021
+POLICY_CLASSES = 2022
+POLICY_STAGE = 2023
+POLICY_STRATEGY = 2024
+POLICY_TENSORS = 2025
+POLICY_DTYPES = 2026
+POLICY_NORM = 2027
+POLICY_METRICS = 2028
+POLICY_COUNT = 2029
+POLICY_ROUNDS = 2030
+POLICY_EPOCHS = 2031
+POLICY_STEPS = 2032
+POLICY_SECONDS = 2033
+POLICY_HOURS = 2034
+POLICY_PRIVACY = 2035
 UNEXPECTED = 2099
 NODE_FAILED = 2100
 
@@ -35,9 +54,31 @@ FAILURES: dict[int, str] = {
     MACHINE: "the site's machine has no space, memory, permission or device for the task",
     LABELS: "the site's classes or task are not those of the run",
     SETTINGS: "the request asks for settings that the site does not accept",
+    REPLAY: "the site answered another request for this round, or one for a later round, before",
+    PAUSED: "the site is paused",
+    WITHDRAWN: "the site withdrew from the run",
+    POLICY_RUN: "the site's policy does not name the run",
+    POLICY_DATASET: "the site's policy does not name its dataset for use",
+    POLICY_CLASSES: "the site's policy does not name all classes of the run",
+    POLICY_STAGE: "the site's policy does not name the stage",
+    POLICY_STRATEGY: "the site's policy does not name the federated algorithm",
+    POLICY_TENSORS: "the site's policy does not let all of these tensors leave",
+    POLICY_DTYPES: "the site's policy does not let tensors leave in this type",
+    POLICY_NORM: "the update was larger than the site's policy lets leave",
+    POLICY_METRICS: "the site's policy does not let these figures leave",
+    POLICY_COUNT: "the site has fewer images than its policy needs to take part",
+    POLICY_ROUNDS: "the site's policy does not allow so many rounds",
+    POLICY_EPOCHS: "the site's policy does not allow so many epochs in a round",
+    POLICY_STEPS: "the site's policy does not allow so many steps in a round",
+    POLICY_SECONDS: "the round took longer than the site's policy allows",
+    POLICY_HOURS: "the site's policy does not allow work at this hour",
+    POLICY_PRIVACY: "the site's policy requires differential privacy",
     UNEXPECTED: "the site failed unexpectedly; its own log has the detail",
     NODE_FAILED: "Flower reports that the site's process failed or is not there",
 }
+
+LATER = frozenset({PAUSED, POLICY_HOURS})
+"""Failures that pass by themselves: the coordinator asks again while the round's time lasts."""
 
 
 class SiteError(Exception):
@@ -45,10 +86,11 @@ class SiteError(Exception):
 
     Args:
         code: a key of :data:`FAILURES`.
+        detail: for the site's own log; never crosses.
     """
 
-    def __init__(self, code: int) -> None:
-        super().__init__(FAILURES[code])
+    def __init__(self, code: int, detail: str = "") -> None:
+        super().__init__(f"{FAILURES[code]} ({detail})" if detail else FAILURES[code])
         self.code = code
 
 

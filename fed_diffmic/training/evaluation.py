@@ -10,6 +10,7 @@ import torch
 from fed_diffmic.data.site import Examples
 from fed_diffmic.seeding import numpy_generator
 from fed_diffmic.training import calibration
+from fed_diffmic.training.bound import check_time
 from fed_diffmic.training.features import CHUNK, FeatureStore, all_features, chunks, normalised_images, select
 from fed_diffmic.training.metrics import quick
 from fed_diffmic.training.stages import StageModule
@@ -44,6 +45,7 @@ def predict_scores(
         features = all_features(module, examples, device, store, key)
     parts = []
     for index in chunks(len(examples), CHUNK):
+        check_time()
         inputs = (
             select(features, index)
             if features is not None

@@ -16,6 +16,7 @@ import torch
 
 from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import normalise
+from fed_diffmic.training.bound import check_time
 from fed_diffmic.training.stages import StageModule
 
 CHUNK = 64
@@ -55,6 +56,7 @@ def normalised_images(
     module: StageModule, examples: Examples, index: np.ndarray, device: torch.device | str
 ) -> torch.Tensor:
     """``(b, 3, H, H)`` float32, without augmentation."""
+    check_time()
     return normalise(examples.images(index).to(device), module.spec.mean, module.spec.std)
 
 

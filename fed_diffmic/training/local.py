@@ -21,6 +21,7 @@ from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import augment, normalise
 from fed_diffmic.models.diffmic import encoder_parameters
 from fed_diffmic.seeding import numpy_generator, torch_generator
+from fed_diffmic.training.bound import check_time
 from fed_diffmic.training.features import FeatureStore, all_features, select
 from fed_diffmic.training.losses import label_prior, prior_offset
 from fed_diffmic.training.stages import Batch, StageModule, exchanged, to_array
@@ -69,6 +70,7 @@ def local_update(
 
     Raises:
         ValueError: no training images, or the loss became infinite or not a number.
+        OutOfTimeError: a bound on the time that the caller set is over.
     """
     if len(train) == 0:
         raise ValueError("a site without training images cannot train")
@@ -95,6 +97,7 @@ def local_update(
     parameters = [p for p in module.network.parameters() if p.requires_grad]
     autocast = cfg.amp and torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()
     for step, index in zip(range(steps), batches(len(train), cfg.batch_size, order), strict=False):
+        check_time()
         set_learning_rate(optimizer, cfg, (round_index - 1 + step / steps) / max(cfg.rounds or 1, 1))
         labels = torch.from_numpy(train.labels[index]).to(device)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=autocast):

@@ -1,0 +1,270 @@
+"""A site's policy: what may be asked of it and what may leave it. What is not named is denied.
+
+The policy is the site's own configuration. It is applied twice: to a request before any work is done
+(:meth:`SitePolicy.check`, :meth:`SitePolicy.check_images`) and to what would leave (:meth:`SitePolicy.release`),
+whatever computed it. A denial crosses as a code with a fixed sentence, one for each rule.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from fed_diffmic.config_site import PolicyConfig
+from fed_diffmic.exchange import failures
+from fed_diffmic.exchange.hours import minutes_left, parse_hours
+from fed_diffmic.exchange.payload import Payload, Tensors
+from fed_diffmic.spec import RunSpec
+
+BASE = "base/"
+SUMS = "nll/0/0"
+COUNTS = ("images", "class_counts")
+_QUOTED = {"run", "arm", "stage", "round", "site", "request"}
+_HEADERS: dict[str, set[str]] = {
+    "need_base": set(),
+    "labels.reply": {"run", "request", "classes", "task"},
+    "query.reply": {"run", "arm", "request", "site", *COUNTS},
+    "train.reply": {*_QUOTED, "num_examples", "state"},
+    "evaluate.reply": _QUOTED,
+}
+
+
+@dataclass(frozen=True)
+class Denial:
+    """What the policy does not allow.
+
+    Attributes:
+        code: a key of :data:`fed_diffmic.exchange.failures.FAILURES`; all that the coordinator learns.
+        detail: for the site's own log.
+    """
+
+    code: int
+    detail: str
+
+    @property
+    def sentence(self) -> str:
+        """The fixed sentence of the code."""
+        return failures.FAILURES[self.code]
+
+
+class Names:
+    """A list of names in which ``*`` stands for any text; nothing else is special.
+
+    Args:
+        patterns: none of them: nothing is named.
+    """
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        parts = (".*".join(re.escape(part) for part in pattern.split("*")) for pattern in patterns)
+        self._matches = [re.compile(part, re.DOTALL) for part in parts]
+
+    def __contains__(self, name: str) -> bool:
+        return any(pattern.fullmatch(name) for pattern in self._matches)
+
+    def lacks(self, names: Iterable[str]) -> list[str]:
+        """Those of ``names`` that are not named, in order."""
+        return [name for name in names if name not in self]
+
+
+class SitePolicy:
+    """The rules of one site.
+
+    Args:
+        config: group ``policy``.
+
+    Raises:
+        ConfigError: ``policy.hours`` cannot be read.
+    """
+
+    def __init__(self, config: PolicyConfig) -> None:
+        self.config = config
+        self._hours = parse_hours(config.hours)
+        self._tensors = Names(config.tensors)
+        self._metrics = Names(config.metrics)
+
+    # ---- before any work ---------------------------------------------------------------------
+    def check(
+        self, kind: str, spec: RunSpec | None, request: Payload, *, dataset: str, now: datetime | None = None
+    ) -> Denial | None:
+        """The first rule that a request breaks, or none.
+
+        Args:
+            kind: ``labels``, ``query``, ``train`` or ``evaluate``.
+            spec: the request's; none for ``labels``.
+            request: already found to be well-formed (:func:`client.tasks.check_request`).
+            dataset: layout of the site's data (``dataset.name``).
+            now: local time; none: the clock's.
+        """
+        denial = self._check_use(kind, spec, request.header, dataset)
+        if denial is not None or spec is None or kind not in ("train", "evaluate"):
+            return denial
+        denial = self._check_stage(kind, spec, request.header, now)
+        if denial is None:
+            denial = self._check_training(spec, request) if kind == "train" else self._check_figures(request.header)
+        return denial
+
+    def check_images(self, kind: str, spec: RunSpec, stage: str, images: int) -> Denial | None:
+        """Rules that depend on how many training images the site has, or none that is broken."""
+        if kind != "train":
+            return None
+        rules, cfg = self.config, spec.stage(stage)
+        if images < max(1, rules.min_count):
+            return Denial(failures.POLICY_COUNT, f"{images} training images; policy.min_count is {rules.min_count}")
+        batches = math.ceil(images / cfg.batch_size)
+        steps = cfg.steps or max(1, round(cfg.epochs * batches))
+        if steps > rules.max_steps:
+            return Denial(failures.POLICY_STEPS, f"{steps} steps; policy.max_steps is {rules.max_steps}")
+        if cfg.steps and cfg.steps / batches > rules.max_epochs:
+            passes = f"{cfg.steps} steps are {cfg.steps / batches:.1f} epochs here"
+            return Denial(failures.POLICY_EPOCHS, f"{passes}; policy.max_epochs is {rules.max_epochs:g}")
+        return None
+
+    def time_left(self, now: datetime | None = None) -> tuple[float, int]:
+        """Seconds that a task may take if it begins ``now``, and the code of the rule that ends it."""
+        open_for = 60.0 * minutes_left(self._hours, now or datetime.now())
+        if open_for < self.config.max_seconds:
+            return open_for, failures.POLICY_HOURS
+        return self.config.max_seconds, failures.POLICY_SECONDS
+
+    # ---- what leaves -------------------------------------------------------------------------
+    def release(self, payload: Payload, reference: Tensors) -> Payload | Denial:
+        """The reply as it may leave, figures that must not leave removed; or why nothing of it may.
+
+        Args:
+            payload: the reply as computed.
+            reference: the tensors that came, from which the size of an update is measured.
+        """
+        allowed = _HEADERS.get(payload.kind)
+        if allowed is None or not set(payload.header) <= allowed:
+            return Denial(
+                failures.POLICY_METRICS, f"a reply of kind {payload.kind} with header {sorted(payload.header)}"
+            )
+        if payload.tensors and payload.kind != "train.reply":
+            return Denial(failures.POLICY_TENSORS, f"a reply of kind {payload.kind} with tensors")
+        if payload.kind == "labels.reply":
+            return self._classes(payload.header["classes"]) or payload
+        if payload.kind == "query.reply":
+            return replace(payload, header={**payload.header, **self._counts(payload.header)}, metrics={})
+        if payload.kind == "train.reply":
+            denial = self._check_update(payload, reference)
+            return denial or replace(payload, metrics=self._figures(payload.metrics, payload.header["num_examples"]))
+        return replace(payload, metrics=self._figures(payload.metrics, payload.metrics.get("num_examples", 0)))
+
+    def _check_update(self, payload: Payload, reference: Tensors) -> Denial | None:
+        missing = self._tensors.lacks(payload.tensors) or [n for n in payload.tensors if n not in reference]
+        if missing:
+            return Denial(failures.POLICY_TENSORS, f"{missing[0]} is not named in policy.tensors, or did not come")
+        types = {value.dtype.name for value in payload.tensors.values()} - set(self.config.dtypes)
+        if types:
+            return Denial(failures.POLICY_DTYPES, f"policy.dtypes does not name {sorted(types)[0]}")
+        norm = update_norm(payload.tensors, reference)
+        if not norm <= self.config.max_update_norm:
+            return Denial(
+                failures.POLICY_NORM, f"norm {norm:.6g}; policy.max_update_norm is {self.config.max_update_norm:g}"
+            )
+        if payload.header["num_examples"] < self.config.min_count:
+            return Denial(failures.POLICY_COUNT, f"fewer training images than {self.config.min_count}")
+        return None
+
+    def _figures(self, metrics: Mapping[str, float], count: float) -> dict[str, float]:
+        allowed = {name: value for name, value in metrics.items() if name in self._metrics}
+        if count >= self.config.min_count:
+            return allowed
+        return {name: 0.0 for name in allowed if name == "num_examples"}
+
+    def _counts(self, header: Mapping[str, Any]) -> dict[str, list[int]]:
+        least, spoken = self.config.min_count, {name: list(header[name]) for name in COUNTS}
+        images = [n if n >= least and "images" in self._metrics else 0 for n in spoken["images"]]
+        counts = suppress(spoken["class_counts"], least) if "class_counts" in self._metrics else None
+        return {"images": images, "class_counts": counts or [0] * len(spoken["class_counts"])}
+
+    # ---- rules -------------------------------------------------------------------------------
+    def _check_use(self, kind: str, spec: RunSpec | None, header: Mapping[str, Any], dataset: str) -> Denial | None:
+        rules = self.config
+        if header["run"] not in Names(rules.runs):
+            return Denial(failures.POLICY_RUN, f"policy.runs does not name {header['run']}")
+        if dataset not in Names(rules.datasets):
+            return Denial(failures.POLICY_DATASET, f"policy.datasets does not name {dataset}")
+        if spec is None:
+            return None
+        if spec.strategy.name not in Names(rules.strategies):
+            return Denial(failures.POLICY_STRATEGY, f"policy.strategies does not name {spec.strategy.name}")
+        if rules.privacy == "required":
+            return Denial(failures.POLICY_PRIVACY, "policy.privacy=required and the run trains without")
+        lacking = self._metrics.lacks(COUNTS)
+        if kind == "query" and lacking:
+            return Denial(failures.POLICY_METRICS, f"policy.metrics does not name {lacking[0]}")
+        return self._classes(spec.classes)
+
+    def _classes(self, classes: Sequence[str]) -> Denial | None:
+        lacking = Names(self.config.classes).lacks(classes)
+        return Denial(failures.POLICY_CLASSES, f"policy.classes does not name {lacking[0]}") if lacking else None
+
+    def _check_stage(self, kind: str, spec: RunSpec, header: Mapping[str, Any], now: datetime | None) -> Denial | None:
+        rules, stage, index = self.config, header["stage"], header["round"]
+        if stage not in rules.stages:
+            return Denial(failures.POLICY_STAGE, f"policy.stages does not name {stage}")
+        rounds = spec.stage(stage).rounds or 0
+        if rounds > rules.max_rounds or not (kind == "train") <= index <= rounds:
+            return Denial(failures.POLICY_ROUNDS, f"round {index} of {rounds}; policy.max_rounds is {rules.max_rounds}")
+        seconds, code = self.time_left(now)
+        return Denial(code, "no time is left by policy.hours or policy.max_seconds") if seconds <= 0 else None
+
+    def _check_training(self, spec: RunSpec, request: Payload) -> Denial | None:
+        rules, cfg = self.config, spec.stage(request.header["stage"])
+        sent = {name: value for name, value in request.tensors.items() if not name.startswith(BASE)}
+        lacking = self._tensors.lacks(sent)
+        if lacking:
+            return Denial(failures.POLICY_TENSORS, f"policy.tensors does not name {lacking[0]}")
+        types = {value.dtype.name for value in sent.values()} - set(rules.dtypes)
+        if types:
+            return Denial(failures.POLICY_DTYPES, f"policy.dtypes does not name {sorted(types)[0]}")
+        if "num_examples" not in self._metrics:
+            return Denial(failures.POLICY_METRICS, "policy.metrics does not name num_examples, the update's weight")
+        if rules.max_update_norm <= 0:
+            return Denial(failures.POLICY_NORM, "policy.max_update_norm is 0")
+        if not cfg.steps and cfg.epochs > rules.max_epochs:
+            return Denial(failures.POLICY_EPOCHS, f"{cfg.epochs:g} epochs; policy.max_epochs is {rules.max_epochs:g}")
+        if (cfg.steps or 1) > rules.max_steps:
+            return Denial(failures.POLICY_STEPS, f"{cfg.steps} steps; policy.max_steps is {rules.max_steps}")
+        return None
+
+    def _check_figures(self, header: Mapping[str, Any]) -> Denial | None:
+        wanted = ["num_examples", "loss"] + ([SUMS] if header["sums"] else [])
+        lacking = self._metrics.lacks(wanted)
+        return Denial(failures.POLICY_METRICS, f"policy.metrics does not name {lacking[0]}") if lacking else None
+
+
+def update_norm(tensors: Tensors, reference: Tensors) -> float:
+    """L2 norm of the difference over all floating-point tensors, summed in float64; counters do not count.
+
+    Infinite or not a number where a tensor is.
+    """
+    total = 0.0
+    for name, value in tensors.items():
+        if value.dtype.kind == "f":
+            if value.shape != reference[name].shape:
+                return math.inf
+            difference = value.astype(np.float64) - reference[name].astype(np.float64)
+            total += float(np.vdot(difference, difference))
+    return math.sqrt(total) if total >= 0 else math.nan
+
+
+def suppress(counts: Sequence[int], least: int) -> list[int]:
+    """Counts with those from 1 to below ``least`` as 0, and no suppressed count to be had by subtraction.
+
+    Who knows the total could compute a single suppressed count from the others. So the next smallest counts are
+    suppressed too until what is hidden is at least two counts and at least ``least`` images together (secondary
+    suppression as in disclosure control; Hundepool et al., Statistical Disclosure Control, 2012, chapter 4).
+    """
+    hidden = {i for i, n in enumerate(counts) if 0 < n < least}
+    others = sorted((n, i) for i, n in enumerate(counts) if n >= least and n > 0)
+    while hidden and (len(hidden) < 2 or sum(counts[i] for i in hidden) < least) and others:
+        hidden.add(others.pop(0)[1])
+    return [0 if i in hidden else n for i, n in enumerate(counts)]
