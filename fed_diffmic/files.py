@@ -7,7 +7,6 @@ either the old file or the new one, never a torn one.
 from __future__ import annotations
 
 import errno
-import errno
 import hashlib
 import json
 import os

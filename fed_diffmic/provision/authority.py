@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fed_diffmic.errors import CredentialError
-from fed_diffmic.files import atomic_write, private_folder, write_new
-from fed_diffmic.provision.keys import PublicKey, read_credential
+from fed_diffmic.files import atomic_write, private_folder
+from fed_diffmic.provision.keys import PublicKey, place_new, read_credential
 
 CA_CERTIFICATE, CA_KEY = "ca.crt", "ca.key"
 SERVER_CERTIFICATE, SERVER_KEY = "server.crt", "server.key"
@@ -95,12 +95,9 @@ class Authority:
         """
         folder = private_folder(folder)
         paths = folder / SERVER_CERTIFICATE, folder / SERVER_KEY
-        for taken in paths:
-            if os.path.lexists(taken):
-                raise _exists(taken)
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self.sign_server(key.public_key(), names, addresses, days)
-        _write_pair(paths[0], certificate, paths[1], key)
+        place_new({paths[1]: (pem_key(key), 0o600), paths[0]: (pem(certificate), 0o644)})
         return paths
 
     def renew_server(self, folder: str | os.PathLike[str], days: float = SERVER_DAYS) -> x509.Certificate:
@@ -118,7 +115,7 @@ class Authority:
             raise CredentialError(f"{SERVER_KEY} in {folder} is not the key of {SERVER_CERTIFICATE}", "Restore both.")
         names, addresses = server_names(old)
         new = self.sign_server(key.public_key(), names, addresses, days)
-        atomic_write(path, _pem(new))
+        atomic_write(path, pem(new))
         return new
 
     def sign_server(
@@ -161,12 +158,9 @@ def make_authority(
         CredentialError: one of the files is there already.
     """
     folder = private_folder(folder)
-    for taken in (folder / CA_CERTIFICATE, folder / CA_KEY):
-        if os.path.lexists(taken):
-            raise _exists(taken)
     key = ec.generate_private_key(ec.SECP384R1())
     certificate = self_signed(key, name, days)
-    _write_pair(folder / CA_CERTIFICATE, certificate, folder / CA_KEY, key)
+    place_new({folder / CA_KEY: (pem_key(key), 0o600), folder / CA_CERTIFICATE: (pem(certificate), 0o644)})
     return Authority(folder, certificate)
 
 
@@ -242,13 +236,16 @@ def days_left(certificate: x509.Certificate) -> float:
     return (certificate.not_valid_after_utc - datetime.now(UTC)) / timedelta(days=1)
 
 
-def _write_pair(path: Path, certificate: x509.Certificate, key_path: Path, key: ec.EllipticCurvePrivateKey) -> None:
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    try:
-        write_new(key_path, pem)
-        write_new(path, _pem(certificate), 0o644)
-    except FileExistsError as error:
-        raise _exists(Path(error.filename)) from error
+def pem_key(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A private key as PEM (PKCS8), which is what TLS servers read."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def pem(certificate: x509.Certificate) -> bytes:
+    """A certificate as PEM."""
+    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def _builder(name: str, public: PublicKey, now: datetime, last: datetime) -> x509.CertificateBuilder:
@@ -326,18 +323,7 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     return number
 
 
-def _pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(serialization.Encoding.PEM)
-
-
 def _ec(key: object) -> PublicKey:
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise CredentialError("the CA's key is not EC", "Use an authority that `fed-diffmic provision ca` made.")
     return key
-
-
-def _exists(path: Path) -> CredentialError:
-    return CredentialError(
-        f"{path} is there already, and nothing is overwritten",
-        "Choose another folder, or renew what is there: `fed-diffmic provision renew`.",
-    )

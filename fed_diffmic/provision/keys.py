@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fed_diffmic.errors import CredentialError
-from fed_diffmic.files import private_folder, write_new
+from fed_diffmic.files import private_folder, write_all_new
 
 PrivateKey = ec.EllipticCurvePrivateKey
 PublicKey = ec.EllipticCurvePublicKey
@@ -40,19 +41,28 @@ def make_site_key(path: str | os.PathLike[str]) -> str:
         MachineError: the folder cannot be written, or others may write to it.
     """
     path = Path(path)
-    public_path = path.with_name(path.name + ".pub")
     private_folder(path.parent)
-    for taken in (path, public_path):
-        if os.path.lexists(taken):
-            raise _exists(taken)
     key = ec.generate_private_key(ec.SECP384R1())
     text = public_text(key.public_key())
-    try:
-        write_new(path, private_bytes(key))
-        write_new(public_path, text.encode() + b"\n", 0o644)
-    except FileExistsError as error:
-        raise _exists(Path(error.filename)) from error
+    place_new({path: (private_bytes(key), 0o600), path.with_name(path.name + ".pub"): (text.encode() + b"\n", 0o644)})
     return text
+
+
+def place_new(files: Mapping[Path, tuple[bytes, int]]) -> None:
+    """Write new files, all or none, never over others; in words where one is there.
+
+    Raises:
+        CredentialError: one of them is there already.
+        MachineError: no space, no permission.
+    """
+    try:
+        write_all_new(files)
+    except FileExistsError as error:
+        raise CredentialError(
+            f"{error.filename} is there already, and nothing is overwritten",
+            "Use what is there, or choose another name. How keys and certificates are replaced: "
+            "`fed-diffmic provision renew --help`.",
+        ) from error
 
 
 def private_bytes(key: PrivateKey) -> bytes:
@@ -208,14 +218,6 @@ def verifies(key: PublicKey, signature: bytes, data: bytes) -> bool:
     except InvalidSignature:
         return False
     return True
-
-
-def _exists(path: Path) -> CredentialError:
-    return CredentialError(
-        f"{path} is there already, and keys are never overwritten",
-        "Use it, or choose another name. To replace a key, make a new one under a new name "
-        "and have it enrolled in place of the old one (docs/provisioning.md, rotation).",
-    )
 
 
 def _other_form(data: bytes) -> str:
