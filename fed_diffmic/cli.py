@@ -6,19 +6,20 @@ Rooms are imported only when their command runs. Exit codes: docs/errors.md.
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fed_diffmic import __version__
+from fed_diffmic.commands import ROOMS, Command
 from fed_diffmic.console import Parser, check_command, run_command, split_settings
 from fed_diffmic.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from fed_diffmic.config import SimulateConfig
 
-_Command = Callable[[argparse.Namespace, list[str]], int] | None
 _ABOUT = """Federated training of the DiffMIC-v2 medical image classifier. For research; not a medical device.
 
   fed-diffmic simulate                                   drawn images, four virtual sites, minutes
@@ -36,10 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str], hint: list[str]) -> int:
-    parser, commands, data_commands = _parser()
-    check_command(parser, arguments, commands)
-    if arguments[:1] == ["data"]:
-        check_command(parser, arguments[1:], data_commands, after="data ")
+    parser = _parser()
+    _check_commands(parser, parser, arguments)
     known, left = parser.parse_known_args(arguments)
     chosen: Parser = known.parser
     if hasattr(known, "settings"):
@@ -49,18 +48,27 @@ def _dispatch(arguments: list[str], hint: list[str]) -> int:
     if known.run is None:
         chosen.print_help()
         return 0
-    run: Callable[[argparse.Namespace, list[str]], int] = known.run
+    run: Command = known.run
     return run(known, hint)
 
 
-def _parser() -> tuple[Parser, list[str], list[str]]:
-    """The parser, the names of the commands and those of the commands below ``data``."""
+def _check_commands(root: Parser, parser: argparse.ArgumentParser, arguments: Sequence[str], above: str = "") -> None:
+    """Refuse a command that does not exist, at whatever depth, naming the nearest."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            check_command(root, arguments, list(action.choices), after=above)
+            if arguments and arguments[0] in action.choices:
+                _check_commands(root, action.choices[arguments[0]], arguments[1:], f"{above}{arguments[0]} ")
+
+
+def _parser() -> Parser:
+    """The parser of every command."""
     parser = Parser(prog="fed-diffmic", description=_ABOUT)
     parser.add_argument("--version", action="version", version=f"fed-diffmic {__version__}")
     parser.set_defaults(run=None, parser=parser)
     subparsers = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
 
-    def add(name: str, run: _Command, about: str) -> Parser:
+    def add(name: str, run: Command | None, about: str) -> Parser:
         command: Parser = subparsers.add_parser(name, help=about, description=about)
         command.set_defaults(run=run, parser=command)
         return command
@@ -86,15 +94,14 @@ def _parser() -> tuple[Parser, list[str], list[str]]:
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
 
     data = add("data", None, "look at data before training, and clean up after")
-    data_commands = _add_data_commands(data)
+    _add_data_commands(data)
 
     options = add("options", _options, "every setting: range, default, meaning")
-    options.add_argument("group", nargs="?", help="dataset, model, stages, strategy, partition, run")
+    options.add_argument("group", nargs="?", help="a group, such as model; or simulate, flower-server, client for all")
 
-    client = add("client", _client, "a networked site (not part of this release)")
-    client.add_argument("--config", type=Path, metavar="FILE")
-    client.add_argument("settings", nargs="*", metavar="key=value")
-    return parser, list(subparsers.choices), data_commands
+    for room in ROOMS:
+        importlib.import_module(f"fed_diffmic.commands.{room}").register(add)
+    return parser
 
 
 def _add_settings(parser: Parser) -> None:
@@ -102,10 +109,10 @@ def _add_settings(parser: Parser) -> None:
     parser.add_argument("settings", nargs="*", metavar="key=value", help=_SETTINGS)
 
 
-def _add_data_commands(data: Parser) -> list[str]:
+def _add_data_commands(data: Parser) -> None:
     subparsers = data.add_subparsers(metavar="COMMAND", parser_class=Parser)
 
-    def add(name: str, run: _Command, about: str) -> Parser:
+    def add(name: str, run: Command | None, about: str) -> Parser:
         command: Parser = subparsers.add_parser(name, help=about, description=about)
         command.set_defaults(run=run, parser=command)
         return command
@@ -126,7 +133,6 @@ def _add_data_commands(data: Parser) -> list[str]:
     phantoms.add_argument("--seed", type=int, default=0, metavar="N")
     phantoms.add_argument("--sites", type=int, default=4, metavar="N", help="styles of acquisition (4)")
     phantoms.add_argument("--shuffle-labels", action="store_true", help="labels that say nothing, as a control")
-    return list(subparsers.choices)
 
 
 def _simulate(arguments: argparse.Namespace, hint: list[str]) -> int:
@@ -248,13 +254,6 @@ def _options(arguments: argparse.Namespace, hint: list[str]) -> int:
 
     print(options_text(arguments.group))
     return 0
-
-
-def _client(arguments: argparse.Namespace, hint: list[str]) -> int:
-    raise UsageError(
-        "the networked site (`fed-diffmic client`) is not part of this release",
-        "Several sites on one machine run with `fed-diffmic simulate`.",
-    )
 
 
 def _need_folder(name: str, path: Path) -> None:

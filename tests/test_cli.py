@@ -257,9 +257,8 @@ def test_options(capsys):
     [
         (["simulte"], "Did you mean `fed-diffmic simulate`?"),
         (["data", "inspct"], "Did you mean `fed-diffmic data inspect`?"),
-        (["xyz"], "simulate, evaluate, predict, data, options, client"),
+        (["xyz"], "simulate, evaluate, predict, data, options"),
         (["--verbose"], "cannot use --verbose"),
-        (["client", "--config", "site.yaml"], "not part of this release"),
     ],
 )
 def test_commands_that_do_not_exist(capsys, arguments, words):
