@@ -8,6 +8,7 @@ spec-json      what all sites have in common; without it, it is made from the co
 stages         names separated by commas; without it, ``guidance,diffusion``
 sites          names of the expected sites separated by ``|``; without it, whoever is there
 run-dir        the run's folder
+join-s         seconds to wait for sites to appear; without it, 300
 folder         where this arm's checkpoints and final model lie; without it, ``run-dir``
 =============  ====================================================================================
 """
@@ -29,6 +30,7 @@ from fed_diffmic.reporting.events import EventLog
 from fed_diffmic.spec import RunSpec, make_spec
 from fed_diffmic.transport.folders import run_dir_of
 from server.checkpoints import CheckpointStore, FinalModel
+from server.hooks import Hooks
 from server.labels import agreed_labels
 from server.replies import Events
 from server.rounds import run_federation
@@ -37,7 +39,7 @@ STAGES = ("guidance", "diffusion")
 JOIN_S = 300.0
 
 app = ServerApp()
-_SHARED: list[Events] = []
+_SHARED: list[tuple[Events, Hooks]] = []
 
 
 @app.main()
@@ -46,23 +48,31 @@ def main(grid: Grid, context: Context) -> None:
     run_dir = run_dir_of(context)
     run_dir.mkdir(parents=True, exist_ok=True)
     if _SHARED:
-        train(grid, context.run_config, run_dir, _SHARED[-1])
+        events, hooks = _SHARED[-1]
+        train(grid, context.run_config, run_dir, events, hooks)
         return
-    with EventLog(run_dir / "events.jsonl") as events:
-        train(grid, context.run_config, run_dir, events)
+    with EventLog(run_dir / "events.jsonl") as own:
+        train(grid, context.run_config, run_dir, own)
 
 
 @contextmanager
-def shared_events(events: Events) -> Iterator[None]:
-    """Let the ServerApp of this process write to an open log, with its observers, instead of its own."""
-    _SHARED.append(events)
+def shared_events(events: Events, hooks: Hooks | None = None) -> Iterator[None]:
+    """Let the ServerApp of this process write to an open log, with its observers, instead of its own.
+
+    Args:
+        events: the open log.
+        hooks: what a real coordinator adds.
+    """
+    _SHARED.append((events, hooks or Hooks()))
     try:
         yield
     finally:
-        _SHARED.remove(events)
+        _SHARED.pop()
 
 
-def train(grid: Grid, run_config: Mapping[str, Any], run_dir: Path, events: Events) -> FinalModel:
+def train(
+    grid: Grid, run_config: Mapping[str, Any], run_dir: Path, events: Events, hooks: Hooks | None = None
+) -> FinalModel:
     """Run the federation that a flat run configuration describes.
 
     Raises:
@@ -84,7 +94,8 @@ def train(grid: Grid, run_config: Mapping[str, Any], run_dir: Path, events: Even
         quorum=config.run.quorum,
         deadline_s=config.run.deadline_s,
         sites=sites,
-        join_s=JOIN_S,
+        join_s=float(run_config.get("join-s") or JOIN_S),
+        hooks=hooks or Hooks(),
     )
 
 

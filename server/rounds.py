@@ -21,6 +21,7 @@ from fed_diffmic.spec import RunSpec
 from fed_diffmic.training import calibration
 from fed_diffmic.training.calibration import Calibration
 from server.checkpoints import CheckpointStore, FinalModel, RunState, StageProgress, has_final, load_final
+from server.hooks import Hooks
 from server.replies import Events
 from server.sites import Sites, StageTask
 from server.stage import (
@@ -48,6 +49,7 @@ def run_federation(
     sites: Sequence[str] | None = None,
     join_s: float = 300.0,
     poll_s: float = 0.1,
+    hooks: Hooks | None = None,
 ) -> FinalModel:
     """Train ``stages`` over the sites behind ``grid``, continuing what ``store`` holds.
 
@@ -62,6 +64,7 @@ def run_federation(
         sites: names of the sites expected; none: whoever is there.
         join_s: the longest wait for sites to appear at the start.
         poll_s: pause between looking for replies.
+        hooks: what a real coordinator adds.
 
     Raises:
         RoundError: a quorum was missed; names the missing sites and why.

@@ -1,0 +1,51 @@
+"""What both sides' audit logs say of a request and of a payload, so that they can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fed_diffmic.exchange.audit import Head
+from fed_diffmic.exchange.payload import Payload, request_name
+
+LONGEST = 128
+ANCHOR = "audit"
+
+
+def request_facts(payload: Payload, digest: str, nbytes: int) -> dict[str, Any]:
+    """A request: task, run, arm, stage, round, its name, digest of its header as it travelled, bytes of tensors."""
+    return {
+        "task": payload.kind[:LONGEST],
+        **place(payload.header),
+        "request": request_name(payload.header),
+        "digest": digest,
+        "bytes": nbytes,
+    }
+
+
+def payload_facts(payload: Payload, digest: str) -> dict[str, Any]:
+    """A payload from a site: kind, digest of its header as it travelled (which names the tensors'), bytes of tensors."""
+    return {"reply": payload.kind[:LONGEST], "digest": digest, "bytes": payload.tensor_bytes}
+
+
+def place(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Run, arm, stage and round of a header, as far as they are there."""
+    words = {name: str(header[name])[:LONGEST] for name in ("run", "arm", "stage") if name in header}
+    return {**words, **({"round": header["round"]} if "round" in header else {})}
+
+
+def anchored(payload: Payload, head: Head) -> Payload:
+    """The payload with the head of its sender's chain in its header."""
+    anchor = {"length": head.length, "digest": head.digest}
+    return Payload(payload.kind, {**payload.header, ANCHOR: anchor}, payload.tensors, payload.metrics)
+
+
+def anchor_of(header: Mapping[str, Any]) -> Head | None:
+    """The head that a header carries, or none (there is none, or it is not one)."""
+    value = header.get(ANCHOR)
+    if not isinstance(value, dict) or set(value) != {"length", "digest"}:
+        return None
+    length, digest = value["length"], value["digest"]
+    if type(length) is not int or not 0 <= length < 2**53 or type(digest) is not str or len(digest) != 64:
+        return None
+    return Head(length, digest)
