@@ -7,6 +7,7 @@ VENV := .venv
 PYTHON_IN := $(VENV)/bin/python
 UV := $(VENV)/bin/uv
 STAMP := $(VENV)/.fed_diffmic-installed
+COMPILE := --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet
 export UV_HTTP_TIMEOUT ?= 300
 
 .PHONY: demo test test-slow lint format setup requirements docs wheel clean
@@ -51,10 +52,12 @@ $(STAMP): requirements.txt pyproject.toml | $(PYTHON_IN)
 	$(UV) pip install --python $(PYTHON_IN) --no-deps --no-build-isolation -e .
 	touch $@
 
-# After a change of the dependencies in pyproject.toml: choose versions anew, keeping those that still fit.
+# After a change of the dependencies in pyproject.toml: choose versions anew, keeping those that still fit. What a
+# deployment installs (deploy/) is a part of the same list.
 requirements:
-	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
-	  --no-header --no-annotate --quiet -o requirements.txt
+	$(UV) pip compile pyproject.toml --all-extras $(COMPILE) -o requirements.txt
+	$(UV) pip compile pyproject.toml $(COMPILE) -c requirements.txt -o deploy/requirements.txt
+	$(UV) pip compile deploy/requirements-build.in $(COMPILE) -c requirements.txt -o deploy/requirements-build.txt
 
 docs: setup
 	$(PYTHON_IN) -m fed_diffmic.reference docs/configuration.md
