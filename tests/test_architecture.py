@@ -94,6 +94,8 @@ def code_from_text(tree: ast.AST, where: str) -> Iterator[int]:
 
 
 def listening(tree: ast.AST, where: str) -> Iterator[int]:
+    if where.startswith("fed_diffmic/transport/"):
+        return  # what is heard where is tested there, with real sockets
     for line, name in imports(tree):
         if name.split(".")[0] in ("socketserver", "uvicorn", "fastapi", "flask", "aiohttp") or below(
             name, ("http.server",)
@@ -106,7 +108,6 @@ def listening(tree: ast.AST, where: str) -> Iterator[int]:
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Attribute)
             and node.func.attr in ("listen", "create_server", "start_server")
-            and not where.startswith("fed_diffmic/transport/")  # whose tests say what is heard where
         ):
             yield node.lineno
 
