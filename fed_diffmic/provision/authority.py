@@ -15,14 +15,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fed_diffmic.errors import CredentialError
 from fed_diffmic.files import atomic_write, private_folder
-from fed_diffmic.provision.keys import PublicKey, place_new, read_credential
+from fed_diffmic.provision.certificates import load_certificate, load_pem_key, pem, pem_key, server_names
+from fed_diffmic.provision.keys import PublicKey, place_new
 
 CA_CERTIFICATE, CA_KEY = "ca.crt", "ca.key"
 SERVER_CERTIFICATE, SERVER_KEY = "server.crt", "server.key"
@@ -94,16 +94,32 @@ class Authority:
             CredentialError: a file is there already, a name or address that is none, an expired CA.
         """
         folder = private_folder(folder)
-        paths = folder / SERVER_CERTIFICATE, folder / SERVER_KEY
+        place_new({folder / name: value for name, value in self.server_files(names, addresses, days).items()})
+        return folder / SERVER_CERTIFICATE, folder / SERVER_KEY
+
+    def server_files(
+        self, names: Sequence[str], addresses: Sequence[str], days: float = SERVER_DAYS
+    ) -> dict[str, tuple[bytes, int]]:
+        """What :meth:`issue_server` writes: contents and mode by file name."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self.sign_server(key.public_key(), names, addresses, days)
-        place_new({paths[1]: (pem_key(key), 0o600), paths[0]: (pem(certificate), 0o644)})
-        return paths
+        return {SERVER_KEY: (pem_key(key), 0o600), SERVER_CERTIFICATE: (pem(certificate), 0o644)}
 
-    def renew_server(self, folder: str | os.PathLike[str], days: float = SERVER_DAYS) -> x509.Certificate:
+    def renew_server(
+        self,
+        folder: str | os.PathLike[str],
+        names: Sequence[str] = (),
+        addresses: Sequence[str] = (),
+        days: float = SERVER_DAYS,
+    ) -> x509.Certificate:
         """A new certificate over the key and the names of the one in ``folder``, in its place (atomically).
 
-        The key stays, so a reload of the coordinator is all that is needed; sites notice nothing.
+        The key stays, so a restart of the coordinator is all that is needed; sites notice nothing.
+
+        Args:
+            folder: holds ``server.crt`` and ``server.key``.
+            names, addresses: more of them.
+            days: how long the new one is valid; never longer than the CA.
 
         Raises:
             CredentialError: no certificate there, or the key is not its own.
@@ -113,10 +129,22 @@ class Authority:
         key = load_pem_key(Path(folder) / SERVER_KEY)
         if key.public_key() != old.public_key():
             raise CredentialError(f"{SERVER_KEY} in {folder} is not the key of {SERVER_CERTIFICATE}", "Restore both.")
-        names, addresses = server_names(old)
-        new = self.sign_server(key.public_key(), names, addresses, days)
+        old_names, old_addresses = server_names(old)
+        order = sorted([*old_names, *names], key=_LOOPBACK_NAMES.__contains__)
+        new = self.sign_server(key.public_key(), order, [*old_addresses, *addresses], days)
         atomic_write(path, pem(new))
         return new
+
+    def renew(self, days: float = CA_DAYS) -> Authority:
+        """The same CA with a longer life: same name, same key, a new certificate in the old one's place.
+
+        What it issued stays valid under both, so sites may get the new one with their next kit. For a key that may
+        have leaked this is no cure: make another authority (docs/provisioning.md).
+        """
+        name = self.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
+        certificate = self_signed(self.key(), str(name), days)
+        atomic_write(self.certificate_path, pem(certificate))
+        return Authority(self.folder, certificate)
 
     def sign_server(
         self, public: PublicKey, names: Sequence[str], addresses: Sequence[str], days: float
@@ -176,76 +204,6 @@ def self_signed(key: ec.EllipticCurvePrivateKey, name: str, days: float) -> x509
         .add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
         .sign(key, hashes.SHA256())
     )
-
-
-def load_certificate(path: str | os.PathLike[str]) -> x509.Certificate:
-    """The first certificate of a PEM file.
-
-    Raises:
-        CredentialError: missing or not a certificate.
-    """
-    path = Path(path)
-    data = read_credential(path, "certificate")
-    try:
-        return x509.load_pem_x509_certificate(data)
-    except ValueError as error:
-        raise CredentialError(
-            f"{path} is not a certificate in PEM form", "It begins with `-----BEGIN CERTIFICATE-----`."
-        ) from error
-
-
-def load_pem_key(path: str | os.PathLike[str]) -> ec.EllipticCurvePrivateKey:
-    """A private EC key from a PEM file that only its owner may read.
-
-    Raises:
-        CredentialError: missing, readable by others, or no such key.
-    """
-    path = Path(path)
-    data = read_credential(path, "private key", private=True)
-    try:
-        key = serialization.load_pem_private_key(data, password=None)
-    except (TypeError, ValueError) as error:
-        raise CredentialError(
-            f"{path} is not a private key in PEM form without a passphrase", "Check that it is the right file."
-        ) from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise CredentialError(f"{path} is not an EC key", "Use the files that `fed-diffmic provision` made.")
-    return key
-
-
-def server_names(certificate: x509.Certificate) -> tuple[list[str], list[str]]:
-    """The DNS names and the IP addresses (as text) for which a certificate stands."""
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return [], []
-    return names.get_values_for_type(x509.DNSName), [str(a) for a in names.get_values_for_type(x509.IPAddress)]
-
-
-def issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
-    """Whether ``ca`` signed ``certificate`` (validity in time is not looked at)."""
-    try:
-        certificate.verify_directly_issued_by(ca)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
-
-
-def days_left(certificate: x509.Certificate) -> float:
-    """Days until a certificate expires; negative if it has."""
-    return (certificate.not_valid_after_utc - datetime.now(UTC)) / timedelta(days=1)
-
-
-def pem_key(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A private key as PEM (PKCS8), which is what TLS servers read."""
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-def pem(certificate: x509.Certificate) -> bytes:
-    """A certificate as PEM."""
-    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def _builder(name: str, public: PublicKey, now: datetime, last: datetime) -> x509.CertificateBuilder:

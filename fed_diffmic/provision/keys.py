@@ -42,10 +42,17 @@ def make_site_key(path: str | os.PathLike[str]) -> str:
     """
     path = Path(path)
     private_folder(path.parent)
+    text, files = new_key_files(path)
+    place_new(files)
+    return text
+
+
+def new_key_files(path: Path) -> tuple[str, dict[Path, tuple[bytes, int]]]:
+    """A new key: its public text, and the two files that hold it (contents and mode)."""
     key = ec.generate_private_key(ec.SECP384R1())
     text = public_text(key.public_key())
-    place_new({path: (private_bytes(key), 0o600), path.with_name(path.name + ".pub"): (text.encode() + b"\n", 0o644)})
-    return text
+    public_path = path.with_name(path.name + ".pub")
+    return text, {path: (private_bytes(key), 0o600), public_path: (text.encode() + b"\n", 0o644)}
 
 
 def place_new(files: Mapping[Path, tuple[bytes, int]]) -> None:

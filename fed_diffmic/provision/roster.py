@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,13 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fed_diffmic.errors import CredentialError, MachineError
-from fed_diffmic.files import write_json
+from fed_diffmic.config_network_checks import check_site_name as _configured_name
+from fed_diffmic.errors import ConfigError, CredentialError, MachineError
+from fed_diffmic.files import atomic_write
 from fed_diffmic.provision.keys import PublicKey, parse_public, public_text
 
 ROLES = ("train", "evaluate")
 _VERSION = 1
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _Entry = TypeVar("_Entry", "RosterEntry", "RevokedEntry")
 
 
@@ -31,7 +31,7 @@ class RosterEntry:
     """One admitted site.
 
     Args:
-        name: its name in every table, log and figure: letters, digits, ``.``, ``_``, ``-``; at most 64.
+        name: its name in every table, log and figure (:func:`check_site_name`).
         public_key: one line of OpenSSH text (EC P-256 or P-384); kept without its comment.
         institution: who runs it, in words.
         role: ``train`` (trains and evaluates) or ``evaluate``.
@@ -131,14 +131,16 @@ class Roster:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the roster atomically (0644: it holds no secret); sites by name."""
-        return write_json(
-            path,
-            {
-                "version": _VERSION,
-                "sites": [asdict(entry) for entry in sorted(self.sites, key=lambda entry: entry.name)],
-                "revoked": [asdict(entry) for entry in self.revoked],
-            },
-        )
+        return atomic_write(path, self.to_json())
+
+    def to_json(self) -> bytes:
+        """The roster as its file holds it."""
+        value = {
+            "version": _VERSION,
+            "sites": [asdict(entry) for entry in sorted(self.sites, key=lambda entry: entry.name)],
+            "revoked": [asdict(entry) for entry in self.revoked],
+        }
+        return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
     def site(self, name: str) -> RosterEntry:
         """The site of that name.
@@ -175,15 +177,19 @@ class Roster:
 
 
 def check_site_name(name: str) -> str:
-    """``name`` if a site may be called so.
+    """``name`` if a site may be called so: the rule of the configuration, and only one spelling of it.
 
     Raises:
         CredentialError: otherwise.
     """
-    if not _NAME.fullmatch(name):
+    try:
+        _configured_name("site.name", name)
+    except ConfigError as error:
+        raise CredentialError(f"a site cannot be called {ascii(name)[:140]}", f"Use {error.allowed}.") from error
+    if name != unicodedata.normalize("NFC", name) or name != " ".join(name.split()):
         raise CredentialError(
-            f"a site cannot be called {name!r}",
-            "Use 1 to 64 letters, digits, `.`, `_`, `-`, beginning with a letter or digit.",
+            f"a site cannot be called {ascii(name)[:140]}",
+            "Write letters with marks as one character (NFC), and single blanks between words only.",
         )
     return name
 

@@ -1,0 +1,94 @@
+"""Reading X.509 certificates and PEM keys, in words where that fails."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fed_diffmic.errors import CredentialError
+from fed_diffmic.provision.keys import read_credential
+
+
+def load_certificate(path: str | os.PathLike[str]) -> x509.Certificate:
+    """The first certificate of a PEM file.
+
+    Raises:
+        CredentialError: missing or not a certificate.
+    """
+    return load_certificates(read_credential(Path(path), "certificate"), str(path))[0]
+
+
+def load_certificates(data: bytes, what: str) -> list[x509.Certificate]:
+    """Every certificate of a PEM text, at least one.
+
+    Raises:
+        CredentialError: not certificates, or a private key among them.
+    """
+    if b"PRIVATE KEY" in data:
+        raise CredentialError(f"{what} holds a PRIVATE key", "Use the file of the certificate: it ends in `.crt`.")
+    try:
+        return x509.load_pem_x509_certificates(data)
+    except ValueError as error:
+        raise CredentialError(
+            f"{what} is not a certificate in PEM form", "It begins with `-----BEGIN CERTIFICATE-----`."
+        ) from error
+
+
+def load_pem_key(path: str | os.PathLike[str]) -> ec.EllipticCurvePrivateKey:
+    """A private EC key from a PEM file that only its owner may read.
+
+    Raises:
+        CredentialError: missing, readable by others, or no such key.
+    """
+    path = Path(path)
+    data = read_credential(path, "private key", private=True)
+    try:
+        key = serialization.load_pem_private_key(data, password=None)
+    except (TypeError, ValueError) as error:
+        raise CredentialError(
+            f"{path} is not a private key in PEM form without a passphrase", "Check that it is the right file."
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise CredentialError(f"{path} is not an EC key", "Use the files that `fed-diffmic provision` made.")
+    return key
+
+
+def server_names(certificate: x509.Certificate) -> tuple[list[str], list[str]]:
+    """The DNS names and the IP addresses (as text) for which a certificate stands."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return [], []
+    return names.get_values_for_type(x509.DNSName), [str(a) for a in names.get_values_for_type(x509.IPAddress)]
+
+
+def issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
+    """Whether ``ca`` signed ``certificate`` (validity in time is not looked at)."""
+    try:
+        certificate.verify_directly_issued_by(ca)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def days_left(certificate: x509.Certificate) -> float:
+    """Days until a certificate expires; negative if it has."""
+    return (certificate.not_valid_after_utc - datetime.now(UTC)) / timedelta(days=1)
+
+
+def pem_key(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A private key as PEM (PKCS8), which is what TLS servers read."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def pem(certificate: x509.Certificate) -> bytes:
+    """A certificate as PEM."""
+    return certificate.public_bytes(serialization.Encoding.PEM)
