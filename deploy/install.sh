@@ -60,6 +60,8 @@ program() {
   uv=$1/bin/uv
   "$uv" pip install --quiet --python "$1/bin/python" --no-deps --no-index --compile-bytecode "$2"/*.whl
   "$uv" pip check --python "$1/bin/python"
+  mkdir -p "$1/libexec"
+  cp "$here/start-run" "$1/libexec/start-run"
   "$1/bin/flower-server" --version
   "$1/bin/fed-diffmic" --version
 }
