@@ -1,7 +1,8 @@
 """The ClientApp: the same object in simulation, under ``flwr run`` and on real sites.
 
-Handlers are thin: decode, open the site, do the task, encode. Whatever goes wrong, only a code and
-its fixed sentence leave; the traceback goes to the site's own log.
+Handlers are thin: decode, open the site, do the task, encode; a real site's rules are applied around
+the task (:mod:`client.enforce`). Whatever goes wrong, only a code and its fixed sentence leave; the
+traceback goes to the site's own log.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client import tasks
-from client.site import Site, log_failure, open_data, open_site, site_folder
+from client.enforce import Enforcement
+from client.site import Site, log_failure, open_data, open_site, site_folder, site_rules
+from fed_diffmic.errors import MachineError
 from fed_diffmic.exchange.failures import BAD_REQUEST, SiteError, failure_code
-from fed_diffmic.exchange.payload import Limits, Payload, PayloadError
+from fed_diffmic.exchange.payload import Limits, Payload, PayloadError, encode
 from fed_diffmic.spec import RunSpec
-from fed_diffmic.transport.messages import failure_message, from_record, reply_message
+from fed_diffmic.transport.messages import failure_message, from_record, header_digest, reply_message
 
 LIMITS = Limits(tensor_bytes=16 * 1024**3)
 
@@ -55,15 +58,12 @@ def labels(message: Message, context: Context) -> Message:
 def answer(message: Message, context: Context, kind: str, task: Task | None) -> Message:
     """Do a task and reply; a failure becomes its code and fixed sentence."""
     folder: Path | None = None
+    rules = Enforcement(site_rules(), kind)
     try:
         folder = site_folder(context)
+        rules.enter()
         request = from_record(message.content, LIMITS)
-        spec = tasks.check_request(request, kind)
-        if spec is None or task is None:
-            return reply_message(tasks.labels(open_data(context, None, request.header), request), message)
-        return reply_message(task(open_site(context, spec, request.header), spec, request), message)
-    except tasks.BaseMissingError:
-        return reply_message(Payload(tasks.NEED_BASE), message)
+        return perform(message, context, request, rules, task)
     except PayloadError as error:
         failed: Exception = SiteError(BAD_REQUEST)
         failed.__cause__ = error
@@ -71,9 +71,34 @@ def answer(message: Message, context: Context, kind: str, task: Task | None) -> 
         failed = error
     code = failure_code(failed)
     logger.error("task %s failed with code %d; the site's own log has the detail", kind, code)
-    if folder is not None:
-        try:
+    try:
+        rules.refused(code)
+        if folder is not None:
             log_failure(folder, kind, code, failed)
-        except OSError:
-            logger.error("the site's own log cannot be written")
+    except (MachineError, OSError):
+        logger.error("the site's own logs cannot be written")
     return failure_message(code, message)
+
+
+def perform(message: Message, context: Context, request: Payload, rules: Enforcement, task: Task | None) -> Message:
+    """Do a task that could be read, under the site's rules; its reply.
+
+    Raises:
+        Exception: whatever makes the task impossible; nothing of it may cross but a code.
+    """
+    spec, site = tasks.check_request(request, rules.kind), None
+    rules.admit(spec, request, header_digest(message.content))
+    try:
+        if spec is None or task is None:
+            reply = tasks.labels(open_data(context, None, request.header), request)
+        else:
+            site = open_site(context, spec, request.header)
+            rules.ready(site, spec, request)
+            with rules.bounded():
+                reply = task(site, spec, request)
+    except tasks.BaseMissingError:
+        reply = Payload(tasks.NEED_BASE)
+    reply = rules.release(reply, request, site)
+    wire = encode(reply)
+    rules.sending(reply, wire, request)
+    return reply_message(reply, message, wire)

@@ -48,8 +48,8 @@ class Skew:
     def __str__(self) -> str:
         way = "ahead of" if self.seconds > 0 else "behind"
         return (
-            f"this machine's clock is {abs(self.seconds):.1f} s {way} the coordinator's (measured to {self.error:.1f} s;"
-            f" allowed: {AHEAD_S:.0f} s ahead, {BEHIND_S:.0f} s behind)"
+            f"this machine's clock is {abs(self.seconds):.1f} s {way} the coordinator's"
+            f" (measured to {self.error:.1f} s; allowed: {AHEAD_S:.0f} s ahead, {BEHIND_S:.0f} s behind)"
         )
 
 

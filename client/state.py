@@ -13,15 +13,18 @@ import re
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from fed_diffmic.algorithms.base import Tensors
 from fed_diffmic.errors import MachineError, ModelFileError
 from fed_diffmic.exchange.payload import Limits, Payload, PayloadError, Wire, decode, encode, pack
-from fed_diffmic.files import load_tensors, save_tensors, tensors_digest
+from fed_diffmic.files import load_tensors, read_json, save_tensors, tensors_digest, write_json
 
 KEPT_BASES = 4
+EVALUATIONS = 3
+PURGED = ("bases", "states", "updates")
 STALE_S = 3600.0
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -37,7 +40,7 @@ class SiteStore:
         self.folder = Path(folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for part in ("bases", "states", "updates"):
+            for part in (*PURGED, "answers"):
                 (self.folder / part).mkdir(exist_ok=True, mode=0o700)
             for torn in self.folder.rglob(".*.part"):
                 if time.time() - torn.stat().st_mtime > STALE_S:
@@ -105,10 +108,60 @@ class SiteStore:
         facts = {"request": request, "body": wire.body, "digest": wire.digest}
         save_tensors(self.folder / "updates" / f"{_name(key)}.safetensors", reply.tensors, facts)
 
+    # ---- what was answered, so that a replayed round is recognised ----------------------------
+    def may_answer(self, key: tuple[str, str, str], kind: str, round_index: int, request: str) -> bool:
+        """Whether a request may be answered: the very same again, or one for a later round than any answered.
+
+        A coordinator that was resumed may have lost replies and then ask for figures of other weights in the same
+        round; a few such requests are answered, training never differs.
+
+        Raises:
+            MachineError: what was answered before cannot be read.
+        """
+        last = self._answers(key).get(_answered(kind, round_index))
+        if last is None or request in last["requests"] or round_index > last["round"]:
+            return True
+        return kind == "evaluate" and round_index == last["round"] and len(last["requests"]) < EVALUATIONS
+
+    def record_answer(self, key: tuple[str, str, str], kind: str, round_index: int, request: str) -> None:
+        """Write down, before the reply leaves, that a request was answered; never purged.
+
+        Raises:
+            MachineError: it cannot be written.
+        """
+        answers, name = self._answers(key), _answered(kind, round_index)
+        last = answers.get(name)
+        if last is not None and request in last["requests"]:
+            return
+        earlier = last["requests"] if last is not None and last["round"] == round_index else []
+        answers[name] = {"round": round_index, "requests": [*earlier, request]}
+        write_json(self._answers_file(key), answers, mode=0o600)
+
+    def expire(self, days: float) -> int:
+        """Remove bases, states and updates last used longer ago than this; returns how many files went."""
+        oldest = time.time() - days * 86400.0
+        files = [p for part in PURGED for p in (self.folder / part).rglob("*") if p.is_file()]
+        old = [path for path in files if path.stat().st_mtime < oldest]
+        for path in old:
+            path.unlink(missing_ok=True)
+        return len(old)
+
     def purge(self) -> None:
-        """Remove everything kept."""
-        for part in ("bases", "states", "updates"):
+        """Remove everything kept, but not what was answered."""
+        for part in PURGED:
             shutil.rmtree(self.folder / part, ignore_errors=True)
+
+    def _answers_file(self, key: tuple[str, str, str]) -> Path:
+        return self.folder / "answers" / f"{_name(key)}.json"
+
+    def _answers(self, key: tuple[str, str, str]) -> dict[str, Any]:
+        path = self._answers_file(key)
+        try:
+            return dict(read_json(path)) if path.exists() else {}
+        except (ModelFileError, TypeError, ValueError) as error:
+            raise MachineError(
+                f"what this site answered before cannot be read: {path}", "Restore the file from the backup."
+            ) from error
 
     def _states(self, key: tuple[str, str, str]) -> Path:
         return self.folder / "states" / _name(key)
@@ -117,6 +170,11 @@ class SiteStore:
 def _name(key: tuple[str, str, str]) -> str:
     """A folder name for (run, arm, stage), whatever characters they hold: no path in it can matter."""
     return hashlib.sha256("\0".join(key).encode()).hexdigest()[:32]
+
+
+def _answered(kind: str, round_index: int) -> str:
+    """Rounds of training, of evaluation, and the evaluation for the calibration are counted each for itself."""
+    return "calibrate" if kind == "evaluate" and round_index == 0 else kind
 
 
 def _read(path: Path, digest: str) -> Tensors | None:

@@ -20,7 +20,7 @@ class Hooks:
     """What a real coordinator adds.
 
     Attributes:
-        names_of_nodes: the site that each of Flower's nodes is, by its key in the roster; asked again at every exchange,
+        names_of_nodes: the site that each of Flower's nodes is, by its key in the roster; asked at every exchange,
             so that a site removed from the roster is dropped. None: a node is whom it says it is.
         audit: the coordinator's own log.
         signer: signs the final model's provenance.

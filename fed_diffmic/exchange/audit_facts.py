@@ -24,7 +24,7 @@ def request_facts(payload: Payload, digest: str, nbytes: int) -> dict[str, Any]:
 
 
 def payload_facts(payload: Payload, digest: str) -> dict[str, Any]:
-    """A payload from a site: kind, digest of its header as it travelled (which names the tensors'), bytes of tensors."""
+    """A payload from a site: kind, digest of the header that travelled (it names the tensors'), bytes of tensors."""
     return {"reply": payload.kind[:LONGEST], "digest": digest, "bytes": payload.tensor_bytes}
 
 

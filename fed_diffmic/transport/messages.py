@@ -48,9 +48,22 @@ def task_message(wire: Wire, *, node: int, message_type: str, ttl: float, group:
     return Message(to_record(wire), dst_node_id=node, message_type=message_type, ttl=ttl, group_id=group)
 
 
-def reply_message(payload: Payload, request: Message) -> Message:
-    """A good reply."""
-    return Message(to_record(encode(payload)), reply_to=request)
+def header_digest(record: RecordDict) -> str:
+    """Digest of the header inside Flower's content, which names the digest of its tensors; :func:`decode` checks it.
+
+    For a record that :func:`from_record` took; of another it is empty.
+    """
+    head: Any = record.get(_PAYLOAD)
+    return str(head["digest"]) if isinstance(head, ConfigRecord) and "digest" in head else ""
+
+
+def reply_message(payload: Payload, request: Message, wire: Wire | None = None) -> Message:
+    """A good reply.
+
+    Args:
+        wire: the payload, already encoded.
+    """
+    return Message(to_record(wire or encode(payload)), reply_to=request)
 
 
 def failure_message(code: int, request: Message) -> Message:

@@ -1,0 +1,149 @@
+"""What a real site does around a task: gate, policy, replay, time, audit log. A virtual site does none of it.
+
+The order matters. A request is refused before data are opened or weights are loaded; what was computed passes the
+policy once more before it leaves; and nothing leaves without its line in the audit log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from client.site import Rules, Site
+from client.state import SiteStore
+from fed_diffmic.exchange import failures
+from fed_diffmic.exchange.audit_facts import anchored, payload_facts, place, request_facts
+from fed_diffmic.exchange.failures import SiteError
+from fed_diffmic.exchange.payload import Payload, Wire, request_name
+from fed_diffmic.exchange.policy import Denial, update_norm
+from fed_diffmic.spec import RunSpec
+from fed_diffmic.training.bound import OutOfTimeError, time_bound
+
+ARM = "federated"
+
+
+class Enforcement:
+    """One task under a site's rules.
+
+    Args:
+        rules: none: a virtual site; everything passes.
+        kind: ``labels``, ``query``, ``train`` or ``evaluate``.
+    """
+
+    def __init__(self, rules: Rules | None, kind: str) -> None:
+        self.rules = rules
+        self.kind = kind
+        self._facts: dict[str, Any] = {"task": kind}
+
+    def enter(self) -> None:
+        """Before the request is even read.
+
+        Raises:
+            SiteError: the site takes no tasks now.
+        """
+        if self.rules is not None and self.rules.gate is not None:
+            self.rules.gate(self.kind)
+
+    def admit(self, spec: RunSpec | None, request: Payload, digest: str) -> None:
+        """Write down the request and judge it, before any data are opened.
+
+        Args:
+            digest: of the request's header, as it travelled.
+
+        Raises:
+            SiteError: the policy does not allow it.
+            MachineError: the audit log cannot be written.
+        """
+        if self.rules is None:
+            return
+        self._facts = request_facts(request, digest, request.tensor_bytes)
+        self.rules.audit.append("task", **self._facts)
+        if spec is not None and spec.arm != ARM:
+            raise SiteError(failures.POLICY_RUN, f"arm {spec.arm}: a real site takes part in the federation only")
+        _refuse(self.rules.policy.check(self.kind, spec, request, dataset=self.rules.dataset))
+
+    def ready(self, site: Site, spec: RunSpec, request: Payload) -> None:
+        """Judge what depends on the site's data and on what it answered before.
+
+        Raises:
+            SiteError: too much work for the policy, or a replay.
+        """
+        header = request.header
+        if self.rules is None or "stage" not in header:
+            return
+        _refuse(self.rules.policy.check_images(self.kind, spec, header["stage"], len(site.data.train)))
+        key = (spec.run_id, spec.arm, header["stage"])
+        if not SiteStore(site.folder).may_answer(key, self.kind, header["round"], request_name(header)):
+            raise SiteError(failures.REPLAY, f"round {header['round']}")
+
+    @contextmanager
+    def bounded(self) -> Iterator[None]:
+        """Let the task take as long as the policy's seconds and hours say.
+
+        Raises:
+            SiteError: it took longer.
+        """
+        if self.rules is None:
+            yield
+            return
+        seconds, code = self.rules.policy.time_left()
+        if self.kind not in ("train", "evaluate"):
+            seconds = float("inf")
+        try:
+            with time_bound(seconds):
+                yield
+        except OutOfTimeError as error:
+            raise SiteError(code, f"stopped after {seconds:.0f} s") from error
+
+    def release(self, reply: Payload, request: Payload, site: Site | None) -> Payload:
+        """The reply as it leaves: judged, what must stay removed, with the head of the site's chain.
+
+        Raises:
+            SiteError: the policy lets nothing of it leave.
+            MachineError: what was answered cannot be written down.
+        """
+        if self.rules is None:
+            return reply
+        released = self.rules.policy.release(reply, request.tensors)
+        if isinstance(released, Denial):
+            raise SiteError(released.code, released.detail)
+        header = request.header
+        if site is not None and released.kind == f"{self.kind}.reply" and "stage" in header:
+            key = (header["run"], header["arm"], header["stage"])
+            SiteStore(site.folder).record_answer(key, self.kind, header["round"], request_name(header))
+        return anchored(released, self.rules.audit.head()) if released.kind != "need_base" else released
+
+    def sending(self, reply: Payload, wire: Wire, request: Payload) -> None:
+        """The line of a payload, before it leaves.
+
+        Raises:
+            MachineError: the audit log cannot be written.
+        """
+        if self.rules is None:
+            return
+        asked = {name: self._facts[name] for name in ("task", "request") if name in self._facts}
+        facts: dict[str, Any] = asked | place(request.header) | payload_facts(reply, wire.digest)
+        if reply.tensors:
+            facts["norm"] = update_norm(reply.tensors, request.tensors)
+            facts["tensors"] = [[name, v.dtype.name, list(v.shape)] for name, v in sorted(reply.tensors.items())]
+        released = _counts(reply.header) | dict(reply.metrics)
+        self.rules.audit.append("payload", **facts, figures=released)
+
+    def refused(self, code: int) -> None:
+        """The line of a refusal or a failure.
+
+        Raises:
+            MachineError: the audit log cannot be written.
+        """
+        if self.rules is not None:
+            self.rules.audit.append("refusal", **self._facts, code=code, reason=failures.FAILURES[code])
+
+
+def _refuse(denial: Denial | None) -> None:
+    if denial is not None:
+        raise SiteError(denial.code, denial.detail)
+
+
+def _counts(header: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: header[name] for name in ("images", "class_counts", "num_examples", "classes") if name in header}
