@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -143,7 +144,7 @@ def _site_key(arguments: argparse.Namespace, hint: list[str]) -> int:
     from fed_diffmic.provision.keys import fingerprint, make_site_key, parse_public
 
     text = make_site_key(arguments.file)
-    print(f"{arguments.file} (0600): the private key. It stays here; it is in no backup that leaves the house.")
+    print(f"{arguments.file} (0600): the private key. It stays here: nobody else needs it, the coordinator neither.")
     print(f"{arguments.file}.pub: the public key. Send this file to the coordinator.")
     print(f"Read these digits to the coordinator by phone: {fingerprint(parse_public(text))}")
     return 0
@@ -161,7 +162,8 @@ def _enrol(arguments: argparse.Namespace, hint: list[str]) -> int:
         roster = Roster.load(path).enrol(arguments.name, public_text(key), arguments.institution, arguments.role)
         roster.save(path)
     print(f"{arguments.name} ({arguments.institution}) is enrolled; the roster has {count_sites(len(roster.sites))}.")
-    print(f"Next: fed-diffmic provision kit {arguments.name} --out {arguments.name}.kit --config {arguments.config}")
+    words = ["kit", arguments.name, "--out", f"{arguments.name}.kit", "--config", str(arguments.config)]
+    print(f"Next: fed-diffmic provision {shlex.join(words)}")
     return 0
 
 
