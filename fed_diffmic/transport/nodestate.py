@@ -10,6 +10,7 @@ live to answer, is answered with Flower's own error.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ class KeptNodeState(InMemoryNodeState):
 
     def __init__(self, object_store: Any, spool: Spool, seen: Callable[[], None]) -> None:
         super().__init__(object_store)
+        self.lock_task_store: Any = threading.RLock()  # Flower's cannot be taken twice; always before that of messages
         self.spool = spool
         self.seen = seen
 
@@ -58,7 +60,7 @@ class KeptNodeState(InMemoryNodeState):
     ) -> Sequence[Message]:
         """Flower's, but a reply is seen once it is whole and kept: nothing is sent of one that may never be."""
         if is_reply:
-            with self.lock_task_store, self.lock_msg_store:  # always in this order
+            with self.lock_task_store, self.lock_msg_store:
                 partial = [
                     entry
                     for entry in self.msg_store.values()

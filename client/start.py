@@ -1,0 +1,64 @@
+"""Starting a site's worker, without loading what it needs itself: the supervisor stays small."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fed_diffmic.config_site import SiteConfig
+from fed_diffmic.exchange.audit import AuditLog
+from fed_diffmic.provision.keys import load_private, make_site_key
+from fed_diffmic.transport.processes import Child, child_env, start_child
+
+MODULE = "client.worker"
+RUN, LOGS, AUDIT, TRIAL_KEY = "run", "logs", "audit.jsonl", "trial_key"
+STATE = "worker.json"
+BEAT_S = 10.0
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a worker needs to know; crosses on standard input.
+
+    Attributes:
+        config: of the site, as plain values.
+        run: folder of the files that say how the SuperNode and the worker do.
+        secret: hexadecimal; shared with the SuperNode.
+        beat_s: interval at which the SuperNode is told that the worker lives.
+    """
+
+    config: dict[str, Any]
+    run: str
+    secret: str
+    beat_s: float = BEAT_S
+
+
+def start_worker(config: SiteConfig, run: Path, secret: str, log: Path) -> Child:
+    """Start the child.
+
+    Args:
+        config: of the site, folder set.
+        run: folder of the state files.
+        secret: hexadecimal.
+        log: file that takes its output (0600).
+    """
+    beat = min(BEAT_S, config.coordinator.heartbeat_s / 3)
+    settings = WorkerSettings(asdict(config), str(run), secret, beat)
+    env = child_env(Path(str(config.site.folder)) / "flower")
+    return start_child(MODULE, env=env, log=log, stdin=json.dumps(asdict(settings)).encode())
+
+
+def site_audit(config: SiteConfig) -> AuditLog:
+    """The site's audit log, signed with its key; an insecure trial without one gets a key made in its folder.
+
+    Raises:
+        ConfigError: the key cannot be used.
+        MachineError, ModelFileError: see :class:`fed_diffmic.exchange.audit.AuditLog`.
+    """
+    folder = Path(str(config.site.folder))
+    key = Path(config.coordinator.key) if config.coordinator.key else folder / TRIAL_KEY
+    if not key.exists() and config.coordinator.insecure:
+        make_site_key(key)
+    return AuditLog(folder / AUDIT, load_private(key), owner=config.site.name)

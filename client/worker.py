@@ -1,0 +1,101 @@
+"""A site's worker: the process that holds the data and the model, and does the tasks.
+
+Started by the supervisor as ``python -m client.worker`` with the site's configuration on standard input. It lives
+from task to task, so that the model's kernels and the decoded images stay warm, and makes no connection but the one
+to its own SuperNode on loopback.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from client.app import app
+from client.control import gate
+from client.device import chosen_device
+from client.site import Rules, register_source
+from client.source import SiteSource
+from client.start import STATE, WorkerSettings, site_audit
+from fed_diffmic.config_site import SiteConfig
+from fed_diffmic.exchange.policy import SitePolicy
+from fed_diffmic.reporting.logs import set_up_logs
+from fed_diffmic.spec import parse_dataclass
+from fed_diffmic.transport.contact import read_contact
+from fed_diffmic.transport.processes import die_with_parent
+from fed_diffmic.transport.worker import serve
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> NoReturn:
+    """The child: read settings, work until a signal comes, end."""
+    die_with_parent()
+    settings = WorkerSettings(**json.loads(sys.stdin.buffer.read()))
+    set_up_logs()
+    stop = threading.Event()
+
+    def end(number: int, frame: object) -> None:
+        # A local update is not waited for: the request is kept and done again, equal bit for bit.
+        os._exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    try:
+        work(settings, stop)
+    except Exception:
+        logger.exception("the worker ends")
+        logging.shutdown()
+        os._exit(1)
+    os._exit(0)
+
+
+def work(settings: WorkerSettings, stop: threading.Event) -> None:
+    """Register what this site has and enforces, and serve its SuperNode."""
+    config: SiteConfig = parse_dataclass(SiteConfig, settings.config, "config")
+    folder, run = Path(str(config.site.folder)), Path(settings.run)
+    rules = Rules(SitePolicy(config.policy), config.dataset.name, site_audit(config), gate=lambda _: gate(folder))
+    register_source(SiteSource(config), lambda _: folder, rules)
+
+    def port() -> int:
+        contact = read_contact(run)
+        return 0 if contact is None else contact.port
+
+    serve(
+        app,
+        port=port,
+        secret=bytes.fromhex(settings.secret),
+        node_config={"site-dir": str(folder), "device": chosen_device(config.site.device)},
+        stop=stop,
+        beat_s=settings.beat_s,
+        state=state_writer(run / STATE),
+    )
+
+
+def state_writer(path: Path) -> Callable[[str], None]:
+    """Writes ``{"pid", "state", "since"}`` when the state changes (not flushed: it says nothing after a power cut)."""
+    last = [""]
+
+    def write(state: str) -> None:
+        if state == last[0]:
+            return
+        last[0] = state
+        part = path.with_suffix(".part")
+        try:
+            part.write_text(json.dumps({"pid": os.getpid(), "state": state, "since": time.time()}), encoding="utf-8")
+            part.replace(path)
+        except OSError:  # a full disk must not stop the task that it speaks of
+            logger.warning("the worker's state cannot be written")
+
+    return write
+
+
+if __name__ == "__main__":
+    main()

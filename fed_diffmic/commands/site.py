@@ -1,0 +1,117 @@
+"""``fed-diffmic client``: a site takes part, pauses, goes on, withdraws, says how it does, compares models."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fed_diffmic.commands import Add
+from fed_diffmic.console import Parser
+from fed_diffmic.errors import UsageError
+
+if TYPE_CHECKING:
+    from fed_diffmic.config_site import SiteConfig
+
+ACTIONS = ("run", "status", "pause", "continue", "withdraw", "compare")
+_ABOUT = """A site of a consortium. Only outbound connections are made, to coordinator.address.
+
+  fed-diffmic client --config site.yaml             take part until Ctrl-C or SIGTERM
+  fed-diffmic client status --config site.yaml      how it does
+  fed-diffmic client pause --config site.yaml       stay connected, do nothing
+  fed-diffmic client continue --config site.yaml    go on after a pause (after withdrawing: --rejoin)
+  fed-diffmic client withdraw --config site.yaml    stop what runs, remove what is kept, be asked for nothing more
+  fed-diffmic client compare --config site.yaml --model NEW [--with OLD]
+                                                    two models on this site's own images, before one is taken over"""
+
+
+def register(add: Add) -> None:
+    """Add ``client``."""
+    client: Parser = add("client", _client, "a site of a consortium: take part, pause, withdraw, compare models")
+    client.description = _ABOUT
+    client.add_argument("action", nargs="?", default="run", metavar="ACTION", help=", ".join(ACTIONS))
+    client.add_argument("--config", type=Path, metavar="FILE", help="the site's YAML")
+    client.add_argument("--json", action="store_true", help="status, compare: as JSON")
+    client.add_argument("--rejoin", action="store_true", help="continue: take part again after withdrawing")
+    client.add_argument("--model", type=Path, metavar="DIR", help="compare: folder of the model that came")
+    client.add_argument("--with", type=Path, dest="other", metavar="DIR", help="compare: folder of the one in use")
+    client.add_argument(
+        "--split", default="test", choices=("val", "test"), help="compare: which of the site's images (test)"
+    )
+    client.add_argument("settings", nargs="*", metavar="key=value")
+
+
+def _client(arguments: argparse.Namespace, hint: list[str]) -> int:
+    if "=" in arguments.action:  # a setting stands first
+        arguments.settings.insert(0, arguments.action)
+        arguments.action = "run"
+    if arguments.action not in ACTIONS:
+        raise UsageError(
+            f"fed-diffmic client has no action {arguments.action!r}", f"There is {', '.join(ACTIONS)}; `run` is meant."
+        )
+    if arguments.config is None:
+        raise UsageError(
+            "fed-diffmic client needs the site's configuration",
+            "fed-diffmic client --config site.yaml; `fed-diffmic provision open-kit` writes one to start from.",
+        )
+    from fed_diffmic.compose import compose_site
+
+    config = compose_site(arguments.config, arguments.settings)
+    if arguments.action == "run":
+        return _run(config)
+    if config.site.folder is None:
+        raise UsageError("site.folder is not set", "Name the site's own folder in its configuration.")
+    folder = Path(config.site.folder)
+    if arguments.action == "status":
+        return _status(config, folder, as_json=arguments.json)
+    if arguments.action == "compare":
+        return _compare(config, arguments)
+    return _decide(arguments.action, folder, rejoin=arguments.rejoin)
+
+
+def _run(config: SiteConfig) -> int:
+    from client.start import LOGS
+    from client.supervisor import run_site
+    from fed_diffmic.config_network_checks import check_site_start
+    from fed_diffmic.reporting.logs import set_up_logs
+
+    check_site_start(config)
+    logs = Path(str(config.site.folder)) / LOGS
+    logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    set_up_logs(file=logs / "client.jsonl")
+    return run_site(config)
+
+
+def _decide(action: str, folder: Path, *, rejoin: bool) -> int:
+    from client.control import PAUSE, RUNNING, WITHDRAW, decide
+
+    state = {"pause": PAUSE, "continue": RUNNING, "withdraw": WITHDRAW}[action]
+    decide(folder, state, rejoin=rejoin)
+    print(
+        {
+            PAUSE: "Paused: what is being computed is finished; then every request is answered with that.",
+            RUNNING: "The site takes part.",
+            WITHDRAW: "Withdrawn: what was being computed is stopped and what was kept is removed.",
+        }[state]
+    )
+    return 0
+
+
+def _status(config: SiteConfig, folder: Path, *, as_json: bool) -> int:
+    from client.status import site_status, status_text
+
+    status = site_status(config, folder)
+    print(json.dumps(status, indent=2) if as_json else status_text(status))
+    return 0
+
+
+def _compare(config: SiteConfig, arguments: argparse.Namespace) -> int:
+    if arguments.model is None:
+        raise UsageError("fed-diffmic client compare needs --model", "Name the folder of the model that came.")
+    from client.compare import compare_models, comparison_text
+
+    result = compare_models(config, arguments.model, arguments.other, split=arguments.split)
+    print(json.dumps(result, indent=2) if arguments.json else comparison_text(result), file=sys.stdout)
+    return 0
