@@ -279,7 +279,7 @@ async def serve(settings: LinkSettings, private: socket.socket, public: socket.s
     import uvicorn
 
     from fed_diffmic.transport.guard import Bounds, Gate, Listener
-    from fed_diffmic.transport.heartbeat import set_heartbeat
+    from fed_diffmic.transport.heartbeats import set_heartbeat
 
     app = flower_app(settings)
     set_heartbeat(settings.heartbeat_s)
