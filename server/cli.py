@@ -1,35 +1,77 @@
-"""``flower-server``: the coordinator's command.
-
-The networked coordinator is not part of this release; the command exists so that whoever tries it is
-told so at once, with exit code 2, instead of starting something that is not there.
-"""
+"""``flower-server``: the coordinator's command. Exit codes: docs/errors.md."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fed_diffmic import __version__
-from fed_diffmic.console import Parser, run_command
-from fed_diffmic.errors import UsageError
+from fed_diffmic.console import Parser, run_command, split_settings
+
+_ABOUT = """The coordinator of a federation. For research; not a medical device.
+
+  flower-server --config server.yaml run.dir=RUN         start a run
+  flower-server --resume RUN                             continue it after whatever ended it
+  flower-server status RUN                               sites, round, time left
+"""
+_SETTINGS = "settings: seed=1, listen.port=9443, ...; `fed-diffmic options flower-server` lists them"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and say what this release does; returns the exit code."""
-    return run_command(lambda: _run(list(sys.argv[1:] if argv is None else argv)))
+    """Parse the command line, check, and coordinate; returns the exit code."""
+    hint: list[str] = []
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return run_command(lambda: _run(arguments, hint), lambda: hint[0] if hint else "")
 
 
-def _run(arguments: list[str]) -> int:
-    parser = Parser(prog="flower-server", description="The coordinator of a federation (not part of this release).")
+def _run(arguments: list[str], hint: list[str]) -> int:
+    if arguments and arguments[0] == "status":
+        return _status(arguments[1:])
+    parser = Parser(prog="flower-server", description=_ABOUT)
     parser.add_argument("--version", action="version", version=f"flower-server {__version__}")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration of the coordinator")
-    parser.add_argument("settings", nargs="*", metavar="key=value")
-    parser.parse_args(arguments)
-    raise UsageError(
-        "the networked coordinator (`flower-server`) is not part of this release",
-        "Run the same ServerApp over virtual sites with `fed-diffmic simulate`, or with stock Flower: `flwr run .`.",
-    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML with the same names as the settings")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="folder of a run to continue")
+    parser.add_argument("--show-config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help=_SETTINGS)
+    known, left = parser.parse_known_args(arguments)
+    known.settings = split_settings(parser, known.settings, left)
+    return _coordinate(known, hint)
+
+
+def _coordinate(given: argparse.Namespace, hint: list[str]) -> int:
+    from fed_diffmic.compose import compose_server, to_yaml
+    from server.start import check_same_run, check_start, with_run_dir
+
+    settings = [*given.settings, *([f"run.dir={given.resume.absolute()}"] if given.resume else [])]
+    file = given.config
+    saved = given.resume / "config.yaml" if given.resume else None
+    if saved is not None and saved.is_file():
+        file = file or saved
+    config = with_run_dir(compose_server(file, settings))
+    if given.show_config:
+        print(to_yaml(config), end="")
+        return 0
+    check_start(config, resume=given.resume is not None)
+    if saved is not None and saved.is_file():
+        check_same_run(compose_server(saved, []), config)
+    from fed_diffmic.models.checks import check_model_config
+
+    check_model_config(config.model)
+    hint.append(f"continue with: flower-server --resume {config.run.dir}")
+    from server.supervisor import coordinate
+
+    return coordinate(config, resume=given.resume is not None)
+
+
+def _status(arguments: list[str]) -> int:
+    parser = Parser(prog="flower-server status", description="How a run stands: sites, round, time left.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    from server.status import show_status
+
+    print(show_status(parser.parse_args(arguments).run))
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,259 @@
+"""The coordinator: a SuperLink that is supervised, the ServerApp in this process, an exit code that tells the truth."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from fed_diffmic.config_server import ServerConfig
+from fed_diffmic.config_text import to_yaml
+from fed_diffmic.console import Terminated
+from fed_diffmic.errors import FedDiffmicError, MachineError
+from fed_diffmic.exchange.audit import AuditLog
+from fed_diffmic.files import atomic_write, write_json
+from fed_diffmic.reporting.curves import write_metrics_csv
+from fed_diffmic.reporting.events import EventLog, read_events
+from fed_diffmic.reporting.progress import RichProgress, make_progress
+from fed_diffmic.transport.control import Control, LinkLostError
+from fed_diffmic.transport.processes import free_port, lock_file
+from fed_diffmic.transport.serverapp import run_server_app
+from fed_diffmic.transport.superlink import LinkSettings, RunningLink, counts, start_superlink
+from server.admission import Admission
+from server.app import app as server_app
+from server.app import shared_events
+from server.checkpoints import has_final, load_final
+from server.hooks import Hooks
+from server.monitor import Monitor
+from server.start import expected_sites, run_config, signing_key
+from server.status import LOCK, RunStatus, StatusWriter
+
+AUDIT = "audit.jsonl"
+RESTART_PAUSE_S = 1.0
+_LINK = "link"
+
+
+def coordinate(config: ServerConfig, *, resume: bool = False) -> int:
+    """Run, or continue, the federation that ``config`` describes (``run.dir`` decided, checked by :mod:`server.start`).
+
+    Returns:
+        0: every round met its quorum and the final model was written.
+
+    Raises:
+        RoundError: a quorum was missed, a deadline passed.
+        MachineError: another coordinator works here; the SuperLink could not be kept alive; disk full.
+        ModelFileError, ConfigError, CredentialError: see there.
+        KeyboardInterrupt: a signal ended it; what was reached is kept. A second signal ends the process at once.
+    """
+    run_dir = Path(str(config.run.dir))
+    try:
+        run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"run.dir cannot be made: {error.strerror}", "Choose a folder you may write to.") from error
+    with lock_file(run_dir / LOCK, f"the run in {run_dir}"), second_signal_ends():
+        for line in banner(config):
+            print(line, file=sys.stderr, flush=True)
+        atomic_write(run_dir / "config.yaml", to_yaml(config).encode())
+        _Coordinator(config, run_dir).run(resume=resume)
+    return 0
+
+
+def banner(config: ServerConfig) -> list[str]:
+    """What is said at the start; each line says so if nobody is kept out."""
+    listen = config.listen
+    lines = [
+        f"flower-server: run {Path(str(config.run.dir)).name} in {config.run.dir}",
+        f"listening on {listen.host}:{listen.port} (fleet endpoints and health only); everything else on loopback",
+    ]
+    if config.security.insecure:
+        lines += ["no TLS: whoever is on the way reads and changes everything", "nobody is authenticated"]
+        return [f"INSECURE {line}" for line in lines]
+    sites = expected_sites(config) or []
+    return [*lines, f"TLS and node authentication; expected sites: {', '.join(sites)}"]
+
+
+@contextmanager
+def second_signal_ends() -> Iterator[None]:
+    """The first SIGINT or SIGTERM is raised here; a second one ends the process, and its children, at once."""
+    seen: list[int] = []
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if seen:
+            os._exit(128 + number)
+        seen.append(number)
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def link_settings(config: ServerConfig, folder: Path, private_port: int) -> LinkSettings:
+    """The SuperLink's settings, with a new secret and nonce."""
+    listen, security = config.listen, config.security
+    secure = not security.insecure
+    return LinkSettings(
+        folder=str(folder),
+        host=listen.host,
+        port=listen.port,
+        certificate=security.certificate if secure else None,
+        key=security.key if secure else None,
+        ca=security.ca if secure else None,
+        roster=security.roster if secure else None,
+        heartbeat_s=listen.heartbeat_s,
+        header_s=listen.header_timeout_s,
+        body_s=listen.body_timeout_s,
+        body_bytes=int(listen.body_mib * 2**20),
+        per_address=listen.connections_per_address,
+        total=listen.connections,
+        private_port=private_port,
+    )
+
+
+class _Coordinator:
+    """One run of the process."""
+
+    def __init__(self, config: ServerConfig, run_dir: Path) -> None:
+        self.config = config
+        self.run_dir = run_dir
+        self.link: RunningLink | None = None
+        self.sites = expected_sites(config)
+        status = RunStatus(run_dir.name, f"{config.listen.host}:{config.listen.port}", config.security.insecure)
+        self.status = StatusWriter(run_dir, status, self._counts, self._quorum)
+        for name in self.sites or ():
+            self.status.site(name)
+
+    def run(self, *, resume: bool) -> None:
+        """Follow the run to its end, whatever that is, and say it in the status and the events."""
+        started, progress = time.monotonic(), make_progress()
+        monitor = Monitor(self.status.status, self.config.listen.status_port)
+        events = EventLog(self.run_dir / "events.jsonl", observers=[progress, self.status, monitor])
+        try:
+            self.status.start()
+            write_json(self.run_dir / "monitor.json", {"pid": os.getpid(), "port": monitor.port})
+            events.emit("resumed" if resume else "run_started", run=self.run_dir.name, seed=self.config.seed)
+            self._train_until_done(events)
+            self._finish(events, started)
+            self.status.finish("done")
+        except KeyboardInterrupt:
+            self._ended(events, "interrupted", "stopped by a signal; continue with --resume")
+            raise
+        except FedDiffmicError as error:
+            self._ended(events, "failed", error.cause)
+            raise
+        except BaseException as error:
+            self._ended(events, "failed", f"a defect: {type(error).__name__}")
+            raise
+        finally:
+            if isinstance(progress, RichProgress):
+                progress.close()
+            events.close()
+            monitor.close()
+
+    # ---- the SuperLink -----------------------------------------------------------------------
+    def _train_until_done(self, events: EventLog) -> None:
+        """Start the SuperLink and train; if it is lost, again, from the last checkpoint."""
+        key = signing_key(self.config)
+        audit = None if key is None else AuditLog(self.run_dir / AUDIT, key, owner="coordinator")
+        private_port = free_port()  # stays the same over restarts
+        restarts = 0
+        while not has_final(self.run_dir):
+            try:
+                self._train_once(events, audit, private_port, restarts)
+            except LinkLostError as error:
+                restarts += 1
+                events.emit("link_lost", restarts=restarts, message=str(error))
+                if restarts > self.config.run.restarts:
+                    raise MachineError(
+                        f"the SuperLink was lost {restarts} times; run.restarts is {self.config.run.restarts}",
+                        "Look at link/superlink.log in the run's folder; the run can be continued with --resume.",
+                    ) from error
+                time.sleep(RESTART_PAUSE_S)
+
+    def _train_once(self, events: EventLog, audit: AuditLog | None, private_port: int, restarts: int) -> None:
+        admission = None
+        self.link = link = self._start(link_settings(self.config, self.run_dir / _LINK, private_port), restarts)
+        events.emit("listening", address=self.status.status.address, pid=link.child.pid)
+        try:
+            self.status.status.state = "waiting"
+            if link.settings.roster is not None:
+                admission = Admission(link, Path(link.settings.roster), events)
+                admission.start()
+            names = None if admission is None else admission.names_of_nodes
+            control = Control(link)
+            try:
+                control.stop_runs()
+                number = control.submit()
+            finally:
+                control.close()
+            hooks = Hooks(names_of_nodes=names, audit=audit, signer=signing_key(self.config))
+            with shared_events(events, hooks):
+                run_server_app(server_app, link, number, run_config(self.config, self.sites))
+        finally:
+            if admission is not None:
+                admission.stop()
+            self.link = None
+            link.child.terminate(5.0)
+
+    def _start(self, settings: LinkSettings, restarts: int) -> RunningLink:
+        """The SuperLink on its database; one that it cannot start on is set aside once."""
+        try:
+            return start_superlink(settings)
+        except MachineError as error:
+            database = Path(settings.folder) / "state.db"
+            if restarts == 0 and not database.exists():
+                raise
+            forget_database(Path(settings.folder))
+            if restarts == 0:
+                return start_superlink(settings)
+            raise LinkLostError(error.cause) from error
+
+    def _counts(self) -> Mapping[str, Any] | None:
+        link = self.link
+        return None if link is None else counts(link)
+
+    def _quorum(self, sites: int) -> int:
+        return max(1, math.ceil(self.config.run.quorum * sites - 1e-9))
+
+    # ---- the end -----------------------------------------------------------------------------
+    def _finish(self, events: EventLog, started: float) -> None:
+        """The final model is there: sum up, and forget what sites' updates are left in the SuperLink's database."""
+        final = load_final(self.run_dir)
+        seconds = round(time.monotonic() - started, 1)
+        summary = {
+            "status": "done",
+            "run": self.run_dir.name,
+            "seed": self.config.seed,
+            "task": final.spec.task,
+            "classes": list(final.spec.classes),
+            "rounds": final.history,
+            "bytes_sent": final.bytes_sent,
+            "digests": final.digests,
+            "seconds": seconds,
+        }
+        write_json(self.run_dir / "summary.json", summary)
+        forget_database(self.run_dir / _LINK)
+        events.emit("run_done", seconds=seconds, bytes_sent=final.bytes_sent)
+        write_metrics_csv(self.run_dir / "metrics.csv", read_events(self.run_dir / "events.jsonl"))
+
+    def _ended(self, events: EventLog, state: str, message: str) -> None:
+        """Say how it ended; a disk that is full says it by the exit code alone."""
+        with suppress(MachineError):
+            self.status.finish(state, message)
+            events.emit(f"run_{state}", message=message)
+
+
+def forget_database(folder: Path) -> None:
+    """Remove a SuperLink's database: messages in transit, and with them sites' updates."""
+    for path in folder.glob("state.db*"):
+        path.unlink(missing_ok=True)
