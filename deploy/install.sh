@@ -46,6 +46,7 @@ libraries() {
   "$uv" venv --quiet --python "$python" "$1"
   "$uv" pip install --quiet --python "$1/bin/python" --require-hashes --compile-bytecode \
     --build-constraints "$here/requirements-build.txt" -r "$here/requirements.txt"
+  rm -f "$1/.lock" # of uv, writable by everyone
   trap 'rm -rf "$work"' EXIT
 }
 
@@ -59,6 +60,7 @@ wheel() {
 program() {
   uv=$1/bin/uv
   "$uv" pip install --quiet --python "$1/bin/python" --no-deps --no-index --compile-bytecode "$2"/*.whl
+  rm -f "$1/.lock"
   "$uv" pip check --python "$1/bin/python"
   mkdir -p "$1/libexec"
   cp "$here/start-run" "$1/libexec/start-run"
