@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,15 @@ from filelock import FileLock, Timeout
 from fed_diffmic.algorithms.base import Tensors
 from fed_diffmic.errors import MachineError, ModelFileError
 from fed_diffmic.files import load_tensors, read_json, save_tensors, tensors_digest, write_json
-from fed_diffmic.spec import RunSpec, parse_dataclass
+from fed_diffmic.final import FinalModel, has_final, load_final, write_final
+from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.calibration import Calibration
+from server.hooks import Hooks
+from server.provenance import provenance_facts
 
 FORMAT = 1
+__all__ = ["CheckpointStore", "FinalModel", "RunState", "StageProgress", "has_final", "load_final"]
+
 GROUPS = ("frozen", "current", "average", "best", "algorithm")
 
 
@@ -75,27 +80,6 @@ class RunState:
     progress: StageProgress | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     bytes_sent: int = 0
-
-
-@dataclass(frozen=True)
-class FinalModel:
-    """What a run leaves.
-
-    Attributes:
-        spec: what the run's sites had in common.
-        states: full state of each stage's network.
-        calibration: fitted on the sites' validation sums, for each stage.
-        history: one mapping of figures a round.
-        bytes_sent: tensor bytes both ways.
-        digests: of each stage's weights.
-    """
-
-    spec: RunSpec
-    states: dict[str, Tensors]
-    calibration: dict[str, Calibration]
-    history: list[dict[str, Any]]
-    bytes_sent: int
-    digests: dict[str, str]
 
 
 class CheckpointStore:
@@ -183,23 +167,16 @@ class CheckpointStore:
         self._collect([value, self._last or value])
         self._last = value
 
-    def finish(self, state: RunState, spec: RunSpec, calibration: dict[str, Calibration]) -> FinalModel:
-        """Write ``final/``; its ``model.json`` comes last and makes the run complete."""
-        final = self.folder / "final"
-        final.mkdir(exist_ok=True)
+    def finish(
+        self, state: RunState, spec: RunSpec, calibration: dict[str, Calibration], hooks: Hooks | None = None
+    ) -> FinalModel:
+        """Write ``final/``, signed where the coordinator has a key, and read it back."""
+        hooks = hooks or Hooks()
         digests = {stage: tensors_digest(tensors) for stage, tensors in state.results.items()}
-        for stage, tensors in state.results.items():
-            save_tensors(final / f"{stage}.safetensors", tensors)
-        value = {
-            "format": FORMAT,
-            "spec": asdict(spec),
-            "digests": digests,
-            "calibration": {stage: fitted.to_json() for stage, fitted in calibration.items()},
-            "history": state.history,
-            "bytes_sent": state.bytes_sent,
-        }
-        write_json(final / "model.json", value)
-        return load_final(self.folder)
+        model = FinalModel(spec, state.results, calibration, state.history, state.bytes_sent, digests)
+        facts = None if hooks.signer is None else provenance_facts(state, hooks.head())
+        write_final(self.folder, model, signer=hooks.signer, facts=facts)
+        return load_final(self.folder, public_key=None if hooks.signer is None else hooks.signer.public_key())
 
     def _put(self, tensors: Tensors) -> str:
         if not tensors:
@@ -253,37 +230,3 @@ class CheckpointStore:
                 path.unlink(missing_ok=True)
         for path in self.checkpoints.glob(".*.part"):
             path.unlink(missing_ok=True)
-
-
-def has_final(run_dir: str | os.PathLike[str]) -> bool:
-    """Whether a run ended here."""
-    return (Path(run_dir) / "final" / "model.json").exists()
-
-
-def load_final(run_dir: str | os.PathLike[str]) -> FinalModel:
-    """The final model of a completed run, every file checked against its digest.
-
-    Raises:
-        ModelFileError: the run is not complete, or a file is missing, torn or changed.
-    """
-    final = Path(run_dir) / "final"
-    if not has_final(run_dir):
-        raise ModelFileError(f"{run_dir} holds no final model", "Let the run end first: start it again with --resume.")
-    value = read_json(final / "model.json")
-    try:
-        if value["format"] != FORMAT:
-            raise ModelFileError(f"{final / 'model.json'} was written by another version")
-        states = {stage: load_tensors(final / f"{stage}.safetensors") for stage in value["digests"]}
-        for stage, digest in value["digests"].items():
-            if tensors_digest(states[stage]) != digest:
-                raise ModelFileError(f"{final / stage}.safetensors does not hold the weights that model.json names")
-        return FinalModel(
-            spec=parse_dataclass(RunSpec, value["spec"], "spec"),
-            states=states,
-            calibration={stage: Calibration.from_json(c) for stage, c in value["calibration"].items()},
-            history=value["history"],
-            bytes_sent=value["bytes_sent"],
-            digests=value["digests"],
-        )
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ModelFileError(f"{final / 'model.json'} lacks fields or has others") from error

@@ -1,6 +1,7 @@
 """One exchange with the sites: requests out, replies in, deadline, screening, bytes.
 
-Everything that waits here has a bound. Replies are matched to requests by message id, never by the
+Everything that waits here has a bound. A site that is paused, or that works at other hours, is asked again while the
+round needs it and its time lasts. Replies are matched to requests by message id, never by the
 node they seem to come from (Flower answers for a lost node in the SuperLink's name). What is
 refused or missing becomes an event with the site's name and a code, and nothing of what was sent.
 """
@@ -8,18 +9,24 @@ refused or missing becomes an event with the site's name and a code, and nothing
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fed_diffmic.exchange.payload import Packed, Payload, PayloadError, encode
-from fed_diffmic.exchange.screening import Expected, Refusal, screen
-from fed_diffmic.transport.messages import failure_of, from_record, task_message
+from fed_diffmic.exchange.audit import Head
+from fed_diffmic.exchange.audit_facts import anchor_of, payload_facts, place, request_facts
+from fed_diffmic.exchange.failures import LATER
+from fed_diffmic.exchange.payload import Packed, Payload, PayloadError, encode, request_name
+from fed_diffmic.exchange.screening import REFUSALS, Expected, Refusal, screen
+from fed_diffmic.transport.messages import failure_of, from_record, header_digest, task_message
+from server.hooks import Hooks
 
 NEED_BASE = "need_base"
+AGAIN_S, LONGEST_AGAIN_S = 15.0, 600.0
+KEPT_CLOSED = 100_000
 EVENTS = {"query": "site_answered", "train": "site_done", "evaluate": "site_evaluated"}
 
 
@@ -73,11 +80,17 @@ class Outcome:
     Attributes:
         replies: good replies by site name.
         missing: why each of the others is missing, in fixed sentences.
+        codes: the code of each of those.
+        digests: of each good reply's header as it travelled, which names the digest of its tensors.
+        heads: of the chain of each site that keeps an audit log, as its good reply says.
         bytes_sent: tensor bytes both ways.
     """
 
     replies: dict[str, Payload] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    codes: dict[str, int | str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    heads: dict[str, Head] = field(default_factory=dict)
     bytes_sent: int = 0
 
 
@@ -90,6 +103,9 @@ def ask(
     deadline: float,
     facts: Mapping[str, Any],
     poll_s: float,
+    hooks: Hooks | None = None,
+    closed: MutableMapping[str, str] | None = None,
+    needed: int = 0,
 ) -> Outcome:
     """Send every request, take replies until all came or the deadline passed.
 
@@ -101,18 +117,21 @@ def ask(
         deadline: monotonic seconds.
         facts: stage and round, for the events.
         poll_s: pause between looking for replies.
+        hooks: what a real coordinator adds.
+        closed: message ids of earlier exchanges, with what another reply to them is called; added to.
+        needed: good replies; once they are there, sites that ask for patience are waited for no longer.
     """
-    exchange = _Exchange(grid, events, message_type, deadline, facts)
+    exchange = _Exchange(grid, events, message_type, deadline, facts, hooks or Hooks(), closed)
     for request in sorted(requests, key=lambda r: r.site.name):
         exchange.send(request, request.packed)
-    while exchange.open and time.monotonic() < deadline:
-        replies = list(grid.pull_messages(list(exchange.open)))
+    while exchange.wanted(needed) and time.monotonic() < deadline:
+        exchange.ask_again()
+        replies = list(grid.pull_messages(list(exchange.open))) if exchange.open else []
         for reply in replies:
             exchange.take(reply)
-        if exchange.open and not replies:
+        if exchange.wanted(needed) and not replies:
             time.sleep(max(0.0, min(poll_s, deadline - time.monotonic())))
-    for request in exchange.open.values():
-        exchange.fail(request.site.name, "deadline", "it did not reply before the deadline")
+    exchange.end()
     return exchange.outcome
 
 
@@ -120,7 +139,14 @@ class _Exchange:
     """The state of one :func:`ask`."""
 
     def __init__(
-        self, grid: Grid, events: Events, message_type: str, deadline: float, facts: Mapping[str, Any]
+        self,
+        grid: Grid,
+        events: Events,
+        message_type: str,
+        deadline: float,
+        facts: Mapping[str, Any],
+        hooks: Hooks,
+        closed: MutableMapping[str, str] | None,
     ) -> None:
         self.grid = grid
         self.events = events
@@ -129,62 +155,132 @@ class _Exchange:
         self.facts = facts
         self.open: dict[str, Request] = {}
         self.outcome = Outcome()
+        self._hooks = hooks
+        self._closed = closed if closed is not None else {}
         self._base_sent: set[str] = set()
+        self._waiting: dict[str, tuple[float, Request, int, str]] = {}
+        self._pauses: dict[str, float] = {}
+
+    def wanted(self, needed: int) -> bool:
+        """Whether there is anything left to wait for."""
+        return bool(self.open) or (bool(self._waiting) and len(self.outcome.replies) < needed)
+
+    def ask_again(self) -> None:
+        """Ask the sites whose pause is over."""
+        for site, (when, request, _, _) in list(self._waiting.items()):
+            if time.monotonic() >= when:
+                del self._waiting[site]
+                self._base_sent.discard(site)
+                self.send(request, request.packed)
+
+    def end(self) -> None:
+        """Whoever did not reply is missing."""
+        for message_id, request in self.open.items():
+            self._closed[message_id] = "late"
+            self.fail(request, "deadline", "it did not reply before the deadline")
+        for _, request, code, sentence in self._waiting.values():
+            self.fail(request, code, sentence)
+        while len(self._closed) > KEPT_CLOSED:
+            self._closed.pop(next(iter(self._closed)))
 
     def send(self, request: Request, packed: Packed) -> None:
         """Push one request; a site that cannot be reached counts as missing."""
-        site, left = request.site, self.deadline - time.monotonic()
+        left = self.deadline - time.monotonic()
         if left <= 0:
-            self.fail(site.name, "deadline", "no time was left to ask it")
+            self.fail(request, "deadline", "no time was left to ask it")
             return
+        wire = encode(request.payload, packed)
+        facts = request_facts(request.payload, wire.digest, packed.nbytes)
+        self._hooks.log("request", site=request.site.name, **facts)
         message = task_message(
-            encode(request.payload, packed),
-            node=site.node,
+            wire,
+            node=request.site.node,
             message_type=self.message_type,
             ttl=left,
             group=str(self.facts.get("round", 0)),
         )
         ids = [str(i) for i in self.grid.push_messages([message]) if i]
         if not ids:
-            self.fail(site.name, "unreachable", "it could not be reached")
+            self.fail(request, "unreachable", "it could not be reached")
             return
         self.outcome.bytes_sent += packed.nbytes
         self.open[ids[0]] = request
 
     def take(self, reply: Message) -> None:
-        """Judge one reply: good, failed, refused, or from a site that asks for the base."""
-        request = self.open.pop(reply.metadata.reply_to_message_id, None)
+        """Judge one reply: good, failed, refused, not now, or from a site that asks for the base."""
+        message_id = reply.metadata.reply_to_message_id
+        request = self.open.pop(message_id, None)
         if request is None:
-            self.events.emit("site_refused", site="", code="unexpected", **self.facts)
+            code = self._closed.get(message_id, "unexpected")
+            self.events.emit("site_refused", site="", code=code, reason=REFUSALS[code], **self.facts)
+            self._hooks.log("refusal", site="", code=code, **self.facts)
             return
-        site, failure = request.site.name, failure_of(reply)
+        self._closed[message_id] = "duplicate"
+        failure = failure_of(reply)
         if failure is not None:
-            self.fail(site, failure[0], failure[1])
+            self._failed(request, *failure)
             return
         try:
             payload = from_record(reply.content, request.expected.limits)
         except PayloadError:
-            self._refuse(site, Refusal("malformed"))
+            self._refuse(request, Refusal("malformed"))
             return
-        if payload.kind == NEED_BASE and request.with_base is not None and site not in self._base_sent:
-            self._base_sent.add(site)
+        digest = header_digest(reply.content)
+        if payload.kind == NEED_BASE and request.with_base is not None and request.site.name not in self._base_sent:
+            self._log_reply(request, payload, digest)
+            self._base_sent.add(request.site.name)
             self.send(request, request.with_base())
             return
         refusal = screen(payload, request.expected)
         if refusal is not None:
-            self._refuse(site, refusal)
+            self._log_reply(request, payload, digest, refusal.code)
+            self._refuse(request, refusal)
             return
+        self._log_reply(request, payload, digest)
+        self._accept(request, payload, digest)
+
+    def fail(self, request: Request, code: int | str, sentence: str) -> None:
+        """A site is missing from this exchange."""
+        site = request.site.name
+        self.outcome.missing[site] = sentence
+        self.outcome.codes[site] = code
+        self.events.emit("site_failed", site=site, code=code, reason=sentence, **self.facts)
+        self._hooks.log("failure", **self._named(request), code=code, reason=sentence)
+
+    def _accept(self, request: Request, payload: Payload, digest: str) -> None:
+        site, head = request.site.name, anchor_of(payload.header)
         self.outcome.bytes_sent += payload.tensor_bytes
         self.outcome.replies[site] = payload
+        self.outcome.digests[site] = digest
+        if head is not None:
+            self.outcome.heads[site] = head
         figures = {name: value for name, value in payload.metrics.items() if "/" not in name}
         sent = request.packed.nbytes + payload.tensor_bytes
         self.events.emit(EVENTS[self.message_type.split(".")[0]], site=site, bytes=sent, **figures, **self.facts)
 
-    def fail(self, site: str, code: int | str, sentence: str) -> None:
-        """A site is missing from this exchange."""
-        self.outcome.missing[site] = sentence
-        self.events.emit("site_failed", site=site, code=code, reason=sentence, **self.facts)
+    def _failed(self, request: Request, code: int, sentence: str) -> None:
+        site = request.site.name
+        pause = self._pauses.get(site, AGAIN_S)
+        if code not in LATER or time.monotonic() + pause >= self.deadline:
+            self.fail(request, code, sentence)
+            return
+        self._pauses[site] = min(2.0 * pause, LONGEST_AGAIN_S)
+        self._waiting[site] = (time.monotonic() + pause, request, code, sentence)
+        self.events.emit("site_waits", site=site, code=code, reason=sentence, again_s=pause, **self.facts)
 
-    def _refuse(self, site: str, refusal: Refusal) -> None:
+    def _refuse(self, request: Request, refusal: Refusal) -> None:
+        site = request.site.name
         self.outcome.missing[site] = refusal.sentence
+        self.outcome.codes[site] = refusal.code
         self.events.emit("site_refused", site=site, code=refusal.code, reason=refusal.sentence, **self.facts)
+        self._hooks.log("refusal", **self._named(request), code=refusal.code)
+
+    def _log_reply(self, request: Request, payload: Payload, digest: str, refused: str = "") -> None:
+        head = anchor_of(payload.header)
+        anchor = {} if head is None else {"anchor": {"length": head.length, "digest": head.digest}}
+        judged = {"refused": refused} if refused else {}
+        self._hooks.log("reply", **self._named(request), **payload_facts(payload, digest), **anchor, **judged)
+
+    def _named(self, request: Request) -> dict[str, Any]:
+        header = request.payload.header
+        return {"site": request.site.name, **place(header), "request": request_name(header)}

@@ -17,12 +17,13 @@ from flwr.serverapp import Grid
 
 from fed_diffmic.algorithms.base import Tensors
 from fed_diffmic.errors import ModelFileError
+from fed_diffmic.files import tensors_digest
 from fed_diffmic.spec import RunSpec
 from fed_diffmic.training import calibration
 from fed_diffmic.training.calibration import Calibration
 from server.checkpoints import CheckpointStore, FinalModel, RunState, StageProgress, has_final, load_final
 from server.hooks import Hooks
-from server.replies import Events
+from server.replies import Events, Outcome
 from server.sites import Sites, StageTask
 from server.stage import (
     check_aggregate,
@@ -88,7 +89,7 @@ def run_federation(
             )
         if has_final(store.folder):
             return load_final(store.folder)
-        members = Sites(grid, spec, events, names=sites, quorum=quorum, join_s=join_s, poll_s=poll_s)
+        members = Sites(grid, spec, events, names=sites, quorum=quorum, join_s=join_s, poll_s=poll_s, hooks=hooks)
         members.find(time.monotonic() + deadline_s)
         if not state.counts:
             state.counts = {
@@ -99,7 +100,7 @@ def run_federation(
             if stage not in state.results:
                 run_stage(members, spec, state, store, events, stage, prior, deadline_s)
         fitted = {stage: calibrate(members, spec, state, events, stage, prior, deadline_s) for stage in state.results}
-        final = store.finish(state, spec, fitted)
+        final = store.finish(state, spec, fitted, hooks)
         events.emit("federation_done", arm=spec.arm, bytes_sent=final.bytes_sent, digests=final.digests)
         return final
 
@@ -160,13 +161,28 @@ def run_stage(
             "bytes_sent": asked.bytes_sent + evaluated.bytes_sent,
             "seconds": time.monotonic() - started,
         }
+        hooks = members.hooks
+        if hooks.audit is not None:
+            facts |= trail(hooks, spec, facts, {"train": asked, "evaluate": evaluated}, progress.current)
         state.history.append(facts)
         store.save(state)
+        hooks.log("checkpoint", run=spec.run_id, arm=spec.arm, stage=stage, round=index)
         events.emit("round_done", arm=spec.arm, rounds=rounds, figures=facts["mean"], **facts)
     state.results[stage] = {**progress.frozen, **(progress.best or progress.current)}
     state.progress = None
     store.save(state)
     events.emit("stage_done", arm=spec.arm, stage=stage, best_round=progress.best_round)
+
+
+def trail(
+    hooks: Hooks, spec: RunSpec, facts: Mapping[str, Any], outcomes: Mapping[str, Outcome], weights: Tensors
+) -> dict[str, Any]:
+    """A round's line in the audit log, and what the provenance of the final model needs of it."""
+    payloads = {task: dict(sorted(outcome.digests.items())) for task, outcome in outcomes.items()}
+    heads = {site: asdict(head) for outcome in outcomes.values() for site, head in sorted(outcome.heads.items())}
+    aggregate = {"weights": tensors_digest(weights), "payloads": payloads["train"]}
+    hooks.log("aggregate", run=spec.run_id, arm=spec.arm, stage=facts["stage"], round=facts["round"], **aggregate)
+    return {"payloads": payloads, "heads": heads, "weights": aggregate["weights"]}
 
 
 def begin_stage(spec: RunSpec, stage: str, kinds: dict[str, str], guidance: Tensors | None) -> StageProgress:
@@ -198,7 +214,7 @@ def calibrate(
     state.bytes_sent += outcome.bytes_sent
     shape = calibration.grid(spec.task).shape
     tables = {name: calibration_table(site, shape) for name, site in sorted(figures.items())}
-    images = sum(int(figures[name]["num_examples"]) for name, table in tables.items() if table is not None)
+    images = sum(int(figures[name].get("num_examples", 0)) for name, table in tables.items() if table is not None)
     total = sum((table for table in tables.values() if table is not None), np.zeros(shape))
     for name in (name for name, table in tables.items() if table is None):
         events.emit("site_refused", site=name, code="metrics", stage=stage, round=0)
@@ -209,7 +225,7 @@ def calibrate(
 
 def calibration_table(figures: Mapping[str, float], shape: tuple[int, int]) -> np.ndarray | None:
     """A site's ``(I, J)`` sums; none if it sent some cells only."""
-    if figures.get("num_examples", 0) == 0:
+    if not figures.get("num_examples", 0):
         return np.zeros(shape)
     names = [[f"nll/{i}/{j}" for j in range(shape[1])] for i in range(shape[0])]
     if not all(name in figures for row in names for name in row):

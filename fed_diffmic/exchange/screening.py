@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fed_diffmic.exchange.audit_facts import ANCHOR, anchor_of
 from fed_diffmic.exchange.payload import Limits, Payload, Tensors
 
 MAX_EXAMPLES = 2**40
@@ -30,8 +31,11 @@ REFUSALS: dict[str, str] = {
     "weight": "the number of images is not a positive whole number",
     "metrics": "a figure is not one agreed or lies outside its range",
     "duplicate": "the same reply came before",
+    "late": "the reply came after the deadline",
     "unexpected": "the reply answers no request that is open",
     "site": "the reply speaks for another site",
+    "roster": "the coordinator's roster no longer names the site",
+    "name": "the node says that it is another site than its key's in the roster",
 }
 
 
@@ -59,6 +63,7 @@ class Expected:
         kind: its kind.
         header: fields whose values are known (run, arm, stage, round, site, request).
         fields: further header fields that must be there, with their type.
+        optional: header fields that may be there, with their type.
         schema: dtype and shape of each tensor; no tensor more, none less.
         weighted: whether ``num_examples`` in the header must be a positive whole number.
         metrics: range of each figure that may come; a name ending in ``/`` stands for all that start so.
@@ -67,6 +72,7 @@ class Expected:
     kind: str
     header: Mapping[str, Any]
     fields: Mapping[str, type] = field(default_factory=dict)
+    optional: Mapping[str, type] = field(default_factory=lambda: {ANCHOR: dict})
     schema: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     weighted: bool = False
     metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -96,16 +102,18 @@ def screen(reply: Payload, expected: Expected) -> Refusal | None:
 
 def _screen_header(header: Mapping[str, Any], expected: Expected) -> Refusal | None:
     weight = {"num_examples"} if expected.weighted else set()
-    if set(header) != set(expected.header) | set(expected.fields) | weight:
+    if set(header) - set(expected.optional) != set(expected.header) | set(expected.fields) | weight:
         return Refusal("header")
     for name, value in expected.header.items():
         if type(header[name]) is not type(value):
             return Refusal("header")
         if header[name] != value:
             return Refusal("site" if name == "site" else "replay")
-    for name, kind in expected.fields.items():
+    for name, kind in [*expected.fields.items(), *((n, k) for n, k in expected.optional.items() if n in header)]:
         if type(header[name]) is not kind:
             return Refusal("header")
+    if ANCHOR in header and anchor_of(header) is None:
+        return Refusal("header")
     if expected.weighted:
         count = header["num_examples"]
         if type(count) is not int or not 0 < count <= MAX_EXAMPLES:

@@ -314,7 +314,7 @@ def test_waiting_for_sites_is_bounded(tmp_path: Path) -> None:
 
 
 class Noisy(InProcessGrid):
-    """Delivers every reply twice, and once more as an answer to nothing."""
+    """Delivers every reply twice: the second answers a request that is closed."""
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         replies = list(super().pull_messages(message_ids))
@@ -328,7 +328,7 @@ def test_duplicates_and_answers_to_nothing_change_nothing(tmp_path: Path) -> Non
     grid.__class__ = Noisy
     events = toy.Events([])
     assert federate(tmp_path, grid, events=events).digests == whole.digests
-    assert {e["code"] for e in events.of("site_refused")} == {"unexpected"}
+    assert {e["code"] for e in events.of("site_refused")} == {"duplicate"}
 
 
 def test_the_order_of_nodes_does_not_matter(tmp_path: Path) -> None:

@@ -1,0 +1,184 @@
+"""The final model of a run: weights as safetensors, what they are as JSON, and who signed for them.
+
+``final/`` holds ``<stage>.safetensors``, ``model.json`` (written last: it makes the run complete) and, where a
+coordinator with a signing key made it, ``provenance.json``: configuration, code, sites, rounds, digests of payloads
+and heads of the audit logs' chains, signed (:mod:`fed_diffmic.provenance`). A simulation's model is not signed, and
+says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fed_diffmic.algorithms.base import Tensors
+from fed_diffmic.errors import ModelFileError
+from fed_diffmic.files import atomic_write, load_tensors, read_json, save_tensors, tensors_digest
+from fed_diffmic.provenance import PROVENANCE, sign_statement, verify_statement
+from fed_diffmic.provision.keys import PrivateKey, PublicKey
+from fed_diffmic.spec import RunSpec, parse_dataclass, without_paths
+from fed_diffmic.training.calibration import Calibration
+from fed_diffmic.training.stages import build_module, full_state
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FinalModel:
+    """What a run leaves.
+
+    Attributes:
+        spec: what the run's sites had in common.
+        states: full state of each stage's network.
+        calibration: fitted on the sites' validation sums, for each stage.
+        history: one mapping of figures a round.
+        bytes_sent: tensor bytes both ways.
+        digests: of each stage's weights.
+        signed_by: fingerprint of the key whose signature was verified; empty: nobody signed.
+    """
+
+    spec: RunSpec
+    states: dict[str, Tensors]
+    calibration: dict[str, Calibration]
+    history: list[dict[str, Any]]
+    bytes_sent: int
+    digests: dict[str, str]
+    signed_by: str = ""
+
+    @property
+    def origin(self) -> str:
+        """Who stands for this model, in a sentence."""
+        if self.signed_by:
+            return f"signed by the key {self.signed_by}"
+        return "not signed: a simulation made it, or a coordinator without a signing key"
+
+
+def has_final(run_dir: str | os.PathLike[str]) -> bool:
+    """Whether a run ended here."""
+    return (Path(run_dir) / "final" / "model.json").exists()
+
+
+def write_final(
+    run_dir: str | os.PathLike[str],
+    model: FinalModel,
+    *,
+    signer: PrivateKey | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write ``final/``; its ``model.json`` comes last and makes the run complete.
+
+    Args:
+        signer: signs the provenance; none: there is none.
+        facts: what the provenance says besides the model itself.
+
+    Raises:
+        MachineError: no space, no permission.
+    """
+    final = Path(run_dir) / "final"
+    final.mkdir(exist_ok=True)
+    for stage, tensors in model.states.items():
+        save_tensors(final / f"{stage}.safetensors", tensors)
+    value = {
+        "format": FORMAT,
+        "spec": asdict(model.spec),
+        "digests": model.digests,
+        "architecture": {stage: architecture_digest(tensors) for stage, tensors in model.states.items()},
+        "calibration": {stage: fitted.to_json() for stage, fitted in model.calibration.items()},
+        "history": model.history,
+        "bytes_sent": model.bytes_sent,
+    }
+    data = (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+    (final / PROVENANCE).unlink(missing_ok=True)
+    if signer is not None:
+        named = {"digests": value["digests"], "architecture": value["architecture"]}
+        named |= {"spec": asdict(without_paths(model.spec)), "model_json": hashlib.sha256(data).hexdigest()}
+        sign_statement(final / PROVENANCE, {**named, **(facts or {})}, signer)
+    atomic_write(final / "model.json", data)
+
+
+def load_final(
+    run_dir: str | os.PathLike[str],
+    *,
+    public_key: PublicKey | None = None,
+    architecture: Mapping[str, str] | None = None,
+) -> FinalModel:
+    """The final model of a completed run, every file checked against its digest.
+
+    Args:
+        run_dir: the run's folder.
+        public_key: of the coordinator; the model must be signed by it. None: a signature that is there must hold,
+            and :attr:`FinalModel.signed_by` says whose it is.
+        architecture: digest that each of these stages must have (:func:`architecture_of`).
+
+    Raises:
+        ModelFileError: the run is not complete; a file is missing, torn or changed; the signature does not hold or is
+            another key's; the weights are of another architecture.
+    """
+    final = Path(run_dir) / "final"
+    if not has_final(run_dir):
+        raise ModelFileError(f"{run_dir} holds no final model", "Let the run end first: start it again with --resume.")
+    path = final / "model.json"
+    value = read_json(path)
+    try:
+        if value["format"] != FORMAT:
+            raise ModelFileError(f"{path} was written by another version")
+        signed_by = _verified(final, value, public_key)
+        states = {stage: load_tensors(final / f"{stage}.safetensors") for stage in value["digests"]}
+        for stage, digest in value["digests"].items():
+            if tensors_digest(states[stage]) != digest:
+                raise ModelFileError(f"{final / stage}.safetensors does not hold the weights that model.json names")
+        _check_architecture(path, states, {**value.get("architecture", {}), **(architecture or {})})
+        return FinalModel(
+            spec=parse_dataclass(RunSpec, value["spec"], "spec"),
+            states=states,
+            calibration={stage: Calibration.from_json(c) for stage, c in value["calibration"].items()},
+            history=value["history"],
+            bytes_sent=value["bytes_sent"],
+            digests=value["digests"],
+            signed_by=signed_by,
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ModelFileError(f"{path} lacks fields or has others") from error
+
+
+def architecture_digest(tensors: Tensors) -> str:
+    """SHA-256 over sorted names, dtypes and shapes: two networks of the same digest take each other's weights."""
+    rows = [[name, value.dtype.name, list(value.shape)] for name, value in sorted(tensors.items())]
+    return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
+
+
+def architecture_of(spec: RunSpec, stage: str) -> str:
+    """The digest of the network that a spec describes."""
+    return architecture_digest(full_state(build_module(spec, stage)))
+
+
+def _verified(final: Path, value: Mapping[str, Any], public_key: PublicKey | None) -> str:
+    """Fingerprint of the key that signed, its statement checked against the files; empty: not signed."""
+    path = final / PROVENANCE
+    if not path.exists():
+        if public_key is not None:
+            raise ModelFileError(
+                f"the model in {final} is not signed", "Take a model that the coordinator signed, with provenance.json."
+            )
+        return ""
+    statement, signed_by = verify_statement(path, public_key)
+    model_json = hashlib.sha256((final / "model.json").read_bytes()).hexdigest()
+    if statement.get("model_json") != model_json or statement.get("digests") != value["digests"]:
+        raise ModelFileError(
+            f"{final / 'model.json'} is not the one that was signed", "Fetch the folder `final` again, whole."
+        )
+    return signed_by
+
+
+def _check_architecture(path: Path, states: Mapping[str, Tensors], expected: Mapping[str, str]) -> None:
+    for stage, digest in expected.items():
+        if stage not in states or architecture_digest(states[stage]) != digest:
+            raise ModelFileError(
+                f"stage {stage} in {path.parent} is of another architecture than expected (names, dtypes, shapes)",
+                "Use the configuration that the model was trained with: `spec` in model.json.",
+            )

@@ -1,0 +1,202 @@
+"""Who is there: nodes become sites by what they say and by whose key they have; quorum.
+
+Every wait has a bound. A node that fails to answer is asked again after a pause that doubles.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flwr.app import MessageType
+from flwr.serverapp import Grid
+
+from fed_diffmic.errors import RoundError
+from fed_diffmic.exchange.failures import WITHDRAWN
+from fed_diffmic.exchange.payload import Payload, pack, request_name
+from fed_diffmic.exchange.screening import MAX_EXAMPLES, REFUSALS, Expected
+from fed_diffmic.spec import RunSpec, without_paths
+from server.hooks import Hooks
+from server.replies import Events, Outcome, Request, Site, ask
+
+REMEDY = "Look at the named sites' own logs; the run can be continued with --resume."
+LONGEST_PAUSE_S = 60.0
+
+
+class Presence:
+    """The sites of a run, as far as being there goes.
+
+    Args:
+        grid: Flower's, in process or real.
+        spec: sent to the sites without the coordinator's paths.
+        events: where facts go.
+        names: the sites that are expected; none: whoever is there.
+        quorum: share of the sites whose good replies are needed.
+        join_s: the longest wait for sites to appear.
+        poll_s: pause between looking for replies.
+        hooks: what a real coordinator adds.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        spec: RunSpec,
+        events: Events,
+        *,
+        names: Sequence[str] | None = None,
+        quorum: float = 1.0,
+        join_s: float = 300.0,
+        poll_s: float = 0.1,
+        hooks: Hooks | None = None,
+    ) -> None:
+        self.grid = grid
+        self.spec = spec
+        self.events = events
+        self.names = None if names is None else sorted(names)
+        self.quorum = quorum
+        self.join_s = join_s
+        self.poll_s = poll_s
+        self.hooks = hooks or Hooks()
+        self.members: dict[str, Site] = {}
+        self._known: set[int] = set()
+        self._patience: dict[int, tuple[float, float]] = {}
+        self._closed: dict[str, str] = {}
+        self._header = {"spec": without_paths(spec).to_json(), "run": spec.run_id, "arm": spec.arm}
+
+    def find(self, deadline: float) -> None:
+        """Wait, within bounds, for the sites to appear and ask each who it is.
+
+        Raises:
+            RoundError: fewer than the quorum came in time.
+        """
+        until = min(time.monotonic() + self.join_s, deadline)
+        missing: dict[str, str] = {}
+        settled = False
+        while not settled and time.monotonic() < until:
+            before = set(self.members)
+            missing |= self.refresh(until)
+            if self.names is not None:
+                settled = set(self.names) <= set(self.members)
+            else:
+                settled = bool(before) and before == set(self.members)
+            if not settled:
+                pause = self.poll_s if self.names is not None else max(self.poll_s, 1.0)
+                time.sleep(max(0.0, min(pause, until - time.monotonic())))
+        gone = {name: why for name, why in missing.items() if name not in self.members}
+        self._check_quorum("looking for the sites", set(self.members), gone)
+
+    def refresh(self, deadline: float) -> dict[str, str]:
+        """Ask nodes not known yet who they are; a site that came back as another node is found again.
+
+        Returns:
+            why nodes that were asked did not become sites.
+        """
+        bound = None if self.hooks.names_of_nodes is None else dict(self.hooks.names_of_nodes())
+        if bound is not None:
+            self._drop_removed(bound)
+        now, present = time.monotonic(), set(self.grid.get_node_ids()) - self._known
+        nodes = [
+            Site(f"node {node}", node)
+            for node in sorted(present)
+            if (bound is None or node in bound) and self._patience.get(node, (0.0, 0.0))[0] <= now
+        ]
+        if not nodes:
+            return {}
+        payload = Payload("query", self._header)
+        expected = Expected(
+            kind="query.reply",
+            header={"run": self.spec.run_id, "arm": self.spec.arm, "request": request_name(self._header)},
+            fields={"site": str, "images": list, "class_counts": list},
+        )
+        requests = [Request(node, payload, expected, pack({})) for node in nodes]
+        outcome = self._ask(requests, MessageType.QUERY, deadline, stage="", round_index=0)
+        for name, claimed in sorted(self._claims(nodes, outcome, bound).items()):
+            if len(claimed) > 1:
+                outcome.missing[name] = "more than one node says that it is this site"
+                self._refused(name, "duplicate")
+                continue
+            self.members[name] = claimed[0]
+            images = dict(zip(("train", "val", "test"), claimed[0].images, strict=True))
+            self.events.emit("site_found", site=name, images=images, class_counts=list(claimed[0].class_counts))
+            self.hooks.log("site", run=self.spec.run_id, site=name, node=f"node {claimed[0].node}")
+        return outcome.missing
+
+    def _claims(
+        self, nodes: Sequence[Site], outcome: Outcome, bound: Mapping[int, str] | None
+    ) -> dict[str, list[Site]]:
+        """Who the nodes say they are, where that can be; the others are refused or asked again after a pause."""
+        claims: dict[str, list[Site]] = {}
+        for node in nodes:
+            if node.name not in outcome.replies:
+                if outcome.codes.get(node.name) == WITHDRAWN:
+                    self._known.add(node.node)
+                pause = min(2.0 * self._patience.get(node.node, (0.0, 5.0 * self.poll_s))[1], LONGEST_PAUSE_S)
+                self._patience[node.node] = (time.monotonic() + pause, pause)
+                continue
+            self._known.add(node.node)
+            site = site_of(node.node, outcome.replies[node.name].header, self.spec.num_classes)
+            if site is None or (self.names is not None and site.name not in self.names):
+                outcome.missing[node.name] = "it did not say a name and counts that fit the run"
+                self._refused(node.name, "site")
+            elif bound is not None and bound[node.node] != site.name:
+                outcome.missing[node.name] = REFUSALS["name"]
+                self._refused(bound[node.node], "name")
+            else:
+                claims.setdefault(site.name, []).append(site)
+        return claims
+
+    def _drop_removed(self, bound: Mapping[int, str]) -> None:
+        """Sites that the roster no longer names are asked for nothing more; if they come back, they are found again."""
+        for name, site in list(self.members.items()):
+            if bound.get(site.node) != name:
+                del self.members[name]
+                self._known.discard(site.node)
+                self._refused(name, "roster")
+
+    def _refused(self, site: str, code: str) -> None:
+        self.events.emit("site_refused", site=site, code=code, reason=REFUSALS[code], stage="", round=0)
+        self.hooks.log("refusal", run=self.spec.run_id, site=site, code=code)
+
+    def _ask(
+        self, requests: Sequence[Request], message_type: str, deadline: float, *, stage: str, round_index: int
+    ) -> Outcome:
+        facts = {"arm": self.spec.arm, "stage": stage, "round": round_index}
+        return ask(
+            self.grid,
+            requests,
+            self.events,
+            message_type=message_type,
+            deadline=deadline,
+            facts=facts,
+            poll_s=self.poll_s,
+            hooks=self.hooks,
+            closed=self._closed,
+            needed=self._needed() if stage else 0,
+        )
+
+    def _everyone(self) -> set[str]:
+        return set(self.names or ()) | set(self.members)
+
+    def _needed(self) -> int:
+        return max(1, math.ceil(self.quorum * len(self._everyone()) - 1e-9))
+
+    def _check_quorum(self, what: str, good: set[str], missing: Mapping[str, str]) -> None:
+        everyone, needed = self._everyone(), self._needed()
+        reasons = dict.fromkeys(everyone - good, "it is not connected") | dict(missing)
+        if len(good) < needed:
+            named = "; ".join(f"{name}: {reason}" for name, reason in sorted(reasons.items())) or "no site is connected"
+            raise RoundError(
+                f"{what}: {len(good)} of {len(everyone)} sites replied well, {needed} needed ({named})", REMEDY
+            )
+
+
+def site_of(node: int, header: Mapping[str, Any], num_classes: int) -> Site | None:
+    """The site that a reply describes, or none if it is not one that can take part."""
+    name, images, counts = header["site"], header["images"], header["class_counts"]
+    whole = all(type(n) is int and 0 <= n <= MAX_EXAMPLES for n in [*images, *counts])
+    named = 0 < len(name) <= 128 and name.isprintable() and not set(name) & set("/\\|")
+    if not whole or not named or len(images) != 3 or len(counts) != num_classes or images[0] == 0:
+        return None
+    return Site(name, node, (images[0], images[1], images[2]), tuple(counts))
