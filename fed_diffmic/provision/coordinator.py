@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
@@ -34,7 +35,7 @@ from fed_diffmic.provision.certificates import (
 )
 from fed_diffmic.provision.keys import PrivateKey, load_private, new_key_files, place_new, read_credential
 from fed_diffmic.provision.kit import Kit, kit_for
-from fed_diffmic.provision.roster import Roster, utc_now
+from fed_diffmic.provision.roster import Roster
 from fed_diffmic.provision.templates import server_yaml
 
 SIGNING_KEY, ROSTER, CONFIG = "signing.key", "roster.json", "server.yaml"
@@ -128,7 +129,7 @@ def make_kit(config: ServerConfig, name: str, address: str | None) -> Kit:
         classes=config.consortium.classes,
         task=config.consortium.task,
         seed=config.seed,
-        made=utc_now(),
+        made=datetime.now(UTC).isoformat(timespec="microseconds"),  # of two kits of one second, one is the later
     )
 
 

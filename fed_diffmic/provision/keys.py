@@ -24,6 +24,7 @@ PublicKey = ec.EllipticCurvePublicKey
 _CURVES = {"secp256r1": "P-256", "secp384r1": "P-384"}
 _GROUPS, _GROUP_DIGITS = 6, 5
 _LARGEST = 64 * 1024
+_PUBLIC = (b"ecdsa-sha2-", b"ssh-")
 _MAKE = "Make one at the site with `fed-diffmic provision site-key FILE`."
 
 
@@ -98,7 +99,7 @@ def load_private(path: str | os.PathLike[str]) -> PrivateKey:
     path = Path(path)
     data = read_credential(path, "private key", private=True)
     what = f"the private key {path}"
-    if data.startswith((b"ecdsa-sha2-", b"ssh-")):
+    if data.startswith(_PUBLIC):
         raise CredentialError(f"{what} is a public key", f"Name the file without `.pub`. {_MAKE}")
     if b"-----BEGIN OPENSSH PRIVATE KEY-----" not in data:
         raise CredentialError(f"{what} {_other_form(data)}", f"Flower takes EC keys in OpenSSH's form only. {_MAKE}")
@@ -110,7 +111,7 @@ def load_private(path: str | os.PathLike[str]) -> PrivateKey:
             f"{what} {'is locked by a passphrase' if locked else 'is of a kind that is not known here'}",
             "A service starts unattended, so its key has none; protect the file (0600) and the disk. " + _MAKE,
         ) from error
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         raise CredentialError(f"{what} is damaged", f"Restore it from the backup, or start afresh. {_MAKE}") from error
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in _CURVES:
         return key
@@ -149,7 +150,7 @@ def parse_public(text: str, what: str = "the public key") -> PublicKey:
         raise CredentialError(f"{what} {_other_form(text.encode())}", send)
     try:
         key = serialization.load_ssh_public_key(text.encode())
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, NotImplementedError, UnsupportedAlgorithm) as error:  # a compressed point is not implemented
         raise CredentialError(f"{what} is not a whole line of OpenSSH text", send) from error
     if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CURVES:
         return key
@@ -178,7 +179,7 @@ def read_credential(path: Path, kind: str, *, private: bool = False) -> bytes:
             f"the {kind} {path} cannot be read: {error.strerror}",
             "It must be a file that the account which runs this may read.",
         ) from error
-    if private and mode & 0o077:
+    if private and mode & 0o077 and not data.startswith(_PUBLIC):
         raise CredentialError(
             f"the {kind} {path} may be read by others (mode {mode & 0o777:03o})",
             f"Run `chmod 600 {path}`. If others used this machine meanwhile, make a new key.",

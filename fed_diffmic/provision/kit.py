@@ -158,9 +158,11 @@ def check_follows(kit: Kit, opened: Kit) -> None:
             "Ask the coordinator by phone whether the signing key was replaced; if so, open the kit with its digits: "
             "`--fingerprint`.",
         )
-    if datetime.fromisoformat(kit.made) < datetime.fromisoformat(opened.made):
+    if kit != opened and datetime.fromisoformat(kit.made) <= datetime.fromisoformat(opened.made):
         raise CredentialError(
-            f"this kit is of {kit.made}, older than the one that was opened, of {opened.made}", "Use the latest kit."
+            f"this kit is of {kit.made}, not later than the one that was opened, of {opened.made}",
+            "Use the latest kit. If this is the latest (the coordinator's clock was wrong), open it with its digits, "
+            "read by phone: `--fingerprint`.",
         )
 
 
