@@ -23,8 +23,8 @@ _ABOUT = """A site of a consortium. Only outbound connections are made, to coord
   fed-diffmic client pause --config site.yaml       stay connected, do nothing
   fed-diffmic client continue --config site.yaml    go on after a pause (after withdrawing: --rejoin)
   fed-diffmic client withdraw --config site.yaml    stop what runs, remove what is kept, be asked for nothing more
-  fed-diffmic client compare --config site.yaml --model NEW [--with OLD]
-                                                    two models on this site's own images, before one is taken over"""
+  fed-diffmic client compare --config site.yaml --model DIR [--take-over]
+                                                    a model that came and the one in use, on this site's own images"""
 
 
 def register(add: Add) -> None:
@@ -36,7 +36,8 @@ def register(add: Add) -> None:
     client.add_argument("--json", action="store_true", help="status, compare: as JSON")
     client.add_argument("--rejoin", action="store_true", help="continue: take part again after withdrawing")
     client.add_argument("--model", type=Path, metavar="DIR", help="compare: folder of the model that came")
-    client.add_argument("--with", type=Path, dest="other", metavar="DIR", help="compare: folder of the one in use")
+    client.add_argument("--with", type=Path, dest="other", metavar="DIR", help="compare: another than the one in use")
+    client.add_argument("--take-over", action="store_true", help="compare: and keep it as the one in use")
     client.add_argument(
         "--split", default="test", choices=("val", "test"), help="compare: which of the site's images (test)"
     )
@@ -110,8 +111,18 @@ def _status(config: SiteConfig, folder: Path, *, as_json: bool) -> int:
 def _compare(config: SiteConfig, arguments: argparse.Namespace) -> int:
     if arguments.model is None:
         raise UsageError("fed-diffmic client compare needs --model", "Name the folder of the model that came.")
-    from client.compare import compare_models, comparison_text
+    from dataclasses import asdict
 
-    result = compare_models(config, arguments.model, arguments.other, split=arguments.split)
-    print(json.dumps(result, indent=2) if arguments.json else comparison_text(result), file=sys.stdout)
+    from client.compare import IN_USE, compare_models, comparison_text, take_over
+    from server.checkpoints import load_final
+
+    folder = Path(str(config.site.folder))
+    in_use = arguments.other or (folder / IN_USE if (folder / IN_USE).exists() else None)
+    result = compare_models(
+        config, load_final(arguments.model), None if in_use is None else load_final(in_use), split=arguments.split
+    )
+    print(json.dumps(asdict(result), indent=2) if arguments.json else comparison_text(result))
+    if arguments.take_over:
+        take_over(arguments.model, folder)
+        print("The model is now the one in use.", file=sys.stderr)
     return 0

@@ -1,12 +1,17 @@
 """Payloads as Flower messages and back.
 
-A payload is one ``ConfigRecord`` (JSON text and digest) and one ``ArrayRecord`` of raw
-little-endian bytes: no ``np.save``, no pickle, no copy by Flower. A site's failure is Flower's
+A payload is one ``ConfigRecord`` (JSON text, its digest, where which tensor lies) and one ``ArrayRecord`` of raw
+little-endian bytes: no ``np.save``, no pickle. Flower moves every array as objects of its own, each a request at
+every hop and rows in the SuperLink's database: hundreds of small tensors would take minutes. So consecutive tensors
+travel together in bundles of about :data:`BUNDLE` bytes; a tensor as large as that travels alone, not copied. A
+site's failure is Flower's
 ``Error`` with one of our codes; its text is never read by the coordinator.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
@@ -16,15 +21,32 @@ from fed_diffmic.exchange.payload import Limits, Payload, PayloadError, Wire, Wi
 from fed_diffmic.transport.identity import ensure_task_identity
 
 RAW = "fed_diffmic.raw"
+BUNDLE = 4 * 2**20
 _PAYLOAD, _TENSORS = "payload", "tensors"
 
 
 def to_record(wire: Wire) -> RecordDict:
-    """An encoded payload as Flower's content (its bytes are shared, not copied)."""
-    record = RecordDict({_PAYLOAD: ConfigRecord({"body": wire.body, "digest": wire.digest})})
-    if wire.arrays:
-        record[_TENSORS] = ArrayRecord({name: Array(a.dtype, a.shape, RAW, a.data) for name, a in wire.arrays.items()})
-    return record
+    """An encoded payload as Flower's content (the bytes of large tensors are shared, not copied)."""
+    head: dict[str, Any] = {"body": wire.body, "digest": wire.digest}
+    if not wire.arrays:
+        return RecordDict({_PAYLOAD: ConfigRecord(head)})
+    head["table"] = json.dumps([[name, a.dtype, a.shape] for name, a in wire.arrays.items()], separators=(",", ":"))
+    head["sizes"] = [len(a.data) for a in wire.arrays.values()]
+    bundles = {str(n): Array("uint8", (len(data),), RAW, data) for n, data in enumerate(_bundles(wire.arrays))}
+    return RecordDict({_PAYLOAD: ConfigRecord(head), _TENSORS: ArrayRecord(bundles)})
+
+
+def _bundles(arrays: Mapping[str, WireArray]) -> Iterator[bytes]:
+    """The arrays' bytes, one after the other, in pieces of whole arrays."""
+    waiting: list[bytes] = []
+    size = 0
+    for array in arrays.values():
+        if waiting and array.data and size + len(array.data) > BUNDLE:
+            yield waiting[0] if len(waiting) == 1 else b"".join(waiting)
+            waiting, size = [], 0
+        waiting.append(array.data)
+        size += len(array.data)
+    yield waiting[0] if len(waiting) == 1 else b"".join(waiting)
 
 
 def from_record(record: RecordDict, limits: Limits) -> Payload:
@@ -82,14 +104,33 @@ def _wire(record: RecordDict) -> Wire:
     if not set(record) <= {_PAYLOAD, _TENSORS} or _PAYLOAD not in record:
         raise PayloadError("the records are not those of a payload")
     head: Any = record[_PAYLOAD]
-    arrays: Any = record.get(_TENSORS, {})
-    if not isinstance(head, ConfigRecord) or not isinstance(arrays, (ArrayRecord, dict)):
+    bundles: Any = record.get(_TENSORS, {})
+    if not isinstance(head, ConfigRecord) or not isinstance(bundles, (ArrayRecord, dict)):
         raise PayloadError("the records are not those of a payload")
-    if set(head) != {"body", "digest"}:
+    if set(head) != ({"body", "digest", "table", "sizes"} if _TENSORS in record else {"body", "digest"}):
         raise PayloadError("the header lacks fields or has others")
-    wires = {}
-    for name, array in arrays.items():
-        if array.stype != RAW:
-            raise PayloadError("a tensor is not raw bytes")
-        wires[str(name)] = WireArray(str(array.dtype), tuple(array.shape), bytes(array.data))
-    return Wire(head["body"], head["digest"], wires)  # type: ignore[arg-type]  # decode checks both are text
+    arrays = dict(_arrays(head, bundles)) if _TENSORS in record else {}
+    return Wire(head["body"], head["digest"], arrays)  # type: ignore[arg-type]  # decode checks both are text
+
+
+def _arrays(head: Any, bundles: Mapping[str, Array]) -> Iterator[tuple[str, WireArray]]:
+    """Each tensor's bytes, cut from the bundles that it was joined into."""
+    table = json.loads(head["table"])
+    if list(bundles) != [str(n) for n in range(len(bundles))] or len(table) != len(head["sizes"]):
+        raise PayloadError("the tensors are not those of the table")
+    if len({name for name, _, _ in table}) != len(table) or any(size < 0 for size in head["sizes"]):
+        raise PayloadError("the table of tensors is not one")
+    if any(bundle.stype != RAW for bundle in bundles.values()):
+        raise PayloadError("a tensor is not raw bytes")
+    pieces = iter(bundles.values())
+    data, start = next(pieces).data, 0
+    for (name, dtype, shape), size in zip(table, head["sizes"], strict=True):
+        if size and start == len(data):
+            data, start = next(pieces).data, 0
+        if start + size > len(data):
+            raise PayloadError("a tensor's bytes are not all there")
+        whole = size == len(data)
+        yield name, WireArray(dtype, tuple(shape), data if whole else data[start : start + size])
+        start += size
+    if start != len(data) or next(pieces, None) is not None:
+        raise PayloadError("there are bytes of no tensor")

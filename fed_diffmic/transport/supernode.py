@@ -129,6 +129,7 @@ def run_supernode(settings: NodeSettings) -> None:
     from fed_diffmic.transport.nodestate import KeptStateFactory
     from fed_diffmic.transport.spool import Spool
 
+    logging.getLogger("flwr").setLevel(logging.INFO)  # Flower's own level is DEBUG
     report = Reporter(Path(settings.run))
     spool = Spool(Path(settings.folder) / INBOX)
     factory = KeptStateFactory(spool, report.worker_seen)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
@@ -9,6 +11,7 @@ from flwr.common.serde import message_from_proto, message_to_proto
 
 from fed_diffmic.exchange.failures import BAD_REQUEST, FAILURES, NODE_FAILED
 from fed_diffmic.exchange.payload import Limits, Payload, PayloadError, encode
+from fed_diffmic.transport import messages
 from fed_diffmic.transport.identity import ensure_task_identity, set_message_id
 from fed_diffmic.transport.messages import (
     RAW,
@@ -56,6 +59,22 @@ def test_a_payload_survives_flowers_own_serialisation() -> None:
     assert_equal(from_record(travelled.content, AMPLE), PAYLOAD)
 
 
+@pytest.mark.parametrize("bundle", [1, 8, 40, 1 << 20])
+def test_tensors_travel_together_in_bundles_of_whole_tensors(bundle: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "BUNDLE", bundle)
+    record = to_record(encode(PAYLOAD))
+    sizes = [len(array.data) for array in record["tensors"].values()]  # type: ignore[union-attr]
+    assert sum(sizes) == 28 + 8 + 2
+    assert len(sizes) == {1: 3, 8: 3, 40: 1, 1 << 20: 1}[bundle]
+    assert_equal(from_record(record, AMPLE), PAYLOAD)
+
+
+def test_a_large_tensor_is_not_copied_to_travel() -> None:
+    wire = encode(Payload("train", {}, {"large": np.zeros(messages.BUNDLE, np.uint8), "small": np.zeros(3, np.uint8)}))
+    record = to_record(wire)
+    assert record["tensors"]["0"].data is wire.arrays["large"].data  # type: ignore[union-attr]
+
+
 def test_a_reply_names_the_message_it_answers() -> None:
     reply = reply_message(Payload("train.reply"), request())
     assert reply.metadata.reply_to_message_id == "m-1"
@@ -73,7 +92,12 @@ def test_other_records_are_refused() -> None:
     good = to_record(encode(PAYLOAD))
     head, tensors = good["payload"], good["tensors"]
     npy = Array(np.zeros(2, np.float32))
-    raw = Array("float32", (2,), RAW, bytes(8))
+    raw = Array("uint8", (8,), RAW, bytes(8))
+
+    def changed(**fields: object) -> RecordDict:
+        other: dict[str, Any] = {**head, **fields}  # type: ignore[dict-item]
+        return RecordDict({"payload": ConfigRecord(other), "tensors": tensors})
+
     for record in (
         RecordDict(),
         RecordDict({"payload": head}),
@@ -83,8 +107,20 @@ def test_other_records_are_refused() -> None:
         RecordDict({"payload": ConfigRecord({"body": b"x", "digest": "y"})}),
         RecordDict({"payload": ConfigRecord({"body": "x"})}),
         RecordDict({"payload": head, "tensors": ConfigRecord({"w": "1"})}),
-        RecordDict({"payload": head, "tensors": ArrayRecord({**tensors, "w": npy})}),
+        RecordDict({"payload": head, "tensors": ArrayRecord({**tensors, "1": npy})}),
+        RecordDict({"payload": head, "tensors": ArrayRecord({**tensors, "1": raw})}),
         RecordDict({"payload": head, "tensors": ArrayRecord({**tensors, "w": raw})}),
+        RecordDict({"payload": head, "tensors": ArrayRecord({"0": raw})}),
+        RecordDict({"payload": head, "tensors": ArrayRecord({})}),
+        changed(sizes=[28, 8, 2, 1]),
+        changed(sizes=[28, 8, 3, -1]),
+        changed(sizes=[28, 8]),
+        changed(sizes=[8, 28, 2, 0]),
+        changed(table="[]"),
+        changed(table="{"),
+        changed(table=7),
+        changed(table=str(head["table"]).replace('"count"', '"w"')),
+        changed(more="x"),
     ):
         with pytest.raises(PayloadError):
             from_record(record, AMPLE)
