@@ -1,0 +1,192 @@
+"""Two models on a site's own images: is the one that came better than the one in use?
+
+Both are scored on the same images, so that the interval is that of the difference (paired bootstrap over groups). The
+figures stay here; nothing is sent.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from client.device import chosen_device
+from client.source import SiteSource
+from fed_diffmic.algorithms.base import Tensors
+from fed_diffmic.config_site import SiteConfig
+from fed_diffmic.data.site import Examples, SiteData
+from fed_diffmic.errors import DataError, ModelFileError, UsageError
+from fed_diffmic.files import sync_folder
+from fed_diffmic.spec import RunSpec
+from fed_diffmic.training import calibration
+from fed_diffmic.training.calibration import Calibration
+from fed_diffmic.training.comparison import difference
+from fed_diffmic.training.evaluation import predict_scores
+from fed_diffmic.training.metrics import METRICS, Scored, figures
+from fed_diffmic.training.stages import build_module, load_state
+
+IN_USE, BEFORE, NEW = "model", "model.before", ".model.part"
+STAGES = ("diffusion", "guidance", "plain")
+BOOTSTRAP = 1000
+SMALLER_IS_BETTER = ("brier", "ece")
+
+
+class Final(Protocol):
+    """A finished run's model, verified against its digests by whoever read it."""
+
+    @property
+    def spec(self) -> RunSpec:
+        """What it was trained as."""
+
+    @property
+    def states(self) -> Mapping[str, Tensors]:
+        """Full state of each stage."""
+
+    @property
+    def calibration(self) -> Mapping[str, Calibration]:
+        """Calibration of each stage."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Figures of one or two models on a site's images.
+
+    Attributes:
+        site, split, images: on what.
+        figures: of the model that came: ``{metric: {value, low, high}}``.
+        other: of the one in use, if there is one.
+        difference: the model that came minus the one in use.
+    """
+
+    site: str
+    split: str
+    images: int
+    figures: dict[str, Any]
+    other: dict[str, Any] | None
+    difference: dict[str, Any] | None
+
+
+def compare_models(
+    config: SiteConfig, model: Final, other: Final | None, *, split: str = "test", bootstrap: int = BOOTSTRAP
+) -> Comparison:
+    """Score one or two models on the site's own images.
+
+    Args:
+        config: of the site.
+        model: that came.
+        other: that is in use; none: there is no other.
+        split: ``test`` or ``val``.
+        bootstrap: resamples of groups.
+
+    Raises:
+        DataError: the split is empty, or the site's classes or task are not a model's.
+        ModelFileError: weights that do not fit their model.
+    """
+    source = SiteSource(config)
+    device = chosen_device(config.site.device)
+    scored = score(source, model, split, device)
+    site = config.site.name
+    own = _figures(scored, model.spec, bootstrap)
+    if other is None:
+        return Comparison(site, split, len(scored.labels), own, None, None)
+    before = score(source, other, split, device)
+    try:
+        paired = difference({site: scored}, {site: before}, bootstrap=bootstrap, seed=model.spec.seed)
+    except ValueError as error:
+        raise DataError(f"the two models cannot be compared: {error}") from error
+    theirs = _figures(before, other.spec, bootstrap)
+    return Comparison(site, split, len(scored.labels), own, theirs, paired["sites"][site])
+
+
+def score(source: SiteSource, model: Final, split: str, device: str) -> Scored:
+    """Calibrated predictions of the last stage of a model on one of the site's splits.
+
+    Raises:
+        DataError, ModelFileError: see :func:`compare_models`.
+    """
+    spec = model.spec
+    data: SiteData = source(None, spec, {})
+    if tuple(data.classes) != spec.classes or data.task != spec.task:
+        raise DataError(
+            "the model's classes or task are not those of this site's data",
+            "Compare it at a site with the consortium's classes, or set dataset.classes and dataset.task.",
+        )
+    examples: Examples = getattr(data, split)
+    if not len(examples):
+        raise DataError(f"this site has no {split} images", "Choose --split val, or set site.test_fraction.")
+    stage = next((name for name in STAGES if name in model.states), None)
+    if stage is None or stage not in model.calibration:
+        raise ModelFileError("the model has no finished stage")
+    module = build_module(spec, stage)
+    load_state(module.network, model.states[stage], f"stage {stage}")
+    fitted = model.calibration[stage]
+    probabilities = calibration.probabilities(predict_scores(module, examples, torch.device(device)), fitted)
+    decided = calibration.decide(probabilities, fitted, spec.stages.decision)
+    return Scored(probabilities, decided, examples.labels, examples.groups, spec.task)
+
+
+def take_over(final: Path, folder: Path) -> Path:
+    """Keep a model as the one in use; the one before stays beside it.
+
+    Args:
+        final: folder of the run that was read and verified; its ``final/`` is copied.
+        folder: the site's own.
+
+    Returns:
+        The folder of the model in use.
+
+    Raises:
+        UsageError: it is the one in use.
+    """
+    target, part, before = folder / IN_USE, folder / NEW, folder / BEFORE
+    if target.exists() and final.resolve() == target.resolve():
+        raise UsageError("this is the model in use already")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(mode=0o700)
+    shutil.copytree(final / "final", part / "final")
+    shutil.rmtree(before, ignore_errors=True)
+    if target.exists():
+        target.rename(before)
+    part.rename(target)
+    sync_folder(folder)
+    return target
+
+
+def comparison_text(result: Comparison) -> str:
+    """The figures as a table for a reader."""
+    lines = [f"site {result.site}: {result.images} {result.split} images"]
+    head = f"{'figure':<20}{'model':>8}"
+    lines.append(head if result.other is None else f"{head}{'in use':>8}{'difference':>12}  95 % interval")
+    for metric in METRICS:
+        value = result.figures[metric]["value"]
+        if value is None:
+            continue
+        line = f"{metric:<20}{value:>8.3f}"
+        if result.other is not None and result.difference is not None:
+            cell = result.difference[metric]
+            if cell["value"] is None or result.other[metric]["value"] is None:
+                continue
+            span = "" if cell["low"] is None else f"{cell['low']:+.3f} to {cell['high']:+.3f}"
+            note = " (smaller is better)" if metric in SMALLER_IS_BETTER else ""
+            line += f"{result.other[metric]['value']:>8.3f}{cell['value']:>+12.3f}  {span}{note}"
+        lines.append(line)
+    lines.append("For research, not a medical device.")
+    return "\n".join(lines)
+
+
+def _figures(scored: Scored, spec: RunSpec, bootstrap: int) -> dict[str, Any]:
+    every = figures(
+        scored.probabilities,
+        scored.decided,
+        scored.labels,
+        scored.groups,
+        task=spec.task,
+        classes=spec.classes,
+        bootstrap=bootstrap,
+        seed=spec.seed,
+    )
+    return {metric: every[metric] for metric in METRICS}
