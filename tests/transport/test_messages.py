@@ -95,7 +95,7 @@ def test_other_records_are_refused() -> None:
     raw = Array("uint8", (8,), RAW, bytes(8))
 
     def changed(**fields: object) -> RecordDict:
-        other: dict[str, Any] = {**head, **fields}  # type: ignore[dict-item]
+        other: dict[str, Any] = {**head, **fields}
         return RecordDict({"payload": ConfigRecord(other), "tensors": tensors})
 
     for record in (
