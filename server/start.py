@@ -13,6 +13,7 @@ from cryptography import x509
 from fed_diffmic.compose import to_json
 from fed_diffmic.config import DatasetConfig, RunConfig, SimulateConfig
 from fed_diffmic.config_checks import differences, holds_run
+from fed_diffmic.config_network_checks import check_server_start
 from fed_diffmic.config_server import ServerConfig
 from fed_diffmic.errors import ConfigError, UsageError
 from fed_diffmic.provision.certificates import load_certificate, load_pem_key
@@ -64,34 +65,19 @@ def check_start(config: ServerConfig, *, resume: bool) -> None:
         )
     if resume and not holds_run(folder):
         raise UsageError(f"--resume {folder}: there is no run in it", "Leave --resume out to start one.")
-    for name in ("guidance", "diffusion", "plain"):
-        init = getattr(config.stages, name).init
-        if init is not None and not Path(init).is_file():
-            raise ConfigError(f"stages.{name}.init", init, "an existing file", "Check the path.")
-    for key in ("weights", "prior_weights"):
-        path = getattr(config.model, key)
-        if path is not None and not Path(path).is_file():
-            raise ConfigError(f"model.{key}", path, "an existing file", "Check the path.")
+    check_server_start(config)
     if not config.security.insecure:
         check_credentials(config)
     expected_sites(config)
 
 
 def check_credentials(config: ServerConfig) -> None:
-    """Certificate, key, CA and roster are there and fit each other.
+    """Certificate, key and CA fit each other and this machine.
 
     Raises:
         ConfigError, CredentialError: as :func:`check_start`.
     """
     security = config.security
-    for key in ("certificate", "key", "ca", "roster"):
-        if getattr(security, key) is None:
-            raise ConfigError(
-                f"security.{key}",
-                "none",
-                "a file: without TLS and a roster nobody is kept out",
-                "`fed-diffmic provision` makes it. For a trial on one machine only: security.insecure=true.",
-            )
     certificate = load_certificate(str(security.certificate))
     private = load_pem_key(str(security.key))
     load_certificate(str(security.ca))
