@@ -1,0 +1,139 @@
+"""A site's audit log against the coordinator's: every payload that one side names, the other must have.
+
+Both logs must first be found whole (:func:`fed_diffmic.exchange.audit.verify`). A crash on either side leaves traces
+that are no fraud (a payload that was sent and never arrived, a request without an answer); they are notes. What no
+crash explains is a problem.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from fed_diffmic.exchange.audit import Head, Line
+
+PROBLEM, NOTE = "problem", "note"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One difference.
+
+    Attributes:
+        level: ``problem`` or ``note``.
+        text: for people.
+    """
+
+    level: str
+    text: str
+
+
+@dataclass
+class _Asked:
+    """What a log says about one request, by the request's name."""
+
+    where: str = ""
+    requests: list[Line] = field(default_factory=list)
+    payloads: dict[str, Line] = field(default_factory=dict)
+    failures: list[Line] = field(default_factory=list)
+
+
+def compare(site_lines: Sequence[Line], coordinator_lines: Sequence[Line], *, site: str, run: str) -> list[Finding]:
+    """Everything in which the two logs differ for one site and one run.
+
+    Args:
+        site_lines: the site's log.
+        coordinator_lines: the coordinator's log.
+        site: its name.
+        run: the run's name.
+    """
+    here = _collect([line for line in site_lines if line.facts.get("run") == run], "task", "payload", {"refusal"})
+    names = {site} | {str(line.facts.get("node")) for line in _of(coordinator_lines, "site", run, {site})}
+    mine = [line for line in coordinator_lines if line.facts.get("run") == run and line.facts.get("site") in names]
+    there = _collect(mine, "request", "reply", {"failure", "refusal"})
+    restarts = [line.n for line in coordinator_lines if line.kind == "opened"]
+    findings = [f for name in sorted(here.keys() | there.keys()) for f in _request(here[name], there[name], restarts)]
+    if not here and not there:
+        findings.append(Finding(NOTE, f"neither log says anything about the run {run} and the site {site}"))
+    return findings
+
+
+def anchors(coordinator_lines: Sequence[Line], *, site: str) -> list[Head]:
+    """The heads of a site's chain that the coordinator saw, in all runs."""
+    runs = {str(line.facts.get("run")) for line in coordinator_lines}
+    names = {site} | {
+        str(line.facts.get("node")) for run in runs for line in _of(coordinator_lines, "site", run, {site})
+    }
+    return [
+        Head(line.facts["anchor"]["length"], line.facts["anchor"]["digest"])
+        for line in coordinator_lines
+        if line.kind == "reply" and line.facts.get("site") in names and "anchor" in line.facts
+    ]
+
+
+def _of(lines: Sequence[Line], kind: str, run: str, sites: set[str]) -> Iterator[Line]:
+    for line in lines:
+        if line.kind == kind and line.facts.get("run") == run and line.facts.get("site") in sites:
+            yield line
+
+
+def _collect(lines: Sequence[Line], request: str, payload: str, failures: set[str]) -> defaultdict[str, _Asked]:
+    found: defaultdict[str, _Asked] = defaultdict(_Asked)
+    for line in lines:
+        name = line.facts.get("request")
+        if not isinstance(name, str):
+            continue
+        asked = found[name]
+        asked.where = asked.where or _where(line)
+        if line.kind == request:
+            asked.requests.append(line)
+        elif line.kind == payload:
+            asked.payloads[str(line.facts.get("digest"))] = line
+        elif line.kind in failures:
+            asked.failures.append(line)
+    return found
+
+
+def _request(here: _Asked, there: _Asked, restarts: Sequence[int]) -> Iterator[Finding]:
+    where = here.where or there.where
+    if here.requests and not there.requests:
+        yield Finding(PROBLEM, f"{where}: the site was asked, and the coordinator's log does not say so")
+    for digest, line in there.payloads.items():
+        if digest not in here.payloads:
+            yield Finding(PROBLEM, f"{where}: the coordinator has a payload {digest[:16]} that the site did not send")
+        elif here.payloads[digest].facts.get("bytes") != line.facts.get("bytes"):
+            yield Finding(PROBLEM, f"{where}: the two logs give payload {digest[:16]} different numbers of bytes")
+    lost = [digest for digest in here.payloads if digest not in there.payloads]
+    if lost:
+        yield _lost(where, lost, here, there, restarts)
+    answered = bool(here.payloads or here.failures)
+    if there.requests and not here.requests and not there.payloads:
+        yield Finding(NOTE, f"{where}: the request did not reach the site ({_why(there)})")
+    elif there.requests and here.requests and not answered:
+        yield Finding(NOTE, f"{where}: the site wrote down no answer; it may have been stopped")
+
+
+def _lost(where: str, lost: Sequence[str], here: _Asked, there: _Asked, restarts: Sequence[int]) -> Finding:
+    named = f"{where}: payload {', '.join(digest[:16] for digest in lost)}"
+    if any(digest in there.payloads for digest in here.payloads):
+        return Finding(NOTE, f"{named} was sent and did not arrive; it was sent again")
+    if there.failures:
+        return Finding(NOTE, f"{named} was sent and did not arrive ({_why(there)})")
+    last = max((line.n for line in there.requests), default=0)
+    if there.requests and any(n > last for n in restarts):
+        return Finding(NOTE, f"{named} was sent; the coordinator was started again before it came")
+    return Finding(PROBLEM, f"{named} was sent, and the coordinator's log does not have it")
+
+
+def _why(there: _Asked) -> str:
+    if not there.failures:
+        return "no outcome is written down"
+    facts = there.failures[-1].facts
+    return str(facts.get("reason", f"refused: {facts.get('code')}"))
+
+
+def _where(line: Line) -> str:
+    stage, index, task = (line.facts.get(name) for name in ("stage", "round", "task"))
+    place = f"stage {stage}, round {index}" if stage else "at the start"
+    return f"{place}, {task}" if task else place

@@ -1,0 +1,137 @@
+"""A site's policy in sentences that an ethics board can read: complete, and true of what is enforced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from fed_diffmic.config_site import PolicyConfig
+from fed_diffmic.exchange.hours import parse_hours
+
+_STAGES = {
+    "guidance": "guidance (the network that finds salient regions)",
+    "diffusion": "diffusion (the classifier itself)",
+    "plain": "plain (a baseline classifier)",
+}
+_TYPES = {
+    "float32": "32-bit floating-point numbers",
+    "float16": "16-bit floating-point numbers",
+    "float64": "64-bit floating-point numbers",
+    "int64": "64-bit whole numbers (counters)",
+}
+_FIGURES = {
+    "num_examples": "how many images a figure or an update is about",
+    "images": "how many images are in training, validation and test",
+    "class_counts": "how many training images each class has",
+    "loss": "mean loss",
+    "steps": "number of training steps",
+    "seconds": "seconds that training took",
+    "auroc_macro": "area under the ROC curve, averaged over classes",
+    "balanced_accuracy": "balanced accuracy",
+    "accuracy": "accuracy",
+    "nll/*": "sums of negative log-likelihoods over the validation images (for the calibration)",
+}
+
+
+def explain(policy: PolicyConfig, site: str = "") -> str:
+    """The whole policy as text: headings and sentences, for a terminal or a document.
+
+    Args:
+        policy: group ``policy`` of the site's configuration.
+        site: name of the site, for the title.
+
+    Raises:
+        ConfigError: ``policy.hours`` cannot be read.
+    """
+    parts = [
+        ("What holds for everything", _principles(policy)),
+        ("Which runs may use the data", _uses(policy)),
+        ("What may leave the site", _leaves(policy)),
+        ("How much work may be asked for", _work(policy)),
+        ("Privacy", [_privacy(policy)]),
+    ]
+    title = f"Policy of the site {site}" if site else "Policy of the site"
+    blocks = [f"{title}\n{'=' * len(title)}"]
+    for heading, sentences in parts:
+        blocks.append("\n".join([heading, "-" * len(heading), *(f"- {sentence}" for sentence in sentences)]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _principles(policy: PolicyConfig) -> list[str]:
+    return [
+        "These rules are the site's own. The coordinator cannot see or change them. What they do not name is denied.",
+        "No image leaves the site in any case, and no name of an image, a patient or a file.",
+        "Every task, every refusal and everything that leaves has a signed line in the site's own audit log.",
+        f"The rules started from the preset `{policy.name}`; what follows is what holds, whatever the preset says.",
+    ]
+
+
+def _uses(policy: PolicyConfig) -> list[str]:
+    stages = [_STAGES.get(stage, stage) for stage in policy.stages]
+    return [
+        _named("Runs that may use the data", policy.runs, "No run may use the data."),
+        _named("Datasets (by their layout) that may be used", policy.datasets, "No dataset may be used."),
+        _named("Classes that a run may ask for", policy.classes, "No class may be asked for, so no run can start."),
+        _named("Stages of training that may run", stages, "No stage of training may run."),
+        _named("Federated algorithms that may be used", policy.strategies, "No federated algorithm may be used."),
+    ]
+
+
+def _leaves(policy: PolicyConfig) -> list[str]:
+    figures = [f"{name} ({_FIGURES[name]})" if name in _FIGURES else name for name in policy.metrics]
+    types = [f"{name} ({_TYPES[name]})" if name in _TYPES else name for name in policy.dtypes]
+    size = "No update may leave: the largest size allowed is 0."
+    if policy.max_update_norm > 0:
+        size = (
+            "An update (how the model's weights changed by training here) leaves only if its size, the L2 norm over "
+            f"all its floating-point numbers, is at most {policy.max_update_norm:g}."
+        )
+    least = f"Figures leave even over a single image: the smallest count is {policy.min_count}."
+    if policy.min_count > 1:
+        least = (
+            f"Figures over fewer than {policy.min_count} images do not leave. Counts from 1 to {policy.min_count - 1} "
+            "leave as 0, and so do further counts where a hidden one could be computed from the others. A site with "
+            f"fewer than {policy.min_count} training images sends no update."
+        )
+    return [
+        _named("Parts of the model (tensors, by name) whose update may leave", policy.tensors, "No part may leave."),
+        _named("Types of numbers in which they may leave", types, "No type of number may leave."),
+        size,
+        _named("Figures that may leave", figures, "No figure may leave."),
+        least,
+        "A round of training is answered once: the same request again gets the same answer, another one is refused.",
+    ]
+
+
+def _work(policy: PolicyConfig) -> list[str]:
+    when = "Training and evaluation may be done at no time."
+    if policy.hours:
+        spans = "; ".join(span.sentence() for span in parse_hours(policy.hours))
+        when = f"Training and evaluation may be done, by the site's local time: {spans}. Work under way ends then."
+    return [
+        _most(policy.max_rounds, "rounds in a stage", "No round is allowed."),
+        _most(policy.max_epochs, "passes over the training images (epochs) in a round", "No pass is allowed."),
+        _most(policy.max_steps, "training steps in a round", "No training step is allowed."),
+        "No time is allowed for a round."
+        if policy.max_seconds <= 0
+        else f"A task may take at most {policy.max_seconds:g} seconds ({timedelta(seconds=policy.max_seconds)}); "
+        "then it is stopped.",
+        when,
+    ]
+
+
+def _privacy(policy: PolicyConfig) -> str:
+    if policy.privacy == "required":
+        return "A run must train with differential privacy. A run that does not is refused."
+    return "Differential privacy is not required: what an update tells about single patients is not bounded."
+
+
+def _named(what: str, names: Sequence[str], none: str) -> str:
+    if not names:
+        return none
+    starred = " (* stands for any text)" if any("*" in name for name in names) else ""
+    return f"{what}: any." if list(names) == ["*"] else f"{what}{starred}: {', '.join(names)}."
+
+
+def _most(number: float, what: str, none: str) -> str:
+    return f"At most {number:,.6g} {what}." if number > 0 else none
