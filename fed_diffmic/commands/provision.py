@@ -68,7 +68,9 @@ def _register_coordinator(add: Add) -> None:
     enrol.add_argument("name", metavar="SITE", help="its name in every log and table")
     enrol.add_argument("--key", type=Path, required=True, metavar="FILE.pub", help="the site's public key")
     enrol.add_argument("--institution", required=True, metavar="TEXT", help="who runs the site")
-    enrol.add_argument("--role", default="train", help="train (trains and evaluates) or evaluate (train)")
+    enrol.add_argument(
+        "--role", default="train", metavar="ROLE", help="train: trains and evaluates; the only one so far"
+    )
     enrol.add_argument("--fingerprint", metavar="DIGITS", help=DIGITS)
     add_config(enrol)
 

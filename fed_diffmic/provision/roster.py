@@ -21,7 +21,9 @@ from fed_diffmic.errors import ConfigError, CredentialError, MachineError
 from fed_diffmic.files import atomic_write
 from fed_diffmic.provision.keys import PublicKey, parse_public, public_text
 
-ROLES = ("train", "evaluate")
+ROLES = ("train",)
+"""What a site may be asked: ``train`` is to train and to evaluate. The field is there for roles to come."""
+
 _VERSION = 1
 _Entry = TypeVar("_Entry", "RosterEntry", "RevokedEntry")
 
@@ -34,7 +36,7 @@ class RosterEntry:
         name: its name in every table, log and figure (:func:`check_site_name`).
         public_key: one line of OpenSSH text (EC P-256 or P-384); kept without its comment.
         institution: who runs it, in words.
-        role: ``train`` (trains and evaluates) or ``evaluate``.
+        role: one of :data:`ROLES`.
         enrolled: UTC time, ISO 8601.
     """
 

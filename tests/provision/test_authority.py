@@ -167,6 +167,15 @@ def test_a_renewed_ca_and_the_old_one_both_carry_what_either_issued(tmp_path):
             assert shakes_hands(certificate, key, ca, "a.example")
 
 
+def test_a_client_with_two_cas_in_one_file_accepts_what_either_issued(authority, tmp_path):
+    other = make_authority(tmp_path / "other", "Skin consortium")
+    both = tmp_path / "both.crt"
+    both.write_bytes(authority.certificate_path.read_bytes() + other.certificate_path.read_bytes())
+    for n, issuer in enumerate((authority, other)):
+        certificate, key = issuer.issue_server(["a.example"], [], tmp_path / f"server-{n}")
+        assert shakes_hands(certificate, key, both, "a.example")
+
+
 def test_a_key_of_another_certificate_is_noticed(tmp_path):
     one, two = make_authority(tmp_path / "one"), make_authority(tmp_path / "two")
     (one.folder / "ca.key").write_bytes((two.folder / "ca.key").read_bytes())

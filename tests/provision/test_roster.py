@@ -13,7 +13,7 @@ from fed_diffmic.provision.keys import public_text
 from fed_diffmic.provision.roster import Roster, changing
 
 KEYS = [public_text(ec.derive_private_key(n + 7, ec.SECP384R1()).public_key()) for n in range(4)]
-TWO = Roster().enrol("b", KEYS[0], "Hospital B").enrol("a", KEYS[1], "Hospital A", "evaluate")
+TWO = Roster().enrol("b", KEYS[0], "Hospital B").enrol("a", KEYS[1], "Hospital A", "train")
 
 
 def saved(tmp_path, change):
@@ -29,7 +29,7 @@ def test_a_roster_is_read_as_it_was_written(tmp_path):
     roster.save(tmp_path / "roster.json")
     assert Roster.load(tmp_path / "roster.json") == roster
     assert [site.name for site in roster.sites] == ["a"]
-    assert roster.site("a").role == "evaluate"
+    assert roster.site("a").role == "train"
     assert public_text(roster.site("a").key) == KEYS[1]
 
 
@@ -104,7 +104,7 @@ def test_a_revoked_key_never_comes_back_the_name_may():
 
 def test_a_new_key_takes_the_place_of_the_old_one_which_is_revoked():
     roster = TWO.rekey("a", KEYS[2])
-    assert roster.site("a").role == "evaluate"
+    assert roster.site("a").role == "train"
     assert roster.site("a").public_key == KEYS[2]
     assert [gone.public_key for gone in roster.revoked] == [KEYS[1]]
     with pytest.raises(CredentialError, match="has this key already"):
