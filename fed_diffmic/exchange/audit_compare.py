@@ -110,7 +110,7 @@ def _request(here: _Asked, there: _Asked, restarts: Sequence[int]) -> Iterator[F
     answered = bool(here.payloads or here.failures)
     if there.requests and not here.requests and not there.payloads:
         yield Finding(NOTE, f"{where}: the request did not reach the site ({_why(there)})")
-    elif there.requests and here.requests and not answered:
+    elif there.requests and here.requests and not answered and not there.payloads:
         yield Finding(NOTE, f"{where}: the site wrote down no answer; it may have been stopped")
 
 

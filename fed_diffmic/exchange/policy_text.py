@@ -84,7 +84,7 @@ def _leaves(policy: PolicyConfig) -> list[str]:
     if policy.max_update_norm > 0:
         size = (
             "An update (how the model's weights changed by training here) leaves only if its size, the L2 norm over "
-            f"all its floating-point numbers, is at most {policy.max_update_norm:g}."
+            f"all its floating-point numbers, is at most {_number(policy.max_update_norm)}."
         )
     least = f"Figures leave even over a single image: the smallest count is {policy.min_count}."
     if policy.min_count > 1:
@@ -114,7 +114,7 @@ def _work(policy: PolicyConfig) -> list[str]:
         _most(policy.max_steps, "training steps in a round", "No training step is allowed."),
         "No time is allowed for a round."
         if policy.max_seconds <= 0
-        else f"A task may take at most {policy.max_seconds:g} seconds ({timedelta(seconds=policy.max_seconds)}); "
+        else f"A task may take at most {_number(policy.max_seconds)} seconds ({timedelta(seconds=policy.max_seconds)}); "
         "then it is stopped.",
         when,
     ]
@@ -130,8 +130,18 @@ def _named(what: str, names: Sequence[str], none: str) -> str:
     if not names:
         return none
     starred = " (* stands for any text)" if any("*" in name for name in names) else ""
-    return f"{what}: any." if list(names) == ["*"] else f"{what}{starred}: {', '.join(names)}."
+    return f"{what}: any." if list(names) == ["*"] else f"{what}{starred}: {', '.join(_quoted(name) for name in names)}."
 
 
 def _most(number: float, what: str, none: str) -> str:
-    return f"At most {number:,.6g} {what}." if number > 0 else none
+    return f"At most {_number(number)} {what}." if number > 0 else none
+
+
+def _number(number: float) -> str:
+    """With all its digits."""
+    return f"{int(number):,}" if float(number).is_integer() else repr(float(number))
+
+
+def _quoted(name: str) -> str:
+    """In quotes where the list could be read in two ways."""
+    return f'"{name}"' if not name.strip() or "," in name or '"' in name else name

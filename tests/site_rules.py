@@ -1,0 +1,68 @@
+"""Real sites in one process: each virtual node of the in-process grid under rules of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Message
+
+from client import site as client_site
+from client.site import Rules
+from fed_diffmic.config_site import PolicyConfig
+from fed_diffmic.exchange.audit import AuditLog
+from fed_diffmic.exchange.policy import SitePolicy
+from simulations.grid import InProcessGrid
+from tests import toy
+
+KEY = ec.generate_private_key(ec.SECP256R1())  # P-256: signs ten times as fast; speed is all that matters here
+OPEN = PolicyConfig(
+    name="standard",
+    runs=["toy"],
+    datasets=["table"],
+    classes=["*"],
+    stages=["guidance", "plain"],
+    strategies=["fedavg"],
+    tensors=["*"],
+    dtypes=["float32", "int64"],
+    max_update_norm=100.0,
+    metrics=["*"],
+    min_count=0,
+    max_rounds=5,
+    max_epochs=3.0,
+    max_steps=50,
+    max_seconds=600.0,
+    hours=["always"],
+    privacy="none",
+)
+
+
+def rules(folder: Path, name: str, gate: Any = None, key: Any = KEY, **changes: Any) -> Rules:
+    folder.mkdir(parents=True, exist_ok=True)
+    log = AuditLog(folder / f"{name}.audit.jsonl", key, owner=name)
+    return Rules(SitePolicy(replace(OPEN, **changes)), "table", log, gate)
+
+
+class RuledGrid(InProcessGrid):
+    """Before a node runs, this process takes on its rules."""
+
+    rules: Mapping[str, Rules | None]
+
+    def _run(self, message: Message) -> Message:
+        name = str(self._contexts[message.metadata.dst_node_id].node_config["site"])
+        client_site._REGISTERED.rules = self.rules[name]
+        try:
+            return super()._run(message)
+        finally:
+            client_site._REGISTERED.rules = None
+
+
+def ruled_grid(folder: Path, site_rules: Mapping[str, Rules | None], **node_config: Any) -> tuple[RuledGrid, Any]:
+    grid, source = toy.toy_grid(folder, names=tuple(site_rules), **node_config)
+    grid.__class__ = RuledGrid
+    assert isinstance(grid, RuledGrid)
+    grid.rules = site_rules
+    return grid, source
