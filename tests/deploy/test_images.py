@@ -13,7 +13,10 @@ import pytest
 import yaml
 
 import fed_diffmic
+from client.status import site_status
 from fed_diffmic.compose import compose_server
+from fed_diffmic.config_site import SiteConfig, SiteGroup
+from fed_diffmic.transport.loopback import LoopbackPages
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -160,6 +163,28 @@ def test_the_settings_of_the_coordinators_container_are_settings(tmp_path):
     listen = compose_server(None, [*settings, f"run.dir={tmp_path}"]).listen
     assert (listen.host, listen.port) == ("0.0.0.0", 9443)
     assert listen.status_port not in (0, listen.port)
+
+
+def test_health_is_asked_for_where_it_is_answered(tmp_path):
+    """The coordinator's by its own program, against a page such as it serves; the site's by what status says."""
+    found = service("server.yaml")
+    port = int(next(word for word in found["command"] if "status_port" in word).split("=")[1])
+    kind, python, flag, program = found["healthcheck"]["test"]
+    assert (kind, python, flag) == ("CMD", "python", "-c")
+    assert f'"127.0.0.1", {port}' in program
+    answers = {200: 0, 503: 1}
+    for status, code in answers.items():
+        pages = LoopbackPages(0, {"/health": lambda status=status: (status, "application/json", b"{}")})
+        try:
+            asked = program.replace(str(port), str(pages.port))
+            assert subprocess.run([sys.executable, "-c", asked], timeout=30).returncode == code
+        finally:
+            pages.close()
+    _, line = service("client.yaml")["healthcheck"]["test"]
+    said = json.dumps(site_status(SiteConfig(SiteGroup(name="a", folder=str(tmp_path))), tmp_path), indent=2)
+    [wanted] = re.findall(r"grep -q '(.*)'", line)
+    assert wanted.replace("true", "false") in said
+    assert line.startswith("fed-diffmic client status --config /etc/fed-diffmic/site.yaml --json |")
 
 
 @pytest.mark.parametrize("side", ["server", "client"])
