@@ -16,8 +16,8 @@ from server.replies import Events
 class Admission:
     """Keeps the nodes that the SuperLink knows the same as the sites of the roster.
 
-    A newly enrolled site is registered; one that was removed is dropped from :meth:`names_of_nodes` and
-    unregistered within ``pause_s`` seconds (the guard of the public listener refuses it at once). A roster that
+    A newly enrolled site is registered; one that was removed is dropped from :meth:`names_of_nodes` within ``pause_s``
+    seconds, and so asked for nothing more (the guard of the public listener refuses it at once). A roster that
     cannot be read any more changes nothing, and is said once.
 
     Args:
@@ -72,12 +72,11 @@ class Admission:
     def _apply(self, roster: Roster) -> None:
         wanted = {entry.name: entry.public_key for entry in roster.sites}
         with self._lock:
-            gone = {name: node for name, (key, node) in self._nodes.items() if wanted.get(name) != key}
+            gone = sorted(name for name, (key, _) in self._nodes.items() if wanted.get(name) != key)
             for name in gone:
                 del self._nodes[name]
             new = {name: key for name, key in wanted.items() if name not in self._nodes}
-        for name, node in gone.items():
-            self._control.unregister(node)
+        for name in gone:
             self._events.emit("site_removed", site=name)
         if new:
             nodes = self._control.register(list(new.values()))

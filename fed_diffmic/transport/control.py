@@ -16,7 +16,6 @@ from flwr.proto.control_pb2 import (
     RegisterNodeRequest,
     StartRunRequest,
     StopRunRequest,
-    UnregisterNodeRequest,
 )
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
@@ -100,6 +99,9 @@ class Control:
     def register(self, public_keys: Sequence[str]) -> dict[str, int]:
         """Admit nodes by their public keys (OpenSSH text); those that are admitted already keep their number.
 
+        Nodes are never unregistered: Flower would not take their key again, and a site that is put back on the
+        roster must be able to return. Whom the roster does not name, the guard refuses.
+
         Returns:
             Flower's node number of each key.
         """
@@ -111,10 +113,6 @@ class Control:
                 known[pem] = self._call(self._client.RegisterNode, RegisterNodeRequest(public_key=pem)).node_id
             numbers[text] = known[pem]
         return numbers
-
-    def unregister(self, node: int) -> None:
-        """Let a node be no more: what it still sends is refused by Flower too."""
-        self._call(self._client.UnregisterNode, UnregisterNodeRequest(node_id=node))
 
     def submit(self) -> int:
         """A new Flower run; its number."""
@@ -135,12 +133,3 @@ class Control:
             return method(request)
         except httpx.HTTPError as error:
             raise LinkLostError(f"the SuperLink's control interface: {type(error).__name__}: {error}") from error
-
-
-def register_nodes(link: RunningLink, public_keys: Sequence[str]) -> dict[str, int]:
-    """See :meth:`Control.register`."""
-    control = Control(link)
-    try:
-        return control.register(public_keys)
-    finally:
-        control.close()
