@@ -41,9 +41,7 @@ def hooks(folder: Path, **more: Any) -> Hooks:
 
 def federate(folder: Path, grid: Any, hooks: Hooks | None = None, events: Any = None, **settings: Any) -> Any:
     given = {"stages": ["guidance"], "sites": ["a", "b"], "poll_s": 0.001, "join_s": 1.0, **settings}
-    return run_federation(
-        grid, toy.toy_spec(), CheckpointStore(folder), events or toy.Events([]), hooks=hooks, **given
-    )
+    return run_federation(grid, toy.toy_spec(), CheckpointStore(folder), events or toy.Events([]), hooks=hooks, **given)
 
 
 @pytest.fixture(scope="module")
@@ -223,9 +221,7 @@ def test_a_withdrawn_site_is_asked_for_nothing_more(tmp_path: Path) -> None:
     assert set(final.history[-1]["sites"]) == {"a"}
 
 
-def test_a_paused_site_is_asked_again_while_the_round_needs_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_paused_site_is_asked_again_while_the_round_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.replies.AGAIN_S", 0.02)
     pauses = iter([failures.PAUSED, failures.POLICY_HOURS])
 
