@@ -20,7 +20,7 @@ import torch
 from fed_diffmic.algorithms.base import Algorithm
 from fed_diffmic.data.site import Examples, SiteData
 from fed_diffmic.spec import RunSpec
-from fed_diffmic.training.evaluation import predict_scores
+from fed_diffmic.training.evaluation import evaluate_scores, predict_scores
 from fed_diffmic.training.features import FeatureStore, all_features
 from fed_diffmic.training.local import local_update
 from fed_diffmic.training.stages import StageModule, build_module, exchanged
@@ -59,7 +59,14 @@ class StageEstimate:
         return self.train_s + self.evaluate_s
 
 
-def estimate_stage(spec: RunSpec, stage: str, data: SiteData, device: str, budget_s: float = 4.0) -> StageEstimate:
+def estimate_stage(
+    spec: RunSpec,
+    stage: str,
+    data: SiteData,
+    device: str,
+    budget_s: float = 4.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> StageEstimate:
     """Run real steps and scale.
 
     Args:
@@ -68,6 +75,7 @@ def estimate_stage(spec: RunSpec, stage: str, data: SiteData, device: str, budge
         data: of the site; at least one training image.
         device: where.
         budget_s: about how long to measure steps (two are always made).
+        clock: seconds.
 
     Raises:
         RuntimeError, MemoryError: the machine cannot do it.
@@ -83,13 +91,13 @@ def estimate_stage(spec: RunSpec, stage: str, data: SiteData, device: str, budge
         module.to(device)
         part = _part(train, cfg.batch_size)
         all_features(module, part, device)  # warm
-        first_s = _seconds(lambda: all_features(module, part, device, store, "train"), device)
+        first_s = _seconds(lambda: all_features(module, part, device, store, "train"), device, clock)
         first_s *= (len(train) + len(val)) / len(part)
         train = part
     _update(module, train, device, 1, store)  # warm: kernels are chosen, memory is taken
-    few = _seconds(lambda: _update(module, train, device, _FEW_STEPS, store), device)
+    few = _seconds(lambda: _update(module, train, device, _FEW_STEPS, store), device, clock)
     more = max(_FEW_STEPS, min(steps, int(budget_s / few * _FEW_STEPS)))
-    many = _seconds(lambda: _update(module, train, device, more, store), device)
+    many = _seconds(lambda: _update(module, train, device, more, store), device, clock)
     each = (many - few) / (more - _FEW_STEPS) if more >= 3 * _FEW_STEPS else many / more
     fixed = max(0.0, many - more * each)
     state = module.network.state_dict()
@@ -98,7 +106,7 @@ def estimate_stage(spec: RunSpec, stage: str, data: SiteData, device: str, budge
         stage=stage,
         steps=steps,
         train_s=fixed + max(each, 0.0) * steps,
-        evaluate_s=_evaluation_seconds(module, val, device, store),
+        evaluate_s=_evaluation_seconds(module, val, device, store, clock),
         first_s=first_s,
         update_bytes=update,
         base_bytes=sum(value.numel() * value.element_size() for value in state.values()),
@@ -133,20 +141,28 @@ def _update(module: StageModule, train: Examples, device: str, steps: int, store
         module.spec = whole
 
 
-def _evaluation_seconds(module: StageModule, val: Examples, device: str, store: FeatureStore) -> float:
+def _evaluation_seconds(
+    module: StageModule, val: Examples, device: str, store: FeatureStore, clock: Callable[[], float]
+) -> float:
+    """Scores of some images, scaled; figures over as many as there are."""
     if len(val) == 0:
         return 0.0
     part = val.subset(np.arange(min(len(val), _LEAST_IMAGES)))
-    predict_scores(module, part, device, store, "val")
-    return _seconds(lambda: predict_scores(module, part, device, store, "val"), device) * len(val) / len(part)
+    scores = predict_scores(module, part, device, store, "val")
+    scoring = _seconds(lambda: predict_scores(module, part, device, store, "val"), device, clock)
+    classes = module.spec.num_classes
+    repeated = scores[np.arange(len(val)) % len(part)]
+    prior = np.full(classes, 0.5 if module.spec.task == "multilabel" else 1 / classes)
+    figures = _seconds(lambda: evaluate_scores(repeated, val.labels, prior, module.spec.task), device, clock)
+    return scoring * len(val) / len(part) + figures
 
 
-def _seconds(run: Callable[[], object], device: str) -> float:
-    start = time.perf_counter()
+def _seconds(run: Callable[[], object], device: str, clock: Callable[[], float]) -> float:
+    start = clock()
     run()
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _peak(device: str) -> int:

@@ -23,6 +23,7 @@ from fed_diffmic.transport.supernode import ca_certificates
 
 SOON_DAYS = 30
 _FIREWALL = "Ask for an outbound TCP connection to this address and port (docs/hospital-it.md)."
+_SILENT = "Ask whether the coordinator runs; a firewall that inspects connections can do this too."
 _ADMISSION = {
     "roster": (
         "the coordinator does not admit this site's key",
@@ -106,6 +107,8 @@ def _reach(host: str, port: int, proxy: str | None, timeout_s: float) -> Iterato
 
 
 def _no_answer(error: Exception, way: CoordinatorConfig) -> Check:
+    if isinstance(error, httpx.TimeoutException):
+        return failed("network.health", "the coordinator accepts a connection, then says nothing in time", _SILENT)
     text = str(error).lower()
     if any(word in text for word in ("certificate", "ssl", "tls")):
         return failed(

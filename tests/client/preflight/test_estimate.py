@@ -1,0 +1,66 @@
+"""The estimate of a round against the round."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from client.preflight.estimate import estimate_stage
+from client.preflight.trial import expected_spec
+from client.source import SiteSource
+from fed_diffmic.algorithms.base import Algorithm
+from fed_diffmic.compose import compose
+from fed_diffmic.training.evaluation import evaluate_scores, predict_scores
+from fed_diffmic.training.features import FeatureStore
+from fed_diffmic.training.local import local_update
+from fed_diffmic.training.stages import build_module
+
+
+def spec_and_data(site, **stage):
+    tiny = compose(None, ["model=tiny", "stages=tiny"])
+    data = SiteSource(site).read(tiny.model.image_side)
+    stages = tiny.stages
+    for name, values in stage.items():
+        stages = replace(stages, **{name: replace(getattr(stages, name), **values)})
+    return expected_spec(site, data.classes, data.task, tiny.model, stages), data
+
+
+def real_round(spec, stage, data, store):
+    """Processor seconds (one thread: what else the machine does is left out) of a round as a site does it."""
+    module = build_module(spec, stage)
+    algorithm = Algorithm(spec.strategy)
+
+    def one(index):
+        local_update(
+            module, data.train, algorithm, site="north", round_index=index, store=store, store_key=(stage, "train")
+        )
+        scores = predict_scores(module, data.val, "cpu", store, (stage, "val"))
+        evaluate_scores(scores, data.val.labels, np.full(2, 0.5), spec.task)
+
+    one(1)
+    start = time.process_time()
+    one(2)
+    return time.process_time() - start
+
+
+@pytest.mark.parametrize(("stage", "asked"), [("guidance", {"epochs": 5}), ("diffusion", {"epochs": 20})])
+def test_a_round_takes_what_was_estimated_within_half(site, stage, asked):
+    spec, data = spec_and_data(site, **{stage: asked})
+    estimate = estimate_stage(spec, stage, data, "cpu", budget_s=1.0, clock=time.process_time)
+    took = real_round(spec, stage, data, FeatureStore())
+    assert estimate.round_s / 1.5 < took < 1.5 * estimate.round_s, (estimate, took)
+    assert estimate.steps == asked["epochs"] * 3
+    assert estimate.update_bytes > 0 and estimate.base_bytes >= estimate.update_bytes
+    assert estimate.peak_bytes > 10**8
+
+
+def test_what_crosses_is_what_the_stage_trains(site):
+    spec, data = spec_and_data(site, diffusion={"steps": 2})
+    estimate = estimate_stage(spec, "diffusion", data, "cpu", budget_s=0.01)
+    module = build_module(spec, "diffusion")
+    trained = sum(4 * p.numel() for p in module.network.parameters() if p.requires_grad)
+    assert estimate.update_bytes == trained
+    assert estimate.base_bytes > trained
+    assert estimate.steps == 2
+    assert estimate.first_s > 0
