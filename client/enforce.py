@@ -16,7 +16,8 @@ from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.audit_facts import anchored, payload_facts, place, request_facts
 from fed_diffmic.exchange.failures import SiteError
 from fed_diffmic.exchange.payload import Payload, Wire, request_name
-from fed_diffmic.exchange.policy import Denial, update_norm
+from fed_diffmic.exchange.policy import Denial
+from fed_diffmic.exchange.screening import update_norm
 from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.bound import OutOfTimeError, time_bound
 

@@ -78,6 +78,9 @@ class ServerRunConfig(Checked):
     quorum: float = option(1.0, "share of sites whose good replies a round needs", gt=0, le=1)
     deadline_s: float = option(86400.0, "seconds a round may take", gt=0, le=7 * 86400)
     join_s: float = option(3600.0, "seconds to wait for sites to appear at the start", gt=0, le=7 * 86400)
+    max_update_norm: float = option(
+        10_000.0, "largest L2 norm of a site's update in a round; a larger one is refused", gt=0
+    )
     restarts: int = option(10, "how often a SuperLink that died is started again", ge=0, le=10_000)
 
 

@@ -5,6 +5,7 @@ The round loop calls a :class:`Hooks` in every case; one without an audit log wr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +25,13 @@ class Hooks:
             so that a site removed from the roster is dropped. None: a node is whom it says it is.
         audit: the coordinator's own log.
         signer: signs the final model's provenance.
+        max_update_norm: the largest L2 norm of a site's update that is taken.
     """
 
     names_of_nodes: NamesOfNodes | None = None
     audit: AuditLog | None = None
     signer: PrivateKey | None = None
+    max_update_norm: float = math.inf
 
     def log(self, kind: str, **facts: Any) -> None:
         """A line of the audit log, if there is one."""

@@ -160,6 +160,9 @@ class Sites(Presence):
                 fields=fields or {},
                 schema=schema_of(reply_tensors) if reply_tensors is not None else {},
                 weighted=reply_tensors is not None,
+                max_examples=site.images[0],
+                reference=reply_tensors or {},
+                max_norm=self.hooks.max_update_norm,
                 metrics=metrics(site),
             )
             requests.append(Request(site, payload, expected, packed(attach_base), lambda: packed(True)))

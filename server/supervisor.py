@@ -196,7 +196,8 @@ class _Coordinator:
                 number = control.submit()
             finally:
                 control.close()
-            hooks = Hooks(names_of_nodes=names, audit=audit, signer=signing_key(self.config))
+            limit = self.config.run.max_update_norm
+            hooks = Hooks(names_of_nodes=names, audit=audit, signer=signing_key(self.config), max_update_norm=limit)
             with shared_events(events, hooks):
                 run_server_app(server_app, link, number, run_config(self.config, self.sites))
         finally:

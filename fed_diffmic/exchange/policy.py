@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-import numpy as np
-
 from fed_diffmic.config_site import PolicyConfig
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.hours import minutes_left, parse_hours
 from fed_diffmic.exchange.payload import Payload, Tensors
+from fed_diffmic.exchange.screening import update_norm
 from fed_diffmic.spec import RunSpec
 
 BASE = "base/"
@@ -239,21 +238,6 @@ class SitePolicy:
         wanted = ["num_examples", "loss"] + ([SUMS] if header["sums"] else [])
         lacking = self._metrics.lacks(wanted)
         return Denial(failures.POLICY_METRICS, f"policy.metrics does not name {lacking[0]}") if lacking else None
-
-
-def update_norm(tensors: Tensors, reference: Tensors) -> float:
-    """L2 norm of the difference over all floating-point tensors, summed in float64; counters do not count.
-
-    Infinite or not a number where a tensor is.
-    """
-    total = 0.0
-    for name, value in tensors.items():
-        if value.dtype.kind == "f":
-            if value.shape != reference[name].shape:
-                return math.inf
-            difference = value.astype(np.float64) - reference[name].astype(np.float64)
-            total += float(np.vdot(difference, difference))
-    return math.sqrt(total) if total >= 0 else math.nan
 
 
 def suppress(counts: Sequence[int], least: int) -> list[int]:

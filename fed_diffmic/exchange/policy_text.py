@@ -108,14 +108,15 @@ def _work(policy: PolicyConfig) -> list[str]:
     if policy.hours:
         spans = "; ".join(span.sentence() for span in parse_hours(policy.hours))
         when = f"Training and evaluation may be done, by the site's local time: {spans}. Work under way ends then."
+    time = "No time is allowed for a round."
+    if policy.max_seconds > 0:
+        span = timedelta(seconds=policy.max_seconds)
+        time = f"A task may take at most {_number(policy.max_seconds)} seconds ({span}); then it is stopped."
     return [
         _most(policy.max_rounds, "rounds in a stage", "No round is allowed."),
         _most(policy.max_epochs, "passes over the training images (epochs) in a round", "No pass is allowed."),
         _most(policy.max_steps, "training steps in a round", "No training step is allowed."),
-        "No time is allowed for a round."
-        if policy.max_seconds <= 0
-        else f"A task may take at most {_number(policy.max_seconds)} seconds ({timedelta(seconds=policy.max_seconds)}); "
-        "then it is stopped.",
+        time,
         when,
     ]
 
@@ -130,7 +131,9 @@ def _named(what: str, names: Sequence[str], none: str) -> str:
     if not names:
         return none
     starred = " (* stands for any text)" if any("*" in name for name in names) else ""
-    return f"{what}: any." if list(names) == ["*"] else f"{what}{starred}: {', '.join(_quoted(name) for name in names)}."
+    return (
+        f"{what}: any." if list(names) == ["*"] else f"{what}{starred}: {', '.join(_quoted(name) for name in names)}."
+    )
 
 
 def _most(number: float, what: str, none: str) -> str:

@@ -28,7 +28,8 @@ REFUSALS: dict[str, str] = {
     "dtype": "a tensor has another dtype than agreed",
     "shape": "a tensor has another shape than agreed",
     "not_finite": "a tensor holds infinities or not-a-number",
-    "weight": "the number of images is not a positive whole number",
+    "weight": "the number of images is not a positive whole number, or larger than the site said at the start",
+    "norm": "the update is larger than the coordinator takes",
     "metrics": "a figure is not one agreed or lies outside its range",
     "duplicate": "the same reply came before",
     "late": "the reply came after the deadline",
@@ -66,6 +67,9 @@ class Expected:
         optional: header fields that may be there, with their type.
         schema: dtype and shape of each tensor; no tensor more, none less.
         weighted: whether ``num_examples`` in the header must be a positive whole number.
+        max_examples: the largest that it may be.
+        reference: the tensors that were sent, from which the size of an update is measured.
+        max_norm: the largest L2 norm that an update may have.
         metrics: range of each figure that may come; a name ending in ``/`` stands for all that start so.
     """
 
@@ -75,6 +79,9 @@ class Expected:
     optional: Mapping[str, type] = field(default_factory=lambda: {ANCHOR: dict})
     schema: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     weighted: bool = False
+    max_examples: int = MAX_EXAMPLES
+    reference: Tensors = field(default_factory=dict)
+    max_norm: float = math.inf
     metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
@@ -82,6 +89,21 @@ class Expected:
         """The most that the decoder needs to accept."""
         sizes = (np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in self.schema.values())
         return Limits(tensor_bytes=sum(sizes), tensors=len(self.schema))
+
+
+def update_norm(tensors: Tensors, reference: Tensors) -> float:
+    """L2 norm of the difference over all floating-point tensors, summed in float64; counters do not count.
+
+    Infinite where a shape is another; not a number or infinite where a tensor is.
+    """
+    total = 0.0
+    for name, value in tensors.items():
+        if value.dtype.kind == "f":
+            if value.shape != reference[name].shape:
+                return math.inf
+            difference = value.astype(np.float64) - reference[name].astype(np.float64)
+            total += float(np.vdot(difference, difference))
+    return math.sqrt(total) if total >= 0 else math.nan
 
 
 def schema_of(tensors: Tensors) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -116,7 +138,7 @@ def _screen_header(header: Mapping[str, Any], expected: Expected) -> Refusal | N
         return Refusal("header")
     if expected.weighted:
         count = header["num_examples"]
-        if type(count) is not int or not 0 < count <= MAX_EXAMPLES:
+        if type(count) is not int or not 0 < count <= expected.max_examples:
             return Refusal("weight")
     return None
 
@@ -132,6 +154,8 @@ def _screen_tensors(tensors: Tensors, expected: Expected) -> Refusal | None:
             return Refusal("shape")
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             return Refusal("not_finite")
+    if expected.max_norm < math.inf and not update_norm(tensors, expected.reference) <= expected.max_norm:
+        return Refusal("norm")
     return None
 
 
