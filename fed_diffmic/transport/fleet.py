@@ -29,12 +29,16 @@ from fed_diffmic.transport.contact import Reporter
 from fed_diffmic.transport.spool import Spool
 
 RECEIVES = 5
+UNKNOWN = (
+    "the coordinator does not accept this site: its key is not in the roster (any more), or this machine's clock is"
+    " wrong, or the coordinator was started anew"
+)
 STATUS_WORDS = {
-    401: "the coordinator does not accept this site's signature: its SuperLink was started anew, the key is not the"
-    " registered one, or this machine's clock is wrong",
+    401: UNKNOWN,
     403: "the coordinator refuses this site",
     404: "the address does not answer as a coordinator does",
     407: "the proxy wants a user and a password",
+    412: UNKNOWN,
     413: "the coordinator finds a message too large",
     429: "the coordinator has too many connections from this address",
 }

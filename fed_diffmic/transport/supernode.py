@@ -29,6 +29,7 @@ INBOX = "inbox"
 FLOWER = "flower"
 STARTED_S = 20.0
 GONE = 1
+NO_WAY = "the connection to the coordinator could not be made"
 PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 logger = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ def run_supernode(settings: NodeSettings) -> None:
     flower_exit = connection.flwr_exit
 
     def exit_with_reason(code: int, message: str = "", **more: Any) -> NoReturn:
-        report.set(at_once=True, problem=report.now.problem or reason(message), connected=False)
+        report.set(at_once=True, problem=report.now.problem or NO_WAY, connected=False)
         flower_exit(code, message, **more)
         raise SystemExit(GONE)
 
@@ -181,13 +182,6 @@ def run_supernode(settings: NodeSettings) -> None:
         runtime_dependency_install=False,
     )
     report.set(at_once=True, connected=False)
-
-
-def reason(message: str) -> str:
-    """Flower's last words in ours."""
-    if "2004" in message:
-        return "the coordinator does not know this site's key: it is not in the roster, or was removed from it"
-    return "the connection to the coordinator could not be made"
 
 
 def serve_worker(factory: Any, spool: Any, settings: NodeSettings) -> int:
