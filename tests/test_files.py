@@ -87,3 +87,51 @@ def test_append_line_appends(tmp_path):
     files.append_line(tmp_path / "l", "one")
     files.append_line(tmp_path / "l", "two\n")
     assert (tmp_path / "l").read_text() == "one\ntwo\n"
+
+
+def test_new_files_are_written_all_or_none_and_never_over_others(tmp_path, monkeypatch):
+    wanted = {tmp_path / name: (name.encode(), 0o600) for name in ("a", "b", "c")}
+    (tmp_path / "c").write_bytes(b"mine")
+    with pytest.raises(FileExistsError) as refused:
+        files.write_all_new(wanted)
+    assert refused.value.filename == str(tmp_path / "c")
+    assert os.listdir(tmp_path) == ["c"]
+    (tmp_path / "c").unlink()
+    real, calls = files.os.replace, []
+
+    def fails_at_the_third(*paths):
+        calls.append(paths)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", fails_at_the_third)
+        with pytest.raises(MachineError, match="No space left"):
+            files.write_all_new(wanted)
+    assert os.listdir(tmp_path) == []
+    files.write_all_new(wanted)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"a", "b": b"b", "c": b"c"}
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in tmp_path.iterdir())
+
+
+def test_a_name_that_appears_meanwhile_is_left_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.os.path, "lexists", lambda path: False)
+    (tmp_path / "b").write_bytes(b"mine")
+    with pytest.raises(FileExistsError):
+        files.write_all_new({tmp_path / "a": (b"a", 0o600), tmp_path / "b": (b"b", 0o600)})
+    assert os.listdir(tmp_path) == ["b"]
+    assert (tmp_path / "b").read_bytes() == b"mine"
+
+
+def test_a_private_folder_is_its_owners_alone(tmp_path):
+    made = files.private_folder(tmp_path / "deep" / "private")
+    assert stat.S_IMODE(made.stat().st_mode) == 0o700
+    made.chmod(0o755)
+    assert files.private_folder(made) == made  # read by others: what is private in it has its own mode
+    made.chmod(0o775)
+    with pytest.raises(MachineError, match="chmod 700"):
+        files.private_folder(made)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MachineError, match="cannot make the folder"):
+        files.private_folder(tmp_path / "file" / "below")
