@@ -22,7 +22,16 @@ from fed_diffmic.provision.roster import Roster
 from fed_diffmic.spec import RunSpec, make_spec
 from server.checkpoints import CheckpointStore
 
-MAY_CHANGE = ("run.dir", "run.deadline_s", "run.join_s", "run.restarts", "listen.", "security.")
+MAY_CHANGE = (
+    "run.dir",
+    "run.deadline_s",
+    "run.join_s",
+    "run.restarts",
+    "run.quorum",
+    "run.max_update_norm",
+    "listen.",
+    "security.",
+)
 LOCAL = ("localhost", "127.0.0.1")
 
 
