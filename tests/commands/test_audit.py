@@ -1,0 +1,90 @@
+"""``fed-diffmic audit`` and ``policy``: what they print and how they end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fed_diffmic.cli import main
+from fed_diffmic.exchange.audit import AuditLog
+from fed_diffmic.provision.keys import load_private, make_site_key
+
+
+@pytest.fixture
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A site's log and the coordinator's, of one payload that both have."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    for name in ("site", "coordinator"):
+        make_site_key(tmp_path / f"{name}.key")
+    here = AuditLog(tmp_path / "site.jsonl", load_private(tmp_path / "site.key"), owner="a")
+    there = AuditLog(tmp_path / "run.jsonl", load_private(tmp_path / "coordinator.key"), owner="coordinator")
+    asked = {"run": "pilot", "arm": "federated", "stage": "plain", "round": 1, "request": "r1"}
+    there.append("request", site="a", task="train", digest="q", bytes=5, **asked)
+    head = here.append("task", task="train", digest="q", bytes=5, **asked)
+    here.append("payload", reply="train.reply", digest="p", bytes=7, **asked)
+    anchor = {"length": head.length, "digest": head.digest}
+    there.append("reply", site="a", reply="train.reply", digest="p", bytes=7, anchor=anchor, **asked)
+    return {"folder": tmp_path, "site": here, "coordinator": there}
+
+
+def verify(folder: Path, *more: str) -> int:
+    return main(["audit", "verify", str(folder / "site.jsonl"), "--key", str(folder / "site.key.pub"), *more])
+
+
+def against(folder: Path) -> list[str]:
+    return ["--against", str(folder / "run.jsonl"), "--against-key", str(folder / "coordinator.key.pub")]
+
+
+def test_logs_that_agree(logs: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = logs["folder"]
+    assert verify(folder) == 0
+    assert "3 lines by a, no problems" in capsys.readouterr().out
+    assert verify(folder, *against(folder), "--run", "pilot") == 0
+    assert "compared: 1 runs of the site a, 1 heads of its chain" in capsys.readouterr().out
+
+
+def test_a_payload_that_the_coordinator_does_not_admit(
+    logs: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = {"run": "pilot", "arm": "federated", "stage": "plain", "round": 2, "request": "r2"}
+    logs["site"].append("payload", reply="train.reply", digest="hidden", bytes=7, **facts)
+    assert verify(logs["folder"], *against(logs["folder"])) == 4
+    assert "problem: run pilot, stage plain, round 2: payload hidden was sent" in capsys.readouterr().out
+
+
+def test_a_changed_line_and_the_wrong_key(logs: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = logs["folder"]
+    path = folder / "site.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"bytes":7', b'"bytes":8'))
+    assert verify(folder) == 4
+    assert "line 3: line 3 was changed" in capsys.readouterr().out
+    assert main(["audit", "verify", str(path), "--key", str(folder / "coordinator.key.pub")]) == 4
+    assert "not signed by that key" in capsys.readouterr().out
+
+
+def test_a_log_that_was_cut(logs: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    path = logs["folder"] / "site.jsonl"
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    assert verify(logs["folder"], *against(logs["folder"])) == 4
+    assert "the other side saw line 2, which is not here" in capsys.readouterr().out
+
+
+def test_mistakes_on_the_command_line(logs: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = logs["folder"]
+    assert verify(folder, *against(folder)[:2]) == 2
+    assert "belong together" in capsys.readouterr().err
+    assert verify(folder, "--run", "pilot") == 2
+    assert main(["audit", "model", str(folder)]) == 4
+
+
+def test_the_policy_in_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "site.yaml"
+    config.write_text("site:\n  name: mercy\npolicy: standard\n")
+    assert main(["policy", "explain", "--config", str(config), "policy.runs=[pilot]"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Policy of the site mercy\n")
+    assert "Runs that may use the data: pilot." in out
+    assert main(["policy", "explain", "--config", str(config), "policy.hours=[nightly]"]) == 2
+    assert "policy.hours" in capsys.readouterr().err

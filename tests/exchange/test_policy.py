@@ -1,0 +1,146 @@
+"""What the policy lets leave, and what it says; requests are tested at the ClientApp (tests/client/test_enforce.py)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fed_diffmic.compose import compose_site
+from fed_diffmic.config_site import PolicyConfig
+from fed_diffmic.errors import ConfigError
+from fed_diffmic.exchange import failures
+from fed_diffmic.exchange.payload import Payload
+from fed_diffmic.exchange.policy import Denial, Names, SitePolicy, suppress
+from fed_diffmic.exchange.policy_text import explain
+from fed_diffmic.exchange.screening import update_norm
+from tests.site_rules import OPEN
+
+REFERENCE = {"w": np.zeros((2, 2), np.float32), "n": np.array(3)}
+UPDATE = {"w": np.full((2, 2), 3.0, np.float32), "n": np.array(50)}
+HEADER = {"run": "r", "arm": "federated", "stage": "plain", "round": 1, "site": "a", "request": "x", "state": "",
+          "num_examples": 12}  # fmt: skip
+
+
+def update(**changes: Any) -> Payload:
+    return replace(Payload("train.reply", HEADER, UPDATE, {"loss": 0.5}), **changes)
+
+
+def test_names_know_the_star_and_nothing_else() -> None:
+    names = Names(["head.*", "a[0]", "exact"])
+    assert [n in names for n in ("head.w", "head.", "headxw", "a[0]", "a0", "exact", "exactly", "")] == [
+        True, True, False, True, False, True, False, False
+    ]  # fmt: skip
+    assert "anything\nat all" in Names(["*"])
+    assert "x" not in Names([])
+
+
+def test_an_update_at_the_norm_leaves_and_above_it_does_not() -> None:
+    assert update_norm(UPDATE, REFERENCE) == 6.0  # counters do not count
+    assert isinstance(SitePolicy(replace(OPEN, max_update_norm=6.0)).release(update(), REFERENCE), Payload)
+    denied = SitePolicy(replace(OPEN, max_update_norm=5.999)).release(update(), REFERENCE)
+    assert isinstance(denied, Denial)
+    assert denied.code == failures.POLICY_NORM
+
+
+def test_norms_of_what_is_no_number_are_no_number() -> None:
+    for value in (math.nan, math.inf, -math.inf):
+        bad = {"w": np.array([[value, 0], [0, 0]], np.float32), "n": np.array(3)}
+        denied = SitePolicy(OPEN).release(update(tensors=bad), REFERENCE)
+        assert isinstance(denied, Denial)
+
+
+LEAKS: dict[str, tuple[dict[str, Any], Payload, int]] = {
+    "a tensor not named": ({"tensors": ["n"]}, update(), failures.POLICY_TENSORS),
+    "a tensor that did not come": ({}, update(tensors={**UPDATE, "x": UPDATE["w"]}), failures.POLICY_TENSORS),
+    "another type": ({}, update(tensors={"w": UPDATE["w"].astype(np.float64)}), failures.POLICY_DTYPES),
+    "another shape": ({}, update(tensors={"w": np.zeros((9, 9), np.float32)}), failures.POLICY_NORM),
+    "few images": ({"min_count": 13}, update(), failures.POLICY_COUNT),
+    "a header field more": ({}, update(header={**HEADER, "names": ["x"]}), failures.POLICY_METRICS),
+    "tensors with figures": ({}, update(kind="evaluate.reply", header={}), failures.POLICY_TENSORS),
+    "another kind": ({}, update(kind="images"), failures.POLICY_METRICS),
+    "classes not named": (
+        {"classes": ["x"]},
+        Payload("labels.reply", {"run": "r", "request": "x", "classes": ["x", "y"], "task": "multiclass"}),
+        failures.POLICY_CLASSES,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEAKS)
+def test_whatever_computed_it_does_not_leave(name: str) -> None:
+    changes, payload, code = LEAKS[name]
+    denied = SitePolicy(replace(OPEN, **changes)).release(payload, REFERENCE)
+    assert isinstance(denied, Denial)
+    assert (denied.code, denied.sentence) == (code, failures.FAILURES[code])
+
+
+def test_figures_that_are_not_named_are_taken_out() -> None:
+    released = SitePolicy(replace(OPEN, metrics=["loss", "nll/*"])).release(
+        Payload("evaluate.reply", {}, {}, {"loss": 1.0, "accuracy": 0.5, "nll/0/1": 2.0, "num_examples": 20.0}), {}
+    )
+    assert isinstance(released, Payload)
+    assert released.metrics == {"loss": 1.0, "nll/0/1": 2.0}
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(0, 20))
+@settings(max_examples=200, deadline=None)
+def test_no_suppressed_count_can_be_had_by_subtraction(counts: list[int], least: int) -> None:
+    shown = suppress(counts, least)
+    hidden = [n for n, s in zip(counts, shown, strict=True) if n != s]
+    assert all(s in (0, n) for n, s in zip(counts, shown, strict=True))
+    assert all(s == 0 or s >= least for s in shown)
+    assert not hidden or any(n < least for n in hidden)  # nothing is hidden without need
+    if len([n for n in counts if n > 0]) > len(hidden):  # counts are left that could have been hidden too
+        assert len(hidden) != 1
+        assert not hidden or sum(hidden) >= least
+
+
+def test_hours_are_read_when_the_site_starts() -> None:
+    with pytest.raises(ConfigError, match=r"policy\.hours"):
+        SitePolicy(replace(OPEN, hours=["now and then"]))
+
+
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "name": st.sampled_from(["closed", "standard"]),
+    "stages": st.lists(st.sampled_from(["guidance", "diffusion", "plain"]), unique=True),
+    "hours": st.lists(st.sampled_from(["always", "mon 08:00-09:00", "sat,sun 10:00-02:00"]), unique=True),
+    "privacy": st.sampled_from(["required", "none"]),
+    "min_count": st.integers(0, 10**6),
+    "max_rounds": st.integers(0, 10**6),
+    "max_steps": st.integers(0, 10**6),
+}
+NUMBERS = st.floats(0, 1e6, allow_subnormal=False)
+TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=8),
+                 max_size=3, unique=True)  # fmt: skip
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_the_text_is_complete_every_field_changes_it(data: st.DataObject) -> None:
+    field = data.draw(st.sampled_from(fields(PolicyConfig)))
+    values = VALUES.get(field.name, NUMBERS if field.type == "float" else TEXTS)
+    first, second = data.draw(values), data.draw(values)
+    texts = [explain(replace(OPEN, **{field.name: value})) for value in (first, second)]
+    assert (texts[0] == texts[1]) == (first == second)
+
+
+def test_presets_say_what_they_do() -> None:
+    closed, standard = (explain(compose_site(None, [f"policy={n}"]).policy, "x") for n in ("closed", "standard"))
+    assert closed.startswith("Policy of the site x\n")
+    for sentence in ("No run may use the data.", "No part may leave.", "No figure may leave.", "at no time"):
+        assert sentence in closed
+    assert "A run must train with differential privacy" in closed
+    assert "No run may use the data." in standard  # which runs, data and classes: a site says so itself
+    assert "at most 1,000" in standard
+
+
+def test_every_failure_has_one_sentence_of_its_own() -> None:
+    codes = {name: value for name, value in vars(failures).items() if name.isupper() and type(value) is int}
+    assert set(codes.values()) == set(failures.FAILURES)
+    assert len(set(failures.FAILURES.values())) == len(codes)
