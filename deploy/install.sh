@@ -29,6 +29,12 @@ new() {
 prepare() {
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     fail "needs Python 3.11 or later; $python is $("$python" --version 2>&1). Name another: PYTHON=python3.12"
+  # A service's own account must get at the interpreter too, which one below a private home does not allow.
+  "$python" -c 'import os, sys
+path = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+while path != os.path.dirname(path) and os.stat(path).st_mode & 1: path = os.path.dirname(path)
+sys.exit(path != os.path.dirname(path))' ||
+    echo "install.sh: other accounts cannot run $python; for a service name another: PYTHON=/usr/bin/python3" >&2
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
   trap 'exit 130' INT
@@ -59,7 +65,7 @@ wheel() {
 # uv is one of the libraries, so that this needs no index.
 program() {
   uv=$1/bin/uv
-  "$uv" pip install --quiet --python "$1/bin/python" --no-deps --no-index --compile-bytecode "$2"/*.whl
+  "$uv" pip install --quiet --python "$1/bin/python" --reinstall --no-deps --no-index --compile-bytecode "$2"/*.whl
   rm -f "$1/.lock"
   "$uv" pip check --python "$1/bin/python"
   mkdir -p "$1/libexec"

@@ -82,7 +82,9 @@ def run(target: Path, *command: str) -> subprocess.CompletedProcess[str]:
     with tempfile.TemporaryDirectory() as home:
         os.chmod(home, 0o777)  # for the image's user
         environment = {"PATH": f"{target}/bin:/usr/bin:/bin", "HOME": home, "PYTHONDONTWRITEBYTECODE": "1"}
-        as_user = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"] if os.geteuid() == 0 else []
+        reachable = all(folder.stat().st_mode & 1 for folder in Path(sys.executable).resolve().parents)
+        other = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
+        as_user = other if os.geteuid() == 0 and reachable else []
         return subprocess.run(
             [*as_user, str(target / "bin" / command[0]), *command[1:]],
             capture_output=True,
