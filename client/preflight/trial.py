@@ -140,8 +140,8 @@ def measure(trial: Trial) -> dict[str, Any]:
     config: SiteConfig = parse_dataclass(SiteConfig, trial.config, "config")
     model: ModelConfig = parse_dataclass(ModelConfig, trial.model, "model")
     stages: StagesConfig = parse_dataclass(StagesConfig, trial.stages, "stages")
-    data = SiteSource(config).read(model.image_side)
     device = chosen_device(config.site.device)
+    data = SiteSource(config).read(model.image_side)
     spec = expected_spec(config, data.classes, data.task, model, stages)
     names = [name for name in STAGES[:2] if spec.stage(name).rounds]
     return {

@@ -1,16 +1,19 @@
 """The whole preflight, its parts and its trial in a process of its own."""
 
+import json
 import os
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from client.preflight.check import worst
+from client.preflight.estimate import StageEstimate
 from client.preflight.run import Expected, preflight
-from client.preflight.trial import check_trial
+from client.preflight.trial import Trial, _report, check_trial, measure
 from fed_diffmic.compose import compose
+from fed_diffmic.spec import parse_dataclass
 
 
 def expected():
@@ -77,6 +80,22 @@ def test_a_trial_that_takes_too_long_is_killed(site, monkeypatch):
     assert not list(Path(site.site.folder).glob(".preflight-*"))
 
 
+def test_the_trial_measures_both_stages(site):
+    """In this process: what the child does and hands back, as JSON can carry it."""
+    ask = expected()
+    few = replace(ask.stages, guidance=replace(ask.stages.guidance, steps=3))
+    few = replace(few, diffusion=replace(few.diffusion, steps=3))
+    said = json.loads(json.dumps(measure(Trial(asdict(site), asdict(ask.model), asdict(few), budget_s=0.1))))
+    assert said["device"] == "cpu"
+    assert [item["stage"] for item in said["stages"]] == ["guidance", "diffusion"]
+    estimates = [parse_dataclass(StageEstimate, item, "trial") for item in said["stages"]]
+    checks = list(_report(estimates, "cpu", ask.model, most_s=1e-6))
+    assert [check.level for check in checks] == ["passed", "passed", "warning", "warning"]  # the policy allows less
+    assert "policy" in checks[-1].cause
+    assert {check.level for check in _report(estimates, "cpu", ask.model, most_s=0)} == {"passed"}
+
+
+@pytest.mark.slow
 def test_what_the_trial_meets_comes_back_in_words(site):
     """A device that is not there: the child says so in our words and code."""
     Path(site.site.folder).mkdir(mode=0o700)
