@@ -60,7 +60,8 @@ class SiteSource:
         """Read, check, decode and split the images (findings with file names go to the site's own file)."""
         site = self._config.site
         opened = open_dataset(self._dataset(), image_side, findings_path=self._folder / FINDINGS)
-        parts = split_site(opened.manifest, site.name, site.split_seed, site.val_fraction, site.test_fraction)
+        manifest = opened.manifest.in_stable_order()
+        parts = split_site(manifest, site.name, site.split_seed, site.val_fraction, site.test_fraction)
         return SiteData.from_manifest(site.name, parts, opened.cache)
 
     @property

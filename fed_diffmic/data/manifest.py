@@ -158,6 +158,14 @@ class Manifest:
         """The same data set with another table."""
         return Manifest(table, self.classes, self.task, self.name, self.source)
 
+    def in_stable_order(self) -> Manifest:
+        """The rows sorted by content key, group and file: the same whatever order the table had.
+
+        What is trained depends on the order of the images, so a site sorts its own too.
+        """
+        columns = [self.table[c].to_numpy(dtype=object).astype(str) for c in ("image", "group")]
+        return self.subset(np.lexsort((columns[0], columns[1], self.table["key"].to_numpy())))
+
     def class_counts(self) -> np.ndarray:
         """``(C,)`` int64 images of each class (multi-label: images that carry the label)."""
         if self.task == "multilabel":

@@ -58,7 +58,7 @@ def partition(manifest: Manifest, cfg: PartitionConfig, seed: int) -> dict[str, 
     """
     if cfg.name not in PARTITIONERS:
         raise ConfigError("partition.name", cfg.name, ", ".join(sorted(PARTITIONERS)))
-    manifest = in_stable_order(manifest)
+    manifest = manifest.in_stable_order()
     groups = Groups.of(manifest)
     sites = PARTITIONERS[cfg.name](manifest, groups, cfg, numpy_generator(seed, "partition", cfg.name))
     too_small = [
@@ -84,10 +84,3 @@ def site_names(count: int) -> list[str]:
     """``site-1`` and so on, padded so that sorting by name keeps them in order."""
     width = len(str(count))
     return [f"site-{i + 1:0{width}d}" for i in range(count)]
-
-
-def in_stable_order(manifest: Manifest) -> Manifest:
-    """The rows sorted by content key, group and file: the same whatever order the table had."""
-    table = manifest.table
-    columns = [table[c].to_numpy(dtype=object).astype(str) for c in ("image", "group")]
-    return manifest.subset(np.lexsort((columns[0], columns[1], table["key"].to_numpy())))
