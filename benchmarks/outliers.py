@@ -77,10 +77,11 @@ def measure(folder: Path, modality: str, count: int, share: float, draws: int) -
         alarms += [(best[right] > 0).sum(), (found.inversion.best[right] == 1).sum()]
         innocent += int(right.sum())
     recall, false = hits / totals, alarms / innocent
-    orientation = f"{recall[0]:5.2f} | {100 * false[0]:4.1f} %" if any(checked) else "  not checked"
+    turned = f"{recall[0]:.2f} | {100 * false[0]:.1f} %" if any(checked) else "not checked | -"
+    agreed = "-" if np.isnan(agreement).all() else f"{np.mean(agreement):.2f}"
     return (
-        f"| {folder.parent.name} | {modality} | {len(images)} | {sum(checked)}/{draws} | {np.mean(agreement):.2f} "
-        f"| {orientation} | {recall[1]:5.2f} | {100 * false[1]:4.1f} % | {seconds / draws:.1f} s |"
+        f"| {folder.parent.name} | {modality} | {len(images)} | {sum(checked)} of {draws} | {agreed} "
+        f"| {turned} | {recall[1]:.2f} | {100 * false[1]:.1f} % | {seconds / draws:.1f} |"
     )
 
 
@@ -93,6 +94,9 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    print("| images of | `modality` | images | orientation checked | agreement | recall, turned | false alarms "
+          "| recall, inverted | false alarms | seconds |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for name, modality in (
         ("chestxray14", "chest"),
         ("chest_pneumonia", "chest"),
