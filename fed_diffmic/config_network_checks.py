@@ -14,6 +14,7 @@ from fed_diffmic.config_checks import check_dataset, check_model, check_once, ch
 from fed_diffmic.config_server import ServerConfig
 from fed_diffmic.config_site import SiteConfig
 from fed_diffmic.errors import ConfigError
+from fed_diffmic.exchange.hours import parse_hours
 
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
 ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
@@ -59,6 +60,7 @@ def check_site_consistency(config: SiteConfig) -> None:
     """
     check_dataset(config.dataset, "dataset")
     site, way = config.site, config.coordinator
+    parse_hours(config.policy.hours)
     if site.name:
         check_site_name("site.name", site.name)
     if not DEVICE.fullmatch(site.device):

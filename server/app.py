@@ -84,7 +84,7 @@ def train(
     sites = named.split("|") if named else None
     text = str(run_config.get("spec-json") or "")
     join_s = float(run_config.get("join-s") or JOIN_S)
-    spec = RunSpec.from_json(text) if text else spec_of(config, grid, run_dir, events, sites, join_s)
+    spec = RunSpec.from_json(text) if text else spec_of(config, grid, run_dir, events, sites, join_s, hooks)
     stages = str(run_config.get("stages") or "") or ",".join(stage for stage in STAGES if wanted(config, stage))
     return run_federation(
         grid,
@@ -107,13 +107,20 @@ def wanted(config: SimulateConfig, stage: str) -> bool:
 
 
 def spec_of(
-    config: SimulateConfig, grid: Grid, run_dir: Path, events: Events, sites: list[str] | None, join_s: float = JOIN_S
+    config: SimulateConfig,
+    grid: Grid,
+    run_dir: Path,
+    events: Events,
+    sites: list[str] | None,
+    join_s: float = JOIN_S,
+    hooks: Hooks | None = None,
 ) -> RunSpec:
     """The spec of a run that was not given one; classes that the configuration does not name come from the sites."""
     classes, task = tuple(config.dataset.classes or ()), config.dataset.task
     if not classes or task is None:
         nodes = None if sites is None else len(sites)
-        said, said_task = agreed_labels(grid, events, run=run_dir.name, nodes=nodes, deadline=time.monotonic() + join_s)
+        deadline = time.monotonic() + join_s
+        said, said_task = agreed_labels(grid, events, run=run_dir.name, nodes=nodes, deadline=deadline, hooks=hooks)
         classes, task = classes or said, task or said_task
     device = "cpu" if config.run.device == "auto" else config.run.device
     return make_spec(config, classes=classes, task=task, run_id=run_dir.name, arm="federated", device=device)

@@ -10,13 +10,21 @@ from flwr.serverapp import Grid
 from fed_diffmic.errors import RoundError
 from fed_diffmic.exchange.payload import Payload, pack, request_name
 from fed_diffmic.exchange.screening import Expected
+from server.hooks import Hooks
 from server.replies import Events, Request, Site, ask
 
 LABELS = "query.labels"
 
 
 def agreed_labels(
-    grid: Grid, events: Events, *, run: str, nodes: int | None, deadline: float, poll_s: float = 0.1
+    grid: Grid,
+    events: Events,
+    *,
+    run: str,
+    nodes: int | None,
+    deadline: float,
+    poll_s: float = 0.1,
+    hooks: Hooks | None = None,
 ) -> tuple[tuple[str, ...], str]:
     """Classes, in order, and task that all sites' data have.
 
@@ -26,6 +34,7 @@ def agreed_labels(
         run: identifier quoted by the replies.
         nodes: how many nodes are expected; none: all that are there once their number stands still.
         deadline: monotonic seconds.
+        hooks: what a real coordinator adds.
 
     Raises:
         RoundError: nobody answered in time, or the sites do not agree.
@@ -38,7 +47,7 @@ def agreed_labels(
         fields={"classes": list, "task": str},
     )
     requests = [Request(Site(f"node {i}", i), Payload("labels", header), expected, pack({})) for i in ids]
-    outcome = ask(grid, requests, events, message_type=LABELS, deadline=deadline, facts={}, poll_s=poll_s)
+    outcome = ask(grid, requests, events, message_type=LABELS, deadline=deadline, facts={}, poll_s=poll_s, hooks=hooks)
     found = {(tuple(map(str, r.header["classes"])), r.header["task"]) for r in outcome.replies.values()}
     if len(found) != 1:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(outcome.missing.items()))

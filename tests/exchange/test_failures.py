@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from fed_diffmic.errors import ConfigError, DataError, MachineError, ModelFileError
@@ -30,3 +33,9 @@ def test_every_exception_has_a_code_and_a_fixed_sentence(error: Exception, code:
 def test_codes_that_are_not_ours_mean_that_the_node_failed() -> None:
     assert failure_sentence(5) == FAILURES[failures.NODE_FAILED]
     assert failure_sentence(10**9) == FAILURES[failures.NODE_FAILED]
+
+
+def test_every_code_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "errors.md").read_text(encoding="utf-8")
+    rows = {int(code): sentence for code, sentence in re.findall(r"^\| (\d{4}) \| (.*) \|$", text, re.MULTILINE)}
+    assert rows == FAILURES

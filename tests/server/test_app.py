@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.app import app as site_app
 from fed_diffmic.compose import compose, to_json
 from fed_diffmic.config import SimulateConfig
 from fed_diffmic.errors import ConfigError, RoundError
+from fed_diffmic.exchange.audit import AuditLog, read_lines
 from fed_diffmic.reporting.events import EventLog, read_events
 from server.app import app, shared_events, wanted
 from server.checkpoints import load_final
+from server.hooks import Hooks
 from server.labels import agreed_labels, wait_for_nodes
 from simulations.flower_app import VirtualClientApp
 from simulations.grid import InProcessGrid, run_in_process
@@ -113,3 +116,13 @@ def test_which_stages_are_wanted() -> None:
     config = replace(config, stages=replace(config.stages, guidance=given, diffusion=replace(given, init=None)))
     assert wanted(config, "guidance")
     assert not wanted(config, "diffusion")
+
+
+def test_a_question_for_labels_is_in_the_coordinators_log_too(tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    hooks = Hooks(audit=AuditLog(tmp_path / "audit.jsonl", key, owner="coordinator"))
+    grid, _ = toy.toy_grid(tmp_path)
+    agreed = agreed_labels(grid, toy.Events([]), run="x", nodes=2, deadline=1e12, hooks=hooks)
+    assert agreed == (toy.CLASSES, "multiclass")
+    kinds = [line.kind for line in read_lines(tmp_path / "audit.jsonl")]
+    assert kinds == ["opened", "request", "request", "reply", "reply"]
