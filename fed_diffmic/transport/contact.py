@@ -17,6 +17,7 @@ from typing import Any
 
 FILE = "supernode.json"
 TICK_S = 1.0
+AT_ONCE = ("port", "connected", "busy", "problem")
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,7 @@ class Reporter:
         """Change fields; written at the next tick, or at once."""
         with self._lock:
             changed = replace(self.now, **facts)
-            at_once = at_once or (changed.connected, changed.busy, changed.port) != (
-                self.now.connected,
-                self.now.busy,
-                self.now.port,
-            )
+            at_once = at_once or any(getattr(changed, name) != getattr(self.now, name) for name in AT_ONCE)
             self.now = changed
         if at_once:
             self.write()

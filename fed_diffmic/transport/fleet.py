@@ -8,14 +8,18 @@ every failure becomes a sentence for the supervisor.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto.fleet_pb2 import PullMessagesResponse
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, ActivateNodeResponse, PullMessagesResponse
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import PushAppMessagesRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender
@@ -25,10 +29,12 @@ from flwr.supercore.run import RunNotRunningException
 from flwr.supernode import fleet_http_connection
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
+from fed_diffmic.files import atomic_write
 from fed_diffmic.transport.contact import Reporter
 from fed_diffmic.transport.spool import Spool
 
 RECEIVES = 5
+logger = logging.getLogger(__name__)
 UNKNOWN = (
     "the coordinator does not accept this site: its key is not in the roster (any more), or this machine's clock is"
     " wrong, or the coordinator was started anew"
@@ -76,8 +82,17 @@ def _tls_words(text: str) -> str:
     return "the TLS handshake failed"
 
 
-def watched_client(report: Reporter) -> type[FleetHttpClient]:
-    """Flower's client of the fleet endpoints that tells the supervisor how it goes."""
+def watched_client(report: Reporter, node_file: Path | None) -> type[FleetHttpClient]:
+    """Flower's client of the fleet endpoints that tells the supervisor how it goes, and stays the node that it was.
+
+    A SuperLink does not let a node in that it believes to be online, as it does for two heartbeats after a SuperNode
+    was killed; and when they are over it answers for the node that it is not there. So a SuperNode that is started
+    again goes on as the same node, by a heartbeat, where the SuperLink takes it from this key.
+
+    Args:
+        report: to the supervisor.
+        node_file: keeps the node's number; none: the node has no key of its own.
+    """
 
     class Watched(FleetHttpClient):
         def _unary_unary(self, **call: Any) -> Any:
@@ -92,7 +107,29 @@ def watched_client(report: Reporter) -> type[FleetHttpClient]:
             report.heard()
             return result
 
+        def ActivateNode(self, request: ActivateNodeRequest) -> ActivateNodeResponse:  # noqa: N802 - Flower's name
+            """Go on as the node that this site was, else become one."""
+            known = None if node_file is None else _known_node(node_file)
+            if known is not None:
+                beat = SendNodeHeartbeatRequest(node=Node(node_id=known), heartbeat_interval=request.heartbeat_interval)
+                try:
+                    if self.SendNodeHeartbeat(beat).success:
+                        return ActivateNodeResponse(node_id=known)
+                except httpx.HTTPStatusError as error:  # another SuperLink, to which that number means nothing
+                    logger.info("the node's number is not taken: status %d", error.response.status_code)
+            response = super().ActivateNode(request)
+            if node_file is not None:
+                atomic_write(node_file, str(response.node_id).encode(), 0o600)
+            return response
+
     return Watched
+
+
+def _known_node(path: Path) -> int | None:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
 
 
 class SteadyHeartbeat(HeartbeatSender):

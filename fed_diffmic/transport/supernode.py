@@ -26,6 +26,7 @@ from fed_diffmic.errors import ConfigError
 from fed_diffmic.transport.processes import Child, child_env, die_with_parent, start_child
 
 INBOX = "inbox"
+NODE = "node"
 FLOWER = "flower"
 STARTED_S = 20.0
 GONE = 1
@@ -156,7 +157,7 @@ def run_supernode(settings: NodeSettings) -> None:
         current[-1].settle()
 
     connection.flwr_exit = internal.flwr_exit = exit_with_reason
-    connection.FleetHttpClient = fleet.watched_client(report)
+    connection.FleetHttpClient = fleet.watched_client(report, Path(settings.run) / NODE if settings.key else None)
     connection.HeartbeatSender = fleet.SteadyHeartbeat
     connection.make_simple_http_retry_invoker = make_invoker
     internal.http_request_response = lambda *args: fleet.kept_connection(spool, report, current, *args)
@@ -168,20 +169,22 @@ def run_supernode(settings: NodeSettings) -> None:
     if settings.key is not None:
         private: Any = load_ssh_private_key(Path(settings.key).read_bytes(), None)
         key = (private, private.public_key())
-    internal.start_client_internal(
-        state_factory=factory,
-        server_address=settings.address,
-        node_config={},
-        root_certificates=None if settings.insecure else ca_certificates(settings.ca),
-        insecure=settings.insecure,
-        authentication_keys=key,
-        max_wait_time=settings.give_up_s,
-        isolation="process",
-        runtime_api_address=f"127.0.0.1:{port}",
-        superexec_auth_secret=bytes.fromhex(settings.secret),
-        runtime_dependency_install=False,
-    )
-    report.set(at_once=True, connected=False)
+    try:
+        internal.start_client_internal(
+            state_factory=factory,
+            server_address=settings.address,
+            node_config={},
+            root_certificates=None if settings.insecure else ca_certificates(settings.ca),
+            insecure=settings.insecure,
+            authentication_keys=key,
+            max_wait_time=settings.give_up_s,
+            isolation="process",
+            runtime_api_address=f"127.0.0.1:{port}",
+            superexec_auth_secret=bytes.fromhex(settings.secret),
+            runtime_dependency_install=False,
+        )
+    finally:
+        report.set(at_once=True, connected=False)
 
 
 def serve_worker(factory: Any, spool: Any, settings: NodeSettings) -> int:
