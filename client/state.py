@@ -137,15 +137,6 @@ class SiteStore:
         answers[name] = {"round": round_index, "requests": [*earlier, request]}
         write_json(self._answers_file(key), answers, mode=0o600)
 
-    def expire(self, days: float) -> int:
-        """Remove bases, states and updates last used longer ago than this; returns how many files went."""
-        oldest = time.time() - days * 86400.0
-        files = [p for part in PURGED for p in (self.folder / part).rglob("*") if p.is_file()]
-        old = [path for path in files if path.stat().st_mtime < oldest]
-        for path in old:
-            path.unlink(missing_ok=True)
-        return len(old)
-
     def purge(self) -> None:
         """Remove everything kept, but not what was answered."""
         for part in PURGED:

@@ -114,13 +114,14 @@ def _compare(config: SiteConfig, arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from client.compare import IN_USE, compare_models, comparison_text, take_over
-    from server.checkpoints import load_final
+    from fed_diffmic.final import load_final
+    from fed_diffmic.provision.keys import load_public
 
     folder = Path(str(config.site.folder))
     in_use = arguments.other or (folder / IN_USE if (folder / IN_USE).exists() else None)
-    result = compare_models(
-        config, load_final(arguments.model), None if in_use is None else load_final(in_use), split=arguments.split
-    )
+    key = None if config.coordinator.public_key is None else load_public(config.coordinator.public_key)
+    came = load_final(arguments.model, public_key=key)
+    result = compare_models(config, came, None if in_use is None else load_final(in_use), split=arguments.split)
     print(json.dumps(asdict(result), indent=2) if arguments.json else comparison_text(result))
     if arguments.take_over:
         take_over(arguments.model, folder)

@@ -354,12 +354,3 @@ def test_a_malformed_message_is_refused_and_written_down(tmp_path: Path, site: A
         failures.BAD_REQUEST, failures.FAILURES[failures.BAD_REQUEST]
     )  # fmt: skip
     assert [n.kind for n in lines(tmp_path)] == ["opened", "refusal"]
-
-
-def test_kept_files_expire_but_not_what_was_answered(tmp_path: Path, site: Any) -> None:
-    site()
-    assert failure_of(send(task("train"), "train", context(tmp_path))) is None
-    store = SiteStore(tmp_path / "a")
-    assert store.expire(1.0) == 0
-    assert store.expire(-1.0) == 2  # the base and the update
-    assert len(list((tmp_path / "a" / "answers").iterdir())) == 1
