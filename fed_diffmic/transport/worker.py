@@ -29,7 +29,7 @@ from fed_diffmic.transport.messages import failure_message
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 POLL_S = 0.2
 LOST_S = 1.0
-RETRY_S = 20.0
+RETRY_S = 5.0  # a SuperNode on this machine that does not answer is gone; the next one gives the task again
 
 logger = logging.getLogger(__name__)
 
