@@ -50,7 +50,6 @@ FLEET = frozenset(
 REASON_HEADER = b"x-fed-diffmic-refused"
 VERSIONS_HEADER = b"x-fed-diffmic-versions"
 ABOUT_SITES = ("key", "signature", "clock", "roster")
-MAX_ADDRESSES = 10_000
 _log = logging.getLogger("fed_diffmic.guard")
 
 

@@ -20,7 +20,7 @@ from fed_diffmic.provision.keys import load_private, make_site_key, public_pem
 from fed_diffmic.provision.roster import Roster
 from fed_diffmic.transport import guard
 from fed_diffmic.transport.guard import Bounds, Gate, Listener
-from fed_diffmic.transport.superlink import RosterAdmission, bind
+from fed_diffmic.transport.superlink_child import RosterAdmission, bind
 
 BOUNDS = Bounds(header_s=0.6, body_s=0.8, body_bytes=100_000, per_address=8, total=8)
 PULL = "/v1/fleet/pull-messages"
@@ -357,3 +357,24 @@ def test_the_count_of_refusals_is_what_a_supervisor_reads(server):
     told = json.loads(server.gate.counts.to_json())
     assert told["refused"] == {"path": 1}
     assert set(told) == {"open", "accepted", "refused", "contact", "bytes_in"}
+
+
+def test_a_renewed_certificate_is_taken_for_new_connections(server, tmp_path):
+    from fed_diffmic.provision.authority import Authority
+    from fed_diffmic.transport.superlink import LinkSettings
+    from fed_diffmic.transport.superlink_child import renew
+
+    with server.connect() as sock:
+        before = sock.getpeercert()["serialNumber"]
+    paths = {"certificate": str(tmp_path / "server" / "server.crt"), "key": str(tmp_path / "server" / "server.key")}
+    settings = LinkSettings(str(tmp_path), "127.0.0.1", server.port, **paths)
+    watching = asyncio.run_coroutine_threadsafe(renew(server.listener.tls, settings, 0.02), server.loop)
+    time.sleep(0.1)
+    Authority.load(tmp_path / "ca").renew_server(tmp_path / "server")
+    until = time.monotonic() + 10
+    after = before
+    while after == before and time.monotonic() < until:
+        with server.connect() as sock:
+            after = sock.getpeercert()["serialNumber"]
+    watching.cancel()
+    assert after != before
