@@ -1,0 +1,79 @@
+"""A model that came against the one in use, on the site's own images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client import compare
+from client.compare import BEFORE, IN_USE, Final, compare_models, comparison_text, take_over
+from fed_diffmic.config_site import SiteConfig, SiteGroup
+from fed_diffmic.errors import DataError, UsageError
+from fed_diffmic.spec import RunSpec
+from fed_diffmic.training.calibration import Calibration
+from fed_diffmic.training.stages import initial_state
+from tests.toy import install_toy_networks, toy_site, toy_spec
+
+CONFIG = SiteConfig(site=SiteGroup(name="one", folder="nowhere", device="cpu"))
+
+
+@dataclass(frozen=True)
+class Model:
+    spec: RunSpec
+    states: dict[str, Any]
+    calibration: dict[str, Calibration]
+
+
+def model(seed: int) -> Final:
+    spec = replace(toy_spec(), seed=seed)
+    fitted = Calibration("multiclass", 1.0, 0.0, (1 / 3, 1 / 3, 1 / 3))
+    return Model(spec, {"guidance": initial_state(spec, "guidance")}, {"guidance": fitted})
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    install_toy_networks(monkeypatch.setattr)
+    data = toy_site("one", 3, count=48)
+    monkeypatch.setattr(compare, "SiteSource", lambda _: lambda *_: data)
+
+
+def test_one_model_has_figures_and_two_a_paired_difference() -> None:
+    alone = compare_models(CONFIG, model(1), None, bootstrap=20)
+    assert (alone.site, alone.split, alone.images, alone.difference) == ("one", "test", 12, None)
+    both = compare_models(CONFIG, model(1), model(2), bootstrap=20)
+    assert both.figures == alone.figures
+    assert both.other is not None
+    assert both.difference is not None
+    for metric, cell in both.difference.items():
+        if cell["value"] is not None:
+            ours, theirs = both.figures[metric]["value"], both.other[metric]["value"]
+            assert cell["value"] == pytest.approx(ours - theirs)
+    same = compare_models(CONFIG, model(1), model(1), bootstrap=20)
+    assert same.difference is not None
+    assert {cell["value"] for cell in same.difference.values()} <= {0.0, None}
+    assert "difference" in comparison_text(both)
+    assert "difference" not in comparison_text(alone)
+
+
+def test_a_model_of_other_classes_is_refused() -> None:
+    other = model(1)
+    strange = Model(replace(other.spec, classes=("a", "b", "c")), dict(other.states), dict(other.calibration))
+    with pytest.raises(DataError, match="classes"):
+        compare_models(CONFIG, strange, None)
+
+
+def test_a_model_taken_over_leaves_the_one_before_beside_it(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name / "final").mkdir(parents=True)
+        (tmp_path / name / "final" / "model.json").write_text(name)
+    folder = tmp_path / "site"
+    folder.mkdir()
+    take_over(tmp_path / "first", folder)
+    take_over(tmp_path / "second", folder)
+    assert (folder / IN_USE / "final" / "model.json").read_text() == "second"
+    assert (folder / BEFORE / "final" / "model.json").read_text() == "first"
+    with pytest.raises(UsageError, match="in use already"):
+        take_over(folder / IN_USE, folder)
