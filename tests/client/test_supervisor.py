@@ -15,10 +15,9 @@ from typing import Any, cast
 
 import pytest
 
-from client.start import LOGS, RUN
+from client.start import LOGS
 from client.supervisor import Keeper, ending, lock_key
 from fed_diffmic.errors import MachineError
-from fed_diffmic.transport.contact import read_contact
 from fed_diffmic.transport.processes import Child
 
 DRIVER = """
@@ -73,7 +72,7 @@ def test_a_key_is_held_by_one_client(tmp_path: Path) -> None:
         pass
 
 
-def wait(what: Callable[[], Any], bound_s: float = 60.0) -> Any:
+def wait(what: Callable[[], Any], bound_s: float = 120.0) -> Any:
     until = time.monotonic() + bound_s
     while time.monotonic() < until:
         found = what()
@@ -115,26 +114,28 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
             process.communicate(timeout=20)
 
 
-def children(folder: Path) -> list[int]:
-    """Pids of the SuperNode and the worker, once both said so."""
-    contact = read_contact(folder / RUN)
-    try:
-        worker = json.loads((folder / RUN / "worker.json").read_text())["pid"]
-    except (OSError, ValueError):
-        return []
-    return [contact.pid, worker] if contact is not None else []
+def children(parent: int) -> list[int]:
+    """Pids of the SuperNode and the worker, once both run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(stat.read_text().rsplit(") ", 1)[1].split()[1]) == parent:
+                found.append(int(stat.parent.name))
+        except (OSError, IndexError):  # it ended while it was looked at
+            continue
+    return found if len(found) == 2 else []
 
 
 def test_killed_it_leaves_nothing_behind_and_a_second_client_is_refused(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     first, folder = start(), tmp_path / "site"
-    pids = wait(lambda: children(folder))
+    pids = wait(lambda: children(first.pid))
     assert all(alive(pid) for pid in pids)
     assert folder.stat().st_mode & 0o777 == 0o700
     assert all(path.stat().st_mode & 0o077 == 0 for path in (folder / LOGS).iterdir())
     second = start()
-    assert second.wait(60) == MachineError.exit_code
+    assert second.wait(120) == MachineError.exit_code
     assert "is in use by process" in second.communicate()[1]
     first.kill()
     wait(lambda: not any(alive(pid) for pid in pids), 10)
@@ -144,10 +145,10 @@ def test_a_signal_ends_it_cleanly_and_no_contact_ends_it_with_the_reason(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     ended = start()
-    pids = wait(lambda: children(tmp_path / "site"))
+    pids = wait(lambda: children(ended.pid))
     ended.send_signal(signal.SIGTERM)
-    assert ended.wait(30) == 143
+    assert ended.wait(60) == 143
     assert not any(alive(pid) for pid in pids)
     silent = start(give_up_s=4.0)
-    assert silent.wait(60) == MachineError.exit_code
+    assert silent.wait(120) == MachineError.exit_code
     assert "nothing was heard of the coordinator" in silent.communicate()[1]
