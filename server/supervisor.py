@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -20,8 +22,9 @@ from fed_diffmic.errors import FedDiffmicError, MachineError
 from fed_diffmic.exchange.audit import AuditLog
 from fed_diffmic.files import atomic_write, write_json
 from fed_diffmic.reporting.curves import write_metrics_csv
-from fed_diffmic.reporting.events import EventLog, read_events
-from fed_diffmic.reporting.progress import RichProgress, make_progress
+from fed_diffmic.reporting.events import EventLog, Observer, read_events
+from fed_diffmic.reporting.logs import set_up_logs
+from fed_diffmic.reporting.progress import PlainProgress, RichProgress, make_progress
 from fed_diffmic.transport.control import Control, LinkLostError
 from fed_diffmic.transport.processes import free_port, lock_file
 from fed_diffmic.transport.serverapp import run_server_app
@@ -38,6 +41,7 @@ from server.status import LOCK, RunStatus, StatusWriter
 AUDIT = "audit.jsonl"
 RESTART_PAUSE_S = 1.0
 _LINK = "link"
+logger = logging.getLogger("fed_diffmic.server")
 
 
 def coordinate(config: ServerConfig, *, resume: bool = False) -> int:
@@ -58,8 +62,7 @@ def coordinate(config: ServerConfig, *, resume: bool = False) -> int:
     except OSError as error:
         raise MachineError(f"run.dir cannot be made: {error.strerror}", "Choose a folder you may write to.") from error
     with lock_file(run_dir / LOCK, f"the run in {run_dir}"), second_signal_ends():
-        for line in banner(config):
-            print(line, file=sys.stderr, flush=True)
+        say(banner(config))
         atomic_write(run_dir / "config.yaml", to_yaml(config).encode())
         _Coordinator(config, run_dir).run(resume=resume)
     return 0
@@ -77,6 +80,30 @@ def banner(config: ServerConfig) -> list[str]:
         return [f"INSECURE {line}" for line in lines]
     sites = expected_sites(config) or []
     return [*lines, f"TLS and node authentication; expected sites: {', '.join(sites)}"]
+
+
+def say(lines: Sequence[str]) -> None:
+    """Lines on a terminal, JSON objects elsewhere."""
+    if sys.stderr.isatty():
+        print("\n".join(lines), file=sys.stderr, flush=True)
+        return
+    set_up_logs()
+    for line in lines:
+        logger.info(line)
+
+
+class _LogStream(io.StringIO):
+    """Lets the plain progress display write to the log."""
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            logger.log(logging.WARNING if text.startswith("warning") else logging.INFO, text.strip())
+        return len(text)
+
+
+def progress_display() -> Observer:
+    """Bars on a terminal; elsewhere a JSON line for each round and each trouble."""
+    return make_progress() if sys.stderr.isatty() else PlainProgress(_LogStream())
 
 
 @contextmanager
@@ -135,7 +162,7 @@ class _Coordinator:
 
     def run(self, *, resume: bool) -> None:
         """Follow the run to its end, whatever that is, and say it in the status and the events."""
-        started, progress = time.monotonic(), make_progress()
+        started, progress = time.monotonic(), progress_display()
         monitor = Monitor(self.status.status, self.config.listen.status_port)
         events = EventLog(self.run_dir / "events.jsonl", observers=[progress, self.status, monitor])
         try:

@@ -265,8 +265,15 @@ def test_commands_that_do_not_exist(capsys, arguments, words):
     assert words in fails(capsys, *arguments)
 
 
-def test_the_coordinators_command_is_honest(capsys):
-    assert server_cli.main(["--config", "server.yaml", "seed=1"]) == 2
-    assert "not part of this release" in capsys.readouterr().err
-    assert server_cli.main(["--bogus"]) == 2
-    assert "Traceback" not in capsys.readouterr().err
+def test_the_coordinators_command_says_what_is_wrong(capsys, tmp_path):
+    for arguments, words in (
+        (["--config", str(tmp_path / "missing.yaml"), "seed=1"], "cannot be read"),
+        (["--bogus"], "there is no option"),
+        ([f"run.dir={tmp_path / 'run'}"], "security.certificate"),
+        (["--resume", str(tmp_path)], "there is no run"),
+        (["status", str(tmp_path)], "not the folder of a run"),
+    ):
+        assert server_cli.main(arguments) == 2
+        said = capsys.readouterr().err
+        assert words in said
+        assert "Traceback" not in said
