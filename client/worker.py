@@ -2,7 +2,7 @@
 
 Started by the supervisor as ``python -m client.worker`` with the site's configuration on standard input. It lives
 from task to task, so that the model's kernels and the decoded images stay warm, and makes no connection but the one
-to its own SuperNode on loopback.
+to its own SuperNode on loopback. What takes long to load is loaded once its life hangs on the supervisor's.
 """
 
 from __future__ import annotations
@@ -16,21 +16,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from client.app import app
-from client.control import gate
-from client.device import chosen_device
-from client.site import Rules, register_source
-from client.source import SiteSource
-from client.start import STATE, WorkerSettings, site_audit
-from fed_diffmic.config_site import SiteConfig
-from fed_diffmic.exchange.policy import SitePolicy
-from fed_diffmic.reporting.logs import set_up_logs
-from fed_diffmic.spec import parse_dataclass
-from fed_diffmic.transport.contact import read_contact
 from fed_diffmic.transport.processes import die_with_parent
-from fed_diffmic.transport.worker import serve
+
+if TYPE_CHECKING:
+    from client.start import WorkerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +29,9 @@ logger = logging.getLogger(__name__)
 def main() -> NoReturn:
     """The child: read settings, work until a signal comes, end."""
     die_with_parent()
+    from client.start import WorkerSettings
+    from fed_diffmic.reporting.logs import set_up_logs
+
     settings = WorkerSettings(**json.loads(sys.stdin.buffer.read()))
     set_up_logs()
     stop = threading.Event()
@@ -59,6 +53,18 @@ def main() -> NoReturn:
 
 def work(settings: WorkerSettings, stop: threading.Event) -> None:
     """Register what this site has and enforces, and serve its SuperNode."""
+    from client.app import app
+    from client.control import gate
+    from client.device import chosen_device
+    from client.site import Rules, register_source
+    from client.source import SiteSource
+    from client.start import STATE, site_audit
+    from fed_diffmic.config_site import SiteConfig
+    from fed_diffmic.exchange.policy import SitePolicy
+    from fed_diffmic.spec import parse_dataclass
+    from fed_diffmic.transport.contact import read_contact
+    from fed_diffmic.transport.worker import serve
+
     config: SiteConfig = parse_dataclass(SiteConfig, settings.config, "config")
     folder, run = Path(str(config.site.folder)), Path(settings.run)
     rules = Rules(SitePolicy(config.policy), config.dataset.name, site_audit(config), gate=lambda _: gate(folder))

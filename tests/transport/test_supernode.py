@@ -189,7 +189,7 @@ class Asked:
     def answer(self) -> dict[str, Any]:
         reply = self.message()
         assert not reply.has_error(), reply.error
-        return dict(reply.content["said"])  # type: ignore[arg-type]
+        return dict(reply.content["said"])
 
     def message(self) -> Message:
         self._thread.join(BOUND_S)
@@ -244,6 +244,7 @@ def test_a_whole_reply_is_delivered_without_a_worker(site: Site, link: RunningLi
     wait(lambda: site.spool.request() is None)
 
 
+@pytest.mark.slow
 def test_a_request_that_ends_every_worker_is_answered_with_a_failure(site: Site, link: RunningLink) -> None:
     site.start_node()
     first = site.start_worker()
@@ -258,6 +259,7 @@ def test_a_request_that_ends_every_worker_is_answered_with_a_failure(site: Site,
     assert reply.error.reason == "ClientApp stopped responding."
 
 
+@pytest.mark.slow
 def test_nobody_without_the_secret_gets_a_task(site: Site, link: RunningLink) -> None:
     site.start_node()
     contact = wait(site.connected)
@@ -277,8 +279,8 @@ def test_nobody_without_the_secret_gets_a_task(site: Site, link: RunningLink) ->
     ("change", "words"),
     [
         ({"key": "other"}, "does not accept this site"),
-        ({"ca": "other-ca/ca.crt"}, "not signed by the CA"),
-        ({"address": "127.0.0.1:1"}, "cannot be reached"),
+        pytest.param({"ca": "other-ca/ca.crt"}, "not signed by the CA", marks=pytest.mark.slow),
+        pytest.param({"address": "127.0.0.1:1"}, "cannot be reached", marks=pytest.mark.slow),
     ],
 )
 def test_what_is_wrong_with_the_way_is_said_in_words(
