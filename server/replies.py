@@ -1,8 +1,8 @@
 """One exchange with the sites: requests out, replies in, deadline, screening, bytes.
 
-Everything that waits here has a bound. A site that is paused, or that works at other hours, is asked again while the
-round needs it and its time lasts. Replies are matched to requests by message id, never by the
-node they seem to come from (Flower answers for a lost node in the SuperLink's name). What is
+Everything that waits here has a bound. A site that is paused, that works at other hours, or whose process or
+connection Flower lost, is asked again while the round needs it and its time lasts. Replies are matched to requests by
+message id, never by the node they seem to come from (Flower answers for a lost node in the SuperLink's name). What is
 refused or missing becomes an event with the site's name and a code, and nothing of what was sent.
 """
 
@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 
 from fed_diffmic.exchange.audit import Head
 from fed_diffmic.exchange.audit_facts import anchor_of, payload_facts, place, request_facts
-from fed_diffmic.exchange.failures import LATER
+from fed_diffmic.exchange.failures import LATER, LOST
 from fed_diffmic.exchange.payload import Packed, Payload, PayloadError, encode, request_name
 from fed_diffmic.exchange.screening import REFUSALS, Expected, Refusal, screen
 from fed_diffmic.transport.messages import failure_of, from_record, header_digest, task_message
@@ -26,6 +26,7 @@ from server.hooks import Hooks
 
 NEED_BASE = "need_base"
 AGAIN_S, LONGEST_AGAIN_S = 15.0, 600.0
+LOST_S, LONGEST_LOST_S = 2.0, 30.0
 KEPT_CLOSED = 100_000
 EVENTS = {"query": "site_answered", "train": "site_done", "evaluate": "site_evaluated"}
 
@@ -260,11 +261,12 @@ class _Exchange:
 
     def _failed(self, request: Request, code: int, sentence: str) -> None:
         site = request.site.name
-        pause = self._pauses.get(site, AGAIN_S)
-        if code not in LATER or time.monotonic() + pause >= self.deadline:
+        first, longest = (LOST_S, LONGEST_LOST_S) if code in LOST else (AGAIN_S, LONGEST_AGAIN_S)
+        pause = min(self._pauses.get(site, first), longest)
+        if code not in LATER | LOST or time.monotonic() + pause >= self.deadline:
             self.fail(request, code, sentence)
             return
-        self._pauses[site] = min(2.0 * pause, LONGEST_AGAIN_S)
+        self._pauses[site] = min(2.0 * pause, longest)
         self._waiting[site] = (time.monotonic() + pause, request, code, sentence)
         self.events.emit("site_waits", site=site, code=code, reason=sentence, again_s=pause, **self.facts)
 

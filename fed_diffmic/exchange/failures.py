@@ -80,6 +80,9 @@ FAILURES: dict[int, str] = {
 LATER = frozenset({PAUSED, POLICY_HOURS})
 """Failures that pass by themselves: the coordinator asks again while the round's time lasts."""
 
+LOST = frozenset({3, 4, 5, 8})
+"""Flower's codes of a message, a node or a worker that it lost: the site may come back with its update kept."""
+
 
 class SiteError(Exception):
     """A task that a site could not do; ``code`` is all that the coordinator learns.
