@@ -24,7 +24,7 @@ from fed_diffmic.transport.processes import Child, child_env, ignore_proxies, st
 LOOPBACK = "127.0.0.1"
 TOKEN_HEADER, NONCE_HEADER = "x-fed-diffmic-token", "x-fed-diffmic-nonce"
 COUNTS_PATH = "/fed-diffmic/counts"
-START_S = 90.0
+START_S = 180.0
 STATE = "link.json"
 
 

@@ -71,7 +71,7 @@ def events_of(run: Path, kind: str) -> list[dict]:
 
 def listening(run: Path, times: int = 1) -> int:
     """Pid of the SuperLink once it listened so many times."""
-    wait_for(lambda: len(events_of(run, "listening")) >= times, 120, "SuperLink")
+    wait_for(lambda: len(events_of(run, "listening")) >= times, 300, "SuperLink")
     return int(events_of(run, "listening")[-1]["pid"])
 
 
@@ -192,7 +192,7 @@ def consortium(processes, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_kills_of_the_superlink_and_of_the_coordinator_change_no_bit(consortium, tmp_path):
     server = consortium.start_server()
     sites = consortium.start_sites()
