@@ -239,8 +239,9 @@ class _Site:
         self.problem, self.connected = contact.problem, contact.connected
         if now - contact.alive > patience and self.node.child is not None and now - self.node.started > patience:
             self.node.kill("it does not move")
+        spoke = contact.worker > self.worker.started  # this one, not the one before it, which needs no time to load
         heard = max(contact.worker, self.worker.started)
-        if self.worker.child is not None and now - heard > (patience if contact.worker else READY_S):
+        if self.worker.child is not None and now - heard > (patience if spoke else READY_S):
             self.worker.kill("it does not move")
             self.worker.failures += 1
 
