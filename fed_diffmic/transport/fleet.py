@@ -39,6 +39,7 @@ UNKNOWN = (
     "the coordinator does not accept this site: its key is not in the roster (any more), or this machine's clock is"
     " wrong, or the coordinator was started anew"
 )
+PASSING = ("timed out", "unexpected_eof", "eof occurred")
 STATUS_WORDS = {
     401: UNKNOWN,
     403: "the coordinator refuses this site",
@@ -56,6 +57,8 @@ def sentence(error: BaseException) -> str:
         code = error.response.status_code
         return STATUS_WORDS.get(code, f"the coordinator answered with status {code}")
     text = str(error).lower()
+    if passes(error):
+        return "the coordinator does not answer in time" if "timed out" in text else "the coordinator cannot be reached"
     if any(word in text for word in ("certificate", "ssl", "tls")):
         return f"no trusted connection: {_tls_words(text)}"
     if isinstance(error, httpx.ProxyError):
@@ -65,6 +68,12 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, httpx.TransportError):
         return "the coordinator cannot be reached"
     return f"the connection failed ({type(error).__name__})"
+
+
+def passes(error: BaseException) -> bool:
+    """Whether TLS failed as any connection may, by silence or an end; Flower takes that for a wrong certificate."""
+    text = str(error).lower()
+    return isinstance(error, httpx.TransportError) and any(words in text for words in PASSING)
 
 
 def _tls_words(text: str) -> str:
@@ -150,6 +159,8 @@ def retry_invoker(first_s: float, longest_s: float, give_up_s: float) -> Callabl
 
     def make() -> RetryInvoker:
         invoker = make_simple_http_retry_invoker()
+        gives_up = invoker.should_giveup
+        invoker.should_giveup = lambda error: not passes(error) and bool(gives_up and gives_up(error))
         invoker.wait_gen_factory = lambda: exponential(base_delay=first_s, max_delay=longest_s)  # type: ignore[arg-type]
         invoker.max_time = give_up_s
         return invoker

@@ -1,0 +1,52 @@
+"""A consortium of real processes over TLS on this machine, measured.
+
+python -m benchmarks.consortium start                  seconds from start to first round
+python -m benchmarks.consortium overhead               what a round costs the coordinator beyond the sites' work
+python -m benchmarks.consortium memory                 peak memory of every process with the `paper` model
+python -m benchmarks.consortium soak --minutes 30      random kills; weights, memory, descriptors, processes
+python -m benchmarks.consortium table --folder FOLDER  the soak's table, from its files
+
+A coordinator and three sites, each as its command; credentials are made by `fed-diffmic provision`'s own functions.
+Everything is written below ``--folder``, which must be new; without it, a temporary folder is used and removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+
+def main() -> int:
+    """Measure what was asked for, and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("start", "overhead", "memory", "soak", "table"))
+    parser.add_argument("--folder", type=Path, help="new folder of all that is written")
+    parser.add_argument("--minutes", type=float, default=30.0, help="of the soak")
+    parser.add_argument("--seed", type=int, default=0, help="of the soak's kills")
+    parser.add_argument("--heartbeat", type=float, default=30.0, help="Flower's interval, seconds")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        return measure(given, given.folder or Path(scratch) / "consortium")
+
+
+def measure(given: argparse.Namespace, folder: Path) -> int:
+    """One of the measurements."""
+    if given.what == "table":
+        from benchmarks.consortium_soak import table
+
+        print(table(folder))
+        return 0
+    if given.what == "soak":
+        from benchmarks.consortium_soak import Soak, table
+
+        good = Soak(folder, given.minutes, given.seed, given.heartbeat).run()
+        print(table(folder))
+        print("as it should be" if good else "NOT as it should be: see the story above")
+        return 0 if good else 1
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
