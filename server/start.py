@@ -20,7 +20,6 @@ from fed_diffmic.provision.certificates import load_certificate, load_pem_key
 from fed_diffmic.provision.keys import PrivateKey, load_private
 from fed_diffmic.provision.roster import Roster
 from fed_diffmic.spec import RunSpec, make_spec
-from server.checkpoints import CheckpointStore
 
 MAY_CHANGE = (
     "run.dir",
@@ -213,6 +212,8 @@ def run_config(config: ServerConfig, sites: list[str] | None) -> dict[str, str]:
 
 def stored_spec(folder: Path) -> RunSpec | None:
     """The spec of a run's last checkpoint, or none."""
+    from server.checkpoints import CheckpointStore  # it loads torch, for which a mistake in the file need not wait
+
     store = CheckpointStore(folder)
     state = store.load() if store.exists else None
     return None if state is None else RunSpec.from_json(json.dumps(state.settings["spec"]))
