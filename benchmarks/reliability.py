@@ -31,7 +31,7 @@ def rows(file: Path) -> list[dict[str, Any]]:
 def table(records: list[dict[str, Any]]) -> str:
     """A Markdown table, one line for each record, and a sentence that counts them."""
     lines = [
-        "| struck | when | how | heartbeat, s | outcome | progress again after, s | whole run, s |",
+        "| struck | when | how | heartbeat, s | outcome | site's next reply after, s | round done after, s |",
         "|---|---|---|---|---|---|---|",
     ]
     for r in records:

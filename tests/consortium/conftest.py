@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.consortium.harness import final_weights, simulate, training, write_data
+from tests.consortium.harness import final_weights, simulate, training, weights_of_rounds, write_data
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +20,22 @@ def common():
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory, data, common):
     return final_weights(simulate(tmp_path_factory.mktemp("simulation"), data, common))
+
+
+@pytest.fixture(scope="session")
+def long_run():
+    """A stage of more rounds than the fault matrix needs; the learning rate is the same in all of them."""
+    return training(rounds=100, schedule="constant")
+
+
+@pytest.fixture(scope="session")
+def undisturbed_rounds(tmp_path_factory, data, long_run):
+    """Weights' digests after so many rounds; each number of rounds is simulated once."""
+    known = {}
+
+    def of(rounds):
+        if rounds not in known:
+            known[rounds] = weights_of_rounds(tmp_path_factory.mktemp("rounds"), data, long_run, rounds)
+        return known[rounds]
+
+    return of

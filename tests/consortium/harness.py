@@ -77,7 +77,7 @@ def training(**stage: Any) -> dict[str, Any]:
         "model": "tiny",
         "stages": "tiny",
         "model_settings": MODEL,
-        "stage_settings": {"guidance": settings, "diffusion": {**settings, "rounds": 1}},
+        "stage_settings": {"guidance": settings, "diffusion": {**settings, "rounds": min(1, settings["rounds"])}},
     }
 
 
@@ -96,18 +96,52 @@ def environment(**more: str) -> dict[str, str]:
     return {**env, "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0", "PYTHONUNBUFFERED": "1", **more}
 
 
+def simulation_settings(folder: Path, data: Path, common: Mapping[str, Any]) -> list[str]:
+    """Of the simulation over the union of the sites' tables."""
+    return [
+        *overrides(common), "dataset=table", f"dataset.root={data}", "dataset.task=multiclass",
+        "dataset.classes=[" + ",".join(f'"{c}"' for c in CLASSES) + "]",
+        f"dataset.cache_dir={folder / 'simulation-cache'}", "partition=institution", "partition.min_images=1",
+        "run.device=cpu", "run.bootstrap=0", f"run.dir={folder / 'simulation'}",
+    ]  # fmt: skip
+
+
+def weights_of_rounds(folder: Path, data: Path, common: Mapping[str, Any], rounds: int) -> list[str]:
+    """The weights' digest after each of the guidance stage's first rounds, in the simulation.
+
+    The coordinator's audit log, which the simulation itself does not keep, names them.
+    """
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from fed_diffmic.compose import compose, to_json
+    from fed_diffmic.exchange.audit import AuditLog
+    from fed_diffmic.spec import make_spec
+    from server.checkpoints import CheckpointStore
+    from server.hooks import Hooks
+    from server.rounds import run_federation
+    from simulations.flower_app import client_app
+    from simulations.grid import InProcessGrid
+    from simulations.sites import shared_sites
+    from tests.toy import Events
+
+    run = folder / "simulation"
+    config = compose(None, [*simulation_settings(folder, data, common), f"stages.guidance.rounds={rounds}"])
+    sites = shared_sites(config, run)
+    spec = make_spec(config, classes=sites.classes, task=sites.task, run_id="simulation", arm="federated", device="cpu")
+    nodes = [{"site": site, "partition-id": i, "num-partitions": len(SITES)} for i, site in enumerate(SITES)]
+    grid = InProcessGrid(client_app, nodes, {"config-json": to_json(config), "run-dir": str(run)})
+    hooks = Hooks(audit=AuditLog(run / "audit.jsonl", ec.generate_private_key(ec.SECP256R1()), owner="coordinator"))
+    store = CheckpointStore(run)
+    final = run_federation(grid, spec, store, Events([]), stages=["guidance"], sites=list(SITES), hooks=hooks)
+    return [row["weights"] for row in final.history]
+
+
 def simulate(folder: Path, data: Path, common: Mapping[str, Any]) -> Path:
     """The in-process simulation over the union of the sites' tables; its run folder."""
-    run = folder / "simulation"
-    command = [
-        str(BIN / "fed-diffmic"), "simulate", *overrides(common), "dataset=table", f"dataset.root={data}",
-        "dataset.classes=[" + ",".join(f'"{c}"' for c in CLASSES) + "]", "dataset.task=multiclass",
-        f"dataset.cache_dir={folder / 'simulation-cache'}", "partition=institution", "partition.min_images=1",
-        "run.device=cpu", "run.bootstrap=0", f"run.dir={run}",
-    ]  # fmt: skip
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240, check=False)
+    command = [str(BIN / "fed-diffmic"), "simulate", *simulation_settings(folder, data, common)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return run
+    return folder / "simulation"
 
 
 def final_weights(run: Path) -> dict[str, bytes]:

@@ -8,12 +8,10 @@ import shutil
 import socket
 import struct
 import subprocess
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-
-import pytest
 
 RESET = struct.pack("ii", 1, 0)
 CLOCK = r"""
@@ -160,13 +158,17 @@ class Clock:
     """The wall clock of processes that are started with :attr:`env`, ahead by as much as is said, at once.
 
     Args:
-        folder: gets the small library that they load; skips the test where it cannot be compiled.
+        folder: gets the small library that they load.
+        compiler: of C.
     """
 
-    def __init__(self, folder: Path) -> None:
+    @classmethod
+    def make(cls, folder: Path) -> Clock | None:
+        """One, or none where there is no C compiler."""
         compiler = shutil.which("cc") or shutil.which("gcc")
-        if compiler is None:
-            pytest.skip("no C compiler: the clock of a process cannot be changed here")
+        return None if compiler is None or sys.platform != "linux" else cls(folder, compiler)
+
+    def __init__(self, folder: Path, compiler: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "clock.c").write_text(CLOCK)
         library = folder / "clock.so"
@@ -184,21 +186,17 @@ class Clock:
         self._shared[:8] = struct.pack("q", seconds)
 
 
-@contextmanager
-def small_disk(folder: Path, mib: int) -> Iterator[None]:
-    """Mount a file system of its own over ``folder``; skips the test where that is not allowed."""
-    folder.mkdir(parents=True, exist_ok=True)
+def small_disk(folder: Path, stack: ExitStack, mib: int = 128) -> bool:
+    """Mount a file system of its own over ``folder`` until ``stack`` ends; whether that is allowed here."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=0700", "tmpfs", str(folder)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, check=False)
     except FileNotFoundError:
-        pytest.skip("no mount program: a disk cannot be filled here")
-    if done.returncode != 0:
-        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        return False
+    if done.returncode == 0:
+        stack.callback(subprocess.run, ["umount", "--lazy", str(folder)], check=True)
+    return done.returncode == 0
 
 
 def fill(folder: Path) -> Path:
