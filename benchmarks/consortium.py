@@ -1,7 +1,6 @@
 """A consortium of real processes over TLS on this machine, measured.
 
-python -m benchmarks.consortium start                  seconds from start to first round
-python -m benchmarks.consortium overhead               what a round costs the coordinator beyond the sites' work
+python -m benchmarks.consortium rounds                 seconds from start to first round, and where a round's go
 python -m benchmarks.consortium memory                 peak memory of every process with the `paper` model
 python -m benchmarks.consortium soak --minutes 30      random kills; weights, memory, descriptors, processes
 python -m benchmarks.consortium table --folder FOLDER  the soak's table, from its files
@@ -21,11 +20,13 @@ from pathlib import Path
 def main() -> int:
     """Measure what was asked for, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("start", "overhead", "memory", "soak", "table"))
+    parser.add_argument("what", choices=("rounds", "memory", "soak", "table"))
     parser.add_argument("--folder", type=Path, help="new folder of all that is written")
     parser.add_argument("--minutes", type=float, default=30.0, help="of the soak")
     parser.add_argument("--seed", type=int, default=0, help="of the soak's kills")
     parser.add_argument("--heartbeat", type=float, default=30.0, help="Flower's interval, seconds")
+    parser.add_argument("--sites", type=int, default=3, choices=(1, 2, 3), help="of the memory's measurement")
+    parser.add_argument("--latent", type=int, default=6144, help="width of its model; 6144 is the `paper` model")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         return measure(given, given.folder or Path(scratch) / "consortium")
@@ -45,7 +46,15 @@ def measure(given: argparse.Namespace, folder: Path) -> int:
         print(table(folder))
         print("as it should be" if good else "NOT as it should be: see the story above")
         return 0 if good else 1
-    return 2
+    if given.what == "rounds":
+        from benchmarks.consortium_rounds import measure_rounds
+
+        print(measure_rounds(folder, given.heartbeat))
+    if given.what == "memory":
+        from benchmarks.consortium_memory import measure_memory
+
+        print(measure_memory(folder, given.heartbeat, given.sites, given.latent))
+    return 0
 
 
 if __name__ == "__main__":

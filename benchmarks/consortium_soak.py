@@ -18,7 +18,7 @@ from tests.consortium.harness import SITES, Consortium, Program, children, final
 
 KINDS = ("SuperLink", "coordinator", "worker", "SuperNode", "supervisor")
 STRUCK = SITES[:2]  # the third is left alone, so that its processes grow old
-EVERY_S = (20.0, 70.0)
+EVERY_S = (40.0, 110.0)
 SAMPLE_S = 5.0
 LAST_RUN_S = 420.0
 SAMPLES, STORY = "samples.jsonl", "story.jsonl"
@@ -38,8 +38,8 @@ class Soak:
         self.folder, self.minutes = folder, minutes
         folder.mkdir(parents=True, exist_ok=False)
         self.rng = numpy_generator(seed, "soak")
-        self.common = training(rounds=8)
-        self.common["stage_settings"]["diffusion"]["rounds"] = 4
+        self.common = training(rounds=4)
+        self.common["stage_settings"]["diffusion"]["rounds"] = 2
         write_data(folder / "data")
         self.reference = final_weights(simulate(folder / "undisturbed", folder / "data", self.common))
         limits = {"deadline_s": 900.0, "join_s": 600.0, "restarts": 1000}
