@@ -1,15 +1,20 @@
 """Print finished runs as the Markdown of docs/results.md: every figure there comes from a run's summary.
 
 python benchmarks/results.py RUN_DIR [RUN_DIR ...]
+python benchmarks/results.py --rounds STAGE RUN_DIR ...   # validation figures by round, finished or not
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from fed_diffmic.compose import compose
+from fed_diffmic.reporting.events import read_events
 
 METRICS = ("balanced_accuracy", "auroc_macro")
 TITLES = ("balanced accuracy", "macro AUROC")
@@ -83,11 +88,36 @@ def sites(summary: dict[str, Any]) -> list[str]:
     return rows
 
 
+def rounds(runs: list[Path], stage: str) -> list[str]:
+    """The federation's validation figures in the last round of each quarter of a stage: plain means over the sites."""
+    rows = [
+        "| sites weighed by | passes of a round | round | balanced accuracy | macro AUROC | loss |",
+        "|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        config = compose(run / "config.yaml", [])
+        total = getattr(config.stages, stage).rounds
+        for event in read_events(run / "events.jsonl"):
+            if (event["kind"], event.get("arm"), event.get("stage")) != ("round_done", "federated", stage):
+                continue
+            if event["round"] * 4 % total < 4:
+                figures = event["val"].values()
+                cells = [statistics.mean(f[m] for f in figures if m in f) for m in METRICS]
+                place = (config.strategy.weighting, f"{getattr(config.stages, stage).epochs:g}", str(event["round"]))
+                rows.append(row(*place, *(f"{c:.3f}" for c in [*cells, event["mean"]["loss"]])))
+    return rows
+
+
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
-    for run in parser.parse_args().runs:
+    parser.add_argument("--rounds", metavar="STAGE")
+    arguments = parser.parse_args()
+    if arguments.rounds:
+        print("\n".join(rounds(arguments.runs, arguments.rounds)))
+        return
+    for run in arguments.runs:
         summary = json.loads((run / "summary.json").read_text())
         megabytes = summary["bytes_sent"] / 1e6
         seed, minutes = summary["seed"], summary["seconds"] / 60
