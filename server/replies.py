@@ -27,6 +27,7 @@ from server.hooks import Hooks
 NEED_BASE = "need_base"
 AGAIN_S, LONGEST_AGAIN_S = 15.0, 600.0
 LOST_S, LONGEST_LOST_S = 2.0, 30.0
+POLL_SHARE, LONGEST_POLL_S = 0.02, 2.0
 KEPT_CLOSED = 100_000
 EVENTS = {"query": "site_answered", "train": "site_done", "evaluate": "site_evaluated"}
 
@@ -117,7 +118,8 @@ def ask(
         message_type: Flower's ``train``, ``evaluate`` or ``query``.
         deadline: monotonic seconds.
         facts: stage and round, for the events.
-        poll_s: pause between looking for replies.
+        poll_s: shortest pause between looking for replies; after long silence it is longer, as each look costs the
+            SuperLink some milliseconds and a round may take hours.
         hooks: what a real coordinator adds.
         closed: message ids of earlier exchanges, with what another reply to them is called; added to.
         needed: good replies; once they are there, sites that ask for patience are waited for no longer.
@@ -125,13 +127,17 @@ def ask(
     exchange = _Exchange(grid, events, message_type, deadline, facts, hooks or Hooks(), closed)
     for request in sorted(requests, key=lambda r: r.site.name):
         exchange.send(request, request.packed)
+    heard = time.monotonic()
     while exchange.wanted(needed) and time.monotonic() < deadline:
         exchange.ask_again()
         replies = list(grid.pull_messages(list(exchange.open))) if exchange.open else []
         for reply in replies:
             exchange.take(reply)
-        if exchange.wanted(needed) and not replies:
-            time.sleep(max(0.0, min(poll_s, deadline - time.monotonic())))
+        if replies:
+            heard = time.monotonic()
+        elif exchange.wanted(needed):
+            pause = max(poll_s, min(LONGEST_POLL_S, POLL_SHARE * (time.monotonic() - heard)))
+            time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
     exchange.end()
     return exchange.outcome
 
