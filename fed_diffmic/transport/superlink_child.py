@@ -99,6 +99,9 @@ def flower_app(settings: LinkSettings) -> App:
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superlink_lifespan_config
     from flwr.superlink.main import create_app
 
+    from fed_diffmic.transport.whole import only_whole_replies
+
+    only_whole_replies()
     logging.getLogger("flwr").setLevel(logging.WARNING)  # it sets its own when it is imported
     sys.argv = ["flower-superlink", "--isolation", "process", "--disable-runtime-dependency-installation"]
     sys.argv += ["--host", LOOPBACK, "--database", str(Path(settings.folder) / "state.db")]

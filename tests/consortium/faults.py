@@ -122,13 +122,13 @@ MATRIX = (
     Cell("link", "before the task", "cut for a while"),
     Cell("link", "during training", "cut for a while"),
     Cell("link", "during training", "stalled for good", failure=LOST,
-         settings=("run.deadline_s=20",), normal=True),
+         settings=("run.deadline_s=30",), normal=True),
     Cell("link", "during delivery", "stalled for a while", normal=True),
     Cell("link", "during delivery", "cut for a while"),
     Cell("site's disk", "during training", "full", failure="1 of 3|2 of 3"),
     Cell("coordinator's disk", "during checkpoint", "full", failure="space", normal=True),
-    Cell("site", "before the task", "clock 10 s ahead", failure=LOST, settings=("run.deadline_s=20",), normal=True),
-    Cell("site", "during training", "clock 10 min ahead", failure=LOST, settings=("run.deadline_s=20",)),
+    Cell("site", "before the task", "clock 10 s ahead", failure=LOST, settings=("run.deadline_s=30",), normal=True),
+    Cell("site", "during training", "clock 10 min ahead", failure=LOST, settings=("run.deadline_s=30",)),
     Cell("coordinator", "during training", "clock 10 s ahead"),
 )  # fmt: skip
 

@@ -17,7 +17,7 @@ from fed_diffmic.transport.heartbeats import STOCK_S
 from tests.consortium.faults import MATRIX, Cell, Stand, run_cell
 
 SHORT_S = 4.0
-ROUNDS = {SHORT_S: 40, STOCK_S: 95}
+ROUNDS = {SHORT_S: 30, STOCK_S: 95}
 Rounds = Callable[[int], list[str]]
 
 

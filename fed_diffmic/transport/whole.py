@@ -1,0 +1,57 @@
+"""Replies are handed to the coordinator once they are whole.
+
+Flower's SuperLink hands out a reply as soon as a site has announced it, forgets the request, and lets the coordinator
+wait for the reply's content, for up to two hours: a site whose link is cut in the middle of its delivery (or that
+means harm) would hold up every other site's reply, beyond the round's deadline, and could not deliver again. Here
+a reply that is announced but not whole does not count as there yet: nobody waits for it, its request stays, and the
+site delivers the rest, or the whole, when it is back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
+from flwr.supercore.object_store.sql_object_store import SqlObjectStore
+from flwr.supercore.state.schema.linkstate_models import MessageRes
+from flwr.supercore.state.schema.objectstore_models import ObjectChild, StoredObject
+from sqlalchemy import select
+
+
+def only_whole_replies() -> None:
+    """Let this process' SuperLink hand out whole replies only; to be called once, before it serves."""
+    inner = SqlLinkState.get_message_res
+
+    def get_message_res(self: SqlLinkState, message_ids: set[str], run_id: int) -> list[Any]:
+        return inner(self, message_ids - begun(self, message_ids), run_id)
+
+    SqlLinkState.get_message_res = get_message_res  # type: ignore[method-assign]
+
+
+def begun(state: SqlLinkState, message_ids: set[str]) -> set[str]:
+    """Those requests whose reply was announced and is not whole."""
+    if not message_ids:
+        return set()
+    store = state.object_store
+    if not isinstance(store, SqlObjectStore):  # in memory: never ours
+        return set()
+    asked = select(MessageRes.message_id, MessageRes.reply_to_message_id).where(
+        MessageRes.reply_to_message_id.in_(message_ids), MessageRes.delivered_at == ""
+    )
+    with state.session() as session:
+        replies = session.execute(asked).all()
+    return {str(request) for reply, request in replies if lacks_content(store, str(reply))}
+
+
+def lacks_content(store: SqlObjectStore, object_id: str) -> bool:
+    """Whether an object that was announced, or one below it, has not come yet."""
+    with store.session() as session:
+        found, level = {object_id}, {object_id}
+        while level:
+            below = session.scalars(select(ObjectChild.child_id).where(ObjectChild.parent_id.in_(level)))
+            level = set(below) - found
+            found |= level
+        missing = select(StoredObject.object_id).where(
+            StoredObject.object_id.in_(found), StoredObject.is_available == 0
+        )
+        return session.scalars(missing.limit(1)).first() is not None
