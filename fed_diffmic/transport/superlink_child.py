@@ -25,6 +25,8 @@ from fed_diffmic.transport.processes import die_with_parent
 from fed_diffmic.transport.superlink import COUNTS_PATH, LOOPBACK, NONCE_HEADER, STATE, TOKEN_HEADER, LinkSettings
 
 RENEW_S = 30.0
+LOCK_S = 60.0
+JOURNAL_BYTES = 64 * 2**20
 App = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
 
 
@@ -94,6 +96,18 @@ class RosterAdmission:
         return {public_pem(entry.key): entry.name for entry in Roster.load(self._path).sites}
 
 
+def patient_database() -> None:
+    """Let Flower's database be waited for.
+
+    What travelled is deleted in one transaction: with half a gigabyte of a large model's tensors that lasts longer on
+    a slow disk than the five seconds after which Flower answers 500, and a run is lost. Its journal is cut again, too.
+    """
+    from flwr.supercore import sql_mixin
+
+    own = {"busy_timeout": str(round(LOCK_S * 1000)), "journal_size_limit": str(JOURNAL_BYTES)}
+    sql_mixin.SQLITE_PRAGMAS = tuple((dict(sql_mixin.SQLITE_PRAGMAS) | own).items())
+
+
 def flower_app(settings: LinkSettings) -> App:
     """Flower's SuperLink application: process isolation, database on disk, nothing installed at run time."""
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superlink_lifespan_config
@@ -102,6 +116,7 @@ def flower_app(settings: LinkSettings) -> App:
     from fed_diffmic.transport.whole import only_whole_replies
 
     only_whole_replies()
+    patient_database()
     logging.getLogger("flwr").setLevel(logging.WARNING)  # it sets its own when it is imported
     sys.argv = ["flower-superlink", "--isolation", "process", "--disable-runtime-dependency-installation"]
     sys.argv += ["--host", LOOPBACK, "--database", str(Path(settings.folder) / "state.db")]

@@ -120,6 +120,24 @@ def test_flowers_grid_has_the_parts_we_replace():
         assert part in source
 
 
+def test_a_database_that_is_busy_is_waited_for(tmp_path, monkeypatch):
+    from flwr.supercore import sql_mixin
+    from flwr.supercore.object_store.sql_object_store import SqlObjectStore
+
+    from fed_diffmic.transport.superlink_child import JOURNAL_BYTES, LOCK_S, patient_database
+
+    monkeypatch.setattr(sql_mixin, "SQLITE_PRAGMAS", sql_mixin.SQLITE_PRAGMAS)
+    before = dict(sql_mixin.SQLITE_PRAGMAS)
+    patient_database()
+    assert {**before, "busy_timeout": "60000", "journal_size_limit": str(JOURNAL_BYTES)} == dict(
+        sql_mixin.SQLITE_PRAGMAS
+    )
+    store = SqlObjectStore(f"sqlite:///{tmp_path / 'state.db'}")
+    store.initialize()
+    assert store.query("PRAGMA busy_timeout")[0]["timeout"] == LOCK_S * 1000
+    assert store.query("PRAGMA journal_size_limit")[0]["journal_size_limit"] == JOURNAL_BYTES
+
+
 def test_it_listens_where_it_says_and_nowhere_else(link):
     if not Path("/proc").exists():
         pytest.skip("needs /proc")
