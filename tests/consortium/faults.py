@@ -90,7 +90,10 @@ class Outcome:
                 stream.write(json.dumps(asdict(self)) + "\n")
 
 
-LOST = "did not reply before the deadline|process failed or is not there|no time was left"
+LOST = (
+    "did not reply before the deadline|process failed or is not there|no time was left|it is not connected|"
+    "could not be reached"
+)
 MATRIX = (
     Cell("site worker", "before the task", "SIGKILL"),
     Cell("site worker", "during training", "SIGKILL", normal=True),
