@@ -206,6 +206,7 @@ class KeptCalls:
         self._pull_object, self._push_object, self._confirm = pull_object, push_object, confirm
         self._undelivered: set[str] | None = None
         self._received = 0
+        self.over: set[int] = set()
 
     def callbacks(self) -> tuple[Callable[..., Any], ...]:
         """In the order in which Flower's loop takes them."""
@@ -238,7 +239,7 @@ class KeptCalls:
 
     def get_run(self, run_id: int) -> Any:
         """The run, as one whose clients are asked, whatever it says it is."""
-        run = self._while_wanted(self._get_run, run_id)
+        run = self._of_run(run_id, self._get_run, run_id)
         run.primary_task_type = TaskType.SERVER_APP
         return run
 
@@ -246,13 +247,13 @@ class KeptCalls:
         """From the disk if it is there, else from the coordinator and onto the disk."""
         content = self._spool.get(object_id)
         if content is None:
-            content = self._while_wanted(self._pull_object, run_id, object_id)
+            content = self._of_run(run_id, self._pull_object, run_id, object_id)
             self._spool.put(object_id, content)
         return content
 
     def confirm(self, run_id: int, message_id: str) -> None:
         """Tell the coordinator that the request arrived whole."""
-        self._while_wanted(self._confirm, run_id, message_id)
+        self._of_run(run_id, self._confirm, run_id, message_id)
 
     def send(self, message: Any, tree: Any, runtime: float) -> tuple[set[str], str]:
         """Announce the reply; what of its content the coordinator still lacks follows."""
@@ -294,6 +295,14 @@ class KeptCalls:
         if self._undelivered is not None and not self._undelivered:
             self._spool.drop()
         self._undelivered = None
+
+    def _of_run(self, run_id: int, call: Callable[..., Any], *args: Any) -> Any:
+        """A call by which a request comes here; notes the run if it is over meanwhile, for who gave out its task."""
+        try:
+            return self._while_wanted(call, *args)
+        except RunNotRunningException:
+            self.over.add(run_id)
+            raise
 
     def _while_wanted(self, call: Callable[..., Any], *args: Any) -> Any:
         try:

@@ -116,6 +116,24 @@ class KeptNodeState(InMemoryNodeState):
                 entry.is_retrieved = entry.is_retrieved or not entry.message.metadata.reply_to_message_id
         self._store_error_replies({task.run_id for task in pending}, CLIENT_APP_CRASHED_ERROR)
 
+    def abandon(self, run_id: int) -> None:
+        """End what is in hand of a run that is over.
+
+        A request whose content will never come whole would hold its worker, which asks for it again and again, for two
+        hours; and the next request would find nobody.
+        """
+        with self.lock_task_store, self.lock_msg_store:
+            for task in self.task_store.values():
+                if task.run_id == run_id and task.status.status != Status.FINISHED:
+                    record = self.task_token_store.pop(task.task_id, None)
+                    if record is not None:
+                        self.task_token_to_task_id.pop(record.token, None)
+                    self._end(task)
+            over = [key for key, entry in self.msg_store.items() if entry.message.metadata.run_id == run_id]
+            self.delete_messages(message_ids=over)
+            for message_id in over:
+                self.object_store.delete(message_id)
+
     def pending(self) -> bool:
         """Whether a task waits for a worker."""
         with self.lock_task_store:

@@ -150,7 +150,13 @@ def run_supernode(settings: NodeSettings) -> None:
 
     make_invoker = fleet.retry_invoker(settings.retry_min_s, settings.retry_max_s, settings.give_up_s)
     current: list[fleet.KeptCalls] = []
-    push = internal._push_messages
+    push, pull = internal._push_messages, internal._pull_and_store_message
+
+    def pull_and_settle(**arguments: Any) -> Any:
+        run_id = pull(**arguments)
+        while current[-1].over:  # Flower leaves the task of a run that is over to its worker
+            factory.state().abandon(current[-1].over.pop())
+        return run_id
 
     def push_and_settle(**arguments: Any) -> None:
         push(**arguments)
@@ -162,6 +168,7 @@ def run_supernode(settings: NodeSettings) -> None:
     connection.make_simple_http_retry_invoker = make_invoker
     internal.http_request_response = lambda *args: fleet.kept_connection(spool, report, current, *args)
     internal._push_messages = push_and_settle
+    internal._pull_and_store_message = pull_and_settle
     internal.get_fused_config_from_fab = lambda *_: {}  # the bundle is somebody else's code: it is not opened
     internal.time = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, settings.poll_s)))
 

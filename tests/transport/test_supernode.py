@@ -313,6 +313,7 @@ def test_flower_still_has_what_is_wrapped_here() -> None:
         "with http_request_response(\n        address,\n        insecure,\n        root_certificates,\n"
         "        authentication_keys,\n        max_retries,\n        max_wait_time,\n    ) as conn:",
         "            _push_messages(\n                state=state,",
+        "run_id = _pull_and_store_message(\n                state=state,",
         "time.sleep(3)",
         "get_fused_config_from_fab(fab.content, run_info)",
         "state.get_messages_legacy(is_reply=True)",
