@@ -27,7 +27,7 @@ def paper(latent: int) -> dict[str, Any]:
         "model": "paper",
         "stages": "paper",
         "model_settings": {"pretrained": "false", "latent": latent, "sampling_steps": 2, "sampling_starts": 1},
-        "stage_settings": {"guidance": stage, "diffusion": {**stage, "rounds": 2}},
+        "stage_settings": {"guidance": stage, "diffusion": stage},
     }
 
 
@@ -103,6 +103,8 @@ def measure_memory(folder: Path, heartbeat_s: float, sites: int, latent: int) ->
         )
         return table(peaks, f"{said}; rounds: {'; '.join(rounds)}; at least {lowest:.0f} MB stayed free",
                      max(sizes.values(), default=0.0))  # fmt: skip
+    except KeyboardInterrupt:
+        return table(peaks, f"stopped by hand after {time.monotonic() - begun:.0f} s")
     finally:
         made.end()
 
