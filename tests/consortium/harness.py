@@ -295,7 +295,7 @@ class Consortium:
                 "coordinator": {
                     "address": f"localhost:{self.port}", "ca": str(authority.certificate_path),
                     "key": str(folder / "keys" / f"{number}.key"), "heartbeat_s": heartbeat_s, "poll_s": 0.2,
-                    "retry_min_s": 0.2, "retry_max_s": 1.0, "give_up_s": 300.0, **(way or {}),
+                    "retry_min_s": 0.2, "retry_max_s": 1.0, "give_up_s": 3600.0, **(way or {}),
                 },
                 "dataset": {"root": str(data / str(number)), "classes": CLASSES, "task": "multiclass"},
                 "policy": {
