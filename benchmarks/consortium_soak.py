@@ -20,6 +20,7 @@ KINDS = ("SuperLink", "coordinator", "worker", "SuperNode", "supervisor")
 STRUCK = SITES[:2]  # the third is left alone, so that its processes grow old
 EVERY_S = (40.0, 110.0)
 SAMPLE_S = 5.0
+LOADED_S = 60.0  # a process that is younger may still be loading
 LAST_RUN_S = 420.0
 SAMPLES, STORY = "samples.jsonl", "story.jsonl"
 
@@ -217,6 +218,10 @@ class Soak:
 def table(folder: Path) -> str:
     """What the soak found, from its files (also of one that still goes on)."""
     samples = [json.loads(line) for line in (folder / SAMPLES).read_text(encoding="utf-8").splitlines()]
+    first_seen: dict[tuple[int, int], float] = {}
+    for sample in samples:
+        for p in sample["processes"]:
+            p["age"] = sample["s"] - first_seen.setdefault((p["pid"], p["born"]), sample["s"])
     story = [json.loads(line) for line in (folder / STORY).read_text(encoding="utf-8").splitlines()]
     kills = Counter(line["kind"] for line in story if line["what"] == "kill")
     runs = [line for line in story if line["what"] == "run ended"]
@@ -228,7 +233,7 @@ def table(folder: Path) -> str:
         f" programs that ended by themselves: {sum(line['what'] == 'ended by itself' for line in story)};"
         f" processes left over in any sample: {sum(len(s['strays']) for s in samples)}",
         "",
-        "| process | resident MB, first / last quarter of the time | largest | descriptors | threads |",
+        "| process (those older than a minute) | resident MB, first / last quarter | largest | descriptors | threads |",
         "|---|---|---|---|---|",
     ]
     for role, who in (("coordinator", ""), ("SuperLink", ""), ("supervisor", "struck"), ("SuperNode", "struck"),
@@ -237,6 +242,7 @@ def table(folder: Path) -> str:
         lines.append(_row(samples, role, who))
     counts = [len(s["processes"]) for s in samples]
     quarter = max(1, len(samples) // 4)
+    lines += ["", "The worker that was left alone, resident MB every three minutes: " + ", ".join(alone(samples))]
     lines.append("")
     lines.append(
         f"processes in all: {statistics.median(counts[:quarter]):.0f} / {statistics.median(counts[-quarter:]):.0f},"
@@ -246,11 +252,21 @@ def table(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def alone(samples: list[dict[str, Any]], every_s: float = 180.0) -> list[str]:
+    """Of the worker of the site that is left alone."""
+    found: dict[int, float] = {}
+    for sample in samples:
+        for p in sample["processes"]:
+            if p["role"] == "worker" and p["site"] == SITES[2]:
+                found.setdefault(int(sample["s"] // every_s), p["rss_mb"])
+    return [f"{value:.0f}" for _, value in sorted(found.items())]
+
+
 def _row(samples: list[dict[str, Any]], role: str, who: str) -> str:
     wanted = None if not who else STRUCK if who == "struck" else SITES[2:]
 
     def chosen(part: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        rows = [p for s in part for p in s["processes"] if p["role"] == role]
+        rows = [p for s in part for p in s["processes"] if p["role"] == role and p["age"] >= LOADED_S]
         return [p for p in rows if wanted is None or p["site"] in wanted]
 
     quarter = max(1, len(samples) // 4)

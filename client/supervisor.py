@@ -239,8 +239,11 @@ class _Site:
         self.problem, self.connected = contact.problem, contact.connected
         if now - contact.alive > patience and self.node.child is not None and now - self.node.started > patience:
             self.node.kill("it does not move")
-        spoke = contact.worker > self.worker.started  # this one, not the one before it, which needs no time to load
-        heard = max(contact.worker, self.worker.started)
+        since = max(
+            self.worker.started, self.node.started
+        )  # a new SuperNode has heard nobody yet, however old the worker
+        spoke = contact.worker > since  # this one, not the one before it, which needs no time to load
+        heard = max(contact.worker, since)
         if self.worker.child is not None and now - heard > (patience if spoke else READY_S):
             self.worker.kill("it does not move")
             self.worker.failures += 1
