@@ -90,6 +90,10 @@ def test_a_child_that_was_killed_leaves_no_grandchild(child):
 
 def test_a_stopped_child_is_killed_after_its_grace(child):
     os.kill(child.pid, signal.SIGSTOP)
+    until = time.monotonic() + 30  # on a busy machine it may not have been stopped yet, and SIGTERM would be first
+    while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < until
+        time.sleep(0.01)
     started = time.monotonic()
     assert child.terminate(0.3) == -signal.SIGKILL
     assert time.monotonic() - started < 6
