@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import importlib
 import json
 import logging
 import os
@@ -102,8 +103,7 @@ def patient_database() -> None:
     What travelled is deleted in one transaction: with half a gigabyte of a large model's tensors that lasts longer on
     a slow disk than the five seconds after which Flower answers 500, and a run is lost. Its journal is cut again, too.
     """
-    from flwr.supercore import sql_mixin
-
+    sql_mixin: Any = importlib.import_module("flwr.supercore.sql_mixin")  # its constant is declared with its length
     own = {"busy_timeout": str(round(LOCK_S * 1000)), "journal_size_limit": str(JOURNAL_BYTES)}
     sql_mixin.SQLITE_PRAGMAS = tuple((dict(sql_mixin.SQLITE_PRAGMAS) | own).items())
 
