@@ -243,13 +243,17 @@ def _days(days: float) -> timedelta:
     return timedelta(days=days)
 
 
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _dns_name(text: str) -> str:
     """A host name in the form of a certificate (lower case, IDNA), or in words why not."""
-    try:
-        ipaddress.ip_address(text.strip("[]"))
-    except ValueError:
-        pass
-    else:
+    if _is_address(text.strip("[]")):
         raise CredentialError(f"{text!r} is an address, not a name", "Give addresses by `--address`.")
     try:
         name = text.rstrip(".").encode("idna").decode().lower()
