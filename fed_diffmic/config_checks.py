@@ -21,7 +21,7 @@ from fed_diffmic.errors import ConfigError, UsageError
 
 RUN_MARKS = ("config.yaml", "events.jsonl", "summary.json", "checkpoints")
 MAY_CHANGE = ("run.dir", "run.deadline_s", "run.tracking", "dataset.cache_dir")
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
 
 
 def check_consistency(config: SimulateConfig) -> None:
@@ -34,7 +34,7 @@ def check_consistency(config: SimulateConfig) -> None:
     check_model(config)
     check_stages(config)
     check_strategy(config)
-    if not _DEVICE.fullmatch(config.run.device):
+    if not DEVICE.fullmatch(config.run.device):
         raise ConfigError("run.device", config.run.device, "auto, cpu, cuda, cuda:N, mps")
     check_once("baselines", config.baselines)
     check_once("run.lr_scales", config.run.lr_scales)

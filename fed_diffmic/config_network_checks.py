@@ -10,13 +10,12 @@ import re
 from pathlib import Path
 
 from fed_diffmic.config import DatasetConfig
-from fed_diffmic.config_checks import check_dataset, check_model, check_once, check_stages, check_strategy
+from fed_diffmic.config_checks import DEVICE, check_dataset, check_model, check_once, check_stages, check_strategy
 from fed_diffmic.config_server import ServerConfig
 from fed_diffmic.config_site import SiteConfig
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.exchange.hours import parse_hours
 
-DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
 ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 PROXY = re.compile(r"http://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}/?")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
