@@ -25,8 +25,8 @@ from fed_diffmic.spec import RunSpec
 from fed_diffmic.training import calibration
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.comparison import difference
-from fed_diffmic.training.evaluation import predict_scores
-from fed_diffmic.training.metrics import METRICS, Scored, figures
+from fed_diffmic.training.evaluation import figures_of, predict_scores
+from fed_diffmic.training.metrics import METRICS, Scored
 from fed_diffmic.training.stages import build_module, load_state
 
 IN_USE, BEFORE, NEW = "model", "model.before", ".model.part"
@@ -179,14 +179,5 @@ def comparison_text(result: Comparison) -> str:
 
 
 def _figures(scored: Scored, spec: RunSpec, bootstrap: int) -> dict[str, Any]:
-    every = figures(
-        scored.probabilities,
-        scored.decided,
-        scored.labels,
-        scored.groups,
-        task=spec.task,
-        classes=spec.classes,
-        bootstrap=bootstrap,
-        seed=spec.seed,
-    )
+    every = figures_of(scored, spec, bootstrap)
     return {metric: every[metric] for metric in METRICS}

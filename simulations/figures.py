@@ -19,8 +19,8 @@ from fed_diffmic.spec import RunSpec
 from fed_diffmic.training import calibration
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.comparison import difference, mean_over_sites
-from fed_diffmic.training.evaluation import predict_scores
-from fed_diffmic.training.metrics import Scored, figures
+from fed_diffmic.training.evaluation import figures_of, predict_scores
+from fed_diffmic.training.metrics import Scored
 from fed_diffmic.training.stages import build_module, load_state
 
 SPLITS = ("val", "test")
@@ -50,20 +50,6 @@ class Predictor:
         probabilities = calibration.probabilities(scores, self.fitted)
         decided = calibration.decide(probabilities, self.fitted, self.spec.stages.decision)
         return Scored(probabilities, decided, examples.labels, examples.groups, self.spec.task)
-
-
-def figures_of(scored: Scored, spec: RunSpec, bootstrap: int) -> dict[str, Any]:
-    """:func:`fed_diffmic.training.metrics.figures` with the run's task, classes and seed."""
-    return figures(
-        scored.probabilities,
-        scored.decided,
-        scored.labels,
-        scored.groups,
-        task=spec.task,
-        classes=spec.classes,
-        bootstrap=bootstrap,
-        seed=spec.seed,
-    )
 
 
 def join(parts: Sequence[Scored]) -> Scored:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Any
 
 import numpy as np
 import torch
 
 from fed_diffmic.data.site import Examples
 from fed_diffmic.seeding import numpy_generator
+from fed_diffmic.spec import RunSpec
 from fed_diffmic.training import calibration
 from fed_diffmic.training.bound import check_time
 from fed_diffmic.training.features import CHUNK, FeatureStore, all_features, chunks, normalised_images, select
-from fed_diffmic.training.metrics import quick
+from fed_diffmic.training.metrics import Scored, figures, quick
 from fed_diffmic.training.stages import StageModule
 
 
@@ -85,3 +87,17 @@ def evaluate_scores(
             for j, value in enumerate(row):
                 result[f"nll/{i}/{j}"] = float(value)
     return result
+
+
+def figures_of(scored: Scored, spec: RunSpec, bootstrap: int) -> dict[str, Any]:
+    """:func:`fed_diffmic.training.metrics.figures` with the run's task, classes and seed."""
+    return figures(
+        scored.probabilities,
+        scored.decided,
+        scored.labels,
+        scored.groups,
+        task=spec.task,
+        classes=spec.classes,
+        bootstrap=bootstrap,
+        seed=spec.seed,
+    )
