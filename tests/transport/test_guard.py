@@ -244,7 +244,9 @@ def test_without_a_roster_everyone_is_admitted_within_the_bounds(tmp_path, keys)
     server = Server(tmp_path, None, BOUNDS)
     try:
         assert server.request(PULL, signed(keys, "stranger"), b"abc")[0].status == 200
-        assert server.request(PULL, body=b"x" * 200_000)[0].status == 413
+        with server.connect() as sock:  # only the header: a body that is refused unread may end in a reset instead
+            sock.sendall(f"POST {PULL} HTTP/1.1\r\nhost: x\r\ncontent-length: 200000\r\n\r\n".encode())
+            assert b" 413 " in sock.recv(4096).splitlines()[0]
         assert server.request("/v1/control/list-runs")[0].status == 404
     finally:
         server.close()

@@ -1,12 +1,14 @@
 """Keys and certificates that cannot be used, each with what to do."""
 
 import shutil
+from datetime import datetime, timedelta
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from client.preflight.credentials import check_credentials, read_key, read_kit
+from fed_diffmic.provision import certificates
 from fed_diffmic.provision.authority import make_authority
 
 
@@ -81,9 +83,16 @@ def test_a_file_that_is_no_certificate_and_one_that_is_no_ca(site, way, consorti
     assert look(way(site, ca=str(tmp_path / "none.crt")))["credentials.ca"].level == "failed"
 
 
-@pytest.mark.parametrize(("days", "level"), [(5, "warning"), (1e-6, "failed"), (400, "passed")])
-def test_a_ca_that_expires(site, way, tmp_path, days, level):
-    authority = make_authority(tmp_path / "authority", days=days)
+@pytest.mark.parametrize(("left", "level"), [(5, "warning"), (-1, "failed"), (400, "passed")])
+def test_a_ca_that_expires(site, way, tmp_path, monkeypatch, left, level):
+    authority = make_authority(tmp_path / "authority", days=500)
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) + timedelta(days=500 - left)
+
+    monkeypatch.setattr(certificates, "datetime", Later)
     assert look(way(site, ca=str(authority.certificate_path)))["credentials.ca"].level == level
 
 
