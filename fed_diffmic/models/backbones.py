@@ -23,6 +23,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from fed_diffmic.errors import ConfigError
+from fed_diffmic.models.depthwise import speed_up_depthwise
 from fed_diffmic.models.normalisation import batch_norms, replace_batch_norms
 
 NO_OVERRIDES: Mapping[str, Any] = MappingProxyType({})
@@ -182,6 +183,7 @@ class Encoder(nn.Module):
         self.channels_last = channels_last_is_safe(self.net)
         if self.channels_last:
             self.net.to(memory_format=torch.channels_last)
+        speed_up_depthwise(self.net)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``(N, 3, side, side)`` to a map ``(N, W, side/stride, side/stride)``, or ``(N, W)`` if whole."""

@@ -1,0 +1,118 @@
+"""Depthwise convolutions over very small maps, as matrix products.
+
+Crops of 32 pixels end as maps of one or four cells. There oneDNN's depthwise convolution takes up to fifty times as long
+as the arithmetic needs, mostly in its backward pass, and more than everything else of a step together
+(``benchmarks/depthwise.py`` prints the ratio). A depthwise convolution of ``I`` cells to ``O`` cells is one ``(O, I)``
+matrix for each channel, whose entries are the kernel's: the same sums, in another order.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame
+from torch import Tensor, nn
+
+MOST_PRODUCTS = 256  # I x O up to which the matrix product was measured to be faster
+MOST_CELLS = 4  # so many output cells are always small; more only under kernels that oneDNN is slow at
+SLOW_KERNEL = 5
+
+
+def speed_up_depthwise(net: nn.Module) -> int:
+    """Let the depthwise convolutions inside ``net`` use the matrix product where it is faster; returns how many.
+
+    Parameters, their names and what is computed stay; sums may differ in their last bits.
+    """
+    found = [m for m in net.modules() if _suits(m)]
+    for conv in found:
+        conv.forward = types.MethodType(_forward, conv)  # type: ignore[method-assign]
+    return len(found)
+
+
+def _suits(module: nn.Module) -> bool:
+    return (
+        type(module) in (nn.Conv2d, Conv2dSame)
+        and module.groups == module.in_channels == module.out_channels > 1
+        and set(module.dilation) == {1}
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+        and max(module.kernel_size) > 1
+    )
+
+
+def _forward(self: nn.Conv2d, x: Tensor) -> Tensor:
+    if x.device.type == "cpu":
+        before, after = _padding(self, x.shape[-2:])
+        cells = tuple(
+            (size + first + last - kernel) // stride + 1
+            for size, first, last, kernel, stride in zip(
+                x.shape[-2:], before, after, self.kernel_size, self.stride, strict=True
+            )
+        )
+        outputs, inputs = cells[0] * cells[1], x.shape[-2] * x.shape[-1]
+        if outputs * inputs <= MOST_PRODUCTS and (outputs <= MOST_CELLS or max(self.kernel_size) >= SLOW_KERNEL):
+            return small_depthwise(x, self.weight, self.bias, self.stride, before, (cells[0], cells[1]))
+    return type(self).forward(self, x)
+
+
+def _padding(conv: nn.Conv2d, size: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Zeros in front and behind, for rows and columns; ``same`` padding depends on the input's size."""
+    if isinstance(conv, Conv2dSame):
+        whole = [
+            max((-(-n // stride) - 1) * stride + kernel - n, 0)
+            for n, stride, kernel in zip(size, conv.stride, conv.kernel_size, strict=True)
+        ]
+        return tuple(n // 2 for n in whole), tuple(n - n // 2 for n in whole)
+    return tuple(map(int, conv.padding)), tuple(map(int, conv.padding))
+
+
+def small_depthwise(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    before: tuple[int, ...],
+    cells: tuple[int, int],
+) -> Tensor:
+    """Depthwise convolution as one matrix for each channel.
+
+    Args:
+        x: ``(N, W, h, w)``.
+        weight: ``(W, 1, k, l)``.
+        bias: ``(W,)`` or none.
+        stride: for rows and columns.
+        before: zeros in front of rows and columns.
+        cells: rows and columns of the output.
+
+    Returns:
+        ``(N, W, *cells)``.
+    """
+    index = _entries(tuple(x.shape[-2:]), tuple(weight.shape[-2:]), tuple(stride), tuple(before), cells)
+    kernel = F.pad(weight.flatten(1), (0, 1))  # the last entry is what lies outside the kernel: zero
+    matrices = kernel.index_select(1, index.flatten()).unflatten(1, index.shape)  # (W, I, O)
+    if index.numel() == 1:
+        y = x.flatten(2) * matrices[:, 0]
+    else:
+        y = torch.bmm(x.flatten(2).transpose(0, 1), matrices).transpose(0, 1)
+    if bias is not None:
+        y = y + bias[:, None]
+    return y.unflatten(2, cells)
+
+
+@functools.lru_cache(maxsize=64)
+def _entries(
+    size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    before: tuple[int, ...],
+    cells: tuple[int, int],
+) -> Tensor:
+    """Entry of the flat kernel that joins input cell ``i`` to output cell ``o``, ``(I, O)``; none: one past the last."""
+    inputs, outputs = torch.arange(size[0] * size[1]), torch.arange(cells[0] * cells[1])
+    row = (inputs // size[1])[:, None] + before[0] - (outputs // cells[1])[None] * stride[0]
+    column = (inputs % size[1])[:, None] + before[1] - (outputs % cells[1])[None] * stride[1]
+    inside = (row >= 0) & (row < kernel[0]) & (column >= 0) & (column < kernel[1])
+    return torch.where(inside, row * kernel[1] + column, kernel[0] * kernel[1])
