@@ -1,1 +1,1 @@
-"""Programs that measure; run from the checkout, never shipped. (A package, so that no installed one of this name is in front.)"""
+"""Programs that measure; run from the checkout, never shipped. A package: Opacus installs another one of this name."""

@@ -1,8 +1,8 @@
 """Depthwise convolutions over very small maps, as matrix products.
 
-Crops of 32 pixels end as maps of one or four cells. There oneDNN's depthwise convolution takes up to fifty times as long
-as the arithmetic needs, mostly in its backward pass, and more than everything else of a step together
-(``benchmarks/depthwise.py`` prints the ratio). A depthwise convolution of ``I`` cells to ``O`` cells is one ``(O, I)``
+Crops of 32 pixels end as maps of one or four cells. There oneDNN's depthwise convolution takes up to fifty times as
+long as the arithmetic needs, mostly in its backward pass, and more than everything else of a step together
+(``benchmarks/depthwise.py`` prints the ratio). A depthwise convolution of ``I`` cells to ``O`` cells is one ``(I, O)``
 matrix for each channel, whose entries are the kernel's: the same sums, in another order.
 """
 
@@ -110,7 +110,7 @@ def _entries(
     before: tuple[int, ...],
     cells: tuple[int, int],
 ) -> Tensor:
-    """Entry of the flat kernel that joins input cell ``i`` to output cell ``o``, ``(I, O)``; none: one past the last."""
+    """Entry of the flat kernel that joins input cell ``i`` to output ``o``, ``(I, O)``; none: one past the last."""
     inputs, outputs = torch.arange(size[0] * size[1]), torch.arange(cells[0] * cells[1])
     row = (inputs // size[1])[:, None] + before[0] - (outputs // cells[1])[None] * stride[0]
     column = (inputs % size[1])[:, None] + before[1] - (outputs % cells[1])[None] * stride[1]
