@@ -1,1 +1,1 @@
-"""Programs that measure; run from the checkout, never shipped. A package: Opacus installs another one of this name."""
+"""Programs that measure; run from the checkout, never shipped. A package, so that `python -m` finds these."""
