@@ -13,7 +13,7 @@ import types
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Conv2dSame
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 MOST_PRODUCTS = 256  # I x O up to which the matrix product was measured to be faster
@@ -26,13 +26,13 @@ def speed_up_depthwise(net: nn.Module) -> int:
 
     Parameters, their names and what is computed stay; sums may differ in their last bits.
     """
-    found = [m for m in net.modules() if _suits(m)]
+    found = [m for m in net.modules() if isinstance(m, nn.Conv2d) and _suits(m)]
     for conv in found:
         conv.forward = types.MethodType(_forward, conv)  # type: ignore[method-assign]
     return len(found)
 
 
-def _suits(module: nn.Module) -> bool:
+def _suits(module: nn.Conv2d) -> bool:
     return (
         type(module) in (nn.Conv2d, Conv2dSame)
         and module.groups == module.in_channels == module.out_channels > 1
