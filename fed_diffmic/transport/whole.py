@@ -9,6 +9,7 @@ site delivers the rest, or the whole, when it is back.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
@@ -23,9 +24,47 @@ def only_whole_replies() -> None:
     inner = SqlLinkState.get_message_res
 
     def get_message_res(self: SqlLinkState, message_ids: set[str], run_id: int) -> list[Any]:
-        return inner(self, message_ids - begun(self, message_ids), run_id)
+        return whole_replies(self, message_ids, lambda ids: inner(self, ids, run_id))
 
     SqlLinkState.get_message_res = get_message_res  # type: ignore[method-assign]
+
+
+class _AnnouncedMeanwhileError(Exception):
+    """Undoes the transaction in which replies were claimed that are not whole."""
+
+    def __init__(self, requests: set[str]) -> None:
+        super().__init__()
+        self.requests = requests
+
+
+def whole_replies(state: SqlLinkState, message_ids: set[str], claim: Callable[[set[str]], list[Any]]) -> list[Any]:
+    """The replies that ``claim`` hands out, whole ones only.
+
+    A reply may be announced between the look at what is there and the claim: what was claimed is looked at again, and
+    the claim undone where it is not whole.
+
+    Args:
+        state: the SuperLink's.
+        message_ids: the requests.
+        claim: Flower's own; marks replies as delivered.
+    """
+    left = set(message_ids)
+    while True:
+        left -= begun(state, left)
+        try:
+            with state.session():
+                replies = claim(set(left))
+                late = {m.metadata.reply_to_message_id for m in replies if _lacks_content(state, m.metadata.message_id)}
+                if late:
+                    raise _AnnouncedMeanwhileError(late)
+                return replies
+        except _AnnouncedMeanwhileError as error:
+            left -= error.requests
+
+
+def _lacks_content(state: SqlLinkState, object_id: str) -> bool:
+    store = state.object_store
+    return isinstance(store, SqlObjectStore) and bool(object_id) and lacks_content(store, object_id)
 
 
 def begun(state: SqlLinkState, message_ids: set[str]) -> set[str]:
