@@ -1,12 +1,16 @@
 """A reply counts as there once all of its content is, on Flower's own store."""
 
 import hashlib
+from types import SimpleNamespace
 
 import pytest
 from flwr.proto.message_pb2 import ObjectTree
+from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 from flwr.supercore.object_store.sql_object_store import SqlObjectStore
+from flwr.supercore.state.schema.linkstate_models import MessageRes
+from sqlalchemy import func, insert, select
 
-from fed_diffmic.transport.whole import begun, lacks_content
+from fed_diffmic.transport.whole import begun, lacks_content, whole_replies
 
 
 def name(text):
@@ -36,3 +40,38 @@ def test_a_reply_that_flower_made_itself_has_none(store):
 
 def test_nothing_is_asked_of_the_database_for_no_request():
     assert begun(None, set()) == set()
+
+
+def replied(message):
+    """As Flower hands it out: a reply to ``question``, or one that Flower made itself (no name)."""
+    return SimpleNamespace(metadata=SimpleNamespace(message_id=message, reply_to_message_id=f"question {message}"))
+
+
+def test_a_reply_announced_between_the_look_and_the_claim_is_given_back(store, tmp_path):
+    state = SqlLinkState(str(tmp_path / "state.db"), SimpleNamespace(), store)
+    state.initialize()
+    half, whole = name("message"), name("whole")
+    store.preregister(1, ObjectTree(object_id=whole))
+    store.put(whole, b"x")
+    claims = []
+
+    def claim(ids):
+        claims.append(ids)
+        with state.session() as session:
+            for n, _ in enumerate(sorted(ids)):
+                session.execute(insert(MessageRes).values(message_id=f"row {len(claims)} {n}"))
+        return [replied(m) for m in (half, whole, "") if f"question {m}" in ids]
+
+    def rows():
+        with state.session() as session:
+            return session.scalar(select(func.count()).select_from(MessageRes))
+
+    asked = {f"question {m}" for m in (half, whole, "")}
+    got = whole_replies(state, asked, claim)
+    assert [m.metadata.message_id for m in got] == [whole, ""]
+    assert claims == [asked, asked - {f"question {half}"}]
+    assert rows() == 2  # what the first claim wrote was undone
+    for text in ("message", "records", "figures", "array"):
+        store.put(name(text), b"x")
+    assert [m.metadata.message_id for m in whole_replies(state, asked, claim)] == [half, whole, ""]
+    assert len(claims) == 3
