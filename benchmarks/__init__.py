@@ -1,1 +1,1 @@
-"""Programs that measure; run from the checkout, never shipped. A package, so that `python -m` finds these."""
+"""Programs that measure; run from the checkout, never shipped. A package: another one of this name may be installed."""

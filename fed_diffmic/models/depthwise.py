@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import types
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.layers.conv2d_same import Conv2dSame
@@ -90,7 +91,8 @@ def small_depthwise(
     Returns:
         ``(N, W, *cells)``.
     """
-    index = _entries(tuple(x.shape[-2:]), tuple(weight.shape[-2:]), tuple(stride), tuple(before), cells)
+    shape = tuple(x.shape[-2:]), tuple(weight.shape[-2:])
+    index = torch.from_numpy(_entries(*shape, tuple(stride), tuple(before), cells))
     kernel = F.pad(weight.flatten(1), (0, 1))  # the last entry is what lies outside the kernel: zero
     matrices = kernel.index_select(1, index.flatten()).unflatten(1, index.shape)  # (W, I, O)
     if index.numel() == 1:
@@ -109,10 +111,13 @@ def _entries(
     stride: tuple[int, ...],
     before: tuple[int, ...],
     cells: tuple[int, int],
-) -> Tensor:
-    """Entry of the flat kernel that joins input cell ``i`` to output ``o``, ``(I, O)``; none: one past the last."""
-    inputs, outputs = torch.arange(size[0] * size[1]), torch.arange(cells[0] * cells[1])
+) -> np.ndarray:
+    """Entry of the flat kernel that joins input cell ``i`` to output ``o``, ``(I, O)``; none: one past the last.
+
+    Kept as an array: a tensor that was made under ``inference_mode`` could not be trained through later.
+    """
+    inputs, outputs = np.arange(size[0] * size[1]), np.arange(cells[0] * cells[1])
     row = (inputs // size[1])[:, None] + before[0] - (outputs // cells[1])[None] * stride[0]
     column = (inputs % size[1])[:, None] + before[1] - (outputs % cells[1])[None] * stride[1]
     inside = (row >= 0) & (row < kernel[0]) & (column >= 0) & (column < kernel[1])
-    return torch.where(inside, row * kernel[1] + column, kernel[0] * kernel[1])
+    return np.where(inside, row * kernel[1] + column, kernel[0] * kernel[1])

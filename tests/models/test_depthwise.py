@@ -97,3 +97,13 @@ def test_each_images_gradient_can_be_taken_at_once():
     together = torch.func.vmap(torch.func.grad(lambda w, i: loss(w, i, fast)), in_dims=(None, 0))(weight, x)
     alone = torch.stack([torch.func.grad(lambda w, i: loss(w, i, plain))(weight, image) for image in x])
     torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
+
+
+def test_what_was_first_used_without_gradients_can_train():
+    _, fast = pair(nn.Conv2d, 6, 5, 1, 2, False)
+    x = torch.randn(2, 6, 3, 2, dtype=torch.float64)
+    depthwise._entries.cache_clear()
+    with torch.inference_mode():
+        fast(x)
+    fast(x).sum().backward()
+    assert fast.weight.grad.abs().sum() > 0
