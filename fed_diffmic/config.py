@@ -159,8 +159,11 @@ class StageConfig(Checked):
     loss: str = option(
         "cross_entropy",
         "cross_entropy as published, or balanced: in guidance and plain the site's label prior is added to the logits "
-        "(balanced softmax: Ren et al. 2020, Menon et al. 2021), in diffusion images are weighted by 1/sqrt(prior)",
+        "(balanced softmax: Ren et al. 2020, Menon et al. 2021), in diffusion images are weighted by prior^-balance",
         choices=("cross_entropy", "balanced"),
+    )
+    balance: float = option(
+        1.0, "diffusion only, with loss=balanced: 1 weighs classes alike, 0 as often as the site has them", ge=0, le=1
     )
     encoders: str = option(
         "train",

@@ -46,18 +46,18 @@ def classification_loss(
     return functional.cross_entropy(logits, labels)
 
 
-def balancing_weights(labels: torch.Tensor, offset: torch.Tensor, task: str) -> torch.Tensor:
-    """Weight of each image ``(B,)`` in the diffusion stage's balanced loss: ``pi_y^-1/2``, mean 1 over the site.
+def balancing_weights(labels: torch.Tensor, offset: torch.Tensor, task: str, power: float) -> torch.Tensor:
+    """Weight of each image ``(B,)`` in the diffusion stage's balanced loss: ``pi_y^-power``, mean 1 over the site.
 
-    The square root stands between the site's label prior (1) and equal classes (``1 / pi``), whose gradients from
-    the few images of a rare class would be mostly noise. Multi-label: the largest ``(pi^-1 - 1)^1/2`` among an
-    image's labels, at least 1.
+    ``power`` 0 is the site's own label prior, 1 equal classes. Multi-label: the largest ``(pi^-1 - 1)^power`` among
+    an image's labels, at least 1.
 
     Args:
         labels: ``(B,)`` int64, or ``(B, C)`` of 0/1 for multi-label.
         offset: :func:`prior_offset` of the site, ``(C,)``.
+        power: in [0, 1] (``stages.diffusion.balance``).
     """
     if task == "multilabel":
-        return ((-0.5 * offset).exp() * labels).amax(dim=1).clamp_min(1.0)
+        return ((-power * offset).exp() * labels).amax(dim=1).clamp_min(1.0)
     prior = offset.exp()
-    return prior.rsqrt()[labels] / prior.sqrt().sum()
+    return prior.pow(-power)[labels] / prior.pow(1.0 - power).sum()

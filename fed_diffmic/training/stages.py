@@ -130,7 +130,8 @@ class DiffusionStage(StageModule):
         logits = features.fused.repeat_interleave(draws, dim=0)
         weight = None
         if batch.offset is not None:
-            weight = balancing_weights(batch.labels, batch.offset, self.spec.task).repeat_interleave(draws, dim=0)
+            weight = balancing_weights(batch.labels, batch.offset, self.spec.task, cfg.balance)
+            weight = weight.repeat_interleave(draws, dim=0)
         return diffusion_loss(predicted, noise, target, logits, cfg.alpha, cfg.gamma, self.spec.task, weight)
 
     def scores(self, inputs: Any, starts: torch.Tensor) -> torch.Tensor:

@@ -40,15 +40,16 @@ def test_without_evidence_the_balanced_loss_is_least_at_equal_scores(task):
     assert unadjusted.grad.abs().max() > 0.1
 
 
-def test_balancing_weights_average_to_one_over_the_site_and_favour_rare_classes():
+@pytest.mark.parametrize(("power", "rare_over_common"), [(0.0, 1.0), (0.5, 4.0), (1.0, 16.0)])
+def test_balancing_weights_average_to_one_over_the_site_and_favour_rare_classes(power, rare_over_common):
     prior = torch.tensor([0.64, 0.32, 0.04], dtype=torch.float64)
     labels = torch.tensor([0] * 64 + [1] * 32 + [2] * 4)
-    weights = balancing_weights(labels, prior.log(), "multiclass")
+    weights = balancing_weights(labels, prior.log(), "multiclass", power)
     assert weights.mean().item() == pytest.approx(1.0)
-    assert (weights[-1] / weights[0]).item() == pytest.approx(4.0)  # sqrt(0.64 / 0.04)
+    assert (weights[-1] / weights[0]).item() == pytest.approx(rare_over_common)  # (0.64 / 0.04)^power
 
 
 def test_balancing_weights_of_several_labels_take_the_rarest():
     offset = torch.logit(torch.tensor([0.5, 0.1, 0.01], dtype=torch.float64))
     labels = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
-    assert balancing_weights(labels, offset, "multilabel").tolist() == pytest.approx([1.0, 1.0, 3.0, 99**0.5])
+    assert balancing_weights(labels, offset, "multilabel", 0.5).tolist() == pytest.approx([1.0, 1.0, 3.0, 99**0.5])
