@@ -106,3 +106,17 @@ class CredentialError(FedDiffmicError):
 
     code = "FD008"
     exit_code = 2
+
+
+class LedgerError(FedDiffmicError):
+    """The privacy ledger is missing, shorter or older than it was, or changed; a person must say why."""
+
+    code = "FD009"
+    exit_code = 4
+
+
+class BudgetError(FedDiffmicError):
+    """What was asked for would spend more privacy than the site's budget allows."""
+
+    code = "FD010"
+    exit_code = 5

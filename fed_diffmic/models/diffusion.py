@@ -76,12 +76,26 @@ def diffusion_loss(
     Returns:
         a scalar in float32.
     """
+    return weighted_squares(noise_pred, noise, labels, prior_logits, alpha, gamma, task, image_weight).mean()
+
+
+def weighted_squares(
+    noise_pred: Tensor,
+    noise: Tensor,
+    labels: Tensor,
+    prior_logits: Tensor,
+    alpha: float,
+    gamma: float,
+    task: str,
+    image_weight: Tensor | None = None,
+) -> Tensor:
+    """What :func:`diffusion_loss` is the mean of, ``(B, C, K, K)`` float32; arguments as there."""
     p = true_class_probability(prior_logits.detach(), labels, task)
     weight = 1 + alpha * (1 - p).clamp_min(0) ** gamma
     if image_weight is not None:
         weight = weight * image_weight
     squared = (noise_pred.float() - noise.float()).square()
-    return (weight[:, None, None, None] * squared).mean()
+    return weight[:, None, None, None] * squared
 
 
 def ddim_timesteps(timesteps: int, steps: int) -> list[int]:

@@ -28,7 +28,14 @@ def prior_offset(prior: np.ndarray, task: str) -> torch.Tensor:
 def classification_loss(
     logits: torch.Tensor, labels: torch.Tensor, task: str, offset: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Cross-entropy, or binary cross-entropy with logits for multi-label; mean over images.
+    """Mean over the images of :func:`classification_losses` (scalar)."""
+    return classification_losses(logits, labels, task, offset).mean()
+
+
+def classification_losses(
+    logits: torch.Tensor, labels: torch.Tensor, task: str, offset: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Cross-entropy of each image ``(B,)``, or mean over the labels of the binary one for multi-label.
 
     With ``offset`` (the site's own :func:`prior_offset`) this is the balanced softmax (Ren et al.
     2020, eq. 5) or logit-adjusted loss (Menon et al. 2021, eq. 10): the network then learns scores
@@ -42,8 +49,8 @@ def classification_loss(
     if offset is not None:
         logits = logits + offset
     if task == "multilabel":
-        return functional.binary_cross_entropy_with_logits(logits, labels)
-    return functional.cross_entropy(logits, labels)
+        return functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=1)
+    return functional.cross_entropy(logits, labels, reduction="none")
 
 
 def balancing_weights(labels: torch.Tensor, offset: torch.Tensor, task: str, power: float) -> torch.Tensor:

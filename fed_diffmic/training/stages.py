@@ -20,12 +20,12 @@ from torch import nn
 from fed_diffmic.algorithms.base import Tensors
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.models.diffmic import DiffMIC, Features, build_diffmic, build_guidance
-from fed_diffmic.models.diffusion import diffusion_loss, forward_diffusion
+from fed_diffmic.models.diffusion import forward_diffusion, weighted_squares
 from fed_diffmic.models.plain import build_plain
 from fed_diffmic.models.weights import load_pretrained
 from fed_diffmic.seeding import derive_seed
 from fed_diffmic.spec import RunSpec
-from fed_diffmic.training.losses import balancing_weights, classification_loss
+from fed_diffmic.training.losses import balancing_weights, classification_loss, classification_losses
 
 GUIDANCE_PREFIX = "guidance."
 LEAST = 1e-3  # the sampler's mean of few starts says no more about what is rarer
@@ -72,6 +72,14 @@ class StageModule(nn.Module):
         """Mean loss of a batch (scalar)."""
         raise NotImplementedError
 
+    def draws(self, count: int, generator: torch.Generator, device: torch.device | str) -> tuple[torch.Tensor, ...]:
+        """What :meth:`losses` needs to be random for ``count`` images: tensors with ``count`` rows each."""
+        return ()
+
+    def losses(self, batch: Batch, draws: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Each image's loss ``(B,)``, a function of its arguments alone; :meth:`loss` is the mean for its own draws."""
+        raise NotImplementedError
+
     def scores(self, inputs: Any, starts: torch.Tensor) -> torch.Tensor:
         """Scores ``(B, C)``; ``starts`` ``(B, N, 2, C)`` uniform draws (the sampler's ``N`` starts, section 7)."""
         raise NotImplementedError
@@ -88,6 +96,10 @@ class ClassifierStage(StageModule):
     def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         """Cross-entropy on the (fused) logits."""
         return classification_loss(self.logits(batch.inputs), batch.labels, self.spec.task, batch.offset)
+
+    def losses(self, batch: Batch, draws: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Cross-entropy of each image; nothing is random."""
+        return classification_losses(self.logits(batch.inputs), batch.labels, self.spec.task, batch.offset)
 
     def scores(self, inputs: Any, starts: torch.Tensor) -> torch.Tensor:
         """The logits."""
@@ -112,27 +124,42 @@ class DiffusionStage(StageModule):
 
     def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         """Section 6, with ``draws`` independent timesteps and noises for each image."""
+        return self._terms(batch, self.draws(len(batch.labels), generator, batch.labels.device)).mean()
+
+    def draws(self, count: int, generator: torch.Generator, device: torch.device | str) -> tuple[torch.Tensor, ...]:
+        """Timesteps ``(count, draws, K, K)`` int64 and noises ``(count, draws, C, K, K)``."""
+        cells = (self.network.regions, self.network.regions)
+        shape = (count, self.spec.stages.diffusion.draws)
+        t = torch.randint(self.spec.model.timesteps, (*shape, *cells), generator=generator, device=device)
+        noise = torch.randn((*shape, self.spec.num_classes, *cells), generator=generator, device=device)
+        return t, noise
+
+    def losses(self, batch: Batch, draws: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Section 6 for each image, its draws averaged."""
+        return self._terms(batch, draws).flatten(1).mean(dim=1).unflatten(0, draws[0].shape[:2]).mean(dim=1)
+
+    def _terms(self, batch: Batch, draws: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Weighted squared errors ``(B * draws, C, K, K)``."""
         features: Features = batch.inputs
-        cfg, draws = self.spec.stages.diffusion, self.spec.stages.diffusion.draws
+        cfg = self.spec.stages.diffusion
+        t, noise = (drawn.flatten(0, 1) for drawn in draws)
+        count = draws[0].shape[1]
         prior, guidance_map = self.network.condition(features)
-        count, channels, side, _ = guidance_map.shape
-        device = guidance_map.device
         if self.spec.task == "multilabel":
             target = batch.labels
         else:
-            target = torch.nn.functional.one_hot(batch.labels, channels).float()
-        target, prior, guidance_map = (x.repeat_interleave(draws, dim=0) for x in (target, prior, guidance_map))
-        shape = (count * draws, side, side)
-        t = torch.randint(self.spec.model.timesteps, shape, generator=generator, device=device)
-        noise = torch.randn((count * draws, channels, side, side), generator=generator, device=device)
+            # Not one_hot: it looks at its values, which torch.func.vmap does not allow.
+            classes = torch.arange(guidance_map.shape[1], device=guidance_map.device)
+            target = (batch.labels.unsqueeze(1) == classes).to(guidance_map.dtype)
+        target, prior, guidance_map = (x.repeat_interleave(count, dim=0) for x in (target, prior, guidance_map))
         noisy = forward_diffusion(target, t, noise, self.network.alphas_cumprod)
         predicted = self.network.noise(guidance_map, noisy, t, prior)
-        logits = features.fused.repeat_interleave(draws, dim=0)
+        logits = features.fused.repeat_interleave(count, dim=0)
         weight = None
         if batch.offset is not None:
             weight = balancing_weights(batch.labels, batch.offset, self.spec.task, cfg.balance)
-            weight = weight.repeat_interleave(draws, dim=0)
-        return diffusion_loss(predicted, noise, target, logits, cfg.alpha, cfg.gamma, self.spec.task, weight)
+            weight = weight.repeat_interleave(count, dim=0)
+        return weighted_squares(predicted, noise, target, logits, cfg.alpha, cfg.gamma, self.spec.task, weight)
 
     def scores(self, inputs: Any, starts: torch.Tensor) -> torch.Tensor:
         """Logarithm (multi-label: log-odds) of the sampler's mean over the grid (section 7) and over the starts.

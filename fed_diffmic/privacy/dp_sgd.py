@@ -1,0 +1,280 @@
+"""A local update with differential privacy: Poisson sampling, clipping by unit, Gaussian noise (Abadi et al. 2016).
+
+The number of steps, the sample rate, the noise and what the sum is divided by follow from the configuration and, unless
+``privacy.nominal_units`` is given, from the number of units; nothing of it depends on what was drawn. A step that draws
+nobody adds noise and counts like any other. What is added afterwards (FedProx's pull, weight decay, the optimizer's
+moments) reads no data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fed_diffmic.algorithms.base import Algorithm, Tensors
+from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.data.site import Examples
+from fed_diffmic.data.transforms import augment, normalise
+from fed_diffmic.errors import ConfigError
+from fed_diffmic.models.diffmic import Features
+from fed_diffmic.privacy.accounting import Mechanism, noise_multiplier_for
+from fed_diffmic.privacy.modules import check_private
+from fed_diffmic.privacy.per_sample import Units, summed, trained
+from fed_diffmic.privacy.randomness import Randomness
+from fed_diffmic.spec import RunSpec
+from fed_diffmic.training.bound import check_time
+from fed_diffmic.training.features import FeatureStore, all_features
+from fed_diffmic.training.local import (
+    LocalResult,
+    build_optimizer,
+    load_optimizer_state,
+    optimizer_tensors,
+    set_learning_rate,
+)
+from fed_diffmic.training.losses import prior_offset
+from fed_diffmic.training.stages import StageModule, exchanged, to_array
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one round of a stage does, and costs.
+
+    Attributes:
+        units: in the training set (or ``privacy.nominal_units``).
+        sample_rate: probability that a unit takes part in a step.
+        steps: of a round.
+        noise_multiplier: over the clipping bound.
+        expected_batch: what the noised sum is divided by.
+    """
+
+    units: int
+    sample_rate: float
+    steps: int
+    noise_multiplier: float
+    expected_batch: float
+
+    @property
+    def mechanism(self) -> Mechanism:
+        """A round, for the accountant."""
+        return Mechanism(self.sample_rate, self.noise_multiplier, self.steps)
+
+
+def unit_members(examples: Examples, unit: str) -> list[np.ndarray]:
+    """Positions of each unit's examples, in a stable order."""
+    if unit == "image":
+        return [np.array([i]) for i in range(len(examples))]
+    _, of = np.unique(examples.groups, return_inverse=True)
+    order = np.argsort(of, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(of[order])) + 1) if len(order) else []
+
+
+def count_mechanism(privacy: PrivacyConfig) -> Mechanism | None:
+    """The release of noised class counts, once a run; none where no counts leave."""
+    return Mechanism(1.0, privacy.count_noise, 1) if privacy.count_noise else None
+
+
+def count_sensitivity(privacy: PrivacyConfig, spec: RunSpec) -> float:
+    """L2 norm by which one unit can change the class counts: its images (bounded) times the square root of labels."""
+    images = 1 if privacy.unit == "image" else privacy.max_images
+    return images * (math.sqrt(spec.num_classes) if spec.task == "multilabel" else 1.0)
+
+
+def noised_counts(train: Examples, spec: RunSpec, privacy: PrivacyConfig, random: Randomness) -> np.ndarray:
+    """Training images of each class ``(C,)``, each unit bounded, with noise; not below zero.
+
+    The noise has a standard deviation of ``count_noise`` times :func:`count_sensitivity`.
+    """
+    most = 1 if privacy.unit == "image" else privacy.max_images
+    chosen = [members[:most] for members in unit_members(train, privacy.unit)]
+    labels = train.labels[np.concatenate(chosen)] if chosen else train.labels[:0]
+    if spec.task == "multilabel":
+        counts = np.asarray(labels, dtype=np.float64).reshape(-1, spec.num_classes).sum(axis=0)
+    else:
+        counts = np.bincount(labels.astype(np.int64), minlength=spec.num_classes).astype(np.float64)
+    scale = privacy.count_noise * count_sensitivity(privacy, spec)
+    return np.maximum(counts + scale * random.normal(spec.num_classes), 0.0)
+
+
+def make_plan(privacy: PrivacyConfig, spec: RunSpec, stage: str, train: Examples) -> Plan:
+    """A round of a stage at a site.
+
+    A noise multiplier that is not given is computed once for the whole run: with it all rounds of all stages in
+    ``privacy.stages``, and the class counts, cost ``privacy.epsilon`` together.
+
+    Raises:
+        ConfigError: nothing says how much noise, delta is too large for so few units, or no noise would do.
+    """
+    units = privacy.nominal_units or len(unit_members(train, privacy.unit))
+    if units == 0:
+        raise ConfigError("privacy.nominal_units", 0, "a site with training images, or a public number of units")
+    if privacy.delta > 1 / units:
+        raise ConfigError(
+            "privacy.delta", privacy.delta, f"at most one over the {privacy.unit}s of the site, 1/{units}"
+        )
+    rate = min(1.0, privacy.logical_batch / units)
+
+    def steps(name: str) -> int:
+        cfg = spec.stage(name)
+        return cfg.steps or max(1, round(cfg.epochs / rate))
+
+    sigma = privacy.noise_multiplier
+    if sigma is None:
+        if privacy.epsilon is None:
+            raise ConfigError("privacy.noise_multiplier", None, "a number, or privacy.epsilon to compute it from")
+        rounds = {name: spec.stage(name).rounds or 0 for name in privacy.stages}
+        planned = [(rate, steps(name) * count) for name, count in sorted(rounds.items()) if count and name != "plain"]
+        if stage == "plain":
+            planned = [(rate, steps(stage) * (spec.stage(stage).rounds or 0))]
+        counts = count_mechanism(privacy)
+        try:
+            sigma = noise_multiplier_for(
+                privacy.epsilon, privacy.delta, planned, [counts] if counts else [], privacy.accountant
+            )
+        except ValueError as error:
+            raise ConfigError(
+                "privacy.epsilon", privacy.epsilon, "more than the class counts alone cost (privacy.count_noise)"
+            ) from error
+    return Plan(units, rate, steps(stage), sigma, rate * units)
+
+
+def private_update(
+    module: StageModule,
+    train: Examples,
+    algorithm: Algorithm,
+    privacy: PrivacyConfig,
+    plan: Plan,
+    *,
+    site: str,
+    round_index: int,
+    device: torch.device | str = "cpu",
+    prior: np.ndarray | None = None,
+    optimizer_state: Tensors | None = None,
+    store: FeatureStore | None = None,
+    store_key: Hashable = None,
+) -> LocalResult:
+    """Train for one round as :func:`fed_diffmic.training.local.local_update` does, with noise.
+
+    Args:
+        module, train, algorithm, site, round_index, device, optimizer_state, store, store_key: as there.
+        plan: of this stage (:func:`make_plan`); its cost must be in the ledger before.
+        prior: noised class shares ``(C,)`` for the balanced loss; none: classes count as equally frequent.
+
+    Returns:
+        tensors, ``privacy.weight`` as the number of examples, and as figures the number of steps alone: a loss, and
+        even a time, would say something of the data.
+
+    Raises:
+        ConfigError: the network cannot be trained so (:func:`fed_diffmic.privacy.modules.check_private`).
+        OutOfTimeError: a bound on the time that the caller set is over.
+    """
+    spec, cfg = module.spec, module.spec.stage(module.stage)
+    names = exchanged(module)
+    check_private(module, names)
+    torch.set_num_threads(spec.threads)
+    module.to(device).train()
+    random = Randomness(privacy.test_seed, module.stage, site, round_index)
+    offset = None
+    if cfg.loss == "balanced" and prior is not None:
+        offset = prior_offset(prior, spec.task).to(device)
+    parameters = trained(module)
+    reference = {name: p.detach().clone() for name, p in parameters.items()}
+    penalty = algorithm.penalty(module.network, reference)
+    optimizer = build_optimizer(module, cfg)
+    if optimizer_state:
+        load_optimizer_state(optimizer, module.network, optimizer_state)
+    members = unit_members(train, privacy.unit)
+    source = Source(module, train, privacy, site, round_index, device, offset, store, store_key)
+    for step in range(plan.steps):
+        set_learning_rate(optimizer, cfg, (round_index - 1 + step / plan.steps) / max(cfg.rounds or 1, 1))
+        drawn = [members[i] for i in random.included(len(members), plan.sample_rate)]
+        total = summed(module, source.chunks(drawn, random), privacy.max_grad_norm)
+        optimizer.zero_grad(set_to_none=True)
+        if penalty is not None:
+            penalty().backward()
+        for name, parameter in sorted(parameters.items()):
+            noise = torch.from_numpy(random.normal(parameter.numel())).view(parameter.shape).to(total[name])
+            noised = (total[name] + plan.noise_multiplier * privacy.max_grad_norm * noise) / plan.expected_batch
+            pull = parameter.grad
+            parameter.grad = noised.to(parameter.dtype) if pull is None else pull + noised.to(parameter.dtype)
+        optimizer.step()
+    state = module.network.state_dict()
+    return LocalResult(
+        tensors={name: to_array(state[name]) for name in names},
+        num_examples=privacy.weight,
+        metrics={"steps": float(plan.steps)},
+        optimizer_state=optimizer_tensors(optimizer, module.network) if spec.strategy.keep_optimizer_state else None,
+    )
+
+
+@dataclass
+class Source:
+    """Makes chunks of units: augmented images, or rows of features that were computed once."""
+
+    module: StageModule
+    train: Examples
+    privacy: PrivacyConfig
+    site: str
+    round_index: int
+    device: torch.device | str
+    offset: torch.Tensor | None
+    store: FeatureStore | None = None
+    store_key: Hashable = None
+
+    def __post_init__(self) -> None:
+        once = self.module.features_once and len(self.train) > 0
+        self._features = (
+            all_features(self.module, self.train, self.device, self.store, self.store_key) if once else None
+        )
+
+    def chunks(self, drawn: list[np.ndarray], random: Randomness) -> Iterator[Units]:
+        """``drawn`` units, ``privacy.physical_batch`` at a time; what is random is drawn before the first is used.
+
+        So the same stream gives the same update whatever the chunks are.
+        """
+        most = 1 if self.privacy.unit == "image" else self.privacy.max_images
+        generator = torch.Generator().manual_seed(random.seed())
+        chosen, draws = [], []
+        for unit in drawn:
+            order = torch.randperm(len(unit), generator=generator).numpy() if len(unit) > most else np.arange(len(unit))
+            chosen.append(unit[order[:most]])
+            draws.append(torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator))))
+        for start in range(0, len(chosen), self.privacy.physical_batch):
+            check_time()
+            part = slice(start, start + self.privacy.physical_batch)
+            yield self.units(chosen[part], draws[part])
+
+    def units(self, chosen: list[np.ndarray], generators: list[torch.Generator]) -> Units:
+        """A chunk as tensors on the device; places beyond a unit's images repeat its first one."""
+        places = max(len(unit) for unit in chosen)
+        index = np.stack([np.concatenate([u, np.repeat(u[:1], places - len(u))]) for u in chosen])
+        mask = np.stack([np.arange(places) < len(u) for u in chosen]).astype(np.float32)
+        most = 1 if self.privacy.unit == "image" else self.privacy.max_images
+        # For as many places as there can be: what a unit draws must not depend on who else is in the chunk.
+        draws = [self.module.draws(most, generator, "cpu") for generator in generators]
+        labels = torch.from_numpy(self.train.labels[index.ravel()]).to(self.device)
+        return Units(
+            inputs=self._inputs(index),
+            labels=labels.unflatten(0, index.shape),
+            draws=tuple(torch.stack(column)[:, :places].to(self.device) for column in zip(*draws, strict=True)),
+            mask=torch.from_numpy(mask).to(self.device),
+            offset=self.offset,
+        )
+
+    def _inputs(self, index: np.ndarray) -> object:
+        spec, cfg, flat = self.module.spec, self.module.spec.stage(self.module.stage), index.ravel()
+        if self._features is not None:
+            rows = (
+                column[torch.from_numpy(flat).to(column.device)].unflatten(0, index.shape) for column in self._features
+            )
+            return Features(*rows)
+        pixels = self.train.images(flat)
+        if cfg.augment:
+            keys = self.train.keys[flat]
+            pixels = augment(
+                pixels, keys, modality=spec.modality, seed=spec.seed, site=self.site, round=self.round_index
+            )
+        return normalise(pixels.to(self.device), spec.mean, spec.std).unflatten(0, index.shape)

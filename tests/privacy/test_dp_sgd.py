@@ -1,0 +1,229 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fed_diffmic.algorithms.base import Algorithm
+from fed_diffmic.config import StrategyConfig
+from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.errors import ConfigError
+from fed_diffmic.privacy import dp_sgd
+from fed_diffmic.privacy.accounting import Mechanism, epsilon
+from fed_diffmic.privacy.dp_sgd import Plan, make_plan, noised_counts, private_update, unit_members
+from fed_diffmic.privacy.modules import check_private
+from fed_diffmic.privacy.randomness import Randomness
+from fed_diffmic.training.losses import prior_offset
+from fed_diffmic.training.stages import Batch, exchanged, full_state, load_state
+from tests.privacy.models import private_spec, random_examples, stage_module
+
+PRIVACY = PrivacyConfig(name="dp_sgd", unit="image", noise_multiplier=1.0, delta=1e-3, test_seed=5)
+PATIENTS = ["a", "a", "a", "b", "c", "c", "d", "e", "e", "f"]
+
+
+@pytest.fixture(scope="module")
+def start():
+    spec = private_spec("tiny", lr=0.1, optimizer="sgd", weight_decay=0.0, schedule="constant", momentum=0.0)
+    module = stage_module(spec, "guidance")
+    return spec, module, full_state(module)
+
+
+def update(start, privacy, plan, examples=None, **more):
+    spec, module, state = start
+    load_state(module.network, state)
+    examples = random_examples(spec.model.image_side, 10, groups=PATIENTS) if examples is None else examples
+    algorithm = Algorithm(StrategyConfig())
+    return private_update(module, examples, algorithm, privacy, plan, site="s", round_index=1, **more)
+
+
+def moved(start, result):
+    """Change of each tensor over minus the learning rate: the gradient that was used."""
+    return {name: (start[2][name] - value) / 0.1 for name, value in result.tensors.items()}
+
+
+def plan(rate=0.5, steps=1, sigma=1.0, batch=5.0):
+    return Plan(10, rate, steps, sigma, batch)
+
+
+@pytest.mark.parametrize("unit", ["image", "patient"])
+def test_physical_chunks_do_not_change_the_update(start, unit):
+    """One logical batch in one, two and five chunks, for the same noise."""
+    results = [
+        update(start, replace(PRIVACY, unit=unit, max_images=2, physical_batch=size), plan(rate=1.0))
+        for size in (10, 5, 2)
+    ]
+    for other in results[1:]:
+        for name, value in results[0].tensors.items():
+            np.testing.assert_allclose(other.tensors[name], value, rtol=0, atol=2e-7)
+
+
+def test_an_empty_batch_adds_noise_and_counts(start, monkeypatch):
+    monkeypatch.setattr(Randomness, "included", lambda self, count, rate: np.array([], dtype=int))
+    result = update(start, PRIVACY, plan(steps=3))
+    assert result.metrics == {"steps": 3.0}
+    change = np.concatenate([v.ravel() for v in moved(start, result).values()])
+    assert change.std() == pytest.approx(3**0.5 / 5, rel=0.02)  # sigma C / expected batch, three times
+
+
+def test_noise_has_the_stated_deviation_in_every_tensor(start):
+    """Twenty updates without anybody in them: the deviation of each coordinate over updates."""
+    privacy = replace(PRIVACY, max_grad_norm=0.3)
+    parts = []
+    for seed in range(20):
+        empty = random_examples(start[0].model.image_side, 10).subset(np.array([], dtype=int))
+        parts.append(moved(start, update(start, replace(privacy, test_seed=seed), plan(sigma=2.0), empty)))
+    for name in parts[0]:
+        values = np.stack([part[name].ravel() for part in parts])
+        size = values.size
+        assert values.std() == pytest.approx(2.0 * 0.3 / 5, rel=6 / np.sqrt(2 * size) + 1e-4)
+        assert abs(values.mean()) <= 6 * 0.12 / np.sqrt(size)
+
+
+def test_without_noise_it_is_clipped_gradient_descent(start):
+    """The direct twin: each image's gradient by itself, clipped, summed, divided by the expected batch."""
+    spec, module, state = start
+    examples = random_examples(spec.model.image_side, 10)
+    prior = np.array([0.2, 0.3, 0.5])
+    result = update(
+        start, replace(PRIVACY, max_grad_norm=0.5), plan(rate=1.0, sigma=0.0, batch=8.0), examples, prior=prior
+    )
+    load_state(module.network, state)
+    total: dict[str, torch.Tensor] = {}
+    for i in range(10):
+        module.zero_grad(set_to_none=True)
+        images = (examples.images(np.array([i])).float() / 255 - 0.5) / 0.5
+        batch = Batch(images, torch.from_numpy(examples.labels[i : i + 1]), prior_offset(prior, spec.task))
+        module.loss(batch, torch.Generator()).backward()
+        own = {n: p.grad for n, p in module.network.named_parameters() if p.requires_grad}
+        size = sum(g.square().sum() for g in own.values()).sqrt()
+        for name, g in own.items():
+            total[name] = total.get(name, 0) + g * min(1.0, 0.5 / size)
+    for name, value in moved(start, result).items():
+        np.testing.assert_allclose(value, total[name].numpy() / 8, rtol=0, atol=3e-6)
+
+
+def test_one_unit_moves_the_update_by_no_more_than_the_bound(start):
+    examples = random_examples(start[0].model.image_side, 10)
+    quiet = replace(PRIVACY, max_grad_norm=0.25)
+    whole = moved(start, update(start, quiet, plan(rate=1.0, sigma=0.0, batch=1.0), examples))
+    for gone in (0, 4):
+        rest = examples.subset(np.delete(np.arange(10), gone))
+        less = moved(start, update(start, quiet, plan(rate=1.0, sigma=0.0, batch=1.0), rest))
+        difference = np.sqrt(sum(((whole[n] - less[n]).astype(float) ** 2).sum() for n in whole))
+        assert 0.2 <= difference <= 0.25 + 1e-4  # the gradients are far above the bound here
+
+
+def test_two_updates_never_share_their_noise(start):
+    real = replace(PRIVACY, test_seed=None)
+    empty = random_examples(start[0].model.image_side, 10).subset(np.array([], dtype=int))
+    first, second = (update(start, real, plan(), empty) for _ in range(2))
+    assert all(
+        not np.isclose(first.tensors[n], second.tensors[n], rtol=0, atol=1e-9).any() or v.size < 3
+        for n, v in first.tensors.items()
+    )
+
+
+def test_only_a_public_weight_and_the_number_of_steps_leave(start):
+    result = update(start, replace(PRIVACY, weight=7), plan(steps=2))
+    assert result.num_examples == 7 and result.metrics == {"steps": 2.0}
+
+
+def test_the_proximal_pull_is_outside_the_noise(start):
+    """FedProx: after the first step the pull towards the start is there, whatever was drawn."""
+    from fed_diffmic.algorithms import build_algorithm
+
+    spec, module, state = start
+    empty = random_examples(spec.model.image_side, 10).subset(np.array([], dtype=int))
+    results = []
+    for mu in (0.0, 1.0):
+        load_state(module.network, state)
+        algorithm = build_algorithm(StrategyConfig(name="fedprox", mu=mu))
+        results.append(private_update(module, empty, algorithm, PRIVACY, plan(steps=2), site="s", round_index=1))
+    free, pulled = (moved(start, r) for r in results)
+    name = max(free, key=lambda n: free[n].size)
+    # Two steps of noise g1, g2: free = g1 + g2; pulled = g1 + g2 - 0.1 g1.
+    assert 0.02 < np.abs(free[name] - pulled[name]).std() / np.abs(free[name]).std() < 0.2
+
+
+def test_members_are_images_or_patients():
+    examples = random_examples(32, 10, groups=PATIENTS)
+    assert [list(m) for m in unit_members(examples, "image")] == [[i] for i in range(10)]
+    assert [list(m) for m in unit_members(examples, "patient")] == [[0, 1, 2], [3], [4, 5], [6], [7, 8], [9]]
+    assert unit_members(examples.subset(np.array([], dtype=int)), "patient") == []
+
+
+def test_a_plan_spends_the_whole_runs_epsilon_and_not_more():
+    spec = private_spec("tiny", rounds=4, epochs=2.0)
+    privacy = replace(PRIVACY, noise_multiplier=None, epsilon=3.0, logical_batch=2, count_noise=20.0)
+    examples = random_examples(32, 10)
+    first, second = (make_plan(privacy, spec, stage, examples) for stage in ("guidance", "diffusion"))
+    assert first == second and first.sample_rate == 0.2 and first.steps == 10 and first.expected_batch == 2.0
+    run = [Mechanism(0.2, first.noise_multiplier, 10 * 4 * 2), Mechanism(1.0, 20.0, 1)]
+    assert 2.9 < epsilon(run, 1e-3) <= 3.0
+
+
+def test_a_public_number_of_units_sets_rate_and_batch():
+    spec = private_spec("tiny", steps=7)
+    chosen = make_plan(replace(PRIVACY, nominal_units=40, logical_batch=4), spec, "guidance", random_examples(32, 10))
+    assert (chosen.units, chosen.sample_rate, chosen.steps, chosen.expected_batch) == (40, 0.1, 7, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"delta": 0.2}, "privacy.delta"),
+        ({"noise_multiplier": None, "epsilon": None}, "privacy.noise_multiplier"),
+        ({"noise_multiplier": None, "epsilon": 0.01, "count_noise": 1.0}, "privacy.epsilon"),
+    ],
+)
+def test_a_plan_that_cannot_be_says_which_key(change, match):
+    with pytest.raises(ConfigError, match=match):
+        make_plan(replace(PRIVACY, **change), private_spec("tiny"), "guidance", random_examples(32, 10))
+
+
+def test_counts_are_bounded_by_patient_and_noised(monkeypatch):
+    spec = private_spec("tiny")
+    examples = random_examples(32, 10, groups=PATIENTS)
+    monkeypatch.setattr(Randomness, "normal", lambda self, count: np.zeros(count))
+    privacy = replace(PRIVACY, unit="patient", max_images=2)
+    assert noised_counts(examples, spec, privacy, Randomness(0)).sum() == 9  # patient a has three
+    assert noised_counts(examples, spec, PRIVACY, Randomness(0)).sum() == 10
+    monkeypatch.setattr(Randomness, "normal", lambda self, count: np.full(count, -1.0))
+    assert (noised_counts(examples, spec, PRIVACY, Randomness(0)) == 0).all()
+    monkeypatch.setattr(Randomness, "normal", lambda self, count: np.ones(count))
+    assert noised_counts(examples, spec, privacy, Randomness(0)).sum() == 9 + 3 * 20 * 2
+
+
+def test_live_batch_norm_is_refused_timms_too(start):
+    spec = private_spec("tiny")
+    live = stage_module(replace(spec, model=replace(spec.model, encoder_norm="train")), "guidance")
+    with pytest.raises(ConfigError, match="batch norm") as caught:
+        check_private(live, exchanged(live))
+    assert "model.encoder_norm" in caught.value.remedy
+    check_private(start[1], exchanged(start[1]))
+
+
+def test_drop_out_and_a_buffer_that_would_leave_are_refused(start):
+    module = start[1]
+    with pytest.raises(ConfigError, match="parameters alone"):
+        check_private(module, {**exchanged(module), "x.running_mean": "buffer"})
+    with pytest.raises(ConfigError, match="trains something"):
+        check_private(module, {})
+    module.network.add_module("drop", torch.nn.Dropout(0.1))
+    try:
+        with pytest.raises(ConfigError, match="drop"):
+            check_private(module, exchanged(module))
+    finally:
+        del module.network.drop
+
+
+def test_a_private_step_looks_at_no_label_frequency(start, monkeypatch):
+    """The balanced loss takes the noised prior it is given, never one that it counts."""
+
+    def forbidden(*args):
+        raise AssertionError
+
+    monkeypatch.setattr("fed_diffmic.training.losses.label_prior", forbidden)
+    monkeypatch.setattr("fed_diffmic.training.local.label_prior", forbidden)
+    assert not hasattr(dp_sgd, "label_prior")
+    update(start, PRIVACY, plan())
