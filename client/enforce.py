@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from client.privacy import is_private, planned_batches
 from client.site import Rules, Site
 from client.state import SiteStore
 from fed_diffmic.exchange import failures
@@ -73,7 +74,10 @@ class Enforcement:
         header = request.header
         if self.rules is None or "stage" not in header:
             return
-        _refuse(self.rules.policy.check_images(self.kind, spec, header["stage"], len(site.data.train)))
+        batches = None
+        if self.kind == "train" and is_private(site, header["stage"]):
+            batches = planned_batches(site, spec, header["stage"], site.data.train)
+        _refuse(self.rules.policy.check_images(self.kind, spec, header["stage"], len(site.data.train), batches))
         key = (spec.run_id, spec.arm, header["stage"])
         if not SiteStore(site.folder).may_answer(key, self.kind, header["round"], request_name(header)):
             raise SiteError(failures.REPLAY, f"round {header['round']}")

@@ -10,17 +10,19 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
 
+from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.exchange.audit import AuditLog
 from fed_diffmic.exchange.failures import LABELS, SETTINGS, SiteError
 from fed_diffmic.exchange.policy import SitePolicy
-from fed_diffmic.files import append_line
+from fed_diffmic.files import append_line, private_folder
+from fed_diffmic.provision.keys import PrivateKey, load_private, make_site_key
 from fed_diffmic.spec import RunSpec
 
 Gate = Callable[[str], None]
@@ -40,6 +42,8 @@ class Site:
         data: train, validation and test images.
         device: where this site computes.
         keep_updates: keep the last update, so that the same request is never computed twice.
+        privacy: whether and how training is protected.
+        real: one of its own, with one ledger for all runs; else a virtual site.
     """
 
     name: str
@@ -47,6 +51,18 @@ class Site:
     data: SiteData
     device: str
     keep_updates: bool = True
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    real: bool = False
+    signer: PrivateKey | None = None
+
+    def key(self) -> PrivateKey:
+        """What signs the privacy ledger: the site's key; a virtual site makes one in its folder."""
+        if self.signer is not None:
+            return self.signer
+        path = private_folder(self.folder) / "ledger_key"
+        if not path.exists():
+            make_site_key(path)
+        return load_private(path)
 
 
 @dataclass(frozen=True)
@@ -67,17 +83,36 @@ class Rules:
     gate: Gate | None = None
 
 
+@dataclass(frozen=True)
+class Protection:
+    """How the sites of this process protect their training.
+
+    Attributes:
+        privacy: the site's configuration.
+        signer: the real site's key; none: virtual sites, each makes one.
+    """
+
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    signer: PrivateKey | None = None
+
+
 @dataclass
 class _Registered:
     source: Source | None = None
     folder: Folder | None = None
     rules: Rules | None = None
+    protection: Callable[[Context], Protection] | None = None
 
 
 _REGISTERED = _Registered()
 
 
-def register_source(source: Source, folder: Folder | None = None, rules: Rules | None = None) -> None:
+def register_source(
+    source: Source,
+    folder: Folder | None = None,
+    rules: Rules | None = None,
+    protection: Callable[[Context], Protection] | None = None,
+) -> None:
     """Say where this process's sites get their data.
 
     Args:
@@ -85,7 +120,9 @@ def register_source(source: Source, folder: Folder | None = None, rules: Rules |
             are asked for) and the request's header.
         folder: the site's own folder where ``node_config["site-dir"]`` does not say it.
         rules: what a real site enforces.
+        protection: how training is protected; none: it is not.
     """
+    _REGISTERED.protection = protection
     _REGISTERED.source = source
     _REGISTERED.folder = folder
     _REGISTERED.rules = rules
@@ -130,7 +167,11 @@ def open_site(context: Context, spec: RunSpec, header: Mapping[str, Any]) -> Sit
     data = open_data(context, spec, header)
     if tuple(data.classes) != spec.classes or data.task != spec.task:
         raise SiteError(LABELS)
+    protection = Protection() if _REGISTERED.protection is None else _REGISTERED.protection(context)
     return Site(
+        privacy=protection.privacy,
+        signer=protection.signer,
+        real=_REGISTERED.rules is not None,
         name=data.name,
         folder=site_folder(context),
         data=data,

@@ -51,14 +51,19 @@ def start_worker(config: SiteConfig, run: Path, secret: str, log: Path) -> Child
 
 
 def site_audit(config: SiteConfig) -> AuditLog:
-    """The site's audit log, signed with its key; an insecure trial without one gets a key made in its folder.
+    """The site's audit log, signed with its key.
 
     Raises:
         ConfigError: the key cannot be used.
         MachineError, ModelFileError: see :class:`fed_diffmic.exchange.audit.AuditLog`.
     """
     folder = Path(str(config.site.folder))
-    key = Path(config.coordinator.key) if config.coordinator.key else folder / TRIAL_KEY
+    return AuditLog(folder / AUDIT, load_private(site_key(config)), owner=config.site.name)
+
+
+def site_key(config: SiteConfig) -> Path:
+    """The file of the site's key; an insecure trial without one gets a key made in its folder."""
+    key = Path(config.coordinator.key) if config.coordinator.key else Path(str(config.site.folder)) / TRIAL_KEY
     if not key.exists() and config.coordinator.insecure:
         make_site_key(key)
-    return AuditLog(folder / AUDIT, load_private(key), owner=config.site.name)
+    return key

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from client.privacy import check_stage, is_private, private_facts, private_round, unprotected_round
 from client.site import Site
 from client.state import SiteStore
 from fed_diffmic.algorithms import Algorithm, Tensors, algorithm_names, build_algorithm
@@ -20,7 +21,7 @@ from fed_diffmic.files import tensors_digest
 from fed_diffmic.spec import STAGES, RunSpec
 from fed_diffmic.training.evaluation import evaluate_scores, predict_scores
 from fed_diffmic.training.features import FeatureStore
-from fed_diffmic.training.local import local_update
+from fed_diffmic.training.local import LocalResult, local_update
 from fed_diffmic.training.stages import StageModule, exchanged, loaded_module
 
 NEED_BASE = "need_base"
@@ -30,7 +31,7 @@ TASK: dict[str, type] = {**COMMON, "stage": str, "round": int, "site": str, "bas
 FIELDS: dict[str, dict[str, type]] = {
     "labels": {"run": str},
     "query": COMMON,
-    "train": {**TASK, "state": str},
+    "train": {**TASK, "state": str, "ledger": str},
     "evaluate": {**TASK, "prior": list, "sums": bool, "split": str},
 }
 _FEATURES = FeatureStore()
@@ -65,7 +66,11 @@ def describe(site: Site, spec: RunSpec, request: Payload) -> Payload:
     """Who the site is: name, number of images, training images of each class."""
     data = site.data
     labels = data.train.labels
-    if spec.task == "multilabel":
+    images = [len(data.train), len(data.val), len(data.test)]
+    if is_private(site):
+        images, noised = private_facts(site, spec)
+        counts = np.array(noised)
+    elif spec.task == "multilabel":
         counts = np.asarray(labels).reshape(-1, spec.num_classes).sum(axis=0)
     else:
         counts = np.bincount(labels.astype(np.int64), minlength=spec.num_classes)
@@ -74,7 +79,7 @@ def describe(site: Site, spec: RunSpec, request: Payload) -> Payload:
         "arm": spec.arm,
         "request": request_name(request.header),
         "site": site.name,
-        "images": [len(data.train), len(data.val), len(data.test)],
+        "images": images,
         "class_counts": [int(n) for n in counts],
     }
     return Payload("query.reply", header)
@@ -105,29 +110,59 @@ def train(site: Site, spec: RunSpec, request: Payload) -> Payload:
         before = store.state(key, header["state"])
         if before is None:
             raise SiteError(NO_STATE)
+    check_stage(site, header["stage"])
     module = load_module(spec, header["stage"], store, request)
-    try:
-        result = local_update(
-            module,
-            site.data.train,
-            site_algorithm(spec),
-            site=site.name,
-            round_index=header["round"],
-            device=torch.device(site.device),
-            optimizer_state=before,
-            store=_FEATURES,
-            store_key=feature_key(header, site.data.train, "train"),
-        )
-    except (ValueError, FloatingPointError) as error:
-        raise SiteError(DIVERGED) from error
+    result, ledger, claim = update(site, spec, header, module, before)
     state = ""
     if result.optimizer_state is not None:
         state = store.keep_state(key, header["round"], result.optimizer_state, header["state"])
-    reply = {**answer_header(header), "num_examples": result.num_examples, "state": state}
+    facts = {"num_examples": result.num_examples, "state": state, "ledger": ledger, "claim": claim}
+    reply = {**answer_header(header), **facts}
     payload = Payload("train.reply", reply, result.tensors, finite(result.metrics))
     if site.keep_updates:
         store.keep_update(key, name, payload)
     return payload
+
+
+def update(
+    site: Site, spec: RunSpec, header: Mapping[str, Any], module: StageModule, before: Tensors | None
+) -> tuple[LocalResult, str, str]:
+    """The update itself, private or not, with the ledger's head and the claim that go with it (empty: none).
+
+    Raises:
+        SiteError: it diverged.
+        BudgetError, LedgerError: the site's privacy does not allow it.
+    """
+    stage, index, data = header["stage"], header["round"], site.data.train
+    key = feature_key(header, data, "train")
+    try:
+        if is_private(site, stage):
+            return private_round(
+                site,
+                spec,
+                module,
+                site_algorithm(spec),
+                index,
+                echoed=header["ledger"],
+                optimizer_state=before,
+                store=_FEATURES,
+                store_key=key,
+            )
+        head = unprotected_round(site, spec, stage, index, header["ledger"])
+        result = local_update(
+            module,
+            data,
+            site_algorithm(spec),
+            site=site.name,
+            round_index=index,
+            device=torch.device(site.device),
+            optimizer_state=before,
+            store=_FEATURES,
+            store_key=key,
+        )
+        return result, head, ""
+    except (ValueError, FloatingPointError) as error:
+        raise SiteError(DIVERGED) from error
 
 
 def evaluate(site: Site, spec: RunSpec, request: Payload) -> Payload:
@@ -142,6 +177,8 @@ def evaluate(site: Site, spec: RunSpec, request: Payload) -> Payload:
     if header["site"] != site.name or header["split"] != "val" or prior is None or prior.shape != (spec.num_classes,):
         raise SiteError(BAD_REQUEST)
     module = load_module(spec, header["stage"], store, request)
+    if is_private(site) and site.privacy.validation == "suppressed":
+        return Payload("evaluate.reply", answer_header(header))
     examples = site.data.val
     try:
         scores = predict_scores(

@@ -56,19 +56,23 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
     from client.app import app
     from client.control import gate
     from client.device import chosen_device
-    from client.site import Rules, register_source
+    from client.site import Protection, Rules, register_source
     from client.source import SiteSource
-    from client.start import STATE, site_audit
+    from client.start import STATE, site_audit, site_key
     from fed_diffmic.config_site import SiteConfig
     from fed_diffmic.exchange.policy import SitePolicy
+    from fed_diffmic.provision.keys import load_private
     from fed_diffmic.spec import parse_dataclass
     from fed_diffmic.transport.contact import read_contact
     from fed_diffmic.transport.worker import serve
 
     config: SiteConfig = parse_dataclass(SiteConfig, settings.config, "config")
     folder, run = Path(str(config.site.folder)), Path(settings.run)
-    rules = Rules(SitePolicy(config.policy), config.dataset.name, site_audit(config), gate=lambda _: gate(folder))
-    register_source(SiteSource(config), lambda _: folder, rules)
+    private = config.privacy.name == "dp_sgd"
+    policy = SitePolicy(config.policy, config.privacy.stages if private else ())
+    rules = Rules(policy, config.dataset.name, site_audit(config), gate=lambda _: gate(folder))
+    protection = Protection(config.privacy, load_private(site_key(config)))
+    register_source(SiteSource(config), lambda _: folder, rules, lambda _: protection)
 
     def port() -> int:
         contact = read_contact(run)

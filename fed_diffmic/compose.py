@@ -68,7 +68,7 @@ class Base:
 
 SIMULATE = Base("simulate", SimulateConfig, GROUPS, check_consistency)
 SERVER = Base("server", ServerConfig, ("model", "stages", "strategy"), check_server_consistency)
-CLIENT = Base("client", SiteConfig, ("dataset", "policy"), check_site_consistency)
+CLIENT = Base("client", SiteConfig, ("dataset", "policy", "privacy"), check_site_consistency)
 
 
 def compose(config_file: Path | None, overrides: Sequence[str]) -> SimulateConfig:

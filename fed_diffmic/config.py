@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.fields import Checked, option
 
 BASELINES = ("local", "pooled", "plain")
@@ -254,4 +255,5 @@ class SimulateConfig(Checked):
     stages: StagesConfig = field(default_factory=StagesConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     run: RunConfig = field(default_factory=RunConfig)

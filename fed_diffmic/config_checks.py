@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fed_diffmic.config import DatasetConfig, SimulateConfig
+from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.config_server import ServerConfig
 from fed_diffmic.errors import ConfigError, UsageError
 
@@ -37,6 +38,7 @@ def check_consistency(config: SimulateConfig) -> None:
     if not DEVICE.fullmatch(config.run.device):
         raise ConfigError("run.device", config.run.device, "auto, cpu, cuda, cuda:N, mps")
     check_once("baselines", config.baselines)
+    check_privacy(config)
     check_once("run.lr_scales", config.run.lr_scales)
     if not config.run.lr_scales:
         raise ConfigError("run.lr_scales", "[]", "at least one number, for example [1.0]")
@@ -61,6 +63,41 @@ def check_dataset(data: DatasetConfig, group: str) -> None:
         fewest = 1 if data.task == "multilabel" else 2
         if len(data.classes) < fewest:
             raise ConfigError(f"{group}.classes", data.classes, f"at least {fewest} names")
+
+
+def check_privacy_group(privacy: PrivacyConfig) -> None:
+    """A privacy group that says too little."""
+    if privacy.name == "none":
+        return
+    if privacy.budget is None and privacy.epsilon is None:
+        raise ConfigError("privacy.budget", "null", "a number, or privacy.epsilon")
+    if privacy.noise_multiplier is None and privacy.epsilon is None:
+        raise ConfigError("privacy.noise_multiplier", "null", "a number, or privacy.epsilon to compute it from")
+    if not privacy.stages:
+        raise ConfigError("privacy.stages", "[]", "at least one stage with privacy=dp_sgd")
+    check_once("privacy.stages", privacy.stages)
+
+
+def check_privacy(config: SimulateConfig) -> None:
+    """Settings of a run that a private site could not honour."""
+    check_privacy_group(config.privacy)
+    if config.privacy.name == "none":
+        return
+    if len(config.run.lr_scales) > 1:
+        raise ConfigError(
+            "run.lr_scales",
+            config.run.lr_scales,
+            "one number with privacy=dp_sgd",
+            "A search reads the private data each time; try rates on public images.",
+        )
+    if config.model.norm != "group" or config.model.encoder_norm == "train":
+        key = "model.norm" if config.model.norm != "group" else "model.encoder_norm"
+        raise ConfigError(
+            key,
+            config.model.norm if key == "model.norm" else "train",
+            "group" if key == "model.norm" else "frozen or group, with privacy=dp_sgd",
+            "Batch norm mixes the images of a batch: no gradient would be one unit's own.",
+        )
 
 
 def check_model(config: SimulateConfig | ServerConfig) -> None:

@@ -10,7 +10,15 @@ import re
 from pathlib import Path
 
 from fed_diffmic.config import DatasetConfig
-from fed_diffmic.config_checks import DEVICE, check_dataset, check_model, check_once, check_stages, check_strategy
+from fed_diffmic.config_checks import (
+    DEVICE,
+    check_dataset,
+    check_model,
+    check_once,
+    check_privacy_group,
+    check_stages,
+    check_strategy,
+)
 from fed_diffmic.config_server import ServerConfig
 from fed_diffmic.config_site import SiteConfig
 from fed_diffmic.errors import ConfigError
@@ -58,6 +66,7 @@ def check_site_consistency(config: SiteConfig) -> None:
         ConfigError: names the key to change, its value, and what is allowed beside the others.
     """
     check_dataset(config.dataset, "dataset")
+    check_privacy_group(config.privacy)
     site, way = config.site, config.coordinator
     parse_hours(config.policy.hours)
     if site.name:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fed_diffmic.config import DatasetConfig
+from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.fields import Checked, option
 
 
@@ -81,7 +82,9 @@ class PolicyConfig(Checked):
         doc="when work may be done, local time: `always`, or days and times such as `mon-fri 18:00-07:00`", factory=list
     )
     privacy: str = option(
-        "required", "whether a run must train with differential privacy", choices=("required", "none")
+        "required",
+        "whether a stage that privacy.stages does not protect may train here",
+        choices=("required", "none"),
     )
 
 
@@ -93,3 +96,4 @@ class SiteConfig(Checked):
     coordinator: CoordinatorConfig = field(default_factory=CoordinatorConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)

@@ -72,6 +72,7 @@ class RunState:
         progress: the stage under way, or none.
         history: one mapping of figures a round.
         bytes_sent: tensor bytes both ways, all completed rounds.
+        ledgers: head of each site's privacy ledger (``length:digest``) as it last said.
     """
 
     settings: dict[str, Any]
@@ -80,6 +81,7 @@ class RunState:
     progress: StageProgress | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     bytes_sent: int = 0
+    ledgers: dict[str, str] = field(default_factory=dict)
 
 
 class CheckpointStore:

@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 
 from fed_diffmic.algorithms.base import Tensors
 from fed_diffmic.errors import ModelFileError
+from fed_diffmic.exchange.claims import parse_claim
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.spec import RunSpec
 from fed_diffmic.training import calibration
@@ -35,6 +36,7 @@ from server.stage import (
 )
 from server.strategy import server_algorithm
 
+NOBODY_SAYS = [0.0, 0.0]
 FIGURES = ("loss", "auroc_macro", "balanced_accuracy", "accuracy")
 
 
@@ -134,7 +136,7 @@ def run_stage(
             "round_started", arm=spec.arm, stage=stage, round=index, rounds=rounds, sites=sorted(members.members)
         )
         updates, states, asked = members.train(
-            task, progress.current, progress.site_states, index, started + deadline_s
+            task, progress.current, progress.site_states, state.ledgers, index, started + deadline_s
         )
         new, progress.algorithm = algorithm.aggregate(progress.current, kinds, updates, progress.algorithm, index)
         progress.current = check_aggregate(progress.current, new, f"stage {stage}, round {index}")
@@ -142,9 +144,11 @@ def run_stage(
         candidate = progress.average or progress.current
         figures, evaluated = members.evaluate(task, candidate, prior.tolist(), index, started + deadline_s)
         score = selection_score(figures, cfg.select)
-        if not progress.best or score > progress.best_score:
+        # Where no site says how good a round is (privacy), the last one is kept: choosing would read the data.
+        if not progress.best or score > progress.best_score or score == NOBODY_SAYS:
             progress.best, progress.best_round, progress.best_score = candidate, index, score
         progress.site_states |= {name: digest for name, digest in states.items() if digest}
+        state.ledgers |= ledger_heads(asked)
         progress.round = index
         state.bytes_sent += asked.bytes_sent + evaluated.bytes_sent
         trained = {u.site: {**asked.replies[u.site].metrics, "num_examples": u.num_examples} for u in updates}
@@ -161,6 +165,9 @@ def run_stage(
             "bytes_sent": asked.bytes_sent + evaluated.bytes_sent,
             "seconds": time.monotonic() - started,
         }
+        claims = privacy_claims(asked)
+        if claims:
+            facts["privacy"] = claims
         hooks = members.hooks
         if hooks.audit is not None:
             facts |= trail(hooks, spec, facts, {"train": asked, "evaluate": evaluated}, progress.current)
@@ -172,6 +179,18 @@ def run_stage(
     state.progress = None
     store.save(state)
     events.emit("stage_done", arm=spec.arm, stage=stage, best_round=progress.best_round)
+
+
+def ledger_heads(outcome: Outcome) -> dict[str, str]:
+    """Heads of the sites' privacy ledgers, to be echoed with the next request."""
+    heads = {name: reply.header["ledger"] for name, reply in sorted(outcome.replies.items())}
+    return {name: head for name, head in heads.items() if head}
+
+
+def privacy_claims(outcome: Outcome) -> dict[str, dict[str, Any]]:
+    """What the sites say of their privacy, those that say something that can be read."""
+    claims = {name: parse_claim(reply.header["claim"]) for name, reply in sorted(outcome.replies.items())}
+    return {name: claim for name, claim in claims.items() if claim}
 
 
 def trail(

@@ -43,7 +43,13 @@ class Sites(Presence):
     """The sites of a run: whoever is there is asked to train and to evaluate."""
 
     def train(
-        self, task: StageTask, current: Tensors, states: Mapping[str, str], round_index: int, deadline: float
+        self,
+        task: StageTask,
+        current: Tensors,
+        states: Mapping[str, str],
+        ledgers: Mapping[str, str],
+        round_index: int,
+        deadline: float,
     ) -> tuple[list[SiteUpdate], dict[str, str], Outcome]:
         """One local update at every site.
 
@@ -51,6 +57,7 @@ class Sites(Presence):
             task: the stage.
             current: the round's global tensors.
             states: digest of the state that each site builds on.
+            ledgers: head of each site's privacy ledger as it was last seen; the site compares.
             round_index: from 1.
             deadline: monotonic seconds.
 
@@ -67,8 +74,8 @@ class Sites(Presence):
             current,
             round_index,
             deadline,
-            header=lambda site: {"state": states.get(site, "")},
-            fields={"state": str},
+            header=lambda site: {"state": states.get(site, ""), "ledger": ledgers.get(site, "")},
+            fields={"state": str, "ledger": str, "claim": str},
             reply_tensors=current,
             metrics=lambda _: ranges,
             attach_base=round_index == 1,

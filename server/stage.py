@@ -75,7 +75,7 @@ def selection_score(figures: Mapping[str, Mapping[str, float]], select: str) -> 
         mean = weighted_mean(figures, name)
         if mean is not None:
             return [rank, sign * mean]
-    return [0.0, 0.0]
+    return [0.0, 0.0]  # nobody says anything: run_stage then keeps the last round
 
 
 def weighted_mean(figures: Mapping[str, Mapping[str, float]], name: str) -> float | None:

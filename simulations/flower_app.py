@@ -14,7 +14,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.app import app as site_app
-from client.site import Source, register_source
+from client.site import Protection, Source, register_source
+from fed_diffmic.compose import config_from_run_config
 from fed_diffmic.files import safe_name
 from fed_diffmic.transport.folders import run_dir_of
 from simulations.sites import open_virtual_site
@@ -42,7 +43,7 @@ class VirtualClientApp(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Run the app as the virtual site that ``context`` stands for; Flower's own context stays as it was."""
-        register_source(self._source, virtual_site_folder)
+        register_source(self._source, virtual_site_folder, protection=virtual_protection)
         number = int(context.node_config.get("partition-id", 0))
         own = self._node_configs[number] if self._node_configs else {}
         run_config = {**context.run_config, **self._run_config}
@@ -55,6 +56,13 @@ class VirtualClientApp(ClientApp):
         )
         inside.run_config["run-dir"] = str(run_dir_of(inside))
         return site_app(message=message, context=inside)
+
+
+def virtual_protection(context: Context) -> Protection:
+    """Every virtual site protects its training as the run's configuration says."""
+    if "config-json" not in context.run_config:
+        return Protection()
+    return Protection(config_from_run_config(context.run_config).privacy)
 
 
 def virtual_site_folder(context: Context) -> Path:

@@ -7,9 +7,11 @@ code, and the coordinator looks the sentence up here, whatever text came along w
 from __future__ import annotations
 
 from fed_diffmic.errors import (
+    BudgetError,
     ConfigError,
     DataError,
     FedDiffmicError,
+    LedgerError,
     MachineError,
     ModelFileError,
     PartitionError,
@@ -42,6 +44,9 @@ POLICY_STEPS = 2032
 POLICY_SECONDS = 2033
 POLICY_HOURS = 2034
 POLICY_PRIVACY = 2035
+BUDGET = 2040
+LEDGER = 2041
+UNPROTECTED = 2042
 UNEXPECTED = 2099
 NODE_FAILED = 2100
 
@@ -73,6 +78,9 @@ FAILURES: dict[int, str] = {
     POLICY_SECONDS: "the round took longer than the site's policy allows",
     POLICY_HOURS: "the site's policy does not allow work at this hour",
     POLICY_PRIVACY: "the site's policy requires differential privacy",
+    BUDGET: "the site's privacy budget does not allow this round; it trains no more on these data",
+    LEDGER: "the site's privacy ledger is missing, shorter or older than it was, or changed; a person there must look",
+    UNPROTECTED: "the site trains with differential privacy, and not this stage",
     UNEXPECTED: "the site failed unexpectedly; its own log has the detail",
     NODE_FAILED: "Flower reports that the site's process failed or is not there",
 }
@@ -103,6 +111,10 @@ def failure_code(error: BaseException) -> int:
         return error.code
     if isinstance(error, (DataError, PartitionError)):
         return NO_DATA
+    if isinstance(error, BudgetError):
+        return BUDGET
+    if isinstance(error, LedgerError):
+        return LEDGER
     if isinstance(error, ModelFileError):
         return BAD_MODEL
     if isinstance(error, ConfigError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -29,7 +29,7 @@ _HEADERS: dict[str, set[str]] = {
     "need_base": set(),
     "labels.reply": {"run", "request", "classes", "task"},
     "query.reply": {"run", "arm", "request", "site", *COUNTS},
-    "train.reply": {*_QUOTED, "num_examples", "state"},
+    "train.reply": {*_QUOTED, "num_examples", "state", "ledger", "claim"},
     "evaluate.reply": _QUOTED,
 }
 
@@ -76,13 +76,15 @@ class SitePolicy:
 
     Args:
         config: group ``policy``.
+        protected: stages that this site trains with differential privacy (``privacy.stages``); none: it does not.
 
     Raises:
         ConfigError: ``policy.hours`` cannot be read.
     """
 
-    def __init__(self, config: PolicyConfig) -> None:
+    def __init__(self, config: PolicyConfig, protected: Collection[str] = ()) -> None:
         self.config = config
+        self.protected = frozenset(protected)
         self._hours = parse_hours(config.hours)
         self._tensors = Names(config.tensors)
         self._metrics = Names(config.metrics)
@@ -108,14 +110,21 @@ class SitePolicy:
             denial = self._check_training(spec, request) if kind == "train" else self._check_figures(request.header)
         return denial
 
-    def check_images(self, kind: str, spec: RunSpec, stage: str, images: int) -> Denial | None:
-        """Rules that depend on how many training images the site has, or none that is broken."""
+    def check_images(
+        self, kind: str, spec: RunSpec, stage: str, images: int, batches: int | None = None
+    ) -> Denial | None:
+        """Rules that depend on how many training images the site has, or none that is broken.
+
+        Args:
+            images: of the training set.
+            batches: steps of a pass where it is not the images over the batch size (private training).
+        """
         if kind != "train":
             return None
         rules, cfg = self.config, spec.stage(stage)
         if images < max(1, rules.min_count):
             return Denial(failures.POLICY_COUNT, f"{images} training images; policy.min_count is {rules.min_count}")
-        batches = math.ceil(images / cfg.batch_size)
+        batches = batches or math.ceil(images / cfg.batch_size)
         steps = cfg.steps or max(1, round(cfg.epochs * batches))
         if steps > rules.max_steps:
             return Denial(failures.POLICY_STEPS, f"{steps} steps; policy.max_steps is {rules.max_steps}")
@@ -148,11 +157,15 @@ class SitePolicy:
             return Denial(failures.POLICY_TENSORS, f"a reply of kind {payload.kind} with tensors")
         if payload.kind == "labels.reply":
             return self._classes(payload.header["classes"]) or payload
+        if payload.kind == "query.reply" and self.protected:
+            return replace(payload, metrics={})  # its counts are noised: small ones say no more than large ones
         if payload.kind == "query.reply":
             return replace(payload, header={**payload.header, **self._counts(payload.header)}, metrics={})
         if payload.kind == "train.reply":
             denial = self._check_update(payload, reference)
-            return denial or replace(payload, metrics=self._figures(payload.metrics, payload.header["num_examples"]))
+            # Under privacy the weight is a public constant, not a number of images.
+            count = math.inf if self._private(payload) else payload.header["num_examples"]
+            return denial or replace(payload, metrics=self._figures(payload.metrics, count))
         return replace(payload, metrics=self._figures(payload.metrics, payload.metrics.get("num_examples", 0)))
 
     def _check_update(self, payload: Payload, reference: Tensors) -> Denial | None:
@@ -167,9 +180,12 @@ class SitePolicy:
             return Denial(
                 failures.POLICY_NORM, f"norm {norm:.6g}; policy.max_update_norm is {self.config.max_update_norm:g}"
             )
-        if payload.header["num_examples"] < self.config.min_count:
+        if payload.header["num_examples"] < self.config.min_count and not self._private(payload):
             return Denial(failures.POLICY_COUNT, f"fewer training images than {self.config.min_count}")
         return None
+
+    def _private(self, payload: Payload) -> bool:
+        return payload.header["stage"] in self.protected
 
     def _figures(self, metrics: Mapping[str, float], count: float) -> dict[str, float]:
         allowed = {name: value for name, value in metrics.items() if name in self._metrics}
@@ -194,8 +210,12 @@ class SitePolicy:
             return None
         if spec.strategy.name not in Names(rules.strategies):
             return Denial(failures.POLICY_STRATEGY, f"policy.strategies does not name {spec.strategy.name}")
-        if rules.privacy == "required":
-            return Denial(failures.POLICY_PRIVACY, "policy.privacy=required and the run trains without")
+        if (
+            rules.privacy == "required"
+            and header.get("stage") not in (self.protected or ())
+            and ("stage" in header or not self.protected)
+        ):
+            return Denial(failures.POLICY_PRIVACY, "policy.privacy=required and privacy.stages does not protect this")
         lacking = self._metrics.lacks(COUNTS)
         if kind == "query" and lacking:
             return Denial(failures.POLICY_METRICS, f"policy.metrics does not name {lacking[0]}")

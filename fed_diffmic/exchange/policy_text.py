@@ -123,7 +123,7 @@ def _work(policy: PolicyConfig) -> list[str]:
 
 def _privacy(policy: PolicyConfig) -> str:
     if policy.privacy == "required":
-        return "A run must train with differential privacy. A run that does not is refused."
+        return "A stage trains here with differential privacy (group privacy) or not at all."
     return "Differential privacy is not required: what an update tells about single patients is not bounded."
 
 

@@ -8,6 +8,7 @@ of Balle et al. 2020) or the numerical PRV accountant (Gopi, Lee and Wutschitz 2
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -84,7 +85,8 @@ def epsilon(mechanisms: Iterable[Mechanism], delta: float, accountant: str = "rd
     return renyi if accountant == "rdp" or renyi == math.inf else min(renyi, _prv(parts, delta))
 
 
-def _renyi(parts: Sequence[Mechanism], delta: float) -> float:
+@functools.lru_cache(maxsize=4096)
+def _renyi(parts: tuple[Mechanism, ...], delta: float) -> float:
     import numpy as np  # with Opacus only when something is computed: a command's help need not wait for torch
     from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
 
@@ -102,7 +104,8 @@ def _renyi(parts: Sequence[Mechanism], delta: float) -> float:
     return max(0.0, float(value))
 
 
-def _prv(parts: Sequence[Mechanism], delta: float) -> float:
+@functools.lru_cache(maxsize=4096)
+def _prv(parts: tuple[Mechanism, ...], delta: float) -> float:
     from opacus.accountants import PRVAccountant
 
     accountant = PRVAccountant()

@@ -32,7 +32,7 @@ from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.errors import BudgetError, LedgerError, MachineError, ModelFileError
 from fed_diffmic.exchange.audit import AuditLog, Head, Line, Problem, read_lines, verify
 from fed_diffmic.files import atomic_write, private_folder, read_json, sync_folder, write_json, write_new
-from fed_diffmic.privacy.accounting import Mechanism, as_unit, epsilon, merged
+from fed_diffmic.privacy.accounting import Mechanism, as_unit, epsilon
 from fed_diffmic.privacy.units import UnitSet, load_units, save_units, shared_patterns
 from fed_diffmic.provision.keys import PrivateKey
 
@@ -144,7 +144,6 @@ class Ledger:
         budget = min(b for b in (terms.budget, privacy.budget) if b is not None)
         self.terms = Terms(terms.unit, min(terms.delta, privacy.delta), budget, terms.accountant, terms.unknown)
         self._sets: dict[str, UnitSet] = {}
-        self._costs: dict[tuple[Mechanism, ...], float] = {}
 
     @property
     def secret(self) -> bytes:
@@ -310,10 +309,7 @@ class Ledger:
             if entry.mechanism is None:
                 return math.inf
             parts.append(as_unit(entry.mechanism, entry.unit, self.terms.unit, entry.images))
-        key = merged(parts)
-        if key not in self._costs:
-            self._costs[key] = epsilon(key, self.terms.delta, self.terms.accountant)
-        return self._costs[key]
+        return epsilon(parts, self.terms.delta, self.terms.accountant)
 
 
 def check(site: Path, key: PrivateKey, echoed: str = "") -> bool:

@@ -91,7 +91,7 @@ def load_units(folder: Path, name: str) -> UnitSet:
     """
     try:
         tensors = load_tensors(folder / f"{name}.safetensors")
-        units = UnitSet(*(_views(tensors[part]) for part in ("images", "patients")))
+        units = UnitSet(_views(tensors["images"]), _views(tensors["patients"]))
     except (ModelFileError, KeyError, ValueError) as error:
         raise LedgerError("a unit file of the privacy ledger is missing or damaged") from error
     if units.name != name:

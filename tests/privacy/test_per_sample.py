@@ -18,7 +18,8 @@ PATIENTS = ["a", "a", "a", "b", "c", "c"]
 def chunk(module, examples, unit, dtype=torch.float32, physical=16):
     privacy = PrivacyConfig(name="dp_sgd", unit=unit, max_images=2, physical_batch=physical)
     offset = prior_offset(label_prior(examples.labels, 3, module.spec.task), module.spec.task).to(dtype)
-    source = Source(module, examples, privacy, "s", 1, "cpu", offset)
+    source = Source(module.float(), examples, privacy, "s", 1, "cpu", offset)
+    module.to(dtype)
     (units,) = source.chunks(unit_members(examples, unit), Randomness(1))
     return replace(units, **{f: cast(getattr(units, f), dtype) for f in ("inputs", "labels", "draws", "mask")})
 
