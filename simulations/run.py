@@ -23,6 +23,7 @@ from fed_diffmic.config import ModelConfig, SimulateConfig
 from fed_diffmic.config_checks import with_run_dir
 from fed_diffmic.errors import ConfigError, MachineError
 from fed_diffmic.files import atomic_write, save_tensors, write_json
+from fed_diffmic.privacy.statement import last_claims, statement
 from fed_diffmic.reporting.curves import write_metrics_csv
 from fed_diffmic.reporting.events import EventLog, read_events
 from fed_diffmic.reporting.progress import RichProgress, make_progress
@@ -251,6 +252,7 @@ def summarise(
         "calibration": main.calibration[last].to_json(),
         "bytes_sent": main.bytes_sent,
         "notes": list(sites.notes),
+        "privacy": statement(last_claims(main.history), sites.sites),
         "versions": {**{name: version(name) for name in PACKAGES}, "python": platform.python_version()},
         "device": device,
         "digests": main.digests,

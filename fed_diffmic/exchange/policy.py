@@ -210,11 +210,9 @@ class SitePolicy:
             return None
         if spec.strategy.name not in Names(rules.strategies):
             return Denial(failures.POLICY_STRATEGY, f"policy.strategies does not name {spec.strategy.name}")
-        if (
-            rules.privacy == "required"
-            and header.get("stage") not in (self.protected or ())
-            and ("stage" in header or not self.protected)
-        ):
+        stage = header.get("stage")
+        protected = bool(self.protected) if stage is None else stage in self.protected
+        if rules.privacy == "required" and not protected:
             return Denial(failures.POLICY_PRIVACY, "policy.privacy=required and privacy.stages does not protect this")
         lacking = self._metrics.lacks(COUNTS)
         if kind == "query" and lacking:

@@ -234,6 +234,11 @@ def _data(summary: Mapping[str, Any]) -> Html:
     )
 
 
+def _privacy(summary: Mapping[str, Any]) -> Html:
+    lines = summary.get("privacy") or []
+    return page.section("Privacy", *(page.paragraph(line) for line in lines)) if lines else Html("")
+
+
 def _how(summary: Mapping[str, Any], config_yaml: str, tables: Tables) -> Html:
     parts: list[object] = []
     stages = summary.get("stages") or {}
@@ -299,6 +304,7 @@ def write_report(
         _classes(summary),
         _all_figures(summary),
         _curves(kept_rows(events), MAIN_METRICS[summary["task"]][0]),
+        _privacy(summary),
         _data(summary),
         _how(summary, config_yaml, tables or {}),
         Html(f"<footer>{page.text(DISCLAIMER)}</footer>"),

@@ -67,5 +67,7 @@ def print_summary(summary: Mapping[str, Any], report_path: Path | str, console: 
     """
     console = console or Console()
     console.print(summary_table(summary))
+    for line in summary.get("privacy") or []:
+        console.print(f"Privacy: {line}", markup=False, highlight=False)
     console.print("For research. Not a medical device.", style="dim")
     console.print(f"Report: {report_path}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,155 @@
+"""``fed-diffmic ledger``: what a site's patients have spent, what is left, and what only a person may decide."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fed_diffmic.commands.provision_parts import below
+from fed_diffmic.errors import LedgerError, UsageError
+
+if TYPE_CHECKING:
+    from fed_diffmic.commands import Add
+    from fed_diffmic.config_site import SiteConfig
+
+_ABOUT = """The privacy ledger of this site: epsilon spent on the units of its data, over all runs.
+
+  fed-diffmic ledger show --config site.yaml [--plot epsilon.png]
+  fed-diffmic ledger verify --config site.yaml
+  fed-diffmic ledger project --config site.yaml
+  fed-diffmic ledger grant --config site.yaml --epsilon 10 --reason TEXT
+  fed-diffmic ledger accept --config site.yaml --spent 4.2 --reason TEXT
+"""
+
+
+def register(add: Add) -> None:
+    """Add ``ledger`` and the commands below it."""
+    ledger = add("ledger", None, "what was spent of this site's privacy budget, and what is left")
+    ledger.description = _ABOUT
+    add_below = below(ledger)
+    show = add_below("show", _show, "spent and left, in total and for each run")
+    show.add_argument("--plot", type=Path, metavar="PNG", help="draw epsilon over the rounds into this file")
+    verify = add_below("verify", _verify, "check the chain, its signatures and its anchor")
+    project = add_below("project", _project, "how many more rounds fit into what is left")
+    grant = add_below("grant", _grant, "set the budget, signed with the site's key")
+    grant.add_argument("--epsilon", required=True, type=float, help="the new budget, of every unit over all runs")
+    accept = add_below("accept", _accept, "let a ledger that was refused be continued, with a reason")
+    accept.add_argument("--spent", required=True, type=float, help="epsilon spent as far as is known, beside its lines")
+    accept.add_argument("--echoed", default="", metavar="LENGTH:DIGEST", help="head that the coordinator insists on")
+    for command in (grant, accept):
+        command.add_argument("--reason", required=True, help="why; it stands in the ledger")
+    for command in (show, verify, project, grant, accept):
+        command.add_argument("--config", required=True, type=Path, metavar="FILE", help="site.yaml")
+        command.add_argument("settings", nargs="*", metavar="key=value", help="settings of the site, as for `client`")
+
+
+def _site(arguments: argparse.Namespace) -> tuple[SiteConfig, Path]:
+    from fed_diffmic.compose import compose_site
+
+    config = compose_site(arguments.config, arguments.settings)
+    if config.site.folder is None:
+        raise UsageError("site.folder is not set", "Name the site's own folder in its configuration.")
+    return config, Path(config.site.folder)
+
+
+def _show(arguments: argparse.Namespace, hint: list[str]) -> int:
+    from fed_diffmic.privacy.ledger import read_account
+
+    _, folder = _site(arguments)
+    account = read_account(folder)
+    terms, spent = account.terms, account.total()
+    print(f"unit: {terms.unit} (one more or one less); delta {terms.delta:g}; accountant {terms.accountant}")
+    print(f"spent by the {terms.unit} that spent most: {_epsilon(spent)} of {terms.budget:g}")
+    print(f"left: {max(0.0, terms.budget - spent):.3f}")
+    for run in dict.fromkeys(entry.run for entry in account.entries()):
+        own = [entry for entry in account.entries() if entry.run == run]
+        open_ones = sum(not entry.settled and entry.mechanism is not None for entry in own)
+        rounds = sum(entry.what == "train" for entry in own)
+        left = f", {open_ones} of them never settled and counted in full" if open_ones else ""
+        print(f"  run {run}: {_epsilon(account.total(run))} in {rounds} rounds{left}")
+    if terms.unknown:
+        print(f"  stated by a person for lost lines: {_epsilon(terms.unknown)}")
+    if any(entry.mechanism is None for entry in account.entries()):
+        print("  some stages trained without privacy: for their data no epsilon holds")
+    if arguments.plot is not None:
+        from fed_diffmic.privacy.plot import plot_spending
+
+        plot_spending(account, arguments.plot)
+        print(f"drawn: {arguments.plot}")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace, hint: list[str]) -> int:
+    from client.start import site_key
+    from fed_diffmic.exchange.audit import read_lines
+    from fed_diffmic.privacy.ledger import FILE, FOLDER, REMEDY, problems
+    from fed_diffmic.provision.keys import load_private
+
+    config, folder = _site(arguments)
+    path = folder / FOLDER / FILE
+    found = problems(folder, load_private(site_key(config)))
+    for problem in found:
+        print(f"problem: line {problem.line}: {problem.text}" if problem.line else f"problem: {problem.text}")
+    count = len(read_lines(path)) if path.exists() else 0
+    print(f"{path}: {count} lines, {len(found) or 'no'} problems")
+    if found:
+        print(REMEDY)
+    return LedgerError.exit_code if found else 0
+
+
+def _project(arguments: argparse.Namespace, hint: list[str]) -> int:
+    from fed_diffmic.privacy.ledger import read_account
+
+    _, folder = _site(arguments)
+    account = read_account(folder)
+    trained = [e for e in account.entries() if e.what == "train" and e.mechanism is not None and e.mechanism.steps]
+    if not trained:
+        print("no private round was trained yet: `privacy.epsilon` with `privacy.noise_multiplier=null` plans a run")
+        return 0
+    last = trained[-1]
+    assert last.mechanism is not None
+    rounds = account.rounds_left(account.units(last.units), last.mechanism)
+    print(
+        f"rounds like the last one ({last.mechanism.steps} steps, sample rate {last.mechanism.sample_rate:.4g}, noise "
+        f"multiplier {last.mechanism.noise_multiplier:.4g}) on the same data: {rounds} more fit into the budget of "
+        f"{account.terms.budget:g}"
+    )
+    return 0
+
+
+def _grant(arguments: argparse.Namespace, hint: list[str]) -> int:
+    from client.start import site_key
+    from fed_diffmic.privacy.ledger import Ledger, read_account
+    from fed_diffmic.provision.keys import load_private
+
+    config, folder = _site(arguments)
+    read_account(folder)  # a grant begins no ledger
+    if not 0 < arguments.epsilon < math.inf or not arguments.reason.strip():
+        raise UsageError("a grant needs a finite --epsilon above zero and a --reason")
+    with Ledger(folder, config.privacy, load_private(site_key(config))) as ledger:
+        before = ledger.terms.budget
+        ledger.grant(arguments.epsilon, arguments.reason)
+    print(f"budget: {before:g} before, {arguments.epsilon:g} now")
+    if config.privacy.budget is not None and config.privacy.budget < arguments.epsilon:
+        print(f"privacy.budget={config.privacy.budget:g} in the configuration is lower and holds: raise it there too")
+    return 0
+
+
+def _accept(arguments: argparse.Namespace, hint: list[str]) -> int:
+    from client.start import site_key
+    from fed_diffmic.privacy.ledger import accept
+    from fed_diffmic.provision.keys import load_private
+
+    config, folder = _site(arguments)
+    if not 0 <= arguments.spent < math.inf or not arguments.reason.strip():
+        raise UsageError("accepting needs a --reason and what was --spent, a number not below zero")
+    key = load_private(site_key(config))
+    accept(folder, key, reason=arguments.reason, spent=arguments.spent, echoed=arguments.echoed)
+    print("accepted; the reason and what was spent stand in the ledger")
+    return 0
+
+
+def _epsilon(value: float) -> str:
+    return "no epsilon holds" if math.isinf(value) else f"epsilon {value:.3f}"
