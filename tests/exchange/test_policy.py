@@ -135,7 +135,7 @@ def test_presets_say_what_they_do() -> None:
     assert closed.startswith("Policy of the site x\n")
     for sentence in ("No run may use the data.", "No part may leave.", "No figure may leave.", "at no time"):
         assert sentence in closed
-    assert "A run must train with differential privacy" in closed
+    assert "A stage trains here with differential privacy" in closed
     assert "No run may use the data." in standard  # which runs, data and classes: a site says so itself
     assert "at most 1,000" in standard
 
@@ -144,3 +144,15 @@ def test_every_failure_has_one_sentence_of_its_own() -> None:
     codes = {name: value for name, value in vars(failures).items() if name.isupper() and type(value) is int}
     assert set(codes.values()) == set(failures.FAILURES)
     assert len(set(failures.FAILURES.values())) == len(codes)
+
+
+def test_a_private_site_may_train_what_it_protects_and_its_weight_is_no_count() -> None:
+    private = SitePolicy(replace(OPEN, min_count=20, privacy="required"), ["plain"])
+    released = private.release(update(metrics={"steps": 2.0}), REFERENCE)
+    assert isinstance(released, Payload) and released.metrics == {"steps": 2.0}
+    other = private.release(update(header={**HEADER, "stage": "guidance"}), REFERENCE)
+    assert isinstance(other, Denial) and other.code == failures.POLICY_COUNT
+    counts = {"images": [9, 0, 0], "class_counts": [3, 6]}
+    facts = {"run": "r", "arm": "federated", "request": "x", "site": "a", **counts}
+    said = private.release(Payload("query.reply", facts), {})
+    assert isinstance(said, Payload) and said.header["class_counts"] == [3, 6]  # noised: nothing to suppress

@@ -1,0 +1,109 @@
+"""``fed-diffmic ledger``: what it prints, how it ends, what it refuses."""
+
+import pytest
+import yaml
+
+from fed_diffmic.commands import ledger
+from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.console import Parser
+from fed_diffmic.errors import LedgerError, UsageError
+from fed_diffmic.privacy.accounting import Mechanism, epsilon
+from fed_diffmic.privacy.ledger import FILE, FOLDER, Ledger
+from fed_diffmic.provision.keys import load_private, make_site_key
+from tests.privacy.test_units import units
+
+STEP = Mechanism(0.1, 2.0, 5)
+PRIVACY = PrivacyConfig(name="dp_sgd", unit="patient", epsilon=2.0, delta=1e-5)
+
+
+def run(*arguments):
+    parser = Parser(prog="fed-diffmic")
+    below = parser.add_subparsers(parser_class=Parser)
+
+    def add(name, run, about):
+        command = below.add_parser(name, help=about)
+        command.set_defaults(run=run, parser=command)
+        return command
+
+    ledger.register(add)
+    known = parser.parse_args(["ledger", *map(str, arguments)])
+    return known.run(known, [])
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A site's configuration and folder, with two private rounds of one run behind it."""
+    folder, key, path = tmp_path / "state", tmp_path / "key", tmp_path / "site.yaml"
+    folder.mkdir(mode=0o700)
+    make_site_key(key)
+    privacy = {"name": "dp_sgd", "unit": "patient", "epsilon": 2.0}
+    site = {"name": "north", "folder": str(folder), "device": "cpu"}
+    path.write_text(yaml.safe_dump({"site": site, "coordinator": {"key": str(key)}, "privacy": privacy}))
+    with Ledger(folder, PRIVACY, load_private(key)) as books:
+        for index in (1, 2):
+            number = books.reserve(
+                units((1, "a"), (2, "b")), STEP, run="first", arm="federated", stage="guidance", round_index=index
+            )
+        books.settle(number, 5)
+    return path, folder
+
+
+def test_show_says_what_is_spent_and_left_and_draws_it(site, tmp_path, capsys):
+    path, _ = site
+    assert run("show", "--config", path, "--plot", tmp_path / "epsilon.png") == 0
+    out = capsys.readouterr().out
+    spent = epsilon([STEP, STEP], 1e-5)
+    assert f"epsilon {spent:.3f} of 2" in out and f"left: {2 - spent:.3f}" in out
+    assert f"run first: epsilon {spent:.3f} in 2 rounds, 1 of them never settled and counted in full" in out
+    assert (tmp_path / "epsilon.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_verify_finds_a_changed_line_and_ends_with_a_code(site, capsys):
+    path, folder = site
+    assert run("verify", "--config", path) == 0
+    assert "no problems" in capsys.readouterr().out
+    book = folder / FOLDER / FILE
+    book.write_bytes(book.read_bytes().replace(b'"steps":5', b'"steps":1', 1))
+    assert run("verify", "--config", path) == LedgerError.exit_code
+    assert "was changed" in capsys.readouterr().out
+
+
+def test_project_says_how_many_rounds_fit(site, capsys):
+    path, _ = site
+    assert run("project", "--config", path) == 0
+    fit = next(n for n in range(1, 1000) if epsilon([Mechanism(0.1, 2.0, 5 * (n + 2))], 1e-5) > 2.0) - 1
+    assert f": {fit} more fit into the budget of 2" in capsys.readouterr().out
+
+
+def test_a_grant_needs_a_reason_and_is_kept(site, capsys):
+    path, _ = site
+    with pytest.raises(UsageError, match="reason"):
+        run("grant", "--config", path, "--epsilon", 5, "--reason", " ")
+    assert run("grant", "--config", path, "--epsilon", 5, "--reason", "the board agreed") == 0
+    assert "2 before, 5 now" in capsys.readouterr().out
+    run("show", "--config", path)
+    assert " of 5" in capsys.readouterr().out
+
+
+def test_accept_lets_a_lost_ledger_go_on(site, capsys):
+    path, folder = site
+    with pytest.raises(LedgerError, match="nothing is wrong"):
+        run("accept", "--config", path, "--spent", 1, "--reason", "x")
+    (folder / FOLDER / FILE).unlink()
+    assert run("verify", "--config", path) == LedgerError.exit_code
+    with pytest.raises(UsageError, match="spent"):
+        run("accept", "--config", path, "--spent", -1, "--reason", "x")
+    assert run("accept", "--config", path, "--spent", 1.25, "--reason", "disk lost") == 0
+    assert run("verify", "--config", path) == 0
+    assert "accepted" in capsys.readouterr().out
+
+
+def test_without_a_ledger_it_says_so(tmp_path):
+    path = tmp_path / "site.yaml"
+    path.write_text(yaml.safe_dump({"site": {"name": "n", "folder": str(tmp_path)}}))
+    for command in (("show",), ("project",), ("grant", "--epsilon", 3, "--reason", "x")):
+        with pytest.raises(LedgerError, match="no privacy ledger"):
+            run(*command, "--config", path)
+    path.write_text(yaml.safe_dump({"site": {"name": "n"}}))
+    with pytest.raises(UsageError, match=r"site\.folder"):
+        run("show", "--config", path)
