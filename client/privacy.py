@@ -16,6 +16,7 @@ from fed_diffmic.data.site import Examples
 from fed_diffmic.exchange.claims import claim_text
 from fed_diffmic.exchange.failures import UNPROTECTED, SiteError
 from fed_diffmic.files import private_folder, read_json, safe_name, write_json
+from fed_diffmic.privacy.account import FOLDER
 from fed_diffmic.privacy.dp_sgd import (
     Plan,
     count_mechanism,
@@ -24,7 +25,8 @@ from fed_diffmic.privacy.dp_sgd import (
     private_update,
     unit_members,
 )
-from fed_diffmic.privacy.ledger import FOLDER, Ledger, head_text
+from fed_diffmic.privacy.ledger import Ledger
+from fed_diffmic.privacy.ledger_lines import head_text
 from fed_diffmic.privacy.modules import check_private
 from fed_diffmic.privacy.randomness import Randomness
 from fed_diffmic.privacy.units import unit_set

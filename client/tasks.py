@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -160,6 +161,8 @@ def update(
             store=_FEATURES,
             store_key=key,
         )
+        if is_private(site):  # the weight is public in every stage of a site that protects one
+            result = replace(result, num_examples=site.privacy.weight)
         return result, head, ""
     except (ValueError, FloatingPointError) as error:
         raise SiteError(DIVERGED) from error

@@ -55,7 +55,7 @@ def _site(arguments: argparse.Namespace) -> tuple[SiteConfig, Path]:
 
 
 def _show(arguments: argparse.Namespace, hint: list[str]) -> int:
-    from fed_diffmic.privacy.ledger import read_account
+    from fed_diffmic.privacy.account import read_account
 
     _, folder = _site(arguments)
     account = read_account(folder)
@@ -84,7 +84,9 @@ def _show(arguments: argparse.Namespace, hint: list[str]) -> int:
 def _verify(arguments: argparse.Namespace, hint: list[str]) -> int:
     from client.start import site_key
     from fed_diffmic.exchange.audit import read_lines
-    from fed_diffmic.privacy.ledger import FILE, FOLDER, REMEDY, problems
+    from fed_diffmic.privacy.account import FILE, FOLDER
+    from fed_diffmic.privacy.continuity import problems
+    from fed_diffmic.privacy.ledger_lines import REMEDY
     from fed_diffmic.provision.keys import load_private
 
     config, folder = _site(arguments)
@@ -100,7 +102,7 @@ def _verify(arguments: argparse.Namespace, hint: list[str]) -> int:
 
 
 def _project(arguments: argparse.Namespace, hint: list[str]) -> int:
-    from fed_diffmic.privacy.ledger import read_account
+    from fed_diffmic.privacy.account import read_account
 
     _, folder = _site(arguments)
     account = read_account(folder)
@@ -121,7 +123,8 @@ def _project(arguments: argparse.Namespace, hint: list[str]) -> int:
 
 def _grant(arguments: argparse.Namespace, hint: list[str]) -> int:
     from client.start import site_key
-    from fed_diffmic.privacy.ledger import Ledger, read_account
+    from fed_diffmic.privacy.account import read_account
+    from fed_diffmic.privacy.ledger import Ledger
     from fed_diffmic.provision.keys import load_private
 
     config, folder = _site(arguments)
@@ -139,7 +142,7 @@ def _grant(arguments: argparse.Namespace, hint: list[str]) -> int:
 
 def _accept(arguments: argparse.Namespace, hint: list[str]) -> int:
     from client.start import site_key
-    from fed_diffmic.privacy.ledger import accept
+    from fed_diffmic.privacy.continuity import accept
     from fed_diffmic.provision.keys import load_private
 
     config, folder = _site(arguments)

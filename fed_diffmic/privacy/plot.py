@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fed_diffmic.files import atomic_write
-from fed_diffmic.privacy.ledger import Account
+from fed_diffmic.privacy.account import Account
 from fed_diffmic.reporting.plots import STYLE, WIDTH
 
 MOST_POINTS = 200

@@ -16,8 +16,9 @@ from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.errors import RoundError
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.claims import claim_text, parse_claim
+from fed_diffmic.privacy.account import FOLDER, read_account
 from fed_diffmic.privacy.accounting import Mechanism, epsilon
-from fed_diffmic.privacy.ledger import ANCHOR, FOLDER, read_account
+from fed_diffmic.privacy.continuity import ANCHOR
 from fed_diffmic.training import stages
 from server.checkpoints import CheckpointStore
 from server.rounds import run_federation
@@ -205,7 +206,8 @@ def test_a_stage_that_is_not_protected_is_refused_or_voids_the_claim(tmp_path):
     with pytest.raises(RoundError, match="not this stage"):
         federate(tmp_path / "one", grid_of(tmp_path / "one", {"a": other, "b": other}))
     allowed = replace(other, allow_unprotected=True)
-    federate(tmp_path / "two", grid_of(tmp_path / "two", {"a": allowed, "b": allowed}))
+    final = federate(tmp_path / "two", grid_of(tmp_path / "two", {"a": allowed, "b": allowed}))
+    assert {figures["num_examples"] for figures in final.history[-1]["sites"].values()} == {3}  # never the true count
     assert account(tmp_path / "two", "a").total() == math.inf
 
 

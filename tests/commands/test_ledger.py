@@ -7,8 +7,9 @@ from fed_diffmic.commands import ledger
 from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.console import Parser
 from fed_diffmic.errors import LedgerError, UsageError
+from fed_diffmic.privacy.account import FILE, FOLDER
 from fed_diffmic.privacy.accounting import Mechanism, epsilon
-from fed_diffmic.privacy.ledger import FILE, FOLDER, Ledger
+from fed_diffmic.privacy.ledger import Ledger
 from fed_diffmic.provision.keys import load_private, make_site_key
 from tests.privacy.test_units import units
 

@@ -10,9 +10,14 @@ import pytest
 
 from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.errors import BudgetError, LedgerError, MachineError
+from fed_diffmic.exchange.audit import read_lines
+from fed_diffmic.privacy import continuity
 from fed_diffmic.privacy import ledger as module
+from fed_diffmic.privacy.account import FILE, FOLDER, SECRET, UNITS
 from fed_diffmic.privacy.accounting import Mechanism, as_unit, epsilon
-from fed_diffmic.privacy.ledger import ANCHOR, FILE, FOLDER, SECRET, UNITS, Ledger, accept, head_text, parse_head
+from fed_diffmic.privacy.continuity import ANCHOR, accept
+from fed_diffmic.privacy.ledger import Ledger
+from fed_diffmic.privacy.ledger_lines import entries, head_text, parse_head
 from fed_diffmic.provision.keys import load_private, make_site_key
 from tests.privacy.test_units import units
 
@@ -119,8 +124,8 @@ def test_what_was_counted_by_image_counts_for_the_patient(site, key):
     path = site / FOLDER / FILE
     with Ledger(site, PRIVACY, key) as ledger:
         ledger.reserve(A, STEP, **PLACE)
-    lines = module.read_lines(path)
-    as_images = [replace(e, unit="image") for e in module.entries(lines)]
+    lines = read_lines(path)
+    as_images = [replace(e, unit="image") for e in entries(lines)]
     with Ledger(site, PRIVACY, key) as ledger:
         ledger._entries = as_images
         assert ledger.spent(A) == pytest.approx(epsilon([as_unit(STEP, "image", "patient", 2)], 1e-5))
@@ -213,7 +218,7 @@ def test_a_torn_last_line_is_named_and_the_rest_goes_on(site, key):
         stream.write(b'{"digest":"abc')
     with Ledger(site, PRIVACY, key) as ledger:
         assert ledger.spent(A) == pytest.approx(epsilon([STEP, STEP], 1e-5))
-    assert any(line.kind == "recovered" for line in module.read_lines(path))
+    assert any(line.kind == "recovered" for line in read_lines(path))
 
 
 @pytest.mark.parametrize("text", ["x", "1", "1:ab", "-1:" + "0" * 64, "1" * 13 + ":" + "0" * 64])
@@ -387,7 +392,7 @@ def test_a_thousand_power_cuts_never_hide_what_was_spent(tmp_path, key, monkeypa
 
             return call
 
-    for place in (files, audit, module):
+    for place in (files, audit, continuity):
         monkeypatch.setattr(place, "os", Watched())
     for _ in range(2):  # closed and opened again in between
         with Ledger(site, PRIVACY, key) as ledger:

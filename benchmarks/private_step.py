@@ -1,0 +1,112 @@
+"""A private step against a plain one: unit gradients, clipping and noise, by physical batch; time and peak memory.
+
+``python -m benchmarks.private_step [--model compact] [--stage guidance] [--images 32]``: one process, one run, the
+processor, one thread, random images. The noise's numbers are drawn too. Memory is what the process grew by at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fed_diffmic.compose import compose_text
+from fed_diffmic.privacy.per_sample import Units, summed, trained
+from fed_diffmic.privacy.randomness import Randomness
+from fed_diffmic.spec import RunSpec, make_spec
+from fed_diffmic.training.stages import Batch, StageModule, build_module
+
+
+def spec_of(model: str) -> RunSpec:
+    """A run of ``model`` without live batch norm."""
+    config = compose_text("", [f"model={model}", "model.norm=group"])
+    if config.model.encoder_norm == "train":
+        config = replace(config, model=replace(config.model, encoder_norm="group"))
+    return make_spec(config, classes=list("abcdefg"), task="multiclass", run_id="b", arm="b", device="cpu")
+
+
+def median_seconds(step: Callable[[], None], repeats: int) -> float:
+    """Median seconds of a step, after one that is not counted."""
+    taken = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        step()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken[1:])
+
+
+def plain_step(module: StageModule, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
+    """A mini-batch's gradient."""
+    generator = torch.Generator().manual_seed(0)
+
+    def step() -> None:
+        module.zero_grad(set_to_none=True)
+        module.loss(Batch(module.inputs(images), labels), generator).backward()
+
+    return step
+
+
+def private_step(module: StageModule, images: torch.Tensor, labels: torch.Tensor, physical: int) -> Callable[[], None]:
+    """The same images' clipped and noised sum, ``physical`` at a time."""
+    random, generator = Randomness(0), torch.Generator().manual_seed(0)
+
+    def step() -> None:
+        draws = module.draws(len(images), generator, "cpu")
+        chunks = (
+            Units(
+                images[i : i + physical, None],
+                labels[i : i + physical, None],
+                tuple(d[i : i + physical, None] for d in draws),
+                torch.ones(len(images[i : i + physical]), 1),
+                None,
+            )
+            for i in range(0, len(images), physical)
+        )
+        total = summed(module, chunks, 1.0)
+        for name, value in trained(module).items():
+            noise = torch.from_numpy(random.normal(value.numel())).view(value.shape)
+            total[name] += noise
+
+    return step
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="compact", choices=("tiny", "compact", "paper"))
+    parser.add_argument("--stage", default="guidance", choices=("guidance", "diffusion", "plain"))
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--physical", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    spec = spec_of(options.model)
+    module = build_module(spec, options.stage).train()
+    side = spec.model.image_side
+    images = torch.randn(options.images, 3, side, side)
+    labels = torch.from_numpy(np.arange(options.images) % spec.num_classes)
+    count = sum(p.numel() for p in trained(module).values())
+    print(
+        f"{options.model}, {options.stage}: {options.images} images of {side} px, {count / 1e6:.1f} M trained numbers"
+    )
+    plain = median_seconds(plain_step(module, images, labels), options.repeats)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"plain step                      {plain:7.3f} s")
+    for physical in options.physical:
+        taken = median_seconds(private_step(module, images, labels, physical), options.repeats)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(
+            f"private, {physical:3d} units at a time   {taken:7.3f} s   ratio {taken / plain:5.2f}"
+            f"   peak {max(0, peak - before) / 2**20:6.2f} GB above the plain step's"
+        )
+
+
+if __name__ == "__main__":
+    main()

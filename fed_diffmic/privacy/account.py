@@ -1,0 +1,109 @@
+"""What a privacy ledger's lines add up to, for the worst unit of a training set; reads, never writes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from fed_diffmic.errors import LedgerError
+from fed_diffmic.exchange.audit import Line, read_lines
+from fed_diffmic.privacy.accounting import Mechanism, as_unit, epsilon
+from fed_diffmic.privacy.ledger_lines import Entry, entries, terms_of
+from fed_diffmic.privacy.units import UnitSet, load_units, shared_patterns
+
+FOLDER, FILE, UNITS, SECRET = "privacy", "ledger.jsonl", "units", "secret"
+SLACK = 1e-9  # of a sum that was rounded otherwise when it was planned
+
+
+class Account:
+    """What a ledger's lines add up to; reads, never writes.
+
+    Args:
+        folder: the ledger's (``<site>/privacy``), where the unit files are.
+        lines: of the ledger.
+
+    Raises:
+        LedgerError: lines that cannot be read, or no terms.
+    """
+
+    def __init__(self, folder: Path, lines: Sequence[Line]) -> None:
+        self.folder = folder
+        self.terms = terms_of(lines)
+        self._entries = entries(lines)
+        self._sets: dict[str, UnitSet] = {}
+
+    def spent(
+        self, units: UnitSet, more: Iterable[Mechanism] = (), *, run: str | None = None, first: int | None = None
+    ) -> float:
+        """Epsilon of the worst unit of a training set.
+
+        Args:
+            units: the training set.
+            more: what would be spent on every one of them besides, in the ledger's unit.
+            run: count this run's lines alone (and nothing that a person stated).
+            first: count no more than so many lines, the oldest.
+        """
+        counted = [e for e in self._entries[:first] if run is None or e.run == run]
+        names = sorted({e.units for e in counted})
+        sets = [self.units(name) for name in names]
+        worst = 0.0
+        for pattern in shared_patterns(units, sets, self.terms.unit):
+            held = {name for name, inside in zip(names, pattern, strict=True) if inside}
+            worst = max(worst, self._cost([e for e in counted if e.units in held], more))
+        return worst + (self.terms.unknown if run is None else 0.0)
+
+    def total(self, run: str | None = None, first: int | None = None) -> float:
+        """Epsilon of the worst unit of all that the ledger knows; ``run`` and ``first`` as in :meth:`spent`."""
+        names = {e.units for e in self._entries[:first] if run is None or e.run == run}
+        unknown = self.terms.unknown if run is None else 0.0
+        return max((self.spent(self.units(name), run=run, first=first) for name in names), default=unknown)
+
+    def rounds_left(self, units: UnitSet, mechanism: Mechanism, most: int = 100_000) -> int:
+        """How often a mechanism's steps fit into what is left of the budget, at most ``most``."""
+
+        def fits(times: int) -> bool:
+            steps = Mechanism(mechanism.sample_rate, mechanism.noise_multiplier, mechanism.steps * times)
+            return self.spent(units, [steps]) <= self.terms.budget + SLACK
+
+        low, high = 0, 1
+        while high <= most and fits(high):
+            low, high = high, high * 2
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if middle <= most and fits(middle) else (low, middle)
+        return low
+
+    def entries(self) -> list[Entry]:
+        """Every line that costs something, in order."""
+        return list(self._entries)
+
+    def units(self, name: str) -> UnitSet:
+        """A unit set that a line names.
+
+        Raises:
+            LedgerError: its file is missing or was changed.
+        """
+        if name not in self._sets:
+            self._sets[name] = load_units(self.folder / UNITS, name)
+        return self._sets[name]
+
+    def _cost(self, counted: Iterable[Entry], more: Iterable[Mechanism]) -> float:
+        parts = [*more]
+        for entry in counted:
+            if entry.mechanism is None:
+                return math.inf
+            parts.append(as_unit(entry.mechanism, entry.unit, self.terms.unit, entry.images))
+        return epsilon(parts, self.terms.delta, self.terms.accountant)
+
+
+def read_account(site: Path) -> Account:
+    """What a site's ledger adds up to, without holding it: it may be written meanwhile.
+
+    Raises:
+        LedgerError: there is none, or it cannot be read.
+    """
+    path = site / FOLDER / FILE
+    if not path.exists():
+        raise LedgerError("there is no privacy ledger in this folder", "A site gets one with its first private round.")
+    return Account(site / FOLDER, read_lines(path))

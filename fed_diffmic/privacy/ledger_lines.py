@@ -1,0 +1,128 @@
+"""What a privacy ledger's lines say: costs, terms, and the head as it crosses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fed_diffmic.errors import LedgerError
+from fed_diffmic.exchange.audit import Head, Line
+from fed_diffmic.privacy.accounting import Mechanism
+
+REMEDY = "Find out what happened; then record it with `fed-diffmic ledger accept --reason TEXT --spent EPSILON`."
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line that costs something.
+
+    Attributes:
+        n: number of the line.
+        units: name of the unit set.
+        unit: ``image`` or ``patient``: what the mechanism protects.
+        mechanism: with the steps that count; none: training without privacy.
+        images: most images of a patient in the set.
+        run, arm, stage, round: what it was spent on.
+        what: ``train`` or ``counts``.
+        settled: whether the steps are those really taken.
+    """
+
+    n: int
+    units: str
+    unit: str
+    mechanism: Mechanism | None
+    images: int
+    run: str
+    arm: str
+    stage: str
+    round: int
+    what: str
+    settled: bool
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the ledger was opened with, as grants changed it.
+
+    Attributes:
+        unit: ``image`` or ``patient``.
+        delta: of every epsilon.
+        budget: largest epsilon of a unit over all runs.
+        accountant: ``rdp`` or ``prv``.
+        unknown: epsilon that a person said was spent and no line shows (added to every unit's, at a delta of its own).
+    """
+
+    unit: str
+    delta: float
+    budget: float
+    accountant: str
+    unknown: float = 0.0
+
+
+def entries(lines: Iterable[Line]) -> list[Entry]:
+    """What costs something, with settled steps; damaged facts raise.
+
+    Raises:
+        LedgerError: a line's facts are not those of its kind.
+    """
+    lines = list(lines)
+    try:
+        settled = {line.facts["of"]: line.facts["steps"] for line in lines if line.kind == "settle"}
+        found = []
+        for line in lines:
+            if line.kind not in ("reserve", "unprotected"):
+                continue
+            f = line.facts
+            mechanism = None
+            if line.kind == "reserve":
+                steps = min(f["steps"], settled.get(line.n, f["steps"]))
+                mechanism = Mechanism(f["sample_rate"], f["noise_multiplier"], steps)
+            place = (f["run"], f["arm"], f["stage"], f["round"], f.get("what", "train"))
+            found.append(Entry(line.n, f["units"], f["unit"], mechanism, f["images"], *place, line.n in settled))
+    except (KeyError, TypeError, ValueError) as error:
+        raise LedgerError("a line of the privacy ledger cannot be read", REMEDY) from error
+    return found
+
+
+def terms_of(lines: Iterable[Line]) -> Terms:
+    """The terms as the last lines left them.
+
+    Raises:
+        LedgerError: there are none, or they cannot be read.
+    """
+    terms: Terms | None = None
+    unknown = 0.0
+    try:
+        for line in lines:
+            f = line.facts
+            if line.kind == "terms":
+                terms = Terms(f["unit"], f["delta"], float(f["budget"]), f["accountant"])
+            elif line.kind == "grant" and terms is not None:
+                terms = Terms(terms.unit, terms.delta, float(f["budget"]), terms.accountant)
+            elif line.kind == "accepted":
+                unknown += math.inf if f["spent"] is None else float(f["spent"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise LedgerError("a line of the privacy ledger cannot be read", REMEDY) from error
+    if terms is None:
+        raise LedgerError("the privacy ledger does not say its terms", REMEDY)
+    return Terms(terms.unit, terms.delta, terms.budget, terms.accountant, unknown)
+
+
+def head_text(head: Head) -> str:
+    """``length:digest``, as it crosses."""
+    return f"{head.length}:{head.digest}"
+
+
+def parse_head(text: str) -> Head | None:
+    """Inverse of :func:`head_text`; none for nothing.
+
+    Raises:
+        LedgerError: it is something else.
+    """
+    if not text:
+        return None
+    length, _, digest = text.partition(":")
+    if not length.isascii() or not length.isdigit() or len(length) > 12 or len(digest) != 64:
+        raise LedgerError("the coordinator's echo of the privacy ledger cannot be read")
+    return Head(int(length), digest)
