@@ -51,4 +51,4 @@ def test_one_group():
 def test_the_groups_of_each_command():
     assert groups_of(SIMULATE) == ["dataset", "model", "stages", "strategy", "partition", "privacy", "run"]
     assert groups_of(SERVER) == ["consortium", "model", "stages", "strategy", "listen", "security", "run"]
-    assert groups_of(CLIENT) == ["site", "coordinator", "dataset", "policy"]
+    assert groups_of(CLIENT) == ["site", "coordinator", "dataset", "policy", "privacy"]

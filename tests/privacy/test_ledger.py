@@ -329,9 +329,9 @@ class Disk:
         names, content = self.look()
         if inode in content:
             self.content[inode] = content[inode]
-        for folder, entries in names.items():
+        for folder, kept in names.items():
             if os.stat(folder).st_ino == inode:
-                self.names[folder] = dict(entries)
+                self.names[folder] = dict(kept)
 
     def after_power_cut(self, moment, target, rng):
         """Write what survives into ``target``."""

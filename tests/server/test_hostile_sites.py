@@ -63,7 +63,7 @@ def federate(folder: Path, tamper: Tamper | None, kind: str = "train", **setting
     log, events = folder / "audit.jsonl", toy.Events([])
     more = settings.pop("hooks", {})
     hooks = Hooks(audit=AuditLog(log, KEY, owner="coordinator"), **{"max_update_norm": 1e3, **more})
-    given = {"stages": ["guidance"], "sites": names, "quorum": 0.6, "poll_s": 0.001, "join_s": 0.5, **settings}
+    given = {"stages": ["guidance"], "sites": names, "quorum": 0.6, "poll_s": 0.001, "join_s": 60, **settings}
     spec = toy.toy_spec(rounds=1)
     final = run_federation(grid, spec, CheckpointStore(folder / "run"), events, hooks=hooks, **given)
     return final, events, log
@@ -188,7 +188,7 @@ def bound(names: Mapping[int, str]) -> dict[str, Any]:
 def test_a_name_belongs_to_a_key(tmp_path: Path) -> None:
     """Node 1's key is b's in the roster, and it says that it is a."""
     with pytest.raises(RoundError, match="2 of 3 sites|not connected"):
-        federate(tmp_path, None, quorum=1.0, hooks=bound({1: "b2", 2: "b", 3: "c"}))
+        federate(tmp_path, None, quorum=1.0, join_s=0.5, hooks=bound({1: "b2", 2: "b", 3: "c"}))
     refused = [n for n in read_lines(tmp_path / "audit.jsonl") if n.kind == "refusal"]
     assert [(n.facts["site"], n.facts["code"]) for n in refused] == [("b2", "name")]
 
@@ -197,7 +197,7 @@ def test_someone_elses_name_does_not_push_the_owner_out(tmp_path: Path) -> None:
     def claim(payload: Payload, _: Message) -> Payload:
         return replace(payload, header={**payload.header, "site": "b"})
 
-    final, events, _ = federate(tmp_path, claim, kind="query", hooks=bound({1: "a", 2: "b", 3: "c"}))
+    final, events, _ = federate(tmp_path, claim, kind="query", join_s=4, hooks=bound({1: "a", 2: "b", 3: "c"}))
     assert sorted(final.history[0]["sites"]) == ["b", "c"]
     assert {(e["site"], e["code"]) for e in events.of("site_refused")} == {("a", "name")}
 
