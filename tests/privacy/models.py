@@ -26,7 +26,7 @@ def stage_module(spec, stage, dtype=torch.float32):
         module = build_module(spec, stage)
         # Weights that start at zero (the last norm of a residual block) would leave most gradients at zero.
         for value in module.network.parameters():
-            if not value.any() and spec.model.name == "tiny":
+            if not value.any() and spec.model.name != "compact":
                 torch.nn.init.normal_(value, std=0.3)
     return module.to(dtype).train()
 
