@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import sys
 import typing
 from collections.abc import Iterator
@@ -91,7 +92,12 @@ def groups_of(base: Base) -> list[str]:
 
 def settings(base: Base = SIMULATE) -> list[Setting]:
     """Every setting of one configuration, in the order of declaration."""
-    return list(_walk(base, base.config_type, _COMPOSE[base.name](None, []), ""))
+    return list(_settings(base))
+
+
+@functools.cache
+def _settings(base: Base) -> tuple[Setting, ...]:
+    return tuple(_walk(base, base.config_type, _COMPOSE[base.name](None, []), ""))
 
 
 def option_notes(group: str) -> dict[str, str]:
@@ -198,12 +204,18 @@ def _setting(base: Base, f: Field[Any], value: Any, key: str) -> Setting:
     group, _, rest = key.partition(".")
     options: dict[str, str] = {}
     for name in group_options(group) if rest and rest != "name" and group in base.groups else []:
-        tree: Any = yaml.safe_load((FOLDER / group / f"{name}.yaml").read_text(encoding="utf-8"))
+        tree: Any = _option_tree(group, name)
         for part in rest.split("."):
             tree = tree.get(part, _ABSENT) if isinstance(tree, dict) else _ABSENT
         if tree is not _ABSENT:
             options[name] = _shown(tree)
     return Setting(key, _shown(value), allowed_text(f), f.metadata["doc"], options)
+
+
+@functools.cache
+def _option_tree(group: str, name: str) -> Any:
+    """What an option's file holds: asked once for each setting of its group."""
+    return yaml.safe_load((FOLDER / group / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 _ABSENT = object()

@@ -148,7 +148,7 @@ def test_what_a_hostile_site_sends_is_refused_logged_and_has_no_part(
     assert verify(log, KEY.public_key()) == []
     lines = read_lines(log)
     assert [n.facts["code"] for n in lines if n.kind == "refusal"] == [code]
-    assert "DOE" not in log.read_text()
+    assert "DOE_JANE" not in log.read_text()  # base64 of a signature may hold any three letters
     (aggregate,) = (n for n in lines if n.kind == "aggregate")
     assert set(aggregate.facts["payloads"]) == {"b", "c"}
 
