@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from fed_diffmic.exchange.audit import Head
+from fed_diffmic.privacy.statement import last_claims
 from fed_diffmic.provenance import code_facts
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def provenance_facts(state: RunState, head: Head | None) -> dict[str, Any]:
         "sites": state.counts,
         "rounds": rounds,
         "heads": heads,
+        "privacy": last_claims(state.history),
         "coordinator_head": None if head is None else asdict(head),
         "bytes_sent": state.bytes_sent,
     }

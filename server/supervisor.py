@@ -21,6 +21,7 @@ from fed_diffmic.console import Terminated
 from fed_diffmic.errors import FedDiffmicError, MachineError
 from fed_diffmic.exchange.audit import AuditLog
 from fed_diffmic.files import atomic_write, write_json
+from fed_diffmic.privacy.statement import last_claims, statement
 from fed_diffmic.reporting.curves import write_metrics_csv
 from fed_diffmic.reporting.events import EventLog, Observer, read_events
 from fed_diffmic.reporting.logs import set_up_logs
@@ -257,7 +258,9 @@ class _Coordinator:
     def _finish(self, events: EventLog, started: float) -> None:
         """The final model is there: sum up, and forget what sites' updates are left in the SuperLink's database."""
         final = load_final(self.run_dir)
+        sites = {name for row in final.history for name in (*row["sites"], *row["missing"])}
         seconds = round(time.monotonic() - started, 1)
+        privacy = statement(last_claims(final.history), sites)
         summary = {
             "status": "done",
             "run": self.run_dir.name,
@@ -267,11 +270,14 @@ class _Coordinator:
             "rounds": final.history,
             "bytes_sent": final.bytes_sent,
             "digests": final.digests,
+            "privacy": privacy,
             "seconds": seconds,
         }
         write_json(self.run_dir / "summary.json", summary)
         forget_database(self.run_dir / _LINK)
         events.emit("run_done", seconds=seconds, bytes_sent=final.bytes_sent)
+        for line in privacy:
+            logger.info("%s", line)
         write_metrics_csv(self.run_dir / "metrics.csv", read_events(self.run_dir / "events.jsonl"))
 
     def _ended(self, events: EventLog, state: str, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,17 @@ _ABOUT = """Is a log whole, and do both sides say the same?
   fed-diffmic audit verify SITE/audit.jsonl --key SITE/site.key.pub \\
       --against RUN/audit.jsonl --against-key coordinator.pub --run RUN_NAME
   fed-diffmic audit model RUN --key coordinator.pub
+  fed-diffmic audit privacy --config site.yaml --out audit.json
 """
+_PRIVACY = """Attack this installation's private training, on pictures of noise: no image of the site is read.
+
+Canaries are put into the training set with probability one half; from what leaves, attackers guess which. Right guesses
+give a lower bound on epsilon (Steinke et al. 2023), held against what the ledger would claim for the same rounds. The
+unit, clipping bound, delta, accountant and fixed seed are those of the settings; rounds and noise are the audit's own.
+Exit code 0: consistent; 4: refuted, do not train; 5: inconclusive, use more runs.
+"""
+_EXIT = {"consistent": 0, "refuted": 4, "inconclusive": 5}
+_RUNS = 160
 
 
 def register(add: Add) -> None:
@@ -36,6 +47,17 @@ def register(add: Add) -> None:
     model = add_below("model", _model, "verify a final model's signature and digests, and print where it comes from")
     model.add_argument("folder", type=Path, metavar="RUN", help="folder of the run (it holds `final`)")
     model.add_argument("--key", type=Path, metavar="PUB", help="the coordinator's public key, from the kit")
+    privacy = add_below("privacy", _privacy, "attack the private training of this installation; some minutes")
+    privacy.description = _PRIVACY
+    privacy.add_argument("--config", type=Path, metavar="FILE", help="site.yaml, for its privacy settings")
+    privacy.add_argument("--stage", default="guidance", choices=("guidance", "diffusion", "plain"))
+    privacy.add_argument("--epsilon", type=float, default=4.0, help="epsilon that the noise is planned for (4)")
+    privacy.add_argument(
+        "--runs", type=int, default=_RUNS, help=f"of the sharpest attack, others in proportion ({_RUNS})"
+    )
+    privacy.add_argument("--seed", type=int, default=0, help="of the attacker's choices (0)")
+    privacy.add_argument("--out", type=Path, metavar="JSON", help="write figures and verdict into this file")
+    privacy.add_argument("settings", nargs="*", metavar="key=value", help="settings, as privacy.unit=image")
 
 
 def _verify(arguments: argparse.Namespace, hint: list[str]) -> int:
@@ -85,6 +107,57 @@ def _model(arguments: argparse.Namespace, hint: list[str]) -> int:
         statement, _ = verify_statement(arguments.folder / "final" / PROVENANCE, key)
         print(json.dumps(statement, indent=2))
     return 0
+
+
+def _privacy(arguments: argparse.Namespace, hint: list[str]) -> int:
+    from dataclasses import replace
+
+    from fed_diffmic.compose import compose, compose_site
+    from fed_diffmic.files import write_json
+
+    if not 0 < arguments.epsilon <= 100:
+        raise UsageError(f"--epsilon {arguments.epsilon:g} is not allowed", "Give a number above 0 and at most 100.")
+    if not 2 <= arguments.runs <= 100_000:
+        raise UsageError(f"--runs {arguments.runs} is not allowed", "Give a number from 2 to 100000.")
+    if arguments.out is not None and not arguments.out.parent.is_dir():
+        raise UsageError(f"--out {arguments.out}: there is no such folder", "Make it, or name another file.")
+    if arguments.config is not None:
+        settings = compose_site(arguments.config, arguments.settings).privacy
+    else:
+        base = ["privacy=dp_sgd", "model.norm=group", "model.encoder_norm=group"]
+        settings = compose(None, [*base, *arguments.settings]).privacy
+    if settings.name != "dp_sgd":
+        raise UsageError("these settings train without privacy: there is nothing to audit", "Add privacy=dp_sgd.")
+
+    from fed_diffmic.privacy.audit.report import Size, audit
+    from fed_diffmic.privacy.audit.subject import make_subject
+
+    subject = make_subject(settings, stage=arguments.stage, target=arguments.epsilon)
+    size = Size()
+    size = replace(
+        size,
+        gradient_runs=arguments.runs,
+        picture_runs=max(2, size.picture_runs * arguments.runs // size.gradient_runs),
+    )
+    report = audit(subject, size, seed=arguments.seed, tell=_Progress())
+    print("\n".join(report.lines()))
+    if arguments.out is not None:
+        write_json(arguments.out, report.to_json())
+        print(f"written: {arguments.out}")
+    return _EXIT[report.verdict]
+
+
+class _Progress:
+    """Says now and then how far an attack is: on the error stream, at each tenth."""
+
+    def __init__(self) -> None:
+        self._said: tuple[str, int] = ("", -1)
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        now = (name, 10 * done // total)
+        if now != self._said:
+            self._said = now
+            print(f"{name}: {done} of {total} runs", file=sys.stderr, flush=True)
 
 
 def _owner(lines: list[Line]) -> str:

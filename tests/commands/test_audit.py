@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,32 @@ def test_mistakes_on_the_command_line(logs: dict[str, Any], capsys: pytest.Captu
     assert "belong together" in capsys.readouterr().err
     assert verify(folder, "--run", "pilot") == 2
     assert main(["audit", "model", str(folder)]) == 4
+
+
+def test_an_audit_of_privacy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "audit.json"
+    small = ["audit", "privacy", "--runs", "2", "privacy.unit=image", "privacy.physical_batch=64"]
+    assert main([*small, "--out", str(out)]) == 5  # two runs prove nothing, and that is said
+    said = capsys.readouterr()
+    assert "INCONCLUSIVE" in said.out and "gradient: 2 of 2 runs" in said.err
+    found = json.loads(out.read_text())
+    assert found["verdict"] == "inconclusive" and set(found["attacks"]) == {"gradient", "picture", "loss", "again"}
+    assert found["claim"]["epsilon"] == pytest.approx(4.0, rel=0.01)
+    assert found["attacks"]["again"]["guesses"] == 0
+
+
+def test_an_audit_of_what_cannot_be_audited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in (
+        (["privacy=none"], "nothing to audit"),
+        (["--runs", "1"], "--runs 1"),
+        (["--epsilon", "0"], "--epsilon 0"),
+        (["privacy.delta=0.5"], "privacy.delta"),
+        (["privacy.unit=crop"], "privacy.unit"),
+        (["--config", str(tmp_path / "missing.yaml")], "missing.yaml"),
+        (["--out", str(tmp_path / "none" / "audit.json")], "none"),
+    ):
+        assert main(["audit", "privacy", *arguments]) == 2, arguments
+        assert words in capsys.readouterr().err
 
 
 def test_the_policy_in_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
