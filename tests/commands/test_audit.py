@@ -92,11 +92,18 @@ def test_an_audit_of_privacy(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert found["attacks"]["again"]["guesses"] == 0
 
 
+def test_noise_from_a_fixed_seed_is_refuted_however_few_runs_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["audit", "privacy", "--runs", "2", "privacy.unit=image", "privacy.physical_batch=64"]
+    assert main([*small, "privacy.test_seed=0"]) == 4
+    assert "REFUTED" in capsys.readouterr().out
+
+
 def test_an_audit_of_what_cannot_be_audited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         (["privacy=none"], "nothing to audit"),
         (["--runs", "1"], "--runs 1"),
         (["--epsilon", "0"], "--epsilon 0"),
+        (["--epsilon", "8"], "at most 7"),
         (["privacy.delta=0.5"], "privacy.delta"),
         (["privacy.unit=crop"], "privacy.unit"),
         (["--config", str(tmp_path / "missing.yaml")], "missing.yaml"),

@@ -70,7 +70,7 @@ def assess(
     """The bound from each canary's score; the first half of the runs chooses how many guesses to make.
 
     Args:
-        scores: ``(R, m)`` of R runs, larger: more likely in.
+        scores: ``(R, m)`` of R runs, larger: more likely in; above zero alone may be guessed in, below zero out.
         included: ``(R, m)`` bool, what was true.
         said: ``(R, m)`` bool, of which canaries the attacker says anything at all; none: of all.
 
@@ -101,8 +101,10 @@ def _guess(
     delta: float,
     confidence: float,
 ) -> Result:
-    """In for the highest scores, out for the lowest, by their shares of all that something is said of."""
+    """In for the highest scores, out for the lowest: at most these shares of all that something is said of."""
     order = np.flatnonzero(said)[np.argsort(-scores[said], kind="stable")]
     ins, outs = (int(share * len(order)) for share in shares)
+    # A share may be larger than what speaks for it: of 300 canaries seldom just 150 are in.
+    ins, outs = min(ins, int((scores[order] > 0).sum())), min(outs, int((scores[order] < 0).sum()))
     correct = int(included[order[:ins]].sum() + (~included[order[len(order) - outs :]]).sum())
     return Result(len(scores), ins + outs, correct, lower_bound(len(scores), ins + outs, correct, delta, confidence))

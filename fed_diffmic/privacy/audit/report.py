@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fed_diffmic.privacy.audit.attacks import computed_again, made_up_gradients, real_pictures
@@ -12,8 +12,8 @@ from fed_diffmic.privacy.audit.subject import Subject
 
 REFUTED, WEAK, CONSISTENT = "refuted", "inconclusive", "consistent"
 WORDS = {
-    REFUTED: "REFUTED: an attack told members from non-members better than the claimed epsilon allows. The privacy of "
-    "this installation does not hold; do not train with it.",
+    REFUTED: "REFUTED: an attack told members from non-members better than the claimed epsilon allows, or the noise "
+    "can be computed again. The privacy of this installation does not hold; do not train with it.",
     WEAK: "INCONCLUSIVE: no attack contradicts the claim, but the sharpest one stayed below a third of it, so that "
     "little was proved. Use more runs.",
     CONSISTENT: "CONSISTENT: no attack contradicts the claim, and the sharpest one reached more than a third of it. "
@@ -41,6 +41,11 @@ class Size:
     picture_canaries: int = 8
     again_runs: int = 600
 
+    def scaled(self, runs: int) -> Size:
+        """As many runs of the first attack, the others in proportion, at least two."""
+        picture, again = (max(2, n * runs // self.gradient_runs) for n in (self.picture_runs, self.again_runs))
+        return replace(self, gradient_runs=runs, picture_runs=picture, again_runs=again)
+
 
 @dataclass(frozen=True)
 class Report:
@@ -51,6 +56,8 @@ class Report:
         confidence: of each bound by itself.
         results: by attack.
         settings: of the mechanism.
+        repeatable: a round that was computed again came out equal in every bit. No noise that is worth the name does
+            that, so it refutes any claim, also one for which there are too few runs to say so in numbers.
     """
 
     claim: float
@@ -58,11 +65,12 @@ class Report:
     confidence: float
     results: dict[str, Result]
     settings: dict[str, Any]
+    repeatable: bool = False
 
     @property
     def verdict(self) -> str:
         """One of :data:`WORDS`."""
-        if any(result.bound > self.claim for result in self.results.values()):
+        if self.repeatable or any(result.bound > self.claim for result in self.results.values()):
             return REFUTED
         return CONSISTENT if self.results["gradient"].bound > self.claim / 3 else WEAK
 
@@ -72,6 +80,7 @@ class Report:
             "verdict": self.verdict,
             "claim": {"epsilon": self.claim, "delta": self.delta},
             "confidence": self.confidence,
+            "repeatable": self.repeatable,
             "attacks": {name: asdict(result) for name, result in self.results.items()},
             "settings": self.settings,
         }
@@ -114,7 +123,8 @@ def audit(
         subject, size.picture_runs, size.picture_canaries, seed, told("picture", size.picture_runs)
     )
     again = computed_again(subject, _PROBES, seed, told("again", _PROBES))
-    if again.said is not None and again.said.any():  # noise that can be had again: now with as many runs as it takes
+    repeatable = again.said is not None and bool(again.said.any())
+    if repeatable:  # now with enough runs for a bound
         again = computed_again(subject, size.again_runs, seed, told("again", size.again_runs))
     trials = {"gradient": gradient, "picture": steps, "loss": loss, "again": again}
     privacy, plan = subject.privacy, subject.plan
@@ -134,4 +144,5 @@ def audit(
             "steps": plan.steps,
             "test_seed": privacy.test_seed,
         },
+        repeatable=repeatable,
     )

@@ -68,7 +68,7 @@ def test_the_bound_holds_as_often_as_it_says_and_is_not_vain():
 def test_what_serves_to_choose_does_not_count():
     rng = np.random.default_rng(1)
     included = rng.random((2, 300)) < 0.5
-    scores = np.stack([included[0].astype(float), rng.random(300)])
+    scores = np.stack([np.where(included[0], 1.0, -1.0), rng.random(300) - 0.5])
     assert assess(scores, included, DELTA).bound < 0.5
     assert assess(scores[::-1], included[::-1], DELTA).guesses == 0  # by the first run nothing can be said
     assert assess(np.stack([scores[0]] * 2), included[[0, 0]], DELTA).bound > 4
@@ -78,9 +78,17 @@ def test_where_nothing_is_said_nothing_is_guessed():
     rng = np.random.default_rng(2)
     included = rng.random((2, 300)) < 0.5
     said = rng.random((2, 300)) < 0.25
-    result = assess(np.where(said, included, ~included).astype(float), included, DELTA, said=said)
+    result = assess(np.where(said == included, 1.0, -1.0), included, DELTA, said=said)
     assert result.canaries == 300 and result.correct == result.guesses <= said[1].sum()
     assert assess(included.astype(float), included, DELTA, said=np.zeros_like(said)).bound == 0
+
+
+def test_nobody_is_guessed_in_against_the_evidence():
+    rng = np.random.default_rng(3)
+    included = rng.random((2, 300)) < 0.4  # fewer than the largest share
+    scores = np.where(included, 1.0, -1.0)
+    assert assess(scores, included, DELTA).correct == assess(scores, included, DELTA).guesses > 250
+    assert assess(np.zeros((2, 300)), included, DELTA).guesses == 0
 
 
 def test_one_run_is_too_few():

@@ -31,6 +31,17 @@ def test_the_verdict(bounds, verdict):
     assert found.lines()[-1].startswith(verdict.upper())
 
 
+def test_a_repeatable_round_refutes_whatever_the_bounds_are():
+    found = replace(report(gradient=1.4), repeatable=True)
+    assert found.verdict == REFUTED and found.to_json()["repeatable"] is True
+
+
+def test_the_size_in_proportion():
+    assert Size().scaled(160) == Size()
+    small = Size().scaled(2)
+    assert (small.gradient_runs, small.picture_runs, small.again_runs) == (2, 2, 7)
+
+
 def test_noise_that_can_be_had_again_is_attacked_with_all_runs():
     privacy = PrivacyConfig(name="dp_sgd", unit="image", physical_batch=64, test_seed=3)
     subject = make_subject(privacy, target=1.0, ordinary=2)
