@@ -117,7 +117,7 @@ def _privacy(arguments: argparse.Namespace, hint: list[str]) -> int:
     if not 0 < arguments.epsilon <= _MOST_EPSILON:
         raise UsageError(
             f"--epsilon {arguments.epsilon:g} is not allowed",
-            f"Give a number above 0 and at most {_MOST_EPSILON:g}: more could not be refuted in the usual number of runs.",
+            f"Give a number above 0 and at most {_MOST_EPSILON:g}: more could not be refuted in usual runs.",
         )
     if not 2 <= arguments.runs <= 100_000:
         raise UsageError(f"--runs {arguments.runs} is not allowed", "Give a number from 2 to 100000.")

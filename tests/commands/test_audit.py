@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from fed_diffmic.cli import main
+from fed_diffmic.commands import audit
 from fed_diffmic.exchange.audit import AuditLog
+from fed_diffmic.privacy.audit.report import WORDS, Size
 from fed_diffmic.provision.keys import load_private, make_site_key
 
 
@@ -90,6 +92,12 @@ def test_an_audit_of_privacy(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert found["verdict"] == "inconclusive" and set(found["attacks"]) == {"gradient", "picture", "loss", "again"}
     assert found["claim"]["epsilon"] == pytest.approx(4.0, rel=0.01)
     assert found["attacks"]["again"]["guesses"] == 0
+
+
+def test_what_the_help_says_is_what_the_audit_does() -> None:
+    """The command line names them itself, so that ``--help`` need not load torch."""
+    assert Size().gradient_runs == audit._RUNS
+    assert set(audit._EXIT) == set(WORDS)
 
 
 def test_noise_from_a_fixed_seed_is_refuted_however_few_runs_there_are(capsys: pytest.CaptureFixture[str]) -> None:
