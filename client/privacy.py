@@ -77,6 +77,8 @@ def private_round(
     *,
     echoed: str,
     optimizer_state: Tensors | None,
+    received: Tensors | None,
+    algorithm_state: Tensors | None,
     store: FeatureStore | None,
     store_key: Hashable,
 ) -> tuple[LocalResult, str, str]:
@@ -87,9 +89,12 @@ def private_round(
 
     Raises:
         BudgetError: the budget does not allow it; nothing was computed.
+        SiteError: the algorithm reads training images outside the private update.
         LedgerError, ConfigError, MachineError, OutOfTimeError: see the rooms.
     """
     train, privacy, stage = site.data.train, site.privacy, module.stage
+    if not algorithm.private:
+        raise SiteError(UNPROTECTED, f"strategy={spec.strategy.name} reads training images outside the private update")
     check_private(module, exchanged(module))
     plan = make_plan(privacy, spec, stage, train)
     prior = noised_prior(site, spec, echoed)
@@ -109,6 +114,8 @@ def private_round(
             device=torch.device(site.device),
             prior=prior,
             optimizer_state=optimizer_state,
+            received=received,
+            algorithm_state=algorithm_state,
             store=store,
             store_key=store_key,
         )

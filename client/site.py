@@ -44,6 +44,8 @@ class Site:
         keep_updates: keep the last update, so that the same request is never computed twice.
         privacy: whether and how training is protected.
         real: one of its own, with one ledger for all runs; else a virtual site.
+        pace: share of a round's steps that it manages (a virtual site's simulated slowness).
+        signer: signs the privacy ledger; none: a virtual site makes a key.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Site:
     keep_updates: bool = True
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     real: bool = False
+    pace: float = 1.0
     signer: PrivateKey | None = None
 
     def key(self) -> PrivateKey:
@@ -177,6 +180,7 @@ def open_site(context: Context, spec: RunSpec, header: Mapping[str, Any]) -> Sit
         data=data,
         device=str(context.node_config.get("device", spec.device)),
         keep_updates=bool(context.node_config.get("keep-updates", True)),
+        pace=float(context.node_config.get("pace", 1.0)),
     )
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +75,17 @@ class SiteStore:
                 return _read(path, digest)
         return None
 
-    def keep_state(self, key: tuple[str, str, str], round_index: int, tensors: Tensors, built_on: str) -> str:
-        """Keep a round's state and the one it was built on; returns its digest."""
+    def keep_state(self, key: tuple[str, str, str], round_index: int, tensors: Tensors, needed: Collection[str]) -> str:
+        """Keep a round's state beside those of the ``needed`` digests, and no other; returns its digest.
+
+        Needed are the state that it was built on (the coordinator may ask again) and that of the best round so far.
+        """
         digest = tensors_digest(tensors)
         folder = self._states(key)
         folder.mkdir(exist_ok=True, mode=0o700)
         save_tensors(folder / f"{round_index:06d}-{digest}.safetensors", tensors)
         for path in folder.glob("*.safetensors"):
-            if path.stem.split("-", 1)[1] not in (digest, built_on):
+            if path.stem.split("-", 1)[1] not in {digest, *needed}:
                 path.unlink(missing_ok=True)
         return digest
 

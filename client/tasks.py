@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,16 +13,16 @@ import torch
 from client.privacy import check_stage, is_private, private_facts, private_round, unprotected_round
 from client.site import Site
 from client.state import SiteStore
-from fed_diffmic.algorithms import Algorithm, Tensors, algorithm_names, build_algorithm
-from fed_diffmic.data.site import Examples, SiteData
+from fed_diffmic.algorithms import EXTRA, Algorithm, Tensors, algorithm_names, build_algorithm
+from fed_diffmic.data.site import SiteData
 from fed_diffmic.exchange.failures import BAD_MODEL, BAD_REQUEST, DIVERGED, NO_STATE, SiteError
 from fed_diffmic.exchange.payload import Payload, request_name
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.spec import STAGES, RunSpec
 from fed_diffmic.training.evaluation import evaluate_scores, predict_scores
-from fed_diffmic.training.features import FeatureStore
+from fed_diffmic.training.features import SHARED, feature_key
 from fed_diffmic.training.local import LocalResult, local_update
-from fed_diffmic.training.stages import StageModule, exchanged, loaded_module
+from fed_diffmic.training.stages import GUIDANCE_PREFIX, StageModule, exchanged, loaded_module
 
 NEED_BASE = "need_base"
 BASE = "base/"
@@ -32,10 +31,9 @@ TASK: dict[str, type] = {**COMMON, "stage": str, "round": int, "site": str, "bas
 FIELDS: dict[str, dict[str, type]] = {
     "labels": {"run": str},
     "query": COMMON,
-    "train": {**TASK, "state": str, "ledger": str},
-    "evaluate": {**TASK, "prior": list, "sums": bool, "split": str},
+    "train": {**TASK, "state": str, "keep": str, "guidance": str, "ledger": str},
+    "evaluate": {**TASK, "state": str, "guidance": str, "prior": list, "sums": bool, "split": str},
 }
-_FEATURES = FeatureStore()
 
 
 class BaseMissingError(Exception):
@@ -106,59 +104,88 @@ def train(site: Site, spec: RunSpec, request: Payload) -> Payload:
     kept = store.update(key, name)
     if kept is not None and (not kept.header["state"] or store.state(key, kept.header["state"]) is not None):
         return kept
-    before: Tensors | None = None
-    if header["state"]:
-        before = store.state(key, header["state"])
-        if before is None:
-            raise SiteError(NO_STATE)
+    before = kept_state(store, key, header["state"])
     check_stage(site, header["stage"])
-    module = load_module(spec, header["stage"], store, request)
-    result, ledger, claim = update(site, spec, header, module, before)
-    state = ""
-    if result.optimizer_state is not None:
-        state = store.keep_state(key, header["round"], result.optimizer_state, header["state"])
+    algorithm = site_algorithm(spec, header["stage"])
+    module, received = load_module(spec, header["stage"], store, request, algorithm, before, training=True)
+    result, ledger, claim = update(site, spec, header, module, algorithm, before, received)
+    state, after = "", {**(result.optimizer_state or {}), **result.algorithm_state}
+    if after:
+        state = store.keep_state(key, header["round"], after, {header["state"], header["keep"]})
     facts = {"num_examples": result.num_examples, "state": state, "ledger": ledger, "claim": claim}
     reply = {**answer_header(header), **facts}
-    payload = Payload("train.reply", reply, result.tensors, finite(result.metrics))
+    payload = Payload("train.reply", reply, {**result.tensors, **result.extras}, finite(result.metrics))
     if site.keep_updates:
         store.keep_update(key, name, payload)
     return payload
 
 
+def kept_state(store: SiteStore, key: tuple[str, str, str], digest: str) -> Tensors:
+    """The declared state of that digest; empty where the request names none.
+
+    Raises:
+        SiteError: it is not here.
+    """
+    if not digest:
+        return {}
+    state = store.state(key, digest)
+    if state is None:
+        raise SiteError(NO_STATE)
+    return state
+
+
 def update(
-    site: Site, spec: RunSpec, header: Mapping[str, Any], module: StageModule, before: Tensors | None
+    site: Site,
+    spec: RunSpec,
+    header: Mapping[str, Any],
+    module: StageModule,
+    algorithm: Algorithm,
+    before: Tensors,
+    received: Tensors,
 ) -> tuple[LocalResult, str, str]:
     """The update itself, private or not, with the ledger's head and the claim that go with it (empty: none).
+
+    Args:
+        module: with the round's weights in it.
+        before: state kept after the site's previous round: the optimizer's moments, and the algorithm's.
+        received: the algorithm's own tensors of this round.
 
     Raises:
         SiteError: it diverged.
         BudgetError, LedgerError: the site's privacy does not allow it.
     """
     stage, index, data = header["stage"], header["round"], site.data.train
-    key = feature_key(header, data, "train")
+    key = feature_key(spec, stage, header["base"], data, own=header["guidance"])
+    moments = {name: value for name, value in before.items() if not name.startswith(EXTRA)}
+    own = {name: value for name, value in before.items() if name.startswith(EXTRA)}
     try:
         if is_private(site, stage):
             return private_round(
                 site,
                 spec,
                 module,
-                site_algorithm(spec),
+                algorithm,
                 index,
                 echoed=header["ledger"],
-                optimizer_state=before,
-                store=_FEATURES,
+                optimizer_state=moments,
+                received=received,
+                algorithm_state=own,
+                store=SHARED,
                 store_key=key,
             )
         head = unprotected_round(site, spec, stage, index, header["ledger"])
         result = local_update(
             module,
             data,
-            site_algorithm(spec),
+            algorithm,
             site=site.name,
             round_index=index,
             device=torch.device(site.device),
-            optimizer_state=before,
-            store=_FEATURES,
+            optimizer_state=moments,
+            received=received,
+            algorithm_state=own,
+            pace=site.pace,
+            store=SHARED,
             store_key=key,
         )
         if is_private(site):  # the weight is public in every stage of a site that protects one
@@ -179,13 +206,19 @@ def evaluate(site: Site, spec: RunSpec, request: Payload) -> Payload:
     prior = np.array(header["prior"], dtype=np.float64) if all(type(p) is float for p in header["prior"]) else None
     if header["site"] != site.name or header["split"] != "val" or prior is None or prior.shape != (spec.num_classes,):
         raise SiteError(BAD_REQUEST)
-    module = load_module(spec, header["stage"], store, request)
+    own = kept_state(store, (spec.run_id, spec.arm, header["stage"]), header["state"])
+    algorithm = site_algorithm(spec, header["stage"])
+    module, _ = load_module(spec, header["stage"], store, request, algorithm, own, training=False)
     if is_private(site) and site.privacy.validation == "suppressed":
         return Payload("evaluate.reply", answer_header(header))
     examples = site.data.val
     try:
         scores = predict_scores(
-            module, examples, torch.device(site.device), _FEATURES, feature_key(header, examples, "val")
+            module,
+            examples,
+            torch.device(site.device),
+            SHARED,
+            feature_key(spec, header["stage"], header["base"], examples, own=header["guidance"]),
         )
         figures = evaluate_scores(scores, examples.labels, prior, spec.task, sums=header["sums"])
     except (ValueError, FloatingPointError) as error:
@@ -193,17 +226,35 @@ def evaluate(site: Site, spec: RunSpec, request: Payload) -> Payload:
     return Payload("evaluate.reply", answer_header(header), metrics=finite(figures))
 
 
-def load_module(spec: RunSpec, stage: str, store: SiteStore, request: Payload) -> StageModule:
-    """The stage's module with the base and the round's global weights in it.
+def load_module(
+    spec: RunSpec,
+    stage: str,
+    store: SiteStore,
+    request: Payload,
+    algorithm: Algorithm,
+    own: Tensors,
+    *,
+    training: bool,
+) -> tuple[StageModule, Tensors]:
+    """The stage's module with the base, the round's global weights and what is the site's own in it.
+
+    Args:
+        own: the site's state of this stage.
+        training: whether it will be trained, else evaluated.
+
+    Returns:
+        the module, and the algorithm's own tensors that came with the weights.
 
     Raises:
         BaseMissingError: the base is neither kept nor sent.
-        SiteError: base and weights together are not exactly the model's tensors.
+        SiteError: base and weights together are not exactly the model's tensors, or state is not here.
     """
     sent = {name.removeprefix(BASE): value for name, value in request.tensors.items() if name.startswith(BASE)}
-    weights = {name: value for name, value in request.tensors.items() if not name.startswith(BASE)}
-    if tensors_digest(weights) != request.header["weights"]:
+    rest = {name: value for name, value in request.tensors.items() if not name.startswith(BASE)}
+    if tensors_digest(rest) != request.header["weights"]:
         raise SiteError(BAD_REQUEST)
+    received = {name: value for name, value in rest.items() if name.startswith(EXTRA)}
+    weights = {name: value for name, value in rest.items() if name not in received}
     base = store.base(request.header["base"])
     if base is None:
         if not sent:
@@ -212,29 +263,42 @@ def load_module(spec: RunSpec, stage: str, store: SiteStore, request: Payload) -
             raise SiteError(BAD_REQUEST)
         store.keep_base(sent)
         base = sent
-    module = loaded_module(spec, stage, {**base, **weights})
-    if set(exchanged(module)) != set(weights):
+    state = {**base, **weights}
+    if request.header["guidance"]:
+        guidance = kept_state(store, (spec.run_id, spec.arm, "guidance"), request.header["guidance"])
+        found = site_algorithm(spec, "guidance").overlay(guidance, training=False)
+        state |= overlaid(state, {GUIDANCE_PREFIX + name: value for name, value in found.items()})
+    state |= overlaid(state, algorithm.overlay(own, training=training))
+    module = loaded_module(spec, stage, state)
+    names = exchanged(module)
+    if set(names) - algorithm.kept(module.network, names) != set(weights):
         raise SiteError(BAD_MODEL)
-    return module
+    return module, received
 
 
-def site_algorithm(spec: RunSpec) -> Algorithm:
-    """The site half; under a Flower strategy, which has none, sites train freely."""
+def overlaid(state: Mapping[str, Any], own: Tensors) -> Tensors:
+    """``own`` if it can replace tensors of ``state``.
+
+    Raises:
+        SiteError: the site's state is of another model.
+    """
+    if not own.keys() <= state.keys():
+        raise SiteError(BAD_MODEL)
+    return own
+
+
+def site_algorithm(spec: RunSpec, stage: str) -> Algorithm:
+    """The algorithm of a stage, for its site half; under a Flower strategy, which has none, sites train freely."""
+    cfg = spec.stage(stage)
     if spec.strategy.name in algorithm_names():
-        return build_algorithm(spec.strategy)
-    return Algorithm(spec.strategy)
+        return build_algorithm(spec.strategy, cfg)
+    return Algorithm(spec.strategy, cfg)
 
 
 def answer_header(header: Mapping[str, Any]) -> dict[str, Any]:
     """What every reply quotes of its request."""
     quoted = {name: header[name] for name in ("run", "arm", "stage", "round", "site")}
     return {**quoted, "request": request_name(header)}
-
-
-def feature_key(header: Mapping[str, Any], examples: Examples, split: str) -> tuple[str, ...]:
-    """Names everything that features which nothing trains depend on."""
-    images = hashlib.sha256(np.ascontiguousarray(examples.keys).tobytes()).hexdigest()
-    return (header["spec"], header["stage"], header["base"], header["site"], split, images)
 
 
 def finite(figures: Mapping[str, float]) -> dict[str, float]:

@@ -10,6 +10,7 @@ channels, ``T`` training timesteps, ``S`` sampling steps.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -168,7 +169,7 @@ class StageConfig(Checked):
     )
     encoders: str = option(
         "train",
-        "diffusion only: train the prior's encoders, or keep them frozen (features computed once)",
+        "diffusion and plain: train the encoders, or keep them frozen (features computed once, without augmentation)",
         choices=("train", "frozen"),
     )
     draws: int = option(1, "diffusion only: independent noise draws for each image and step (paper 1)", ge=1, le=1024)
@@ -179,6 +180,10 @@ class StageConfig(Checked):
     ema: float = option(0.0, "decay a round of the averaged global weights used for evaluation; 0: none", ge=0, lt=1)
     select: str = option("auroc_macro", "validation figure that chooses the round", choices=SELECT_METRICS)
     init: str | None = option(None, "start this stage from the given safetensors file", path=True)
+
+    def local_steps(self, images: int) -> int:
+        """Optimizer steps of one local update of a site with that many training images (at least one)."""
+        return self.steps or max(1, round(self.epochs * math.ceil(images / self.batch_size)))
 
 
 @dataclass(frozen=True)
@@ -200,11 +205,53 @@ class StagesConfig(Checked):
 class StrategyConfig(Checked):
     """Group ``strategy``: what the server does with the updates, what sites add to theirs."""
 
-    name: str = option("fedavg", "federated algorithm", choices=("fedavg", "fedprox", "flower"))
-    mu: float = option(0.01, "fedprox: weight of the proximal term", ge=0)
-    weighting: str = option(
-        "examples", "a site's weight in the average: its training images, or equal", choices=("examples", "equal")
+    name: str = option(
+        "fedavg",
+        "federated algorithm (`fed-diffmic strategies` says a line of each)",
+        choices=(
+            "fedavg",
+            "fedprox",
+            "fedavgm",
+            "fedadam",
+            "fedyogi",
+            "fedbn",
+            "scaffold",
+            "feddyn",
+            "fednova",
+            "ditto",
+            "qfedavg",
+            "median",
+            "trimmed_mean",
+            "krum",
+            "flower",
+        ),
     )
+    weighting: str = option(
+        "examples",
+        "a site's weight in the average: its training images, or equal (median, trimmed_mean and krum: always equal)",
+        choices=("examples", "equal"),
+    )
+    participation: float = option(
+        1.0, "share of the sites that train in a round, drawn by the run's seed (at least one site)", gt=0, le=1
+    )
+    mu: float = option(0.01, "fedprox: weight of the proximal term", ge=0)
+    server_lr: float = option(
+        1.0, "fedavgm, fedadam, fedyogi, scaffold: learning rate of the server's step", gt=0, le=1000
+    )
+    server_momentum: float = option(
+        0.9, "fedavgm: momentum of the server; fedadam, fedyogi: decay beta1 of its first moment", ge=0, lt=1
+    )
+    server_beta2: float = option(0.99, "fedadam, fedyogi: decay of the server's second moment", ge=0, lt=1)
+    server_tau: float = option(1e-3, "fedadam, fedyogi: degree of adaptivity tau (the smaller, the more)", gt=0, le=1)
+    feddyn_alpha: float = option(0.1, "feddyn: weight alpha of the dynamic regulariser", gt=0, le=1000)
+    ditto_lambda: float = option(0.1, "ditto: pull of a site's own model towards the global one", ge=0, le=1000)
+    q: float = option(1.0, "qfedavg: fairness q; 0 is the plain mean", ge=0, le=20)
+    lipschitz_lr: float = option(
+        0.1, "qfedavg: one over the Lipschitz constant L, about the learning rate of the sites", gt=0, le=1000
+    )
+    trim: float = option(0.2, "trimmed_mean: share of the values left out at each end", ge=0, lt=0.5)
+    false_sites: int = option(0, "krum: number f of sites that may send anything", ge=0, le=10_000)
+    krum_keep: int = option(1, "krum: number m of sites whose weights are averaged", ge=1, le=10_000)
     keep_optimizer_state: bool = option(False, "keep each site's optimizer moments from round to round (site state)")
     class_path: str | None = option(
         None, "flower: import path of a strategy, for example flwr.serverapp.strategy.FedMedian"
@@ -222,6 +269,27 @@ class PartitionConfig(Checked):
     min_images: int = option(10, "fewest images a site may have", ge=1)
     val_fraction: float = option(0.15, "share of a site's images for validation", gt=0, lt=0.5)
     test_fraction: float = option(0.2, "share of a site's images for the final test", gt=0, lt=0.5)
+
+
+@dataclass(frozen=True)
+class ConditionsConfig(Checked):
+    """Group ``conditions``: what goes wrong in a simulated consortium; a real one has its own."""
+
+    name: str = option("none", "preset this started from", choices=("none", "unreliable"))
+    dropout: float = option(
+        0.0,
+        "chance that a site does not answer in a round, drawn by the run's seed for each",
+        ge=0,
+        lt=1,
+    )
+    absent: list[str] = option(
+        doc="sites that are away in given rounds of every stage: SITE:ROUND or SITE:FIRST-LAST, for example site-2:3-5",
+        factory=list,
+    )
+    slow: list[str] = option(
+        doc="sites that are slower: SITE:TIMES, for example site-1:4 does a quarter of a round's steps (at least one)",
+        factory=list,
+    )
 
 
 @dataclass(frozen=True)
@@ -255,5 +323,6 @@ class SimulateConfig(Checked):
     stages: StagesConfig = field(default_factory=StagesConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
+    conditions: ConditionsConfig = field(default_factory=ConditionsConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -35,6 +35,7 @@ def check_consistency(config: SimulateConfig) -> None:
     check_model(config)
     check_stages(config)
     check_strategy(config)
+    check_conditions(config)
     if not DEVICE.fullmatch(config.run.device):
         raise ConfigError("run.device", config.run.device, "auto, cpu, cuda, cuda:N, mps")
     check_once("baselines", config.baselines)
@@ -90,6 +91,13 @@ def check_privacy(config: SimulateConfig) -> None:
             "one number with privacy=dp_sgd",
             "A search reads the private data each time; try rates on public images.",
         )
+    if config.strategy.name in ("ditto", "qfedavg"):
+        raise ConfigError(
+            "strategy.name",
+            config.strategy.name,
+            "another strategy with privacy=dp_sgd",
+            "Its sites read their images outside the private update.",
+        )
     if config.model.norm != "group" or config.model.encoder_norm == "train":
         key = "model.norm" if config.model.norm != "group" else "model.encoder_norm"
         raise ConfigError(
@@ -119,6 +127,11 @@ def check_stages(config: SimulateConfig | ServerConfig) -> None:
             raise ConfigError(
                 f"stages.{name}.rounds", "null", "a whole number >= 0; only stages.plain.rounds may be null"
             )
+    plain_only = isinstance(config, SimulateConfig) and not any(
+        getattr(stages, name).rounds or getattr(stages, name).init for name in ("guidance", "diffusion")
+    )
+    if plain_only and stages.plain.rounds:
+        return  # the federation trains the plain classifier alone
     if not stages.guidance.rounds and not stages.diffusion.rounds:
         raise ConfigError(
             "stages.diffusion.rounds", 0, "at least 1 unless stages.guidance.rounds is", "Nothing would train."
@@ -147,6 +160,48 @@ def check_strategy(config: SimulateConfig | ServerConfig) -> None:
                 raise ConfigError(
                     f"strategy.{key}", value, f"nothing with strategy={strategy.name}", "Choose strategy=flower."
                 )
+
+
+def check_conditions(config: SimulateConfig) -> None:
+    """Conditions that cannot be read, or that no round of the run would survive."""
+    conditions = config.conditions
+    for key in ("absent", "slow"):
+        for entry in getattr(conditions, key):
+            try:
+                parse_absence(entry) if key == "absent" else parse_slowness(entry)
+            except ValueError as error:
+                raise ConfigError(f"conditions.{key}", entry, str(error)) from error
+    if (conditions.dropout or conditions.absent) and config.run.quorum == 1.0:
+        raise ConfigError(
+            "run.quorum",
+            1.0,
+            "less than 1 with conditions.dropout or conditions.absent",
+            "With a quorum of 1 the first site that is away ends the run.",
+        )
+
+
+def parse_absence(entry: str) -> tuple[str, int, int]:
+    """Site, first and last round of ``SITE:ROUND`` or ``SITE:FIRST-LAST``.
+
+    Raises:
+        ValueError: what is allowed, in words.
+    """
+    found = re.fullmatch(r"(.+):([0-9]{1,6})(?:-([0-9]{1,6}))?", entry)
+    if found is None or not 1 <= int(found[2]) <= int(found[3] or found[2]):
+        raise ValueError("SITE:ROUND or SITE:FIRST-LAST, rounds from 1, for example site-2:3-5")
+    return found[1], int(found[2]), int(found[3] or found[2])
+
+
+def parse_slowness(entry: str) -> tuple[str, float]:
+    """Site and how many times slower it is, of ``SITE:TIMES``.
+
+    Raises:
+        ValueError: what is allowed, in words.
+    """
+    site, _, times = entry.rpartition(":")
+    if not site or re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", times) is None or float(times) < 1:
+        raise ValueError("SITE:TIMES, a number from 1, for example site-1:4")
+    return site, float(times)
 
 
 def check_once(key: str, values: list[str] | list[float]) -> None:

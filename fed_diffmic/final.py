@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class FinalModel:
         bytes_sent: tensor bytes both ways.
         digests: of each stage's weights.
         signed_by: fingerprint of the key whose signature was verified; empty: nobody signed.
+        personal: for each stage, digest of each site's own state that belongs to the model there; the state itself
+            never left the site. Empty: the model is the same everywhere.
     """
 
     spec: RunSpec
@@ -49,6 +51,7 @@ class FinalModel:
     bytes_sent: int
     digests: dict[str, str]
     signed_by: str = ""
+    personal: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def origin(self) -> str:
@@ -91,6 +94,7 @@ def write_final(
         "calibration": {stage: fitted.to_json() for stage, fitted in model.calibration.items()},
         "history": model.history,
         "bytes_sent": model.bytes_sent,
+        "personal": model.personal,
     }
     data = (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
     (final / PROVENANCE).unlink(missing_ok=True)
@@ -141,6 +145,7 @@ def load_final(
             bytes_sent=value["bytes_sent"],
             digests=value["digests"],
             signed_by=signed_by,
+            personal={stage: dict(states) for stage, states in value.get("personal", {}).items()},
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise ModelFileError(f"{path} lacks fields or has others") from error

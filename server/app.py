@@ -5,7 +5,7 @@ Flower's run configuration holds flat scalars only. These are read:
 =============  ====================================================================================
 config-json    resolved configuration (:func:`fed_diffmic.compose.to_json`), or ``overrides``
 spec-json      what all sites have in common; without it, it is made from the configuration
-stages         names separated by commas; without it, ``guidance,diffusion``
+stages         names separated by commas; without it, those of guidance and diffusion that have rounds, else plain
 sites          names of the expected sites separated by ``|``; without it, whoever is there
 run-dir        the run's folder
 join-s         seconds to wait for sites to appear; without it, 300
@@ -85,7 +85,8 @@ def train(
     text = str(run_config.get("spec-json") or "")
     join_s = float(run_config.get("join-s") or JOIN_S)
     spec = RunSpec.from_json(text) if text else spec_of(config, grid, run_dir, events, sites, join_s, hooks)
-    stages = str(run_config.get("stages") or "") or ",".join(stage for stage in STAGES if wanted(config, stage))
+    both = ",".join(stage for stage in STAGES if wanted(config, stage))
+    stages = str(run_config.get("stages") or "") or both or "plain"
     return run_federation(
         grid,
         spec,

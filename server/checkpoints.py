@@ -47,6 +47,7 @@ class StageProgress:
         best_round: from 1; 0 before the first.
         best_score: what the selection compares; larger is better.
         site_states: digest of the state that each site's next round builds on.
+        best_states: digest of the state that each site had in the best round.
     """
 
     name: str
@@ -59,6 +60,7 @@ class StageProgress:
     best_round: int = 0
     best_score: list[float] = field(default_factory=list)
     site_states: dict[str, str] = field(default_factory=dict)
+    best_states: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -73,6 +75,8 @@ class RunState:
         history: one mapping of figures a round.
         bytes_sent: tensor bytes both ways, all completed rounds.
         ledgers: head of each site's privacy ledger (``length:digest``) as it last said.
+        personal: for each finished stage, digest of each site's state that belongs to its result, where the
+            algorithm keeps a part of the model at the sites.
     """
 
     settings: dict[str, Any]
@@ -82,6 +86,7 @@ class RunState:
     history: list[dict[str, Any]] = field(default_factory=list)
     bytes_sent: int = 0
     ledgers: dict[str, str] = field(default_factory=dict)
+    personal: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 class CheckpointStore:
@@ -175,7 +180,9 @@ class CheckpointStore:
         """Write ``final/``, signed where the coordinator has a key, and read it back."""
         hooks = hooks or Hooks()
         digests = {stage: tensors_digest(tensors) for stage, tensors in state.results.items()}
-        model = FinalModel(spec, state.results, calibration, state.history, state.bytes_sent, digests)
+        model = FinalModel(
+            spec, state.results, calibration, state.history, state.bytes_sent, digests, personal=state.personal
+        )
         facts = None if hooks.signer is None else provenance_facts(state, hooks.head())
         write_final(self.folder, model, signer=hooks.signer, facts=facts)
         return load_final(self.folder, public_key=None if hooks.signer is None else hooks.signer.public_key())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from flwr.app import MessageType
@@ -160,7 +160,14 @@ class Presence:
         self.hooks.log("refusal", run=self.spec.run_id, site=site, code=code)
 
     def _ask(
-        self, requests: Sequence[Request], message_type: str, deadline: float, *, stage: str, round_index: int
+        self,
+        requests: Sequence[Request],
+        message_type: str,
+        deadline: float,
+        *,
+        stage: str,
+        round_index: int,
+        asked: Set[str] | None = None,
     ) -> Outcome:
         facts = {"arm": self.spec.arm, "stage": stage, "round": round_index}
         return ask(
@@ -173,17 +180,20 @@ class Presence:
             poll_s=self.poll_s,
             hooks=self.hooks,
             closed=self._closed,
-            needed=self._needed() if stage else 0,
+            needed=self._needed(asked) if stage else 0,
         )
 
-    def _everyone(self) -> set[str]:
+    def everyone(self) -> set[str]:
+        """Names of all sites that are expected, or there."""
         return set(self.names or ()) | set(self.members)
 
-    def _needed(self) -> int:
-        return max(1, math.ceil(self.quorum * len(self._everyone()) - 1e-9))
+    def _needed(self, asked: Set[str] | None = None) -> int:
+        return max(1, math.ceil(self.quorum * len(self.everyone() if asked is None else asked) - 1e-9))
 
-    def _check_quorum(self, what: str, good: set[str], missing: Mapping[str, str]) -> None:
-        everyone, needed = self._everyone(), self._needed()
+    def _check_quorum(
+        self, what: str, good: set[str], missing: Mapping[str, str], asked: Set[str] | None = None
+    ) -> None:
+        everyone, needed = set(self.everyone() if asked is None else asked), self._needed(asked)
         reasons = dict.fromkeys(everyone - good, "it is not connected") | dict(missing)
         if len(good) < needed:
             named = "; ".join(f"{name}: {reason}" for name, reason in sorted(reasons.items())) or "no site is connected"

@@ -120,15 +120,15 @@ def run_stage(
     """All rounds of one stage; its best round becomes the stage's result."""
     cfg = spec.stage(stage)
     rounds = cfg.rounds or 0
-    kinds = exchanged_kinds(spec, stage)
-    algorithm = server_algorithm(spec.strategy)
+    algorithm = server_algorithm(spec.strategy, cfg)
+    kinds = exchanged_kinds(spec, stage, algorithm)
     progress = state.progress
     if progress is None or progress.name != stage:
         progress = begin_stage(spec, stage, kinds, state.results.get("guidance"))
-        progress.algorithm = algorithm.initial_state(progress.current)
+        progress.algorithm = algorithm.initial_state(progress.current, kinds)
         state.progress = progress
         store.save(state)
-    task = StageTask.of(stage, progress.frozen)
+    task = StageTask.of(stage, progress.frozen, state.personal)
     events.emit("stage_started", arm=spec.arm, stage=stage, round=progress.round, rounds=rounds, base=task.digest)
     while progress.round < rounds:
         started, index = time.monotonic(), progress.round + 1
@@ -136,18 +136,29 @@ def run_stage(
             "round_started", arm=spec.arm, stage=stage, round=index, rounds=rounds, sites=sorted(members.members)
         )
         updates, states, asked = members.train(
-            task, progress.current, progress.site_states, state.ledgers, index, started + deadline_s
+            task,
+            {**progress.current, **algorithm.broadcast(progress.current, progress.algorithm)},
+            progress.site_states,
+            progress.best_states,
+            state.ledgers,
+            algorithm,
+            index,
+            started + deadline_s,
         )
-        new, progress.algorithm = algorithm.aggregate(progress.current, kinds, updates, progress.algorithm, index)
+        new, progress.algorithm = algorithm.aggregate(
+            progress.current, kinds, updates, progress.algorithm, index, len(members.everyone())
+        )
         progress.current = check_aggregate(progress.current, new, f"stage {stage}, round {index}")
         progress.average = moving_average(progress.average, progress.current, cfg.ema)
         candidate = progress.average or progress.current
-        figures, evaluated = members.evaluate(task, candidate, prior.tolist(), index, started + deadline_s)
+        progress.site_states |= {name: digest for name, digest in states.items() if digest}
+        own = progress.site_states if algorithm.personal else {}
+        figures, evaluated = members.evaluate(task, candidate, own, prior.tolist(), index, started + deadline_s)
         score = selection_score(figures, cfg.select)
         # Where no site says how good a round is (privacy), the last one is kept: choosing would read the data.
         if not progress.best or score > progress.best_score or score == NOBODY_SAYS:
             progress.best, progress.best_round, progress.best_score = candidate, index, score
-        progress.site_states |= {name: digest for name, digest in states.items() if digest}
+            progress.best_states = dict(own)
         state.ledgers |= ledger_heads(asked)
         progress.round = index
         state.bytes_sent += asked.bytes_sent + evaluated.bytes_sent
@@ -176,6 +187,8 @@ def run_stage(
         hooks.log("checkpoint", run=spec.run_id, arm=spec.arm, stage=stage, round=index)
         events.emit("round_done", arm=spec.arm, rounds=rounds, figures=facts["mean"], **facts)
     state.results[stage] = {**progress.frozen, **(progress.best or progress.current)}
+    if progress.best_states:
+        state.personal[stage] = dict(progress.best_states)
     state.progress = None
     store.save(state)
     events.emit("stage_done", arm=spec.arm, stage=stage, best_round=progress.best_round)
@@ -225,11 +238,14 @@ def calibrate(
     No site's scores leave it: each sends, for every point of the calibration's grid, the sum of its
     negative log-likelihoods, and the grid point with the least total is taken.
     """
-    kinds, result = exchanged_kinds(spec, stage), state.results[stage]
-    task = StageTask.of(stage, {name: value for name, value in result.items() if name not in kinds})
+    algorithm = server_algorithm(spec.strategy, spec.stage(stage))
+    kinds, result = exchanged_kinds(spec, stage, algorithm), state.results[stage]
+    frozen = {name: value for name, value in result.items() if name not in kinds}
+    task = StageTask.of(stage, frozen, state.personal)
     weights = {name: result[name] for name in kinds}
     deadline = time.monotonic() + deadline_s
-    figures, outcome = members.evaluate(task, weights, prior.tolist(), 0, deadline, sums=True)
+    own = state.personal.get(stage, {})
+    figures, outcome = members.evaluate(task, weights, own, prior.tolist(), 0, deadline, sums=True)
     state.bytes_sent += outcome.bytes_sent
     shape = calibration.grid(spec.task).shape
     tables = {name: calibration_table(site, shape) for name, site in sorted(figures.items())}

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import MessageType
 
-from fed_diffmic.algorithms.base import SiteUpdate, Tensors
+from fed_diffmic.algorithms.base import EXTRA, Algorithm, SiteUpdate, Tensors
 from fed_diffmic.exchange.failures import POLICY_METRICS, WITHDRAWN
 from fed_diffmic.exchange.payload import Packed, Payload, pack, request_name
 from fed_diffmic.exchange.screening import Expected, schema_of
 from fed_diffmic.files import tensors_digest
+from fed_diffmic.seeding import numpy_generator
 from server.presence import Presence
 from server.replies import Outcome, Request, Site
 
@@ -27,16 +28,23 @@ class StageTask:
     Attributes:
         stage: name.
         frozen: the part of the base that never changes, named by its digest.
+        guidance: digest of each site's own state of stage guidance on which this stage stands.
     """
 
     stage: str
     frozen: Tensors
     digest: str
+    guidance: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def of(stage: str, frozen: Tensors) -> StageTask:
-        """With the digest computed once."""
-        return StageTask(stage, frozen, tensors_digest(frozen))
+    def of(stage: str, frozen: Tensors, personal: Mapping[str, Mapping[str, str]] | None = None) -> StageTask:
+        """With the digest computed once.
+
+        Args:
+            personal: digests of the sites' own states that belong to finished stages.
+        """
+        guidance = (personal or {}).get("guidance", {}) if stage == "diffusion" else {}
+        return StageTask(stage, frozen, tensors_digest(frozen), guidance)
 
 
 class Sites(Presence):
@@ -45,19 +53,23 @@ class Sites(Presence):
     def train(
         self,
         task: StageTask,
-        current: Tensors,
+        sent: Tensors,
         states: Mapping[str, str],
+        keep: Mapping[str, str],
         ledgers: Mapping[str, str],
+        algorithm: Algorithm,
         round_index: int,
         deadline: float,
     ) -> tuple[list[SiteUpdate], dict[str, str], Outcome]:
-        """One local update at every site.
+        """One local update at every site that takes part.
 
         Args:
             task: the stage.
-            current: the round's global tensors.
+            sent: the round's global tensors, and the algorithm's own.
             states: digest of the state that each site builds on.
+            keep: digest of a state that each site must not forget, that of the best round.
             ledgers: head of each site's privacy ledger as it was last seen; the site compares.
+            algorithm: decides which figures must come.
             round_index: from 1.
             deadline: monotonic seconds.
 
@@ -67,30 +79,50 @@ class Sites(Presence):
         Raises:
             RoundError: the quorum was missed; names the missing sites.
         """
-        ranges = {"loss": ANY, "steps": POSITIVE, "seconds": POSITIVE}
+        cfg = self.spec.stage(task.stage)
+
+        def ranges(site: Site) -> dict[str, tuple[float, float]]:
+            steps = (0.0, float(cfg.local_steps(site.images[0]))) if algorithm.needs_steps else POSITIVE
+            found = {"loss": ANY, "steps": steps, "seconds": POSITIVE}
+            return {**found, "initial_loss": POSITIVE} if algorithm.needs_initial_loss else found
+
+        def header(site: str) -> dict[str, str]:
+            named = {"state": states, "keep": keep, "guidance": task.guidance, "ledger": ledgers}
+            return {name: digests.get(site, "") for name, digests in named.items()}
+
         outcome = self._exchange(
             MessageType.TRAIN,
             task,
-            current,
+            sent,
             round_index,
             deadline,
-            header=lambda site: {"state": states.get(site, ""), "ledger": ledgers.get(site, "")},
+            header=header,
             fields={"state": str, "ledger": str, "claim": str},
-            reply_tensors=current,
-            metrics=lambda _: ranges,
+            reply_tensors=sent,
+            metrics=ranges,
+            # A site that was not drawn before, or came late, says that it lacks the base, and gets it then.
             attach_base=round_index == 1,
+            asked=self.participants(task.stage, round_index),
         )
         names = sorted(outcome.replies)
-        updates = [
-            SiteUpdate(name, outcome.replies[name].tensors, outcome.replies[name].header["num_examples"])
-            for name in names
-        ]
+        updates = [site_update(name, outcome.replies[name]) for name in names]
         return updates, {name: outcome.replies[name].header["state"] for name in names}, outcome
+
+    def participants(self, stage: str, round_index: int) -> set[str] | None:
+        """Who is drawn to train in a round (``strategy.participation``); none: everyone who is there."""
+        share = self.spec.strategy.participation
+        if share == 1.0:
+            return None
+        everyone = sorted(self.everyone())
+        rng = numpy_generator(self.spec.seed, "participants", self.spec.arm, stage, round_index)
+        count = max(1, round(share * len(everyone)))
+        return {everyone[i] for i in rng.choice(len(everyone), count, replace=False)}
 
     def evaluate(
         self,
         task: StageTask,
         tensors: Tensors,
+        states: Mapping[str, str],
         prior: Sequence[float],
         round_index: int,
         deadline: float,
@@ -100,6 +132,7 @@ class Sites(Presence):
         """Figures of ``tensors`` on every site's validation images, by site name.
 
         Args:
+            states: digest of the state whose part of the model is each site's own.
             prior: the consortium's class prior ``(C,)``.
             sums: ask for the calibration's sums too; a site whose policy keeps them back counts for the quorum.
 
@@ -118,7 +151,13 @@ class Sites(Presence):
             tensors,
             round_index,
             deadline,
-            header=lambda _: {"prior": [float(p) for p in prior], "sums": sums, "split": "val"},
+            header=lambda site: {
+                "state": states.get(site, ""),
+                "guidance": task.guidance.get(site, ""),
+                "prior": [float(p) for p in prior],
+                "sums": sums,
+                "split": "val",
+            },
             metrics=ranges,
             excused={POLICY_METRICS} if sums else set(),
         )
@@ -138,6 +177,7 @@ class Sites(Presence):
         reply_tensors: Tensors | None = None,
         attach_base: bool = False,
         excused: Set[int | str] = frozenset(),
+        asked: Set[str] | None = None,
     ) -> Outcome:
         self.refresh(deadline)
         base = {f"base/{name}": value for name, value in task.frozen.items()}
@@ -151,8 +191,10 @@ class Sites(Presence):
 
         requests = []
         for site in self.members.values():
+            if asked is not None and site.name not in asked:
+                continue
             common = {"run": self.spec.run_id, "arm": self.spec.arm, "stage": task.stage, "round": round_index}
-            asked = {
+            facts = {
                 **self._header,
                 **common,
                 "site": site.name,
@@ -160,10 +202,10 @@ class Sites(Presence):
                 "weights": weights,
                 **header(site.name),
             }
-            payload = Payload(message_type, asked)
+            payload = Payload(message_type, facts)
             expected = Expected(
                 kind=f"{message_type}.reply",
-                header={**common, "site": site.name, "request": request_name(asked)},
+                header={**common, "site": site.name, "request": request_name(facts)},
                 fields=fields or {},
                 schema=schema_of(reply_tensors) if reply_tensors is not None else {},
                 weighted=reply_tensors is not None,
@@ -173,10 +215,23 @@ class Sites(Presence):
                 metrics=metrics(site),
             )
             requests.append(Request(site, payload, expected, packed(attach_base), lambda: packed(True)))
-        outcome = self._ask(requests, message_type, deadline, stage=task.stage, round_index=round_index)
+        outcome = self._ask(requests, message_type, deadline, stage=task.stage, round_index=round_index, asked=asked)
         for name in [name for name, code in outcome.codes.items() if code == WITHDRAWN]:
             del self.members[name]
             self.events.emit("site_withdrew", site=name, stage=task.stage, round=round_index)
         good = set(outcome.replies) | {name for name, code in outcome.codes.items() if code in excused}
-        self._check_quorum(f"stage {task.stage}, round {round_index}", good, outcome.missing)
+        self._check_quorum(f"stage {task.stage}, round {round_index}", good, outcome.missing, asked)
         return outcome
+
+
+def site_update(site: str, reply: Payload) -> SiteUpdate:
+    """A screened reply as an algorithm's server half sees it."""
+    extras = {name: value for name, value in reply.tensors.items() if name.startswith(EXTRA)}
+    return SiteUpdate(
+        site=site,
+        tensors={name: value for name, value in reply.tensors.items() if name not in extras},
+        num_examples=reply.header["num_examples"],
+        extras=extras,
+        steps=reply.metrics.get("steps"),
+        initial_loss=reply.metrics.get("initial_loss"),
+    )

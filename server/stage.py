@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fed_diffmic.algorithms.base import Tensors
-from fed_diffmic.errors import RoundError
+from fed_diffmic.algorithms.base import Algorithm, Tensors
+from fed_diffmic.errors import ConfigError, RoundError
 from fed_diffmic.files import load_tensors
 from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.stages import (
@@ -41,9 +41,20 @@ def start_state(spec: RunSpec, stage: str, guidance: Tensors | None) -> Tensors:
     return full_state(module)
 
 
-def exchanged_kinds(spec: RunSpec, stage: str) -> dict[str, str]:
-    """Names that cross the boundary each round, with their kind."""
-    return exchanged(build_module(spec, stage))
+def exchanged_kinds(spec: RunSpec, stage: str, algorithm: Algorithm) -> dict[str, str]:
+    """Names that cross the boundary each round, with their kind: not what the algorithm keeps at the sites.
+
+    Raises:
+        ConfigError: the algorithm keeps everything that the stage trains.
+    """
+    module = build_module(spec, stage)
+    names = exchanged(module)
+    kept = algorithm.kept(module.network, names)
+    if kept >= names.keys():
+        raise ConfigError(
+            "strategy.name", spec.strategy.name, f"a strategy that shares some of what stage {stage} trains"
+        )
+    return {name: kind for name, kind in names.items() if name not in kept}
 
 
 def moving_average(average: Tensors, current: Tensors, decay: float) -> Tensors:

@@ -24,7 +24,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fed_diffmic.algorithms import Algorithm, SiteUpdate, Tensors, build_algorithm
 from fed_diffmic.algorithms.base import weighted_average
-from fed_diffmic.config import StrategyConfig
+from fed_diffmic.config import StageConfig, StrategyConfig
 from fed_diffmic.errors import ConfigError, RoundError
 from fed_diffmic.transport.identity import ensure_task_identity
 
@@ -32,13 +32,13 @@ ARRAY = (np.ndarray, np.generic)  # arithmetic on arrays of shape () gives scala
 CLASS_PATH = "an import path of a class derived from flwr.serverapp.strategy.Strategy"
 
 
-def server_algorithm(config: StrategyConfig) -> Algorithm:
-    """The run's algorithm: one of ours, or a Flower strategy (``strategy.name=flower``).
+def server_algorithm(config: StrategyConfig, stage: StageConfig | None = None) -> Algorithm:
+    """A stage's algorithm: one of ours, or a Flower strategy (``strategy.name=flower``).
 
     Raises:
         ConfigError: no such algorithm, class or option.
     """
-    return FlowerAlgorithm(config) if config.name == "flower" else build_algorithm(config)
+    return FlowerAlgorithm(config) if config.name == "flower" else build_algorithm(config, stage)
 
 
 class FlowerAlgorithm(Algorithm):
@@ -63,6 +63,7 @@ class FlowerAlgorithm(Algorithm):
         updates: Sequence[SiteUpdate],
         state: Tensors,
         round_index: int,
+        sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
         """One round of the strategy.
 

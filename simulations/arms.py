@@ -43,13 +43,14 @@ class Arm:
 def arms_of(baselines: Sequence[str], sites: Sequence[str], stages: StagesConfig) -> list[Arm]:
     """Every arm of a run, the federation first."""
     both = tuple(stage for stage in TWO_STAGES if getattr(stages, stage).rounds != 0 or getattr(stages, stage).init)
+    both = both or ("plain",)  # the plain classifier alone, federated
     everyone = tuple(sorted(sites))
     arms = [Arm("federated", both, everyone)]
     if "local" in baselines:
         arms += [Arm(f"local/{site}", both, (site,)) for site in everyone]
     if "pooled" in baselines:
         arms.append(Arm("pooled", both, (POOLED,)))
-    if "plain" in baselines:
+    if "plain" in baselines and both != ("plain",):
         arms.append(Arm("plain/federated", ("plain",), everyone))
         arms += [Arm(f"plain/local/{site}", ("plain",), (site,)) for site in everyone]
         arms.append(Arm("plain/pooled", ("plain",), (POOLED,)))

@@ -18,7 +18,7 @@ from client.site import Protection, Source, register_source
 from fed_diffmic.compose import config_from_run_config
 from fed_diffmic.files import safe_name
 from fed_diffmic.transport.folders import run_dir_of
-from simulations.sites import open_virtual_site
+from simulations.sites import open_virtual_site, pace_of, virtual_site_name
 
 
 class VirtualClientApp(ClientApp):
@@ -55,6 +55,7 @@ class VirtualClientApp(ClientApp):
             run_config=run_config,
         )
         inside.run_config["run-dir"] = str(run_dir_of(inside))
+        inside.node_config.setdefault("pace", virtual_pace(inside))
         return site_app(message=message, context=inside)
 
 
@@ -63,6 +64,14 @@ def virtual_protection(context: Context) -> Protection:
     if "config-json" not in context.run_config:
         return Protection()
     return Protection(config_from_run_config(context.run_config).privacy)
+
+
+def virtual_pace(context: Context) -> float:
+    """Share of a round's steps that the virtual site manages."""
+    if "config-json" not in context.run_config:
+        return 1.0
+    config = config_from_run_config(context.run_config)
+    return pace_of(config, virtual_site_name(context, config)) if config.conditions.slow else 1.0
 
 
 def virtual_site_folder(context: Context) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ import torch
 from flwr.app import Context, RecordDict
 
 from client.state import SiteStore
+from fed_diffmic.algorithms import Tensors, build_algorithm
 from fed_diffmic.compose import to_json, to_yaml
 from fed_diffmic.config import ModelConfig, SimulateConfig
 from fed_diffmic.config_checks import with_run_dir
-from fed_diffmic.errors import ConfigError, MachineError
-from fed_diffmic.files import atomic_write, save_tensors, write_json
+from fed_diffmic.errors import ConfigError, MachineError, ModelFileError
+from fed_diffmic.files import atomic_write, load_tensors, safe_name, save_tensors, write_json
 from fed_diffmic.privacy.statement import last_claims, statement
 from fed_diffmic.reporting.curves import write_metrics_csv
 from fed_diffmic.reporting.events import EventLog, read_events
@@ -31,6 +32,7 @@ from fed_diffmic.reporting.report import write_report
 from fed_diffmic.reporting.table import print_summary
 from fed_diffmic.reporting.tracking import make_trackers
 from fed_diffmic.spec import RunSpec, make_spec
+from fed_diffmic.training.stages import GUIDANCE_PREFIX
 from server.app import app as server_app
 from server.app import shared_events
 from server.checkpoints import FinalModel, has_final, load_final
@@ -38,9 +40,24 @@ from simulations.arms import Arm, arms_of, scaled
 from simulations.figures import Predictor, differences, method_result, prediction_tensors
 from simulations.flower_app import client_app
 from simulations.grid import InProcessGrid
-from simulations.sites import VirtualSites, shared_sites
+from simulations.sites import VirtualSites, check_named_sites, shared_sites
 
 PACKAGES = ("fed-diffmic", "flwr", "torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class TrainedArm:
+    """What came of an arm.
+
+    Attributes:
+        final: its model, with the learning rate that did best on its own validation images.
+        folder: where that lies.
+        lr_scale: the factor on every learning rate.
+    """
+
+    final: FinalModel
+    folder: Path
+    lr_scale: float
 
 
 def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
@@ -61,6 +78,7 @@ def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
     device = choose_device(config.run.device)
     # Before anything marks the folder as a run: data that need mending leave it free to be used again.
     sites = shared_sites(config, run_dir)
+    check_named_sites(config, sites.sites)
     atomic_write(run_dir / "config.yaml", to_yaml(config).encode())
     progress, trackers = make_progress(), make_trackers(config.run.tracking, run_dir)
     events = EventLog(run_dir / "events.jsonl", observers=[progress, *trackers])
@@ -69,8 +87,8 @@ def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
         for note in [*sites.notes, *model_notes(config.model)]:
             events.emit("warning", code="note", message=note)
         arms = arms_of(config.baselines, list(sites.sites), config.stages)
-        finals = {arm.name: train_arm(config, arm, sites, run_dir, events, device) for arm in arms}
-        summary = summarise(config, sites, arms, finals, device)
+        trained = {arm.name: train_arm(config, arm, sites, run_dir, events, device) for arm in arms}
+        summary = summarise(config, sites, arms, trained, device)
         summary["seconds"] = round(time.monotonic() - started, 1)
         write_json(run_dir / "summary.json", summary)
         forget_site_files(run_dir)
@@ -143,14 +161,14 @@ def train_arm(
     run_dir: Path,
     events: EventLog,
     device: str,
-) -> FinalModel:
+) -> TrainedArm:
     """Train one arm with each learning rate of the grid; the best on its own validation images stays.
 
     What was finished before (a resumed run) is loaded, not trained again.
     """
     events.emit("arm_started", arm=arm.name, stages=list(arm.stages), sites=list(arm.sites))
     folder = arm.folder(run_dir)
-    candidates: list[tuple[float, FinalModel]] = []
+    candidates: list[tuple[float, FinalModel, Path]] = []
     for factor in config.run.lr_scales:
         trial = folder if len(config.run.lr_scales) == 1 else folder / f"lr-{factor:g}"
         trial.mkdir(parents=True, exist_ok=True)
@@ -163,10 +181,10 @@ def train_arm(
             device=device,
         )
         events.emit("trial_started", arm=arm.name, lr_scale=factor)
-        candidates.append((factor, run_arm(config, spec, arm, trial, run_dir, events)))
-    factor, best = max(candidates, key=lambda pair: validation_score(pair[1], arm.stages[-1]))
+        candidates.append((factor, run_arm(config, spec, arm, trial, run_dir, events), trial))
+    factor, best, chosen = max(candidates, key=lambda found: validation_score(found[1], arm.stages[-1]))
     events.emit("arm_done", arm=arm.name, lr_scale=factor, bytes_sent=best.bytes_sent)
-    return best
+    return TrainedArm(best, chosen, factor)
 
 
 def run_arm(
@@ -196,7 +214,47 @@ def run_arm(
                 grid = InProcessGrid(client_app, nodes, run_config)
                 context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config)
                 server_app(grid=grid, context=context)
-    return load_final(folder)
+    final = load_final(folder)
+    keep_personal(final, folder, run_dir)
+    return final
+
+
+def personal_file(folder: Path, stage: str, site: str) -> Path:
+    """Where an arm keeps what of a stage's model is a virtual site's own."""
+    return folder / "personal" / stage / f"{safe_name(site)}.safetensors"
+
+
+def keep_personal(final: FinalModel, folder: Path, run_dir: Path) -> None:
+    """Copy the sites' own parts of a finished arm's model out of their state, which the next trial replaces.
+
+    Raises:
+        ModelFileError: a site no longer holds the state that the final model names.
+    """
+    for stage, states in sorted(final.personal.items()):
+        algorithm = build_algorithm(final.spec.strategy, final.spec.stage(stage))
+        for site, digest in sorted(states.items()):
+            path = personal_file(folder, stage, site)
+            if path.exists():
+                continue
+            store = SiteStore(run_dir / "sites" / safe_name(site))
+            state = store.state((final.spec.run_id, final.spec.arm, stage), digest)
+            if state is None:
+                raise ModelFileError(
+                    f"site {site} no longer holds its own part of the model of stage {stage}",
+                    "Start the run again in another run.dir.",
+                )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_tensors(path, algorithm.overlay(state, training=False))
+
+
+def own_part(folder: Path, final: FinalModel, stage: str, site: str) -> Tensors:
+    """What of a stage's state is the site's own, of the frozen guidance network inside it too."""
+    own: Tensors = {}
+    parts = {stage: "", **({"guidance": GUIDANCE_PREFIX} if stage == "diffusion" else {})}
+    for name, prefix in parts.items():
+        if site in final.personal.get(name, {}):
+            own |= {prefix + key: value for key, value in load_tensors(personal_file(folder, name, site)).items()}
+    return own
 
 
 def validation_score(final: FinalModel, stage: str) -> tuple[float, float]:
@@ -214,14 +272,14 @@ def validation_score(final: FinalModel, stage: str) -> tuple[float, float]:
 
 
 def summarise(
-    config: SimulateConfig, sites: VirtualSites, arms: list[Arm], finals: dict[str, FinalModel], device: str
+    config: SimulateConfig, sites: VirtualSites, arms: list[Arm], trained: dict[str, TrainedArm], device: str
 ) -> dict[str, Any]:
     """Every figure of the run; the only place where test images are read."""
     draws = config.run.bootstrap
-    main = finals["federated"]
+    main = trained["federated"].final
     last = arms[0].stages[-1]
     results = {
-        name: method_result(models, sites.sites, draws) for name, models in method_models(arms, finals, sites, device)
+        name: method_result(models, sites.sites, draws) for name, models in method_models(arms, trained, sites, device)
     }
     save_tensors(Path(str(config.run.dir)) / "predictions.safetensors", prediction_tensors(results))
     own = results["federated"]
@@ -249,6 +307,8 @@ def summarise(
         },
         "baselines": nested({name: result.figures for name, result in others.items()}),
         "differences": differences(own, others, draws, config.seed),
+        "strategy": config.strategy.name,
+        "lr_scales": {arm.name: trained[arm.name].lr_scale for arm in arms},
         "calibration": main.calibration[last].to_json(),
         "bytes_sent": main.bytes_sent,
         "notes": list(sites.notes),
@@ -260,7 +320,7 @@ def summarise(
 
 
 def method_models(
-    arms: list[Arm], finals: dict[str, FinalModel], sites: VirtualSites, device: str
+    arms: list[Arm], trained: dict[str, TrainedArm], sites: VirtualSites, device: str
 ) -> list[tuple[str, dict[str, Predictor]]]:
     """For each method, the model that each site would use.
 
@@ -268,7 +328,7 @@ def method_models(
     """
     methods: dict[str, dict[str, Predictor]] = {}
     for arm in arms:
-        final = finals[arm.name]
+        final, folder = trained[arm.name].final, trained[arm.name].folder
         method, _, site = arm.name.partition("local/")
         method = f"{method}local" if site else arm.name
         places = [site] if site else list(sites.sites)
@@ -276,8 +336,14 @@ def method_models(
         if arm.stages == ("guidance", "diffusion"):
             stages[f"guidance/{method}"] = "guidance"
         for name, stage in stages.items():
-            model = Predictor(final.spec, stage, final.states[stage], final.calibration[stage], device)
-            methods.setdefault(name, {}).update(dict.fromkeys(places, model))
+            shared = Predictor(final.spec, stage, final.states[stage], final.calibration[stage], device)
+            for place in places:
+                own = own_part(folder, final, stage, place)
+                if own:
+                    state, fitted = final.states[stage], final.calibration[stage]
+                    methods.setdefault(name, {})[place] = Predictor(final.spec, stage, state, fitted, device, own)
+                else:
+                    methods.setdefault(name, {})[place] = shared
     return list(methods.items())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,14 @@ import numpy as np
 
 from fed_diffmic.compose import config_from_run_config
 from fed_diffmic.config import SimulateConfig
+from fed_diffmic.config_checks import parse_absence, parse_slowness
 from fed_diffmic.data.open import open_dataset
 from fed_diffmic.data.phantoms import write_phantoms
 from fed_diffmic.data.site import SiteData, merge_sites
 from fed_diffmic.data.splits import split_site
-from fed_diffmic.errors import PartitionError
+from fed_diffmic.errors import ConfigError, PartitionError
+from fed_diffmic.exchange.failures import ABSENT, SiteError
+from fed_diffmic.seeding import numpy_generator
 from fed_diffmic.spec import RunSpec
 from simulations.partitioners import partition, save_partition
 
@@ -136,17 +139,55 @@ def shared_sites(config: SimulateConfig, run_dir: Path) -> VirtualSites:
 def open_virtual_site(context: Any, spec: RunSpec, header: dict[str, Any]) -> SiteData:
     """Source of a virtual site's data for the ClientApp, in this process, a Ray actor or Flower's own.
 
-    The site is ``node_config["site"]`` where the engine can say so, else the
-    ``partition-id``-th of the arm's sites in the order of names.
+    Raises:
+        SiteError: the site is away in this round (``conditions``).
     """
     config = config_from_run_config(context.run_config)
-    sites = shared_sites(config, Path(str(context.run_config["run-dir"])))
+    name = virtual_site_name(context, config)
+    if header.get("round") and is_away(config, name, str(header["stage"]), int(header["round"])):
+        raise SiteError(ABSENT)
+    return shared_sites(config, Path(str(context.run_config["run-dir"]))).get(name)
+
+
+def virtual_site_name(context: Any, config: SimulateConfig) -> str:
+    """``node_config["site"]`` where the engine can say so, else the ``partition-id``-th of the arm's sites by name."""
     name = context.node_config.get("site")
     if name is None:
-        names = (
-            str(context.run_config.get("sites", "")).split("|")
-            if context.run_config.get("sites")
-            else sorted(sites.sites)
-        )
+        named = str(context.run_config.get("sites") or "")
+        sites = shared_sites(config, Path(str(context.run_config["run-dir"])))
+        names = named.split("|") if named else sorted(sites.sites)
         name = names[int(context.node_config["partition-id"])]
-    return sites.get(str(name))
+    return str(name)
+
+
+def is_away(config: SimulateConfig, site: str, stage: str, round_index: int) -> bool:
+    """Whether a site takes no part in a round: named in ``conditions.absent``, or drawn for ``conditions.dropout``.
+
+    The baselines' pooled data are never away. The draw names the site, the stage and the round, so a resumed run meets
+    the same absences.
+    """
+    if site == POOLED:
+        return False
+    for name, first, last in map(parse_absence, config.conditions.absent):
+        if name == site and first <= round_index <= last:
+            return True
+    draw = numpy_generator(config.seed, "dropout", site, stage, round_index).random()
+    return bool(draw < config.conditions.dropout)
+
+
+def pace_of(config: SimulateConfig, site: str) -> float:
+    """Share of a round's steps that a site manages (``conditions.slow``)."""
+    return 1.0 / dict(map(parse_slowness, config.conditions.slow)).get(site, 1.0)
+
+
+def check_named_sites(config: SimulateConfig, sites: Collection[str]) -> None:
+    """Refuse conditions of sites that are not there.
+
+    Raises:
+        ConfigError: names the entry and the sites.
+    """
+    named = [("absent", entry, parse_absence(entry)[0]) for entry in config.conditions.absent]
+    named += [("slow", entry, parse_slowness(entry)[0]) for entry in config.conditions.slow]
+    for key, entry, name in named:
+        if name not in sites:
+            raise ConfigError(f"conditions.{key}", entry, f"one of the sites {', '.join(sorted(sites))}")

@@ -28,6 +28,7 @@ from fed_diffmic.errors import ConfigError, UsageError
 OPTIONS = [(group, option) for group in GROUPS for option in group_options(group)]
 NEEDS = {
     ("strategy", "flower"): ["strategy.class_path=flwr.serverapp.strategy.FedMedian"],
+    ("conditions", "unreliable"): ["run.quorum=0.5"],
     ("privacy", "dp_sgd"): ["model.norm=group", "model.encoder_norm=group"],
 }
 
@@ -50,7 +51,7 @@ def test_the_embedded_default_is_drawn_data_over_four_sites_in_both_stages():
 
 
 def test_groups_and_options_are_those_of_the_documentation():
-    assert set(GROUPS) == {"dataset", "model", "stages", "strategy", "partition", "privacy", "run"}
+    assert set(GROUPS) == {"dataset", "model", "stages", "strategy", "partition", "conditions", "privacy", "run"}
     assert set(group_options("privacy")) == {"none", "dp_sgd"}
     assert set(group_options("model")) == {"paper", "compact", "tiny"}
     assert set(group_options("partition")) == {"institution", "iid", "dirichlet"}

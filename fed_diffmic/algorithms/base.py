@@ -1,28 +1,32 @@
 """The contract of a federated algorithm, and the averaging that most of them share.
 
-An algorithm has two halves in one class. The **site half** (:meth:`Algorithm.penalty`) runs inside
-the local update and may add a term to the loss. The **server half** (:meth:`Algorithm.aggregate`)
-turns the sites' screened updates into the next global weights. What crosses between them each
-round is the set of tensors that the stage exchanges, nothing else. Both halves are deterministic:
-updates arrive ordered by site name and sums are taken in float64.
+An algorithm has two halves in one class. The **site half** (:class:`SiteHalf`) lives for one local
+update: it may add a term to the loss, correct gradients, keep state at the site and train a model
+of the site's own. The **server half** (:meth:`Algorithm.aggregate`) turns the sites' screened
+updates into the next global weights. What crosses between them each round is the set of tensors
+that the stage exchanges, less those that the algorithm keeps at the site (:meth:`Algorithm.kept`),
+and tensors of the algorithm's own (:meth:`Algorithm.broadcast`), which a site sends back changed
+under the same names: schema, policy and the bound on an update's size hold for them as for weights.
+Both halves are deterministic: updates arrive ordered by site name and sums are taken in float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import nn
 
-from fed_diffmic.config import StrategyConfig
-from fed_diffmic.errors import ConfigError
+from fed_diffmic.config import StageConfig, StrategyConfig
+from fed_diffmic.errors import ConfigError, RoundError
 
 Tensors = dict[str, np.ndarray]
 """Named arrays: weights, buffers, or an algorithm's state."""
 
-Penalty = Callable[[], torch.Tensor]
+EXTRA = "algorithm/"
+"""What the names of an algorithm's own tensors begin with, on the wire and in a site's state."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,78 @@ class SiteUpdate:
         site: name.
         tensors: the exchanged tensors after the local update.
         num_examples: training images the update was computed on (positive).
+        extras: the algorithm's own tensors, by the names under which they were sent.
+        steps: optimizer steps of the update; none: the site did not say.
+        initial_loss: mean loss of the round's global weights on the site's training images; none: it did not say.
     """
 
     site: str
     tensors: Tensors
     num_examples: int
+    extras: Tensors = field(default_factory=dict)
+    steps: float | None = None
+    initial_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class LocalContext:
+    """What a site half is made from.
+
+    Attributes:
+        network: being trained; holds the round's global weights.
+        reference: the round's global values of its trainable parameters, by name; never changed.
+        names: tensors that the stage would exchange, with their kind (:func:`fed_diffmic.training.stages.exchanged`).
+        received: the algorithm's own tensors of this round, by name.
+        state: what this site's half kept after the previous round; empty at first.
+    """
+
+    network: nn.Module
+    reference: Mapping[str, torch.Tensor]
+    names: Mapping[str, str] = field(default_factory=dict)
+    received: Tensors = field(default_factory=dict)
+    state: Tensors = field(default_factory=dict)
+
+    def trained(self) -> list[tuple[str, nn.Parameter]]:
+        """Trainable parameters by name, in the network's order."""
+        return [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
+
+    def tensors(self, source: Tensors, prefix: str) -> dict[str, torch.Tensor]:
+        """For each trainable parameter its tensor in ``source`` (``<prefix><name>``), zero where there is none."""
+        return {
+            name: torch.from_numpy(source[prefix + name].copy()).to(p)
+            if prefix + name in source
+            else torch.zeros_like(p)
+            for name, p in self.trained()
+        }
+
+
+class SiteHalf:
+    """What an algorithm does at a site during one local update; this one does nothing."""
+
+    #: whether a model of the site's own is trained after the update (:meth:`personal_start`)
+    personal = False
+
+    def penalty(self) -> torch.Tensor | None:
+        """A term added to every step's loss, or none."""
+        return None
+
+    def correct(self) -> None:
+        """Change the step's gradients in place, after the backward pass and before they are clipped."""
+
+    def finish(self) -> tuple[Tensors, Tensors]:
+        """The algorithm's tensors for the server (by the names that were received), and the state to keep here."""
+        return {}, {}
+
+    def personal_start(self) -> Tensors:
+        """The site's own model before this round, by the names of exchanged tensors (``personal`` only)."""
+        raise NotImplementedError
+
+    def personal_penalty(self) -> torch.Tensor | None:
+        """A term added to every step's loss of the site's own model."""
+        return None
+
+    def keep_personal(self, tensors: Tensors) -> None:
+        """Take the site's own model after its training."""
 
 
 class Algorithm:
@@ -45,24 +116,42 @@ class Algorithm:
 
     Args:
         config: the run's ``strategy`` group.
+        stage: of the stage that is trained; none: the algorithm does not look at it.
     """
 
-    def __init__(self, config: StrategyConfig) -> None:
+    #: the site half reads nothing but weights: differential privacy of the updates covers all that it sends and keeps
+    private = True
+    #: what a site evaluates depends on state that it keeps (:meth:`overlay`)
+    personal = False
+    #: the server half needs :attr:`SiteUpdate.steps`, no more than a site of that many images has
+    needs_steps = False
+    #: the server half needs :attr:`SiteUpdate.initial_loss`
+    needs_initial_loss = False
+
+    def __init__(self, config: StrategyConfig, stage: StageConfig | None = None) -> None:
         self.config = config
+        self.stage = stage or StageConfig()
 
     # ---- site half -------------------------------------------------------------------------
-    def penalty(self, module: nn.Module, reference: Mapping[str, torch.Tensor]) -> Penalty | None:
-        """A term added to every step's loss at the site.
+    def site_half(self, context: LocalContext) -> SiteHalf:
+        """The half of one local update."""
+        return SiteHalf()
 
-        Args:
-            module: the network being trained.
-            reference: the round's global values of its trainable parameters, by name.
-        """
-        return None
+    def kept(self, network: nn.Module, names: Mapping[str, str]) -> frozenset[str]:
+        """Those of ``names`` (what the stage would exchange) that never leave the site."""
+        return frozenset()
+
+    def overlay(self, state: Tensors, *, training: bool) -> Tensors:
+        """What of a site's state replaces the global values before training, or before an evaluation."""
+        return {}
 
     # ---- server half -----------------------------------------------------------------------
-    def initial_state(self, weights: Tensors) -> Tensors:
-        """State the server keeps from round to round (saved in each checkpoint)."""
+    def initial_state(self, weights: Tensors, kinds: Mapping[str, str]) -> Tensors:
+        """State the server keeps from round to round (saved in each checkpoint), before the first."""
+        return {}
+
+    def broadcast(self, current: Tensors, state: Tensors) -> Tensors:
+        """The algorithm's own tensors that go to every site with the weights; names begin with :data:`EXTRA`."""
         return {}
 
     def aggregate(
@@ -72,6 +161,7 @@ class Algorithm:
         updates: Sequence[SiteUpdate],
         state: Tensors,
         round_index: int,
+        sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
         """The next global tensors and the next state.
 
@@ -81,6 +171,11 @@ class Algorithm:
             updates: screened, in any order; at least one.
             state: what the previous round returned.
             round_index: from 1.
+            sites: how many there are in the run, those that took no part in this round included; none: as many as
+                there are updates.
+
+        Raises:
+            RoundError: the updates are not what the algorithm needs.
         """
         return weighted_average(updates, kinds, self.site_weights(updates)), state
 
@@ -111,6 +206,53 @@ def weighted_average(updates: Sequence[SiteUpdate], kinds: Mapping[str, str], we
     return result
 
 
+def mean_change(
+    current: Tensors, updates: Sequence[SiteUpdate], names: Sequence[str], weights: Mapping[str, float]
+) -> Tensors:
+    """``sum_k p_k (w_k - w)`` in float64 for each of ``names``, in the order of site names."""
+    result = {name: np.zeros(current[name].shape, dtype=np.float64) for name in names}
+    for update in sorted(updates, key=lambda u: u.site):
+        for name in names:
+            result[name] += weights[update.site] * (
+                update.tensors[name].astype(np.float64) - current[name].astype(np.float64)
+            )
+    return result
+
+
+def parameters_of(kinds: Mapping[str, str]) -> list[str]:
+    """Names of kind ``parameter``: server optimizers move these; buffers and counters are averaged."""
+    return [name for name, kind in kinds.items() if kind == "parameter"]
+
+
+def with_rest(
+    moved: Tensors,
+    current: Tensors,
+    kinds: Mapping[str, str],
+    updates: Sequence[SiteUpdate],
+    weights: Mapping[str, float],
+) -> Tensors:
+    """Moved parameters in their own dtype, and everything else averaged as in FedAvg, in the order of ``kinds``."""
+    rest = weighted_average(updates, {n: k for n, k in kinds.items() if n not in moved}, weights)
+    return {n: np.asarray(moved[n].astype(current[n].dtype)) if n in moved else rest[n] for n in kinds}
+
+
+def stated(updates: Sequence[SiteUpdate], figure: str, strategy: str) -> dict[str, float]:
+    """A figure of every update by site, for an algorithm that cannot do without it.
+
+    Raises:
+        RoundError: a site did not say it; names the sites.
+    """
+    values = {u.site: getattr(u, figure) for u in updates}
+    silent = sorted(site for site, value in values.items() if value is None)
+    if silent:
+        raise RoundError(
+            f"strategy={strategy} needs the figure {figure}, which did not come from {', '.join(silent)}",
+            f"Let it out at the site (policy.metrics must name {figure}; private training sends none), or choose "
+            "another strategy.",
+        )
+    return {site: float(value) for site, value in values.items() if value is not None}
+
+
 _REGISTRY: dict[str, type[Algorithm]] = {}
 
 
@@ -131,12 +273,17 @@ def algorithm_names() -> list[str]:
     return sorted(_REGISTRY)
 
 
-def build_algorithm(config: StrategyConfig) -> Algorithm:
-    """The algorithm that ``strategy.name`` names.
+def algorithm_class(name: str) -> type[Algorithm]:
+    """The registered class; :class:`Algorithm` itself, with its idle site half, for what only a server knows."""
+    return _REGISTRY.get(name, Algorithm)
+
+
+def build_algorithm(config: StrategyConfig, stage: StageConfig | None = None) -> Algorithm:
+    """The algorithm that ``strategy.name`` names, for one stage.
 
     Raises:
         ConfigError: no such algorithm here (``flower`` is built by the coordinator's room).
     """
     if config.name not in _REGISTRY:
         raise ConfigError("strategy.name", config.name, ", ".join(algorithm_names()))
-    return _REGISTRY[config.name](config)
+    return _REGISTRY[config.name](config, stage)

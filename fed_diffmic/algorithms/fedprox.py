@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from torch import nn
 
-from fed_diffmic.algorithms.base import Algorithm, Penalty, register_algorithm
+from fed_diffmic.algorithms.base import Algorithm, LocalContext, SiteHalf, register_algorithm
+
+
+class Proximal(SiteHalf):
+    """``weight/2`` times the squared distance of the trainable parameters to the round's global values.
+
+    Neither buffers nor what is frozen are held.
+    """
+
+    def __init__(self, context: LocalContext, weight: float) -> None:
+        self._weight = weight
+        self._pairs = [(p, context.reference[name]) for name, p in context.trained()]
+
+    def penalty(self) -> torch.Tensor | None:
+        """The proximal term."""
+        if self._weight == 0:
+            return None
+        return 0.5 * self._weight * torch.stack([(p - r).pow(2).sum() for p, r in self._pairs]).sum()
 
 
 @register_algorithm("fedprox")
 class FedProx(Algorithm):
-    """The proximal term covers trainable parameters only: neither buffers nor what is frozen."""
+    """``strategy.mu`` is the proximal term's weight; 0 is FedAvg."""
 
-    def penalty(self, module: nn.Module, reference: Mapping[str, torch.Tensor]) -> Penalty | None:
-        """``mu/2`` times the squared distance to the round's global weights."""
-        if self.config.mu == 0:
-            return None
-        pairs = [(p, reference[name]) for name, p in module.named_parameters() if p.requires_grad]
-
-        def term() -> torch.Tensor:
-            return 0.5 * self.config.mu * torch.stack([(p - r).pow(2).sum() for p, r in pairs]).sum()
-
-        return term
+    def site_half(self, context: LocalContext) -> SiteHalf:
+        """The proximal term."""
+        return Proximal(context, self.config.mu)

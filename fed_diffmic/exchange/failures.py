@@ -28,6 +28,7 @@ SETTINGS = 2008
 REPLAY = 2009
 PAUSED = 2010
 WITHDRAWN = 2011
+ABSENT = 2012
 POLICY_RUN = 2020
 POLICY_DATASET = 2021
 POLICY_CLASSES = 2022
@@ -62,6 +63,7 @@ FAILURES: dict[int, str] = {
     REPLAY: "the site answered another request for this round, or one for a later round, before",
     PAUSED: "the site is paused",
     WITHDRAWN: "the site withdrew from the run",
+    ABSENT: "the site takes no part in this round",
     POLICY_RUN: "the site's policy does not name the run",
     POLICY_DATASET: "the site's policy does not name its dataset for use",
     POLICY_CLASSES: "the site's policy does not name all classes of the run",

@@ -27,7 +27,7 @@ SCHEMA = 1
 MAX_BODY = 16 * 1024 * 1024
 MAX_METRICS = 10_000
 DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
-TENSOR_NAME = re.compile(r"(?:base/)?[A-Za-z0-9_][A-Za-z0-9_.\-]{0,255}")
+TENSOR_NAME = re.compile(r"(?:base/|algorithm/)?[A-Za-z0-9_][A-Za-z0-9_.\-]{0,255}")
 METRIC_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_/.\-]{0,127}")
 _BODY_KEYS = {"schema", "kind", "header", "metrics", "tensors"}
 

@@ -124,8 +124,8 @@ class SitePolicy:
         rules, cfg = self.config, spec.stage(stage)
         if images < max(1, rules.min_count):
             return Denial(failures.POLICY_COUNT, f"{images} training images; policy.min_count is {rules.min_count}")
+        steps = cfg.local_steps(images) if batches is None else cfg.steps or max(1, round(cfg.epochs * batches))
         batches = batches or math.ceil(images / cfg.batch_size)
-        steps = cfg.steps or max(1, round(cfg.epochs * batches))
         if steps > rules.max_steps:
             return Denial(failures.POLICY_STEPS, f"{steps} steps; policy.max_steps is {rules.max_steps}")
         if cfg.steps and cfg.steps / batches > rules.max_epochs:

@@ -6,7 +6,7 @@ from typing import cast
 
 from timm.layers.norm_act import GroupNormAct
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 LARGEST_GROUP_COUNT = 8
 """Eight groups divide every width of EfficientNet-Lite0; sixteen fail at 24 and 40 channels."""
@@ -33,6 +33,12 @@ def row_norm(kind: str, channels: int) -> nn.Module:
 def batch_norms(module: nn.Module) -> list[tuple[str, _BatchNorm]]:
     """Every batch norm inside ``module`` with its name, subclasses such as timm's included."""
     return [(name, m) for name, m in module.named_modules() if isinstance(m, _BatchNorm)]
+
+
+def normalisation_layers(module: nn.Module) -> frozenset[str]:
+    """Names of every normalisation layer inside ``module``: batch, group, layer and instance norm, subclasses too."""
+    kinds = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+    return frozenset(name for name, m in module.named_modules() if isinstance(m, kinds))
 
 
 def live_batch_norms(module: nn.Module) -> list[str]:

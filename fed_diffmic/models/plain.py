@@ -22,6 +22,10 @@ class PlainClassifier(nn.Module):
         self.encoder = encoder
         self.classifier = nn.Linear(encoder.width, num_classes)
 
+    def freeze_encoder(self) -> None:
+        """Freeze the encoder for good (``stages.plain.encoders=frozen``): a linear classifier on its features."""
+        self.encoder.freeze()
+
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images ``(B, 3, H, H)`` to logits ``(B, C)``."""
         logits: Tensor = self.classifier(self.encoder(images))

@@ -2,8 +2,8 @@
 
 The number of steps, the sample rate, the noise and what the sum is divided by follow from the configuration and, unless
 ``privacy.nominal_units`` is given, from the number of units; nothing of it depends on what was drawn. A step that draws
-nobody adds noise and counts like any other. What is added afterwards (FedProx's pull, weight decay, the optimizer's
-moments) reads no data.
+nobody adds noise and counts like any other. What is added afterwards (what the algorithm's site half adds and corrects,
+weight decay, the optimizer's moments) reads no data but through the noised gradients.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fed_diffmic.algorithms.base import Algorithm, Tensors
+from fed_diffmic.algorithms.base import Algorithm, LocalContext, Tensors
 from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import augment, normalise
 from fed_diffmic.errors import ConfigError
-from fed_diffmic.models.diffmic import Features
 from fed_diffmic.privacy.accounting import Mechanism, noise_multiplier_for
 from fed_diffmic.privacy.modules import check_private
 from fed_diffmic.privacy.per_sample import Units, summed, trained
@@ -153,13 +152,16 @@ def private_update(
     device: torch.device | str = "cpu",
     prior: np.ndarray | None = None,
     optimizer_state: Tensors | None = None,
+    received: Tensors | None = None,
+    algorithm_state: Tensors | None = None,
     store: FeatureStore | None = None,
     store_key: Hashable = None,
 ) -> LocalResult:
     """Train for one round as :func:`fed_diffmic.training.local.local_update` does, with noise.
 
     Args:
-        module, train, algorithm, site, round_index, device, optimizer_state, store, store_key: as there.
+        module, train, algorithm, site, round_index, device, optimizer_state, received, algorithm_state, store,
+            store_key: as there.
         plan: of this stage (:func:`make_plan`); its cost must be in the ledger before.
         prior: noised class shares ``(C,)`` for the balanced loss; none: classes count as equally frequent.
 
@@ -182,7 +184,7 @@ def private_update(
         offset = prior_offset(prior, spec.task).to(device)
     parameters = trained(module)
     reference = {name: p.detach().clone() for name, p in parameters.items()}
-    penalty = algorithm.penalty(module.network, reference)
+    half = algorithm.site_half(LocalContext(module.network, reference, names, received or {}, algorithm_state or {}))
     optimizer = build_optimizer(module, cfg)
     if optimizer_state:
         load_optimizer_state(optimizer, module.network, optimizer_state)
@@ -193,20 +195,26 @@ def private_update(
         drawn = [members[i] for i in random.included(len(members), plan.sample_rate)]
         total = summed(module, source.chunks(drawn, random), privacy.max_grad_norm)
         optimizer.zero_grad(set_to_none=True)
-        if penalty is not None:
-            penalty().backward()
+        term = half.penalty()
+        if term is not None:
+            term.backward()
         for name, parameter in sorted(parameters.items()):
             noise = torch.from_numpy(random.normal(parameter.numel())).view(parameter.shape).to(total[name])
             noised = (total[name] + plan.noise_multiplier * privacy.max_grad_norm * noise) / plan.expected_batch
             pull = parameter.grad
             parameter.grad = noised.to(parameter.dtype) if pull is None else pull + noised.to(parameter.dtype)
+        half.correct()  # sees noised gradients only
         optimizer.step()
+    extras, kept = half.finish()
+    local = algorithm.kept(module.network, names)
     state = module.network.state_dict()
     return LocalResult(
-        tensors={name: to_array(state[name]) for name in names},
+        tensors={name: to_array(state[name]) for name in names if name not in local},
         num_examples=privacy.weight,
         metrics={"steps": float(plan.steps)},
         optimizer_state=optimizer_tensors(optimizer, module.network) if spec.strategy.keep_optimizer_state else None,
+        extras=extras,
+        algorithm_state=kept,
     )
 
 
@@ -270,7 +278,7 @@ class Source:
             rows = (
                 column[torch.from_numpy(flat).to(column.device)].unflatten(0, index.shape) for column in self._features
             )
-            return Features(*rows)
+            return type(self._features)(*rows)
         pixels = self.train.images(flat)
         if cfg.augment:
             keys = self.train.keys[flat]

@@ -7,8 +7,11 @@ round to round. They derive from patients' images and live in memory only.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import OrderedDict
 from collections.abc import Hashable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,7 @@ import torch
 
 from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import normalise
+from fed_diffmic.spec import RunSpec, without_paths
 from fed_diffmic.training.bound import check_time
 from fed_diffmic.training.stages import StageModule
 
@@ -46,6 +50,25 @@ class FeatureStore:
         self._entries[key] = features
         while sum(_bytes(entry) for entry in self._entries.values()) > self.max_bytes:
             self._entries.popitem(last=False)
+
+
+SHARED = FeatureStore()
+"""The process's own: its sites, arms and runs share what they can."""
+
+
+def feature_key(spec: RunSpec, stage: str, base: str, examples: Examples, *, own: str = "") -> tuple[str, ...]:
+    """Names everything that features which nothing trains depend on: network, its frozen part, images and their order.
+
+    Who asks, and with which algorithm, is no part of it: arms and runs of one process share features.
+
+    Args:
+        base: digest of the part of the stage's state that is never changed.
+        own: digest of what in it is the site's own.
+    """
+    images = hashlib.sha256(np.ascontiguousarray(examples.keys).tobytes()).hexdigest()
+    model = asdict(without_paths(spec).model)  # the base says which weights
+    network = json.dumps([model, list(spec.mean), list(spec.std), spec.threads], sort_keys=True)
+    return (network, stage, base, own, images)
 
 
 def _bytes(features: Any) -> int:

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import nn
 
-from fed_diffmic.algorithms.base import Algorithm, Tensors
+from fed_diffmic.algorithms.base import Algorithm, LocalContext, Tensors
 from fed_diffmic.config import StageConfig
 from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import augment, normalise
 from fed_diffmic.models.diffmic import encoder_parameters
 from fed_diffmic.seeding import numpy_generator, torch_generator
 from fed_diffmic.training.bound import check_time
-from fed_diffmic.training.features import FeatureStore, all_features, select
+from fed_diffmic.training.features import CHUNK, FeatureStore, all_features, chunks, normalised_images, select
 from fed_diffmic.training.losses import label_prior, prior_offset
-from fed_diffmic.training.stages import Batch, StageModule, exchanged, to_array
+from fed_diffmic.training.stages import Batch, StageModule, exchanged, set_tensors, to_array
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,20 @@ class LocalResult:
     """What a local update produced.
 
     Attributes:
-        tensors: the exchanged tensors afterwards.
+        tensors: the exchanged tensors afterwards, less those that the algorithm keeps at the site.
         num_examples: training images of the site.
-        metrics: ``loss`` (mean over steps), ``steps``, ``seconds``.
+        metrics: ``loss`` (mean over steps), ``steps``, ``seconds``; ``initial_loss`` where the algorithm needs it.
         optimizer_state: the optimizer's moments by parameter, where the algorithm keeps them.
+        extras: the algorithm's own tensors for the server.
+        algorithm_state: what the algorithm's site half keeps until the next round.
     """
 
     tensors: Tensors
     num_examples: int
     metrics: dict[str, float]
     optimizer_state: Tensors | None = None
+    extras: Tensors = field(default_factory=dict)
+    algorithm_state: Tensors = field(default_factory=dict)
 
 
 def local_update(
@@ -53,6 +57,9 @@ def local_update(
     round_index: int,
     device: torch.device | str = "cpu",
     optimizer_state: Tensors | None = None,
+    received: Tensors | None = None,
+    algorithm_state: Tensors | None = None,
+    pace: float = 1.0,
     store: FeatureStore | None = None,
     store_key: Hashable = None,
 ) -> LocalResult:
@@ -61,11 +68,14 @@ def local_update(
     Args:
         module: with the round's global weights loaded; it is changed.
         train: the site's training examples (``n >= 1``).
-        algorithm: adds its site half's penalty.
+        algorithm: its site half takes part in every step.
         site: name, part of every seed.
         round_index: from 1.
         device: where to compute.
         optimizer_state: moments kept from the site's previous round, or none to start fresh.
+        received: the algorithm's own tensors of this round.
+        algorithm_state: what its site half kept after the site's previous round.
+        pace: share of the round's steps that the site manages (simulated stragglers); at least one step is done.
         store, store_key: where features that nothing trains are kept from round to round.
 
     Raises:
@@ -78,48 +88,131 @@ def local_update(
     torch.set_num_threads(spec.threads)
     started = time.monotonic()
     module.to(device).train()
-    names = (module.stage, site, round_index)
     offset = None
     if cfg.loss == "balanced":
         offset = prior_offset(label_prior(train.labels, spec.num_classes, spec.task), spec.task).to(device)
     reference = {n: p.detach().clone() for n, p in module.network.named_parameters() if p.requires_grad}
-    penalty = algorithm.penalty(module.network, reference)
-    optimizer = build_optimizer(module, cfg)
-    if optimizer_state:
-        load_optimizer_state(optimizer, module.network, optimizer_state)
+    names = exchanged(module)
+    half = algorithm.site_half(LocalContext(module.network, reference, names, received or {}, algorithm_state or {}))
+    before = _tensors(module, names) if half.personal else {}
     get_inputs = input_source(
         module, train, site=site, round_index=round_index, device=device, store=store, store_key=store_key
     )
-    noise = torch_generator(spec.seed, "noise", *names, device=device)
-    order = numpy_generator(spec.seed, "order", *names)
-    steps = cfg.steps or max(1, round(cfg.epochs * math.ceil(len(train) / cfg.batch_size)))
-    losses = torch.zeros((), device=device)
-    parameters = [p for p in module.network.parameters() if p.requires_grad]
-    autocast = cfg.amp and torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()
-    for step, index in zip(range(steps), batches(len(train), cfg.batch_size, order), strict=False):
-        check_time()
-        set_learning_rate(optimizer, cfg, (round_index - 1 + step / steps) / max(cfg.rounds or 1, 1))
-        labels = torch.from_numpy(train.labels[index]).to(device)
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=autocast):
-            loss = module.loss(Batch(get_inputs(index), labels, offset), noise)
-            if penalty is not None:
-                loss = loss + penalty()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if cfg.clip_norm:
-            nn.utils.clip_grad_norm_(parameters, cfg.clip_norm)
-        optimizer.step()
-        losses += loss.detach()
-    mean_loss = float(losses) / steps
-    if not math.isfinite(mean_loss):
-        raise ValueError("the training loss became infinite or not a number")
-    state = module.network.state_dict()
+    metrics = {}
+    if algorithm.needs_initial_loss:
+        features = get_inputs if module.features_once else None
+        noise = torch_generator(spec.seed, "initial", module.stage, site, round_index, device=device)
+        metrics["initial_loss"] = mean_loss(module, train, offset, noise, device, features)
+    optimizer = build_optimizer(module, cfg)
+    if optimizer_state:
+        load_optimizer_state(optimizer, module.network, optimizer_state)
+    steps = max(1, round(pace * cfg.local_steps(len(train))))
+    work = _Work(module, train, get_inputs, offset, device, site, round_index, steps)
+    loss = work.run(optimizer, half.penalty, half.correct)
+    tensors = _tensors(module, names)
+    if half.personal:
+        set_tensors(module.network, {**before, **half.personal_start()})
+        own = build_optimizer(module, cfg)
+        work.run(own, half.personal_penalty, None, "personal")
+        half.keep_personal(_tensors(module, names))
+        set_tensors(module.network, tensors)
+    extras, kept = half.finish()
+    local = algorithm.kept(module.network, names)
     return LocalResult(
-        tensors={name: to_array(state[name]) for name in exchanged(module)},
+        tensors={name: value for name, value in tensors.items() if name not in local},
         num_examples=len(train),
-        metrics={"loss": mean_loss, "steps": float(steps), "seconds": time.monotonic() - started},
+        metrics={"loss": loss, "steps": float(steps), "seconds": time.monotonic() - started, **metrics},
         optimizer_state=optimizer_tensors(optimizer, module.network) if spec.strategy.keep_optimizer_state else None,
+        extras=extras,
+        algorithm_state=kept,
     )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One pass of a round's steps over a site's images, for whichever model is in the module."""
+
+    module: StageModule
+    train: Examples
+    inputs: Callable[[np.ndarray], object]
+    offset: torch.Tensor | None
+    device: torch.device | str
+    site: str
+    round_index: int
+    steps: int
+
+    def run(
+        self,
+        optimizer: torch.optim.Optimizer,
+        penalty: Callable[[], torch.Tensor | None],
+        correct: Callable[[], None] | None,
+        *purpose: str,
+    ) -> float:
+        """All steps; the mean loss. ``purpose`` separates the random draws of several passes in one round.
+
+        Raises:
+            ValueError: the loss became infinite or not a number.
+        """
+        module, spec, cfg = self.module, self.module.spec, self.module.spec.stage(self.module.stage)
+        names: tuple[str | int, ...] = (*purpose, module.stage, self.site, self.round_index)
+        noise = torch_generator(spec.seed, "noise", *names, device=self.device)
+        order = numpy_generator(spec.seed, "order", *names)
+        losses = torch.zeros((), device=self.device)
+        parameters = [p for p in module.network.parameters() if p.requires_grad]
+        kind = torch.device(self.device).type
+        autocast = cfg.amp and kind == "cuda" and torch.cuda.is_bf16_supported()
+        count = len(self.train)
+        for step, index in zip(range(self.steps), batches(count, cfg.batch_size, order), strict=False):
+            check_time()
+            set_learning_rate(optimizer, cfg, (self.round_index - 1 + step / self.steps) / max(cfg.rounds or 1, 1))
+            labels = torch.from_numpy(self.train.labels[index]).to(self.device)
+            with torch.autocast(kind, torch.bfloat16, enabled=autocast):
+                loss = module.loss(Batch(self.inputs(index), labels, self.offset), noise)
+                term = penalty()
+                if term is not None:
+                    loss = loss + term
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if correct is not None:
+                correct()
+            if cfg.clip_norm:
+                nn.utils.clip_grad_norm_(parameters, cfg.clip_norm)
+            optimizer.step()
+            losses += loss.detach()
+        mean = float(losses) / self.steps
+        if not math.isfinite(mean):
+            raise ValueError("the training loss became infinite or not a number")
+        return mean
+
+
+def _tensors(module: StageModule, names: Iterable[str]) -> Tensors:
+    state = module.network.state_dict()
+    return {name: to_array(state[name]) for name in names}
+
+
+@torch.no_grad()
+def mean_loss(
+    module: StageModule,
+    train: Examples,
+    offset: torch.Tensor | None,
+    noise: torch.Generator,
+    device: torch.device | str,
+    features: Callable[[np.ndarray], object] | None = None,
+) -> float:
+    """Mean training loss of the present weights over all images, unaugmented, in evaluation mode.
+
+    Args:
+        features: inputs of a batch where they were computed once; none: they are computed here.
+    """
+    was_training = module.training
+    module.eval()
+    total = 0.0
+    for index in chunks(len(train), CHUNK):
+        inputs = module.inputs(normalised_images(module, train, index, device)) if features is None else features(index)
+        labels = torch.from_numpy(train.labels[index]).to(device)
+        total += float(module.loss(Batch(inputs, labels, offset), noise)) * len(index)
+    module.train(was_training)
+    return total / len(train)
 
 
 def batches(count: int, batch_size: int, order: np.random.Generator) -> Iterator[np.ndarray]:

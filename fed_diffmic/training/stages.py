@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from fed_diffmic.algorithms.base import Tensors
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.models.diffmic import DiffMIC, Features, build_diffmic, build_guidance
 from fed_diffmic.models.diffusion import forward_diffusion, weighted_squares
-from fed_diffmic.models.plain import build_plain
+from fed_diffmic.models.plain import PlainClassifier, build_plain
 from fed_diffmic.models.weights import load_pretrained
 from fed_diffmic.seeding import derive_seed
 from fed_diffmic.spec import RunSpec
@@ -85,12 +85,25 @@ class StageModule(nn.Module):
         raise NotImplementedError
 
 
+class Pooled(NamedTuple):
+    """What the plain classifier's encoder makes of images, where it is frozen.
+
+    Attributes:
+        features: ``(B, width)``.
+    """
+
+    features: torch.Tensor
+
+
 class ClassifierStage(StageModule):
     """Guidance network (fused logits) or plain classifier, trained on the task's cross-entropy."""
 
-    def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """``(B, C)``."""
-        output = self.network(images)
+    def logits(self, inputs: Any) -> torch.Tensor:
+        """``(B, C)`` for images, or for :class:`Pooled` features of them."""
+        if isinstance(inputs, Pooled):
+            logits: torch.Tensor = self.network.get_submodule("classifier")(inputs.features)
+            return logits
+        output = self.network(inputs)
         return output if isinstance(output, torch.Tensor) else output.fused
 
     def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
@@ -104,6 +117,22 @@ class ClassifierStage(StageModule):
     def scores(self, inputs: Any, starts: torch.Tensor) -> torch.Tensor:
         """The logits."""
         return self.logits(inputs)
+
+
+class FrozenPlainStage(ClassifierStage):
+    """The plain classifier on an encoder that is not trained: a linear classifier on features computed once."""
+
+    features_once = True
+    network: PlainClassifier
+
+    def __init__(self, spec: RunSpec, stage: str, network: PlainClassifier) -> None:
+        super().__init__(spec, stage, network)
+        network.freeze_encoder()
+
+    @torch.no_grad()
+    def inputs(self, images: torch.Tensor) -> Pooled:
+        """The encoder's features."""
+        return Pooled(self.network.encoder(images))
 
 
 class DiffusionStage(StageModule):
@@ -182,7 +211,8 @@ def build_module(spec: RunSpec, stage: str) -> StageModule:
     if stage == "guidance":
         return ClassifierStage(spec, stage, build_guidance(spec.model, spec.num_classes))
     if stage == "plain":
-        return ClassifierStage(spec, stage, build_plain(spec.model, spec.num_classes))
+        kind = FrozenPlainStage if spec.stages.plain.encoders == "frozen" else ClassifierStage
+        return kind(spec, stage, build_plain(spec.model, spec.num_classes))
     return DiffusionStage(spec, stage, build_diffmic(spec.model, spec.num_classes))
 
 

@@ -1,12 +1,23 @@
 """Both halves of each algorithm against numbers worked out by hand."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fed_diffmic.algorithms import FedAvg, FedProx, SiteUpdate, algorithm_names, build_algorithm, register_algorithm
+from fed_diffmic.algorithms import (
+    FedAvg,
+    FedProx,
+    LocalContext,
+    SiteUpdate,
+    algorithm_names,
+    build_algorithm,
+    register_algorithm,
+)
 from fed_diffmic.algorithms.base import weighted_average
+from fed_diffmic.compose import group_options
 from fed_diffmic.config import StrategyConfig
 from fed_diffmic.errors import ConfigError
 
@@ -58,6 +69,11 @@ def test_scalars_stay_scalars():
     assert result["w"].shape == () and result["w"] == np.float32(2.0)
 
 
+def half_of(algorithm, network, reference=None, **rest):
+    trainable = {n: p.detach().clone() for n, p in network.named_parameters() if p.requires_grad}
+    return algorithm.site_half(LocalContext(network, trainable if reference is None else reference, **rest))
+
+
 def test_fedprox_penalty_value_and_gradient_cover_trainable_parameters_only():
     network = nn.Sequential(nn.Linear(2, 1, bias=False), nn.BatchNorm1d(1), nn.Linear(1, 1))
     for parameter in network[2].parameters():
@@ -67,9 +83,7 @@ def test_fedprox_penalty_value_and_gradient_cover_trainable_parameters_only():
         network[0].weight.copy_(torch.tensor([[3.0, 4.0]]))
         network[1].weight.zero_()
         network[1].bias.zero_()
-    penalty = FedProx(StrategyConfig(name="fedprox", mu=0.5)).penalty(network, reference)
-    assert penalty is not None
-    value = penalty()
+    value = half_of(FedProx(StrategyConfig(name="fedprox", mu=0.5)), network, reference).penalty()
     assert value.item() == pytest.approx(0.5 * 0.5 * 25.0)
     value.backward()
     assert network[0].weight.grad.tolist() == [[1.5, 2.0]]
@@ -80,21 +94,22 @@ def test_fedprox_reaches_the_minimum_of_its_own_objective_on_a_quadratic():
     """F(w) = (w - 4)^2 / 2 from w_t = 0 with mu = 1: the minimum is at 4 / (1 + mu) = 2."""
     network = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(network.weight)
-    penalty = FedProx(StrategyConfig(name="fedprox", mu=1.0)).penalty(network, {"weight": torch.zeros(1, 1)})
+    half = half_of(FedProx(StrategyConfig(name="fedprox", mu=1.0)), network)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     for _ in range(200):
         optimizer.zero_grad()
-        (0.5 * (network.weight - 4).pow(2).sum() + penalty()).backward()
+        (0.5 * (network.weight - 4).pow(2).sum() + half.penalty()).backward()
         optimizer.step()
     assert network.weight.item() == pytest.approx(2.0, abs=1e-5)
 
 
 def test_mu_zero_adds_nothing():
-    assert FedProx(StrategyConfig(name="fedprox", mu=0.0)).penalty(nn.Linear(1, 1), {}) is None
+    assert half_of(FedProx(StrategyConfig(name="fedprox", mu=0.0)), nn.Linear(1, 1)).penalty() is None
 
 
 def test_registry_is_loud():
-    assert algorithm_names() == ["fedavg", "fedprox"]
+    choices = next(f for f in fields(StrategyConfig) if f.name == "name").metadata["choices"]
+    assert {*algorithm_names(), "flower"} == set(choices) == set(group_options("strategy"))
     with pytest.raises(ValueError, match="registered twice"):
         register_algorithm("fedavg")(FedAvg)
     with pytest.raises(ConfigError, match="strategy.name=flower"):

@@ -64,9 +64,11 @@ def task(kind: str, made_for: Any = None, attach: bool = True, **changes: Any) -
         "site": "a",
         "base": tensors_digest(frozen),
         "weights": tensors_digest(weights),
+        "state": "",
+        "guidance": "",
     }
     header |= (
-        {"state": "", "ledger": ""} if kind == "train" else {"prior": [0.3, 0.3, 0.4], "sums": False, "split": "val"}
+        {"keep": "", "ledger": ""} if kind == "train" else {"prior": [0.3, 0.3, 0.4], "sums": False, "split": "val"}
     )
     header = {name: value for name, value in {**header, **changes}.items() if value is not ...}
     sent = {f"base/{name}": value for name, value in frozen.items()} if attach else {}

@@ -28,7 +28,7 @@ from fed_diffmic.exchange.payload import (
 )
 
 AMPLE = Limits(tensor_bytes=1 << 20)
-NAMES = st.from_regex(r"(base/)?[A-Za-z0-9_][A-Za-z0-9_.\-]{0,20}", fullmatch=True)
+NAMES = st.from_regex(r"(base/|algorithm/)?[A-Za-z0-9_][A-Za-z0-9_.\-]{0,20}", fullmatch=True)
 ARRAYS = st.sampled_from(DTYPES).flatmap(
     lambda dtype: hnp.arrays(np.dtype(dtype), hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
 )

@@ -39,6 +39,9 @@ VARIANTS = {
     "plain": {"keep": False},
     "state": {"keep": True, "strategy": ADAM},
     "recompute": {"keep": True, "keep_updates": False},
+    "scaffold": {"strategy": StrategyConfig(name="scaffold")},
+    "fedbn": {"strategy": StrategyConfig(name="fedbn")},
+    "ditto": {"strategy": StrategyConfig(name="ditto"), "keep": True},
     "diffmic": {},
 }
 

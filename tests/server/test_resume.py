@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 DRIVER = Path(__file__).with_name("kill_driver.py")
-VARIANTS = ("plain", "state", "recompute", "diffmic")
+VARIANTS = ("plain", "state", "recompute", "scaffold", "fedbn", "ditto")
 
 
 def drive(folder: Path, variant: str, stride: int, offset: int, timeout: float) -> dict[str, Any]:
@@ -28,7 +28,16 @@ def drive(folder: Path, variant: str, stride: int, offset: int, timeout: float) 
 
 
 @pytest.mark.parametrize(
-    ("variant", "stride", "offset"), [("plain", 60, 11), ("state", 40, 5), ("recompute", 70, 29), ("diffmic", 130, 77)]
+    ("variant", "stride", "offset"),
+    [
+        ("plain", 60, 11),
+        ("state", 40, 5),
+        ("recompute", 70, 29),
+        ("scaffold", 90, 31),
+        ("fedbn", 90, 53),
+        ("ditto", 90, 67),
+        ("diffmic", 130, 77),
+    ],
 )
 def test_killed_now_and_then_a_run_ends_the_same(tmp_path: Path, variant: str, stride: int, offset: int) -> None:
     result = drive(tmp_path, variant, stride, offset, 280)
@@ -39,7 +48,7 @@ def test_killed_now_and_then_a_run_ends_the_same(tmp_path: Path, variant: str, s
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("variant", VARIANTS[:3])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_killed_at_any_moment_a_run_ends_the_same(tmp_path: Path, variant: str) -> None:
     result = drive(tmp_path, variant, 1, 0, 3500)
     assert result["differing"] == []

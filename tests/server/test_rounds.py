@@ -54,7 +54,7 @@ def test_the_federation_equals_the_same_rounds_by_hand(tmp_path: Path) -> None:
         for name in ("b", "a"):
             load_state(module.network, state)
             result = local_update(
-                module, source.sites[name].train, tasks.site_algorithm(spec), site=name, round_index=index
+                module, source.sites[name].train, tasks.site_algorithm(spec, "guidance"), site=name, round_index=index
             )
             updates.append(SiteUpdate(name, result.tensors, result.num_examples))
         state = state | weighted_average(updates, kinds, {"a": 0.5, "b": 0.5})

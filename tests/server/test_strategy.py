@@ -52,7 +52,7 @@ def rounds(strategy: StrategyConfig, count: int, restart: bool) -> tuple[Tensors
     """``count`` rounds; with ``restart`` a new object each round, state through arrays as a checkpoint has it."""
     algorithm = server_algorithm(strategy)
     current = start()
-    state = algorithm.initial_state(current)
+    state = algorithm.initial_state(current, KINDS)
     for index in range(1, count + 1):
         if restart:
             algorithm = server_algorithm(strategy)

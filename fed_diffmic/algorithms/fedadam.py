@@ -1,0 +1,59 @@
+"""FedAdam (Reddi et al. 2021, "Adaptive federated optimization", Algorithm 2): Adam at the server.
+
+With ``d_t = sum_k p_k (w_k - w_t)``: ``m_t = b1 m_{t-1} + (1 - b1) d_t``, ``v_t = b2 v_{t-1} + (1 - b2) d_t^2`` and
+``w_{t+1} = w_t + eta m_t / (sqrt(v_t) + tau)``. As in the paper's algorithm there is no bias correction, and
+``v_{-1} = tau^2`` (it asks for at least that).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fed_diffmic.algorithms.base import (
+    Algorithm,
+    SiteUpdate,
+    Tensors,
+    mean_change,
+    parameters_of,
+    register_algorithm,
+    with_rest,
+)
+
+
+@register_algorithm("fedadam")
+class FedAdam(Algorithm):
+    """Sites train freely. State: ``m/<name>`` and ``v/<name>``, float64.
+
+    ``strategy.server_lr`` is ``eta``, ``strategy.server_momentum`` ``b1``, ``strategy.server_beta2`` ``b2``,
+    ``strategy.server_tau`` ``tau``.
+    """
+
+    def second_moment(self, before: np.ndarray, change: np.ndarray) -> np.ndarray:
+        """``v_t`` from ``v_{t-1}`` and ``d_t``, of one tensor."""
+        beta2 = self.config.server_beta2
+        return np.asarray(beta2 * before + (1.0 - beta2) * change**2)
+
+    def aggregate(
+        self,
+        current: Tensors,
+        kinds: Mapping[str, str],
+        updates: Sequence[SiteUpdate],
+        state: Tensors,
+        round_index: int,
+        sites: int | None = None,
+    ) -> tuple[Tensors, Tensors]:
+        """One adaptive step of the server."""
+        cfg, weights, names = self.config, self.site_weights(updates), parameters_of(kinds)
+        change = mean_change(current, updates, names, weights)
+        moved, after = {}, {}
+        for name in names:
+            first = state.get(f"m/{name}", np.zeros_like(change[name]))
+            second = state.get(f"v/{name}", np.full_like(change[name], cfg.server_tau**2))
+            first = cfg.server_momentum * first + (1.0 - cfg.server_momentum) * change[name]
+            second = self.second_moment(second, change[name])
+            after[f"m/{name}"], after[f"v/{name}"] = first, second
+            step = cfg.server_lr * first / (np.sqrt(second) + cfg.server_tau)
+            moved[name] = current[name].astype(np.float64) + step
+        return with_rest(moved, current, kinds, updates, weights), after

@@ -1,0 +1,46 @@
+"""FedAvgM (Hsu, Qi and Brown 2019, section 4.2): momentum at the server.
+
+With ``d_t = sum_k p_k (w_t - w_k)``: ``v_t = beta v_{t-1} + d_t`` and ``w_{t+1} = w_t - eta v_t``, where ``eta`` is
+``strategy.server_lr`` and ``beta`` is ``strategy.server_momentum``; ``eta = 1``, ``beta = 0`` is FedAvg.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fed_diffmic.algorithms.base import (
+    Algorithm,
+    SiteUpdate,
+    Tensors,
+    mean_change,
+    parameters_of,
+    register_algorithm,
+    with_rest,
+)
+
+
+@register_algorithm("fedavgm")
+class FedAvgM(Algorithm):
+    """Sites train freely; the server's step has momentum. State: ``v/<name>``, float64."""
+
+    def aggregate(
+        self,
+        current: Tensors,
+        kinds: Mapping[str, str],
+        updates: Sequence[SiteUpdate],
+        state: Tensors,
+        round_index: int,
+        sites: int | None = None,
+    ) -> tuple[Tensors, Tensors]:
+        """One step of the server's SGD with momentum."""
+        weights, names = self.site_weights(updates), parameters_of(kinds)
+        change = mean_change(current, updates, names, weights)
+        moved, after = {}, {}
+        for name in names:
+            before = state.get(f"v/{name}", np.zeros_like(change[name]))
+            velocity = self.config.server_momentum * before - change[name]
+            after[f"v/{name}"] = velocity
+            moved[name] = current[name].astype(np.float64) - self.config.server_lr * velocity
+        return with_rest(moved, current, kinds, updates, weights), after

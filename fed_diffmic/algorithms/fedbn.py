@@ -1,0 +1,48 @@
+"""FedBN (Li et al. 2021, "FedBN: federated learning on non-IID features via local batch normalization").
+
+Every normalisation layer (batch, group and layer norm, affine weights as well as statistics) is trained and kept at the
+site; everything else is averaged as in FedAvg. What is evaluated at a site is the global model with the site's own
+normalisation. The global model alone holds the normalisation that the run started from, which no site trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from fed_diffmic.algorithms.base import EXTRA, Algorithm, LocalContext, SiteHalf, Tensors, register_algorithm
+from fed_diffmic.models.normalisation import normalisation_layers
+
+KEPT = f"{EXTRA}kept."
+
+
+class _KeepNorms(SiteHalf):
+    def __init__(self, context: LocalContext, kept: frozenset[str]) -> None:
+        self._context = context
+        self._kept = kept
+
+    def finish(self) -> tuple[Tensors, Tensors]:
+        """Nothing for the server; the normalisation as it is now."""
+        own = self._context.network.state_dict()
+        return {}, {KEPT + name: own[name].detach().cpu().numpy().copy() for name in sorted(self._kept)}
+
+
+@register_algorithm("fedbn")
+class FedBN(Algorithm):
+    """State of a site: ``algorithm/kept.<name>``."""
+
+    personal = True
+
+    def site_half(self, context: LocalContext) -> SiteHalf:
+        """Keeps the normalisation after the update."""
+        return _KeepNorms(context, self.kept(context.network, context.names))
+
+    def kept(self, network: nn.Module, names: Mapping[str, str]) -> frozenset[str]:
+        """Whatever belongs to a normalisation layer."""
+        layers = normalisation_layers(network)
+        return frozenset(name for name in names if name.rpartition(".")[0] in layers)
+
+    def overlay(self, state: Tensors, *, training: bool) -> Tensors:
+        """The site's own normalisation, always."""
+        return {name.removeprefix(KEPT): value for name, value in state.items() if name.startswith(KEPT)}

@@ -1,0 +1,81 @@
+"""FedDyn (Acar et al. 2021, "Federated learning based on dynamic regularization", Algorithm 1).
+
+A site minimises ``F_k(w) - <h_k, w> + alpha/2 ||w - w_t||^2`` and then sets ``h_k <- h_k - alpha (w_k - w_t)``, which
+at the minimum is the gradient of ``F_k`` at ``w_k``. The server keeps ``h <- h - alpha |P|/m sum_k p_k (w_k - w_t)``
+over the ``|P|`` of ``m`` sites that took part, and ``w_{t+1} = sum_k p_k w_k - h / alpha``. With equal weights this is
+the paper's; at a fixed point ``h = 0``, so the weighted sum of the sites' gradients is zero: local minima are made to
+agree with the global one, whatever the number of local steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from fed_diffmic.algorithms.base import (
+    EXTRA,
+    Algorithm,
+    LocalContext,
+    SiteHalf,
+    SiteUpdate,
+    Tensors,
+    mean_change,
+    parameters_of,
+    register_algorithm,
+    with_rest,
+)
+
+LINEAR = f"{EXTRA}linear."
+
+
+class _Dynamic(SiteHalf):
+    def __init__(self, context: LocalContext, alpha: float) -> None:
+        self._alpha = alpha
+        self._parameters = context.trained()
+        self._reference = context.reference
+        self._linear = context.tensors(context.state, LINEAR)
+
+    def penalty(self) -> torch.Tensor | None:
+        """``-<h_k, w> + alpha/2 ||w - w_t||^2``."""
+        terms = [
+            0.5 * self._alpha * (p - self._reference[name]).pow(2).sum() - (self._linear[name] * p).sum()
+            for name, p in self._parameters
+        ]
+        return torch.stack(terms).sum()
+
+    @torch.no_grad()
+    def finish(self) -> tuple[Tensors, Tensors]:
+        """Nothing of its own for the server; ``h_k`` to keep."""
+        moved = {n: self._linear[n] - self._alpha * (p - self._reference[n]) for n, p in self._parameters}
+        return {}, {LINEAR + name: value.cpu().numpy().copy() for name, value in moved.items()}
+
+
+@register_algorithm("feddyn")
+class FedDyn(Algorithm):
+    """``strategy.feddyn_alpha`` is ``alpha``. State of the server: ``h/<name>``, float64; of a site: its ``h_k``."""
+
+    def site_half(self, context: LocalContext) -> SiteHalf:
+        """Adds the dynamic regulariser."""
+        return _Dynamic(context, self.config.feddyn_alpha)
+
+    def aggregate(
+        self,
+        current: Tensors,
+        kinds: Mapping[str, str],
+        updates: Sequence[SiteUpdate],
+        state: Tensors,
+        round_index: int,
+        sites: int | None = None,
+    ) -> tuple[Tensors, Tensors]:
+        """Algorithm 1, the server's lines."""
+        alpha, weights, names = self.config.feddyn_alpha, self.site_weights(updates), parameters_of(kinds)
+        change = mean_change(current, updates, names, weights)
+        share = len(updates) / max(sites or len(updates), len(updates))
+        moved, after = {}, {}
+        for name in names:
+            before = state.get(f"h/{name}", np.zeros_like(change[name]))
+            after[f"h/{name}"] = before - alpha * share * change[name]
+            moved[name] = current[name].astype(np.float64) + change[name] - after[f"h/{name}"] / alpha
+        return with_rest(moved, current, kinds, updates, weights), after

@@ -1,0 +1,21 @@
+"""FedYogi (Reddi et al. 2021, Algorithm 2): as FedAdam, with Yogi's second moment.
+
+``v_t = v_{t-1} - (1 - b2) d_t^2 sign(v_{t-1} - d_t^2)``: it grows as fast as Adam's and shrinks more slowly.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fed_diffmic.algorithms.base import register_algorithm
+from fed_diffmic.algorithms.fedadam import FedAdam
+
+
+@register_algorithm("fedyogi")
+class FedYogi(FedAdam):
+    """Options and state are FedAdam's."""
+
+    def second_moment(self, before: np.ndarray, change: np.ndarray) -> np.ndarray:
+        """``v_t`` from ``v_{t-1}`` and ``d_t``, of one tensor."""
+        square = change**2
+        return np.asarray(before - (1.0 - self.config.server_beta2) * square * np.sign(before - square))

@@ -1,0 +1,55 @@
+"""Krum and Multi-Krum (Blanchard et al. 2017, "Machine learning with adversaries", sections 4 and 5).
+
+A site's score is the sum of the squared distances of its weights to those of its ``K - f - 2`` nearest sites; the
+weights of the ``m`` sites with the least scores are averaged alike (``m = 1``: Krum). With ``f`` false sites the proof
+needs ``K >= 2 f + 3``; ``m`` may be ``K - f`` at most. Sites count alike, whatever ``strategy.weighting`` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fed_diffmic.algorithms.base import Algorithm, SiteUpdate, Tensors, parameters_of, register_algorithm
+from fed_diffmic.algorithms.robust import coordinatewise
+from fed_diffmic.errors import RoundError
+
+
+def scores(updates: Sequence[SiteUpdate], names: Sequence[str], false: int) -> np.ndarray:
+    """Krum's score of each update, in the order given."""
+    flat = [np.concatenate([u.tensors[n].astype(np.float64).ravel() for n in names]) for u in updates]
+    count = len(flat)
+    distance = np.zeros((count, count))
+    for i in range(count):
+        for j in range(i + 1, count):
+            distance[i, j] = distance[j, i] = float(np.vdot(flat[i] - flat[j], flat[i] - flat[j]))
+    nearest = np.sort(distance + np.diag(np.full(count, np.inf)), axis=1)[:, : count - false - 2]
+    return np.asarray(nearest.sum(axis=1))
+
+
+@register_algorithm("krum")
+class Krum(Algorithm):
+    """``strategy.false_sites`` is ``f``, ``strategy.krum_keep`` is ``m``."""
+
+    def aggregate(
+        self,
+        current: Tensors,
+        kinds: Mapping[str, str],
+        updates: Sequence[SiteUpdate],
+        state: Tensors,
+        round_index: int,
+        sites: int | None = None,
+    ) -> tuple[Tensors, Tensors]:
+        """The chosen sites' mean; raises RoundError where too few replied for the proof, or for ``m``."""
+        false, keep = self.config.false_sites, self.config.krum_keep
+        least = max(2 * false + 3, keep + false)
+        if len(updates) < least:
+            raise RoundError(
+                f"strategy=krum with false_sites={false} and krum_keep={keep} needs {least} updates; "
+                f"{len(updates)} came",
+                "Lower strategy.false_sites or strategy.krum_keep, or wait for more sites (run.quorum).",
+            )
+        ordered = sorted(updates, key=lambda u: u.site)
+        best = np.argsort(scores(ordered, parameters_of(kinds), false), kind="stable")[:keep]
+        return coordinatewise(current, kinds, [ordered[i] for i in sorted(best)], "mean"), state

@@ -1,0 +1,105 @@
+"""SCAFFOLD (Karimireddy et al. 2020, Algorithm 1): control variates against the drift of unlike sites.
+
+A site's step follows ``g_k(y) - c_k + c``; afterwards ``c_k+ = c_k - c + (x - y_K) / (K eta)`` (option II). For plain
+SGD at a constant rate that is exactly the mean of the step's own gradients ``g_k`` over the K local steps, and so it is
+computed here: the mean is defined for any optimizer, learning-rate schedule and clipping, where the quotient is not.
+The server averages ``y`` as FedAvg does, times ``strategy.server_lr``, and moves ``c`` by ``|S|/N sum_k p_k (c_k+ -
+c_k)``; with equal weights these are the paper's, with ``weighting=examples`` ``c`` is the gradient of the weighted
+objective. A site receives ``c`` and sends ``c + c_k+ - c_k`` back in its place: twice FedAvg's bytes each way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from fed_diffmic.algorithms.base import (
+    EXTRA,
+    Algorithm,
+    LocalContext,
+    SiteHalf,
+    SiteUpdate,
+    Tensors,
+    mean_change,
+    parameters_of,
+    register_algorithm,
+    with_rest,
+)
+
+CONTROL = f"{EXTRA}control."
+OWN = f"{EXTRA}own."
+
+
+class _Control(SiteHalf):
+    def __init__(self, context: LocalContext) -> None:
+        self._parameters = context.trained()
+        self._global = context.tensors(context.received, CONTROL)
+        self._own = context.tensors(context.state, OWN)
+        self._sum = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in self._parameters}
+        self._steps = 0
+
+    @torch.no_grad()
+    def correct(self) -> None:
+        """``g <- g - c_k + c``; the step's own gradient is remembered."""
+        self._steps += 1
+        for name, parameter in self._parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            self._sum[name] += parameter.grad
+            parameter.grad += self._global[name] - self._own[name]
+
+    def finish(self) -> tuple[Tensors, Tensors]:
+        """``c + c_k+ - c_k`` for the server, ``c_k+`` to keep."""
+        sent, kept = {}, {}
+        for name, parameter in self._parameters:
+            own = (self._sum[name] / max(self._steps, 1)).to(parameter.dtype)
+            moved = self._global[name] + own - self._own[name]
+            sent[CONTROL + name] = moved.cpu().numpy().copy()
+            kept[OWN + name] = own.cpu().numpy().copy()
+        return sent, kept
+
+
+@register_algorithm("scaffold")
+class Scaffold(Algorithm):
+    """State of the server: ``c/<name>``, float64; of a site: ``algorithm/own.<name>``, its ``c_k``."""
+
+    private = False
+
+    def site_half(self, context: LocalContext) -> SiteHalf:
+        """Corrects every gradient."""
+        return _Control(context)
+
+    def initial_state(self, weights: Tensors, kinds: Mapping[str, str]) -> Tensors:
+        """``c = 0`` for every parameter."""
+        return {f"c/{name}": np.zeros(weights[name].shape) for name in parameters_of(kinds)}
+
+    def broadcast(self, current: Tensors, state: Tensors) -> Tensors:
+        """``c``, in the parameters' dtype."""
+        controls = {name.removeprefix("c/"): value for name, value in state.items()}
+        return {CONTROL + name: value.astype(current[name].dtype) for name, value in controls.items()}
+
+    def aggregate(
+        self,
+        current: Tensors,
+        kinds: Mapping[str, str],
+        updates: Sequence[SiteUpdate],
+        state: Tensors,
+        round_index: int,
+        sites: int | None = None,
+    ) -> tuple[Tensors, Tensors]:
+        """Algorithm 1, lines 16 and 17."""
+        weights, names = self.site_weights(updates), parameters_of(kinds)
+        change = mean_change(current, updates, names, weights)
+        moved = {name: current[name].astype(np.float64) + self.config.server_lr * change[name] for name in names}
+        share = len(updates) / max(sites or len(updates), len(updates))
+        sent = self.broadcast(current, state)
+        after = {}
+        for name in names:
+            total = np.zeros(current[name].shape)
+            for update in sorted(updates, key=lambda u: u.site):
+                moved_control = update.extras[CONTROL + name].astype(np.float64) - sent[CONTROL + name]
+                total += weights[update.site] * moved_control
+            after[f"c/{name}"] = state[f"c/{name}"] + share * total
+        return with_rest(moved, current, kinds, updates, weights), after

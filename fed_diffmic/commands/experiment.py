@@ -1,0 +1,85 @@
+"""``fed-diffmic experiment``: many simulated runs as one table and one report; ``fed-diffmic strategies``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fed_diffmic.commands.provision_parts import below
+from fed_diffmic.errors import UsageError
+
+if TYPE_CHECKING:
+    from fed_diffmic.commands import Add
+
+_ABOUT = """Many simulated runs that differ in named ways: seeds, strategies, partitions, any setting.
+
+  fed-diffmic experiment list
+  fed-diffmic experiment run ham10000-linear --out DIR dataset.root=DIR model.weights=FILE [--jobs 2]
+  fed-diffmic experiment run my.yaml --out DIR axes.seed=1,2
+  fed-diffmic experiment report DIR
+
+A run that was killed is continued by the same command; what is finished is not run again; a cell that fails is named
+and does not stop the others.
+"""
+
+
+def register(add: Add) -> None:
+    """Add ``strategies``, ``experiment`` and the commands below it."""
+    add("strategies", _strategies, "the federated algorithms, a line each")
+    experiment = add("experiment", None, "many runs as one table and one report")
+    experiment.description = _ABOUT
+    add_below = below(experiment)
+    add_below("list", _list, "the experiments that come with the package")
+    run = add_below("run", _run, "run the cells that have no figures yet, and write the table")
+    run.add_argument("name", help="an experiment's name, or a file")
+    run.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the experiment, new or begun")
+    run.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (1); 0: as many as the machine allows")
+    run.add_argument("settings", nargs="*", metavar="key=value", help="for every cell; axes.NAME=a,b narrows an axis")
+    report = add_below("report", _report, "figures with intervals, comparisons and pictures")
+    report.add_argument("folder", type=Path, metavar="DIR", help="folder of the experiment")
+
+
+def _strategies(arguments: argparse.Namespace, hint: list[str]) -> int:
+    from fed_diffmic.reference import option_notes
+
+    notes = option_notes("strategy")
+    width = max(map(len, notes))
+    for name, note in notes.items():
+        print(f"{name:<{width}}  {note}")
+    return 0
+
+
+def _list(arguments: argparse.Namespace, hint: list[str]) -> int:
+    from simulations.experiments.definition import shipped
+
+    for name, about in shipped().items():
+        print(f"{name}  {about}")
+    return 0
+
+
+def _run(arguments: argparse.Namespace, hint: list[str]) -> int:
+    if not 0 <= arguments.jobs <= 1024:
+        raise UsageError(f"--jobs {arguments.jobs} is not allowed; allowed: 0 to 1024")
+    from simulations.experiments.definition import load_experiment
+
+    experiment = load_experiment(arguments.name, arguments.settings)
+    hint.append("the same command goes on where this one stopped")
+    from simulations.experiments.runner import run_experiment
+    from simulations.experiments.table import write_table
+
+    outcome = run_experiment(experiment, arguments.out, jobs=arguments.jobs)
+    _, written = write_table(arguments.out)
+    for name, cause in outcome.failed.items():
+        print(f"failed: {name}: {cause}")
+    print(f"{len(outcome.done)} of {len(experiment.cells)} cells have figures: {', '.join(map(str, written))}")
+    print(f"next: fed-diffmic experiment report {arguments.out}")
+    return 5 if outcome.failed else 0
+
+
+def _report(arguments: argparse.Namespace, hint: list[str]) -> int:
+    from simulations.experiments.report import write_experiment_report
+
+    for path in write_experiment_report(arguments.folder):
+        print(path)
+    return 0

@@ -1,0 +1,102 @@
+"""A federation whose answer is known: site ``k`` minimises ``F_k(w) = a_k / 2 (w - b_k)^2``, one number each.
+
+The weighted objective's minimum is ``sum p_k a_k b_k / sum p_k a_k``; each site's own is ``b_k``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from fed_diffmic.algorithms import EXTRA, LocalContext, SiteUpdate, Tensors, build_algorithm
+from fed_diffmic.config import StageConfig, StrategyConfig
+
+KINDS = {"weight": "parameter"}
+
+
+@dataclass
+class Site:
+    """``F(w) = a/2 (w - b)^2`` with ``n`` images, ``steps`` steps a round."""
+
+    name: str
+    a: float
+    b: float
+    n: int = 1
+    steps: int = 10
+    state: Tensors = field(default_factory=dict)
+
+    def loss(self, w: torch.Tensor) -> torch.Tensor:
+        return 0.5 * self.a * (w - self.b).pow(2).sum()
+
+
+@dataclass
+class Federation:
+    """Rounds of an algorithm over quadratics, with both its real halves."""
+
+    strategy: StrategyConfig
+    sites: list[Site]
+    lr: float = 0.1
+    momentum: float = 0.0
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        stage = StageConfig(optimizer="sgd", momentum=self.momentum, lr=self.lr)
+        self.algorithm = build_algorithm(self.strategy, stage)
+        self.current: Tensors = {"weight": np.full((1, 1), self.start, np.float64)}
+        self.state = self.algorithm.initial_state(self.current, KINDS)
+        self.round = 0
+
+    @property
+    def w(self) -> float:
+        return float(self.current["weight"][0, 0])
+
+    @property
+    def optimum(self) -> float:
+        equal = self.strategy.weighting == "equal"
+        p = [1.0 if equal else s.n for s in self.sites]
+        return sum(q * s.a * s.b for q, s in zip(p, self.sites, strict=True)) / sum(
+            q * s.a for q, s in zip(p, self.sites, strict=True)
+        )
+
+    def train(self, site: Site) -> SiteUpdate:
+        """One local update; the site's state is kept in it."""
+        network = nn.Linear(1, 1, bias=False).double()
+        with torch.no_grad():
+            network.weight.copy_(torch.from_numpy(self.current["weight"]))
+        initial = float(site.loss(network.weight.detach()))
+        reference = {"weight": network.weight.detach().clone()}
+        received = self.algorithm.broadcast(self.current, self.state)
+        assert all(name.startswith(EXTRA) for name in received)
+        half = self.algorithm.site_half(LocalContext(network, reference, KINDS, received, site.state))
+        self.descend(site, network, half.penalty, half.correct)
+        tensors = {"weight": network.weight.detach().numpy().copy()}
+        if half.personal:
+            own = {**self.current, **half.personal_start()}
+            with torch.no_grad():
+                network.weight.copy_(torch.from_numpy(own["weight"]))
+            self.descend(site, network, half.personal_penalty, lambda: None)
+            half.keep_personal({"weight": network.weight.detach().numpy().copy()})
+        extras, site.state = half.finish()
+        assert extras.keys() == received.keys()
+        return SiteUpdate(site.name, tensors, site.n, extras, float(site.steps), initial)
+
+    def descend(self, site, network, penalty, correct) -> None:
+        optimizer = torch.optim.SGD(network.parameters(), lr=self.lr, momentum=self.momentum)
+        for _ in range(site.steps):
+            optimizer.zero_grad()
+            term = penalty()
+            (site.loss(network.weight) + (0.0 if term is None else term)).backward()
+            correct()
+            optimizer.step()
+
+    def rounds(self, count: int, absent=lambda index, site: False) -> float:
+        for _ in range(count):
+            self.round += 1
+            updates = [self.train(s) for s in self.sites if not absent(self.round, s.name)]
+            self.current, self.state = self.algorithm.aggregate(
+                self.current, KINDS, updates, self.state, self.round, len(self.sites)
+            )
+        return self.w
