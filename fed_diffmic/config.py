@@ -263,9 +263,25 @@ class StrategyConfig(Checked):
 class PartitionConfig(Checked):
     """Group ``partition``: how one data set is divided over virtual sites; groups stay whole."""
 
-    name: str = option("iid", "partitioner", choices=("institution", "iid", "dirichlet"))
-    sites: int = option(4, "number of virtual sites (institution: counted from the data)", ge=1, le=10_000)
+    name: str = option(
+        "iid",
+        "partitioner",
+        choices=("institution", "iid", "dirichlet", "pathological", "quantity", "feature", "saved"),
+    )
+    sites: int = option(4, "number of virtual sites (institution, saved: given by the data)", ge=1, le=10_000)
     alpha: float = option(0.5, "dirichlet: concentration; small values give unlike sites", gt=0, le=1e6)
+    classes_per_site: int = option(2, "pathological: classes that a site holds", ge=1, le=10_000)
+    skew: str = option("lognormal", "quantity: how the sites' sizes differ", choices=("lognormal", "zipf"))
+    spread: float = option(
+        1.0, "quantity: standard deviation of the logarithm of a site's share; zipf: the exponent", ge=0, le=10
+    )
+    acquisition: float = option(
+        0.0,
+        "strength of each site's own device: contrast, colour cast, resolution, noise (docs/experiments.md)",
+        ge=0,
+        le=1,
+    )
+    file: str | None = option(None, "saved: partition.csv of an earlier run, with its sites and splits", path=True)
     min_images: int = option(10, "fewest images a site may have", ge=1)
     val_fraction: float = option(0.15, "share of a site's images for validation", gt=0, lt=0.5)
     test_fraction: float = option(0.2, "share of a site's images for the final test", gt=0, lt=0.5)

@@ -36,6 +36,7 @@ def check_consistency(config: SimulateConfig) -> None:
     check_stages(config)
     check_strategy(config)
     check_conditions(config)
+    check_partition(config)
     if not DEVICE.fullmatch(config.run.device):
         raise ConfigError("run.device", config.run.device, "auto, cpu, cuda, cuda:N, mps")
     check_once("baselines", config.baselines)
@@ -162,6 +163,14 @@ def check_strategy(config: SimulateConfig | ServerConfig) -> None:
                 )
 
 
+def check_partition(config: SimulateConfig) -> None:
+    """A saved partition without its file, or a file without it."""
+    cfg = config.partition
+    if (cfg.name == "saved") != (cfg.file is not None):
+        allowed = "the partition.csv of an earlier run" if cfg.file is None else "nothing unless partition=saved"
+        raise ConfigError("partition.file", "null" if cfg.file is None else cfg.file, allowed)
+
+
 def check_conditions(config: SimulateConfig) -> None:
     """Conditions that cannot be read, or that no round of the run would survive."""
     conditions = config.conditions
@@ -252,6 +261,7 @@ def check_start(config: SimulateConfig, *, resume: bool) -> None:
     paths = {
         "model.weights": config.model.weights,
         "model.prior_weights": config.model.prior_weights,
+        "partition.file": config.partition.file,
         **{f"stages.{name}.init": getattr(config.stages, name).init for name in ("guidance", "diffusion", "plain")},
     }
     for key, path in paths.items():

@@ -40,7 +40,7 @@ from simulations.arms import Arm, arms_of, scaled
 from simulations.figures import Predictor, differences, method_result, prediction_tensors
 from simulations.flower_app import client_app
 from simulations.grid import InProcessGrid
-from simulations.sites import VirtualSites, check_named_sites, shared_sites
+from simulations.sites import VirtualSites, check_named_sites, heterogeneity, shared_sites
 
 PACKAGES = ("fed-diffmic", "flwr", "torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn")
 
@@ -308,6 +308,11 @@ def summarise(
         "baselines": nested({name: result.figures for name, result in others.items()}),
         "differences": differences(own, others, draws, config.seed),
         "strategy": config.strategy.name,
+        "partition": {
+            "name": config.partition.name,
+            "digest": sites.partition,
+            "heterogeneity": heterogeneity(sites.class_counts),
+        },
         "lr_scales": {arm.name: trained[arm.name].lr_scale for arm in arms},
         "calibration": main.calibration[last].to_json(),
         "bytes_sent": main.bytes_sent,

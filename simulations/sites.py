@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.spatial.distance import jensenshannon
 
 from fed_diffmic.compose import config_from_run_config
 from fed_diffmic.config import SimulateConfig
 from fed_diffmic.config_checks import parse_absence, parse_slowness
+from fed_diffmic.data.acquisition import AcquiredImages, Device, acquired_keys, device_of
+from fed_diffmic.data.manifest import SPLITS
 from fed_diffmic.data.open import open_dataset
 from fed_diffmic.data.phantoms import write_phantoms
 from fed_diffmic.data.site import SiteData, merge_sites
@@ -37,6 +40,7 @@ class VirtualSites:
         classes, task: what is predicted.
         notes: what was found in the data and handled (sentences without names).
         class_counts: ``(C,)`` training images of each class for each site.
+        partition: digest of who holds which image in which split.
     """
 
     sites: dict[str, SiteData]
@@ -44,6 +48,7 @@ class VirtualSites:
     task: str
     notes: tuple[str, ...]
     class_counts: dict[str, list[int]]
+    partition: str = ""
 
     def get(self, name: str) -> SiteData:
         """A site by name; ``pooled`` is the union of all, each image keeping its split."""
@@ -83,8 +88,10 @@ def build_sites(config: SimulateConfig, run_dir: Path) -> VirtualSites:
             f"a site is named {POOLED!r}, which is the name of the baseline that holds all data",
             "Rename that institution in the table.",
         )
-    save_partition(run_dir / "partition.csv", parts)
+    digest = save_partition(run_dir / "partition.csv", parts)
     sites = {name: SiteData.from_manifest(name, part, opened.cache) for name, part in sorted(parts.items())}
+    if cfg.acquisition:
+        sites = acquired(sites, {name: device_of(name, config.seed, cfg.acquisition) for name in sites})
     counts = {name: class_counts(data.train.labels, len(opened.manifest.classes)) for name, data in sites.items()}
     notes = [str(finding).removeprefix("warning ") for finding in opened.findings]
     notes += one_class_notes(counts, opened.manifest.classes, opened.manifest.task)
@@ -94,7 +101,41 @@ def build_sites(config: SimulateConfig, run_dir: Path) -> VirtualSites:
         task=opened.manifest.task,
         notes=tuple(notes),
         class_counts=counts,
+        partition=digest,
     )
+
+
+def acquired(sites: Mapping[str, SiteData], devices: Mapping[str, Device]) -> dict[str, SiteData]:
+    """The sites' data with every image seen through its site's device."""
+    parts = {name: [getattr(data, split) for split in SPLITS] for name, data in sites.items()}
+    rows = {name: np.concatenate([part.rows for part in own]) for name, own in parts.items()}
+    keys = {name: np.concatenate([part.keys for part in own]) for name, own in parts.items()}
+    cache: Any = AcquiredImages(next(iter(parts.values()))[0].cache, devices, rows, keys)
+    return {
+        name: replace(
+            data,
+            **{
+                split: replace(part, cache=cache, keys=acquired_keys(part.keys, devices[name]))
+                for split, part in zip(SPLITS, parts[name], strict=True)
+            },
+        )
+        for name, data in sites.items()
+    }
+
+
+def heterogeneity(counts: Mapping[str, Sequence[int]]) -> float | None:
+    """Mean Jensen-Shannon divergence (base 2: 0 alike, 1 disjoint) of class shares over all pairs of sites.
+
+    Args:
+        counts: images of each class ``(C,)`` at each site (multi-label: labels). A site without any is left out.
+
+    Returns:
+        none with fewer than two sites.
+    """
+    rows = [np.asarray(row, dtype=np.float64) for _, row in sorted(counts.items()) if sum(row)]
+    shares = [row / row.sum() for row in rows]
+    pairs = [jensenshannon(a, b, base=2) ** 2 for position, a in enumerate(shares) for b in shares[position + 1 :]]
+    return float(np.mean(pairs)) if pairs else None
 
 
 def one_class_notes(counts: Mapping[str, Sequence[int]], classes: Sequence[str], task: str) -> list[str]:

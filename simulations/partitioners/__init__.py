@@ -5,9 +5,10 @@ choices of ``partition.name`` (fed_diffmic/config.py), and an import below. The 
 registered partitioner through the same proofs.
 """
 
-from simulations.partitioners import dirichlet, iid, institution
+from simulations.partitioners import dirichlet, feature, iid, institution, pathological, quantity
 from simulations.partitioners.base import (
     PARTITIONERS,
+    SAVED,
     Partitioner,
     partition,
     register_partitioner,
@@ -17,12 +18,16 @@ from simulations.partitioners.saved import load_partition, save_partition
 
 __all__ = [
     "PARTITIONERS",
+    "SAVED",
     "Partitioner",
     "dirichlet",
+    "feature",
     "iid",
     "institution",
     "load_partition",
     "partition",
+    "pathological",
+    "quantity",
     "register_partitioner",
     "save_partition",
     "site_names",

@@ -11,6 +11,10 @@ from fed_diffmic.data.groups import Groups
 from fed_diffmic.data.manifest import Manifest
 from fed_diffmic.errors import ConfigError, PartitionError
 from fed_diffmic.seeding import numpy_generator
+from simulations.partitioners.saved import load_partition
+
+SAVED = "saved"
+"""``partition.name`` of a file that an earlier run saved; its sites and splits are taken as they are."""
 
 MIN_GROUPS = 3
 """Fewest groups a site may have: one each for training, validation and test."""
@@ -54,10 +58,13 @@ def partition(manifest: Manifest, cfg: PartitionConfig, seed: int) -> dict[str, 
 
     Raises:
         ConfigError: unknown partitioner.
-        PartitionError: a site would have too few images or groups; says which and how many.
+        PartitionError: a site would have too few images or groups, says which and how many; a saved partition that
+            is not of these images.
     """
+    if cfg.name == SAVED:
+        return load_partition(str(cfg.file), manifest.in_stable_order())
     if cfg.name not in PARTITIONERS:
-        raise ConfigError("partition.name", cfg.name, ", ".join(sorted(PARTITIONERS)))
+        raise ConfigError("partition.name", cfg.name, ", ".join(sorted([*PARTITIONERS, SAVED])))
     manifest = manifest.in_stable_order()
     groups = Groups.of(manifest)
     sites = PARTITIONERS[cfg.name](manifest, groups, cfg, numpy_generator(seed, "partition", cfg.name))
@@ -78,6 +85,20 @@ def partition(manifest: Manifest, cfg: PartitionConfig, seed: int) -> dict[str, 
 def expected_sites(sites: np.ndarray, cfg: PartitionConfig) -> list[str]:
     """Names of the sites that must exist: those that got something, and those that were asked for."""
     return sorted({*np.unique(sites).tolist(), *(() if cfg.name == "institution" else site_names(cfg.sites))})
+
+
+def cut(sizes: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Cut a row of groups where their images reach the shares.
+
+    Args:
+        sizes: ``(G,)`` images of each group, in the order of the row.
+        shares: ``(K,)``, their sum is 1.
+
+    Returns:
+        ``(G,)`` int64, the place in ``shares`` of each group.
+    """
+    middle = (np.cumsum(sizes) - sizes / 2) / sizes.sum()
+    return np.minimum(np.searchsorted(np.cumsum(shares), middle, side="right"), len(shares) - 1)
 
 
 def site_names(count: int) -> list[str]:

@@ -15,7 +15,7 @@ from fed_diffmic.config import PartitionConfig
 from fed_diffmic.data.groups import Groups
 from fed_diffmic.data.manifest import Manifest
 from fed_diffmic.errors import PartitionError
-from simulations.partitioners.base import MIN_GROUPS, register_partitioner, site_names
+from simulations.partitioners.base import MIN_GROUPS, cut, register_partitioner, site_names
 
 DRAWS = 200
 """Draws before giving up on ``partition.min_images`` at every site."""
@@ -56,8 +56,5 @@ def _draw(groups: Groups, cfg: PartitionConfig, rng: np.random.Generator) -> np.
     site = np.empty(len(groups), dtype=np.int64)
     for stratum in np.unique(groups.strata):
         members = rng.permutation(np.flatnonzero(groups.strata == stratum))
-        bounds = np.cumsum(rng.dirichlet(np.full(cfg.sites, cfg.alpha)))
-        sizes = groups.sizes[members]
-        middle = (np.cumsum(sizes) - sizes / 2) / sizes.sum()
-        site[members] = np.minimum(np.searchsorted(bounds, middle, side="right"), cfg.sites - 1)
+        site[members] = cut(groups.sizes[members], rng.dirichlet(np.full(cfg.sites, cfg.alpha)))
     return site

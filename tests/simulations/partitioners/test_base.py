@@ -10,7 +10,7 @@ from fed_diffmic.config import PartitionConfig
 from fed_diffmic.data.manifest import Manifest
 from fed_diffmic.data.splits import split_site
 from fed_diffmic.errors import ConfigError, PartitionError
-from simulations.partitioners import PARTITIONERS, partition, register_partitioner, site_names
+from simulations.partitioners import PARTITIONERS, SAVED, partition, register_partitioner, site_names
 
 
 def manifest_of(
@@ -144,4 +144,4 @@ def test_the_registry_is_loud(monkeypatch):
 
 def test_every_choice_of_the_configuration_is_registered():
     choices = next(f for f in PartitionConfig.__dataclass_fields__.values() if f.name == "name").metadata["choices"]
-    assert set(choices) == set(PARTITIONERS)
+    assert set(choices) == {*PARTITIONERS, SAVED}

@@ -1,0 +1,140 @@
+"""Strategies and conditions through the whole simulation: personal models in the figures, sites away, slow sites."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fed_diffmic.compose import compose
+from fed_diffmic.errors import ConfigError, RoundError
+from fed_diffmic.files import load_tensors
+from server.checkpoints import load_final
+from simulations.figures import Predictor
+from simulations.run import simulate
+from simulations.sites import build_sites
+
+SMALL = [
+    "dataset.modality=fundus",
+    "dataset.phantom_images=64",
+    "model=tiny",
+    "model.image_side=32",
+    "model.regions=2",
+    "partition.sites=2",
+    "partition.min_images=4",
+    "stages.guidance.rounds=2",
+    "stages.diffusion.rounds=2",
+    "stages.guidance.epochs=1",
+    "stages.diffusion.epochs=1",
+    "run.bootstrap=0",
+    "run.device=cpu",
+]
+LINEAR = [
+    "stages=linear",
+    "stages.plain.rounds=4",
+    "dataset.modality=fundus",
+    "dataset.phantom_images=64",
+    "model=tiny",
+    "model.image_side=32",
+    "partition.min_images=4",
+    "run.bootstrap=0",
+    "run.device=cpu",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("strategies")
+
+
+def run(folder: Path, name: str, *more: str):
+    settings = [f"dataset.cache_dir={folder / 'cache'}", f"dataset.root={folder / 'phantoms'}", *more]
+    config = compose(None, [*settings, f"run.dir={folder / name}"])
+    return config, simulate(config)
+
+
+@pytest.mark.parametrize("strategy", ["fedbn", "ditto"])
+def test_each_site_is_judged_by_its_own_model_in_both_stages(folder, strategy):
+    config, summary = run(folder, strategy, *SMALL, f"strategy={strategy}")
+    final = load_final(folder / strategy)
+    for stage in ("guidance", "diffusion"):
+        assert sorted(final.personal[stage]) == ["site-1", "site-2"]
+    sites = build_sites(config, folder / "again").sites
+    predictions = load_tensors(folder / strategy / "predictions.safetensors")
+    shared = Predictor(final.spec, "diffusion", final.states["diffusion"], final.calibration["diffusion"])
+    for site, data in sites.items():
+        parts = folder / strategy / "personal"
+        own = load_tensors(parts / "diffusion" / f"{site}.safetensors")
+        guidance = load_tensors(parts / "guidance" / f"{site}.safetensors")
+        state = {**final.states["diffusion"], **{f"guidance.{n}": v for n, v in guidance.items()}, **own}
+        by_hand = Predictor(final.spec, "diffusion", state, final.calibration["diffusion"]).predict(data.test)
+        measured = predictions[f"federated|{site}|probabilities"]
+        np.testing.assert_array_equal(measured, by_hand.probabilities.astype(np.float32))
+        assert not np.array_equal(measured, shared.predict(data.test).probabilities.astype(np.float32))
+    assert summary["strategy"] == strategy
+    assert not list((folder / strategy / "sites").rglob("states/*/*"))  # what sites kept to resume is gone
+
+
+def test_a_linear_classifier_on_frozen_features_alone(folder):
+    _, summary = run(folder, "linear", *LINEAR, "partition.sites=2", "baselines=[local,pooled]")
+    assert summary["final_stage"] == "plain" and set(summary["stages"]) == {"plain"}
+    assert set(summary["baselines"]) == {"local", "pooled"}
+    final = load_final(folder / "linear")
+    tensors = sum(v.nbytes for n, v in final.states["plain"].items() if n.startswith("classifier"))
+    rounds, sites = 4, 2
+    whole = sum(v.nbytes for v in final.states["plain"].values())
+    # Each round: down for training, up, down for the evaluation; once more for the calibration; the base once a site.
+    assert summary["bytes_sent"] == sites * ((3 * rounds + 1) * tensors + whole - tensors)
+
+
+def test_sites_that_are_away_are_missed_and_the_rest_goes_on(folder):
+    more = ["partition.sites=3", "conditions.absent=[site-2:2-3]", "run.quorum=0.5"]
+    _, summary = run(folder, "away", *LINEAR, *more)
+    missing = [sorted(row["missing"]) for row in summary["stages"]["plain"]["history"]]
+    assert missing == [[], ["site-2"], ["site-2"], []]
+    trained = [sorted(row["sites"]) for row in summary["stages"]["plain"]["history"]]
+    assert trained[1] == ["site-1", "site-3"] and trained[3] == ["site-1", "site-2", "site-3"]
+    with pytest.raises(RoundError, match="site-2: the site takes no part in this round"):
+        run(folder, "too-few", *LINEAR, *more[:2], "run.quorum=0.9")
+
+
+def test_dropouts_are_drawn_by_the_seed(folder):
+    more = ["partition.sites=4", "conditions=unreliable", "conditions.dropout=0.25", "run.quorum=0.25"]
+    (_, one), (_, two), (_, other) = (
+        run(folder, f"dropout-{n}", *LINEAR, *more, f"seed={seed}") for n, seed in enumerate((1, 1, 2))
+    )
+    missing = [[sorted(row["missing"]) for row in s["stages"]["plain"]["history"]] for s in (one, two, other)]
+    assert missing[0] == missing[1] != missing[2] and any(missing[0]) and one["digests"] == two["digests"]
+
+
+def test_a_slow_site_does_its_share_of_the_steps(folder):
+    more = ["partition.sites=2", "conditions.slow=[site-2:4]", "stages.plain.steps=8", "strategy=fednova"]
+    _, summary = run(folder, "slow", *LINEAR, *more)
+    for row in summary["stages"]["plain"]["history"]:
+        assert {site: figures["steps"] for site, figures in row["sites"].items()} == {"site-1": 8.0, "site-2": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("conditions.absent=[site-1]", "SITE:ROUND"),
+        ("conditions.absent=[site-1:3-2]", "SITE:FIRST-LAST"),
+        ("conditions.slow=[site-1:0.5]", "a number from 1"),
+        ("conditions.dropout=0.5", "run.quorum"),
+    ],
+)
+def test_conditions_that_cannot_be_are_refused(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        compose(None, [setting])
+
+
+def test_conditions_of_sites_that_are_not_there(folder):
+    with pytest.raises(ConfigError, match="one of the sites site-1, site-2"):
+        run(folder, "nobody", *LINEAR, "partition.sites=2", "conditions.slow=[site-9:2]")
+    assert not (folder / "nobody" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("strategy", ["ditto", "qfedavg"])
+def test_what_reads_images_outside_the_private_update_is_refused_with_privacy(strategy):
+    private = ["privacy=dp_sgd", "model.norm=group", "model.encoder_norm=group"]
+    with pytest.raises(ConfigError, match="another strategy with privacy=dp_sgd"):
+        compose(None, [*private, f"strategy={strategy}"])
