@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from flwr.serverapp import Grid
 
-from fed_diffmic.algorithms.base import Tensors
+from fed_diffmic.algorithms.base import Algorithm, SiteUpdate, Tensors
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.exchange.claims import parse_claim
 from fed_diffmic.files import tensors_digest
@@ -135,23 +135,9 @@ def run_stage(
         events.emit(
             "round_started", arm=spec.arm, stage=stage, round=index, rounds=rounds, sites=sorted(members.members)
         )
-        updates, states, asked = members.train(
-            task,
-            {**progress.current, **algorithm.broadcast(progress.current, progress.algorithm)},
-            progress.site_states,
-            progress.best_states,
-            state.ledgers,
-            algorithm,
-            index,
-            started + deadline_s,
-        )
-        new, progress.algorithm = algorithm.aggregate(
-            progress.current, kinds, updates, progress.algorithm, index, len(members.everyone())
-        )
-        progress.current = check_aggregate(progress.current, new, f"stage {stage}, round {index}")
+        updates, asked = train_round(members, task, progress, state.ledgers, algorithm, kinds, started + deadline_s)
         progress.average = moving_average(progress.average, progress.current, cfg.ema)
         candidate = progress.average or progress.current
-        progress.site_states |= {name: digest for name, digest in states.items() if digest}
         own = progress.site_states if algorithm.personal else {}
         figures, evaluated = members.evaluate(task, candidate, own, prior.tolist(), index, started + deadline_s)
         score = selection_score(figures, cfg.select)
@@ -192,6 +178,35 @@ def run_stage(
     state.progress = None
     store.save(state)
     events.emit("stage_done", arm=spec.arm, stage=stage, best_round=progress.best_round)
+
+
+def train_round(
+    members: Sites,
+    task: StageTask,
+    progress: StageProgress,
+    ledgers: Mapping[str, str],
+    algorithm: Algorithm,
+    kinds: Mapping[str, str],
+    deadline: float,
+) -> tuple[list[SiteUpdate], Outcome]:
+    """One local update at the sites that take part, and what the algorithm makes of them, written into ``progress``."""
+    index = progress.round + 1
+    updates, states, asked = members.train(
+        task,
+        {**progress.current, **algorithm.broadcast(progress.current, progress.algorithm)},
+        progress.site_states,
+        progress.best_states,
+        ledgers,
+        algorithm,
+        index,
+        deadline,
+    )
+    new, progress.algorithm = algorithm.aggregate(
+        progress.current, kinds, updates, progress.algorithm, index, len(members.everyone())
+    )
+    progress.current = check_aggregate(progress.current, new, f"stage {task.stage}, round {index}")
+    progress.site_states |= {name: digest for name, digest in states.items() if digest}
+    return updates, asked
 
 
 def ledger_heads(outcome: Outcome) -> dict[str, str]:

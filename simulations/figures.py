@@ -22,10 +22,12 @@ from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.comparison import difference, mean_over_sites
 from fed_diffmic.training.evaluation import figures_of, predict_scores
 from fed_diffmic.training.features import SHARED, feature_key
+from fed_diffmic.training.matrix import matrix_cell
 from fed_diffmic.training.metrics import Scored
 from fed_diffmic.training.stages import build_module, exchanged, load_state
 
 SPLITS = ("val", "test")
+MOST_MODELS = 16
 
 
 class Predictor:
@@ -111,6 +113,40 @@ def method_result(predictors: Mapping[str, Predictor], sites: Mapping[str, SiteD
         result["mean"][split] = mean_over_sites(parts, bootstrap=draws, seed=spec.seed)
         test = parts
     return MethodResult(result, test)
+
+
+def cross_site(
+    methods: Mapping[str, Mapping[str, Predictor]],
+    results: Mapping[str, MethodResult],
+    sites: Mapping[str, SiteData],
+    bootstrap: int,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Every model on every site's test images, and on all of them together (``all``).
+
+    A method whose sites share a model is one row; one that has a model for each site (training alone, personal models)
+    is a row ``<method>/<site>`` for each, unless there are more than :data:`MOST_MODELS` sites.
+
+    Returns:
+        model -> site -> :func:`fed_diffmic.training.matrix.matrix_cell`.
+    """
+    matrix: dict[str, dict[str, dict[str, Any]]] = {}
+    for method, predictors in methods.items():
+        alike = len({id(predictor) for predictor in predictors.values()}) == 1
+        if not alike and len(sites) > MOST_MODELS:
+            continue
+        own = results[method].test
+        for place, predictor in [next(iter(predictors.items()))] if alike else predictors.items():
+            parts = {
+                name: own[name] if alike or name == place else predictor.predict(data.test)
+                for name, data in sites.items()
+            }
+            row = {**parts, "all": join(list(parts.values()))} if len(parts) > 1 else parts
+            spec = predictor.spec
+            matrix[method if alike else f"{method}/{place}"] = {
+                name: matrix_cell(part, spec.classes, bootstrap=bootstrap, seed=spec.seed, name=name)
+                for name, part in row.items()
+            }
+    return matrix
 
 
 def differences(own: MethodResult, others: Mapping[str, MethodResult], bootstrap: int, seed: int) -> dict[str, Any]:

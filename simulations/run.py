@@ -37,7 +37,7 @@ from server.app import app as server_app
 from server.app import shared_events
 from server.checkpoints import FinalModel, has_final, load_final
 from simulations.arms import Arm, arms_of, scaled
-from simulations.figures import Predictor, differences, method_result, prediction_tensors
+from simulations.figures import Predictor, cross_site, differences, method_result, prediction_tensors
 from simulations.flower_app import client_app
 from simulations.grid import InProcessGrid
 from simulations.sites import VirtualSites, check_named_sites, heterogeneity, shared_sites
@@ -278,9 +278,8 @@ def summarise(
     draws = config.run.bootstrap
     main = trained["federated"].final
     last = arms[0].stages[-1]
-    results = {
-        name: method_result(models, sites.sites, draws) for name, models in method_models(arms, trained, sites, device)
-    }
+    methods = dict(method_models(arms, trained, sites, device))
+    results = {name: method_result(models, sites.sites, draws) for name, models in methods.items()}
     save_tensors(Path(str(config.run.dir)) / "predictions.safetensors", prediction_tensors(results))
     own = results["federated"]
     others = {name: result for name, result in results.items() if name != "federated"}
@@ -307,6 +306,7 @@ def summarise(
         },
         "baselines": nested({name: result.figures for name, result in others.items()}),
         "differences": differences(own, others, draws, config.seed),
+        "matrix": cross_site(methods, results, sites.sites, draws),
         "strategy": config.strategy.name,
         "partition": {
             "name": config.partition.name,

@@ -197,13 +197,48 @@ def _matrix(shade: np.ndarray, texts: np.ndarray, rows: Sequence[str], columns: 
 
 
 @mpl.rc_context(STYLE)
-def counts_plot(counts: Mapping[str, Mapping[str, int]], classes: Sequence[str]) -> Figure:
-    """Site by class counts; darker is more (logarithmic), an empty cell is a class that the site does not have."""
+def partition_plot(counts: Mapping[str, Mapping[str, int]], classes: Sequence[str], sizes: Mapping[str, int]) -> Figure:
+    """Class by site bubbles whose area is the number of images, with each site's size as a bar beside them."""
     sites = sorted(counts)[:MOST_ROWS]
-    table = np.array([[int(counts[site].get(name, 0)) for name in classes] for site in sites])
-    shade = np.log1p(table) / max(1.0, float(np.log1p(table).max(initial=0)))
-    texts = np.where(table > 0, table.astype(str), "")
-    drawing, _ = _matrix(shade, texts, sites, list(classes))
+    table = np.array([[int(counts[site].get(name, 0)) for name in classes] for site in sites], dtype=float)
+    long = max((len(name) for name in classes), default=0)
+    drawing = Figure(figsize=(WIDTH, max(1.9, 0.36 * len(sites) + 1.0 + 0.07 * long)), layout="constrained")
+    FigureCanvasAgg(drawing)
+    ax, bars = drawing.subplots(1, 2, sharey=True, width_ratios=[4, 1])
+    for (row, column), count in np.ndenumerate(table):
+        if count:
+            area = 12 + 380 * count / max(1.0, float(table.max()))
+            ax.scatter([column], [row], s=area, color=LOOK[FEDERATED][0], alpha=0.45, lw=0)
+            ax.text(column, row, f"{count:.0f}", ha="center", va="center", fontsize=7 if len(classes) > 8 else 8)
+    turned = len(classes) > 5 or long > 9
+    ax.set_xticks(range(len(classes)), classes, rotation=45 if turned else 0, ha="right" if turned else "center")
+    ax.set_xlim(-0.6, len(classes) - 0.4)
+    _site_rows(ax, sites)
+    bars.barh(range(len(sites)), [sizes.get(site, 0) for site in sites], color="#bbd7ea", height=0.5)
+    bars.set_xlabel("images")
+    bars.xaxis.set_major_locator(MaxNLocator(2, integer=True))
+    return drawing
+
+
+@mpl.rc_context(STYLE)
+def matrix_plot(matrix: Mapping[str, Mapping[str, Mapping[str, Any]]], metric: str) -> Figure:
+    """Models by sites as a heat map; numbers that are not ranked stand in brackets."""
+    models = list(matrix)[:MOST_ROWS]
+    sites = list(matrix[models[0]])
+    values = np.array([[matrix[m][s][metric]["value"] for s in sites] for m in models], dtype=float)
+    low, high = (np.nanmin(values), np.nanmax(values)) if np.isfinite(values).any() else (0.0, 1.0)
+    shade = np.nan_to_num((values - low) / max(high - low, 1e-9))
+    texts = np.array(
+        [
+            [
+                "-" if np.isnan(v) else f"{v:.2f}" if matrix[m][s]["ranked"] else f"({v:.2f})"
+                for s, v in zip(sites, row, strict=True)
+            ]
+            for m, row in zip(models, values, strict=True)
+        ]
+    )
+    drawing, ax = _matrix(shade, texts, [arm_name(m) for m in models], sites)
+    ax.set_xlabel("test images of")
     return drawing
 
 

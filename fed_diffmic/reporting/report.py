@@ -25,6 +25,7 @@ from fed_diffmic.reporting.view import (
     paired,
     size,
 )
+from fed_diffmic.training.matrix import AT_SPECIFICITY, LEAST_POSITIVES, SPECIFICITY, comparable
 
 DISCLAIMER = "For research. Not a medical device: nothing here may be used to diagnose or to treat a patient."
 FEW_POSITIVES = 10
@@ -92,7 +93,7 @@ def _site_table(summary: Mapping[str, Any], metric: str) -> Html:
     local = "local" in models
     if local:
         columns += ["difference to alone", "verdict"]
-    columns += [arm_name(arm).removeprefix("DiffMIC-v2, ") for arm in others]
+    columns += [arm_name(arm) for arm in others]
 
     def line(name: str, sizes: str, site: str | None, mean: bool) -> list[object]:
         def get(arm: str) -> dict[str, Any]:
@@ -228,10 +229,47 @@ def _data(summary: Mapping[str, Any]) -> Html:
     counts = {name: block["class_counts"] for name, block in sites.items() if block.get("class_counts")}
     if not counts:
         return Html("")
-    plot = plots.counts_plot(counts, summary["classes"])
-    return page.section(
-        "Data", page.picture(plots.data_uri(plot), "Training images of each class at each site; an empty cell is none.")
+    said = "Training images of each class at each site, an empty cell is none; on the right all of the site's images."
+    plot = plots.partition_plot(counts, summary["classes"], {n: int(b.get("n_train") or 0) for n, b in sites.items()})
+    parts = [page.picture(plots.data_uri(plot), said)]
+    unlike = (summary.get("partition") or {}).get("heterogeneity")
+    if unlike is not None:
+        told = (
+            f"How unlike the sites' class mixes are: {unlike:.3f}, the mean Jensen-Shannon divergence over pairs of "
+            "sites (0: the same shares; 1: no class in common)."
+        )
+        parts.append(page.paragraph(told, "soft"))
+    return page.section("Data", *parts)
+
+
+def _matrix(summary: Mapping[str, Any], metric: str) -> Html:
+    """Every model on every site's test images, with what may not be compared."""
+    matrix = summary.get("matrix") or {}
+    if not matrix or metric not in next(iter(next(iter(matrix.values())).values())):
+        return Html("")
+    said = (
+        f"Test {METRIC_NAMES[metric]} of every model (rows) on every site's images (columns); a number in brackets is "
+        f"not ranked: a class there has fewer than {LEAST_POSITIVES} positives."
     )
+    groups = comparable(matrix)
+    parts = [page.picture(plots.data_uri(plots.matrix_plot(matrix, metric)), said)]
+    if len(groups) > 1:
+        named = "; ".join(", ".join(sites) for sites in groups)
+        warned = (
+            "Macro figures are means over the classes that a site's test images hold. Columns may be compared within "
+            f"these groups only, because the others hold other classes: {named}."
+        )
+        parts.append(page.paragraph(warned, "notice"))
+    rows = []
+    for model, row in matrix.items():
+        for site, cell in row.items():
+            least = min((n for n in cell["positives"].values() if n), default=0)
+            figures = [_cell(cell[name]) for name in ("balanced_accuracy", "auroc_macro", AT_SPECIFICITY, "ece")]
+            rows.append([arm_name(model), site, cell["n"], least, *figures])
+    sensitivity = f"sensitivity at {SPECIFICITY:.0%} specificity"
+    columns = ["model", "images of", "n", "positives of the rarest class", "balanced accuracy", "macro AUROC"]
+    parts.append(page.details("All cells of the matrix", page.table([*columns, sensitivity, "ECE"], rows)))
+    return page.section("Every model at every site", *parts)
 
 
 def _privacy(summary: Mapping[str, Any]) -> Html:
@@ -303,6 +341,7 @@ def write_report(
         _results(summary),
         _classes(summary),
         _all_figures(summary),
+        _matrix(summary, MAIN_METRICS[summary["task"]][0]),
         _curves(kept_rows(events), MAIN_METRICS[summary["task"]][0]),
         _privacy(summary),
         _data(summary),

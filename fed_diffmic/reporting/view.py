@@ -28,9 +28,9 @@ METRIC_NAMES = {
     "loss": "loss",
 }
 _ARM_NAMES = {
-    FEDERATED: "DiffMIC-v2, federated",
-    "local": "DiffMIC-v2, each site alone",
-    "pooled": "DiffMIC-v2, all data pooled",
+    FEDERATED: "federated",
+    "local": "each site alone",
+    "pooled": "all data pooled",
     "plain/federated": "plain classifier, federated",
     "plain/local": "plain classifier, each site alone",
     "plain/pooled": "plain classifier, all data pooled",
@@ -43,7 +43,10 @@ _BLOCKS = ("global", "sites", "mean")
 
 
 def arm_name(arm: str) -> str:
-    """An arm in words; one that is not known keeps its own name."""
+    """An arm in words, a site's own model with the site; one that is not known keeps its own name."""
+    kind, _, site = arm.rpartition("/")
+    if arm not in _ARM_NAMES and kind in _ARM_NAMES:
+        return f"{_ARM_NAMES[kind]}: {site}"
     return _ARM_NAMES.get(arm, arm)
 
 

@@ -56,9 +56,9 @@ def test_curves_have_a_line_an_arm_and_sites_share_a_name(events: list[Event]) -
     found = plots.curve_plot(rows, "guidance", "val", "auroc_macro")
     assert found is not None and len(found.axes[0].lines) == 4
     assert [t.get_text() for t in found.legends[0].texts] == [
-        "DiffMIC-v2, federated",
-        "DiffMIC-v2, all data pooled",
-        "DiffMIC-v2, each site alone",
+        "federated",
+        "all data pooled",
+        "each site alone",
     ]
     expected = [
         r.value
@@ -88,8 +88,11 @@ def test_matrices_show_every_count(summary: dict[str, Any]) -> None:
     texts = [t.get_text() for t in plots.confusion_plot(table, summary["classes"]).axes[0].texts]
     assert texts == [str(v) if v else "" for row in table for v in row]
     counts = {"b": {"x": 3}, "a": {"x": 0, "y": 12}}
-    found = plots.counts_plot(counts, ["x", "y"]).axes[0]
-    assert [t.get_text() for t in found.texts] == ["", "12", "3", ""] and labels(found.yaxis) == ["a", "b"]
+    found, sizes = plots.partition_plot(counts, ["x", "y"], {"a": 15, "b": 5}).axes
+    assert [t.get_text() for t in found.texts] == ["12", "3"] and labels(found.yaxis) == ["a", "b"]
+    small, large = sorted(float(c.get_sizes()[0]) for c in found.collections)
+    assert (large - 12) / (small - 12) == pytest.approx(4)  # area, not diameter
+    assert [bar.get_width() for bar in sizes.patches][-2:] == [15, 5]
     assert len(plots.confusion_plot(np.zeros((3, 3)), ["a", "b", "c"]).axes[0].texts) == 9  # no image at all
 
 
@@ -101,7 +104,7 @@ def test_reliability(summary: dict[str, Any]) -> None:
 
 def test_names_are_never_markup_and_bytes_never_change() -> None:
     counts = {"$\\frac{1}{2$": {"<b>&$x^2$": 4}, "Zürich": {}}
-    first, second = (plots.data_uri(plots.counts_plot(counts, ["<b>&$x^2$"])) for _ in range(2))
+    first, second = (plots.data_uri(plots.partition_plot(counts, ["<b>&$x^2$"], {})) for _ in range(2))
     assert first == second
     assert b"<svg" in base64.b64decode(first.split(",")[1])
 

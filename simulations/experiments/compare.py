@@ -1,0 +1,275 @@
+"""What an experiment shows: figures of every method over seeds, against training alone and against pooled data.
+
+**Which classes count.** At each site a class counts if its test images over all seeds hold at least
+:data:`LEAST_POSITIVES` positives. Balanced accuracy is the mean recall and macro AUROC the mean AUROC over these
+classes, the same for every method; a seed whose test images lack such a class leaves it out for all.
+
+**Interval.** A seed draws new splits of the same images, so the seeds are not independent and their spread alone is
+too small. The interval of a difference is that of the corrected resampled t-test (Nadeau and Bengio 2003, "Inference
+for the generalization error", section 4): with ``J`` seeds, variance ``s^2`` of the seed's paired differences and
+``n_test`` and ``n_train`` images, ``mean +- t_{J-1} s sqrt(1/J + n_test/n_train)``. *Above* and *below* mean that it
+excludes zero, anything else is *not shown*. The p-values of all comparisons with one reference and figure are corrected
+together (Holm 1979).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from fed_diffmic.files import load_tensors, read_json
+from fed_diffmic.training import weighted
+from simulations.experiments.runner import CELLS, read_index
+
+LEAST_POSITIVES = 10
+FIGURES = ("balanced_accuracy", "auroc_macro")
+MEAN, WORST = "mean over sites", "worst site"
+REFERENCES = ("local", "pooled")
+Predictions = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Section:
+    """The cells that share every axis but ``seed`` and ``method``.
+
+    Attributes:
+        place: value of each other axis.
+        seeds: those of which every method has figures, in the order of the experiment.
+        left_out: seeds that some method lacks.
+        classes: names; judged: at each site the positions of those that count.
+        values: ``(J,)`` for each (method, place, figure); the places are the sites, :data:`MEAN` and :data:`WORST`.
+            ``nan`` where nothing is defined.
+        ratio: ``n_test / n_train`` of the splits, all sites together.
+        bytes_sent: mean tensor bytes of a method's federation.
+    """
+
+    place: Mapping[str, str]
+    seeds: tuple[str, ...]
+    left_out: tuple[str, ...]
+    classes: tuple[str, ...]
+    judged: Mapping[str, np.ndarray]
+    values: Mapping[tuple[str, str, str], np.ndarray]
+    ratio: float
+    bytes_sent: Mapping[str, float]
+
+    @property
+    def methods(self) -> list[str]:
+        """Names, references last."""
+        found = dict.fromkeys(method for method, _, _ in self.values)
+        return [m for m in found if m not in REFERENCES] + [m for m in REFERENCES if m in found]
+
+    @property
+    def places(self) -> list[str]:
+        """Mean, worst site, sites."""
+        return [MEAN, WORST, *sorted(self.judged)]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A method minus a reference, paired by seed.
+
+    Attributes:
+        mean, low, high: over the seeds; the interval is corrected for their overlap.
+        p: two-sided; ``adjusted`` after Holm's correction.
+        wins: seeds in which the method is above.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    wins: int
+    adjusted: float = math.nan
+
+    @property
+    def verdict(self) -> str:
+        """``above``, ``below`` or ``not shown``."""
+        return "above" if self.low > 0 else "below" if self.high < 0 else "not shown"
+
+
+def sections(out: Path) -> list[Section]:
+    """Every section of an experiment's folder that has figures.
+
+    Raises:
+        UsageError: it holds no experiment.
+        ModelFileError: a finished cell's files are torn.
+    """
+    index = read_index(out)
+    groups: dict[tuple[tuple[str, str], ...], dict[str, dict[str, Path]]] = {}
+    for cell in index["cells"]:
+        folder = out / CELLS / cell["name"]
+        if (folder / "summary.json").exists():
+            rest = tuple((axis, v) for axis, v in cell["place"].items() if axis not in ("seed", "method"))
+            method = cell["place"].get("method", "federated")
+            groups.setdefault(rest, {}).setdefault(method, {})[cell["place"]["seed"]] = folder
+    return [_section(dict(rest), methods) for rest, methods in groups.items()]
+
+
+def _section(place: dict[str, str], methods: dict[str, dict[str, Path]]) -> Section:
+    everywhere = list(dict.fromkeys(seed for folders in methods.values() for seed in folders))
+    seeds = [seed for seed in everywhere if all(seed in folders for folders in methods.values())]
+    runs = {
+        method: [
+            (read_json(folders[s] / "summary.json"), load_tensors(folders[s] / "predictions.safetensors"))
+            for s in seeds
+        ]
+        for method, folders in methods.items()
+    }
+    first = next(iter(runs.values()))
+    classes = tuple(first[0][0]["classes"]) if first else ()
+    sites = sorted(first[0][0]["sites"]) if first else []
+    judged = {
+        site: np.flatnonzero(sum(positives(t, site, len(classes)).sum(axis=0) for _, t in first) >= LEAST_POSITIVES)
+        for site in sites
+    }
+    series: dict[str, list[tuple[str, Predictions]]] = {}
+    for method, found in runs.items():
+        arms = {name.split("|")[0] for _, t in found for name in t if name.endswith("|probabilities")}
+        for arm in sorted(arms):
+            # What is compared is each method's federation; the references stand under their own names, once.
+            name = method if arm == "federated" else arm if arm in REFERENCES else f"{method}: {arm}"
+            series.setdefault(name, [(arm, t) for _, t in found])
+    values: dict[tuple[str, str, str], np.ndarray] = {}
+    for name, found in series.items():
+        table = np.array([[figures(t, arm, site, judged[site]) for arm, t in found] for site in sites])  # (S, J, 2)
+        for position, figure in enumerate(FIGURES):
+            each = table[:, :, position].reshape(len(sites), -1)
+            values |= {(name, site, figure): row for site, row in zip(sites, each, strict=True)}
+            values[name, MEAN, figure] = over_sites(each, np.nanmean)
+            values[name, WORST, figure] = over_sites(each, np.nanmin)
+    trained = [sum(b["n_train"] + b["n_val"] for b in s["sites"].values()) for s, _ in first]
+    tested = [sum(b["n_test"] for b in s["sites"].values()) for s, _ in first]
+    sent = {method: float(np.mean([s["bytes_sent"] for s, _ in found])) for method, found in runs.items() if found}
+    left_out = tuple(seed for seed in everywhere if seed not in seeds)
+    ratio = sum(tested) / sum(trained) if trained else math.nan
+    return Section(place, tuple(seeds), left_out, classes, judged, values, ratio, sent)
+
+
+def over_sites(each: np.ndarray, how: Callable[..., Any]) -> np.ndarray:
+    """``(sites, J)`` to ``(J,)`` over the sites that define a figure; ``nan`` where none does."""
+    result = np.full(each.shape[1], np.nan)
+    defined = ~np.isnan(each).all(axis=0)
+    result[defined] = how(each[:, defined], axis=0)
+    return result
+
+
+def mean_of(values: np.ndarray) -> float:
+    """Mean of what is defined; ``nan`` where nothing is."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else math.nan
+
+
+def positives(tensors: Predictions, site: str, classes: int) -> np.ndarray:
+    """``(N, C)`` bool: which test image of a site has which class."""
+    labels = tensors[f"{site}|labels"]
+    return np.asarray(labels > 0 if labels.ndim == 2 else labels[:, None] == np.arange(classes))
+
+
+def figures(tensors: Predictions, arm: str, site: str, judged: np.ndarray) -> tuple[float, float]:
+    """Balanced accuracy (multi-label: mean of both recalls) and macro AUROC over the classes that count."""
+    p, decided = (tensors[f"{arm}|{site}|{what}"] for what in ("probabilities", "decided"))
+    truth = positives(tensors, site, p.shape[1])
+    hit = decided > 0 if decided.ndim == 2 else decided[:, None] == np.arange(p.shape[1])
+    recalls, areas = [], []
+    one = np.ones((len(p), 1))
+    for c in judged:
+        y = truth[:, c]
+        if not y.any():
+            continue
+        recall = float(hit[y, c].mean())
+        if decided.ndim == 2 and not y.all():
+            recall = (recall + float((~hit[~y, c]).mean())) / 2
+        recalls.append(recall)
+        areas.append(float(weighted.ranking(p[:, c], y, one)[0][0]))
+    defined = [a for a in areas if not math.isnan(a)]
+    return (
+        float(np.mean(recalls)) if recalls else math.nan,
+        float(np.mean(defined)) if defined else math.nan,
+    )
+
+
+def difference(ours: np.ndarray, other: np.ndarray, ratio: float) -> Difference | None:
+    """Corrected resampled t-test of paired figures ``(J,)``; none with fewer than two seeds that define both."""
+    gaps = ours - other
+    gaps = gaps[~np.isnan(gaps)]
+    count = len(gaps)
+    if count < 2:
+        return None
+    mean = float(gaps.mean())
+    scale = float(gaps.std(ddof=1)) * math.sqrt(1.0 / count + ratio)
+    reach = float(stats.t.ppf(0.975, count - 1)) * scale
+    if scale == 0.0:
+        p = 1.0 if mean == 0.0 else 0.0
+    else:
+        p = float(2.0 * stats.t.sf(abs(mean) / scale, count - 1))
+    return Difference(mean, mean - reach, mean + reach, p, int((gaps > 0).sum()))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: adjusted p-values in the order given."""
+    order = np.argsort(p, kind="stable")
+    adjusted, largest = [0.0] * len(p), 0.0
+    for rank, position in enumerate(order):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[position]))
+        adjusted[position] = largest
+    return adjusted
+
+
+def differences(section: Section, reference: str, figure: str) -> dict[tuple[str, str], Difference]:
+    """Every method minus a reference at every place; p-values corrected over all of them."""
+    if reference not in section.methods:
+        return {}
+    found: dict[tuple[str, str], Difference] = {}
+    for method in section.methods:
+        for place in section.places if method != reference else []:
+            gap = difference(
+                section.values[method, place, figure], section.values[reference, place, figure], section.ratio
+            )
+            if gap is not None:
+                found[method, place] = gap
+    adjusted = holm([gap.p for gap in found.values()])
+    return {
+        key: Difference(g.mean, g.low, g.high, g.p, g.wins, a)
+        for (key, g), a in zip(found.items(), adjusted, strict=True)
+    }
+
+
+def ranks(section: Section, figure: str) -> dict[str, float]:
+    """Mean rank of each method over seeds and sites (1 is best; ties share), for the critical difference."""
+    sites = sorted(section.judged)
+    rows = np.array([[section.values[m, s, figure] for s in sites] for m in section.methods])
+    blocks = rows.reshape(len(section.methods), -1)
+    blocks = blocks[:, ~np.isnan(blocks).any(axis=0)]
+    if not blocks.shape[1]:
+        return {}
+    return dict(zip(section.methods, stats.rankdata(-blocks, axis=0).mean(axis=1).tolist(), strict=True))
+
+
+def critical_difference(methods: int, blocks: int) -> float:
+    """Nemenyi's critical difference of mean ranks at 0.05 (Demsar 2006, section 3.2.2)."""
+    q = float(stats.studentized_range.ppf(0.95, methods, np.inf)) / math.sqrt(2.0)
+    return q * math.sqrt(methods * (methods + 1) / (6.0 * blocks))
+
+
+def verdicts(section: Section, figure: str) -> dict[str, Any]:
+    """Issue-style targets: above local at every site, mean over pooled, worst site over pooled's worst."""
+    result: dict[str, Any] = {}
+    against = differences(section, "local", figure)
+    for method in section.methods:
+        if method in REFERENCES:
+            continue
+        entry: dict[str, Any] = {}
+        if against:
+            entry["above_local_at"] = [s for s in sorted(section.judged) if against[method, s].verdict == "above"]
+        for name, place in (("mean_over_pooled", MEAN), ("worst_over_pooled", WORST)):
+            if "pooled" in section.methods:
+                ours, pooled = section.values[method, place, figure], section.values["pooled", place, figure]
+                entry[name] = mean_of(ours) / mean_of(pooled)
+        result[method] = entry
+    return result

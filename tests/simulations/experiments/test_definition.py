@@ -1,0 +1,76 @@
+"""From a file to cells, and every way in which the file can be wrong."""
+
+import pytest
+
+from fed_diffmic.errors import ConfigError, UsageError
+from simulations.experiments.definition import load_experiment, shipped
+
+
+def test_one_cell_for_each_combination_in_order(experiment_file):
+    found = load_experiment(str(experiment_file()))
+    assert found.name == "small" and found.about == "a small comparison" and found.axes == ("seed", "method")
+    assert [cell.name for cell in found.cells][:4] == [
+        "seed-1_method-fedavg", "seed-1_method-scaffold", "seed-1_method-ditto", "seed-2_method-fedavg",
+    ]  # fmt: skip
+    assert [cell.config.seed for cell in found.cells] == [1, 1, 1, 2, 2, 2]
+    assert found.cells[1].config.strategy.name == "scaffold" and found.cells[0].config.baselines == ["local", "pooled"]
+    assert len({cell.digest for cell in found.cells}) == 6
+
+
+def test_settings_for_all_cells_and_axes_that_are_narrowed_or_given_other_values(experiment_file):
+    path = str(experiment_file())
+    found = load_experiment(path, ["stages.plain.rounds=7", "axes.seed=5,6,7", "axes.method=ditto"])
+    assert [(cell.config.seed, cell.config.stages.plain.rounds) for cell in found.cells] == [(5, 7), (6, 7), (7, 7)]
+    assert {cell.place["method"] for cell in found.cells} == {"ditto"}
+    assert load_experiment(path, ["seed=99"]).cells[0].config.seed == 1  # an axis wins
+
+
+def test_a_digest_is_of_what_decides_the_figures(experiment_file):
+    path = str(experiment_file())
+    first = load_experiment(path).cells[0].digest
+    assert load_experiment(path, ["dataset.cache_dir=/elsewhere"]).cells[0].digest == first
+    assert load_experiment(path, ["stages.plain.lr=0.5"]).cells[0].digest != first
+
+
+WRONG = {
+    "axes: {seed: [1]}\nmore: 1": "more is not part of an experiment",
+    "- 1": "list is not part of an experiment",
+    "axes: [1]": "axes must be a mapping that names at least seed",
+    "axes: {method: {a: [strategy=fedavg]}}": "names at least seed",
+    "axes: {seed: []}": "axes.seed is neither",
+    "axes: {seed: [1], method: {a: strategy=fedavg}}": "axes.method.a is not a list of key=value",
+    "settings: [rounds]\naxes: {seed: [1]}": "settings is not a list of key=value",
+    "axes: {seed: [1": "cannot be read as YAML",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG.items())
+def test_what_is_no_experiment_is_said(experiment_file, text, message):
+    with pytest.raises(UsageError, match=message):
+        load_experiment(str(experiment_file(text)))
+
+
+def test_a_cell_that_cannot_be_is_named(experiment_file):
+    text = "axes: {seed: [1], method: {good: [strategy=fedavg], bad: [strategy.muu=1]}}"
+    with pytest.raises(ConfigError, match=r"strategy.muu=1.*\(in the cell of seed 1, method bad\)"):
+        load_experiment(str(experiment_file(text)))
+    with pytest.raises(ConfigError, match="every cell has a folder of its own"):
+        load_experiment(str(experiment_file()), ["run.dir=/tmp/x"])
+    with pytest.raises(UsageError, match="has no value 'none'"):
+        load_experiment(str(experiment_file()), ["axes.method=none"])
+    with pytest.raises(UsageError, match="is not allowed"):
+        load_experiment(str(experiment_file()), ["axes.speed=1"])
+    with pytest.raises(UsageError, match="at most 10000"):
+        load_experiment(str(experiment_file()), [f"axes.seed={','.join(map(str, range(5000)))}"])
+
+
+def test_there_is_no_such_experiment():
+    with pytest.raises(UsageError, match="there is no experiment 'nothing'"):
+        load_experiment("nothing")
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_shipped_experiment_is_whole(name, tmp_path):
+    assert len(shipped()[name]) > 10
+    found = load_experiment(name)
+    assert len(found.cells) > 3 and len({cell.digest for cell in found.cells}) == len(found.cells)
