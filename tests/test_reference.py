@@ -30,7 +30,7 @@ def test_the_defaults_are_those_of_the_embedded_default():
     assert found["model.latent"].default == str(compose(None, []).model.latent)
     assert found["model.latent"].options["paper"] == "6144"
     assert found["dataset.root"].default == "null"
-    assert found["stages.guidance.rounds"].options.keys() == {"paper", "compact", "tiny"}
+    assert found["stages.guidance.rounds"].options.keys() == {"paper", "compact", "tiny", "linear"}
 
 
 @pytest.mark.parametrize("group", sorted({g for base in COMMANDS.values() for g in base.groups}))
@@ -49,6 +49,15 @@ def test_one_group():
 
 
 def test_the_groups_of_each_command():
-    assert groups_of(SIMULATE) == ["dataset", "model", "stages", "strategy", "partition", "privacy", "run"]
+    assert groups_of(SIMULATE) == [
+        "dataset",
+        "model",
+        "stages",
+        "strategy",
+        "partition",
+        "conditions",
+        "privacy",
+        "run",
+    ]
     assert groups_of(SERVER) == ["consortium", "model", "stages", "strategy", "listen", "security", "run"]
     assert groups_of(CLIENT) == ["site", "coordinator", "dataset", "policy", "privacy"]
