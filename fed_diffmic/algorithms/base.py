@@ -119,7 +119,7 @@ class Algorithm:
         stage: of the stage that is trained; none: the algorithm does not look at it.
     """
 
-    #: the site half reads nothing but weights: differential privacy of the updates covers all that it sends and keeps
+    #: the site half sees weights and (noised) gradients only: differential privacy of the steps covers all that it does
     private = True
     #: what a site evaluates depends on state that it keeps (:meth:`overlay`)
     personal = False

@@ -241,3 +241,25 @@ def test_noise_changes_what_leaves(tmp_path):
     """Two sites with the same images do not send the same update."""
     final = federate(tmp_path, grid_of(tmp_path, {"a": PRIVACY, "b": PRIVACY}), spec(1))
     assert all(torch.isfinite(torch.from_numpy(v)).all() for v in final.states["plain"].values())
+
+
+@pytest.mark.parametrize("strategy", ["ditto", "qfedavg"])
+def test_a_site_refuses_a_strategy_that_reads_images_outside_the_private_update(tmp_path, strategy):
+    """Whatever the coordinator says: nothing is trained, and no training is spent."""
+    from fed_diffmic.config import StrategyConfig
+
+    made = replace(spec(), strategy=StrategyConfig(name=strategy))
+    with pytest.raises(RoundError, match=failures.FAILURES[failures.UNPROTECTED]):
+        federate(tmp_path, grid_of(tmp_path, {"a": PRIVACY, "b": PRIVACY}), made)
+    for name in ("a", "b"):
+        assert [e.what for e in account(tmp_path, name).entries()] == ["counts"]  # asked for before any training
+
+
+@pytest.mark.parametrize("strategy", ["scaffold", "feddyn", "fedprox", "fednova", "fedadam", "median"])
+def test_the_others_train_with_privacy(tmp_path, strategy):
+    from fed_diffmic.config import StrategyConfig
+
+    made = replace(spec(rounds=2), strategy=StrategyConfig(name=strategy))
+    final = federate(tmp_path, grid_of(tmp_path, {"a": PRIVACY, "b": PRIVACY}), made)
+    assert np.isfinite(final.states["plain"]["head.weight"]).all()
+    assert final.history[-1]["privacy"].keys() == {"a", "b"}

@@ -227,3 +227,22 @@ def test_a_private_step_looks_at_no_label_frequency(start, monkeypatch):
     monkeypatch.setattr("fed_diffmic.training.local.label_prior", forbidden)
     assert not hasattr(dp_sgd, "label_prior")
     update(start, PRIVACY, plan())
+
+
+def test_a_control_variate_is_made_of_noised_gradients_alone(start):
+    """SCAFFOLD sends and keeps the mean of what the optimizer was given, noise included; nobody is drawn here."""
+    from fed_diffmic.algorithms import build_algorithm
+
+    spec, module, state = start
+    load_state(module.network, state)
+    empty = random_examples(spec.model.image_side, 10).subset(np.array([], dtype=int))
+    algorithm = build_algorithm(StrategyConfig(name="scaffold"))
+    names = [name for name, kind in exchanged(module).items() if kind == "parameter"]
+    control = algorithm.broadcast(state, algorithm.initial_state(state, dict.fromkeys(names, "parameter")))
+    result = private_update(module, empty, algorithm, PRIVACY, plan(steps=4), site="s", round_index=1, received=control)
+    assert result.extras.keys() == control.keys()
+    for name in names:
+        own = result.algorithm_state[f"algorithm/own.{name}"]
+        np.testing.assert_allclose(own, result.extras[f"algorithm/control.{name}"], rtol=0, atol=0)
+        np.testing.assert_allclose(own, moved(start, result)[name] / 4, rtol=0, atol=2e-6)
+        assert np.abs(own).max() > 0
