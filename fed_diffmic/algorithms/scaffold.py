@@ -5,8 +5,8 @@ SGD at a constant rate that is exactly the mean of the step's own gradients ``g_
 computed here: the mean is defined for any optimizer, learning-rate schedule and clipping, where the quotient is not.
 The server averages ``y`` as FedAvg does, times ``strategy.server_lr``, and moves ``c`` by ``|S|/N sum_k p_k (c_k+ -
 c_k)``; with equal weights these are the paper's, with ``weighting=examples`` ``c`` is the gradient of the weighted
-objective. A site receives ``c`` and sends ``c + c_k+ - c_k`` back in its place: twice FedAvg's bytes each way. Under differential
-privacy the gradients are the noised ones, so the control reveals nothing that they do not.
+objective. A site receives ``c`` and sends ``c + c_k+ - c_k`` back in its place: twice FedAvg's bytes each way. Under
+differential privacy the gradients are the noised ones, so the control reveals nothing that they do not.
 """
 
 from __future__ import annotations

@@ -31,12 +31,12 @@ def register(add: Add) -> None:
     experiment.description = _ABOUT
     add_below = below(experiment)
     add_below("list", _list, "the experiments that come with the package")
-    run = add_below("run", _run, "run the cells that have no figures yet, and write the table")
+    run = add_below("run", _run, "run the cells that have no figures yet, and write table and report")
     run.add_argument("name", help="an experiment's name, or a file")
     run.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the experiment, new or begun")
     run.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (1); 0: as many as the machine allows")
     run.add_argument("settings", nargs="*", metavar="key=value", help="for every cell; axes.NAME=a,b narrows an axis")
-    report = add_below("report", _report, "figures with intervals, comparisons and pictures")
+    report = add_below("report", _report, "write table, comparisons and pictures again")
     report.add_argument("folder", type=Path, metavar="DIR", help="folder of the experiment")
 
 
@@ -65,15 +65,16 @@ def _run(arguments: argparse.Namespace, hint: list[str]) -> int:
 
     experiment = load_experiment(arguments.name, arguments.settings)
     hint.append("the same command goes on where this one stopped")
+    from simulations.experiments.report import write_experiment_report
     from simulations.experiments.runner import run_experiment
-    from simulations.experiments.table import write_table
 
     outcome = run_experiment(experiment, arguments.out, jobs=arguments.jobs)
-    _, written = write_table(arguments.out)
     for name, cause in outcome.failed.items():
         print(f"failed: {name}: {cause}")
-    print(f"{len(outcome.done)} of {len(experiment.cells)} cells have figures: {', '.join(map(str, written))}")
-    print(f"next: fed-diffmic experiment report {arguments.out}")
+    print(f"{len(outcome.done)} of {len(experiment.cells)} cells have figures")
+    if outcome.done:
+        for path in write_experiment_report(arguments.out):
+            print(path)
     return 5 if outcome.failed else 0
 
 

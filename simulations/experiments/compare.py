@@ -132,9 +132,10 @@ def _section(place: dict[str, str], methods: dict[str, dict[str, Path]]) -> Sect
     for method, found in runs.items():
         arms = {name.split("|")[0] for _, t in found for name in t if name.endswith("|probabilities")}
         for arm in sorted(arms):
-            # What is compared is each method's federation; the references stand under their own names, once.
-            name = method if arm == "federated" else arm if arm in REFERENCES else f"{method}: {arm}"
-            series.setdefault(name, [(arm, t) for _, t in found])
+            # What is compared is each method's federation; the first method that has a reference gives it.
+            first_one = arm in REFERENCES and arm not in series
+            name = method if arm == "federated" else arm if first_one else f"{method}: {arm}"
+            series[name] = [(arm, t) for _, t in found]
     values: dict[tuple[str, str, str], np.ndarray] = {}
     for name, found in series.items():
         table = np.array([[figures(t, arm, site, judged[site]) for arm, t in found] for site in sites])  # (S, J, 2)

@@ -56,7 +56,7 @@ def write_experiment_report(out: Path) -> list[Path]:
     plots.mkdir(exist_ok=True)
     lines = list(_head(out, index))
     tex: list[str] = []
-    for number, section in enumerate(found, start=1):
+    for number, section in enumerate((section for section in found if section.seeds), start=1):
         lines += _section_lines(section)
         tex += _latex(section)
         drawn = [*_pictures(section), *_convergence(out, index, section)]

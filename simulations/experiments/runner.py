@@ -71,7 +71,11 @@ def prepare(experiment: Experiment, out: Path) -> None:
         folder = out / CELLS / cell.name
         folder.mkdir(exist_ok=True)
         run = replace(cell.config.run, dir=str(folder.resolve()))
-        atomic_write(folder / "cell.yaml", to_yaml(replace(cell.config, run=run)).encode())
+        config = replace(cell.config, run=run)
+        if config.dataset.name == "phantoms" and config.dataset.root is None:  # drawn once for all cells
+            drawn = f"phantoms-{config.dataset.modality}-{config.dataset.phantom_images}"
+            config = replace(config, dataset=replace(config.dataset, root=str((out / drawn).resolve())))
+        atomic_write(folder / "cell.yaml", to_yaml(config).encode())
 
 
 def read_index(out: Path) -> dict[str, Any]:
