@@ -91,6 +91,8 @@ def _parser() -> Parser:
 
     predict = add("predict", _predict, "class probabilities of images by a run's final model")
     predict.add_argument("--run", required=True, type=Path, dest="folder", metavar="DIR", help="folder of the run")
+    for command in (evaluate, predict):
+        command.add_argument("--site", metavar="NAME", help="whose own part of the model to use (fedbn, ditto)")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
 
     data = add("data", None, "look at data before training, and clean up after")
@@ -178,7 +180,7 @@ def _evaluate(arguments: argparse.Namespace, hint: list[str]) -> int:
         raise UsageError(f"--json {arguments.json}: its folder does not exist", "Make that folder.")
     from simulations.apply import evaluate_run
 
-    evaluate_run(arguments.folder, arguments.manifest, arguments.json)
+    evaluate_run(arguments.folder, arguments.manifest, arguments.json, site=arguments.site)
     return 0
 
 
@@ -188,7 +190,7 @@ def _predict(arguments: argparse.Namespace, hint: list[str]) -> int:
         _need_file("IMAGE", image)
     from simulations.apply import predict_run
 
-    predict_run(arguments.folder, arguments.images)
+    predict_run(arguments.folder, arguments.images, site=arguments.site)
     return 0
 
 

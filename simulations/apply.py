@@ -23,23 +23,29 @@ from fed_diffmic.training.evaluation import figures_of, start_draws
 from fed_diffmic.training.metrics import METRICS
 from server.checkpoints import load_final
 from simulations.figures import Predictor
+from simulations.personal import part_of_site
 
 NOTICE = "For research, not a medical device."
 
 
-def final_predictor(run_dir: Path) -> Predictor:
+def final_predictor(run_dir: Path, site: str | None = None) -> Predictor:
     """The last stage of a run's final model, verified against its digests.
 
+    Args:
+        site: whose own part of the model to use, where the sites kept some; none: the global model.
+
     Raises:
+        UsageError: a site must be named, or the run has no such site.
         ModelFileError: the run did not end, or its files are torn or changed.
     """
     final = load_final(run_dir)
     stage = next(s for s in ("diffusion", "guidance", "plain") if s in final.states)
-    return Predictor(final.spec, stage, final.states[stage], final.calibration[stage])
+    own = part_of_site(Path(run_dir), final, stage, site)
+    return Predictor(final.spec, stage, final.states[stage], final.calibration[stage], own=own)
 
 
 def evaluate_run(
-    run_dir: Path, manifest_file: Path, json_out: Path | None = None, *, bootstrap: int = 1000
+    run_dir: Path, manifest_file: Path, json_out: Path | None = None, *, bootstrap: int = 1000, site: str | None = None
 ) -> dict[str, Any]:
     """Figures of a run's final model on every image of a table.
 
@@ -48,12 +54,13 @@ def evaluate_run(
         manifest_file: ``image,label[,patient_id,...]``, image paths relative to it, labels by name.
         json_out: where to write the figures as well.
         bootstrap: resamples of groups.
+        site: as for :func:`final_predictor`.
 
     Raises:
         ModelFileError: no usable final model.
         DataError: what is wrong with the table.
     """
-    predictor = final_predictor(Path(run_dir))
+    predictor = final_predictor(Path(run_dir), site)
     spec = predictor.spec
     opened = open_table(manifest_file, spec.classes, spec.task, spec.model.image_side, None)
     examples = Examples.from_manifest(opened.manifest, opened.cache)
@@ -83,7 +90,7 @@ def evaluate_run(
     return result
 
 
-def predict_run(run_dir: Path, images: Sequence[Path]) -> list[dict[str, Any]]:
+def predict_run(run_dir: Path, images: Sequence[Path], *, site: str | None = None) -> list[dict[str, Any]]:
     """Print and return each image's calibrated probabilities.
 
     The command's own images are named on the terminal only, for whoever gave their names.
@@ -94,7 +101,7 @@ def predict_run(run_dir: Path, images: Sequence[Path]) -> list[dict[str, Any]]:
     """
     if not images:
         raise UsageError("no image was given", "fed-diffmic predict --run DIR IMAGE [IMAGE ...]")
-    predictor = final_predictor(Path(run_dir))
+    predictor = final_predictor(Path(run_dir), site)
     spec = predictor.spec
     pixels, keys, bad = [], [], []
     for position, path in enumerate(images, start=1):

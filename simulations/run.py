@@ -18,12 +18,11 @@ import torch
 from flwr.app import Context, RecordDict
 
 from client.state import SiteStore
-from fed_diffmic.algorithms import Tensors, build_algorithm
 from fed_diffmic.compose import to_json, to_yaml
 from fed_diffmic.config import ModelConfig, SimulateConfig
 from fed_diffmic.config_checks import with_run_dir
-from fed_diffmic.errors import ConfigError, MachineError, ModelFileError
-from fed_diffmic.files import atomic_write, load_tensors, safe_name, save_tensors, write_json
+from fed_diffmic.errors import ConfigError, MachineError
+from fed_diffmic.files import atomic_write, save_tensors, write_json
 from fed_diffmic.privacy.statement import last_claims, statement
 from fed_diffmic.reporting.curves import write_metrics_csv
 from fed_diffmic.reporting.events import EventLog, read_events
@@ -32,7 +31,6 @@ from fed_diffmic.reporting.report import write_report
 from fed_diffmic.reporting.table import print_summary
 from fed_diffmic.reporting.tracking import make_trackers
 from fed_diffmic.spec import RunSpec, make_spec
-from fed_diffmic.training.stages import GUIDANCE_PREFIX
 from server.app import app as server_app
 from server.app import shared_events
 from server.checkpoints import FinalModel, has_final, load_final
@@ -40,6 +38,7 @@ from simulations.arms import Arm, arms_of, scaled
 from simulations.figures import Predictor, cross_site, differences, method_result, prediction_tensors
 from simulations.flower_app import client_app
 from simulations.grid import InProcessGrid
+from simulations.personal import keep_personal, own_part
 from simulations.sites import VirtualSites, check_named_sites, heterogeneity, shared_sites
 
 PACKAGES = ("fed-diffmic", "flwr", "torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn")
@@ -219,44 +218,6 @@ def run_arm(
     return final
 
 
-def personal_file(folder: Path, stage: str, site: str) -> Path:
-    """Where an arm keeps what of a stage's model is a virtual site's own."""
-    return folder / "personal" / stage / f"{safe_name(site)}.safetensors"
-
-
-def keep_personal(final: FinalModel, folder: Path, run_dir: Path) -> None:
-    """Copy the sites' own parts of a finished arm's model out of their state, which the next trial replaces.
-
-    Raises:
-        ModelFileError: a site no longer holds the state that the final model names.
-    """
-    for stage, states in sorted(final.personal.items()):
-        algorithm = build_algorithm(final.spec.strategy, final.spec.stage(stage))
-        for site, digest in sorted(states.items()):
-            path = personal_file(folder, stage, site)
-            if path.exists():
-                continue
-            store = SiteStore(run_dir / "sites" / safe_name(site))
-            state = store.state((final.spec.run_id, final.spec.arm, stage), digest)
-            if state is None:
-                raise ModelFileError(
-                    f"site {site} no longer holds its own part of the model of stage {stage}",
-                    "Start the run again in another run.dir.",
-                )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_tensors(path, algorithm.overlay(state, training=False))
-
-
-def own_part(folder: Path, final: FinalModel, stage: str, site: str) -> Tensors:
-    """What of a stage's state is the site's own, of the frozen guidance network inside it too."""
-    own: Tensors = {}
-    parts = {stage: "", **({"guidance": GUIDANCE_PREFIX} if stage == "diffusion" else {})}
-    for name, prefix in parts.items():
-        if site in final.personal.get(name, {}):
-            own |= {prefix + key: value for key, value in load_tensors(personal_file(folder, name, site)).items()}
-    return own
-
-
 def validation_score(final: FinalModel, stage: str) -> tuple[float, float]:
     """What the best learning rate has most of: the stage's chosen figure, else minus the loss."""
     select = final.spec.stage(stage).select
@@ -341,14 +302,16 @@ def method_models(
         if arm.stages == ("guidance", "diffusion"):
             stages[f"guidance/{method}"] = "guidance"
         for name, stage in stages.items():
-            shared = Predictor(final.spec, stage, final.states[stage], final.calibration[stage], device)
-            for place in places:
-                own = own_part(folder, final, stage, place)
-                if own:
-                    state, fitted = final.states[stage], final.calibration[stage]
-                    methods.setdefault(name, {})[place] = Predictor(final.spec, stage, state, fitted, device, own)
-                else:
-                    methods.setdefault(name, {})[place] = shared
+            state, fitted = final.states[stage], final.calibration[stage]
+            # A model of its own belongs to a site of the arm; where the arm has one site (pooled), all places use it.
+            owners = {place: place if place in arm.sites else arm.sites[0] for place in places}
+            models: dict[str, Predictor] = {}
+            for place, owner in owners.items():
+                key = owner if owner in final.personal.get(stage, {}) else ""
+                if key not in models:
+                    own = own_part(folder, final, stage, owner)
+                    models[key] = Predictor(final.spec, stage, state, fitted, device, own)
+                methods.setdefault(name, {})[place] = models[key]
     return list(methods.items())
 
 

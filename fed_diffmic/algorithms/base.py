@@ -123,6 +123,8 @@ class Algorithm:
     private = True
     #: what a site evaluates depends on state that it keeps (:meth:`overlay`)
     personal = False
+    #: the global model alone is one that was trained, whatever the sites keep of their own
+    whole = True
     #: the server half needs :attr:`SiteUpdate.steps`, no more than a site of that many images has
     needs_steps = False
     #: the server half needs :attr:`SiteUpdate.initial_loss`

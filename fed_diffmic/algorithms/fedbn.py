@@ -33,6 +33,7 @@ class FedBN(Algorithm):
     """State of a site: ``algorithm/kept.<name>``."""
 
     personal = True
+    whole = False
 
     def site_half(self, context: LocalContext) -> SiteHalf:
         """Keeps the normalisation after the update."""

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from fed_diffmic.compose import compose
-from fed_diffmic.errors import ConfigError, RoundError
+from fed_diffmic.errors import ConfigError, RoundError, UsageError
 from fed_diffmic.files import load_tensors
 from server.checkpoints import load_final
+from simulations.apply import final_predictor
 from simulations.figures import Predictor
 from simulations.run import simulate
 from simulations.sites import build_sites
@@ -71,7 +72,28 @@ def test_each_site_is_judged_by_its_own_model_in_both_stages(folder, strategy):
         np.testing.assert_array_equal(measured, by_hand.probabilities.astype(np.float32))
         assert not np.array_equal(measured, shared.predict(data.test).probabilities.astype(np.float32))
     assert summary["strategy"] == strategy
+    own = final_predictor(folder / strategy, "site-1").predict(sites["site-1"].test).probabilities
+    np.testing.assert_array_equal(own.astype(np.float32), predictions["federated|site-1|probabilities"])
+    with pytest.raises(UsageError, match="no own part of that site"):
+        final_predictor(folder / strategy, "site-9")
+    if strategy == "fedbn":  # nobody trained the normalisation of what is shared
+        with pytest.raises(UsageError, match="--site NAME, one of site-1, site-2"):
+            final_predictor(folder / strategy)
+    else:
+        final_predictor(folder / strategy)
     assert not list((folder / strategy / "sites").rglob("states/*/*"))  # what sites kept to resume is gone
+
+
+def test_the_pooled_baseline_of_a_personal_strategy_is_one_model_with_its_own_part(folder):
+    _, summary = run(folder, "pooled", *LINEAR, "partition.sites=2", "strategy=ditto", "baselines=[local,pooled]")
+    rows = {"federated/site-1", "federated/site-2", "local/site-1", "local/site-2", "pooled"}
+    assert set(summary["matrix"]) == rows
+    assert all(set(row) == {"site-1", "site-2", "all"} for row in summary["matrix"].values())
+    for site in ("site-1", "site-2"):
+        cell = summary["matrix"][f"federated/{site}"][site]
+        assert cell["auroc_macro"]["value"] == summary["sites"][site]["test"]["auroc_macro"]["value"]
+    final = load_final(folder / "pooled" / "arms" / "pooled")
+    assert set(final.personal["plain"]) == {"pooled"}
 
 
 def test_a_linear_classifier_on_frozen_features_alone(folder):
