@@ -228,7 +228,9 @@ def _gains(section: Section, found: dict[tuple[str, str], Difference]) -> Figure
     ax.axvline(0, color="#999999", lw=1)
     ax.set_yticks(range(len(methods)), methods)
     ax.set_ylim(len(methods) - 0.5, -0.5)
-    ax.set_xlabel("difference from training alone; filled: the interval excludes zero; line: mean over sites, 95 %")
+    ax.set_xlabel(
+        "difference from training alone\nfilled: the interval excludes zero; bar and line: mean over sites, 95 %"
+    )
     drawing.legend(loc="outside upper left", ncols=4, fontsize=8)
     return drawing
 
@@ -260,7 +262,7 @@ def _ranks(section: Section, ranked: dict[str, float]) -> Figure:
     ax.plot([ranked[n] for n in names], range(len(names)), "o", color=COLORS[0])
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.set_xlabel("mean rank (1 is best); bar: critical difference, if sites and seeds were independent")
+    ax.set_xlabel("mean rank (1 is best)\nbar: critical difference, were sites and seeds independent")
     return drawing
 
 
