@@ -18,7 +18,16 @@ from typing import Any
 from fed_diffmic import __version__
 from fed_diffmic.errors import CredentialError, ModelFileError
 from fed_diffmic.files import read_json, write_json
-from fed_diffmic.provision.keys import PrivateKey, PublicKey, fingerprint, parse_public, public_text, sign, verifies
+from fed_diffmic.provision.keys import (
+    PrivateKey,
+    PublicKey,
+    decode_signature,
+    fingerprint,
+    parse_public,
+    public_text,
+    sign,
+    verifies,
+)
 
 PROVENANCE = "provenance.json"
 FORMAT = 1
@@ -51,7 +60,7 @@ def verify_statement(path: Path, public_key: PublicKey | None = None) -> tuple[d
     try:
         if value["format"] != FORMAT or not isinstance(value["statement"], dict):
             raise ModelFileError(f"{path} was written by another version")
-        signature = base64.b64decode(value["signature"], validate=True)
+        signature = decode_signature(value["signature"])
         named = parse_public(value["public_key"], f"the key in {path}")
     except (AttributeError, KeyError, TypeError, ValueError, CredentialError) as error:
         raise ModelFileError(f"{path} lacks fields or has others") from error

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from fed_diffmic.errors import FedDiffmicError, MachineError, ModelFileError
 from fed_diffmic.files import append_line
-from fed_diffmic.provision.keys import PrivateKey, PublicKey, fingerprint, sign, verifies
+from fed_diffmic.provision.keys import PrivateKey, PublicKey, decode_signature, fingerprint, sign, verifies
 
 GENESIS = "0" * 64
 LOCK_S = 30.0
@@ -238,7 +238,7 @@ def _line_problems(place: int, line: Line, before: Head, public_key: PublicKey) 
         yield Problem(place, "changed", f"{named} was changed: its digest is another")
     else:
         try:
-            signature = base64.b64decode(line.signature, validate=True)
+            signature = decode_signature(line.signature)
         except ValueError:
             signature = b""
         if not verifies(public_key, signature, _DOMAIN + line.digest.encode()):

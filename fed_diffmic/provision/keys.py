@@ -7,6 +7,7 @@ other kind is named here, with what to do.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 from collections.abc import Mapping
@@ -226,6 +227,18 @@ def verifies(key: PublicKey, signature: bytes, data: bytes) -> bool:
     except InvalidSignature:
         return False
     return True
+
+
+def decode_signature(text: str) -> bytes:
+    """A signature from base64, in the one way to write it: unused bits of the last letter must be zero.
+
+    Raises:
+        ValueError: not base64, or another spelling of the same bytes (a changed file must not pass for the signed one).
+    """
+    signature = base64.b64decode(text, validate=True)
+    if base64.b64encode(signature).decode() != text:
+        raise ValueError("a signature is written in another way than it was made")
+    return signature
 
 
 def _other_form(data: bytes) -> str:

@@ -26,6 +26,7 @@ from fed_diffmic.provision.certificates import load_certificates
 from fed_diffmic.provision.keys import (
     PrivateKey,
     PublicKey,
+    decode_signature,
     digits,
     parse_public,
     public_text,
@@ -120,7 +121,7 @@ def load_kit(path: str | os.PathLike[str]) -> Kit:
         if value["form"] != _FORM:
             raise ValueError(f"its form is {value['form']!r}; this version reads {_FORM!r}")
         kit = _parse(value["kit"])
-        signature = base64.b64decode(value["signature"], validate=True)
+        signature = decode_signature(value["signature"])
     except (ValueError, TypeError, binascii.Error) as error:
         raise CredentialError(f"{path} is not a kit that can be used: {error}", _AGAIN) from error
     except CredentialError as error:
