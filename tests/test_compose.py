@@ -28,6 +28,7 @@ from fed_diffmic.errors import ConfigError, UsageError
 OPTIONS = [(group, option) for group in GROUPS for option in group_options(group)]
 NEEDS = {
     ("strategy", "flower"): ["strategy.class_path=flwr.serverapp.strategy.FedMedian"],
+    ("partition", "saved"): ["partition.file=/somewhere/partition.csv"],
     ("conditions", "unreliable"): ["run.quorum=0.5"],
     ("privacy", "dp_sgd"): ["model.norm=group", "model.encoder_norm=group"],
 }
@@ -54,7 +55,15 @@ def test_groups_and_options_are_those_of_the_documentation():
     assert set(GROUPS) == {"dataset", "model", "stages", "strategy", "partition", "conditions", "privacy", "run"}
     assert set(group_options("privacy")) == {"none", "dp_sgd"}
     assert set(group_options("model")) == {"paper", "compact", "tiny"}
-    assert set(group_options("partition")) == {"institution", "iid", "dirichlet"}
+    assert set(group_options("partition")) == {
+        "institution",
+        "iid",
+        "dirichlet",
+        "pathological",
+        "quantity",
+        "feature",
+        "saved",
+    }
     assert {"fedavg", "fedprox"} <= set(group_options("strategy"))
     assert {"chestxray14", "ham10000", "aptos2019", "pmg2000", "table", "phantoms"} == set(group_options("dataset"))
 

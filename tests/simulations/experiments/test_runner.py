@@ -17,6 +17,9 @@ from simulations.experiments.definition import load_experiment
 from simulations.experiments.runner import run_experiment
 from simulations.experiments.table import tidy_table, write_table
 
+pytestmark = pytest.mark.timeout(900)  # several runs each, on a machine that may be busy
+TWO = "axes.method=fedavg,ditto"
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, drawn):
@@ -24,7 +27,7 @@ def finished(tmp_path_factory, drawn):
 
     folder = tmp_path_factory.mktemp("finished")
     (folder / "small.yaml").write_text(TEXT)
-    found = load_experiment(str(folder / "small.yaml"), drawn)
+    found = load_experiment(str(folder / "small.yaml"), [*drawn, TWO])
     assert run_experiment(found, folder / "out").failed == {}
     write_table(folder / "out")
     return folder
@@ -37,7 +40,7 @@ def table_of(out: Path) -> bytes:
 def test_the_table_holds_every_figure_of_every_cell(finished):
     table = tidy_table(finished / "out")
     assert list(table.columns)[:5] == ["cell", "seed", "method", "arm", "site"]
-    assert set(table["cell"]) == {f"seed-{s}_method-{m}" for s in (1, 2) for m in ("fedavg", "scaffold", "ditto")}
+    assert set(table["cell"]) == {f"seed-{s}_method-{m}" for s in (1, 2) for m in ("fedavg", "ditto")}
     assert set(table["arm"]) == {"federated", "local", "pooled"}
     summary = json.loads((finished / "out/cells/seed-2_method-ditto/summary.json").read_text())
     row = table.query(
@@ -50,7 +53,7 @@ def test_the_table_holds_every_figure_of_every_cell(finished):
 def test_run_again_nothing_is_run_and_the_table_is_the_same(finished, drawn, monkeypatch):
     before = table_of(finished / "out")
     monkeypatch.setattr("simulations.run.simulate", lambda *a, **k: pytest.fail("a finished cell was run"))
-    found = load_experiment(str(finished / "small.yaml"), drawn)
+    found = load_experiment(str(finished / "small.yaml"), [*drawn, TWO])
     assert run_experiment(found, finished / "out").failed == {}
     write_table(finished / "out")
     assert table_of(finished / "out") == before
@@ -59,15 +62,15 @@ def test_run_again_nothing_is_run_and_the_table_is_the_same(finished, drawn, mon
 def test_killed_and_continued_in_two_processes_the_table_is_the_same_bit_for_bit(finished, tmp_path, drawn):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "fed_diffmic.cli", "experiment", "run", str(finished / "small.yaml")]
-    command += ["--out", str(out), "axes.seed=2", *drawn]
+    command += ["--out", str(out), "axes.seed=2", TWO, *drawn]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    until = time.monotonic() + 120
-    while time.monotonic() < until and not list(out.glob("cells/*method-scaffold/checkpoints/state.json")):
+    until = time.monotonic() + 400
+    while time.monotonic() < until and not list(out.glob("cells/*method-ditto/checkpoints/state.json")):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait(30)
     done = [p.parent.name for p in out.glob("cells/*/summary.json")]
-    assert done and len(done) < 3
+    assert done == ["seed-2_method-fedavg"]
     assert main([*command[3:], "--jobs", "2"]) == 0
     whole = table_of(finished / "out").decode().splitlines(keepends=True)
     assert table_of(out).decode() == "".join([whole[0], *(row for row in whole if row.startswith("seed-2_"))])
@@ -115,9 +118,9 @@ def test_the_report_says_what_the_cells_say(finished, monkeypatch):
     assert main(["experiment", "report", str(finished / "out")]) == 0
     text = (finished / "out" / "report.md").read_text()
     (section,) = sections(finished / "out")
-    assert section.seeds == ("1", "2") and section.methods == ["fedavg", "scaffold", "ditto", "local", "pooled"]
-    values = section.values["scaffold", "mean over sites", "auroc_macro"]
-    assert f"| scaffold | {values.mean():.3f} ({values.std(ddof=1):.3f}) |" in text
+    assert section.seeds == ("1", "2") and section.methods == ["fedavg", "ditto", "local", "pooled"]
+    values = section.values["ditto", "mean over sites", "auroc_macro"]
+    assert f"| ditto | {values.mean():.3f} ({values.std(ddof=1):.3f}) |" in text
     for name in ("gain-auroc_macro", "worst-balanced_accuracy", "ranks-auroc_macro", "convergence-round"):
         assert (finished / "out" / "plots" / f"1-{name}.svg").read_text().startswith("<?xml")
     assert "\\begin{tabular}" in (finished / "out" / "report.tex").read_text()
