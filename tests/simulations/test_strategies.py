@@ -13,22 +13,9 @@ from simulations.apply import final_predictor
 from simulations.figures import Predictor
 from simulations.run import simulate
 from simulations.sites import build_sites
+from tests.simulations.test_run import SMALL
 
-SMALL = [
-    "dataset.modality=fundus",
-    "dataset.phantom_images=64",
-    "model=tiny",
-    "model.image_side=32",
-    "model.regions=2",
-    "partition.sites=2",
-    "partition.min_images=4",
-    "stages.guidance.rounds=2",
-    "stages.diffusion.rounds=2",
-    "stages.guidance.epochs=1",
-    "stages.diffusion.epochs=1",
-    "run.bootstrap=0",
-    "run.device=cpu",
-]
+TWO_STAGES = [*SMALL, "run.bootstrap=0"]
 LINEAR = [
     "stages=linear",
     "stages.plain.rounds=4",
@@ -55,7 +42,7 @@ def run(folder: Path, name: str, *more: str):
 
 @pytest.mark.parametrize("strategy", ["fedbn", "ditto"])
 def test_each_site_is_judged_by_its_own_model_in_both_stages(folder, strategy):
-    config, summary = run(folder, strategy, *SMALL, f"strategy={strategy}")
+    config, summary = run(folder, strategy, *TWO_STAGES, f"strategy={strategy}")
     final = load_final(folder / strategy)
     for stage in ("guidance", "diffusion"):
         assert sorted(final.personal[stage]) == ["site-1", "site-2"]
