@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,20 @@ def measure(
     return {name: np.stack(parts, axis=1) for name, parts in result.items()}
 
 
+def site_table(values: dict[str, np.ndarray], sites: list[str], method: str, against: str) -> Iterator[str]:
+    """Lines of a table of each site and their mean: two methods, and their difference with its interval."""
+    yield f"\n| site | figure | {method} | {against} | {method} minus {against} |\n|---|---|---|---|---|"
+    own, other = (np.concatenate([v, v.mean(axis=1, keepdims=True)], axis=1) for v in (values[method], values[against]))
+    for index, site in enumerate([*sites, "mean over sites"]):
+        for number, figure in enumerate(FIGURES):
+            gap = own[number, index, -1] - other[number, index, -1]
+            low, high = np.nanpercentile(gap[1:], [2.5, 97.5])
+            yield (
+                f"| {site} | {figure} | {own[number, index, -1, 0]:.3f} | {other[number, index, -1, 0]:.3f} "
+                f"| {gap[0]:+.3f} ({low:+.3f} to {high:+.3f}) |"
+            )
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -131,7 +146,14 @@ def main() -> None:
         print(f"| {name} | {' | '.join(cells)} |")
     ratio = means["federated"][:, -1, 0] / means["pooled"][:, -1, 0] if "pooled" in means else None
     if ratio is not None:
-        print(f"\nfederated / pooled: {', '.join(f'{f} {r:.3f}' for f, r in zip(FIGURES, ratio, strict=True))}")
+        worst = values["federated"][:, :, -1, 0].min(axis=1) / values["pooled"][:, :, -1, 0].min(axis=1)
+        for what, parts in (("", ratio), (", worst site", worst)):
+            print(
+                f"\nfederated / pooled{what}: {', '.join(f'{f} {r:.3f}' for f, r in zip(FIGURES, parts, strict=True))}"
+            )
+    for method, against in (("federated", "local"), ("federated", "pooled"), ("pooled", "local")):
+        if method in values and against in values:
+            print("\n".join(site_table(values, list(classes), method, against)))
 
 
 if __name__ == "__main__":

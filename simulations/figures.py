@@ -155,11 +155,16 @@ def differences(own: MethodResult, others: Mapping[str, MethodResult], bootstrap
 
 
 def prediction_tensors(results: Mapping[str, MethodResult]) -> dict[str, np.ndarray]:
-    """Test predictions, ``<method>|<site>|probabilities`` and ``<site>|labels``, for comparisons over seeds."""
+    """Test predictions for comparisons over seeds and runs.
+
+    ``<method>|<site>|probabilities`` and ``|decided``; ``<site>|labels`` and ``<site>|groups``, where groups are
+    numbered by site and nothing tells which patient a number is.
+    """
     tensors: dict[str, np.ndarray] = {}
     for method, result in results.items():
         for site, scored in result.test.items():
             tensors[f"{method}|{site}|probabilities"] = scored.probabilities.astype(np.float32)
             tensors[f"{method}|{site}|decided"] = scored.decided
             tensors[f"{site}|labels"] = scored.labels
+            tensors[f"{site}|groups"] = np.unique(scored.groups, return_inverse=True)[1].astype(np.int64)
     return tensors

@@ -172,6 +172,23 @@ def curve_plot(rows: Sequence[Row], stage: str, split: str, metric: str) -> Figu
     return drawing
 
 
+@mpl.rc_context(STYLE)
+def runs_plot(lines: Mapping[str, Sequence[tuple[int, float]]], metric: str) -> Figure | None:
+    """A validation figure by round, a line for each run; ``None`` if there is none. Looks repeat after the seventh."""
+    if not lines:
+        return None
+    drawing, ax = _axes(3.1)
+    looks = list(LOOK.values())
+    for number, (label, points) in enumerate(lines.items()):
+        color, marker, style = looks[number % len(looks)]
+        ax.plot(*zip(*points, strict=True), linestyle=style, marker=marker, ms=4, lw=1.8, color=color, label=label)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("round")
+    ax.set_ylabel(f"{METRIC_NAMES.get(metric, metric)} (validation)")
+    drawing.legend(loc="outside upper left", ncols=1 if len(lines) < 3 else 2)
+    return drawing
+
+
 def _annotate(ax: Axes, texts: np.ndarray, shade: np.ndarray) -> None:
     """Write a text into each cell, dark on light and light on dark."""
     small = 9 if texts.shape[1] <= 8 else 7 if texts.shape[1] <= 12 else 6

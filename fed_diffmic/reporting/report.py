@@ -34,7 +34,7 @@ _SIGNS = {HELPED: "\N{BLACK UP-POINTING TRIANGLE} better", WORSE: "\N{BLACK DOWN
 _SIGNS |= {UNCLEAR: "unclear", UNKNOWN: "cannot be said"}
 
 
-def _cell(entry: Mapping[str, Any] | None, *, sign: bool = False) -> Html:
+def figure_cell(entry: Mapping[str, Any] | None, *, sign: bool = False) -> Html:
     """A figure with its interval under it."""
     if entry is None or entry.get("value") is None:
         return Html(DASH)
@@ -101,12 +101,12 @@ def _site_table(summary: Mapping[str, Any], metric: str) -> Html:
 
         own = get(FEDERATED)
         under = ", ".join(part for part in (sizes, "" if mean else _absent(own, summary["classes"])) if part)
-        cells: list[object] = [page.stacked(name, under), _cell(own)]
+        cells: list[object] = [page.stacked(name, under), figure_cell(own)]
         if local:
             gap = paired(summary, "local", metric, site)
             compared = mean or site is not None  # the union of all sites has no paired difference of its own
-            cells += [_cell(gap, sign=True), _SIGNS[verdict(gap, metric)]] if compared else ["", ""]
-        return [*cells, *(_cell(get(arm)) for arm in others)]
+            cells += [figure_cell(gap, sign=True), _SIGNS[verdict(gap, metric)]] if compared else ["", ""]
+        return [*cells, *(figure_cell(get(arm)) for arm in others)]
 
     sites = summary.get("sites") or {}
     whole = " / ".join(str(sum(int(b.get(f"n_{s}") or 0) for b in sites.values())) for s in ("train", "val", "test"))
@@ -149,7 +149,7 @@ def _results(summary: Mapping[str, Any]) -> Html:
 def _all_figures(summary: Mapping[str, Any]) -> Html:
     metrics = [m for m in METRIC_NAMES if m != "loss" and figure(arms(summary)[FEDERATED], m)["value"] is not None]
     rows = [
-        [arm_name(arm), *(_cell(figure(block, metric)) for metric in metrics)]
+        [arm_name(arm), *(figure_cell(figure(block, metric)) for metric in metrics)]
         for arm, block in arms(summary).items()
         if block.get("global")
     ]
@@ -169,7 +169,7 @@ def _per_class(summary: Mapping[str, Any]) -> Html:
         cells = []
         for key in keys:
             low, high = spans.get(key) or (None, None)
-            cells.append(_cell({"value": entry[key], "low": low, "high": high}))
+            cells.append(figure_cell({"value": entry[key], "low": low, "high": high}))
         rows.append([page.stacked(name, mark), count, *cells])
     columns = ["class", "test images", "AUROC", "AUPRC", "sensitivity", "specificity", "F1"]
     return (
@@ -264,7 +264,7 @@ def _matrix(summary: Mapping[str, Any], metric: str) -> Html:
     for model, row in matrix.items():
         for site, cell in row.items():
             least = min((n for n in cell["positives"].values() if n), default=0)
-            figures = [_cell(cell[name]) for name in ("balanced_accuracy", "auroc_macro", AT_SPECIFICITY, "ece")]
+            figures = [figure_cell(cell[name]) for name in ("balanced_accuracy", "auroc_macro", AT_SPECIFICITY, "ece")]
             rows.append([arm_name(model), site, cell["n"], least, *figures])
     sensitivity = f"sensitivity at {SPECIFICITY:.0%} specificity"
     columns = ["model", "images of", "n", "positives of the rarest class", "balanced accuracy", "macro AUROC"]
@@ -312,8 +312,9 @@ def write_report(
     events: Sequence[Event],
     config_yaml: str,
     tables: Tables | None = None,
+    path: Path | None = None,
 ) -> Path:
-    """Write ``run_dir/report.html``, atomically.
+    """Write ``run_dir/report.html``, or ``path``, atomically.
 
     Args:
         run_dir: the run's folder.
@@ -322,6 +323,7 @@ def write_report(
         events: of the run, for curves and warnings.
         config_yaml: the resolved configuration.
         tables: further tables by caption: headings and rows.
+        path: where to, if not into the run's folder.
 
     Returns:
         The file's path.
@@ -348,4 +350,4 @@ def write_report(
         _how(summary, config_yaml, tables or {}),
         Html(f"<footer>{page.text(DISCLAIMER)}</footer>"),
     )
-    return atomic_write(run_dir / "report.html", document.encode())
+    return atomic_write(path or run_dir / "report.html", document.encode())

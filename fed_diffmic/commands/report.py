@@ -1,0 +1,51 @@
+"""``fed-diffmic report``: a finished run's report again, or several runs side by side."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fed_diffmic.errors import UsageError
+
+if TYPE_CHECKING:
+    from fed_diffmic.commands import Add
+
+_ABOUT = """Write a finished run's report.html again, or hold runs against each other in one page.
+
+  fed-diffmic report RUN
+  fed-diffmic report RUN --compare RUN RUN [--out FILE]
+
+Nothing is trained or predicted: the page is made from the files in the runs' folders.
+"""
+
+
+def register(add: Add) -> None:
+    """Add ``report``."""
+    report = add("report", _report, "a finished run's report again, or several runs compared")
+    report.description = _ABOUT
+    report.add_argument("folder", type=Path, metavar="RUN", help="folder of a finished run")
+    report.add_argument("--compare", nargs="+", type=Path, default=[], metavar="RUN", help="runs to hold against it")
+    report.add_argument(
+        "--out", type=Path, metavar="FILE", help="the page (RUN/report.html; with --compare, RUN/compare.html)"
+    )
+
+
+def _report(arguments: argparse.Namespace, hint: list[str]) -> int:
+    from fed_diffmic.reporting.compare import read_runs, read_summary, write_comparison
+
+    folder: Path = arguments.folder
+    summary = read_summary(folder)
+    out: Path = arguments.out or folder / ("compare.html" if arguments.compare else "report.html")
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"--out {out}: its folder does not exist", "Make that folder.")
+    if arguments.compare:
+        print(write_comparison(out, read_runs([folder, *arguments.compare])))
+        return 0
+    from fed_diffmic.reporting.events import read_events
+    from fed_diffmic.reporting.report import write_report
+
+    configuration = folder / "config.yaml"
+    text = configuration.read_text(encoding="utf-8") if configuration.is_file() else ""
+    print(write_report(folder, summary, events=read_events(folder / "events.jsonl"), config_yaml=text, path=out))
+    return 0
