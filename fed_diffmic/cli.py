@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -136,6 +137,17 @@ def _add_data_commands(data: Parser) -> None:
     phantoms.add_argument("--sites", type=int, default=4, metavar="N", help="styles of acquisition (4)")
     phantoms.add_argument("--shuffle-labels", action="store_true", help="labels that say nothing, as a control")
 
+    medmnist = add(
+        "medmnist", _medmnist, "MedMNIST+ as a table of images: fetched by the package medmnist, or from its .npz"
+    )
+    medmnist.add_argument("name", choices=("dermamnist", "chestmnist", "retinamnist", "breastmnist"), metavar="NAME")
+    medmnist.add_argument("out", type=Path, metavar="DIR", help="folder to write, new or empty")
+    medmnist.add_argument("--size", type=int, default=64, choices=(28, 64, 128, 224), help="side in pixels (64)")
+    medmnist.add_argument("--file", type=Path, metavar="NPZ", help="the published file, if it is here already")
+    medmnist.add_argument(
+        "--published-split", action="store_true", help="keep its train, validation and test as the table's own"
+    )
+
 
 def _simulate(arguments: argparse.Namespace, hint: list[str]) -> int:
     from fed_diffmic.compose import compose, to_yaml
@@ -235,8 +247,7 @@ def _phantoms(arguments: argparse.Namespace, hint: list[str]) -> int:
     ):
         if not least <= value <= most:
             raise UsageError(f"{name} {value} is not allowed; allowed: {least} to {most}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and is not an empty folder", "Name a new folder.")
+    _need_new(out)
     from fed_diffmic.data.phantoms import write_phantoms
 
     write_phantoms(
@@ -251,11 +262,34 @@ def _phantoms(arguments: argparse.Namespace, hint: list[str]) -> int:
     return 0
 
 
+def _medmnist(arguments: argparse.Namespace, hint: list[str]) -> int:
+    _need_new(arguments.out)
+    if arguments.file is not None:
+        _need_file("--file", arguments.file)
+    from fed_diffmic.data.medmnist import KINDS, write_medmnist
+
+    settings = write_medmnist(
+        arguments.name,
+        arguments.out,
+        size=arguments.size,
+        file=arguments.file,
+        split=arguments.published_split,
+    )
+    print(f"{arguments.name}: {KINDS[arguments.name].about}")
+    print(f"train on it with: fed-diffmic simulate {shlex.join(settings)}")
+    return 0
+
+
 def _options(arguments: argparse.Namespace, hint: list[str]) -> int:
     from fed_diffmic.reference import options_text
 
     print(options_text(arguments.group))
     return 0
+
+
+def _need_new(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists and is not an empty folder", "Name a new folder.")
 
 
 def _need_folder(name: str, path: Path) -> None:
