@@ -180,7 +180,7 @@ def _read(path: Path, kind: Kind) -> dict[str, np.ndarray]:
     """
     remedy = "Give the .npz of this data set as MedMNIST publishes it."
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(path) as stored:  # numpy refuses pickled arrays unless it is told to read them
             names = [f"{part}_{what}" for part in SPLITS for what in ("images", "labels")]
             missing = [name for name in names if name not in stored]
             if missing:
