@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fed_diffmic.training.stages import Batch, StageModule
 
@@ -92,9 +93,11 @@ def unit_gradients(module: StageModule, units: Units) -> dict[str, Tensor]:
         # where, not a product: a padded place must not bring in 0 * inf.
         return torch.where(mask > 0, losses, torch.zeros_like(losses)).sum() / mask.sum().clamp_min(1)
 
-    gradients = vmap(grad(loss), in_dims=(None, 0, 0, 0, 0), randomness="error")(
-        parameters, columns, units.labels, units.draws, units.mask
-    )
+    # torch's fused attentions have no rule for vmap and would run unit by unit; the plain products have one.
+    with sdpa_kernel(SDPBackend.MATH):
+        gradients = vmap(grad(loss), in_dims=(None, 0, 0, 0, 0), randomness="error")(
+            parameters, columns, units.labels, units.draws, units.mask
+        )
     return {name.removeprefix(prefix): value for name, value in gradients.items()}
 
 

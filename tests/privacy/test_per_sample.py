@@ -101,6 +101,16 @@ def test_several_labels():
         assert worst(module, chunk(module, examples, "patient", torch.float64), torch.float64) <= 1e-9
 
 
+def test_attention_runs_over_all_units_at_once(recwarn):
+    """A vision transformer's gradients equal the twin's, and torch does not say that it fell back to a loop."""
+    spec = private_spec("tiny")
+    spec = replace(spec, model=replace(spec.model, image_side=160, prior_init="own", prior_backbone="test_vit"))
+    module = stage_module(spec, "diffusion", torch.float64)
+    examples = random_examples(160, 3, groups=PATIENTS[1:4])
+    assert worst(module, chunk(module, examples, "patient", torch.float64), torch.float64) <= 1e-9
+    assert [str(w.message) for w in recwarn if "batching rule" in str(w.message)] == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["guidance", "diffusion"])
 def test_the_papers_network_too(stage):
