@@ -208,11 +208,12 @@ def _costs(runs: Sequence[FinishedRun]) -> Html:
     for run in runs:
         stages = run.summary.get("stages") or {}
         rounds = ", ".join(f"{name} {stage.get('rounds', DASH)}" for name, stage in stages.items())
+        # Not the run's own seconds: a resumed run counts those of its last process only.
+        seconds = sum(float(stage.get("seconds") or 0) for stage in stages.values()) if stages else None
         privacy = " ".join(run.summary.get("privacy") or []) or "none"
-        rows.append(
-            [run.label, rounds, duration(run.summary.get("seconds")), size(run.summary.get("bytes_sent")), privacy]
-        )
-    return page.section("What it cost", page.table(["run", "rounds", "time", "sent", "privacy"], rows, words=True))
+        rows.append([run.label, rounds, duration(seconds), size(run.summary.get("bytes_sent")), privacy])
+    columns = ["run", "rounds", "time of these rounds", "sent", "privacy"]
+    return page.section("What it cost", page.table(columns, rows, words=True))
 
 
 def _curves(runs: Sequence[FinishedRun], metric: str) -> Html:

@@ -74,6 +74,7 @@ def test_the_page_says_who_is_better_what_differs_and_repeats_the_numbers(
     wanted = with_interval(gap["mean"]["auroc_macro"], sign=True)
     assert f"better is better than first: macro AUROC {wanted}" in parsed.text
     assert "strategy.name fedavg fedprox" in parsed.text and "strategy.mu 0.01 0.1" in parsed.text
+    assert "first guidance 6, diffusion 8 10 min 280 MB none" in parsed.text  # 310.2 and 290 seconds
     assert "run.dir" not in parsed.text  # where a run lies is not what it is
     assert str(tmp_path) not in document
     assert not re.search(r'(?:src|href)="(?!data:)', document)
