@@ -141,7 +141,7 @@ class StageConfig(Checked):
     )
     epochs: float = option(
         1.0,
-        "passes over the site's training images in a local update; 0.25 averages four times a pass",
+        "passes over the site's training images in a local update, where steps is 0; 0.25 averages four times a pass",
         gt=0,
         le=1000,
     )

@@ -155,7 +155,7 @@ def _opening(runs: Sequence[FinishedRun], gaps: Sequence[Mapping[str, Any] | Non
         if mean is None:
             points.append(
                 f"{run.label} and {first.label} were not tested on the same images (another data set, partition or "
-                "seed): nothing is said about which is better."
+                "seed), or an older run does not hold what would tell: nothing is said about which is better."
             )
         elif said in _SAYS:
             points.append(
