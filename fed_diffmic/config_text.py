@@ -262,3 +262,13 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def flattened(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key; an empty mapping has none."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    found: dict[str, Any] = {}
+    for name, item in value.items():
+        found |= flattened(item, f"{prefix}.{name}" if prefix else name)
+    return found

@@ -16,6 +16,7 @@ import numpy as np
 from flwr.serverapp import Grid
 
 from fed_diffmic.algorithms.base import Algorithm, SiteUpdate, Tensors
+from fed_diffmic.config_text import flattened
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.exchange.claims import parse_claim
 from fed_diffmic.files import tensors_digest
@@ -296,21 +297,13 @@ def check_same_settings(stored: dict[str, Any], given: dict[str, Any]) -> None:
     Raises:
         ModelFileError: names the keys that differ.
     """
-    before, now = _flat(stored), _flat(given)
+    before, now = flattened(stored), flattened(given)
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
         raise ModelFileError(
             f"this run was started with other settings; they differ in {', '.join(changed[:8])}",
             "Resume with the run's own config.yaml, or start a new run in another run.dir.",
         )
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {
-        k: v for name, item in value.items() for k, v in _flat(item, f"{prefix}.{name}" if prefix else name).items()
-    }
 
 
 def _json(value: Any) -> Any:

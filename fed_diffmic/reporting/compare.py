@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from fed_diffmic.config_text import flattened
 from fed_diffmic.errors import ModelFileError, UsageError
 from fed_diffmic.files import atomic_write, load_tensors, read_json
 from fed_diffmic.reporting import page, plots
@@ -108,16 +109,8 @@ def _settings(folder: Path) -> dict[str, Any]:
         value = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ModelFileError(f"{folder}: config.yaml cannot be read", "Restore it from a backup.") from error
-    flat = _flat(value, "")
+    flat = flattened(value)
     return {key: entry for key, entry in flat.items() if not any(f"{key}.".startswith(f"{p}.") for p in PLACES)}
-
-
-def _flat(value: Any, prefix: str) -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
-        return {prefix: value}
-    return {
-        k: v for name, item in value.items() for k, v in _flat(item, f"{prefix}.{name}" if prefix else name).items()
-    }
 
 
 def _test(folder: Path, summary: Mapping[str, Any]) -> dict[str, Scored]:
