@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client import tasks
@@ -88,6 +88,8 @@ def perform(message: Message, context: Context, request: Payload, rules: Enforce
     """
     spec, site = tasks.check_request(request, rules.kind), None
     rules.admit(spec, request, header_digest(message.content))
+    if rules.rules is not None:  # a real site's message is nobody else's: what was decoded need not be held twice
+        message.content = RecordDict()
     try:
         if spec is None or task is None:
             reply = tasks.labels(open_data(context, None, request.header), request)

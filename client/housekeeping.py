@@ -11,12 +11,14 @@ from client.clock import measure_skew
 from client.start import LOGS
 from fed_diffmic.config_site import SiteConfig
 from fed_diffmic.errors import FedDiffmicError
+from fed_diffmic.transport.spool import Spool
+from fed_diffmic.transport.supernode import INBOX
 
 CLOCK_S = 900.0
 CLOCK_LEAST_S = 20.0
 PURGE_S = 86400.0
 LOG_BYTES = 10 * 2**20
-KEPT = ("bases", "states", "updates", "inbox")
+KEPT = ("bases", "states", "updates")
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +56,15 @@ class Housekeeping:
         self._next_clock = self._next_purge = float("inf")
 
     def forget(self) -> None:
-        """Remove what was kept of bases, states, updates and the request in hand."""
+        """Remove what was kept of bases, states and updates, and the reply to the request in hand.
+
+        The request itself, which holds nothing of this site's, stays until it is answered, with the code of the
+        site's decision: a coordinator that hears nothing would wait until the round's deadline.
+        """
         for part in KEPT:
             shutil.rmtree(self._folder / part, ignore_errors=True)
-        logger.warning("kept updates, states, bases and the request in hand were removed")
+        Spool(self._folder / INBOX).drop_reply()
+        logger.warning("kept updates, states and bases, and what was computed for the request in hand, were removed")
 
     def _look_at_clock(self) -> None:
         try:
@@ -77,7 +84,7 @@ class Housekeeping:
     def _purge(self, now: float) -> None:
         oldest = now - self._config.site.keep_days * 86400.0
         removed = 0
-        for part in KEPT[:3]:
+        for part in KEPT:
             for path in (self._folder / part).rglob("*"):
                 try:
                     if path.is_file() and path.stat().st_mtime < oldest:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fed_diffmic.algorithms.base import Algorithm, LocalContext, Tensors
+from fed_diffmic.algorithms.base import Algorithm, Tensors
 from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import augment, normalise
@@ -31,6 +31,7 @@ from fed_diffmic.training.local import (
     LocalResult,
     build_optimizer,
     load_optimizer_state,
+    local_context,
     optimizer_tensors,
     set_learning_rate,
 )
@@ -183,8 +184,7 @@ def private_update(
     if cfg.loss == "balanced" and prior is not None:
         offset = prior_offset(prior, spec.task).to(device)
     parameters = trained(module)
-    reference = {name: p.detach().clone() for name, p in parameters.items()}
-    half = algorithm.site_half(LocalContext(module.network, reference, names, received or {}, algorithm_state or {}))
+    half = algorithm.site_half(local_context(module, names, received, algorithm_state))
     optimizer = build_optimizer(module, cfg)
     if optimizer_state:
         load_optimizer_state(optimizer, module.network, optimizer_state)
@@ -205,6 +205,7 @@ def private_update(
             parameter.grad = noised.to(parameter.dtype) if pull is None else pull + noised.to(parameter.dtype)
         half.correct()  # sees noised gradients only
         optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     extras, kept = half.finish()
     local = algorithm.kept(module.network, names)
     state = module.network.state_dict()

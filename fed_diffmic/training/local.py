@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -91,9 +91,8 @@ def local_update(
     offset = None
     if cfg.loss == "balanced":
         offset = prior_offset(label_prior(train.labels, spec.num_classes, spec.task), spec.task).to(device)
-    reference = {n: p.detach().clone() for n, p in module.network.named_parameters() if p.requires_grad}
     names = exchanged(module)
-    half = algorithm.site_half(LocalContext(module.network, reference, names, received or {}, algorithm_state or {}))
+    half = algorithm.site_half(local_context(module, names, received, algorithm_state))
     before = _tensors(module, names) if half.personal else {}
     get_inputs = input_source(
         module, train, site=site, round_index=round_index, device=device, store=store, store_key=store_key
@@ -179,10 +178,22 @@ class _Work:
                 nn.utils.clip_grad_norm_(parameters, cfg.clip_norm)
             optimizer.step()
             losses += loss.detach()
+        optimizer.zero_grad(set_to_none=True)  # the module stays for the next task; its gradients need not
         mean = float(losses) / self.steps
         if not math.isfinite(mean):
             raise ValueError("the training loss became infinite or not a number")
         return mean
+
+
+def local_context(
+    module: StageModule, names: Mapping[str, str], received: Tensors | None, state: Tensors | None
+) -> LocalContext:
+    """What an algorithm's site half is made from, before the first step.
+
+    A copy of the weights goes with it; it is freed at once where the algorithm does not keep it.
+    """
+    reference = {name: p.detach().clone() for name, p in module.network.named_parameters() if p.requires_grad}
+    return LocalContext(module.network, reference, names, received or {}, state or {})
 
 
 def _tensors(module: StageModule, names: Iterable[str]) -> Tensors:

@@ -94,6 +94,18 @@ class Spool:
         """Whether a reply is kept, without reading it."""
         return (self.folder / REPLY).exists()
 
+    def drop_reply(self) -> None:
+        """Forget what was computed for the request, whole or in part, and how often it was tried: not the request."""
+        with self._lock:
+            request = self.request()
+            (self.folder / REPLY).unlink(missing_ok=True)
+            (self.folder / FACTS).unlink(missing_ok=True)
+            trees = [] if request is None else request.message_object_trees
+            own = {node.object_id for tree in trees for node in iterate_object_tree(tree)}
+            for path in (self.folder / OBJECTS).glob("*"):
+                if path.name not in own:
+                    path.unlink(missing_ok=True)
+
     def put(self, object_id: str, content: bytes) -> None:
         """Keep one object of the content."""
         if is_valid_sha256_hash(object_id):

@@ -36,6 +36,7 @@ IMAGE_SIDE = 48
 POLL_S = 0.002
 START_S = 300.0  # with both cores at work for others
 BIN = Path(sys.executable).parent
+OUTSIDE = "coordinator.invalid"  # the coordinator's name for a site whose own network cannot resolve it (RFC 6761)
 
 MODEL = {
     "image_side": 32, "regions": 2, "crop": 16, "latent": 16, "sampling_steps": 2, "sampling_starts": 1, "attention": 8,
@@ -269,7 +270,7 @@ class Consortium:
         self.programs: list[Program] = []
         self.heartbeat_s = heartbeat_s
         authority = make_authority(folder / "ca")
-        certificate, key = authority.issue_server(["localhost"], ["127.0.0.1"], folder / "server")
+        certificate, key = authority.issue_server(["localhost", OUTSIDE], ["127.0.0.1"], folder / "server")
         self.roster, roster = folder / "roster.json", Roster()
         for number, site in enumerate(SITES):
             text = make_site_key(folder / "keys" / f"{number}.key")
@@ -318,8 +319,12 @@ class Consortium:
 
     def reroute(self, site: str, port: int) -> None:
         """Let a site find the coordinator at another port."""
+        self.set_way(site, address=f"localhost:{port}")
+
+    def set_way(self, site: str, **way: Any) -> None:
+        """Change settings of a site's way to the coordinator, before it is started."""
         value = yaml.safe_load(self.site_yaml[site].read_text(encoding="utf-8"))
-        value["coordinator"]["address"] = f"localhost:{port}"
+        value["coordinator"] |= way
         self.site_yaml[site].write_text(yaml.safe_dump(value, allow_unicode=True), encoding="utf-8")
 
     def site_folder(self, site: str) -> Path:

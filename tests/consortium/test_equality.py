@@ -1,10 +1,20 @@
-"""Real processes over TLS train the same weights as the in-process simulation, bit for bit."""
+"""Real processes over TLS train the same weights as the in-process simulation, bit for bit.
 
-from tests.consortium.harness import SITES, consortium, final_weights, summary
+One of the sites is in a network whose proxy is the only way out, and alone knows the coordinator's name.
+"""
+
+from tests.consortium.harness import OUTSIDE, SITES, consortium, final_weights, summary
+from tests.proxy import Proxy, serving
 
 
 def test_weights_equal_the_simulation(tmp_path, data, common, undisturbed):
-    with consortium(tmp_path, data, common) as made:
+    class HospitalProxy(Proxy):
+        asked = []
+
+    with serving(HospitalProxy) as proxy, consortium(tmp_path, data, common) as made:
+        outside = f"{OUTSIDE}:{made.port}"
+        HospitalProxy.routes = {outside: f"127.0.0.1:{made.port}"}
+        made.set_way(SITES[-1], address=outside, proxy=f"http://{proxy}")
         server = made.start_server()
         for site in SITES:
             made.start_site(site)
@@ -17,3 +27,5 @@ def test_weights_equal_the_simulation(tmp_path, data, common, undisturbed):
     assert set(undisturbed) == {"guidance.safetensors", "diffusion.safetensors"}
     found = summary(made.run_dir)
     assert found["status"] == "done" and all(row["missing"] == {} for row in found["rounds"])
+    assert HospitalProxy.asked and set(HospitalProxy.asked) == {outside}
+

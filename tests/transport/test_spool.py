@@ -55,6 +55,27 @@ def test_a_reply_counts_while_all_its_objects_are_there(tmp_path: Path) -> None:
     assert not spool.has_reply()
 
 
+def test_of_a_site_that_withdraws_only_the_request_is_left(tmp_path: Path) -> None:
+    computed = b"what was computed"
+    spool = Spool(tmp_path)
+    spool.begin(request())
+    spool.put(NAME, CONTENT)
+    spool.put(get_object_id(computed), computed)
+    (tmp_path / OBJECTS / "torn.part").write_bytes(computed[:3])
+    spool.keep_reply(reply())
+    spool.attempt()
+    spool.drop_reply()
+    assert [path.name for path in (tmp_path / OBJECTS).iterdir()] == [NAME]
+    assert (spool.request(), spool.get(NAME), spool.has_reply(), spool.attempts) == (request(), CONTENT, False, 0)
+
+
+def test_without_a_request_nothing_is_left(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.put(NAME, CONTENT)
+    spool.drop_reply()
+    assert list((tmp_path / OBJECTS).iterdir()) == []
+
+
 @pytest.mark.parametrize("content", [b"", CONTENT[:5], b"something else"])
 def test_an_object_that_is_torn_or_changed_is_not_there(content: bytes, tmp_path: Path) -> None:
     spool = Spool(tmp_path)

@@ -1,12 +1,9 @@
 """Each way in which a coordinator can be out of reach, caused; and the real one, behind its guard."""
 
-import contextlib
 import http.server
 import socket
 import ssl
-import threading
 import time
-from typing import ClassVar
 
 import pytest
 
@@ -15,6 +12,7 @@ from client.preflight import network
 from client.preflight.network import check_network, clock_check
 from fed_diffmic.provision.authority import make_authority
 from fed_diffmic.provision.keys import load_private
+from tests.proxy import Proxy, serving
 
 
 def look(config, key=None, timeout_s=5.0):
@@ -23,23 +21,6 @@ def look(config, key=None, timeout_s=5.0):
 
 def levels(checks):
     return {name: check.level for name, check in checks.items()}
-
-
-@contextlib.contextmanager
-def serving(handler, context=None):
-    """An HTTP server on loopback; its address."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.handle_error = lambda *_: None
-    if context is not None:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(5)
 
 
 class Page(http.server.BaseHTTPRequestHandler):
@@ -52,37 +33,6 @@ class Page(http.server.BaseHTTPRequestHandler):
             self.send_header("x-fed-diffmic-versions", self.versions)
         self.send_header("content-length", "0")
         self.end_headers()
-
-    def log_message(self, *_):
-        pass
-
-
-class Proxy(http.server.BaseHTTPRequestHandler):
-    """Tunnels by CONNECT, or refuses; remembers where to."""
-
-    allowed = True
-    asked: ClassVar[list] = []
-
-    def do_CONNECT(self):
-        type(self).asked.append(self.path)
-        if not self.allowed:
-            self.send_error(403)
-            return
-        host, _, port = self.path.rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=5) as far:
-            self.send_response(200)
-            self.end_headers()
-            back = threading.Thread(target=self._copy, args=(far, self.connection), daemon=True)
-            back.start()
-            self._copy(self.connection, far)
-            back.join(5)
-
-    @staticmethod
-    def _copy(source, target):
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
 
     def log_message(self, *_):
         pass
@@ -121,7 +71,7 @@ def test_a_key_that_is_not_enrolled(site, way, address, consortium):
 
 def test_through_a_proxy(site, way, address, consortium, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # not looked at: only the configuration decides
-    Proxy.asked = []
+    monkeypatch.setattr(Proxy, "asked", [])
     with serving(Proxy) as proxy:
         config = way(site, address=address, proxy=f"http://{proxy}").coordinator
         checks = look(config, load_private(consortium.key("north")))
