@@ -25,7 +25,7 @@ from typing import Any
 
 import configs
 from fed_diffmic.config import SimulateConfig
-from fed_diffmic.config_checks import check_consistency
+from fed_diffmic.config_checks import check_consistency, check_epochs_count
 from fed_diffmic.config_network_checks import check_server_consistency, check_site_consistency
 from fed_diffmic.config_server import ServerConfig
 from fed_diffmic.config_site import SiteConfig
@@ -117,7 +117,9 @@ def _from_text(base: Base, text: str, overrides: Sequence[str], source: str) -> 
     for override in overrides:
         _apply(base, override, tree, chosen)
     values = typed(base.config_type, tree)
+    given = {stage: set(said) for stage, said in values.get("stages", {}).items() if isinstance(said, dict)}
     config = _build(base, chosen, values)
+    check_epochs_count(given, getattr(config, "stages", None))
     base.check(config)
     return config
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import fields, is_dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fed_diffmic.config import DatasetConfig, SimulateConfig
+from fed_diffmic.config import DatasetConfig, SimulateConfig, StagesConfig
 from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.config_server import ServerConfig
 from fed_diffmic.errors import ConfigError, UsageError
@@ -118,6 +118,24 @@ def check_model(config: SimulateConfig | ServerConfig) -> None:
         )
     if model.crop > model.image_side:
         raise ConfigError("model.crop", model.crop, f"at most model.image_side, which is {model.image_side}")
+
+
+def check_epochs_count(given: Mapping[str, Set[str]], stages: StagesConfig | None) -> None:
+    """Refuse passes that somebody asked for where the chosen preset counts steps, so that they would change nothing.
+
+    Args:
+        given: for each stage the keys that were written by hand; a saved configuration writes both.
+        stages: as composed; none: this configuration has no stages.
+    """
+    for name, keys in given.items():
+        stage = getattr(stages, name)
+        if "epochs" in keys and "steps" not in keys and stage.steps:
+            raise ConfigError(
+                f"stages.{name}.epochs",
+                f"{stage.epochs:g}",
+                f"nothing beside stages.{name}.steps, which the chosen preset sets to {stage.steps}",
+                f"To count passes: stages.{name}.steps=0 too; to keep counting steps: another stages.{name}.steps.",
+            )
 
 
 def check_stages(config: SimulateConfig | ServerConfig) -> None:

@@ -12,9 +12,7 @@ from typing import ClassVar
 
 
 @contextlib.contextmanager
-def serving(
-    handler: type[http.server.BaseHTTPRequestHandler], context: ssl.SSLContext | None = None
-) -> Iterator[str]:
+def serving(handler: type[http.server.BaseHTTPRequestHandler], context: ssl.SSLContext | None = None) -> Iterator[str]:
     """A server on loopback; its address."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.handle_error = lambda *_: None  # type: ignore[method-assign]

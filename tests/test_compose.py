@@ -16,6 +16,7 @@ from fed_diffmic.compose import (
     FOLDER,
     GROUPS,
     compose,
+    compose_server,
     compose_text,
     config_from_run_config,
     group_options,
@@ -275,6 +276,18 @@ def test_a_resolved_configuration_is_the_same_configuration(group, option, confi
     config = compose(None, [f"{group}={option}", "run.dir=/somewhere", "seed=4", *NEEDS.get((group, option), [])])
     assert compose(config_file(to_yaml(config)), []) == config
     assert config_from_run_config({"config-json": to_json(config)}) == config
+
+
+@pytest.mark.parametrize("compose_it", [compose, compose_server])
+def test_passes_are_refused_where_the_preset_counts_steps(compose_it):
+    """They would change nothing, and who wrote them would not know."""
+    with pytest.raises(ConfigError) as refused:
+        compose_it(None, ["stages=compact", "stages.plain.epochs=3"])
+    assert refused.value.key == "stages.plain.epochs"
+    assert "stages.plain.steps=0" in refused.value.remedy
+    both = compose_it(None, ["stages=compact", "stages.plain.epochs=3", "stages.plain.steps=0"])
+    assert (both.stages.plain.epochs, both.stages.plain.steps) == (3, 0)
+    assert compose_it(None, ["stages=tiny", "stages.plain.epochs=3"]).stages.plain.epochs == 3
 
 
 def test_flowers_flat_configuration():

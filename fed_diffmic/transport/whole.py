@@ -4,7 +4,8 @@ Flower's SuperLink hands out a reply as soon as a site has announced it, forgets
 wait for the reply's content, for up to two hours: a site whose link is cut in the middle of its delivery (or that
 means harm) would hold up every other site's reply, beyond the round's deadline, and could not deliver again. Here
 a reply that is announced but not whole does not count as there yet: nobody waits for it, its request stays, and the
-site delivers the rest, or the whole, when it is back.
+site delivers the rest, or the whole, when it is back. A site that no longer has what it had begun to deliver (it
+withdrew, its disk lost it) may give another reply in its place, which Flower refuses while the first one is announced.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 from flwr.supercore.object_store.sql_object_store import SqlObjectStore
 from flwr.supercore.state.schema.linkstate_models import MessageRes
 from flwr.supercore.state.schema.objectstore_models import ObjectChild, StoredObject
-from sqlalchemy import select
+from flwr.supercore.utils import uint64_to_int64
+from sqlalchemy import delete, select
 
 
 def only_whole_replies() -> None:
@@ -26,7 +28,35 @@ def only_whole_replies() -> None:
     def get_message_res(self: SqlLinkState, message_ids: set[str], run_id: int) -> list[Any]:
         return whole_replies(self, message_ids, lambda ids: inner(self, ids, run_id))
 
+    store = SqlLinkState.store_message_res
+
+    def store_message_res(self: SqlLinkState, message: Any) -> str | None:
+        make_way(self, message)
+        return store(self, message)
+
     SqlLinkState.get_message_res = get_message_res  # type: ignore[method-assign]
+    SqlLinkState.store_message_res = store_message_res  # type: ignore[method-assign]
+
+
+def make_way(state: SqlLinkState, message: Any) -> None:
+    """Forget what a node announced in reply to the same request and never delivered whole, for what it says now.
+
+    A reply that is whole, that was handed out, or that another node gave stays: the new one is refused then.
+    """
+    store, metadata = state.object_store, message.metadata
+    if not isinstance(store, SqlObjectStore):  # in memory: never ours
+        return
+    asked = select(MessageRes.message_id).where(
+        MessageRes.reply_to_message_id == metadata.reply_to_message_id,
+        MessageRes.message_id != metadata.message_id,
+        MessageRes.src_node_id == uint64_to_int64(metadata.src_node_id),
+        MessageRes.delivered_at == "",
+    )
+    with state.session() as session:
+        for other in session.scalars(asked).all():
+            if lacks_content(store, str(other)):
+                session.execute(delete(MessageRes).where(MessageRes.message_id == other))
+                store.delete(str(other))
 
 
 class _AnnouncedMeanwhileError(Exception):

@@ -156,6 +156,15 @@ def test_what_the_policy_allows_is_done(tmp_path: Path, site: Any) -> None:
     assert [n.kind for n in lines(tmp_path)] == ["opened"] + ["task", "payload"] * 4
 
 
+def test_flowers_copy_of_the_request_is_dropped_before_the_work(tmp_path: Path, site: Any) -> None:
+    site()
+    held = task_message(encode(task("train")), node=1, message_type="train", ttl=60.0, group="1")
+    set_message_id(held, "1")
+    assert list(held.content.array_records) != []
+    assert from_record(app(message=held, context=context(tmp_path)).content, AMPLE).kind == "train.reply"
+    assert list(held.content) == []
+
+
 def test_an_update_larger_than_allowed_does_not_leave(tmp_path: Path, site: Any) -> None:
     site(max_update_norm=1e-6)
     failed = failure_of(send(task("train"), "train", context(tmp_path)))

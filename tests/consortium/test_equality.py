@@ -3,13 +3,15 @@
 One of the sites is in a network whose proxy is the only way out, and alone knows the coordinator's name.
 """
 
+from typing import ClassVar
+
 from tests.consortium.harness import OUTSIDE, SITES, consortium, final_weights, summary
 from tests.proxy import Proxy, serving
 
 
 def test_weights_equal_the_simulation(tmp_path, data, common, undisturbed):
     class HospitalProxy(Proxy):
-        asked = []
+        asked: ClassVar[list[str]] = []
 
     with serving(HospitalProxy) as proxy, consortium(tmp_path, data, common) as made:
         outside = f"{OUTSIDE}:{made.port}"
@@ -28,4 +30,3 @@ def test_weights_equal_the_simulation(tmp_path, data, common, undisturbed):
     found = summary(made.run_dir)
     assert found["status"] == "done" and all(row["missing"] == {} for row in found["rounds"])
     assert HospitalProxy.asked and set(HospitalProxy.asked) == {outside}
-

@@ -8,9 +8,11 @@ import subprocess
 import pytest
 
 from client.housekeeping import KEPT
-from fed_diffmic.transport.supernode import INBOX
 from fed_diffmic.exchange.failures import WITHDRAWN, failure_sentence
+from fed_diffmic.transport.supernode import INBOX
+from tests.consortium.faults import REQUEST_BYTES
 from tests.consortium.harness import BIN, SITES, START_S, alive, consortium, environment, final_weights, summary, wait
+from tests.consortium.link import Link
 
 LEAVES = SITES[-1]
 TASKS = ("task", "payload", "refusal")  # lines of the audit log that come of a request
@@ -86,3 +88,25 @@ def test_a_run_that_needs_it_says_so_and_goes_on_when_it_is_back(tmp_path, data,
         assert made.start_server(resume=True).wait(START_S) == 0
         assert made.stop_sites() == [143] * 3
     assert final_weights(made.run_dir) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_of_an_update_that_is_being_delivered_nothing_arrives(tmp_path, data, common):
+    """The coordinator has a part of the reply already; Flower takes no other one while it waits for the rest."""
+    with consortium(tmp_path, data, common, run={"quorum": 0.6}) as made:
+        link = Link(made.port)
+        made.reroute(LEAVES, link.port)
+        server = start(made)
+        link.stop_inside(REQUEST_BYTES)
+        assert link.hit.wait(START_S)
+        assert say(made, "withdraw") == 0
+        wait("the line of the decision", lambda: decision(made) is not None, SOON_S)
+        link.heal()
+        made.wait_event("site_withdrew", SOON_S, site=LEAVES)
+        assert server.wait(200) == 0, server.said()
+        assert kept(made) == []
+        made.stop_sites()
+        link.close()
+    found = {(row["stage"], row["round"]): row for row in summary(made.run_dir)["rounds"]}
+    assert found["guidance", 2]["missing"] == {LEAVES: failure_sentence(WITHDRAWN)}

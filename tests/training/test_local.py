@@ -1,5 +1,6 @@
 """The local update: equal bits, order of batches, what moves and what does not."""
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -180,6 +181,25 @@ def test_an_empty_site_and_a_diverging_loss_raise():
         next(module.network.parameters()).fill_(float("nan"))
     with pytest.raises(ValueError, match="infinite or not a number"):
         local.local_update(module, site.train, FedAvg(StrategyConfig()), site="a", round_index=1)
+
+
+@pytest.mark.parametrize(("strategy", "kept"), [("fedavg", False), ("fedprox", True)])
+def test_neither_gradients_nor_an_unused_copy_of_the_weights_are_held(strategy, kept, monkeypatch):
+    """With the largest model each is half a gigabyte."""
+    spec = tiny_spec(strategy=StrategyConfig(name=strategy, mu=0.1))
+    module = start(spec, "plain")
+    made, held, real = [], [], local.local_context
+
+    def remember(*arguments):
+        context = real(*arguments)
+        made.append([weakref.ref(value) for value in context.reference.values()])
+        return context
+
+    monkeypatch.setattr(local, "local_context", remember)
+    monkeypatch.setattr(local, "check_time", lambda: held.append(any(ref() is not None for ref in made[0])))
+    local.local_update(module, tiny_site().train, build_algorithm(spec.strategy), site="a", round_index=1)
+    assert held and set(held) == {kept}
+    assert [name for name, p in module.network.named_parameters() if p.grad is not None] == []
 
 
 def test_threads_are_set_by_the_local_update():

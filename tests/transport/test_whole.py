@@ -10,7 +10,7 @@ from flwr.supercore.object_store.sql_object_store import SqlObjectStore
 from flwr.supercore.state.schema.linkstate_models import MessageRes
 from sqlalchemy import func, insert, select
 
-from fed_diffmic.transport.whole import begun, lacks_content, whole_replies
+from fed_diffmic.transport.whole import begun, lacks_content, make_way, whole_replies
 
 
 def name(text):
@@ -75,3 +75,31 @@ def test_a_reply_announced_between_the_look_and_the_claim_is_given_back(store, t
         store.put(name(text), b"x")
     assert [m.metadata.message_id for m in whole_replies(state, asked, claim)] == [half, whole, ""]
     assert len(claims) == 3
+
+
+@pytest.mark.parametrize(
+    ("whole", "node", "delivered", "stays"),
+    [(False, 7, "", False), (True, 7, "", True), (False, 8, "", True), (False, 7, "2026-01-01", True)],
+)
+def test_another_reply_takes_the_place_of_one_that_its_site_never_finished(
+    store, tmp_path, whole, node, delivered, stays
+):
+    state = SqlLinkState(str(tmp_path / "state.db"), SimpleNamespace(), store)
+    state.initialize()
+    store.put(name("array"), b"x")
+    if whole:
+        for text in ("message", "records", "figures"):
+            store.put(name(text), b"x")
+    with state.session() as session:
+        row = {"reply_to_message_id": "question", "src_node_id": 7, "delivered_at": delivered}
+        session.execute(insert(MessageRes).values(message_id=name("message"), **row))
+
+    def say(message):
+        make_way(state, SimpleNamespace(metadata=SimpleNamespace(
+            message_id=message, reply_to_message_id="question", src_node_id=node)))  # fmt: skip
+        with state.session() as session:
+            return session.scalar(select(func.count()).select_from(MessageRes)) == 1
+
+    assert say(name("message"))  # the same one again is a retry
+    assert say(name("another")) == stays
+    assert (store.get(name("array")) is not None) == stays
