@@ -149,13 +149,7 @@ def config_from_run_config(run_config: Mapping[str, Any]) -> SimulateConfig:
     """
     text = str(run_config.get("config-json") or "")
     if text:
-        try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise ConfigError("config-json", text[:40], "a JSON object") from error
-        config = typing.cast(SimulateConfig, parse_dataclass(SimulateConfig, values, "config-json"))
-        check_consistency(config)
-        return config
+        return _from_json(text)
     try:
         overrides = shlex.split(str(run_config.get("overrides") or ""))
     except ValueError as error:
@@ -163,6 +157,18 @@ def config_from_run_config(run_config: Mapping[str, Any]) -> SimulateConfig:
     if run_config.get("run-dir"):
         overrides.append(f"run.dir={run_config['run-dir']}")
     return compose(None, overrides)
+
+
+@functools.lru_cache(maxsize=8)
+def _from_json(text: str) -> SimulateConfig:
+    """Every virtual site reads the run's configuration before each of its tasks."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ConfigError("config-json", text[:40], "a JSON object") from error
+    config = typing.cast(SimulateConfig, parse_dataclass(SimulateConfig, values, "config-json"))
+    check_consistency(config)
+    return config
 
 
 def group_options(group: str) -> list[str]:

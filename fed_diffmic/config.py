@@ -89,6 +89,12 @@ class ModelConfig(Checked):
     crop_channels: str = option(
         "all", "channels of a crop: all, or the first one repeated as in the paper's code", choices=("all", "first")
     )
+    region_map: str = option(
+        "sum",
+        "where regions are sought: in the sum of all class maps as in the paper's code, or in maps weighed by their "
+        "class's probability (global logits)",
+        choices=("sum", "probable"),
+    )
     latent: int = option(256, "latent channels D (paper 6144)", ge=8, le=65536)
     timesteps: int = option(1000, "diffusion timesteps T in training", ge=10, le=10000)
     sampling_steps: int = option(10, "DDIM steps S at inference", ge=1, le=1000)
@@ -319,6 +325,13 @@ class RunConfig(Checked):
     quorum: float = option(1.0, "share of sites whose good replies a round needs", gt=0, le=1)
     deadline_s: float = option(86400.0, "seconds a round may take", gt=0, le=7 * 86400)
     bootstrap: int = option(1000, "resamples of groups for the 95 % intervals; 0: none", ge=0, le=100_000)
+    examples: int | None = option(
+        None,
+        "test images of each class that the report shows with saliency and regions; null: 2 of drawn data, else 0. They"
+        " are then in report.html: only for data that everybody may see, never with dataset=table",
+        ge=0,
+        le=16,
+    )
     lr_scales: list[float] = option(
         doc="grid of factors on every lr; each method takes the best on its own validation sets",
         factory=lambda: [1.0],

@@ -44,6 +44,13 @@ def check_consistency(config: SimulateConfig) -> None:
     check_once("run.lr_scales", config.run.lr_scales)
     if not config.run.lr_scales:
         raise ConfigError("run.lr_scales", "[]", "at least one number, for example [1.0]")
+    if config.run.examples and config.dataset.name == "table":
+        raise ConfigError(
+            "run.examples",
+            config.run.examples,
+            "0 or null with dataset=table",
+            "A report is passed on; it shows images of drawn or published data only.",
+        )
 
 
 def check_dataset(data: DatasetConfig, group: str) -> None:

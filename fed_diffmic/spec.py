@@ -7,6 +7,7 @@ a site must not trust who sent it.
 
 from __future__ import annotations
 
+import functools
 import json
 import types
 import typing
@@ -127,7 +128,7 @@ def parse_dataclass(kind: type[Any], value: object, key: str) -> Any:
     """Build a (nested) frozen dataclass from plain JSON values, refusing what does not fit."""
     if not isinstance(value, Mapping):
         raise ConfigError(key, type(value).__name__, "a mapping")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     known = {f.name for f in fields(kind)}
     for name in value:
         if name not in known:
@@ -138,6 +139,11 @@ def parse_dataclass(kind: type[Any], value: object, key: str) -> Any:
     except TypeError as error:
         missing = known - set(value)
         raise ConfigError(key, f"without {', '.join(sorted(missing))}", "every required key") from error
+
+
+@functools.cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _parse(hint: Any, value: Any, key: str) -> Any:

@@ -26,6 +26,7 @@ from fed_diffmic.files import atomic_write, save_tensors, write_json
 from fed_diffmic.privacy.statement import last_claims, statement
 from fed_diffmic.reporting.curves import write_metrics_csv
 from fed_diffmic.reporting.events import EventLog, read_events
+from fed_diffmic.reporting.examples import FILE as EXAMPLES
 from fed_diffmic.reporting.progress import RichProgress, make_progress
 from fed_diffmic.reporting.report import write_report
 from fed_diffmic.reporting.table import print_summary
@@ -35,6 +36,7 @@ from server.app import app as server_app
 from server.app import shared_events
 from server.checkpoints import FinalModel, has_final, load_final
 from simulations.arms import Arm, arms_of, scaled
+from simulations.examples import example_tensors, wanted
 from simulations.figures import Predictor, cross_site, differences, method_result, prediction_tensors
 from simulations.flower_app import client_app
 from simulations.grid import InProcessGrid
@@ -242,6 +244,10 @@ def summarise(
     methods = dict(method_models(arms, trained, sites, device))
     results = {name: method_result(models, sites.sites, draws) for name, models in methods.items()}
     save_tensors(Path(str(config.run.dir)) / "predictions.safetensors", prediction_tensors(results))
+    shown = wanted(config)
+    if shown and "guidance/federated" in methods:
+        examples = example_tensors(methods["guidance/federated"], results["federated"], sites.sites, shown)
+        save_tensors(Path(str(config.run.dir)) / EXAMPLES, examples)
     own = results["federated"]
     others = {name: result for name, result in results.items() if name != "federated"}
     return {

@@ -206,6 +206,7 @@ def build_guidance(cfg: ModelConfig, num_classes: int) -> GuidanceNetwork:
         num_classes=num_classes,
         top_percent=cfg.top_percent,
         attention=cfg.attention,
+        region_map=cfg.region_map,
     )
 
 

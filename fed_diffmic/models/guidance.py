@@ -111,6 +111,8 @@ class GuidanceNetwork(nn.Module):
         num_classes: ``C``.
         top_percent: per cent of cells that make the global logits (paper 100).
         attention: hidden width of the attention (paper 128).
+        region_map: ``sum``: regions are sought in the sum of all class maps; ``probable``: each map weighs as its
+            class's share in the softmax of the global logits.
     """
 
     def __init__(
@@ -122,8 +124,10 @@ class GuidanceNetwork(nn.Module):
         num_classes: int,
         top_percent: float,
         attention: int,
+        region_map: str = "sum",
     ) -> None:
         super().__init__()
+        self.region_map = region_map
         self.global_encoder = global_encoder
         self.saliency = nn.Conv2d(global_encoder.width, num_classes, kernel_size=1, bias=False)
         self.regions = regions
@@ -135,7 +139,8 @@ class GuidanceNetwork(nn.Module):
         """Normalised images ``(B, 3, H, H)`` to :class:`GuidanceOutput`."""
         saliency = self.saliency(self.global_encoder(images))
         y_global = top_cells_mean(saliency, self.top_percent)
-        cells, pixels, crops = self.regions(images, saliency.detach())
+        weights = torch.softmax(y_global.detach(), dim=1) if self.region_map == "probable" else None
+        cells, pixels, crops = self.regions(images, saliency.detach(), weights)
         attention, y_local = self.local_head(pooled_crops(self.local_encoder, crops))
         fused = (y_global + y_local) / 2
         return GuidanceOutput(y_global, y_local, fused, saliency, cells, pixels, crops, attention)

@@ -56,16 +56,19 @@ class RegionSearch(nn.Module):
         self.register_buffer("pixel_of_cell", torch.tensor(pixels), persistent=False)
 
     @torch.no_grad()
-    def search(self, saliency: Tensor) -> tuple[Tensor, Tensor]:
+    def search(self, saliency: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Upper left corners of the regions, best first.
 
-        Each class map is scaled to [0, 1] and the classes are summed; then, ``K`` times, the window
+        Each class map is scaled to [0, 1] and the classes are summed (the paper's code), or summed with ``weights``:
+        where classes exclude each other, the maps of those that are not there are highest beside what is there, and
+        an unweighted sum of many of them leads away from it. Then, ``K`` times, the window
         with the highest mean is taken (the first in row-major order on a tie) and its cells are set
         to 0. A window is never taken twice and a constant class map counts as 0, so that any map,
         a constant one too, gives ``K`` distinct regions.
 
         Args:
             saliency: ``(B, C, G, G)``.
+            weights: of the class maps, ``(B, C)``, not negative; none: all alike.
 
         Returns:
             cells ``(B, K, 2)`` and pixels ``(B, K, 2)``: row and column, int64.
@@ -74,6 +77,8 @@ class RegionSearch(nn.Module):
         low = saliency.amin(dim=(2, 3), keepdim=True)
         span = saliency.amax(dim=(2, 3), keepdim=True) - low
         scaled = torch.where(span > EPSILON, (saliency - low) / span.clamp_min(EPSILON), torch.zeros_like(saliency))
+        if weights is not None:
+            scaled = scaled * weights.float()[:, :, None, None]
         heat = scaled.sum(dim=1)  # (B, G, G)
 
         places = self.grid - self.window + 1
@@ -113,7 +118,7 @@ class RegionSearch(nn.Module):
         picked = images.flatten(2).gather(2, flat.unsqueeze(1).expand(-1, channels, -1))
         return picked.reshape(batch, channels, self.regions, self.crop, self.crop).transpose(1, 2)
 
-    def forward(self, images: Tensor, saliency: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor, saliency: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Images ``(B, 3, H, H)`` and saliency ``(B, C, G, G)`` to cells, pixels ``(B, K, 2)`` and crops."""
-        cells, pixels = self.search(saliency)
+        cells, pixels = self.search(saliency, weights)
         return cells, pixels, self.cut(images, pixels)

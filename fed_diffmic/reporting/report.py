@@ -10,6 +10,7 @@ from fed_diffmic.files import atomic_write
 from fed_diffmic.reporting import page, plots
 from fed_diffmic.reporting.curves import Row, kept_rows
 from fed_diffmic.reporting.events import Event, trouble
+from fed_diffmic.reporting.examples import examples_section, load_examples
 from fed_diffmic.reporting.page import Html
 from fed_diffmic.reporting.story import HELPED, MAIN_METRICS, UNCLEAR, UNKNOWN, WORSE, tell, verdict
 from fed_diffmic.reporting.view import (
@@ -344,6 +345,7 @@ def write_report(
         _classes(summary),
         _all_figures(summary),
         _matrix(summary, MAIN_METRICS[summary["task"]][0]),
+        examples_section(load_examples(run_dir), summary["classes"]),
         _curves(kept_rows(events), MAIN_METRICS[summary["task"]][0]),
         _privacy(summary),
         _data(summary),

@@ -185,13 +185,12 @@ def nll_sums(scores: np.ndarray, labels: np.ndarray, prior: np.ndarray, task: st
         raise ValueError(f"labels have shape {labels.shape}, scores {scores.shape}: they do not fit for {task}")
     sums = np.zeros(points.shape)
     for i, scale in enumerate(points.scales):
-        for j, weight in enumerate(points.prior_weights):
-            exponent = _exponent(scores, prior, task, scale, weight)
-            if task == "multilabel":
-                each = -log_expit(np.where(labels > 0, exponent, -exponent)).sum(axis=1)
-            else:
-                each = -log_softmax(exponent, axis=1)[np.arange(len(labels)), labels.astype(np.int64)]
-            sums[i, j] = np.rint(each * _UNIT).sum()
+        exponent = np.stack([_exponent(scores, prior, task, scale, weight) for weight in points.prior_weights])
+        if task == "multilabel":
+            each = -log_expit(np.where(labels > 0, exponent, -exponent)).sum(axis=2)
+        else:
+            each = -log_softmax(exponent, axis=2)[:, np.arange(len(labels)), labels.astype(np.int64)]
+        sums[i] = np.rint(each * _UNIT).sum(axis=1)
     return sums / _UNIT
 
 

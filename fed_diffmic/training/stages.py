@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -300,17 +301,27 @@ def exchanged(module: StageModule) -> dict[str, str]:
     ``parameter``: trainable; ``buffer``: floating statistics that training updates; ``counter``:
     integers that training updates. What is frozen never crosses again after the base.
     """
-    network = module.network
-    kinds = {name: "parameter" for name, p in network.named_parameters() if p.requires_grad}
+    kinds = {name: "parameter" for name, p in module.network.named_parameters() if p.requires_grad}
+    if module not in _STATISTICS:
+        _STATISTICS[module] = _statistics(module)
+    return dict(sorted({**kinds, **_STATISTICS[module]}.items()))
+
+
+_STATISTICS: WeakKeyDictionary[StageModule, dict[str, str]] = WeakKeyDictionary()
+
+
+def _statistics(module: StageModule) -> dict[str, str]:
+    """What training mode updates besides parameters; a module's builder decides that once."""
+    kinds: dict[str, str] = {}
     was_training = module.training
     module.train()
-    for prefix, layer in network.named_modules():
+    for prefix, layer in module.network.named_modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training and layer.track_running_stats:
             for name, buffer in layer.named_buffers(recurse=False):
                 full = f"{prefix}.{name}" if prefix else name
                 kinds[full] = "buffer" if buffer.is_floating_point() else "counter"
     module.train(was_training)
-    return dict(sorted(kinds.items()))
+    return kinds
 
 
 def to_array(value: torch.Tensor) -> np.ndarray:

@@ -48,6 +48,18 @@ def test_local_logits_are_attention_over_the_crops_one_at_a_time(tiny: Build) ->
             torch.testing.assert_close(out.y_local[b], net.local_head.classifier.weight @ pooled, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("region_map", ["sum", "probable"])
+def test_regions_are_sought_where_the_configuration_says(tiny: Build, region_map: str) -> None:
+    torch.manual_seed(0)
+    net = build_guidance(tiny(region_map=region_map), 3).eval()
+    with torch.no_grad():
+        out = net(8 * torch.randn(16, 3, 64, 64))
+    plain, _ = net.regions.search(out.saliency)
+    weighed, _ = net.regions.search(out.saliency, torch.softmax(out.y_global, dim=1))
+    assert not torch.equal(plain, weighed)
+    assert torch.equal(out.cells, weighed if region_map == "probable" else plain)
+
+
 def test_gradients_reach_every_parameter(tiny: Build) -> None:
     torch.manual_seed(0)
     net = build_guidance(tiny(), 3).train()

@@ -106,6 +106,19 @@ def test_a_single_peak_does_not_repeat_a_region() -> None:
     assert cells.tolist() == [[[2, 1], [0, 0], [0, 1]]]
 
 
+def test_weighed_maps_lead_to_what_is_probably_there() -> None:
+    """A class that is there, and three that are not and respond beside it."""
+    saliency = torch.zeros(1, 4, 4, 4)
+    saliency[0, 0, 1, 2] = 1.0
+    saliency[0, 1:, 3, 0] = 1.0
+    search = RegionSearch(regions=2, crop=16, side=64, grid=4)
+    assert search.search(saliency)[0][0, 0].tolist() == [3, 0]
+    weights = torch.tensor([[0.7, 0.1, 0.1, 0.1]])
+    assert search.search(saliency, weights)[0].tolist() == [[[1, 2], [3, 0]]]
+    alike = torch.full((1, 4), 0.25)
+    assert torch.equal(search.search(saliency, alike)[0], search.search(saliency)[0])
+
+
 def test_one_image_does_not_change_anothers_regions() -> None:
     saliency = torch.randn(5, 3, 7, 7, generator=torch.Generator().manual_seed(0))
     search = RegionSearch(regions=4, crop=32, side=224, grid=7)
