@@ -31,11 +31,18 @@ def register(add: Add) -> None:
     experiment.description = _ABOUT
     add_below = below(experiment)
     add_below("list", _list, "the experiments that come with the package")
-    run = add_below("run", _run, "run the cells that have no figures yet, and write table and report")
-    run.add_argument("name", help="an experiment's name, or a file")
-    run.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the experiment, new or begun")
-    run.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (1); 0: as many as the machine allows")
-    run.add_argument("settings", nargs="*", metavar="key=value", help="for every cell; axes.NAME=a,b narrows an axis")
+    about = "run the cells that have no figures yet, and write table and report"
+    for name, said in (("run", about), ("sweep", "the same as run")):
+        run = add_below(name, _run, said)
+        run.description = about
+        run.add_argument("name", help="an experiment's name, or a file")
+        run.add_argument(
+            "--out", required=True, type=Path, metavar="DIR", help="folder of the experiment, new or begun"
+        )
+        run.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (1); 0: as many as memory allows")
+        run.add_argument(
+            "settings", nargs="*", metavar="key=value", help="of every cell; axes.NAME=a,b narrows an axis"
+        )
     report = add_below("report", _report, "write table, comparisons and pictures again")
     report.add_argument("folder", type=Path, metavar="DIR", help="folder of the experiment")
 
