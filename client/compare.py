@@ -21,6 +21,7 @@ from fed_diffmic.config_site import SiteConfig
 from fed_diffmic.data.site import Examples, SiteData
 from fed_diffmic.errors import DataError, ModelFileError, UsageError
 from fed_diffmic.files import sync_folder
+from fed_diffmic.personal import save_part
 from fed_diffmic.spec import RunSpec
 from fed_diffmic.training import calibration
 from fed_diffmic.training.calibration import Calibration
@@ -129,12 +130,14 @@ def score(source: SiteSource, model: Final, split: str, device: str) -> Scored:
     return Scored(probabilities, decided, examples.labels, examples.groups, spec.task)
 
 
-def take_over(final: Path, folder: Path) -> Path:
+def take_over(final: Path, folder: Path, site: str, parts: Mapping[str, Tensors] | None = None) -> Path:
     """Keep a model as the one in use; the one before stays beside it.
 
     Args:
         final: folder of the run that was read and verified; its ``final/`` is copied.
         folder: the site's own.
+        site: its name.
+        parts: what of the model is the site's own, by stage; kept beside it.
 
     Returns:
         The folder of the model in use.
@@ -148,6 +151,8 @@ def take_over(final: Path, folder: Path) -> Path:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(mode=0o700)
     shutil.copytree(final / "final", part / "final")
+    for stage, own in (parts or {}).items():
+        save_part(part, stage, site, own)
     shutil.rmtree(before, ignore_errors=True)
     if target.exists():
         target.rename(before)

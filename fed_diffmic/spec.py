@@ -128,7 +128,7 @@ def parse_dataclass(kind: type[Any], value: object, key: str) -> Any:
     """Build a (nested) frozen dataclass from plain JSON values, refusing what does not fit."""
     if not isinstance(value, Mapping):
         raise ConfigError(key, type(value).__name__, "a mapping")
-    hints = _hints(kind)
+    hints = _hints(typing.cast(Any, kind))
     known = {f.name for f in fields(kind)}
     for name in value:
         if name not in known:

@@ -23,6 +23,7 @@ from fed_diffmic.config import ModelConfig, SimulateConfig
 from fed_diffmic.config_checks import with_run_dir
 from fed_diffmic.errors import ConfigError, MachineError
 from fed_diffmic.files import atomic_write, save_tensors, write_json
+from fed_diffmic.personal import own_part
 from fed_diffmic.privacy.statement import last_claims, statement
 from fed_diffmic.reporting.curves import write_metrics_csv
 from fed_diffmic.reporting.events import EventLog, read_events
@@ -40,7 +41,7 @@ from simulations.examples import example_tensors, wanted
 from simulations.figures import Predictor, cross_site, differences, method_result, prediction_tensors
 from simulations.flower_app import client_app
 from simulations.grid import InProcessGrid
-from simulations.personal import keep_personal, own_part
+from simulations.personal import keep_personal
 from simulations.sites import VirtualSites, check_named_sites, heterogeneity, shared_sites
 
 PACKAGES = ("fed-diffmic", "flwr", "torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn")

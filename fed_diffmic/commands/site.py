@@ -114,6 +114,7 @@ def _compare(config: SiteConfig, arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from client.compare import IN_USE, compare_models, comparison_text, take_over
+    from client.personal import complete, own_parts
     from fed_diffmic.final import load_final
     from fed_diffmic.provision.keys import load_public
 
@@ -121,9 +122,15 @@ def _compare(config: SiteConfig, arguments: argparse.Namespace) -> int:
     in_use = arguments.other or (folder / IN_USE if (folder / IN_USE).exists() else None)
     key = None if config.coordinator.public_key is None else load_public(config.coordinator.public_key)
     came = load_final(arguments.model, public_key=key)
-    result = compare_models(config, came, None if in_use is None else load_final(in_use), split=arguments.split)
+    parts = own_parts(config, came, arguments.model)
+    before = None
+    if in_use is not None:
+        before = load_final(in_use)
+        before = complete(before, own_parts(config, before, in_use))
+    result = compare_models(config, complete(came, parts), before, split=arguments.split)
     print(json.dumps(asdict(result), indent=2) if arguments.json else comparison_text(result))
     if arguments.take_over:
-        take_over(arguments.model, folder)
-        print("The model is now the one in use.", file=sys.stderr)
+        take_over(arguments.model, folder, config.site.name, parts)
+        own = f", with this site's own part of it (--site {config.site.name})" if parts else ""
+        print(f"The model is now the one in use{own}.", file=sys.stderr)
     return 0

@@ -71,9 +71,9 @@ def test_a_model_taken_over_leaves_the_one_before_beside_it(tmp_path: Path) -> N
         (tmp_path / name / "final" / "model.json").write_text(name)
     folder = tmp_path / "site"
     folder.mkdir()
-    take_over(tmp_path / "first", folder)
-    take_over(tmp_path / "second", folder)
+    take_over(tmp_path / "first", folder, "one")
+    take_over(tmp_path / "second", folder, "one")
     assert (folder / IN_USE / "final" / "model.json").read_text() == "second"
     assert (folder / BEFORE / "final" / "model.json").read_text() == "first"
     with pytest.raises(UsageError, match="in use already"):
-        take_over(folder / IN_USE, folder)
+        take_over(folder / IN_USE, folder, "one")
