@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from client.preflight.check import Check, failed, guarded, of_error, passed
 from client.preflight.credentials import check_credentials, read_key, read_kit
 from client.preflight.images import check_groups, check_labels, check_outliers, open_images
 from client.preflight.machine import check_machine
 from client.preflight.network import check_network
-from client.preflight.trial import check_trial
+from client.preflight.privacy import check_privacy
+from client.preflight.trial import check_trial, expected_spec
+from client.source import SiteSource
 from fed_diffmic.config import ModelConfig, StagesConfig
 from fed_diffmic.config_network_checks import check_site_start
 from fed_diffmic.config_site import SiteConfig
 from fed_diffmic.errors import ConfigError
 
-PARTS = ("machine", "credentials", "network", "data", "trial")
+PARTS = ("machine", "credentials", "network", "data", "privacy", "trial")
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,18 @@ def _checks(config: SiteConfig, expected: Expected, parts: tuple[str, ...]) -> I
         if "trial" in parts and any(check.exit_code for check in data):
             yield failed("trial.step", "not tried: the data cannot be used", "Mend the data first.", exit_code=3)
             return
+    if "privacy" in parts and ready and config.dataset.root is not None and config.privacy.name != "none":
+        yield from guarded("privacy", lambda: _privacy(config, expected))
     if "trial" in parts and ready and config.dataset.root is not None:
         yield from guarded("trial", lambda: check_trial(config, expected.model, expected.stages))
+
+
+def _privacy(config: SiteConfig, expected: Expected) -> Iterator[Check]:
+    data = SiteSource(config).read(expected.model.image_side)
+    spec = expected_spec(config, data.classes, data.task, expected.model, expected.stages)
+    yield from check_privacy(
+        config.privacy, spec, data.train, Path(str(config.site.folder)), read_key(config.coordinator)
+    )
 
 
 def _data(config: SiteConfig, side: int) -> Iterator[Check]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fed_diffmic.commands import Add
 
 _MARKS = {"passed": ("passed ", "green"), "warning": ("warning", "yellow"), "failed": ("failed ", "bold red")}
-_PARTS = ("machine", "credentials", "network", "data", "trial")
+_PARTS = ("machine", "credentials", "network", "data", "privacy", "trial")
 
 
 def register(add: Add) -> None:

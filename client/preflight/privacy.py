@@ -1,0 +1,146 @@
+"""Would this site's privacy let it take part: its unit, its ledger, the network that is expected, the rounds that fit.
+
+Nothing is written and nothing is spent: the ledger is read, and what the expected rounds would cost is added up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from client.preflight.check import Check, failed, of_error, passed, warning
+from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.data.manifest import OWN_GROUP
+from fed_diffmic.data.site import Examples
+from fed_diffmic.errors import ConfigError, LedgerError
+from fed_diffmic.privacy.account import SLACK, Account, read_account
+from fed_diffmic.privacy.accounting import Mechanism, epsilon
+from fed_diffmic.privacy.continuity import check, unit_secret
+from fed_diffmic.privacy.dp_sgd import count_mechanism, make_plan, unit_members
+from fed_diffmic.privacy.modules import check_private
+from fed_diffmic.privacy.units import unit_set
+from fed_diffmic.provision.keys import PrivateKey
+from fed_diffmic.spec import RunSpec
+from fed_diffmic.training.stages import build_module, exchanged
+
+GRANT = "A person here can raise it: `fed-diffmic ledger grant`. Or ask for fewer rounds, or set more noise."
+
+
+def check_privacy(
+    privacy: PrivacyConfig, spec: RunSpec, train: Examples, folder: Path, key: PrivateKey | None
+) -> Iterator[Check]:
+    """The checks.
+
+    Args:
+        privacy: of the site, with a name other than ``none``.
+        spec: of the run that is expected.
+        train: the site's training images.
+        folder: the site's own.
+        key: its private key, if it can be read.
+    """
+    yield _unit(privacy, train)
+    if privacy.test_seed is not None:
+        yield warning(
+            "privacy.noise", "privacy.test_seed is set: the noise can be told, and no guarantee holds", "Remove it."
+        )
+    stages = [stage for stage in privacy.stages if spec.stage(stage).rounds]
+    yield from _networks(spec, stages)
+    account: Account | None = None
+    try:
+        if key is not None and not check(folder, key):
+            account = read_account(folder)
+            if account.terms.unit != privacy.unit:
+                raise LedgerError(
+                    f"the ledger counts units of {account.terms.unit}s and privacy.unit is {privacy.unit}",
+                    "Set privacy.unit back.",
+                )
+    except LedgerError as error:
+        yield of_error("privacy.ledger", error)
+        return
+    lines = "none yet: it begins with the first round" if account is None else "whole, signed, and as long as it was"
+    yield passed("privacy.ledger", lines)
+    try:
+        yield _rounds(privacy, spec, stages, train, folder, account)
+    except ConfigError as error:
+        yield of_error("privacy.budget", error)
+
+
+def _unit(privacy: PrivacyConfig, train: Examples) -> Check:
+    members = unit_members(train, privacy.unit)
+    facts = {"units": len(members), "images": len(train)}
+    if privacy.unit == "image":
+        return passed("privacy.unit", f"an image, {len(members)} of them in training", **facts)
+    if all(str(group).startswith(OWN_GROUP) for group in train.groups):
+        return warning(
+            "privacy.unit",
+            "a patient, but the data name none: each image counts as a patient of its own",
+            "Add the column patient_id; or set privacy.unit=image, which is what is protected now.",
+            **facts,
+        )
+    most = max(len(own) for own in members)
+    words = f"a patient, {len(members)} of them with {len(train)} images in training, at most {most} of one"
+    if most > privacy.max_images:
+        words += f"; {privacy.max_images} of them, at random, take part in a step (privacy.max_images)"
+    return passed("privacy.unit", words, **facts)
+
+
+def _networks(spec: RunSpec, stages: Sequence[str]) -> Iterator[Check]:
+    try:
+        for stage in stages:
+            module = build_module(spec, stage)
+            check_private(module, exchanged(module))
+    except ConfigError as error:
+        yield failed(
+            "privacy.network",
+            f"the network that is expected cannot be trained with privacy: {error.cause}",
+            error.remedy or "Ask the coordinator for another model.",
+            exit_code=error.exit_code,
+        )
+    else:
+        yield passed("privacy.network", f"each unit's gradient can be bounded in {' and '.join(stages) or 'no stage'}")
+
+
+def _rounds(
+    privacy: PrivacyConfig,
+    spec: RunSpec,
+    stages: Sequence[str],
+    train: Examples,
+    folder: Path,
+    account: Account | None,
+) -> Check:
+    """What the expected rounds would cost the worst unit, in the order in which they come."""
+    plans = {stage: make_plan(privacy, spec, stage, train).mechanism for stage in stages}
+    counts = count_mechanism(privacy)
+    begun = [counts] if counts else []
+    units = None if account is None else unit_set(train, unit_secret(folder / "privacy"))
+    own = privacy.epsilon if privacy.budget is None else privacy.budget
+    known = [b for b in (own if account is None else account.terms.budget, privacy.budget) if b is not None]
+    budget = min(known, default=math.inf)
+
+    def cost(rounds: int) -> float:
+        parts, left = list(begun), rounds
+        for stage, plan in plans.items():
+            taken = min(left, spec.stage(stage).rounds or 0)
+            left -= taken
+            if taken:
+                parts.append(Mechanism(plan.sample_rate, plan.noise_multiplier, plan.steps * taken))
+        if account is not None and units is not None:
+            return account.spent(units, parts)
+        return epsilon(parts, privacy.delta, privacy.accountant)
+
+    planned = sum(spec.stage(stage).rounds or 0 for stage in stages)
+    spent = 0.0 if account is None or units is None else account.spent(units)
+    after = cost(planned)
+    noise = ", ".join(f"{stage} {plan.noise_multiplier:.3g}" for stage, plan in plans.items())
+    facts = {"spent": spent, "after": after, "budget": budget, "rounds": planned, "noise": noise}
+    words = f"epsilon {spent:.2f} is spent of {budget:g}; {planned} rounds as expected would make it {after:.2f}"
+    if after <= budget + SLACK:
+        return passed("privacy.budget", f"{words} (noise multipliers: {noise})", **facts)
+    low, high = 0, planned
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) <= budget + SLACK else (low, middle)
+    if low == 0:
+        return failed("privacy.budget", f"{words}: not one round fits", GRANT, exit_code=5, **facts, fits=0)
+    return warning("privacy.budget", f"{words}: {low} rounds fit, then this site stops", GRANT, **facts, fits=low)
