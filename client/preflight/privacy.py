@@ -46,9 +46,12 @@ def check_privacy(
         )
     stages = [stage for stage in privacy.stages if spec.stage(stage).rounds]
     yield from _networks(spec, stages)
+    if key is None:
+        yield warning("privacy.ledger", "not looked at: the site's key cannot be read", "Mend the key first.")
+        return
     account: Account | None = None
     try:
-        if key is not None and not check(folder, key):
+        if not check(folder, key):
             account = read_account(folder)
             if account.terms.unit != privacy.unit:
                 raise LedgerError(

@@ -94,6 +94,12 @@ def test_a_ledger_that_was_cut_stops_the_site(train, tmp_path, key):
     assert other["privacy.ledger"].level == "passed"
 
 
+def test_without_the_sites_key_nothing_is_said_of_the_ledger(train, tmp_path):
+    found = look(PRIVACY, train, tmp_path, None)
+    assert found["privacy.ledger"].level == "warning" and "not looked at" in found["privacy.ledger"].cause
+    assert "privacy.budget" not in found
+
+
 def test_a_unit_that_the_data_do_not_name(train, tmp_path, key):
     patients = replace(PRIVACY, unit="patient", max_images=2)
     grouped = replace(train, groups=np.array([f"p{i // 4}" for i in range(len(train))]))
