@@ -171,7 +171,9 @@ def private_facts(site: Site, spec: RunSpec) -> tuple[list[int], list[int]]:
     else:
         counts = [round(n) for n in counts_of_run(site, spec)]
     total = privacy.nominal_units or len(unit_members(train, privacy.unit))
-    if spec.task != "multilabel":
+    if spec.task == "multilabel":
+        counts = [min(n, max(total, privacy.weight, 1)) for n in counts]  # noise alone can make them more
+    else:
         total = sum(counts)
     listed = privacy.validation == "listed"
     return [max(total, privacy.weight, 1), len(site.data.val) if listed else 0, 0], counts

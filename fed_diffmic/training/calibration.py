@@ -144,11 +144,13 @@ def class_prior(counts: np.ndarray, n: int, task: str) -> np.ndarray:
     """Share of each class, ``(C,)``, Laplace-smoothed so that no class is impossible.
 
     Args:
-        counts: ``(C,)`` training images that have each class, summed over sites.
+        counts: ``(C,)`` training images that have each class, summed over sites; noised ones may exceed ``n``.
         n: training images in all.
     """
     counts = np.asarray(counts, dtype=np.float64)
-    return (counts + 1) / (n + 2) if task == "multilabel" else (counts + 1) / (counts.sum() + len(counts))
+    if task == "multilabel":
+        return np.asarray((np.clip(counts, 0, n) + 1) / (n + 2))
+    return np.asarray((counts + 1) / (counts.sum() + len(counts)))
 
 
 def _checked(scores: np.ndarray, classes: int) -> np.ndarray:

@@ -100,6 +100,28 @@ def test_every_round_and_the_counts_are_in_the_ledger(tmp_path):
         assert claim["guarantee"] and claim["unit"] == "image" and claim["outside"] == ["units"]
 
 
+def test_noise_that_makes_more_of_a_label_than_there_are_units_ends_no_run(tmp_path, monkeypatch):
+    """Several labels an image: noised counts may exceed the units, and a share above one is no prior."""
+
+    def several(data):
+        parts = {
+            split: replace(part, labels=np.eye(len(CLASSES), dtype=np.float32)[part.labels])
+            for split in ("train", "val", "test")
+            for part in [getattr(data, split)]
+        }
+        return replace(data, task="multilabel", **parts)
+
+    monkeypatch.setattr(client_privacy, "noised_counts", lambda *_: np.array([1e6, 0.0, 3.0]))
+    grid, source = toy_grid(tmp_path, ("a", "b"))
+    source.sites = {name: several(data) for name, data in source.sites.items()}
+    client_site.register_source(source, protection=lambda _: Protection(PRIVACY))
+    final = federate(tmp_path, grid, replace(spec(), task="multilabel"))
+    fitted = final.calibration["plain"]
+    assert all(0 < share < 1 for share in fitted.prior)
+    assert fitted.prior[0] > fitted.prior[2] > fitted.prior[1]
+    assert all(np.isfinite(value).all() for value in final.states["plain"].values())
+
+
 def test_no_loss_no_true_count_and_no_figure_leaves(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(client_privacy, "noised_counts", lambda *_: drawn.append(1) or np.array([3.4, 0.0, 9.6]))

@@ -1,32 +1,65 @@
-"""Real processes over TLS train the same weights as the in-process simulation, bit for bit.
+"""Real processes over TLS train the same weights as the in-process simulation, bit for bit; then a site withdraws.
 
-One of the sites is in a network whose proxy is the only way out, and alone knows the coordinator's name.
+One of the sites is in a network whose proxy is the only way out, and alone knows the coordinator's name. All three
+stand through both runs.
 """
 
+from collections.abc import Iterator
 from typing import ClassVar
 
-from tests.consortium.harness import OUTSIDE, SITES, consortium, final_weights, summary
+import pytest
+
+from fed_diffmic.exchange.failures import WITHDRAWN, failure_sentence
+from tests.consortium.harness import OUTSIDE, SITES, Consortium, consortium, final_weights, summary
+from tests.consortium.people import LEAVES, SOON_S, TASKS, audit, decision, kept, say, withdraw_while_training
 from tests.proxy import Proxy, serving
 
 
-def test_weights_equal_the_simulation(tmp_path, data, common, undisturbed):
-    class HospitalProxy(Proxy):
-        asked: ClassVar[list[str]] = []
+class HospitalProxy(Proxy):
+    asked: ClassVar[list[str]] = []
 
-    with serving(HospitalProxy) as proxy, consortium(tmp_path, data, common) as made:
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory, data, common) -> Iterator[Consortium]:
+    folder = tmp_path_factory.mktemp("standing")
+    with serving(HospitalProxy) as proxy, consortium(folder, data, common) as made:
         outside = f"{OUTSIDE}:{made.port}"
         HospitalProxy.routes = {outside: f"127.0.0.1:{made.port}"}
-        made.set_way(SITES[-1], address=outside, proxy=f"http://{proxy}")
-        server = made.start_server()
+        made.set_way(LEAVES, address=outside, proxy=f"http://{proxy}")
         for site in SITES:
             made.start_site(site)
-        made.wait_event("site_found", site=SITES[0])
-        for program in made.programs:
-            program.look()
-        assert server.wait(200) == 0, server.said()
-        assert made.stop_sites() == [143, 143, 143]
-    assert final_weights(made.run_dir) == undisturbed
+        yield made
+        assert made.stop_sites() == [143] * 3
+
+
+def test_weights_equal_the_simulation(standing, undisturbed):
+    standing.new_run("simulation")  # which names the run in every digest
+    server = standing.start_server()
+    standing.wait_event("site_found", site=SITES[0])
+    for program in standing.programs:
+        program.look()
+    assert server.wait(200) == 0, server.said()
+    assert final_weights(standing.run_dir) == undisturbed
     assert set(undisturbed) == {"guidance.safetensors", "diffusion.safetensors"}
-    found = summary(made.run_dir)
+    found = summary(standing.run_dir)
     assert found["status"] == "done" and all(row["missing"] == {} for row in found["rounds"])
-    assert HospitalProxy.asked and set(HospitalProxy.asked) == {outside}
+    assert HospitalProxy.asked and set(HospitalProxy.asked) == {f"{OUTSIDE}:{standing.port}"}
+
+
+@pytest.mark.timeout(600)
+def test_the_others_go_on_without_a_site_that_withdraws_while_it_trains(standing):
+    standing.new_run("second")
+    server = standing.start_server("run.quorum=0.6")
+    standing.wait_event("round_done", stage="guidance", round=1)
+    withdraw_while_training(standing)
+    standing.wait_event("site_withdrew", SOON_S, site=LEAVES)
+    assert server.wait(200) == 0, server.said()
+    after = audit(standing)[decision(standing) :]
+    assert kept(standing) == []
+    assert say(standing, "continue") == 2  # not by mistake
+    found = {(row["stage"], row["round"]): row for row in summary(standing.run_dir)["rounds"]}
+    assert found["guidance", 2]["missing"] == {LEAVES: failure_sentence(WITHDRAWN)}
+    assert LEAVES in found["guidance", 1]["sites"] and LEAVES not in found["diffusion", 1]["sites"]
+    # The request that it had in hand is answered with the code; nobody asks again, and nothing more leaves.
+    answered = [(line["kind"], line["facts"].get("code")) for line in after if line["kind"] in TASKS]
+    assert answered == [("refusal", WITHDRAWN)]

@@ -1,52 +1,12 @@
-"""A site's people withdraw it in the middle of its training: it stops, forgets, and is asked for nothing more."""
-
-import json
-import os
-import signal
-import subprocess
+"""A site's people withdraw it while the run needs it, or while its update is on the way."""
 
 import pytest
 
-from client.housekeeping import KEPT
 from fed_diffmic.exchange.failures import WITHDRAWN, failure_sentence
-from fed_diffmic.transport.supernode import INBOX
 from tests.consortium.faults import REQUEST_BYTES
-from tests.consortium.harness import BIN, SITES, START_S, alive, consortium, environment, final_weights, summary, wait
+from tests.consortium.harness import SITES, START_S, consortium, final_weights, summary, wait
 from tests.consortium.link import Link
-
-LEAVES = SITES[-1]
-TASKS = ("task", "payload", "refusal")  # lines of the audit log that come of a request
-SOON_S = 60.0  # of a deadline of 150 s and a heartbeat's interval of 4 s: nobody waited for either
-
-
-def say(made, *words):
-    """What a person at the site types; the command's exit code."""
-    command = [str(BIN / "fed-diffmic"), "client", *words, "--config", str(made.site_yaml[LEAVES])]
-    return subprocess.run(command, env=environment(), capture_output=True, timeout=START_S, check=False).returncode
-
-
-def withdraw_while_training(made):
-    """Withdraw in the middle of a local update; seconds and position in the site's audit log of the decision."""
-    worker = int(made.wait_state(LEAVES, ("working",))["worker"]["pid"])
-    os.kill(worker, signal.SIGSTOP)  # so that it still trains when the command has loaded
-    assert say(made, "withdraw") == 0
-    wait("the end of the worker that trained", lambda: not alive(worker), SOON_S)
-    wait("the line of the decision", lambda: decision(made) is not None, SOON_S)
-
-
-def audit(made):
-    return [json.loads(x) for x in (made.site_folder(LEAVES) / "audit.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def decision(made):
-    """Where in the site's audit log the withdrawal stands, if it does."""
-    lines = audit(made)
-    return next((i for i, x in enumerate(lines) if x["kind"] == "control" and x["facts"]["state"] == "withdrawn"), None)
-
-
-def kept(made):
-    """Files of what a site keeps between tasks."""
-    return [path for part in (*KEPT, INBOX) for path in (made.site_folder(LEAVES) / part).rglob("*") if path.is_file()]
+from tests.consortium.people import LEAVES, SOON_S, decision, kept, say, withdraw_while_training
 
 
 def start(made):
@@ -55,25 +15,6 @@ def start(made):
         made.start_site(site)
     made.wait_event("round_done", stage="guidance", round=1)
     return server
-
-
-@pytest.mark.timeout(600)
-def test_the_others_go_on_without_it(tmp_path, data, common):
-    with consortium(tmp_path, data, common, run={"quorum": 0.6}) as made:
-        server = start(made)
-        withdraw_while_training(made)
-        made.wait_event("site_withdrew", SOON_S, site=LEAVES)
-        assert server.wait(200) == 0, server.said()
-        after = audit(made)[decision(made) :]
-        assert kept(made) == []
-        assert say(made, "continue") == 2  # not by mistake
-        assert made.stop_sites() == [143] * 3
-    found = {(row["stage"], row["round"]): row for row in summary(made.run_dir)["rounds"]}
-    assert found["guidance", 2]["missing"] == {LEAVES: failure_sentence(WITHDRAWN)}
-    assert LEAVES in found["guidance", 1]["sites"] and LEAVES not in found["diffusion", 1]["sites"]
-    # The request that it had in hand is answered with the code; nobody asks again, and nothing more leaves.
-    answered = [(line["kind"], line["facts"].get("code")) for line in after if line["kind"] in TASKS]
-    assert answered == [("refusal", WITHDRAWN)]
 
 
 @pytest.mark.slow

@@ -142,6 +142,7 @@ def test_class_prior_is_smoothed() -> None:
     assert class_prior(np.array([0, 3]), 3, "multiclass") == pytest.approx([1 / 5, 4 / 5])
     assert class_prior(np.array([0, 3]), 3, "multilabel") == pytest.approx([1 / 5, 4 / 5])
     assert class_prior(np.array([8, 8]), 8, "multilabel") == pytest.approx([0.9, 0.9])
+    assert class_prior(np.array([900, -3]), 8, "multilabel") == pytest.approx([0.9, 0.1])  # noised at private sites
 
 
 def test_decisions() -> None:
