@@ -31,6 +31,7 @@ from fed_diffmic.privacy.modules import check_private
 from fed_diffmic.privacy.randomness import Randomness
 from fed_diffmic.privacy.units import unit_set
 from fed_diffmic.spec import RunSpec
+from fed_diffmic.training.calibration import class_prior
 from fed_diffmic.training.features import FeatureStore
 from fed_diffmic.training.local import LocalResult
 from fed_diffmic.training.stages import StageModule, exchanged
@@ -183,11 +184,8 @@ def noised_prior(site: Site, spec: RunSpec, echoed: str = "") -> np.ndarray | No
     """Class shares ``(C,)`` inside (0, 1) for the balanced loss, from the noised counts; none where there are none."""
     if count_mechanism(site.privacy) is None:
         return None
-    counts = np.asarray(counts_of_run(site, spec, echoed), dtype=np.float64)
-    if spec.task == "multilabel":
-        total = site.privacy.nominal_units or len(unit_members(site.data.train, site.privacy.unit))
-        return np.asarray((np.minimum(counts, total) + 1.0) / (total + 2.0))
-    return np.asarray((counts + 1.0) / (counts.sum() + len(counts)))
+    units = site.privacy.nominal_units or len(unit_members(site.data.train, site.privacy.unit))
+    return class_prior(np.asarray(counts_of_run(site, spec, echoed)), units, spec.task)
 
 
 def counts_of_run(site: Site, spec: RunSpec, echoed: str = "") -> list[float]:

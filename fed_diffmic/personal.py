@@ -56,7 +56,8 @@ def own_part(folder: Path, final: FinalModel, stage: str, site: str) -> Tensors:
     Raises:
         ModelFileError: a file is missing or torn.
     """
-    stages = [name for name, sites in final.personal.items() if site in sites and name in (stage, "guidance")]
+    inside = (stage, "guidance") if stage == "diffusion" else (stage,)
+    stages = [name for name in inside if site in final.personal.get(name, {})]
     return joined({name: load_tensors(personal_file(folder, name, site)) for name in stages}, stage)
 
 

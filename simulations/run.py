@@ -248,7 +248,8 @@ def summarise(
     shown = wanted(config)
     if shown and "guidance/federated" in methods:
         examples = example_tensors(methods["guidance/federated"], results["federated"], sites.sites, shown)
-        save_tensors(Path(str(config.run.dir)) / EXAMPLES, examples)
+        if examples:  # no test image may have any of several labels
+            save_tensors(Path(str(config.run.dir)) / EXAMPLES, examples)
     own = results["federated"]
     others = {name: result for name, result in results.items() if name != "federated"}
     return {

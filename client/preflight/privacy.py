@@ -1,6 +1,6 @@
 """Would this site's privacy let it take part: its unit, its ledger, the network that is expected, the rounds that fit.
 
-Nothing is written and nothing is spent: the ledger is read, and what the expected rounds would cost is added up.
+Nothing is spent and no line is written: the ledger is read, and what the expected rounds would cost is added up.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.data.manifest import OWN_GROUP
 from fed_diffmic.data.site import Examples
 from fed_diffmic.errors import ConfigError, LedgerError
-from fed_diffmic.privacy.account import SLACK, Account, read_account
+from fed_diffmic.privacy.account import FOLDER, SLACK, Account, read_account
 from fed_diffmic.privacy.accounting import Mechanism, epsilon
 from fed_diffmic.privacy.continuity import check, unit_secret
 from fed_diffmic.privacy.dp_sgd import count_mechanism, make_plan, unit_members
+from fed_diffmic.privacy.ledger_lines import narrowed
 from fed_diffmic.privacy.modules import check_private
 from fed_diffmic.privacy.units import unit_set
 from fed_diffmic.provision.keys import PrivateKey
@@ -53,11 +54,7 @@ def check_privacy(
     try:
         if not check(folder, key):
             account = read_account(folder)
-            if account.terms.unit != privacy.unit:
-                raise LedgerError(
-                    f"the ledger counts units of {account.terms.unit}s and privacy.unit is {privacy.unit}",
-                    "Set privacy.unit back.",
-                )
+            account.terms = narrowed(account.terms, privacy)
     except LedgerError as error:
         yield of_error("privacy.ledger", error)
         return
@@ -116,10 +113,9 @@ def _rounds(
     plans = {stage: make_plan(privacy, spec, stage, train).mechanism for stage in stages}
     counts = count_mechanism(privacy)
     begun = [counts] if counts else []
-    units = None if account is None else unit_set(train, unit_secret(folder / "privacy"))
-    own = privacy.epsilon if privacy.budget is None else privacy.budget
-    known = [b for b in (own if account is None else account.terms.budget, privacy.budget) if b is not None]
-    budget = min(known, default=math.inf)
+    units = None if account is None else unit_set(train, unit_secret(folder / FOLDER))
+    first = privacy.epsilon if privacy.budget is None else privacy.budget  # what a new ledger begins with
+    budget = account.terms.budget if account is not None else math.inf if first is None else first
 
     def cost(rounds: int) -> float:
         parts, left = list(begun), rounds

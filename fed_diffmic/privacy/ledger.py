@@ -23,13 +23,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fed_diffmic.config_privacy import PrivacyConfig
-from fed_diffmic.errors import BudgetError, LedgerError, MachineError
+from fed_diffmic.errors import BudgetError, MachineError
 from fed_diffmic.exchange.audit import AuditLog, Head, read_lines
 from fed_diffmic.files import private_folder, sync_folder, write_json
 from fed_diffmic.privacy.account import FILE, FOLDER, SLACK, UNITS, Account
 from fed_diffmic.privacy.accounting import Mechanism
 from fed_diffmic.privacy.continuity import ANCHOR, check, unit_secret
-from fed_diffmic.privacy.ledger_lines import Terms, entries
+from fed_diffmic.privacy.ledger_lines import Terms, entries, narrowed
 from fed_diffmic.privacy.units import UnitSet, save_units
 from fed_diffmic.provision.keys import PrivateKey
 
@@ -82,14 +82,7 @@ class Ledger(Account):
         self._anchor()
         lines = read_lines(self.path)
         super().__init__(self.folder, lines)
-        terms = self.terms
-        if terms.unit != privacy.unit:
-            raise LedgerError(
-                f"the ledger counts units of {terms.unit}s and privacy.unit is {privacy.unit}",
-                "Set privacy.unit back; a person can begin a new account with `fed-diffmic ledger accept`.",
-            )
-        budget = min(b for b in (terms.budget, privacy.budget) if b is not None)
-        self.terms = Terms(terms.unit, min(terms.delta, privacy.delta), budget, terms.accountant, terms.unknown)
+        self.terms = narrowed(self.terms, privacy)
 
     @property
     def secret(self) -> bytes:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.errors import LedgerError
 from fed_diffmic.exchange.audit import Head, Line
 from fed_diffmic.privacy.accounting import Mechanism
@@ -58,6 +59,21 @@ class Terms:
     budget: float
     accountant: str
     unknown: float = 0.0
+
+
+def narrowed(terms: Terms, privacy: PrivacyConfig) -> Terms:
+    """The ledger's terms as they hold under a site's configuration: a smaller budget or delta does, a larger does not.
+
+    Raises:
+        LedgerError: the configuration protects another unit.
+    """
+    if terms.unit != privacy.unit:
+        raise LedgerError(
+            f"the ledger counts units of {terms.unit}s and privacy.unit is {privacy.unit}",
+            "Set privacy.unit back; a person can begin a new account with `fed-diffmic ledger accept`.",
+        )
+    budget = min(b for b in (terms.budget, privacy.budget) if b is not None)
+    return replace(terms, delta=min(terms.delta, privacy.delta), budget=budget)
 
 
 def entries(lines: Iterable[Line]) -> list[Entry]:

@@ -62,10 +62,9 @@ def examples_section(examples: Tensors | None, classes: Sequence[str]) -> Html:
     note = (
         "Left the image; right, over it, the guidance network's saliency map of the class that the final model holds "
         "for most probable, from its lowest value in this image (dark) to its highest (bright), and the regions cut "
-        "out for a closer look, the heavier the line the more they weigh (they are sought in the maps of all classes "
-        "together: model.region_map). It shows where the network responds, not "
-        "why, and not that it is right to. The images are the first of each class in an order that has nothing to do "
-        "with how well they were classified."
+        "out for a closer look, the heavier the line the more they weigh (model.region_map says in which maps they are "
+        "sought). It shows where the network responds, not why, and not that it is right to. The images are the first "
+        "of each class in an order that has nothing to do with how well they were classified."
     )
     return page.section("What the model looks at", page.figures(drawn), page.paragraph(note, "soft"))
 

@@ -72,6 +72,19 @@ def test_what_was_spent_before_counts_and_asking_spends_nothing(train, tmp_path,
     assert (tmp_path / FOLDER / FILE).read_bytes() == before
 
 
+def test_a_smaller_delta_than_the_ledgers_holds_as_it_does_in_a_round(train, tmp_path, key):
+    plan = make_plan(PRIVACY, SPEC, "guidance", train).mechanism
+    with Ledger(tmp_path, PRIVACY, key) as ledger:
+        units = unit_set(train, ledger.secret)
+        ledger.reserve(units, plan, run="r", arm="federated", stage="guidance", round_index=1)
+    strict = replace(PRIVACY, delta=1e-6, budget=50.0)
+    with Ledger(tmp_path, strict, key) as ledger:
+        spent = ledger.spent(units)
+    facts = look(strict, train, tmp_path, key)["privacy.budget"].facts
+    assert (facts["spent"], facts["budget"]) == (spent, 50.0)
+    assert spent > look(PRIVACY, train, tmp_path, key)["privacy.budget"].facts["spent"]
+
+
 @pytest.mark.parametrize(("fits", "level", "code"), [(1, "warning", 0), (0, "failed", 5)])
 def test_a_budget_that_ends_before_the_run_does(train, tmp_path, key, fits, level, code):
     small = replace(PRIVACY, budget=(rounds_of(PRIVACY, train, fits) + rounds_of(PRIVACY, train, fits + 1)) / 2)
