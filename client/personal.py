@@ -25,17 +25,19 @@ def own_parts(config: SiteConfig, final: FinalModel, folder: Path) -> dict[str, 
     Args:
         config: of the site.
         final: the model, verified.
-        folder: that it was read from; parts lie there if it was taken over before.
+        folder: that it was read from; parts lie there, below the site's own folder, if it was taken over before.
 
     Raises:
         ModelFileError: the site no longer holds its part, or the file of it is torn.
     """
     site, parts = config.site.name, {}
+    # The coordinator's signature does not cover what lies beside the model: only what was kept here is this site's own.
+    ours = folder.resolve().is_relative_to(Path(str(config.site.folder)).resolve())
     for stage, digests in sorted(final.personal.items()):
         if site not in digests:
             continue
         kept = personal_file(folder, stage, site)
-        if kept.exists():
+        if ours and kept.exists():
             parts[stage] = load_tensors(kept)
             continue
         key = (final.spec.run_id, final.spec.arm, stage)

@@ -18,7 +18,7 @@ from fed_diffmic.config import StrategyConfig
 from fed_diffmic.config_site import SiteConfig, SiteGroup
 from fed_diffmic.errors import ModelFileError, UsageError
 from fed_diffmic.final import load_final
-from fed_diffmic.personal import part_of_site
+from fed_diffmic.personal import part_of_site, save_part
 from server.checkpoints import CheckpointStore
 from server.rounds import run_federation
 from tests import toy
@@ -71,6 +71,16 @@ def test_a_part_that_was_purged_is_said_and_not_replaced_by_the_global_one(tmp_p
             path.unlink()
     with pytest.raises(ModelFileError, match="no longer holds its own part"):
         own_parts(site(tmp_path, "a"), load_final(run), run)
+
+
+def test_a_part_that_came_beside_the_model_is_not_this_sites(tmp_path: Path) -> None:
+    """The signature does not cover it."""
+    run = federated(tmp_path, "fedbn")
+    final = load_final(run)
+    parts = own_parts(site(tmp_path, "a"), final, run)
+    save_part(run, "guidance", "a", {name: value + 1 for name, value in parts["guidance"].items()})
+    again = own_parts(site(tmp_path, "a"), final, run)
+    assert all(np.array_equal(again["guidance"][name], value) for name, value in parts["guidance"].items())
 
 
 @pytest.mark.parametrize("strategy", ["fedbn", "ditto"])
