@@ -180,6 +180,11 @@ class StageConfig(Checked):
     )
     draws: int = option(1, "diffusion only: independent noise draws for each image and step (paper 1)", ge=1, le=1024)
     alpha: float = option(10.0, "diffusion only: weight of hard images in the loss (paper 10)", ge=0)
+    blend: bool = option(
+        False,
+        "diffusion only: the calibration mixes the sampler's log-probabilities with the guidance network's logits, the "
+        "share fitted on validation images; false (paper): the sampler's alone",
+    )
     gamma: float = option(1.0, "diffusion only: exponent of hard images in the loss (paper 1)", ge=0)
     augment: bool = option(True, "flip and rotate training images (by dataset.modality)")
     amp: bool = option(True, "bfloat16 autocast where the device has it (CUDA only)")

@@ -153,6 +153,11 @@ def check_stages(config: SimulateConfig | ServerConfig) -> None:
             raise ConfigError(
                 f"stages.{name}.rounds", "null", "a whole number >= 0; only stages.plain.rounds may be null"
             )
+    for name in ("guidance", "plain"):
+        if getattr(stages, name).blend:
+            raise ConfigError(
+                f"stages.{name}.blend", "true", "false: only stage diffusion has a guidance network to blend with"
+            )
     plain_only = isinstance(config, SimulateConfig) and not any(
         getattr(stages, name).rounds or getattr(stages, name).init for name in ("guidance", "diffusion")
     )

@@ -208,6 +208,11 @@ def _calibration(summary: Mapping[str, Any]) -> Html:
         f"Probabilities from scores: {form}, fitted on {fitted['n']} validation images from sums that the sites sent "
         f"(mean negative log-likelihood {number(fitted.get('nll'))} nats)."
     )
+    if fitted.get("blend"):
+        said += (
+            f" The score is {1 - fitted['blend']:g} of the sampler's and {fitted['blend']:g} of the guidance network's,"
+            " shares fitted with the rest."
+        )
     return page.paragraph(said, "soft")
 
 

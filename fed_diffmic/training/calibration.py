@@ -7,6 +7,10 @@ one family:
 - multiclass, ordinal: ``p ~ exp(scale * score + prior_weight * log(prior))``, normalised over the C classes;
 - multilabel: ``p = sigmoid(scale * score + prior_weight * logit(prior))``, label by label.
 
+where ``score`` is the stage's own score or, where the stage gives two (``stages.diffusion.blend``: the sampler's, and
+the guidance network's logits), ``(1 - blend) * first + blend * second``: a logarithmic opinion pool (Hinton 2002,
+section 2) whose share is fitted with the rest.
+
 ``prior`` is the share of each class among all sites' training images (Laplace-smoothed). ``prior_weight`` near 1 gives
 back the prior that a balanced loss took out (Ren et al. 2020). ``scale`` is the inverse of a temperature (Guo et al.
 2017).
@@ -17,7 +21,7 @@ rounded to a multiple of 2^-20 nats, which makes the sums exact whatever the ord
 pooled one. What leaves a site is a table of sums over its validation images, nothing for one image; with very few
 validation images such a sum still says something about them (docs/figures.md).
 
-Letters: ``B`` images, ``C`` classes, ``I`` scales, ``J`` prior weights.
+Letters: ``B`` images, ``C`` classes, ``I`` scales, ``J`` pairs of a blend and a prior weight.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -35,7 +40,8 @@ from fed_diffmic.errors import ModelFileError
 DECISIONS = ("probability", "balanced")
 _UNIT = 2.0**20  # a validation image's negative log-likelihood is rounded to 1 / _UNIT nats
 _PRIOR_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_KEYS = ("scale", "prior_weight")
+_BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_KEYS = ("scale", "prior_weight", "blend")
 TASKS = ("multiclass", "ordinal", "multilabel")
 
 
@@ -52,6 +58,7 @@ class Calibration:
         nll: mean negative log-likelihood at the fit, nats an image (multilabel: summed over labels); None: not fitted.
         at_edge: the best scale was the smallest or largest of the grid: the scores say nothing of the class, or the
             validation images are separated perfectly. Probabilities are then to be taken with care.
+        blend: share of the second score where the stage gives two, 0 to 1.
 
     Raises:
         ValueError: a value outside its range.
@@ -64,13 +71,14 @@ class Calibration:
     n: int = 0
     nll: float | None = None
     at_edge: bool = False
+    blend: float = 0.0
 
     def __post_init__(self) -> None:
-        numbers = (self.scale, self.prior_weight, *self.prior, *(() if self.nll is None else (self.nll,)))
+        numbers = (self.scale, self.prior_weight, self.blend, *self.prior, *(() if self.nll is None else (self.nll,)))
         if self.task not in TASKS or not all(math.isfinite(v) for v in numbers):
             raise ValueError("a calibration needs a known task and finite numbers")
-        if self.scale <= 0 or not 0 <= self.prior_weight <= 1 or self.n < 0:
-            raise ValueError("a calibration needs scale > 0, prior_weight within 0 and 1 and n >= 0")
+        if self.scale <= 0 or not 0 <= self.prior_weight <= 1 or not 0 <= self.blend <= 1 or self.n < 0:
+            raise ValueError("a calibration needs scale > 0, prior_weight and blend within 0 and 1, and n >= 0")
         if not self.prior or not all(0 < share < 1 for share in self.prior):
             raise ValueError("a calibration needs a prior within 0 and 1 for each class")
 
@@ -80,13 +88,14 @@ class Calibration:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Calibration:
-        """Read what :meth:`to_json` wrote.
+        """Read what :meth:`to_json` wrote; a model of a version that knew no ``blend`` has none.
 
         Raises:
             ModelFileError: a key missing or unknown, a value of another type or out of range.
         """
         names = [f.name for f in fields(cls)]
-        if not isinstance(value, Mapping) or sorted(value) != sorted(names):
+        value = {"blend": 0.0, **value} if isinstance(value, Mapping) else {}
+        if sorted(value) != sorted(names):
             raise ModelFileError(f"a calibration holds exactly the keys {', '.join(names)}")
         prior = value["prior"]
         good = (
@@ -114,22 +123,31 @@ def _is_number(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where every site evaluates its sums: ``scales`` (I,) by ``prior_weights`` (J,)."""
+    """Where every site evaluates its sums: ``scales`` (I,) by every pair of ``blends`` and ``prior_weights`` (J,)."""
 
     scales: tuple[float, ...]
     prior_weights: tuple[float, ...]
+    blends: tuple[float, ...] = (0.0,)
+
+    @property
+    def columns(self) -> list[tuple[float, float]]:
+        """The ``J`` pairs of a blend and a prior weight; the prior weight changes first."""
+        return list(product(self.blends, self.prior_weights))
 
     @property
     def shape(self) -> tuple[int, int]:
         """``(I, J)``."""
-        return len(self.scales), len(self.prior_weights)
+        return len(self.scales), len(self.columns)
 
 
-def grid(task: str) -> Grid:
+def grid(task: str, *, blended: bool = False) -> Grid:
     """The fixed grid of a task: part of the protocol between coordinator and sites.
 
     Scales run from 2^-6 (scores that hardly matter) to 2^6 in steps of an eighth of a doubling (a probability
     near 0.9 is then within 0.01 of its best): over-confident scores want 0.1 to 1, timid ones more than 1.
+
+    Args:
+        blended: the stage gives two scores.
 
     Raises:
         ValueError: no such task.
@@ -137,7 +155,7 @@ def grid(task: str) -> Grid:
     if task not in TASKS:
         raise ValueError(f"task {task!r} is not one of {', '.join(TASKS)}")
     scales = tuple(2.0 ** (step / 8) for step in range(-48, 49))
-    return Grid(scales, _PRIOR_WEIGHTS)
+    return Grid(scales, _PRIOR_WEIGHTS, _BLENDS if blended else (0.0,))
 
 
 def class_prior(counts: np.ndarray, n: int, task: str) -> np.ndarray:
@@ -155,11 +173,18 @@ def class_prior(counts: np.ndarray, n: int, task: str) -> np.ndarray:
 
 def _checked(scores: np.ndarray, classes: int) -> np.ndarray:
     scores = np.asarray(scores, dtype=np.float64)
-    if scores.ndim != 2 or scores.shape[1] != classes:
-        raise ValueError(f"scores have shape {scores.shape}; expected (B, {classes})")
+    if scores.shape[1:] not in ((classes,), (2, classes)):
+        raise ValueError(f"scores have shape {scores.shape}; expected (B, {classes}) or (B, 2, {classes})")
     if not np.isfinite(scores).all():
         raise ValueError("scores are not finite: the model has diverged")
     return scores
+
+
+def _blended(scores: np.ndarray, blend: float) -> np.ndarray:
+    """``(B, C)`` of ``(B, C)``, where there is nothing to blend, or of ``(B, 2, C)``."""
+    if scores.ndim == 2:
+        return scores
+    return np.asarray((1 - blend) * scores[:, 0] + blend * scores[:, 1])
 
 
 def _exponent(scores: np.ndarray, prior: np.ndarray, task: str, scale: float, weight: float) -> np.ndarray:
@@ -171,7 +196,7 @@ def nll_sums(scores: np.ndarray, labels: np.ndarray, prior: np.ndarray, task: st
     """A site's half of the fit: summed negative log-likelihood at every point of the grid.
 
     Args:
-        scores: ``(B, C)`` of the site's validation images.
+        scores: ``(B, C)`` of the site's validation images, or ``(B, 2, C)`` where the stage gives two.
         labels: ``(B,)`` class index; multilabel ``(B, C)`` 0/1.
         prior: ``(C,)``, the same for all sites.
 
@@ -182,12 +207,14 @@ def nll_sums(scores: np.ndarray, labels: np.ndarray, prior: np.ndarray, task: st
         ValueError: shapes that do not fit, scores that are not finite.
     """
     prior = np.asarray(prior, dtype=np.float64)
-    scores, labels, points = _checked(scores, len(prior)), np.asarray(labels), grid(task)
-    if labels.shape != (scores.shape if task == "multilabel" else scores.shape[:1]):
+    scores, labels = _checked(scores, len(prior)), np.asarray(labels)
+    points = grid(task, blended=scores.ndim == 3)
+    if labels.shape != ((len(scores), len(prior)) if task == "multilabel" else (len(scores),)):
         raise ValueError(f"labels have shape {labels.shape}, scores {scores.shape}: they do not fit for {task}")
     sums = np.zeros(points.shape)
+    columns = [(_blended(scores, blend), weight) for blend, weight in points.columns]
     for i, scale in enumerate(points.scales):
-        exponent = np.stack([_exponent(scores, prior, task, scale, weight) for weight in points.prior_weights])
+        exponent = np.stack([_exponent(mixed, prior, task, scale, weight) for mixed, weight in columns])
         if task == "multilabel":
             each = -log_expit(np.where(labels > 0, exponent, -exponent)).sum(axis=2)
         else:
@@ -196,19 +223,21 @@ def nll_sums(scores: np.ndarray, labels: np.ndarray, prior: np.ndarray, task: st
     return sums / _UNIT
 
 
-def choose(sums: np.ndarray, n: int, prior: np.ndarray, task: str) -> Calibration:
+def choose(sums: np.ndarray, n: int, prior: np.ndarray, task: str, *, blended: bool = False) -> Calibration:
     """The coordinator's half: the point of the grid with the lowest sum over all sites.
 
-    Of equally good points the first in the grid's order is taken (smaller scale, then less prior).
+    Of equally good points the first in the grid's order is taken (smaller scale, then less of the second score, then
+    less prior).
 
     Args:
         sums: ``(I, J)``, the sites' :func:`nll_sums` added up.
         n: validation images in all; 0 gives the calibration that changes nothing.
+        blended: the stage gives two scores.
 
     Raises:
         ValueError: a table of another shape or with values that cannot be sums of negative log-likelihoods.
     """
-    points, sums = grid(task), np.asarray(sums, dtype=np.float64)
+    points, sums = grid(task, blended=blended), np.asarray(sums, dtype=np.float64)
     if n == 0:
         return uncalibrated(prior, task)
     if sums.shape != points.shape or not np.isfinite(sums).all() or sums.min() < 0:
@@ -216,8 +245,9 @@ def choose(sums: np.ndarray, n: int, prior: np.ndarray, task: str) -> Calibratio
     i, j = (int(k) for k in np.unravel_index(int(sums.argmin()), sums.shape))
     # Perfectly separated images reach the lowest value before the largest scale: a tie with an edge is an edge too.
     edge = bool(min(sums[0].min(), sums[-1].min()) <= sums[i, j])
-    scale, weight = points.scales[i], points.prior_weights[j]
-    return Calibration(task, scale, weight, _tuple(prior), int(n), float(sums[i, j] / n), edge)
+    blend, weight = points.columns[j]
+    nll = float(sums[i, j] / n)
+    return Calibration(task, points.scales[i], weight, _tuple(prior), int(n), nll, edge, blend)
 
 
 def uncalibrated(prior: np.ndarray, task: str) -> Calibration:
@@ -230,14 +260,17 @@ def _tuple(prior: np.ndarray) -> tuple[float, ...]:
 
 
 def probabilities(scores: np.ndarray, calibration: Calibration) -> np.ndarray:
-    """Calibrated probabilities ``(B, C)`` float64 of ``scores`` ``(B, C)``; rows sum to 1 unless multilabel.
+    """Calibrated probabilities ``(B, C)`` float64; rows sum to 1 unless multilabel.
+
+    Args:
+        scores: ``(B, C)``, or ``(B, 2, C)`` where the stage gives two.
 
     Raises:
         ValueError: another number of classes, scores that are not finite.
     """
     prior = np.asarray(calibration.prior)
-    scores = _checked(scores, len(prior))
-    exponent = _exponent(scores, prior, calibration.task, *(getattr(calibration, key) for key in _KEYS))
+    scores = _blended(_checked(scores, len(prior)), calibration.blend)
+    exponent = _exponent(scores, prior, calibration.task, calibration.scale, calibration.prior_weight)
     return expit(exponent) if calibration.task == "multilabel" else softmax(exponent, axis=1)
 
 

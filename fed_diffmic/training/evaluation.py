@@ -36,7 +36,7 @@ def predict_scores(
     store: FeatureStore | None = None,
     key: Hashable = None,
 ) -> np.ndarray:
-    """Scores ``(N, C)`` float64 in the order of the examples, in evaluation mode."""
+    """Scores ``(N, C)`` (a blended stage's: ``(N, 2, C)``) float64 in the order of the examples, in evaluation mode."""
     torch.set_num_threads(module.spec.threads)
     module.to(device).eval()
     spec = module.spec
@@ -63,7 +63,7 @@ def evaluate_scores(
     """Figures of one site's split that may leave the site, as flat numbers.
 
     Args:
-        scores: ``(N, C)``.
+        scores: ``(N, C)`` or ``(N, 2, C)``.
         labels: ``(N,)`` or ``(N, C)``.
         prior: the consortium's class prior ``(C,)``.
         sums: also the calibration's sums of negative log-likelihood, ``nll/<i>/<j>``.
@@ -77,7 +77,7 @@ def evaluate_scores(
         return result
     table = calibration.nll_sums(scores, labels, prior, task)
     result["loss"] = float(table.min() / len(scores))
-    best = calibration.choose(table, len(scores), prior, task)
+    best = calibration.choose(table, len(scores), prior, task, blended=scores.ndim == 3)
     probabilities = calibration.probabilities(scores, best)
     for name, value in quick(probabilities, labels, task).items():
         if value is not None:

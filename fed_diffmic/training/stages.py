@@ -58,6 +58,8 @@ class StageModule(nn.Module):
 
     #: whether inputs may be computed once a local update (nothing before them is trained)
     features_once = False
+    #: whether :meth:`scores` gives two for each class, whose share the calibration fits
+    blended = False
 
     def __init__(self, spec: RunSpec, stage: str, network: nn.Module) -> None:
         super().__init__()
@@ -82,7 +84,11 @@ class StageModule(nn.Module):
         raise NotImplementedError
 
     def scores(self, inputs: Any, starts: torch.Tensor) -> torch.Tensor:
-        """Scores ``(B, C)``; ``starts`` ``(B, N, 2, C)`` uniform draws (the sampler's ``N`` starts, section 7)."""
+        """Scores ``(B, C)``, or two for each class ``(B, 2, C)`` (:attr:`blended`).
+
+        Args:
+            starts: ``(B, N, 2, C)`` uniform draws (the sampler's ``N`` starts, section 7).
+        """
         raise NotImplementedError
 
 
@@ -144,6 +150,7 @@ class DiffusionStage(StageModule):
     def __init__(self, spec: RunSpec, stage: str, network: DiffMIC) -> None:
         super().__init__(spec, stage, network)
         self.features_once = spec.stages.diffusion.encoders == "frozen"
+        self.blended = spec.stages.diffusion.blend
         if self.features_once:
             network.freeze_encoders()
 
@@ -197,14 +204,15 @@ class DiffusionStage(StageModule):
         One start gives one sample of the label; where an image is ambiguous, the mean over several is nearer to the
         probability (``model.sampling_starts``). The mean lies near a probability, so its logarithm is what a
         temperature and a prior act on, as they do on logits; it is taken no nearer to 0 (and 1) than ``LEAST``.
+
+        With ``stages.diffusion.blend`` the guidance network's fused logits are the second score.
         """
         count = starts.shape[1]
         features: Features = type(inputs)(*(column.repeat_interleave(count, dim=0) for column in inputs))
         flat = starts.flatten(0, 1)
         mean = self.network.sample(features, flat[:, 0], flat[:, 1]).mean.unflatten(0, (-1, count)).mean(dim=1)
-        if self.spec.task == "multilabel":
-            return torch.logit(mean, eps=LEAST)
-        return mean.clamp_min(LEAST).log()
+        own = torch.logit(mean, eps=LEAST) if self.spec.task == "multilabel" else mean.clamp_min(LEAST).log()
+        return torch.stack([own, inputs.fused.to(own.dtype)], dim=1) if self.blended else own
 
 
 def build_module(spec: RunSpec, stage: str) -> StageModule:

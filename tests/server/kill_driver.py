@@ -195,5 +195,5 @@ def main(root: Path, variant: str, stride: int, offset: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     small = calibration.grid
-    calibration.grid = lambda task: calibration.Grid(small(task).scales[20:24], small(task).prior_weights[:2])
+    calibration.grid = lambda task, **_: calibration.Grid(small(task).scales[20:24], small(task).prior_weights[:2])
     print(json.dumps(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))

@@ -75,6 +75,25 @@ def test_summary_has_the_stated_names(finished):
     assert set(summary["differences"]) >= {"local", "pooled", "plain/federated", "guidance/federated"}
 
 
+def test_a_blended_run_trains_the_same_weights_and_is_calibrated_by_the_better_share(finished, tmp_path):
+    """What blending may change is the calibration and the round that is chosen: here there is one."""
+    few = ("stages.diffusion.rounds=1", "baselines=[]", "run.bootstrap=0")
+    runs = {}
+    for name in ("false", "true"):
+        given = config(tmp_path / name, *few, f"stages.diffusion.blend={name}")
+        runs[name] = simulate(given)
+        assert runs[name]["calibration"]["blend"] in ((0.0,) if name == "false" else (0.0, 0.25, 0.5, 0.75, 1.0))
+    weights = [load_tensors(tmp_path / name / "run" / "final" / "diffusion.safetensors") for name in runs]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
+    nll = {name: run["calibration"]["nll"] for name, run in runs.items()}
+    assert nll["true"] <= nll["false"]
+    share = runs["true"]["calibration"]["blend"]
+    assert share > 0  # with this seed the guidance network says something that the head does not
+    page = (tmp_path / "true" / "run" / "report.html").read_text()
+    assert f"{1 - share:g} of the sampler's and {share:g} of the guidance network's" in page.replace("&#x27;", "'")
+
+
 def test_bytes_sent_are_those_of_the_stages_and_the_calibration(finished):
     _, summary = finished
     stages = sum(stage["bytes_sent"] for stage in summary["stages"].values())

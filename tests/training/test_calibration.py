@@ -207,3 +207,46 @@ def test_what_does_not_fit_is_refused() -> None:
             choose(bad, 10, prior, "multiclass")
     with pytest.raises(ValueError, match="not one of"):
         grid("regression")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_two_scores_sums_equal_the_formula_for_each_share(task: str) -> None:
+    first, y, prior = example(0, 12, task)
+    second = example(1, 12, task)[0]
+    sums, points = nll_sums(np.stack([first, second], axis=1), y, prior, task), grid(task, blended=True)
+    assert sums.shape == points.shape == (97, 25)
+    for j, (blend, weight) in enumerate(points.columns):
+        mixed = (1 - blend) * first + blend * second
+        slow = slow_nll(mixed, y, prior, task, points.scales[40], weight)
+        assert sums[40, j] == pytest.approx(slow, abs=12 * 2**-20)
+    assert np.array_equal(sums[:, :5], nll_sums(first, y, prior, task))
+    assert np.array_equal(sums[:, 20:], nll_sums(second, y, prior, task))
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    ("noise", "low", "high"), [((0.0, 50.0), 0.0, 0.0), ((50.0, 0.0), 1.0, 1.0), ((2, 2), 0.25, 0.75)]
+)
+def test_the_fit_finds_which_of_two_scores_says_more(
+    task: str, noise: tuple[float, float], low: float, high: float
+) -> None:
+    """Scores that are the true logits and independent noise: none in one of them, or as much in both."""
+    z, y, prior = example(3, 3000, task)
+    rng = np.random.default_rng(7)
+    scores = np.stack([z + size * rng.normal(size=z.shape) for size in noise], axis=1)
+    fitted = choose(nll_sums(scores, y, prior, task), len(y), prior, task, blended=True)
+    assert low <= fitted.blend <= high
+    alone = [choose(nll_sums(scores[:, k], y, prior, task), len(y), prior, task).nll for k in (0, 1)]
+    assert fitted.nll is not None and fitted.nll <= min(value for value in alone if value is not None)
+    mixed = (1 - fitted.blend) * scores[:, 0] + fitted.blend * scores[:, 1]
+    assert np.array_equal(probabilities(scores, fitted), probabilities(mixed, fitted))
+
+
+def test_a_calibration_of_a_version_without_shares_is_read() -> None:
+    whole = Calibration("multiclass", 0.5, 0.25, (0.2, 0.8), 3, 0.1).to_json()
+    assert Calibration.from_json(whole) == Calibration("multiclass", 0.5, 0.25, (0.2, 0.8), 3, 0.1)
+    before = {key: value for key, value in whole.items() if key != "blend"}
+    assert Calibration.from_json(before) == Calibration.from_json(whole)
+    for wrong in (1.5, -0.1, True, "0"):
+        with pytest.raises(ModelFileError):
+            Calibration.from_json({**whole, "blend": wrong})

@@ -149,6 +149,20 @@ def test_scores_are_the_logarithm_of_the_mean_over_the_starts(task, monkeypatch)
     torch.testing.assert_close(together, wanted, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_a_blended_stage_scores_as_the_sampler_and_as_its_guidance_network(task):
+    spec = spec_with("frozen", norm="group", task=task)
+    alone, state = diffusion(spec)
+    blended = replace(spec, stages=replace(spec.stages, diffusion=replace(spec.stages.diffusion, blend=True)))
+    both, other = diffusion(blended)
+    assert not alone.blended and both.blended and all(np.array_equal(state[name], other[name]) for name in state)
+    images, starts = torch.randn(3, 3, 32, 32), torch.rand(3, 5, 2, 3)
+    with torch.no_grad():
+        scores = both.eval().scores(both.inputs(images), starts)
+        assert torch.equal(scores[:, 0], alone.eval().scores(alone.inputs(images), starts))
+        assert torch.equal(scores[:, 1], alone.network.guidance(images).fused)
+
+
 def test_a_state_that_does_not_fit_names_what_is_wrong():
     spec = spec_with()
     state = initial_state(spec, "plain")
