@@ -49,6 +49,12 @@ def evaluate(message: Message, context: Context) -> Message:
     return answer(message, context, "evaluate", tasks.evaluate)
 
 
+@app.evaluate("assess")
+def assess(message: Message, context: Context) -> Message:
+    """Figures of a finished model on the site's test images."""
+    return answer(message, context, "assess", tasks.assess)
+
+
 @app.query("labels")
 def labels(message: Message, context: Context) -> Message:
     """Which classes and task do your data have."""

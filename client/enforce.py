@@ -30,7 +30,7 @@ class Enforcement:
 
     Args:
         rules: none: a virtual site; everything passes.
-        kind: ``labels``, ``query``, ``train`` or ``evaluate``.
+        kind: ``labels``, ``query``, ``train``, ``evaluate`` or ``assess``.
     """
 
     def __init__(self, rules: Rules | None, kind: str) -> None:
@@ -93,7 +93,7 @@ class Enforcement:
             yield
             return
         seconds, code = self.rules.policy.time_left()
-        if self.kind not in ("train", "evaluate"):
+        if self.kind not in ("train", "evaluate", "assess"):
             seconds = float("inf")
         try:
             with time_bound(seconds):

@@ -15,17 +15,22 @@ from client.site import Site
 from client.state import SiteStore
 from fed_diffmic.algorithms import EXTRA, Algorithm, Tensors, algorithm_names, build_algorithm
 from fed_diffmic.data.site import SiteData
+from fed_diffmic.errors import ModelFileError
 from fed_diffmic.exchange.failures import BAD_MODEL, BAD_REQUEST, DIVERGED, NO_STATE, SiteError
 from fed_diffmic.exchange.payload import Payload, request_name
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.spec import STAGES, RunSpec
+from fed_diffmic.training import calibration
 from fed_diffmic.training.evaluation import evaluate_scores, predict_scores
 from fed_diffmic.training.features import SHARED, feature_key
 from fed_diffmic.training.local import LocalResult, local_update
+from fed_diffmic.training.matrix import cell_figures, matrix_cell
+from fed_diffmic.training.metrics import Scored
 from fed_diffmic.training.stages import GUIDANCE_PREFIX, StageModule, exchanged, loaded_module
 
 NEED_BASE = "need_base"
 BASE = "base/"
+RESAMPLES = 1000  # of the groups of test images, for intervals
 COMMON: dict[str, type] = {"spec": str, "run": str, "arm": str}
 TASK: dict[str, type] = {**COMMON, "stage": str, "round": int, "site": str, "base": str, "weights": str}
 FIELDS: dict[str, dict[str, type]] = {
@@ -33,6 +38,7 @@ FIELDS: dict[str, dict[str, type]] = {
     "query": COMMON,
     "train": {**TASK, "state": str, "keep": str, "guidance": str, "ledger": str},
     "evaluate": {**TASK, "state": str, "guidance": str, "prior": list, "sums": bool, "split": str},
+    "assess": {**TASK, "state": str, "guidance": str, "calibration": dict},
 }
 
 
@@ -224,6 +230,37 @@ def evaluate(site: Site, spec: RunSpec, request: Payload) -> Payload:
     except (ValueError, FloatingPointError) as error:
         raise SiteError(DIVERGED) from error
     return Payload("evaluate.reply", answer_header(header), metrics=finite(figures))
+
+
+def assess(site: Site, spec: RunSpec, request: Payload) -> Payload:
+    """Figures of a finished stage's model on the site's test images that may leave the site: a cell of the matrix.
+
+    Raises:
+        BaseMissingError: the stage's base must be sent.
+        SiteError: the request's calibration is not one of this task and these classes, or scores are not finite.
+    """
+    header, store = request.header, SiteStore(site.folder)
+    try:
+        fitted = calibration.Calibration.from_json(header["calibration"])
+    except ModelFileError as error:
+        raise SiteError(BAD_REQUEST) from error
+    if header["site"] != site.name or (fitted.task, len(fitted.prior)) != (spec.task, spec.num_classes):
+        raise SiteError(BAD_REQUEST)
+    own = kept_state(store, (spec.run_id, spec.arm, header["stage"]), header["state"])
+    algorithm = site_algorithm(spec, header["stage"])
+    module, _ = load_module(spec, header["stage"], store, request, algorithm, own, training=False)
+    examples = site.data.test
+    if not len(examples) or (is_private(site) and site.privacy.validation == "suppressed"):
+        return Payload("assess.reply", answer_header(header))
+    try:
+        scores = predict_scores(module, examples, torch.device(site.device))
+        probabilities = calibration.probabilities(scores, fitted)
+    except (ValueError, FloatingPointError) as error:
+        raise SiteError(DIVERGED) from error
+    decided = calibration.decide(probabilities, fitted, spec.stages.decision)
+    scored = Scored(probabilities, decided, examples.labels, examples.groups, spec.task)
+    cell = matrix_cell(scored, spec.classes, bootstrap=RESAMPLES, seed=spec.seed, name=site.name)
+    return Payload("assess.reply", answer_header(header), metrics=finite(cell_figures(cell, spec.classes)))
 
 
 def load_module(

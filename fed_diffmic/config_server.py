@@ -81,6 +81,12 @@ class ServerRunConfig(Checked):
     max_update_norm: float = option(
         10_000.0, "largest L2 norm of a site's update in a round; a larger one is refused", gt=0
     )
+    test_s: float = option(
+        3600.0,
+        "seconds to wait, after the last round, for figures that sites let out of their test images; 0: none asked for",
+        ge=0,
+        le=7 * 86400,
+    )
     restarts: int = option(10, "how often a SuperLink that died is started again", ge=0, le=10_000)
 
 

@@ -42,6 +42,8 @@ class FinalModel:
         signed_by: fingerprint of the key whose signature was verified; empty: nobody signed.
         personal: for each stage, digest of each site's own state that belongs to the model there; the state itself
             never left the site. Empty: the model is the same everywhere.
+        matrix: figures on the sites' test images, as far as the sites let them out: stage -> site -> cell
+            (:func:`fed_diffmic.training.matrix.cell_from`). Empty: nobody was asked (a simulation).
     """
 
     spec: RunSpec
@@ -52,6 +54,7 @@ class FinalModel:
     digests: dict[str, str]
     signed_by: str = ""
     personal: dict[str, dict[str, str]] = field(default_factory=dict)
+    matrix: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def origin(self) -> str:
@@ -95,6 +98,7 @@ def write_final(
         "history": model.history,
         "bytes_sent": model.bytes_sent,
         "personal": model.personal,
+        "matrix": model.matrix,
     }
     data = (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
     (final / PROVENANCE).unlink(missing_ok=True)
@@ -146,6 +150,7 @@ def load_final(
             digests=value["digests"],
             signed_by=signed_by,
             personal={stage: dict(states) for stage, states in value.get("personal", {}).items()},
+            matrix={stage: dict(row) for stage, row in value.get("matrix", {}).items()},
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise ModelFileError(f"{path} lacks fields or has others") from error

@@ -9,6 +9,7 @@ stages         names separated by commas; without it, those of guidance and diff
 sites          names of the expected sites separated by ``|``; without it, whoever is there
 run-dir        the run's folder
 join-s         seconds to wait for sites to appear; without it, 300
+test-s         seconds to wait for figures on the sites' test images at the end; without it, nobody is asked
 folder         where this arm's checkpoints and final model lie; without it, ``run-dir``
 =============  ====================================================================================
 """
@@ -97,6 +98,7 @@ def train(
         deadline_s=config.run.deadline_s,
         sites=sites,
         join_s=join_s,
+        test_s=float(run_config.get("test-s") or 0.0),
         hooks=hooks or Hooks(),
     )
 

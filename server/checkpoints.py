@@ -9,7 +9,7 @@ readable through ``previous.json``.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,13 +175,25 @@ class CheckpointStore:
         self._last = value
 
     def finish(
-        self, state: RunState, spec: RunSpec, calibration: dict[str, Calibration], hooks: Hooks | None = None
+        self,
+        state: RunState,
+        spec: RunSpec,
+        calibration: dict[str, Calibration],
+        hooks: Hooks | None = None,
+        matrix: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> FinalModel:
         """Write ``final/``, signed where the coordinator has a key, and read it back."""
         hooks = hooks or Hooks()
         digests = {stage: tensors_digest(tensors) for stage, tensors in state.results.items()}
         model = FinalModel(
-            spec, state.results, calibration, state.history, state.bytes_sent, digests, personal=state.personal
+            spec,
+            state.results,
+            calibration,
+            state.history,
+            state.bytes_sent,
+            digests,
+            personal=state.personal,
+            matrix={stage: dict(row) for stage, row in (matrix or {}).items()},
         )
         facts = None if hooks.signer is None else provenance_facts(state, hooks.head())
         write_final(self.folder, model, signer=hooks.signer, facts=facts)

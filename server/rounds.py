@@ -23,6 +23,7 @@ from fed_diffmic.files import tensors_digest
 from fed_diffmic.spec import RunSpec
 from fed_diffmic.training import calibration
 from fed_diffmic.training.calibration import Calibration
+from fed_diffmic.training.matrix import cell_from
 from server.checkpoints import CheckpointStore, FinalModel, RunState, StageProgress, has_final, load_final
 from server.hooks import Hooks
 from server.replies import Events, Outcome
@@ -53,6 +54,7 @@ def run_federation(
     sites: Sequence[str] | None = None,
     join_s: float = 300.0,
     poll_s: float = 0.1,
+    test_s: float = 0.0,
     hooks: Hooks | None = None,
 ) -> FinalModel:
     """Train ``stages`` over the sites behind ``grid``, continuing what ``store`` holds.
@@ -68,6 +70,8 @@ def run_federation(
         sites: names of the sites expected; none: whoever is there.
         join_s: the longest wait for sites to appear at the start.
         poll_s: pause between looking for replies.
+        test_s: the longest wait for the figures that sites let out of their test images at the end; 0: nobody is asked
+            (a simulation reads test images itself).
         hooks: what a real coordinator adds.
 
     Raises:
@@ -103,7 +107,8 @@ def run_federation(
             if stage not in state.results:
                 run_stage(members, spec, state, store, events, stage, prior, deadline_s)
         fitted = {stage: calibrate(members, spec, state, events, stage, prior, deadline_s) for stage in state.results}
-        final = store.finish(state, spec, fitted, hooks)
+        matrix = assess(members, spec, state, events, fitted, test_s) if test_s > 0 else {}
+        final = store.finish(state, spec, fitted, hooks, matrix)
         events.emit("federation_done", arm=spec.arm, bytes_sent=final.bytes_sent, digests=final.digests)
         return final
 
@@ -254,13 +259,8 @@ def calibrate(
     No site's scores leave it: each sends, for every point of the calibration's grid, the sum of its
     negative log-likelihoods, and the grid point with the least total is taken.
     """
-    algorithm = server_algorithm(spec.strategy, spec.stage(stage))
-    kinds, result = exchanged_kinds(spec, stage, algorithm), state.results[stage]
-    frozen = {name: value for name, value in result.items() if name not in kinds}
-    task = StageTask.of(stage, frozen, state.personal)
-    weights = {name: result[name] for name in kinds}
+    task, weights, own = finished_task(spec, state, stage)
     deadline = time.monotonic() + deadline_s
-    own = state.personal.get(stage, {})
     figures, outcome = members.evaluate(task, weights, own, prior.tolist(), 0, deadline, sums=True)
     state.bytes_sent += outcome.bytes_sent
     blended = spec.stage(stage).blend
@@ -275,6 +275,41 @@ def calibrate(
         "calibrated", arm=spec.arm, stage=stage, images=images, nll=fitted.nll, scale=fitted.scale, blend=fitted.blend
     )
     return fitted
+
+
+def finished_task(spec: RunSpec, state: RunState, stage: str) -> tuple[StageTask, Tensors, Mapping[str, str]]:
+    """What asks for figures of a finished stage: the task, its weights, and digests of the sites' own parts."""
+    kinds, result = (
+        exchanged_kinds(spec, stage, server_algorithm(spec.strategy, spec.stage(stage))),
+        state.results[stage],
+    )
+    frozen = {name: value for name, value in result.items() if name not in kinds}
+    task = StageTask.of(stage, frozen, state.personal)
+    return task, {name: result[name] for name in kinds}, state.personal.get(stage, {})
+
+
+def assess(
+    members: Sites,
+    spec: RunSpec,
+    state: RunState,
+    events: Events,
+    fitted: Mapping[str, Calibration],
+    test_s: float,
+) -> dict[str, dict[str, Any]]:
+    """The cross-site matrix from what the sites let out of their test images: model -> site -> cell.
+
+    Test images are asked for once, when nothing is left to be chosen. A site that lets nothing out, or is not there,
+    has a cell without figures; no run fails by it.
+    """
+    matrix: dict[str, dict[str, Any]] = {}
+    deadline = time.monotonic() + test_s
+    for stage in state.results:
+        task, weights, own = finished_task(spec, state, stage)
+        figures, outcome = members.assess(task, weights, own, fitted[stage], deadline)
+        state.bytes_sent += outcome.bytes_sent
+        matrix[stage] = {site: cell_from(figures.get(site, {}), spec.classes) for site in sorted(members.everyone())}
+        events.emit("assessed", arm=spec.arm, stage=stage, sites=sorted(figures), missing=outcome.missing)
+    return matrix
 
 
 def calibration_table(figures: Mapping[str, float], shape: tuple[int, int]) -> np.ndarray | None:

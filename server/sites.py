@@ -11,12 +11,15 @@ from flwr.app import MessageType
 from fed_diffmic.algorithms.base import EXTRA, Algorithm, SiteUpdate, Tensors
 from fed_diffmic.exchange.failures import POLICY_METRICS, WITHDRAWN
 from fed_diffmic.exchange.payload import Packed, Payload, pack, request_name
-from fed_diffmic.exchange.screening import Expected, schema_of
+from fed_diffmic.exchange.screening import MAX_EXAMPLES, Expected, schema_of
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.seeding import numpy_generator
+from fed_diffmic.training.calibration import Calibration
+from fed_diffmic.training.matrix import AT_SPECIFICITY, FIGURES, TEST
 from server.presence import Presence
 from server.replies import Outcome, Request, Site
 
+ASSESS = "evaluate.assess"
 ANY = (-1e300, 1e300)
 POSITIVE = (0.0, 1e300)
 
@@ -163,6 +166,44 @@ class Sites(Presence):
         )
         return {name: dict(outcome.replies[name].metrics) for name in sorted(outcome.replies)}, outcome
 
+    def assess(
+        self,
+        task: StageTask,
+        tensors: Tensors,
+        states: Mapping[str, str],
+        fitted: Calibration,
+        deadline: float,
+    ) -> tuple[dict[str, dict[str, float]], Outcome]:
+        """Figures of a finished stage's model on every site's test images that its policy lets out, by site name.
+
+        No quorum is needed: a site that says nothing is left out.
+
+        Args:
+            states: digest of the state whose part of the model is each site's own.
+            fitted: the stage's calibration.
+        """
+        share = (*FIGURES, AT_SPECIFICITY)
+        names = [name for figure in share for name in (figure, f"{figure}/low", f"{figure}/high")]
+        ranges = {**{TEST + name: (0.0, 1.0) for name in names}, f"{TEST}complete": (0.0, 1.0)}
+        counts = ["n", "groups", *(f"positives/{index}" for index in range(self.spec.num_classes))]
+        ranges |= {TEST + name: (0.0, float(MAX_EXAMPLES)) for name in counts}
+        outcome = self._exchange(
+            ASSESS,
+            task,
+            tensors,
+            0,
+            deadline,
+            kind="assess",
+            header=lambda site: {
+                "state": states.get(site, ""),
+                "guidance": task.guidance.get(site, ""),
+                "calibration": fitted.to_json(),
+            },
+            metrics=lambda site: ranges,
+            quorate=False,
+        )
+        return {name: dict(outcome.replies[name].metrics) for name in sorted(outcome.replies)}, outcome
+
     def _exchange(
         self,
         message_type: str,
@@ -178,7 +219,10 @@ class Sites(Presence):
         attach_base: bool = False,
         excused: Set[int | str] = frozenset(),
         asked: Set[str] | None = None,
+        kind: str = "",
+        quorate: bool = True,
     ) -> Outcome:
+        kind = kind or message_type
         self.refresh(deadline)
         base = {f"base/{name}": value for name, value in task.frozen.items()}
         weights = tensors_digest(tensors)
@@ -202,9 +246,9 @@ class Sites(Presence):
                 "weights": weights,
                 **header(site.name),
             }
-            payload = Payload(message_type, facts)
+            payload = Payload(kind, facts)
             expected = Expected(
-                kind=f"{message_type}.reply",
+                kind=f"{kind}.reply",
                 header={**common, "site": site.name, "request": request_name(facts)},
                 fields=fields or {},
                 schema=schema_of(reply_tensors) if reply_tensors is not None else {},
@@ -220,7 +264,8 @@ class Sites(Presence):
             del self.members[name]
             self.events.emit("site_withdrew", site=name, stage=task.stage, round=round_index)
         good = set(outcome.replies) | {name for name, code in outcome.codes.items() if code in excused}
-        self._check_quorum(f"stage {task.stage}, round {round_index}", good, outcome.missing, asked)
+        if quorate:
+            self._check_quorum(f"stage {task.stage}, round {round_index}", good, outcome.missing, asked)
         return outcome
 
 

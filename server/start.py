@@ -25,6 +25,7 @@ MAY_CHANGE = (
     "run.dir",
     "run.deadline_s",
     "run.join_s",
+    "run.test_s",
     "run.restarts",
     "run.quorum",
     "run.max_update_norm",
@@ -194,6 +195,7 @@ def run_config(config: ServerConfig, sites: list[str] | None) -> dict[str, str]:
         "config-json": to_json(simulation),
         "run-dir": str(folder),
         "join-s": repr(config.run.join_s),
+        "test-s": repr(config.run.test_s),
         "sites": "|".join(sites or ()),
     }
     spec = stored_spec(folder)

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -257,11 +257,16 @@ class _Coordinator:
     # ---- the end -----------------------------------------------------------------------------
     def _finish(self, events: EventLog, started: float) -> None:
         """The final model is there: sum up, and forget what sites' updates are left in the SuperLink's database."""
+        # Drawing is loaded when there is something to draw: a coordinator waits for weeks without it.
+        from fed_diffmic.reporting.deployment import KIND, write_deployment_report
+
         final = load_final(self.run_dir)
         sites = {name for row in final.history for name in (*row["sites"], *row["missing"])}
         seconds = round(time.monotonic() - started, 1)
+        recorded = read_events(self.run_dir / "events.jsonl")
         privacy = statement(last_claims(final.history), sites)
         summary = {
+            "kind": KIND,
             "status": "done",
             "run": self.run_dir.name,
             "seed": self.config.seed,
@@ -270,6 +275,9 @@ class _Coordinator:
             "rounds": final.history,
             "bytes_sent": final.bytes_sent,
             "digests": final.digests,
+            "matrix": final.matrix,
+            "sites": site_facts(recorded, sites),
+            "signed_by": final.signed_by,
             "privacy": privacy,
             "seconds": seconds,
         }
@@ -278,13 +286,26 @@ class _Coordinator:
         events.emit("run_done", seconds=seconds, bytes_sent=final.bytes_sent)
         for line in privacy:
             logger.info("%s", line)
-        write_metrics_csv(self.run_dir / "metrics.csv", read_events(self.run_dir / "events.jsonl"))
+        write_metrics_csv(self.run_dir / "metrics.csv", recorded)
+        text = (self.run_dir / "config.yaml").read_text(encoding="utf-8")
+        report = write_deployment_report(self.run_dir, summary, events=recorded, config_yaml=text)
+        logger.info("The report is %s", report)
 
     def _ended(self, events: EventLog, state: str, message: str) -> None:
         """Say how it ended; a disk that is full says it by the exit code alone."""
         with suppress(MachineError):
             self.status.finish(state, message)
             events.emit(f"run_{state}", message=message)
+
+
+def site_facts(events: Sequence[Mapping[str, Any]], sites: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Images and class counts of each site, as it said when it was last found."""
+    found = {str(event["site"]): event for event in events if event["kind"] == "site_found"}
+    said = {site: found.get(site, {}) for site in sorted(sites)}
+    return {
+        site: {**(event.get("images") or {}), "class_counts": event.get("class_counts") or []}
+        for site, event in said.items()
+    }
 
 
 def forget_database(folder: Path) -> None:

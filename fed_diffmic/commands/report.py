@@ -42,10 +42,15 @@ def _report(arguments: argparse.Namespace, hint: list[str]) -> int:
     if arguments.compare:
         print(write_comparison(out, read_runs([folder, *arguments.compare])))
         return 0
+    from fed_diffmic.reporting.deployment import KIND, write_deployment_report
     from fed_diffmic.reporting.events import read_events
     from fed_diffmic.reporting.report import write_report
 
     configuration = folder / "config.yaml"
     text = configuration.read_text(encoding="utf-8") if configuration.is_file() else ""
+    if summary.get("kind") == KIND:
+        recorded = read_events(folder / "events.jsonl")
+        print(write_deployment_report(folder, summary, events=recorded, config_yaml=text, path=out))
+        return 0
     print(write_report(folder, summary, events=read_events(folder / "events.jsonl"), config_yaml=text, path=out))
     return 0

@@ -23,6 +23,7 @@ from fed_diffmic.spec import RunSpec
 
 BASE = "base/"
 SUMS = "nll/0/0"
+TEST_IMAGES, COMPLETE, POSITIVES = "test/n", "test/complete", "test/positives/"
 COUNTS = ("images", "class_counts")
 _QUOTED = {"run", "arm", "stage", "round", "site", "request"}
 _HEADERS: dict[str, set[str]] = {
@@ -31,6 +32,7 @@ _HEADERS: dict[str, set[str]] = {
     "query.reply": {"run", "arm", "request", "site", *COUNTS},
     "train.reply": {*_QUOTED, "num_examples", "state", "ledger", "claim"},
     "evaluate.reply": _QUOTED,
+    "assess.reply": _QUOTED,
 }
 
 
@@ -96,18 +98,18 @@ class SitePolicy:
         """The first rule that a request breaks, or none.
 
         Args:
-            kind: ``labels``, ``query``, ``train`` or ``evaluate``.
+            kind: ``labels``, ``query``, ``train``, ``evaluate`` or ``assess``.
             spec: the request's; none for ``labels``.
             request: already found to be well-formed (:func:`client.tasks.check_request`).
             dataset: layout of the site's data (``dataset.name``).
             now: local time; none: the clock's.
         """
         denial = self._check_use(kind, spec, request.header, dataset)
-        if denial is not None or spec is None or kind not in ("train", "evaluate"):
+        if denial is not None or spec is None or kind not in ("train", "evaluate", "assess"):
             return denial
         denial = self._check_stage(kind, spec, request.header, now)
         if denial is None:
-            denial = self._check_training(spec, request) if kind == "train" else self._check_figures(request.header)
+            denial = self._check_training(spec, request) if kind == "train" else self._check_figures(kind, request)
         return denial
 
     def check_images(
@@ -166,6 +168,8 @@ class SitePolicy:
             # Under privacy the weight is a public constant, not a number of images.
             count = math.inf if self._private(payload) else payload.header["num_examples"]
             return denial or replace(payload, metrics=self._figures(payload.metrics, count))
+        if payload.kind == "assess.reply":
+            return replace(payload, metrics=self._test_figures(payload.metrics))
         return replace(payload, metrics=self._figures(payload.metrics, payload.metrics.get("num_examples", 0)))
 
     def _check_update(self, payload: Payload, reference: Tensors) -> Denial | None:
@@ -192,6 +196,17 @@ class SitePolicy:
         if count >= self.config.min_count:
             return allowed
         return {name: 0.0 for name in allowed if name == "num_examples"}
+
+    def _test_figures(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Those named; none over too few images; small counts of a class as 0, which :data:`COMPLETE` then tells."""
+        if metrics.get(TEST_IMAGES, 0) < max(1, self.config.min_count):
+            return {}
+        names = [name for name in metrics if name.startswith(POSITIVES)]
+        counts = [int(metrics[name]) for name in names]
+        shown = suppress(counts, self.config.min_count)
+        found = {**metrics, **{name: float(n) for name, n in zip(names, shown, strict=True)}}
+        found[COMPLETE] = float(shown == counts and not self._metrics.lacks(names))
+        return {name: value for name, value in found.items() if name in self._metrics}
 
     def _counts(self, header: Mapping[str, Any]) -> dict[str, list[int]]:
         least, spoken = self.config.min_count, {name: list(header[name]) for name in COUNTS}
@@ -228,7 +243,8 @@ class SitePolicy:
         if stage not in rules.stages:
             return Denial(failures.POLICY_STAGE, f"policy.stages does not name {stage}")
         rounds = spec.stage(stage).rounds or 0
-        if rounds > rules.max_rounds or not (kind == "train") <= index <= rounds:
+        first, last = {"train": (1, rounds), "evaluate": (0, rounds)}.get(kind, (0, 0))  # test images: once in a run
+        if rounds > rules.max_rounds or not first <= index <= last:
             return Denial(failures.POLICY_ROUNDS, f"round {index} of {rounds}; policy.max_rounds is {rules.max_rounds}")
         seconds, code = self.time_left(now)
         return Denial(code, "no time is left by policy.hours or policy.max_seconds") if seconds <= 0 else None
@@ -252,8 +268,11 @@ class SitePolicy:
             return Denial(failures.POLICY_STEPS, f"{cfg.steps} steps; policy.max_steps is {rules.max_steps}")
         return None
 
-    def _check_figures(self, header: Mapping[str, Any]) -> Denial | None:
-        wanted = ["num_examples", "loss"] + ([SUMS] if header["sums"] else [])
+    def _check_figures(self, kind: str, request: Payload) -> Denial | None:
+        if kind == "assess":
+            wanted = [TEST_IMAGES]
+        else:
+            wanted = ["num_examples", "loss"] + ([SUMS] if request.header["sums"] else [])
         lacking = self._metrics.lacks(wanted)
         return Denial(failures.POLICY_METRICS, f"policy.metrics does not name {lacking[0]}") if lacking else None
 

@@ -29,6 +29,9 @@ _FIGURES = {
     "auroc_macro": "area under the ROC curve, averaged over classes",
     "balanced_accuracy": "balanced accuracy",
     "accuracy": "accuracy",
+    "test/*": "once, when training is over, for each stage's model: figures over the test images (balanced accuracy, "
+    "area under the ROC curve, calibration error, sensitivity at 90 % specificity, with intervals) and how many images "
+    "of each class are among them",
     "nll/*": "sums of negative log-likelihoods over the validation images (for the calibration)",
 }
 

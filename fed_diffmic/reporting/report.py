@@ -72,12 +72,16 @@ def _opening(summary: Mapping[str, Any], events: Sequence[Event]) -> Html:
     if (summary.get("calibration") or {}).get("at_edge"):
         said = "The calibration ended at the edge of its grid: take the probabilities of this model with care."
         parts.append(page.paragraph(said, "notice"))
+    parts.append(warnings_notice(events))
+    return page.join(parts)
+
+
+def warnings_notice(events: Sequence[Event]) -> Html:
+    """What went wrong on the way, each thing once; empty where nothing did."""
     troubles = ("warning", "site_failed", "site_refused")
     warned = list(dict.fromkeys(trouble(event) for event in events if event["kind"] in troubles))
-    if warned:
-        items = "".join(f"<li>{page.text(message)}</li>" for message in warned)
-        parts.append(Html(f'<div class="notice"><b>Warnings of this run</b><ul>{items}</ul></div>'))
-    return page.join(parts)
+    items = "".join(f"<li>{page.text(message)}</li>" for message in warned)
+    return Html(f'<div class="notice"><b>Warnings of this run</b><ul>{items}</ul></div>') if warned else Html("")
 
 
 def _absent(entry: Mapping[str, Any], classes: Sequence[str]) -> str:
@@ -216,7 +220,8 @@ def _calibration(summary: Mapping[str, Any]) -> Html:
     return page.paragraph(said, "soft")
 
 
-def _curves(rows: Sequence[Row], metric: str) -> Html:
+def curves_section(rows: Sequence[Row], metric: str) -> Html:
+    """Validation figure and training loss by round, for each stage; empty where there are none."""
     drawn = []
     for stage in dict.fromkeys(row.stage for row in rows if row.stage):
         for split, name in (("val", metric), ("train", "loss")):
@@ -248,7 +253,7 @@ def _data(summary: Mapping[str, Any]) -> Html:
     return page.section("Data", *parts)
 
 
-def _matrix(summary: Mapping[str, Any], metric: str) -> Html:
+def matrix_section(summary: Mapping[str, Any], metric: str) -> Html:
     """Every model on every site's test images, with what may not be compared."""
     matrix = summary.get("matrix") or {}
     if not matrix or metric not in next(iter(next(iter(matrix.values())).values())):
@@ -278,7 +283,8 @@ def _matrix(summary: Mapping[str, Any], metric: str) -> Html:
     return page.section("Every model at every site", *parts)
 
 
-def _privacy(summary: Mapping[str, Any]) -> Html:
+def privacy_section(summary: Mapping[str, Any]) -> Html:
+    """What the sites claim, and what no claim covers; empty where no site claims anything."""
     lines = summary.get("privacy") or []
     return page.section("Privacy", *(page.paragraph(line) for line in lines)) if lines else Html("")
 
@@ -349,10 +355,10 @@ def write_report(
         _results(summary),
         _classes(summary),
         _all_figures(summary),
-        _matrix(summary, MAIN_METRICS[summary["task"]][0]),
+        matrix_section(summary, MAIN_METRICS[summary["task"]][0]),
         examples_section(load_examples(run_dir), summary["classes"]),
-        _curves(kept_rows(events), MAIN_METRICS[summary["task"]][0]),
-        _privacy(summary),
+        curves_section(kept_rows(events), MAIN_METRICS[summary["task"]][0]),
+        privacy_section(summary),
         _data(summary),
         _how(summary, config_yaml, tables or {}),
         Html(f"<footer>{page.text(DISCLAIMER)}</footer>"),

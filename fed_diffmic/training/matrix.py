@@ -21,6 +21,7 @@ SPECIFICITY = 0.9
 FIGURES = ("balanced_accuracy", "auroc_macro", "ece")
 AT_ONCE = 200  # resamples held in memory together
 AT_SPECIFICITY = "sensitivity_at_specificity"
+TEST = "test/"  # what the figures of a cell are called when they leave a site
 
 
 def sensitivity_at(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray, specificity: float) -> np.ndarray:
@@ -84,6 +85,45 @@ def matrix_cell(scored: Scored, classes: Sequence[str], *, bootstrap: int, seed:
     return cell
 
 
+def cell_figures(cell: Mapping[str, Any], classes: Sequence[str]) -> dict[str, float]:
+    """A cell as flat numbers, in which form it can leave a site; what is undefined is left out.
+
+    Returns:
+        ``n``, ``groups``, ``positives/<index of the class>``, ``complete`` (1: each count is the true one), each figure
+        and its ``<figure>/low`` and ``<figure>/high``, all under :data:`TEST`.
+    """
+    found: dict[str, float] = {"n": cell["n"], "groups": cell["groups"], "complete": 1.0}
+    found |= {f"positives/{index}": cell["positives"][label] for index, label in enumerate(classes)}
+    for figure in (*FIGURES, AT_SPECIFICITY):
+        for key, name in (("value", figure), ("low", f"{figure}/low"), ("high", f"{figure}/high")):
+            if cell[figure][key] is not None:
+                found[name] = cell[figure][key]
+    return {TEST + name: float(value) for name, value in found.items()}
+
+
+def cell_from(figures: Mapping[str, float], classes: Sequence[str]) -> dict[str, Any]:
+    """The cell that a site's flat numbers describe; what did not come is none.
+
+    Where counts were kept back, nobody knows over which classes a macro figure is a mean: ``classes`` is empty and the
+    cell is not ranked.
+    """
+    counts = [int(figures.get(f"{TEST}positives/{index}", 0)) for index in range(len(classes))]
+    n, complete = int(figures.get(f"{TEST}n", 0)), figures.get(f"{TEST}complete") == 1.0
+    present = [label for label, count in zip(classes, counts, strict=True) if complete and 0 < count < n]
+    cell: dict[str, Any] = {
+        "n": n,
+        "groups": int(figures.get(f"{TEST}groups", 0)),
+        "positives": dict(zip(classes, counts, strict=True)),
+        "classes": present,
+        "complete": complete,
+        "ranked": complete and min((count for count in counts if count), default=0) >= LEAST_POSITIVES,
+    }
+    for figure in (*FIGURES, AT_SPECIFICITY):
+        names = {"value": figure, "low": f"{figure}/low", "high": f"{figure}/high"}
+        cell[figure] = {key: figures.get(TEST + name) for key, name in names.items()}
+    return cell
+
+
 def _macro_sensitivity(scored: Scored, present: Sequence[int], weights: np.ndarray) -> np.ndarray:
     """Mean over the classes present of :func:`sensitivity_at`, ``(R,)``."""
     rows = []
@@ -94,9 +134,12 @@ def _macro_sensitivity(scored: Scored, present: Sequence[int], weights: np.ndarr
 
 
 def comparable(matrix: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[list[str]]:
-    """Groups of columns whose macro figures are means over the same classes, each group sorted, largest first."""
+    """Groups of columns whose macro figures are means over the same classes, each group sorted, largest first.
+
+    A site of which nobody knows over what classes is a group of its own.
+    """
     groups: dict[tuple[str, ...], list[str]] = {}
     for row in list(matrix.values())[:1]:
         for site, cell in row.items():
-            groups.setdefault(tuple(cell["classes"]), []).append(site)
+            groups.setdefault(tuple(cell["classes"]) or ("", site), []).append(site)
     return sorted((sorted(sites) for sites in groups.values()), key=lambda sites: (-len(sites), sites))

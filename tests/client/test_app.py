@@ -18,12 +18,23 @@ from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.payload import Limits, Payload, encode, request_name
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.spec import without_paths
-from fed_diffmic.training.stages import build_module, exchanged, initial_state
+from fed_diffmic.training import calibration
+from fed_diffmic.training.calibration import Calibration
+from fed_diffmic.training.evaluation import predict_scores
+from fed_diffmic.training.matrix import AT_SPECIFICITY, FIGURES, cell_from, matrix_cell
+from fed_diffmic.training.metrics import Scored
+from fed_diffmic.training.stages import build_module, exchanged, initial_state, load_state
 from fed_diffmic.transport.identity import set_message_id
 from fed_diffmic.transport.messages import failure_of, from_record, task_message
 from tests import toy
 
 AMPLE = Limits(1 << 20)
+CALIBRATION = Calibration("multiclass", 1.0, 0.5, (0.3, 0.3, 0.4), 6, 1.0).to_json()
+KINDS: dict[str, dict[str, Any]] = {
+    "train": {"keep": "", "ledger": ""},
+    "evaluate": {"prior": [0.3, 0.3, 0.4], "sums": False, "split": "val"},
+    "assess": {"round": 0, "calibration": CALIBRATION},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -67,9 +78,7 @@ def task(kind: str, made_for: Any = None, attach: bool = True, **changes: Any) -
         "state": "",
         "guidance": "",
     }
-    header |= (
-        {"keep": "", "ledger": ""} if kind == "train" else {"prior": [0.3, 0.3, 0.4], "sums": False, "split": "val"}
-    )
+    header |= KINDS[kind]
     header = {name: value for name, value in {**header, **changes}.items() if value is not ...}
     sent = {f"base/{name}": value for name, value in frozen.items()} if attach else {}
     return Payload(kind, header, {**weights, **sent})
@@ -105,6 +114,24 @@ def test_an_evaluation_lets_out_figures_only(tmp_path: Path, source: toy.ToySour
     assert set(reply.metrics) == {"loss", "num_examples", "auroc_macro", "balanced_accuracy", "accuracy"}
     sums = from_record(send(task("evaluate", sums=True), "evaluate", context(tmp_path)).content, AMPLE)
     assert sum(name.startswith("nll/") for name in sums.metrics) > 20
+
+
+def test_a_site_judges_a_finished_model_on_its_test_images(tmp_path: Path, source: toy.ToySource) -> None:
+    """What leaves is a cell of the matrix, the same that is computed here by hand."""
+    reply = from_record(send(task("assess"), "evaluate.assess", context(tmp_path)).content, AMPLE)
+    assert (
+        reply.kind == "assess.reply" and reply.tensors == {} and all(name.startswith("test/") for name in reply.metrics)
+    )
+    spec, test = toy.toy_spec(), source.sites["a"].test
+    module, fitted = build_module(spec, "guidance"), Calibration.from_json(CALIBRATION)
+    load_state(module.network, initial_state(spec, "guidance"))
+    probabilities = calibration.probabilities(predict_scores(module, test), fitted)
+    decided = calibration.decide(probabilities, fitted, spec.stages.decision)
+    scored = Scored(probabilities, decided, test.labels, test.groups, spec.task)
+    wanted = matrix_cell(scored, spec.classes, bootstrap=1000, seed=spec.seed, name="a")
+    found = cell_from(reply.metrics, spec.classes)
+    assert found == {**wanted, "complete": True}
+    assert found["n"] == 6 and all(found[name]["low"] is not None for name in (*FIGURES, AT_SPECIFICITY))
 
 
 def test_a_base_is_asked_for_once_and_kept(tmp_path: Path, source: toy.ToySource) -> None:
@@ -172,6 +199,31 @@ def test_only_the_validation_split_is_evaluated(tmp_path: Path, source: toy.ToyS
     for changes in ({"split": "test"}, {"split": "train"}, {"prior": [0.5, 0.5]}, {"prior": [1, 1, 1]}):
         failed = failure_of(send(task("evaluate", **changes), "evaluate", context(tmp_path)))
         assert failed == (failures.BAD_REQUEST, failures.FAILURES[failures.BAD_REQUEST])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"calibration": {}},
+        {"calibration": {**CALIBRATION, "prior": [0.5, 0.5]}},
+        {"calibration": {**CALIBRATION, "task": "multilabel"}},
+        {"calibration": [CALIBRATION]},
+        {"site": "b"},
+        {"split": "train"},
+    ],
+)
+def test_no_other_question_about_test_images_is_answered(
+    tmp_path: Path, source: toy.ToySource, changes: dict[str, Any]
+) -> None:
+    failed = failure_of(send(task("assess", **changes), "evaluate.assess", context(tmp_path)))
+    assert failed == (failures.BAD_REQUEST, failures.FAILURES[failures.BAD_REQUEST])
+
+
+def test_a_site_without_test_images_says_nothing_of_them(tmp_path: Path, source: toy.ToySource) -> None:
+    data = source.sites["a"]
+    source.sites = {"a": replace(data, test=data.test.subset(np.zeros(0, np.int64)))}
+    reply = from_record(send(task("assess"), "evaluate.assess", context(tmp_path)).content, AMPLE)
+    assert reply.kind == "assess.reply" and reply.metrics == {}
 
 
 def test_what_is_no_payload_is_refused(tmp_path: Path, source: toy.ToySource) -> None:

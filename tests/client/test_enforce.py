@@ -81,6 +81,7 @@ def query(**changes: Any) -> Payload:
 
 
 SPEC = toy.toy_spec()
+TYPES = {"assess": "evaluate.assess"}
 # name: (rules of the site, what the coordinator asks, code of the refusal)
 BEYOND: dict[str, tuple[dict[str, Any], Callable[[], Payload], int]] = {
     "a run not named": ({"runs": ["other", "to"]}, lambda: task("train"), failures.POLICY_RUN),
@@ -110,6 +111,9 @@ BEYOND: dict[str, tuple[dict[str, Any], Callable[[], Payload], int]] = {
                        failures.POLICY_METRICS),
     "figures kept back": ({"metrics": []}, lambda: task("evaluate"), failures.POLICY_METRICS),
     "counts kept back": ({"metrics": ["loss"]}, query, failures.POLICY_METRICS),
+    "test figures kept back": ({"metrics": ["num_examples", "loss"]}, lambda: task("assess"), failures.POLICY_METRICS),
+    "test images in a later round": ({}, lambda: task("assess", round=1), failures.POLICY_ROUNDS),
+    "test images of a stage not named": ({"stages": ["plain"]}, lambda: task("assess"), failures.POLICY_STAGE),
     "a small site": ({"min_count": 13}, lambda: task("train"), failures.POLICY_COUNT),
     "no privacy": ({"privacy": "required"}, query, failures.POLICY_PRIVACY),
 }  # fmt: skip
@@ -121,7 +125,7 @@ def test_what_goes_beyond_the_policy_is_refused_before_any_work(tmp_path: Path, 
     changes, build, code = BEYOND[name]
     _, source = site(**changes)
     request = build()
-    failed = failure_of(send(request, request.kind, context(tmp_path)))
+    failed = failure_of(send(request, TYPES.get(request.kind, request.kind), context(tmp_path)))
     assert failed == (code, failures.FAILURES[code])
     assert source.count == (name in NEEDS_DATA)
     last = lines(tmp_path)[-1]
@@ -179,6 +183,30 @@ def test_figures_over_few_images_do_not_leave(tmp_path: Path, site: Any) -> None
     assert (header["images"], header["class_counts"]) == ([12, 0, 0], [0, 0, 0])
     assert from_record(send(task("evaluate"), "evaluate", where).content, AMPLE).metrics == {"num_examples": 0.0}
     assert set(from_record(send(task("train"), "train", where).content, AMPLE).metrics) == {"loss"}
+
+
+def test_figures_over_few_test_images_and_small_classes_do_not_leave(tmp_path: Path, site: Any) -> None:
+    site(min_count=7)
+    where = context(tmp_path)
+    assert from_record(send(task("assess"), "evaluate.assess", where).content, AMPLE).metrics == {}
+    site(min_count=3)  # six images, two of each class
+    figures = from_record(send(task("assess"), "evaluate.assess", where).content, AMPLE).metrics
+    assert figures["test/n"] == 6 and figures["test/complete"] == 0
+    assert [figures[f"test/positives/{i}"] for i in range(3)] == [0, 0, 0]
+    site(min_count=2, metrics=["test/n", "test/auroc_macro"])
+    figures = from_record(send(task("assess"), "evaluate.assess", where).content, AMPLE).metrics
+    assert set(figures) == {"test/n", "test/auroc_macro"}
+
+
+def test_test_images_are_asked_about_once_in_a_run(tmp_path: Path, site: Any) -> None:
+    site()
+    where = context(tmp_path)
+    first = from_record(send(task("assess"), "evaluate.assess", where).content, AMPLE)
+    again = from_record(send(task("assess"), "evaluate.assess", where).content, AMPLE)
+    assert first.metrics == again.metrics != {}
+    other = {**task("assess").header["calibration"], "scale": 2.0}
+    failed = failure_of(send(task("assess", calibration=other), "evaluate.assess", where))
+    assert failed == (failures.REPLAY, failures.FAILURES[failures.REPLAY])
 
 
 def test_a_replayed_round_is_refused_and_the_same_request_answered_again(tmp_path: Path, site: Any) -> None:

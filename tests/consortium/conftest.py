@@ -18,8 +18,14 @@ def common():
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory, data, common):
-    return final_weights(simulate(tmp_path_factory.mktemp("simulation"), data, common))
+def simulated(tmp_path_factory, data, common):
+    """The folder of the simulation's run."""
+    return simulate(tmp_path_factory.mktemp("simulation"), data, common)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(simulated):
+    return final_weights(simulated)
 
 
 @pytest.fixture(scope="session")

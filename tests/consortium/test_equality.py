@@ -10,6 +10,7 @@ from typing import ClassVar
 import pytest
 
 from fed_diffmic.exchange.failures import WITHDRAWN, failure_sentence
+from fed_diffmic.training.matrix import AT_SPECIFICITY, FIGURES
 from tests.consortium.harness import OUTSIDE, SITES, Consortium, consortium, final_weights, summary
 from tests.consortium.people import LEAVES, SOON_S, TASKS, audit, decision, kept, say, withdraw_while_training
 from tests.proxy import Proxy, serving
@@ -32,7 +33,7 @@ def standing(tmp_path_factory, data, common) -> Iterator[Consortium]:
         assert made.stop_sites() == [143] * 3
 
 
-def test_weights_equal_the_simulation(standing, undisturbed):
+def test_weights_and_test_figures_equal_the_simulation(standing, simulated, undisturbed):
     standing.new_run("simulation")  # which names the run in every digest
     server = standing.start_server()
     standing.wait_event("site_found", site=SITES[0])
@@ -43,6 +44,20 @@ def test_weights_equal_the_simulation(standing, undisturbed):
     assert set(undisturbed) == {"guidance.safetensors", "diffusion.safetensors"}
     found = summary(standing.run_dir)
     assert found["status"] == "done" and all(row["missing"] == {} for row in found["rounds"])
+    # What the sites say of their own test images is what a simulation, which has them all, finds there.
+    theirs, ours = found["matrix"], summary(simulated)["matrix"]
+    assert set(theirs) == {"guidance", "diffusion"} and set(theirs["diffusion"]) == set(SITES)
+    for stage, arm in (("diffusion", "federated"), ("guidance", "guidance/federated")):
+        for site in SITES:
+            said, computed = theirs[stage][site], ours[arm][site]
+            assert said["complete"] and said["n"] == 3
+            for name in ("n", "groups", "positives", "classes", "ranked"):
+                assert said[name] == computed[name]
+            for name in (*FIGURES, AT_SPECIFICITY):
+                assert said[name]["value"] == computed[name]["value"] is not None
+                assert said[name]["low"] <= said[name]["value"] <= said[name]["high"]
+    page = (standing.run_dir / "report.html").read_text(encoding="utf-8")
+    assert "On the test images of 3 of 3 sites" in page and all(site in page for site in SITES)
     assert HospitalProxy.asked and set(HospitalProxy.asked) == {f"{OUTSIDE}:{standing.port}"}
 
 

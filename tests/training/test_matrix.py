@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_diffmic.training.matrix import comparable, matrix_cell, sensitivity_at
+from fed_diffmic.training.matrix import cell_figures, cell_from, comparable, matrix_cell, sensitivity_at
 from fed_diffmic.training.metrics import Scored
 
 
@@ -73,3 +73,30 @@ def test_columns_are_comparable_where_their_classes_are_the_same():
     }
     assert comparable({"m": cells}) == [["x", "z"], ["all"], ["y"]]
     assert comparable({}) == []
+
+
+def test_a_cell_travels_as_flat_numbers():
+    classes = ["a", "b", "c"]
+    for labels in ([0] * 12 + [1] * 11, [0] * 5 + [2]):
+        cell = matrix_cell(scored(labels), classes, bootstrap=50, seed=1, name="x")
+        figures = cell_figures(cell, classes)
+        assert all(name.startswith("test/") and type(value) is float for name, value in figures.items())
+        assert cell_from(figures, classes) == {**cell, "complete": True}
+
+
+def test_where_counts_were_kept_back_nothing_is_compared_or_ranked():
+    classes = ["a", "b", "c"]
+    cell = matrix_cell(scored([0] * 12 + [1] * 11 + [2] * 3), classes, bootstrap=0, seed=1, name="x")
+    whole = cell_figures(cell, classes)
+    kept_back = {**whole, "test/positives/2": 0.0, "test/complete": 0.0}
+    found = cell_from(kept_back, classes)
+    assert (found["classes"], found["ranked"], found["complete"]) == ([], False, False)
+    assert found["positives"] == {"a": 12, "b": 11, "c": 0}
+    silent = cell_from({}, classes)
+    assert (
+        silent["n"] == 0
+        and not silent["ranked"]
+        and silent["auroc_macro"] == {"value": None, "low": None, "high": None}
+    )
+    row = {"one": found, "two": cell_from(kept_back, classes), "three": cell_from(whole, classes)}
+    assert comparable({"model": row}) == [["one"], ["three"], ["two"]]
