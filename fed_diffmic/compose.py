@@ -9,7 +9,8 @@ message is in our words.
 Order, later wins: the option of each group, the user's file, ``key=value`` from left to right. Naming
 a group's option (``model=paper``, ``model.name=paper``, in a file ``model: paper`` or ``model: {name:
 paper}``) starts that group afresh from that option; on the command line it also sets aside what
-the file said about the group.
+the file said about the group. Among the ``key=value`` of a command it does not matter where the option
+stands: ``strategy.mu=0.1 strategy=fedprox`` must not lose its ``mu``, nor any setting of privacy.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def _from_text(base: Base, text: str, overrides: Sequence[str], source: str) -> 
     if not isinstance(tree, dict):
         raise UsageError(f"{source} holds no `key: value`", "Write for example `model: compact`.")
     chosen = _take_choices(base, tree)
-    for override in overrides:
+    for override in sorted(overrides, key=lambda o: chosen_group(o, base.groups) is None):
         _apply(base, override, tree, chosen)
     values = typed(base.config_type, tree)
     given = {stage: set(said) for stage, said in values.get("stages", {}).items() if isinstance(said, dict)}
@@ -213,6 +214,12 @@ def _option(group: str, name: str) -> str:
     return str(name)
 
 
+def chosen_group(override: str, groups: Sequence[str] = GROUPS) -> str | None:
+    """The group whose option a ``key=value`` names, or none."""
+    group, _, rest = override.partition("=")[0].strip().partition(".")
+    return group if group in groups and rest in ("", "name") else None
+
+
 def _apply(base: Base, override: str, tree: Tree, chosen: dict[str, str]) -> None:
     """Lay one ``key=value`` over the tree."""
     key, equals, text = override.partition("=")
@@ -232,7 +239,7 @@ def _apply(base: Base, override: str, tree: Tree, chosen: dict[str, str]) -> Non
         )
     value = Scalar.of(text, plain=text != "")
     parts = key.split(".")
-    if parts[0] in base.groups and (len(parts) == 1 or (parts[1:] == ["name"] and _has_name(base, parts[0]))):
+    if chosen_group(override, base.groups) and (len(parts) == 1 or _has_name(base, parts[0])):
         chosen[parts[0]] = _option(parts[0], value)
         tree.pop(parts[0], None)
         return

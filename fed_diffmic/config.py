@@ -263,6 +263,19 @@ class StrategyConfig(Checked):
     trim: float = option(0.2, "trimmed_mean: share of the values left out at each end", ge=0, lt=0.5)
     false_sites: int = option(0, "krum: number f of sites that may send anything", ge=0, le=10_000)
     krum_keep: int = option(1, "krum: number m of sites whose weights are averaged", ge=1, le=10_000)
+    client_clip_norm: float = option(
+        1.0, "client-level privacy: largest L2 norm of a site's update, over all trained tensors, in the average", gt=0
+    )
+    client_noise_multiplier: float = option(
+        0.0,
+        "client-level privacy: standard deviation of the coordinator's noise on the sum of the clipped updates, over "
+        "client_clip_norm; 0: no noise, no clipping, no claim",
+        ge=0,
+        le=1e6,
+    )
+    client_delta: float = option(
+        1e-3, "client-level privacy: delta of the claim, well below one over the number of sites", gt=0, lt=1
+    )
     keep_optimizer_state: bool = option(False, "keep each site's optimizer moments from round to round (site state)")
     class_path: str | None = option(
         None, "flower: import path of a strategy, for example flwr.serverapp.strategy.FedMedian"

@@ -20,6 +20,7 @@ from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.config_server import ServerConfig
 from fed_diffmic.errors import ConfigError, UsageError
 
+MEAN_OF_UPDATES = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "flower")  # of the updates' mean alone
 RUN_MARKS = ("config.yaml", "events.jsonl", "summary.json", "checkpoints")
 MAY_CHANGE = ("run.dir", "run.deadline_s", "run.tracking", "dataset.cache_dir")
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
@@ -35,6 +36,7 @@ def check_consistency(config: SimulateConfig) -> None:
     check_model(config)
     check_stages(config)
     check_strategy(config)
+    check_client_level(config)
     check_conditions(config)
     check_partition(config)
     if not DEVICE.fullmatch(config.run.device):
@@ -191,6 +193,37 @@ def check_strategy(config: SimulateConfig | ServerConfig) -> None:
                 raise ConfigError(
                     f"strategy.{key}", value, f"nothing with strategy={strategy.name}", "Choose strategy=flower."
                 )
+
+
+def check_client_level(config: SimulateConfig | ServerConfig) -> None:
+    """Client-level noise with settings that it could not honour."""
+    strategy, key = config.strategy, "strategy.client_noise_multiplier"
+    if strategy.client_noise_multiplier == 0:
+        return
+    if strategy.name not in MEAN_OF_UPDATES:
+        raise ConfigError(
+            "strategy.name",
+            strategy.name,
+            f"one of {', '.join(MEAN_OF_UPDATES)} with {key}",
+            "The others release more than an average of updates.",
+        )
+    if strategy.weighting != "equal":
+        raise ConfigError("strategy.weighting", strategy.weighting, f"equal with {key}")
+    if isinstance(config, SimulateConfig) and len(config.run.lr_scales) > 1:
+        raise ConfigError(
+            "run.lr_scales", config.run.lr_scales, f"one number with {key}", "Each trial is a release of its own."
+        )
+    for name, value, good in (
+        ("model.norm", config.model.norm, ("group",)),
+        ("model.encoder_norm", config.model.encoder_norm, ("frozen", "group")),
+    ):
+        if value not in good:
+            raise ConfigError(
+                name,
+                value,
+                f"{' or '.join(good)} with {key}",
+                "The running statistics of batch norm would leave without noise.",
+            )
 
 
 def check_partition(config: SimulateConfig) -> None:

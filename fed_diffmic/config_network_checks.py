@@ -12,6 +12,7 @@ from pathlib import Path
 from fed_diffmic.config import DatasetConfig
 from fed_diffmic.config_checks import (
     DEVICE,
+    check_client_level,
     check_dataset,
     check_model,
     check_once,
@@ -49,6 +50,7 @@ def check_server_consistency(config: ServerConfig) -> None:
     check_model(config)
     check_stages(config)
     check_strategy(config)
+    check_client_level(config)
     if config.listen.status_port == config.listen.port:
         raise ConfigError("listen.status_port", config.listen.port, "another port than listen.port, or 0")
     if config.listen.connections_per_address > config.listen.connections:

@@ -129,7 +129,10 @@ def load_final(
     """
     final = Path(run_dir) / "final"
     if not has_final(run_dir):
-        raise ModelFileError(f"{run_dir} holds no final model", "Let the run end first: start it again with --resume.")
+        raise ModelFileError(
+            f"{run_dir} holds no final model",
+            "Name a run that has ended (its folder holds final/); --resume continues one that has not.",
+        )
     path = final / "model.json"
     value = read_json(path)
     try:

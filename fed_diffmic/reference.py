@@ -54,7 +54,8 @@ stages:
 ```
 
 - Naming an option (`model=paper`, or `name: paper` in a file) starts that group afresh from it; on the command
-  line it also sets aside what the file said about that group. `stages` follows `model` unless it is chosen.
+  line it also sets aside what the file said about that group, and may stand anywhere: `strategy.mu=0.1
+  strategy=fedprox` is `strategy=fedprox strategy.mu=0.1`. `stages` follows `model` unless it is chosen.
 - Values are taken as they are written: a path may hold spaces, commas and `=`; `no` is a name where a name is
   asked for; a list is `[a, b]` or `a,b`. Paths are relative to the current folder, and `~` is your home.
 - `--show-config` prints the resolved configuration. The same text is saved as `config.yaml` in the run's

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from fed_diffmic.exchange.audit import Head
-from fed_diffmic.privacy.statement import last_claims
+from fed_diffmic.privacy.statement import last_claims, last_client_level
 from fed_diffmic.provenance import code_facts
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def provenance_facts(state: RunState, head: Head | None) -> dict[str, Any]:
         "rounds": rounds,
         "heads": heads,
         "privacy": last_claims(state.history),
+        "client_level": last_client_level(state.history),
         "coordinator_head": None if head is None else asdict(head),
         "bytes_sent": state.bytes_sent,
     }

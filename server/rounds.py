@@ -25,6 +25,7 @@ from fed_diffmic.training import calibration
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.matrix import cell_from
 from server.checkpoints import CheckpointStore, FinalModel, RunState, StageProgress, has_final, load_final
+from server.client_level import ClientLevel
 from server.hooks import Hooks
 from server.replies import Events, Outcome
 from server.sites import Sites, StageTask
@@ -141,7 +142,10 @@ def run_stage(
         events.emit(
             "round_started", arm=spec.arm, stage=stage, round=index, rounds=rounds, sites=sorted(members.members)
         )
-        updates, asked = train_round(members, task, progress, state.ledgers, algorithm, kinds, started + deadline_s)
+        noise = ClientLevel(spec.strategy, store.folder)
+        updates, asked = train_round(
+            members, task, progress, state.ledgers, algorithm, kinds, started + deadline_s, noise, len(state.history)
+        )
         progress.average = moving_average(progress.average, progress.current, cfg.ema)
         candidate = progress.average or progress.current
         own = progress.site_states if algorithm.personal else {}
@@ -171,6 +175,8 @@ def run_stage(
         claims = privacy_claims(asked)
         if claims:
             facts["privacy"] = claims
+        if noise.on:
+            facts["client_level"] = noise.facts()
         hooks = members.hooks
         if hooks.audit is not None:
             facts |= trail(hooks, spec, facts, {"train": asked, "evaluate": evaluated}, progress.current)
@@ -194,8 +200,15 @@ def train_round(
     algorithm: Algorithm,
     kinds: Mapping[str, str],
     deadline: float,
+    noise: ClientLevel,
+    before: int,
 ) -> tuple[list[SiteUpdate], Outcome]:
-    """One local update at the sites that take part, and what the algorithm makes of them, written into ``progress``."""
+    """One local update at the sites that take part, and what the algorithm makes of them, written into ``progress``.
+
+    Args:
+        noise: what the algorithm sees of the updates, where the run has client-level privacy.
+        before: rounds of the run that ended before.
+    """
     index = progress.round + 1
     updates, states, asked = members.train(
         task,
@@ -207,8 +220,9 @@ def train_round(
         index,
         deadline,
     )
+    seen = noise.protect(progress.current, kinds, updates, stage=task.stage, round_index=index, before=before)
     new, progress.algorithm = algorithm.aggregate(
-        progress.current, kinds, updates, progress.algorithm, index, len(members.everyone())
+        progress.current, kinds, seen, progress.algorithm, index, len(members.everyone())
     )
     progress.current = check_aggregate(progress.current, new, f"stage {task.stage}, round {index}")
     progress.site_states |= {name: digest for name, digest in states.items() if digest}

@@ -21,9 +21,9 @@ from fed_diffmic.console import Terminated
 from fed_diffmic.errors import FedDiffmicError, MachineError
 from fed_diffmic.exchange.audit import AuditLog
 from fed_diffmic.files import atomic_write, write_json
-from fed_diffmic.privacy.statement import last_claims, statement
+from fed_diffmic.privacy.statement import last_claims, last_client_level, statement
 from fed_diffmic.reporting.curves import write_metrics_csv
-from fed_diffmic.reporting.events import EventLog, Observer, read_events
+from fed_diffmic.reporting.events import EventLog, Observer, earlier_seconds, read_events
 from fed_diffmic.reporting.logs import set_up_logs
 from fed_diffmic.reporting.progress import PlainProgress, RichProgress, make_progress
 from fed_diffmic.transport.control import Control, LinkLostError
@@ -262,9 +262,9 @@ class _Coordinator:
 
         final = load_final(self.run_dir)
         sites = {name for row in final.history for name in (*row["sites"], *row["missing"])}
-        seconds = round(time.monotonic() - started, 1)
         recorded = read_events(self.run_dir / "events.jsonl")
-        privacy = statement(last_claims(final.history), sites)
+        seconds = round(earlier_seconds(recorded) + time.monotonic() - started, 1)
+        privacy = statement(last_claims(final.history), sites, last_client_level(final.history))
         summary = {
             "kind": KIND,
             "status": "done",

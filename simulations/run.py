@@ -19,14 +19,14 @@ from flwr.app import Context, RecordDict
 
 from client.state import SiteStore
 from fed_diffmic.compose import to_json, to_yaml
-from fed_diffmic.config import ModelConfig, SimulateConfig
+from fed_diffmic.config import ModelConfig, SimulateConfig, StrategyConfig
 from fed_diffmic.config_checks import with_run_dir
 from fed_diffmic.errors import ConfigError, MachineError
 from fed_diffmic.files import atomic_write, save_tensors, write_json
 from fed_diffmic.personal import own_part
-from fed_diffmic.privacy.statement import last_claims, statement
+from fed_diffmic.privacy.statement import last_claims, last_client_level, statement
 from fed_diffmic.reporting.curves import write_metrics_csv
-from fed_diffmic.reporting.events import EventLog, read_events
+from fed_diffmic.reporting.events import EventLog, earlier_seconds, read_events
 from fed_diffmic.reporting.examples import FILE as EXAMPLES
 from fed_diffmic.reporting.progress import RichProgress, make_progress
 from fed_diffmic.reporting.report import write_report
@@ -91,7 +91,8 @@ def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
         arms = arms_of(config.baselines, list(sites.sites), config.stages)
         trained = {arm.name: train_arm(config, arm, sites, run_dir, events, device) for arm in arms}
         summary = summarise(config, sites, arms, trained, device)
-        summary["seconds"] = round(time.monotonic() - started, 1)
+        before = earlier_seconds(read_events(run_dir / "events.jsonl"))
+        summary["seconds"] = round(before + time.monotonic() - started, 1)
         write_json(run_dir / "summary.json", summary)
         forget_site_files(run_dir)
         events.emit("run_done", seconds=summary["seconds"], bytes_sent=summary["bytes_sent"])
@@ -175,7 +176,7 @@ def train_arm(
         trial = folder if len(config.run.lr_scales) == 1 else folder / f"lr-{factor:g}"
         trial.mkdir(parents=True, exist_ok=True)
         spec = make_spec(
-            replace(config, stages=scaled(config.stages, factor)),
+            replace(config, stages=scaled(config.stages, factor), strategy=strategy_of(config.strategy, arm)),
             classes=sites.classes,
             task=sites.task,
             run_id=run_dir.name,
@@ -187,6 +188,11 @@ def train_arm(
     factor, best, chosen = max(candidates, key=lambda found: validation_score(found[1], arm.stages[-1]))
     events.emit("arm_done", arm=arm.name, lr_scale=factor, bytes_sent=best.bytes_sent)
     return TrainedArm(best, chosen, factor)
+
+
+def strategy_of(strategy: StrategyConfig, arm: Arm) -> StrategyConfig:
+    """The strategy of an arm: one site alone has nobody to be hidden from."""
+    return replace(strategy, client_noise_multiplier=0.0) if len(arm.sites) == 1 else strategy
 
 
 def run_arm(
@@ -286,7 +292,7 @@ def summarise(
         "calibration": main.calibration[last].to_json(),
         "bytes_sent": main.bytes_sent,
         "notes": list(sites.notes),
-        "privacy": statement(last_claims(main.history), sites.sites),
+        "privacy": statement(last_claims(main.history), sites.sites, last_client_level(main.history)),
         "versions": {**{name: version(name) for name in PACKAGES}, "python": platform.python_version()},
         "device": device,
         "digests": main.digests,

@@ -1,6 +1,6 @@
 import logging
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +8,7 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fed_diffmic import compose as room
@@ -100,6 +100,30 @@ def test_a_shipped_file_with_a_wrong_key_or_type_is_refused(wrong, tmp_path, mon
 def test_stages_follow_the_model_unless_chosen():
     assert compose(None, ["model=compact"]).stages == compose(None, ["stages=compact"]).stages
     assert compose(None, ["model=compact", "stages=tiny"]).stages == compose(None, []).stages
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.permutations([
+    "strategy=fedprox", "strategy.mu=0.5", "stages=compact", "stages.guidance.rounds=7", "model.name=tiny",
+    "model.norm=group", "model.encoder_norm=group", "privacy.budget=3", "privacy=dp_sgd", "privacy.epsilon=2",
+]))  # fmt: skip
+def test_where_an_option_stands_among_the_settings_does_not_matter(overrides):
+    config = compose(None, overrides)
+    assert (config.strategy.name, config.strategy.mu) == ("fedprox", 0.5)
+    assert config.stages == replace_rounds(compose(None, ["stages=compact"]).stages, 7)
+    assert (config.model.name, config.model.norm) == ("tiny", "group")
+    assert (config.privacy.name, config.privacy.budget, config.privacy.epsilon) == ("dp_sgd", 3.0, 2.0)
+
+
+def replace_rounds(stages, rounds):
+    return replace(stages, guidance=replace(stages.guidance, rounds=rounds))
+
+
+def test_an_option_on_the_command_line_sets_aside_what_the_file_said(config_file):
+    file = config_file("strategy: {name: fedprox, mu: 0.7}\n")
+    assert compose(file, ["strategy=fedprox"]).strategy.mu == 0.01
+    assert compose(file, ["strategy.mu=0.3", "strategy=fedprox"]).strategy.mu == 0.3
+    assert compose(file, ["strategy=fedavg", "strategy=fedprox"]).strategy.name == "fedprox"  # the last one
 
 
 def test_the_paper_preset_is_as_published():
@@ -242,7 +266,7 @@ def test_mistakes_on_the_command_line_are_named(override, words):
 
 def test_the_last_of_two_wins():
     assert compose(None, ["seed=1", "seed=2"]).seed == 2
-    assert compose(None, ["partition.alpha=0.3", "partition=dirichlet"]).partition.alpha == 0.5
+    assert compose(None, ["partition=iid", "partition=dirichlet"]).partition.name == "dirichlet"
 
 
 def test_lists_and_options_of_a_flower_strategy():

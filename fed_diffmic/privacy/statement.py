@@ -22,13 +22,41 @@ def last_claims(history: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any
     return dict(sorted(found.items()))
 
 
-def statement(claims: Mapping[str, Mapping[str, Any]], sites: Iterable[str]) -> list[str]:
-    """Sentences for people; empty where no site claims anything.
+def last_client_level(history: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the coordinator's own noise amounts to at the end of a run; empty where there is none."""
+    found: dict[str, Any] = {}
+    for row in history:
+        found = dict(row.get("client_level") or found)
+    return found
+
+
+def statement(
+    claims: Mapping[str, Mapping[str, Any]], sites: Iterable[str], client_level: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Sentences for people; empty where nobody claims anything.
 
     Args:
         claims: by site (:mod:`fed_diffmic.exchange.claims`).
         sites: all sites of the run.
+        client_level: what the coordinator's own noise amounts to (:func:`last_client_level`).
     """
+    return [*_sites_say(claims, sites), *_coordinator_says(client_level or {})]
+
+
+def _coordinator_says(found: Mapping[str, Any]) -> list[str]:
+    if not found:
+        return []
+    return [
+        f"The coordinator: ({found['epsilon']:.3f}, {found['delta']:g})-differential privacy for one whole site, its "
+        f"updates there or replaced by zero in all rounds, by noise on {found['releases']} averages (noise multiplier "
+        f"{found['noise_multiplier']:g}, updates clipped to {found['clip_norm']:g}).",
+        "It covers the weights that were released, against whoever sees them; not against the coordinator, who sees "
+        "every update; not the sites' class counts and figures, nor the choice of a round by them; not who took part. "
+        "It is another guarantee than a site's own, and neither adds to the other.",
+    ]
+
+
+def _sites_say(claims: Mapping[str, Mapping[str, Any]], sites: Iterable[str]) -> list[str]:
     if not claims:
         return []
     lines = []

@@ -32,6 +32,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -190,6 +191,15 @@ def read_events(path: Path) -> list[Event]:
                 f"{path}, line {number}: not an event", "Restore the file; it is only ever appended to."
             )
     return events
+
+
+def earlier_seconds(events: Sequence[Event]) -> float:
+    """Seconds that other processes worked on a run before the one whose events come last.
+
+    Each counts from its start to the last thing it wrote: what a process that was killed did after that is not known.
+    """
+    elapsed = [float(event["elapsed"]) for event in events if "elapsed" in event]
+    return sum(before for before, after in pairwise(elapsed) if after < before)
 
 
 def _parse(line: bytes) -> Event | None:

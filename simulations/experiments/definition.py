@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from fed_diffmic.compose import FOLDER, compose, to_yaml
+from fed_diffmic.compose import FOLDER, chosen_group, compose, to_yaml
 from fed_diffmic.config import SimulateConfig
 from fed_diffmic.errors import ConfigError, UsageError
 from fed_diffmic.files import safe_name
@@ -103,7 +103,8 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
     tree = _read(path)
     axes = _axes(tree.get("axes"), path)
     chosen = [o for o in overrides if o.startswith("axes.")]
-    settings = [*_texts(tree.get("settings", []), "settings", path), *(o for o in overrides if o not in chosen)]
+    settings = _texts(tree.get("settings", []), "settings", path)
+    asked = [o for o in overrides if o not in chosen]
     for override in chosen:
         axes = _narrowed(axes, override)
     count = 1
@@ -116,7 +117,7 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
         place = {axis: label for axis, (label, _) in zip(axes, combination, strict=True)}
         own = [setting for _, added in combination for setting in added]
         try:
-            config = compose(None, [*settings, *own])
+            config = compose(None, [*_left(settings, [*asked, *own]), *asked, *own])
         except ConfigError as error:
             where = ", ".join(f"{axis} {value}" for axis, value in place.items())
             raise ConfigError(
@@ -129,6 +130,12 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
     if len(set(names)) < len(names):
         raise UsageError(f"{path}: two cells have the same name", "Give the axes' values names that differ.")
     return Experiment(path.stem, str(tree.get("about", "")), tuple(axes), tuple(cells))
+
+
+def _left(settings: Sequence[str], later: Sequence[str]) -> list[str]:
+    """The experiment's settings that stay: an option that is named later starts its group afresh."""
+    renewed = {chosen_group(override) for override in later} - {None}
+    return [setting for setting in settings if setting.partition("=")[0].partition(".")[0].strip() not in renewed]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fed_diffmic.errors import MachineError, ModelFileError
-from fed_diffmic.reporting.events import Event, EventLog, plain, read_events
+from fed_diffmic.reporting.events import Event, EventLog, earlier_seconds, plain, read_events
 
 
 def test_facts_come_back_as_they_were(tmp_path: Path) -> None:
@@ -171,3 +171,11 @@ def test_several_threads_do_not_mix_lines(tmp_path: Path) -> None:
         thread.join()
     found = read_events(tmp_path / "events.jsonl")
     assert sorted(e["site"] for e in found) == sorted(list(range(4)) * 20)
+
+
+def test_earlier_processes_count_with_what_they_wrote_last() -> None:
+    def log(*elapsed: float) -> list[Event]:
+        return [{"kind": "round_done", "elapsed": value} for value in elapsed]
+
+    assert earlier_seconds([]) == earlier_seconds(log(0.0, 0.0, 7.5)) == 0
+    assert earlier_seconds(log(0.0, 7.5, 0.0, 2.0, 0.5, 0.6)) == 9.5

@@ -11,6 +11,7 @@ import pytest
 from fed_diffmic.compose import compose
 from fed_diffmic.errors import ConfigError, DataError, ModelFileError, PartitionError
 from fed_diffmic.files import load_tensors, read_json
+from fed_diffmic.reporting.events import read_events
 from fed_diffmic.training.metrics import METRICS
 from simulations.apply import evaluate_run, predict_run
 from simulations.run import choose_device, model_notes, simulate
@@ -120,6 +121,8 @@ def test_a_finished_run_resumes_to_itself(finished):
     resumed = simulate(config(folder, "baselines=[local,pooled,plain]"), resume=True)
     after = load_tensors(folder / "run" / "final" / "diffusion.safetensors")
     assert resumed["digests"] == summary["digests"] and resumed["sites"] == summary["sites"]
+    worked = max(event["elapsed"] for event in read_events(folder / "run" / "events.jsonl"))
+    assert resumed["seconds"] > summary["seconds"] > 0.9 * worked  # of both processes
     assert all(np.array_equal(before[n], after[n]) for n in before)
 
 

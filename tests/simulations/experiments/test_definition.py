@@ -25,6 +25,16 @@ def test_settings_for_all_cells_and_axes_that_are_narrowed_or_given_other_values
     assert load_experiment(path, ["seed=99"]).cells[0].config.seed == 1  # an axis wins
 
 
+def test_what_a_user_asks_for_outlives_the_option_that_an_axis_names(experiment_file):
+    text = (
+        "settings: [strategy.weighting=equal]\naxes: {seed: [1], method: {prox: [strategy=fedprox, strategy.mu=0.2]}}"
+    )
+    found = load_experiment(str(experiment_file(text)), ["strategy.participation=0.5", "strategy.mu=0.9"])
+    strategy = found.cells[0].config.strategy
+    assert (strategy.name, strategy.mu, strategy.participation) == ("fedprox", 0.2, 0.5)  # an axis wins
+    assert strategy.weighting == "examples"  # the experiment's own setting was of the option that is gone
+
+
 def test_a_digest_is_of_what_decides_the_figures(experiment_file):
     path = str(experiment_file())
     first = load_experiment(path).cells[0].digest
