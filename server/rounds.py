@@ -313,13 +313,15 @@ def assess(
     """The cross-site matrix from what the sites let out of their test images: model -> site -> cell.
 
     Test images are asked for once, when nothing is left to be chosen. A site that lets nothing out, or is not there,
-    has a cell without figures; no run fails by it.
+    has a cell without figures; no run fails by it. The last stage, which is the model, comes first; whoever said
+    nothing of it within ``test_s`` seconds is not waited for again.
     """
     matrix: dict[str, dict[str, Any]] = {}
-    deadline = time.monotonic() + test_s
-    for stage in state.results:
+    asked: set[str] | None = None
+    for stage in reversed(state.results):
         task, weights, own = finished_task(spec, state, stage)
-        figures, outcome = members.assess(task, weights, own, fitted[stage], deadline)
+        figures, outcome = members.assess(task, weights, own, fitted[stage], time.monotonic() + test_s, asked)
+        asked = set(figures)
         state.bytes_sent += outcome.bytes_sent
         matrix[stage] = {site: cell_from(figures.get(site, {}), spec.classes) for site in sorted(members.everyone())}
         events.emit("assessed", arm=spec.arm, stage=stage, sites=sorted(figures), missing=outcome.missing)

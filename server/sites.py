@@ -173,6 +173,7 @@ class Sites(Presence):
         states: Mapping[str, str],
         fitted: Calibration,
         deadline: float,
+        asked: Set[str] | None = None,
     ) -> tuple[dict[str, dict[str, float]], Outcome]:
         """Figures of a finished stage's model on every site's test images that its policy lets out, by site name.
 
@@ -181,6 +182,7 @@ class Sites(Presence):
         Args:
             states: digest of the state whose part of the model is each site's own.
             fitted: the stage's calibration.
+            asked: names of those to ask; none: everyone who is there.
         """
         share = (*FIGURES, AT_SPECIFICITY)
         names = [name for figure in share for name in (figure, f"{figure}/low", f"{figure}/high")]
@@ -200,6 +202,7 @@ class Sites(Presence):
                 "calibration": fitted.to_json(),
             },
             metrics=lambda site: ranges,
+            asked=asked,
             quorate=False,
         )
         return {name: dict(outcome.replies[name].metrics) for name in sorted(outcome.replies)}, outcome

@@ -94,8 +94,8 @@ def _opening(summary: Mapping[str, Any]) -> Html:
     if told and silent:
         points.append(f"No figure came from {', '.join(silent)}: its policy, too few images, or it was not there.")
     points.append(
-        "Whether it is better than the model that a site uses now, each site finds out for itself: "
-        "`fed-diffmic client compare`."
+        "Whether it is better than the model that a site uses now, each site finds out for itself "
+        "(fed-diffmic client compare)."
     )
     items = "".join(f"<li>{page.text(point)}</li>" for point in points)
     return Html(f'<div class="story unknown">{page.paragraph(headline, "headline")}<ul>{items}</ul></div>')
@@ -106,7 +106,7 @@ def _tiles(summary: Mapping[str, Any]) -> Html:
     missed = sum(len(row.get("missing") or {}) for row in rounds)
     tiles = [
         (str(len(summary.get("sites") or {})), f"sites, {len(summary['classes'])} classes"),
-        (str(len(rounds)), f"rounds; a reply was missing {missed} times" if missed else "rounds, no reply missing"),
+        (str(len(rounds)), f"rounds; replies missing: {missed}" if missed else "rounds, no reply missing"),
         (duration(summary.get("seconds")), f"and {size(summary.get('bytes_sent'))} sent between sites and coordinator"),
     ]
     inner = "".join(

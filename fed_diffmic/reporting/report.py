@@ -268,7 +268,7 @@ def matrix_section(summary: Mapping[str, Any], metric: str) -> Html:
         named = "; ".join(", ".join(sites) for sites in groups)
         warned = (
             "Macro figures are means over the classes that a site's test images hold. Columns may be compared within "
-            f"these groups only, because the others hold other classes: {named}."
+            f"these groups only, because the others hold other classes or do not say which: {named}."
         )
         parts.append(page.paragraph(warned, "notice"))
     rows = []

@@ -80,7 +80,7 @@ def test_it_says_how_good_the_model_is_and_where_nothing_came(tmp_path: Path, su
     assert "No figure came from vienna_dias" in page and "site vienna_dias did not reply" in page
     assert "some counts kept back" in page or "read with care" in page
     assert "may be compared within" in page  # the site with counts kept back is comparable with none
-    assert "a reply was missing 1 times" in page and "abcd 1234" in page and "claims nothing" in page
+    assert "replies missing: 1" in page and "abcd 1234" in page and "claims nothing" in page
     assert page.count("data:image/") == 2 and "<script" not in page and "http" not in page.replace("http-equiv", "")
 
 

@@ -185,9 +185,13 @@ def test_a_site_that_is_gone_at_the_end_costs_its_cell_and_no_more(tmp_path: Pat
             return super().push_messages(sent)
 
     grid.__class__, leaver = Leaves, sorted(grid.get_node_ids())[1]
-    final = federate(tmp_path, grid, test_s=60.0)
-    row = final.matrix["guidance"]
-    assert sorted(cell["n"] for cell in row.values()) == [0, 6]
+    events = toy.Events([])
+    final = federate(tmp_path, grid, events=events, stages=["guidance", "plain"], test_s=60.0)
+    assert list(final.matrix) == ["plain", "guidance"]  # the model first
+    for row in final.matrix.values():
+        assert sorted(cell["n"] for cell in row.values()) == [0, 6]
+    first, second = (event["missing"] for event in events.of("assessed"))
+    assert len(first) == 1 and second == {}  # nobody waits twice for a site that is gone
 
 
 # ---- starting points -------------------------------------------------------------------------
