@@ -175,7 +175,8 @@ class StageConfig(Checked):
     )
     encoders: str = option(
         "train",
-        "diffusion and plain: train the encoders, or keep them frozen (features computed once, without augmentation)",
+        "train the encoders, or keep them frozen (in diffusion and plain features are computed once, without "
+        "augmentation)",
         choices=("train", "frozen"),
     )
     draws: int = option(1, "diffusion only: independent noise draws for each image and step (paper 1)", ge=1, le=1024)

@@ -135,6 +135,11 @@ class GuidanceNetwork(nn.Module):
         self.local_head = LocalHead(local_encoder.width, attention, num_classes)
         self.top_percent = top_percent
 
+    def freeze_encoders(self) -> None:
+        """Freeze both encoders for good (``stages.guidance.encoders=frozen``): saliency and local head alone train."""
+        self.global_encoder.freeze()
+        self.local_encoder.freeze()
+
     def forward(self, images: Tensor) -> GuidanceOutput:
         """Normalised images ``(B, 3, H, H)`` to :class:`GuidanceOutput`."""
         saliency = self.saliency(self.global_encoder(images))

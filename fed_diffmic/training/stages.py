@@ -218,7 +218,10 @@ class DiffusionStage(StageModule):
 def build_module(spec: RunSpec, stage: str) -> StageModule:
     """The stage's module with unspecified weights: load a base or an initial state into it."""
     if stage == "guidance":
-        return ClassifierStage(spec, stage, build_guidance(spec.model, spec.num_classes))
+        guidance = build_guidance(spec.model, spec.num_classes)
+        if spec.stages.guidance.encoders == "frozen":
+            guidance.freeze_encoders()
+        return ClassifierStage(spec, stage, guidance)
     if stage == "plain":
         kind = FrozenPlainStage if spec.stages.plain.encoders == "frozen" else ClassifierStage
         return kind(spec, stage, build_plain(spec.model, spec.num_classes))

@@ -87,6 +87,24 @@ def test_the_guidance_inside_the_diffusion_stage_never_crosses(encoders):
     assert not any(name.startswith("guidance") for name in live_batch_norms(module.network))
 
 
+def test_a_guidance_stage_on_frozen_encoders_trains_and_sends_its_heads_alone():
+    spec = spec_with(norm="group", encoder_norm="frozen")
+    frozen = replace(spec, stages=replace(spec.stages, guidance=replace(spec.stages.guidance, encoders="frozen")))
+    module = build_module(frozen, "guidance").train()
+    names = set(exchanged(module))
+    assert names and all(name.startswith(("saliency.", "local_head.")) for name in names)
+    assert names == {name for name in exchanged(build_module(spec, "guidance")) if "encoder." not in name}
+    state = initial_state(frozen, "guidance")
+    assert all(np.array_equal(state[name], value) for name, value in initial_state(spec, "guidance").items())
+    load_state(module.network, state)
+    batch = Batch(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0]))
+    module.loss(batch, torch.Generator().manual_seed(1)).backward()
+    touched = {name for name, p in module.network.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert touched == names
+    after = full_state(module)
+    assert all(np.array_equal(after[name], state[name]) for name in state if "encoder." in name)
+
+
 def test_prior_starts_from_the_guidance_where_asked():
     own, _ = diffusion(spec_with())
     shared, guidance = diffusion(spec_with(prior_init="guidance"))
