@@ -144,11 +144,32 @@ class GuidanceNetwork(nn.Module):
         """Normalised images ``(B, 3, H, H)`` to :class:`GuidanceOutput`."""
         saliency = self.saliency(self.global_encoder(images))
         y_global = top_cells_mean(saliency, self.top_percent)
-        weights = torch.softmax(y_global.detach(), dim=1) if self.region_map == "probable" else None
-        cells, pixels, crops = self.regions(images, saliency.detach(), weights)
+        cells, pixels, crops = self._search(images, saliency, y_global)
         attention, y_local = self.local_head(pooled_crops(self.local_encoder, crops))
         fused = (y_global + y_local) / 2
         return GuidanceOutput(y_global, y_local, fused, saliency, cells, pixels, crops, attention)
+
+    @torch.no_grad()
+    def encoded(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What the encoders say, without gradient: ``(B, W, G, G)`` of images and ``(B, K, W')`` of their regions.
+
+        The regions are those of the saliency's weights as they are now.
+        """
+        grid = self.global_encoder(images)
+        saliency = self.saliency(grid)
+        _, _, crops = self._search(images, saliency, top_cells_mean(saliency, self.top_percent))
+        return grid, pooled_crops(self.local_encoder, crops)
+
+    def fused(self, grid: Tensor, regions: Tensor) -> Tensor:
+        """Fused logits ``(B, C)`` of what :meth:`encoded` gave; the same as :meth:`forward`'s."""
+        _, y_local = self.local_head(regions)
+        return (top_cells_mean(self.saliency(grid), self.top_percent) + y_local) / 2
+
+    def _search(self, images: Tensor, saliency: Tensor, y_global: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Cells, pixels and crops of the regions; no gradient flows through the choice."""
+        weights = torch.softmax(y_global.detach(), dim=1) if self.region_map == "probable" else None
+        cells, pixels, crops = self.regions(images, saliency.detach(), weights)
+        return cells, pixels, crops
 
 
 def guidance_cells(y_global: Tensor, y_local: Tensor, regions: int) -> Tensor:

@@ -286,4 +286,8 @@ class Source:
             pixels = augment(
                 pixels, keys, modality=spec.modality, seed=spec.seed, site=self.site, round=self.round_index
             )
-        return normalise(pixels.to(self.device), spec.mean, spec.std).unflatten(0, index.shape)
+        images = normalise(pixels.to(self.device), spec.mean, spec.std)
+        if self.module.inputs_apart:  # no unit's gradient passes through it, so it need not run unit by unit
+            made = self.module.inputs(images)
+            return type(made)(*(column.unflatten(0, index.shape) for column in made))
+        return images.unflatten(0, index.shape)

@@ -22,6 +22,7 @@ from fed_diffmic.algorithms.base import Tensors
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.models.diffmic import DiffMIC, Features, build_diffmic, build_guidance
 from fed_diffmic.models.diffusion import forward_diffusion, weighted_squares
+from fed_diffmic.models.guidance import GuidanceNetwork
 from fed_diffmic.models.plain import PlainClassifier, build_plain
 from fed_diffmic.models.weights import load_pretrained
 from fed_diffmic.seeding import derive_seed
@@ -58,6 +59,8 @@ class StageModule(nn.Module):
 
     #: whether inputs may be computed once a local update (nothing before them is trained)
     features_once = False
+    #: whether no gradient reaches what :meth:`inputs` gives, though it depends on weights that are trained
+    inputs_apart = False
     #: whether :meth:`scores` gives two for each class, whose share the calibration fits
     blended = False
 
@@ -124,6 +127,41 @@ class ClassifierStage(StageModule):
     def scores(self, inputs: Any, starts: torch.Tensor) -> torch.Tensor:
         """The logits."""
         return self.logits(inputs)
+
+
+class Encoded(NamedTuple):
+    """What the guidance network's encoders make of images, where they are frozen.
+
+    Attributes:
+        grid: ``(B, W, G, G)``.
+        regions: ``(B, K, W')``, of the regions that the saliency's weights choose now.
+    """
+
+    grid: torch.Tensor
+    regions: torch.Tensor
+
+
+class FrozenGuidanceStage(ClassifierStage):
+    """The guidance network on encoders that are not trained: saliency and local head alone.
+
+    Which regions are cut out depends on the saliency, so features cannot be computed once; but no gradient flows
+    through that choice, so the encoders run outside of what is differentiated (for each unit, under privacy).
+    """
+
+    inputs_apart = True
+    network: GuidanceNetwork
+
+    def __init__(self, spec: RunSpec, stage: str, network: GuidanceNetwork) -> None:
+        super().__init__(spec, stage, network)
+        network.freeze_encoders()
+
+    def inputs(self, images: torch.Tensor) -> Encoded:
+        """What the encoders say."""
+        return Encoded(*self.network.encoded(images))
+
+    def logits(self, inputs: Any) -> torch.Tensor:
+        """``(B, C)`` for images, or for what was made of them."""
+        return self.network.fused(*inputs) if isinstance(inputs, Encoded) else super().logits(inputs)
 
 
 class FrozenPlainStage(ClassifierStage):
@@ -219,9 +257,8 @@ def build_module(spec: RunSpec, stage: str) -> StageModule:
     """The stage's module with unspecified weights: load a base or an initial state into it."""
     if stage == "guidance":
         guidance = build_guidance(spec.model, spec.num_classes)
-        if spec.stages.guidance.encoders == "frozen":
-            guidance.freeze_encoders()
-        return ClassifierStage(spec, stage, guidance)
+        frozen = spec.stages.guidance.encoders == "frozen"
+        return (FrozenGuidanceStage if frozen else ClassifierStage)(spec, stage, guidance)
     if stage == "plain":
         kind = FrozenPlainStage if spec.stages.plain.encoders == "frozen" else ClassifierStage
         return kind(spec, stage, build_plain(spec.model, spec.num_classes))

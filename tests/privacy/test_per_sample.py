@@ -19,8 +19,8 @@ def chunk(module, examples, unit, dtype=torch.float32, physical=16):
     privacy = PrivacyConfig(name="dp_sgd", unit=unit, max_images=2, physical_batch=physical)
     offset = prior_offset(label_prior(examples.labels, 3, module.spec.task), module.spec.task).to(dtype)
     source = Source(module.float(), examples, privacy, "s", 1, "cpu", offset)
-    module.to(dtype)
     (units,) = source.chunks(unit_members(examples, unit), Randomness(1))
+    module.to(dtype)
     return replace(units, **{f: cast(getattr(units, f), dtype) for f in ("inputs", "labels", "draws", "mask")})
 
 
@@ -71,6 +71,7 @@ CASES = [
     ("tiny", "diffusion", "frozen"),
     ("compact", "guidance", "train"),
     ("compact", "diffusion", "train"),
+    ("tiny", "guidance", "frozen"),
 ]
 
 
@@ -169,3 +170,24 @@ def test_no_chunk_is_a_sum_of_zero():
     module = stage_module(private_spec("tiny"), "guidance")
     total = summed(module, iter(()), 1.0)
     assert sorted(total) == sorted(trained(module)) and all((value == 0).all() for value in total.values())
+
+
+def test_encoders_that_are_frozen_run_outside_of_what_is_differentiated():
+    """The same gradients as with the images inside, where the encoders run unit by unit."""
+    spec = private_spec("tiny", encoders="frozen")
+    module = stage_module(spec, "guidance", torch.float64)
+    examples = random_examples(spec.model.image_side, 6, groups=PATIENTS)
+    apart = chunk(module, examples, "patient", torch.float64)
+    assert not isinstance(apart.inputs, torch.Tensor)
+    type(module).inputs_apart = False
+    try:
+        inside = chunk(module, examples, "patient", torch.float64)
+    finally:
+        type(module).inputs_apart = True
+    assert isinstance(inside.inputs, torch.Tensor)
+    encoded = module.inputs(inside.inputs.flatten(0, 1))
+    apart = replace(apart, inputs=type(encoded)(*(column.unflatten(0, inside.mask.shape) for column in encoded)))
+    ours, twin = unit_gradients(module, apart), unit_gradients(module, inside)
+    assert ours.keys() == twin.keys() != set()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, twin[name], rtol=1e-9, atol=1e-12)

@@ -97,8 +97,15 @@ def test_a_guidance_stage_on_frozen_encoders_trains_and_sends_its_heads_alone():
     state = initial_state(frozen, "guidance")
     assert all(np.array_equal(state[name], value) for name, value in initial_state(spec, "guidance").items())
     load_state(module.network, state)
-    batch = Batch(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0]))
-    module.loss(batch, torch.Generator().manual_seed(1)).backward()
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
+    encoded, generator = module.inputs(images), torch.Generator().manual_seed(1)
+    assert torch.equal(module.scores(encoded, torch.rand(4, 1, 2, 3)), module.network(images).fused)
+    module.loss(Batch(images, labels), generator).backward()  # through the encoders, which keep no gradient
+    through = {name: p.grad.clone() for name, p in module.network.named_parameters() if p.grad is not None}
+    module.zero_grad(set_to_none=True)
+    module.loss(Batch(encoded, labels), generator).backward()
+    for name, p in module.network.named_parameters():
+        assert (p.grad is None) == (name not in through) and (p.grad is None or torch.equal(p.grad, through[name]))
     touched = {name for name, p in module.network.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert touched == names
     after = full_state(module)
