@@ -129,6 +129,9 @@ def main() -> None:
         print(
             f"{site}: {len(chosen)} classes with at least {arguments.positives} test positives over {len(seeds)} seeds"
         )
+    classes = {site: chosen for site, chosen in classes.items() if len(chosen)}  # the others cannot be judged
+    if not classes:
+        raise SystemExit("no class at any site can be judged: give more seeds")
     values = measure(seeds, methods, classes, arguments.resamples)
     means = {name: value.mean(axis=1) for name, value in values.items()}  # over sites: (2, seeds + 1, 1 + R)
     print(f"\n| mean over sites and seeds | {' | '.join(FIGURES)} |\n|---|---|---|")
