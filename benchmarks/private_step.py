@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +25,9 @@ from fed_diffmic.spec import RunSpec, make_spec
 from fed_diffmic.training.stages import Batch, StageModule, build_module
 
 
-def spec_of(model: str) -> RunSpec:
-    """A run of ``model`` without live batch norm."""
-    config = compose_text("", [f"model={model}", "model.norm=group"])
+def spec_of(model: str, encoders: str) -> RunSpec:
+    """A run of ``model`` without live batch norm; ``encoders``: of the guidance network, ``train`` or ``frozen``."""
+    config = compose_text("", [f"model={model}", "model.norm=group", f"stages.guidance.encoders={encoders}"])
     if config.model.encoder_norm == "train":
         config = replace(config, model=replace(config.model, encoder_norm="group"))
     return make_spec(config, classes=list("abcdefg"), task="multiclass", run_id="b", arm="b", device="cpu")
@@ -62,7 +63,17 @@ def plain_step(module: StageModule, images: torch.Tensor, labels: torch.Tensor) 
     return step
 
 
-def private_step(module: StageModule, images: torch.Tensor, labels: torch.Tensor, physical: int) -> Callable[[], None]:
+def inputs_of(module: StageModule, images: torch.Tensor, inside: bool) -> Any:
+    """A chunk's inputs, one image a unit, made outside of what is differentiated where the stage allows that."""
+    if inside or not module.inputs_apart:
+        return images[:, None]
+    made = module.inputs(images)
+    return type(made)(*(column[:, None] for column in made))
+
+
+def private_step(
+    module: StageModule, images: torch.Tensor, labels: torch.Tensor, physical: int, inside: bool
+) -> Callable[[], None]:
     """The same images' clipped and noised sum, ``physical`` at a time."""
     random, generator = Randomness(0), torch.Generator(images.device).manual_seed(0)
 
@@ -71,7 +82,7 @@ def private_step(module: StageModule, images: torch.Tensor, labels: torch.Tensor
         draws = module.draws(len(images), generator, images.device)
         chunks = (
             Units(
-                images[i : i + physical, None],
+                inputs_of(module, images[i : i + physical], inside),
                 labels[i : i + physical, None],
                 tuple(d[i : i + physical, None] for d in draws),
                 torch.ones(len(images[i : i + physical]), 1, device=images.device),
@@ -95,12 +106,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--physical", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--encoders", default="train", choices=("train", "frozen"), help="of the guidance network")
+    parser.add_argument("--inside", action="store_true", help="frozen encoders run unit by unit all the same")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     options = parser.parse_args()
     device = torch.device(options.device)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    spec = spec_of(options.model)
+    spec = spec_of(options.model, options.encoders)
     module = build_module(spec, options.stage).train().to(device)
     side = spec.model.image_side
     images = torch.randn(options.images, 3, side, side).to(device)
@@ -118,7 +131,9 @@ def main() -> None:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
         try:
-            taken = median_seconds(private_step(module, images, labels, physical), options.repeats, device)
+            taken = median_seconds(
+                private_step(module, images, labels, physical, options.inside), options.repeats, device
+            )
         except torch.cuda.OutOfMemoryError:
             print(f"private, {physical:3d} units at a time   does not fit the device's memory")
             continue
