@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 
-from fed_diffmic.exchange.failures import WITHDRAWN, failure_sentence
+from fed_diffmic.exchange.failures import LOST, WITHDRAWN, failure_sentence
 from fed_diffmic.training.matrix import AT_SPECIFICITY, FIGURES
 from tests.consortium.harness import OUTSIDE, SITES, Consortium, consortium, final_weights, summary
 from tests.consortium.people import LEAVES, SOON_S, TASKS, audit, decision, kept, say, withdraw_while_training
@@ -73,7 +73,9 @@ def test_the_others_go_on_without_a_site_that_withdraws_while_it_trains(standing
     assert kept(standing) == []
     assert say(standing, "continue") == 2  # not by mistake
     found = {(row["stage"], row["round"]): row for row in summary(standing.run_dir)["rounds"]}
-    assert found["guidance", 2]["missing"] == {LEAVES: failure_sentence(WITHDRAWN)}
+    # On a busy machine Flower may tell of the worker's end before the decision arrives; the quorum waits for neither.
+    reasons = {failure_sentence(code) for code in (WITHDRAWN, *LOST)}
+    assert set(found["guidance", 2]["missing"]) == {LEAVES} and found["guidance", 2]["missing"][LEAVES] in reasons
     assert LEAVES in found["guidance", 1]["sites"] and LEAVES not in found["diffusion", 1]["sites"]
     # The request that it had in hand is answered with the code; nobody asks again, and nothing more leaves.
     answered = [(line["kind"], line["facts"].get("code")) for line in after if line["kind"] in TASKS]
