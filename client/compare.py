@@ -23,10 +23,9 @@ from fed_diffmic.errors import DataError, ModelFileError, UsageError
 from fed_diffmic.files import sync_folder
 from fed_diffmic.personal import save_part
 from fed_diffmic.spec import RunSpec
-from fed_diffmic.training import calibration
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.comparison import difference
-from fed_diffmic.training.evaluation import figures_of, predict_scores
+from fed_diffmic.training.evaluation import figures_of, judged, predict_scores
 from fed_diffmic.training.metrics import METRICS, Scored
 from fed_diffmic.training.stages import build_module, load_state
 
@@ -125,9 +124,7 @@ def score(source: SiteSource, model: Final, split: str, device: str) -> Scored:
     module = build_module(spec, stage)
     load_state(module.network, model.states[stage], f"stage {stage}")
     fitted = model.calibration[stage]
-    probabilities = calibration.probabilities(predict_scores(module, examples, torch.device(device)), fitted)
-    decided = calibration.decide(probabilities, fitted, spec.stages.decision)
-    return Scored(probabilities, decided, examples.labels, examples.groups, spec.task)
+    return judged(predict_scores(module, examples, torch.device(device)), examples, fitted, spec)
 
 
 def take_over(final: Path, folder: Path, site: str, parts: Mapping[str, Tensors] | None = None) -> Path:

@@ -21,11 +21,10 @@ from fed_diffmic.exchange.payload import Payload, request_name
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.spec import STAGES, RunSpec
 from fed_diffmic.training import calibration
-from fed_diffmic.training.evaluation import evaluate_scores, predict_scores
+from fed_diffmic.training.evaluation import evaluate_scores, judged, predict_scores
 from fed_diffmic.training.features import SHARED, feature_key
 from fed_diffmic.training.local import LocalResult, local_update
 from fed_diffmic.training.matrix import cell_figures, matrix_cell
-from fed_diffmic.training.metrics import Scored
 from fed_diffmic.training.stages import GUIDANCE_PREFIX, StageModule, exchanged, loaded_module
 
 NEED_BASE = "need_base"
@@ -254,11 +253,9 @@ def assess(site: Site, spec: RunSpec, request: Payload) -> Payload:
         return Payload("assess.reply", answer_header(header))
     try:
         scores = predict_scores(module, examples, torch.device(site.device))
-        probabilities = calibration.probabilities(scores, fitted)
+        scored = judged(scores, examples, fitted, spec)
     except (ValueError, FloatingPointError) as error:
         raise SiteError(DIVERGED) from error
-    decided = calibration.decide(probabilities, fitted, spec.stages.decision)
-    scored = Scored(probabilities, decided, examples.labels, examples.groups, spec.task)
     cell = matrix_cell(scored, spec.classes, bootstrap=RESAMPLES, seed=spec.seed, name=site.name)
     return Payload("assess.reply", answer_header(header), metrics=finite(cell_figures(cell, spec.classes)))
 

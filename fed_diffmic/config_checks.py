@@ -20,7 +20,7 @@ from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.config_server import ServerConfig
 from fed_diffmic.errors import ConfigError, UsageError
 
-MEAN_OF_UPDATES = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "flower")  # of the updates' mean alone
+MEAN_OF_UPDATES = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "flower")  # ask the sites for updates alone
 RUN_MARKS = ("config.yaml", "events.jsonl", "summary.json", "checkpoints")
 MAY_CHANGE = ("run.dir", "run.deadline_s", "run.tracking", "dataset.cache_dir")
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
@@ -205,7 +205,7 @@ def check_client_level(config: SimulateConfig | ServerConfig) -> None:
             "strategy.name",
             strategy.name,
             f"one of {', '.join(MEAN_OF_UPDATES)} with {key}",
-            "The others release more than an average of updates.",
+            "The others need more of the sites than an average of updates.",
         )
     if strategy.weighting != "equal":
         raise ConfigError("strategy.weighting", strategy.weighting, f"equal with {key}")

@@ -293,10 +293,8 @@ def calibrate(
 
 def finished_task(spec: RunSpec, state: RunState, stage: str) -> tuple[StageTask, Tensors, Mapping[str, str]]:
     """What asks for figures of a finished stage: the task, its weights, and digests of the sites' own parts."""
-    kinds, result = (
-        exchanged_kinds(spec, stage, server_algorithm(spec.strategy, spec.stage(stage))),
-        state.results[stage],
-    )
+    kinds = exchanged_kinds(spec, stage, server_algorithm(spec.strategy, spec.stage(stage)))
+    result = state.results[stage]
     frozen = {name: value for name, value in result.items() if name not in kinds}
     task = StageTask.of(stage, frozen, state.personal)
     return task, {name: result[name] for name in kinds}, state.personal.get(stage, {})

@@ -17,10 +17,9 @@ from fed_diffmic.algorithms import Tensors
 from fed_diffmic.data.site import Examples, SiteData
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.spec import RunSpec
-from fed_diffmic.training import calibration
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.comparison import difference, mean_over_sites
-from fed_diffmic.training.evaluation import figures_of, predict_scores
+from fed_diffmic.training.evaluation import figures_of, judged, predict_scores
 from fed_diffmic.training.features import SHARED, feature_key
 from fed_diffmic.training.matrix import matrix_cell
 from fed_diffmic.training.metrics import Scored
@@ -64,9 +63,7 @@ class Predictor:
         """Calibrated probabilities and the decisions of the run's rule (``stages.decision``), ``N >= 1`` examples."""
         key = feature_key(self.spec, self.module.stage, self.base, examples)
         scores = predict_scores(self.module, examples, torch.device(self.device), SHARED, key)
-        probabilities = calibration.probabilities(scores, self.fitted)
-        decided = calibration.decide(probabilities, self.fitted, self.spec.stages.decision)
-        return Scored(probabilities, decided, examples.labels, examples.groups, self.spec.task)
+        return judged(scores, examples, self.fitted, self.spec)
 
 
 def join(parts: Sequence[Scored]) -> Scored:

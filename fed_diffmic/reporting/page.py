@@ -155,6 +155,12 @@ def picture(address: str, caption: str) -> Html:
     return Html(f"<figure>{image}<figcaption>{text(caption)}</figcaption></figure>")
 
 
+def tiles(facts: Sequence[tuple[str, str]]) -> Html:
+    """Large values with what they are under them, side by side."""
+    inner = "".join(f'<div class="tile"><b>{text(big)}</b><span>{text(small)}</span></div>' for big, small in facts)
+    return Html(f'<div class="tiles">{inner}</div>')
+
+
 def figures(parts: Sequence[Html]) -> Html:
     """Figures side by side where there is room."""
     return Html(f'<div class="figures">\n{join(parts)}\n</div>') if parts else Html("")

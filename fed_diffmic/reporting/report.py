@@ -56,10 +56,7 @@ def _tiles(summary: Mapping[str, Any]) -> Html:
     tiles.append(
         (duration(summary.get("seconds")), f"and {size(summary.get('bytes_sent'))} sent between sites and coordinator")
     )
-    inner = "".join(
-        f'<div class="tile"><b>{page.text(big)}</b><span>{page.text(small)}</span></div>' for big, small in tiles
-    )
-    return Html(f'<div class="tiles">{inner}</div>')
+    return page.tiles(tiles)
 
 
 def _opening(summary: Mapping[str, Any], events: Sequence[Event]) -> Html:

@@ -89,6 +89,17 @@ def evaluate_scores(
     return result
 
 
+def judged(scores: np.ndarray, examples: Examples, fitted: calibration.Calibration, spec: RunSpec) -> Scored:
+    """Calibrated probabilities of scores, and the decisions of the run's rule (``stages.decision``).
+
+    Raises:
+        ValueError: scores that are not finite or of another number of classes.
+    """
+    probabilities = calibration.probabilities(scores, fitted)
+    decided = calibration.decide(probabilities, fitted, spec.stages.decision)
+    return Scored(probabilities, decided, examples.labels, examples.groups, spec.task)
+
+
 def figures_of(scored: Scored, spec: RunSpec, bootstrap: int) -> dict[str, Any]:
     """:func:`fed_diffmic.training.metrics.figures` with the run's task, classes and seed."""
     return figures(
