@@ -357,7 +357,9 @@ class RunConfig(Checked):
         gt=0,
         le=1000,
     )
-    tracking: str = option("none", "extra log for a viewer (extra 'tracking')", choices=("none", "tensorboard"))
+    tracking: str = option(
+        "none", "extra log for a viewer (extra 'tracking' or 'mlflow')", choices=("none", "tensorboard", "mlflow")
+    )
 
 
 @dataclass(frozen=True)

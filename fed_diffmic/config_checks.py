@@ -335,6 +335,7 @@ def check_start(config: SimulateConfig, *, resume: bool) -> None:
     extras = (
         ("run.backend", config.run.backend, "ray", "ray", "simulation"),
         ("run.tracking", config.run.tracking, "tensorboard", "tensorboard", "tracking"),
+        ("run.tracking", config.run.tracking, "mlflow", "mlflow", "mlflow"),
     )
     for key, value, needs, module, extra in extras:
         if value == needs and importlib.util.find_spec(module) is None:

@@ -102,7 +102,8 @@ def test_resume_needs_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "extra"), [("run.backend=ray", "simulation"), ("run.tracking=tensorboard", "tracking")]
+    ("override", "extra"),
+    [("run.backend=ray", "simulation"), ("run.tracking=tensorboard", "tracking"), ("run.tracking=mlflow", "mlflow")],
 )
 def test_an_extra_that_is_not_installed(override, extra, monkeypatch):
     monkeypatch.setattr(config_checks.importlib.util, "find_spec", lambda name: None)
