@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
 _ABOUT = """Write a finished run's report.html again, or hold runs against each other in one page.
 
-  fed-diffmic report RUN
+  fed-diffmic report RUN [--interactive] [--out FILE]
   fed-diffmic report RUN --compare RUN RUN [--out FILE]
 
-Nothing is trained or predicted: the page is made from the files in the runs' folders.
+Nothing is trained or predicted: the page is made from the files in the runs' folders. With --interactive its figures
+say their numbers where they are pointed at, and the page holds a script (plotly.js, 5 MB); without, it holds none,
+which mail filters of hospitals prefer.
 """
 
 
@@ -26,8 +28,12 @@ def register(add: Add) -> None:
     report.description = _ABOUT
     report.add_argument("folder", type=Path, metavar="RUN", help="folder of a finished run")
     report.add_argument("--compare", nargs="+", type=Path, default=[], metavar="RUN", help="runs to hold against it")
+    report.add_argument("--interactive", action="store_true", help="figures that can be pointed at (extra interactive)")
     report.add_argument(
-        "--out", type=Path, metavar="FILE", help="the page (RUN/report.html; with --compare, RUN/compare.html)"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the page (RUN/report.html, RUN/report-interactive.html or, with --compare, RUN/compare.html)",
     )
 
 
@@ -36,7 +42,10 @@ def _report(arguments: argparse.Namespace, hint: list[str]) -> int:
 
     folder: Path = arguments.folder
     summary = read_summary(folder)
-    out: Path = arguments.out or folder / ("compare.html" if arguments.compare else "report.html")
+    if arguments.compare and arguments.interactive:
+        raise UsageError("--interactive does not go with --compare", "Leave one of them out.")
+    usual = "report-interactive.html" if arguments.interactive else "report.html"
+    out: Path = arguments.out or folder / ("compare.html" if arguments.compare else usual)
     if not out.absolute().parent.is_dir():
         raise UsageError(f"--out {out}: its folder does not exist", "Make that folder.")
     if arguments.compare:
@@ -48,9 +57,7 @@ def _report(arguments: argparse.Namespace, hint: list[str]) -> int:
 
     configuration = folder / "config.yaml"
     text = configuration.read_text(encoding="utf-8") if configuration.is_file() else ""
-    if summary.get("kind") == KIND:
-        recorded = read_events(folder / "events.jsonl")
-        print(write_deployment_report(folder, summary, events=recorded, config_yaml=text, path=out))
-        return 0
-    print(write_report(folder, summary, events=read_events(folder / "events.jsonl"), config_yaml=text, path=out))
+    write = write_deployment_report if summary.get("kind") == KIND else write_report
+    events = read_events(folder / "events.jsonl")
+    print(write(folder, summary, events=events, config_yaml=text, path=out, interactive=arguments.interactive))
     return 0

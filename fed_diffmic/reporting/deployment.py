@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fed_diffmic.files import atomic_write
-from fed_diffmic.reporting import page
+from fed_diffmic.reporting import live, page
 from fed_diffmic.reporting.curves import kept_rows
 from fed_diffmic.reporting.events import Event
 from fed_diffmic.reporting.page import Html
@@ -34,6 +34,7 @@ def write_deployment_report(
     events: Sequence[Event],
     config_yaml: str,
     path: Path | None = None,
+    interactive: bool = False,
 ) -> Path:
     """Write ``run_dir/report.html``, or ``path``, atomically.
 
@@ -43,13 +44,17 @@ def write_deployment_report(
         events: of the run, for curves and warnings.
         config_yaml: the resolved configuration.
         path: where to, if not into the run's folder.
+        interactive: as for :func:`fed_diffmic.reporting.report.write_report`.
 
     Returns:
         The file's path.
 
     Raises:
         MachineError: the file cannot be written.
+        UsageError: interactive, and plotly is not installed.
     """
+    metric = MAIN_METRICS[summary["task"]][0]
+    head, scripts = live.head() if interactive else (None, "")
     title = f"fed_diffmic: {summary['run']}"
     document = page.page(
         title,
@@ -59,11 +64,13 @@ def write_deployment_report(
         warnings_notice(events),
         _tiles(summary),
         _sites(summary),
-        matrix_section(summary, MAIN_METRICS[summary["task"]][0]),
-        curves_section(kept_rows(events), MAIN_METRICS[summary["task"]][0]),
+        matrix_section(summary, metric, interactive),
+        curves_section(kept_rows(events), metric, interactive),
         privacy_section(summary),
         _how(summary, config_yaml),
         Html(f"<footer>{page.text(DISCLAIMER)}</footer>"),
+        head=head,
+        scripts=scripts,
     )
     return atomic_write(path or run_dir / "report.html", document.encode())
 

@@ -1,7 +1,7 @@
 """The shell of a self-contained HTML page: style, tables, figures. Everything that is data is escaped here.
 
 The page asks for nothing from anywhere: its content security policy forbids it, pictures are ``data:`` addresses, and
-there is no script.
+there is no script but what :mod:`fed_diffmic.reporting.live` puts there where that is asked for.
 """
 
 from __future__ import annotations
@@ -149,10 +149,10 @@ def table(
     return Html(f'<div class="scroll"><table{" class=words" if words else ""}>{title}\n{body}</table></div>')
 
 
-def picture(address: str, caption: str) -> Html:
-    """A figure with its caption, which is also what a screen reader says."""
+def picture(address: str, caption: str, attribute: str = "") -> Html:
+    """A figure with its caption, which is also what a screen reader says; ``attribute`` is markup for its tag."""
     image = f'<img src="{escape(address)}" alt="{escape(caption)}">'
-    return Html(f"<figure>{image}<figcaption>{text(caption)}</figcaption></figure>")
+    return Html(f"<figure{attribute}>{image}<figcaption>{text(caption)}</figcaption></figure>")
 
 
 def tiles(facts: Sequence[tuple[str, str]]) -> Html:
@@ -166,12 +166,20 @@ def figures(parts: Sequence[Html]) -> Html:
     return Html(f'<div class="figures">\n{join(parts)}\n</div>') if parts else Html("")
 
 
-def page(title: str, *parts: object) -> str:
-    """The whole document."""
+def page(title: str, *parts: object, head: Html | None = None, scripts: str = "") -> str:
+    """The whole document.
+
+    Args:
+        title: of the window.
+        parts: the body.
+        head: further markup of the head.
+        scripts: digests of the scripts that may run, as a policy names them; none may else.
+    """
+    policy = f"{_POLICY}; script-src {scripts}" if scripts else _POLICY
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{join(parts)}\n</main>\n"
-        "</body>\n</html>\n"
+        f"<title>{text(title)}</title>\n<style>{_STYLE}</style>\n{head or ''}</head>\n<body>\n<main>\n"
+        f"{join(parts)}\n</main>\n</body>\n</html>\n"
     )

@@ -51,6 +51,7 @@ LOOK = {
     "guidance": ("#333333", "X", ":"),
 }
 _OTHER = ("#888888", ".", "-")
+COMPARED = (FEDERATED, "local", "pooled", "plain/federated")
 
 
 def data_uri(drawing: Figure) -> str:
@@ -87,9 +88,7 @@ def _site_rows(ax: Axes, names: Sequence[str]) -> None:
 @mpl.rc_context(STYLE)
 def site_plot(summary: Mapping[str, Any], metric: str) -> Figure:
     """Test figure of each arm at each site with its interval, the mean over sites on top."""
-    models = {
-        arm: block for arm, block in arms(summary).items() if arm in (FEDERATED, "local", "pooled", "plain/federated")
-    }
+    models = {arm: block for arm, block in arms(summary).items() if arm in COMPARED}
     sites = sorted(summary["sites"])[:MOST_ROWS]
     drawing, ax = _axes(1.3 + (0.16 * len(models) + 0.2) * (len(sites) + 1))
     step = 0.7 / max(1, len(models))
@@ -131,28 +130,37 @@ def difference_plot(summary: Mapping[str, Any], arm: str, metric: str) -> Figure
     return drawing
 
 
-@mpl.rc_context(STYLE)
-def curve_plot(rows: Sequence[Row], stage: str, split: str, metric: str) -> Figure | None:
-    """A number by round, a line for each arm; ``None`` if no round of the stage has it.
-
-    Arms of single sites (``local/NAME``, ``plain/local/NAME``) are thin lines in the colour of their kind.
-    """
+def curves(rows: Sequence[Row], stage: str, split: str, metric: str) -> dict[str, list[Row]]:
+    """A number of a stage's rounds as a whole, by arm, in the order of rounds."""
     lines: dict[str, list[Row]] = {}
     for row in rows:
         if (row.stage, row.split, row.metric, row.site) == (stage, split, metric, GLOBAL) and row.round is not None:
             lines.setdefault(row.arm, []).append(row)
+    return {arm: sorted(points, key=lambda row: row.round or 0) for arm, points in lines.items()}
+
+
+def kind_and_look(arm: str) -> tuple[str, tuple[str, str, str]]:
+    """What arms of single sites (``local/NAME``, ``plain/local/NAME``) have in common with each other; how it looks."""
+    kind = arm
+    while kind not in LOOK and "/" in kind:
+        kind = kind.rpartition("/")[0]
+    return (kind, LOOK[kind]) if kind in LOOK else (arm, _OTHER)
+
+
+@mpl.rc_context(STYLE)
+def curve_plot(rows: Sequence[Row], stage: str, split: str, metric: str) -> Figure | None:
+    """A number by round, a line for each arm; ``None`` if no round of the stage has it.
+
+    Arms of single sites are thin lines in the colour of their kind.
+    """
+    lines = curves(rows, stage, split, metric)
     if not lines:
         return None
     drawing, ax = _axes(3.1)
     named: set[str] = set()
     for arm, points in lines.items():
-        kind = arm
-        while kind not in LOOK and "/" in kind:
-            kind = kind.rpartition("/")[0]
-        color, marker, style = LOOK.get(kind, _OTHER)
-        single = kind != arm
-        label = kind if kind in LOOK else arm
-        points = sorted(points, key=lambda row: row.round or 0)
+        label, (color, marker, style) = kind_and_look(arm)
+        single = label != arm
         ax.plot(
             [row.round or 0 for row in points],
             [row.value for row in points],
@@ -237,6 +245,14 @@ def partition_plot(counts: Mapping[str, Mapping[str, int]], classes: Sequence[st
     return drawing
 
 
+def cell_text(cell: Mapping[str, Any], metric: str) -> str:
+    """A matrix's number as it stands in its cell; in brackets where it is not ranked."""
+    value = cell[metric]["value"]
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if cell["ranked"] else f"({value:.2f})"
+
+
 @mpl.rc_context(STYLE)
 def matrix_plot(matrix: Mapping[str, Mapping[str, Mapping[str, Any]]], metric: str) -> Figure:
     """Models by sites as a heat map; numbers that are not ranked stand in brackets."""
@@ -245,15 +261,7 @@ def matrix_plot(matrix: Mapping[str, Mapping[str, Mapping[str, Any]]], metric: s
     values = np.array([[matrix[m][s][metric]["value"] for s in sites] for m in models], dtype=float)
     low, high = (np.nanmin(values), np.nanmax(values)) if np.isfinite(values).any() else (0.0, 1.0)
     shade = np.nan_to_num((values - low) / max(high - low, 1e-9))
-    texts = np.array(
-        [
-            [
-                "-" if np.isnan(v) else f"{v:.2f}" if matrix[m][s]["ranked"] else f"({v:.2f})"
-                for s, v in zip(sites, row, strict=True)
-            ]
-            for m, row in zip(models, values, strict=True)
-        ]
-    )
+    texts = np.array([[cell_text(matrix[m][s], metric) for s in sites] for m in models])
     drawing, ax = _matrix(shade, texts, [arm_name(m) for m in models], sites)
     ax.set_xlabel("test images of")
     return drawing

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fed_diffmic.files import atomic_write
-from fed_diffmic.reporting import page, plots
+from fed_diffmic.reporting import live, page, plots
 from fed_diffmic.reporting.curves import Row, kept_rows
 from fed_diffmic.reporting.events import Event, trouble
 from fed_diffmic.reporting.examples import examples_section, load_examples
@@ -120,7 +120,7 @@ def _site_table(summary: Mapping[str, Any], metric: str) -> Html:
     return page.table(columns, rows, caption=f"{METRIC_NAMES[metric]} on test images, 95 % interval below", sums=2)
 
 
-def _results(summary: Mapping[str, Any]) -> Html:
+def _results(summary: Mapping[str, Any], interactive: bool) -> Html:
     metrics = MAIN_METRICS[summary["task"]]
     drawn = []
     if summary.get("sites"):
@@ -132,7 +132,8 @@ def _results(summary: Mapping[str, Any]) -> Html:
             said = (
                 f"Test {METRIC_NAMES[metric]} at each site, federated and baselines; the whiskers are 95 % intervals."
             )
-            drawn.append(page.picture(plots.data_uri(plots.site_plot(summary, metric)), said))
+            twin = live.attribute(live.site_drawing(summary, metric) if interactive else None)
+            drawn.append(page.picture(plots.data_uri(plots.site_plot(summary, metric)), said, twin))
     parts: list[object] = [page.figures(drawn)]
     for metric in metrics:
         parts += [
@@ -217,7 +218,7 @@ def _calibration(summary: Mapping[str, Any]) -> Html:
     return page.paragraph(said, "soft")
 
 
-def curves_section(rows: Sequence[Row], metric: str) -> Html:
+def curves_section(rows: Sequence[Row], metric: str, interactive: bool) -> Html:
     """Validation figure and training loss by round, for each stage; empty where there are none."""
     drawn = []
     for stage in dict.fromkeys(row.stage for row in rows if row.stage):
@@ -225,7 +226,8 @@ def curves_section(rows: Sequence[Row], metric: str) -> Html:
             plot = plots.curve_plot(rows, stage, split, name)
             if plot is not None:
                 what = f"validation {METRIC_NAMES[metric]}" if split == "val" else "training loss"
-                drawn.append(page.picture(plots.data_uri(plot), f"Stage {stage}: {what} by round."))
+                twin = live.attribute(live.curve_drawing(rows, stage, split, name) if interactive else None)
+                drawn.append(page.picture(plots.data_uri(plot), f"Stage {stage}: {what} by round.", twin))
     if not drawn:
         return Html("")
     note = "The round that is kept is chosen on validation images; test images are read once, at the end."
@@ -250,7 +252,7 @@ def _data(summary: Mapping[str, Any]) -> Html:
     return page.section("Data", *parts)
 
 
-def matrix_section(summary: Mapping[str, Any], metric: str) -> Html:
+def matrix_section(summary: Mapping[str, Any], metric: str, interactive: bool) -> Html:
     """Every model on every site's test images, with what may not be compared."""
     matrix = summary.get("matrix") or {}
     if not matrix or metric not in next(iter(next(iter(matrix.values())).values())):
@@ -260,7 +262,8 @@ def matrix_section(summary: Mapping[str, Any], metric: str) -> Html:
         f"not ranked: a class there has fewer than {LEAST_POSITIVES} positives."
     )
     groups = comparable(matrix)
-    parts = [page.picture(plots.data_uri(plots.matrix_plot(matrix, metric)), said)]
+    twin = live.attribute(live.matrix_drawing(matrix, metric) if interactive else None)
+    parts = [page.picture(plots.data_uri(plots.matrix_plot(matrix, metric)), said, twin)]
     if len(groups) > 1:
         named = "; ".join(", ".join(sites) for sites in groups)
         warned = (
@@ -322,6 +325,7 @@ def write_report(
     config_yaml: str,
     tables: Tables | None = None,
     path: Path | None = None,
+    interactive: bool = False,
 ) -> Path:
     """Write ``run_dir/report.html``, or ``path``, atomically.
 
@@ -333,31 +337,37 @@ def write_report(
         config_yaml: the resolved configuration.
         tables: further tables by caption: headings and rows.
         path: where to, if not into the run's folder.
+        interactive: with plotly.js (5 MB) in the page; the static figures stay for paper and where no script runs.
 
     Returns:
         The file's path.
 
     Raises:
         MachineError: the file cannot be written.
+        UsageError: interactive, and plotly is not installed.
     """
     dataset = (summary.get("dataset") or summary.get("run") or "run") if isinstance(summary, Mapping) else "run"
     title = f"fed_diffmic: {dataset}"
     top = Html(f'<header class="top"><h1>{page.text(title)}</h1></header>')
+    metric = MAIN_METRICS[summary["task"]][0]
+    head, scripts = live.head() if interactive else (None, "")
     document = page.page(
         title,
         top,
         page.paragraph(DISCLAIMER, "soft"),
         _opening(summary, events),
         _tiles(summary),
-        _results(summary),
+        _results(summary, interactive),
         _classes(summary),
         _all_figures(summary),
-        matrix_section(summary, MAIN_METRICS[summary["task"]][0]),
+        matrix_section(summary, metric, interactive),
         examples_section(load_examples(run_dir), summary["classes"]),
-        curves_section(kept_rows(events), MAIN_METRICS[summary["task"]][0]),
+        curves_section(kept_rows(events), metric, interactive),
         privacy_section(summary),
         _data(summary),
         _how(summary, config_yaml, tables or {}),
         Html(f"<footer>{page.text(DISCLAIMER)}</footer>"),
+        head=head,
+        scripts=scripts,
     )
     return atomic_write(path or run_dir / "report.html", document.encode())

@@ -76,6 +76,23 @@ def test_the_report_is_quiet_asks_for_nothing_and_shows_the_summary(
             assert number(block[metric]["value"]) in parsed.text
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_interactive_report_draws_every_twin_and_offers_no_way_out(
+    width: int, tmp_path: Path, summary: dict[str, Any], events: list[Event]
+) -> None:
+    pytest.importorskip("plotly", reason="the extra 'interactive' is not installed")
+    path = write_report(tmp_path, summary, events=events, config_yaml="seed: 3", interactive=True)
+    parsed, console, asked = open_page(path, tmp_path, width)
+    assert console == []
+    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == []
+    twins = [tag for name, tag in parsed.tags if name == "figure" and "data-live" in tag]
+    assert len(twins) >= 3 and all(tag.get("class") == "drawn" for tag in twins)
+    buttons = {tag["data-title"] for _, tag in parsed.tags if "modebar-btn" in str(tag.get("class"))}
+    assert buttons == {"Zoom", "Pan", "Reset axes"}
+    entry = summary["sites"][sorted(summary["sites"])[0]]["test"]["auroc_macro"]
+    assert number(entry["value"]) in parsed.text
+
+
 def test_a_comparison_is_quiet_and_asks_for_nothing(tmp_path: Path, summary: dict[str, Any]) -> None:
     runs = read_runs([make_run(tmp_path / "first", summary, 1.0), make_run(tmp_path / "better", summary, 3.0)])
     parsed, console, asked = open_page(write_comparison(tmp_path / "compare.html", runs), tmp_path, 1280)
