@@ -101,6 +101,18 @@ class ModelConfig(Checked):
     sampling_starts: int = option(
         1, "starts of the sampler that are averaged for each image (paper 1): one start is one sample", ge=1, le=1024
     )
+    sampling_start: str = option(
+        "own",
+        "an image starts the sampler at draws of its own as in the paper, or all start at the same, so that no draw ranks "
+        "an image above another",
+        choices=("own", "shared"),
+    )
+    denoiser: str = option(
+        "noise",
+        "the head predicts the noise as in the paper, or what the guidance network's probabilities leave of it "
+        "(residual): then it starts as good as the guidance network",
+        choices=("noise", "residual"),
+    )
     top_percent: float = option(100.0, "per cent of saliency cells that make the global logit", gt=0, le=100)
     attention: int = option(128, "hidden width of the regions' attention (paper 128)", ge=1, le=4096)
     guidance_backbone: str = option("resnet18", "timm name: global encoder of the guidance network")

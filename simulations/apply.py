@@ -114,7 +114,7 @@ def predict_run(run_dir: Path, images: Sequence[Path], *, site: str | None = Non
     if bad:
         raise DataError("; ".join(bad), "Give readable JPEG or PNG files.")
     tensor = normalise(torch.from_numpy(np.stack(pixels)), spec.mean, spec.std)
-    draws = start_draws(np.array(keys, dtype=np.uint64), spec.num_classes, spec.seed, spec.model.sampling_starts)
+    draws = start_draws(np.array(keys, dtype=np.uint64), spec)
     starts = torch.from_numpy(draws)
     predictor.module.eval()
     with torch.no_grad():

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fed_diffmic.models.diffusion import alphas_cumprod, residual_base
 from fed_diffmic.models.normalisation import row_norm
 
 
@@ -78,6 +79,48 @@ class Denoiser(nn.Module):
         grid = t.shape[1:]
         noise = self.cells(rows(guidance_map), rows(y_t), t.flatten(1), prior)
         return noise.transpose(1, 2).unflatten(2, grid)
+
+
+class ResidualDenoiser(Denoiser):
+    """A denoiser about the guidance network's probabilities: its layers predict what those leave of the noise.
+
+    Fresh, it predicts the best linear estimate that the probabilities allow
+    (:func:`fed_diffmic.models.diffusion.residual_base`), for its last layer is 0.
+
+    Args:
+        num_classes, latent, timesteps, norm: as for :class:`Denoiser`.
+        multilabel: labels are independent of each other: probabilities are sigmoids, not a softmax.
+    """
+
+    alphas_cumprod: Tensor
+
+    def __init__(self, num_classes: int, latent: int, timesteps: int, norm: str, *, multilabel: bool) -> None:
+        super().__init__(num_classes, latent, timesteps, norm)
+        self.multilabel = multilabel
+        self.register_buffer("alphas_cumprod", alphas_cumprod(timesteps), persistent=False)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def cells(self, guidance: Tensor, y_t: Tensor, t: Tensor, prior: Tensor) -> Tensor:
+        """As :meth:`Denoiser.cells`; the guidance are logits."""
+        base, deviation = self._about(guidance, y_t, t)
+        return base + deviation * super().cells(guidance, y_t, t, prior)
+
+    def deviation(self, guidance_map: Tensor, t: Tensor) -> Tensor:
+        """Standard deviation of what the guidance leaves of the noise, ``(B, C, K, K)``: the unit of the loss.
+
+        Args:
+            guidance_map: ``M (B, C, K, K)``.
+            t: ``(B, K, K)`` int64.
+        """
+        guidance = rows(guidance_map)
+        _, found = self._about(guidance, torch.zeros_like(guidance), t.flatten(1))
+        return found.transpose(1, 2).unflatten(2, t.shape[1:])
+
+    def _about(self, guidance: Tensor, y_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        logits = guidance.float() if guidance.dtype in (torch.float16, torch.bfloat16) else guidance
+        guess = torch.sigmoid(logits) if self.multilabel else torch.softmax(logits, dim=2)
+        return residual_base(y_t, guess, self.alphas_cumprod[t].unsqueeze(2).to(guess.dtype))
 
 
 def rows(grid: Tensor) -> Tensor:

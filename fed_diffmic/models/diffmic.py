@@ -16,7 +16,7 @@ from fed_diffmic.config import ModelConfig
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.models.backbones import Encoder
 from fed_diffmic.models.checks import check_architecture, check_model_config, encoder_arguments, encoder_grid
-from fed_diffmic.models.denoiser import Denoiser
+from fed_diffmic.models.denoiser import Denoiser, ResidualDenoiser
 from fed_diffmic.models.diffusion import alphas_cumprod, ddim_schedule, ddim_step
 from fed_diffmic.models.guidance import GuidanceNetwork, cells_to_map, guidance_cells
 from fed_diffmic.models.normalisation import live_batch_norms
@@ -210,12 +210,13 @@ def build_guidance(cfg: ModelConfig, num_classes: int) -> GuidanceNetwork:
     )
 
 
-def build_diffmic(cfg: ModelConfig, num_classes: int) -> DiffMIC:
+def build_diffmic(cfg: ModelConfig, num_classes: int, task: str = "multiclass") -> DiffMIC:
     """The whole network with fresh weights (torch's global generator: seed it first).
 
     Args:
         cfg: the model.
         num_classes: ``C``.
+        task: what the guidance network's logits mean (``model.denoiser=residual``).
 
     Raises:
         ConfigError: the configuration describes no possible network.
@@ -228,7 +229,9 @@ def build_diffmic(cfg: ModelConfig, num_classes: int) -> DiffMIC:
         regions=cfg.regions,
         norm=cfg.norm,
     )
-    denoiser = Denoiser(num_classes, cfg.latent, cfg.timesteps, cfg.norm)
+    sizes = (num_classes, cfg.latent, cfg.timesteps, cfg.norm)
+    residual = cfg.denoiser == "residual"
+    denoiser = ResidualDenoiser(*sizes, multilabel=task == "multilabel") if residual else Denoiser(*sizes)
     return DiffMIC(guidance, prior, denoiser, timesteps=cfg.timesteps, sampling_steps=cfg.sampling_steps)
 
 

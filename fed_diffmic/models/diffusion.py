@@ -11,6 +11,7 @@ from torch import Tensor
 
 BETA_START = 1e-4
 BETA_END = 0.02
+LEAST_VARIANCE = 0.01
 
 
 def alphas_cumprod(timesteps: int, device: str | None = None) -> Tensor:
@@ -30,6 +31,31 @@ def forward_diffusion(y0: Tensor, t: Tensor, noise: Tensor, abar: Tensor) -> Ten
     """
     signal = abar[t].unsqueeze(1)  # (B, 1, K, K)
     return signal.sqrt() * y0[:, :, None, None] + (1 - signal).sqrt() * noise
+
+
+def residual_base(y_t: Tensor, guess: Tensor, abar_t: Tensor) -> tuple[Tensor, Tensor]:
+    """What a guess of the label says of the noise, and how much it leaves open; elementwise.
+
+    If ``y_0`` has mean ``g`` and variance ``v = g (1 - g)``, as a label of probability ``g`` has, the best linear
+    estimate of the noise ``n`` in ``y_t = sqrt(abar) y_0 + sqrt(1 - abar) n`` is
+    ``sqrt(1 - abar) (y_t - sqrt(abar) g) / (abar v + 1 - abar)``, and ``sqrt(abar v / (abar v + 1 - abar))`` is the
+    standard deviation of what it misses. A network that predicts the miss in units of that deviation has a target of
+    variance one at every timestep, and one that predicts 0 is as good as the guess: the preconditioning of Karras et
+    al. (2022, "Elucidating the Design Space of Diffusion-Based Generative Models", section 5) about a mean that is
+    not 0.
+
+    Args:
+        y_t: noisy labels.
+        guess: probabilities ``g``, same shape; a variance is taken no smaller than 0.01, for a guess may be wrong.
+        abar_t: ``abar`` at the timestep, broadcastable.
+
+    Returns:
+        the estimate, and the standard deviation, of the shape of ``y_t``.
+    """
+    variance = (guess * (1 - guess)).clamp_min(LEAST_VARIANCE)
+    whole = abar_t * variance + 1 - abar_t
+    base = (1 - abar_t).sqrt() * (y_t - abar_t.sqrt() * guess) / whole
+    return base, (abar_t * variance / whole).sqrt()
 
 
 def true_class_probability(prior_logits: Tensor, labels: Tensor, task: str) -> Tensor:

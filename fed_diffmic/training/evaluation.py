@@ -18,13 +18,15 @@ from fed_diffmic.training.metrics import Scored, figures, quick
 from fed_diffmic.training.stages import StageModule
 
 
-def start_draws(keys: np.ndarray, num_classes: int, seed: int, starts: int = 1) -> np.ndarray:
+def start_draws(keys: np.ndarray, spec: RunSpec) -> np.ndarray:
     """The sampler's uniform starts for each image, ``(N, starts, 2, C)`` float32 in ``[0, 1)``.
 
-    Drawn from (seed, image key) alone, so a prediction does not depend on what is predicted with it.
+    Drawn from (seed, image key) alone, or the same for every image (``model.sampling_start=shared``), so a prediction
+    does not depend on what is predicted with it.
     """
-    shape = (starts, 2, num_classes)
-    draws = [numpy_generator(seed, "start", int(key)).random(shape, dtype=np.float32) for key in keys]
+    shape = (spec.model.sampling_starts, 2, spec.num_classes)
+    names = ["shared"] * len(keys) if spec.model.sampling_start == "shared" else [int(key) for key in keys]
+    draws = [numpy_generator(spec.seed, "start", name).random(shape, dtype=np.float32) for name in names]
     return np.stack(draws) if draws else np.zeros((0, *shape), np.float32)
 
 
@@ -40,7 +42,7 @@ def predict_scores(
     torch.set_num_threads(module.spec.threads)
     module.to(device).eval()
     spec = module.spec
-    draws = start_draws(examples.keys, spec.num_classes, spec.seed, spec.model.sampling_starts)
+    draws = start_draws(examples.keys, spec)
     starts = torch.from_numpy(draws).to(device)
     features = None
     if module.features_once and len(examples):

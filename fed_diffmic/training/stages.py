@@ -20,6 +20,7 @@ from torch import nn
 
 from fed_diffmic.algorithms.base import Tensors
 from fed_diffmic.errors import ModelFileError
+from fed_diffmic.models.denoiser import ResidualDenoiser
 from fed_diffmic.models.diffmic import DiffMIC, Features, build_diffmic, build_guidance
 from fed_diffmic.models.diffusion import forward_diffusion, weighted_squares
 from fed_diffmic.models.guidance import GuidanceNetwork
@@ -214,7 +215,7 @@ class DiffusionStage(StageModule):
         return self._terms(batch, draws).flatten(1).mean(dim=1).unflatten(0, draws[0].shape[:2]).mean(dim=1)
 
     def _terms(self, batch: Batch, draws: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Weighted squared errors ``(B * draws, C, K, K)``."""
+        """Weighted squared errors ``(B * draws, C, K, K)``; a residual denoiser's in units of what it is to predict."""
         features: Features = batch.inputs
         cfg = self.spec.stages.diffusion
         t, noise = (drawn.flatten(0, 1) for drawn in draws)
@@ -229,6 +230,9 @@ class DiffusionStage(StageModule):
         target, prior, guidance_map = (x.repeat_interleave(count, dim=0) for x in (target, prior, guidance_map))
         noisy = forward_diffusion(target, t, noise, self.network.alphas_cumprod)
         predicted = self.network.noise(guidance_map, noisy, t, prior)
+        if isinstance(self.network.denoiser, ResidualDenoiser):
+            unit = self.network.denoiser.deviation(guidance_map, t)
+            predicted, noise = predicted / unit, noise / unit
         logits = features.fused.repeat_interleave(count, dim=0)
         weight = None
         if batch.offset is not None:
@@ -262,7 +266,7 @@ def build_module(spec: RunSpec, stage: str) -> StageModule:
     if stage == "plain":
         kind = FrozenPlainStage if spec.stages.plain.encoders == "frozen" else ClassifierStage
         return kind(spec, stage, build_plain(spec.model, spec.num_classes))
-    return DiffusionStage(spec, stage, build_diffmic(spec.model, spec.num_classes))
+    return DiffusionStage(spec, stage, build_diffmic(spec.model, spec.num_classes, spec.task))
 
 
 _KEPT: OrderedDict[Hashable, StageModule] = OrderedDict()
