@@ -103,7 +103,7 @@ class ModelConfig(Checked):
     )
     sampling_start: str = option(
         "own",
-        "an image starts the sampler at draws of its own as in the paper, or all start at the same, so that no draw ranks "
+        "an image starts the sampler at draws of its own as in the paper, or all at the same, so that no draw ranks "
         "an image above another",
         choices=("own", "shared"),
     )

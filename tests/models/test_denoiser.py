@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fed_diffmic.models.denoiser import Denoiser
+from fed_diffmic.models.denoiser import Denoiser, ResidualDenoiser
+from fed_diffmic.models.diffusion import alphas_cumprod, residual_base
 from fed_diffmic.models.guidance import cells_to_map
 
 B, C, K, D, T = 3, 4, 3, 16, 50
@@ -104,6 +105,24 @@ def test_tables_have_one_row_more_than_timesteps_and_start_at_one() -> None:
     head = Denoiser(C, D, T, "batch")
     for block in (head.block1, head.block2, head.block3):
         assert torch.equal(block.timestep_table.weight, torch.ones(T + 1, D))
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_a_residual_denoiser_is_the_plain_one_about_the_guidances_probabilities(multilabel: bool) -> None:
+    torch.manual_seed(0)
+    head = ResidualDenoiser(C, D, T, "group", multilabel=multilabel)
+    m, y, t, prior = inputs()
+    guess = torch.sigmoid(m) if multilabel else torch.softmax(m, dim=1)
+    base, deviation = residual_base(y, guess, alphas_cumprod(T)[t].unsqueeze(1))
+    with torch.no_grad():
+        torch.testing.assert_close(head(m, y, t, prior), base)  # fresh, it knows what the guidance knows
+        torch.testing.assert_close(head.deviation(m, t), deviation)
+        nn.init.normal_(head.head.weight)
+        plain = Denoiser(C, D, T, "group")
+        plain.load_state_dict(head.state_dict())
+        torch.testing.assert_close(head(m, y, t, prior), base + deviation * plain(m, y, t, prior))
+        alone = head.cells(m[:1, :, 0, 1].unsqueeze(1), y[:1, :, 0, 1].unsqueeze(1), t[:1, 0, 1, None], prior[:1])
+        torch.testing.assert_close(head(m, y, t, prior)[:1, :, 0, 1], alone[:, 0], rtol=1e-4, atol=1e-5)
 
 
 def test_map_layout_is_row_major() -> None:

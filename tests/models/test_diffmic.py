@@ -64,10 +64,12 @@ def plain_sampler(model: DiffMIC, x: Tensor, start_global: Tensor, start_local: 
 
 @pytest.mark.parametrize("steps", [1, 4, 10])
 @pytest.mark.parametrize("regions", [2, 3, 6])
-@pytest.mark.parametrize("norm", ["batch", "group"])
-def test_the_sampler_equals_its_plain_twin(tiny: Build, norm: str, regions: int, steps: int) -> None:
+@pytest.mark.parametrize(("norm", "predicts"), [("batch", "noise"), ("group", "noise"), ("group", "residual")])
+def test_the_sampler_equals_its_plain_twin(tiny: Build, norm: str, predicts: str, regions: int, steps: int) -> None:
     torch.manual_seed(0)
-    model = lively(build_diffmic(tiny(norm=norm, regions=regions, sampling_steps=steps), C))
+    model = lively(build_diffmic(tiny(norm=norm, denoiser=predicts, regions=regions, sampling_steps=steps), C))
+    if predicts == "residual":
+        torch.nn.init.normal_(model.denoiser.head.weight, std=0.3)  # which starts at 0
     x = images()
     start_global, start_local = torch.rand(3, C), torch.rand(3, C)
     with torch.no_grad():
@@ -76,6 +78,25 @@ def test_the_sampler_equals_its_plain_twin(tiny: Build, norm: str, regions: int,
     assert (result.mean - dense.mean(dim=(2, 3))).abs().max() < 1e-5
     assert (result.spread - dense.flatten(2).std(dim=2, unbiased=False)).abs().max() < 1e-5
     assert dense.flatten(2).std(dim=2).max() > 1e-3  # the cells do differ
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_a_fresh_residual_head_samples_what_the_guidance_says(tiny: Build, task: str) -> None:
+    torch.manual_seed(0)
+    model = build_diffmic(tiny(norm="group", denoiser="residual", sampling_steps=10), C, task).eval()
+    x = images(40)
+    logits = 3 * torch.randn(40, C)
+    features = model.features(x)._replace(y_global=logits, y_local=logits)
+    guess = torch.sigmoid(logits) if task == "multilabel" else torch.softmax(logits, dim=1)
+    start = torch.rand(2, 1, C).expand(2, 40, C)
+    mean = model.sample(features, start[0], start[1]).mean
+    for label in range(C):
+        # The start is shared, so a class's order of images is the guidance network's, but for the most alike.
+        ours, theirs = (scores[:, label].argsort().argsort().double() for scores in (mean, guess))
+        assert torch.corrcoef(torch.stack([ours, theirs]))[0, 1] > 0.95
+    unsure = build_diffmic(tiny(norm="group", sampling_steps=10), C, task).eval()
+    other = unsure.sample(unsure.features(x)._replace(y_global=logits, y_local=logits), start[0], start[1]).mean
+    assert (mean - guess).abs().mean() < 0.5 * (other - guess).abs().mean()
 
 
 def test_sampling_needs_evaluation_mode(tiny: Build) -> None:

@@ -11,6 +11,7 @@ from fed_diffmic.models.diffusion import (
     ddim_timesteps,
     diffusion_loss,
     forward_diffusion,
+    residual_base,
     true_class_probability,
 )
 
@@ -33,6 +34,31 @@ def test_each_cell_has_its_own_timestep() -> None:
                 a = abar[t[b, i, j]]
                 expected = a.sqrt() * y0[b] + (1 - a).sqrt() * noise[b, :, i, j]
                 torch.testing.assert_close(noisy[b, :, i, j], expected)
+
+
+@pytest.mark.parametrize("abar", [0.9999, 0.6, 0.03])
+@pytest.mark.parametrize("probability", [0.02, 0.3, 0.9])
+def test_the_residual_base_is_the_best_linear_estimate_of_the_noise(probability: float, abar: float) -> None:
+    g = torch.Generator().manual_seed(3)
+    n = 400_000
+    label = (torch.rand(n, generator=g, dtype=torch.float64) < probability).double()
+    noise = torch.randn(n, generator=g, dtype=torch.float64)
+    a = torch.tensor(abar, dtype=torch.float64)
+    noisy = a.sqrt() * label + (1 - a).sqrt() * noise
+    base, deviation = residual_base(noisy, torch.full_like(noisy, probability), a)
+    # Ordinary least squares finds the same line, and what the line misses has the stated size.
+    design = torch.stack([noisy, torch.ones_like(noisy)], dim=1)
+    fitted = design @ torch.linalg.lstsq(design, noise.unsqueeze(1)).solution[:, 0]
+    assert (base - fitted).square().mean().sqrt() < 0.01
+    assert (noise - base).square().mean().sqrt() / deviation[0] == pytest.approx(1, abs=0.02)
+
+
+def test_a_guess_that_is_sure_leaves_room_for_being_wrong() -> None:
+    a = torch.tensor(0.5)
+    base, deviation = residual_base(torch.tensor([0.7]), torch.tensor([1.0]), a)
+    whole = 0.5 * 0.01 + 0.5
+    assert base.item() == pytest.approx(0.5**0.5 * (0.7 - 0.5**0.5) / whole, rel=1e-5)
+    assert deviation.item() == pytest.approx((0.5 * 0.01 / whole) ** 0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize("task", ["multiclass", "ordinal", "multilabel"])

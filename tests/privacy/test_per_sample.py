@@ -102,6 +102,15 @@ def test_several_labels():
         assert worst(module, chunk(module, examples, "patient", torch.float64), torch.float64) <= 1e-9
 
 
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_a_residual_head_too(task):
+    spec = private_spec("tiny", task=task)
+    spec = replace(spec, model=replace(spec.model, denoiser="residual"))
+    module = stage_module(spec, "diffusion", torch.float64)
+    examples = random_examples(spec.model.image_side, 6, task, PATIENTS)
+    assert worst(module, chunk(module, examples, "patient", torch.float64), torch.float64) <= 1e-9
+
+
 def test_attention_runs_over_all_units_at_once(recwarn):
     """A vision transformer's gradients equal the twin's, and torch does not say that it fell back to a loop."""
     spec = private_spec("tiny")

@@ -1,5 +1,7 @@
 """Scores and the figures that leave a site."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,11 +12,24 @@ from tests.training.test_local import tiny_site, tiny_spec
 
 def test_starts_depend_on_the_image_alone():
     keys = np.array([5, 9, 2**63 + 11], np.uint64)
-    together = start_draws(keys, 3, seed=1, starts=4)
+    spec = tiny_spec()
+    spec = replace(spec, model=replace(spec.model, sampling_starts=4))
+    together = start_draws(keys, spec)
     assert together.shape == (3, 4, 2, 3) and together.dtype == np.float32
-    assert np.array_equal(start_draws(keys[1:2], 3, seed=1, starts=4)[0], together[1])
-    assert not np.array_equal(start_draws(keys, 3, seed=2, starts=4), together)
+    assert np.array_equal(start_draws(keys[1:2], spec)[0], together[1])
+    assert not np.array_equal(start_draws(keys, replace(spec, seed=spec.seed + 1)), together)
     assert (together >= 0).all() and (together < 1).all()
+    assert len(np.unique(together)) == together.size
+
+
+def test_a_shared_start_is_the_same_for_every_image():
+    spec = tiny_spec()
+    spec = replace(spec, model=replace(spec.model, sampling_starts=4, sampling_start="shared"))
+    together = start_draws(np.array([5, 9], np.uint64), spec)
+    assert np.array_equal(together[0], together[1]) and len(np.unique(together[0])) == together[0].size
+    assert np.array_equal(start_draws(np.array([7], np.uint64), spec)[0], together[0])
+    assert not np.array_equal(start_draws(np.array([5], np.uint64), replace(spec, seed=spec.seed + 1))[0], together[0])
+    assert start_draws(np.array([], np.uint64), spec).shape == (0, 4, 2, 3)
 
 
 @pytest.mark.parametrize("stage", ["guidance", "diffusion", "plain"])

@@ -8,6 +8,7 @@ import torch
 
 from fed_diffmic.config import ModelConfig
 from fed_diffmic.errors import ModelFileError
+from fed_diffmic.models.diffusion import forward_diffusion, residual_base
 from fed_diffmic.models.normalisation import live_batch_norms
 from fed_diffmic.training import stages
 from fed_diffmic.training.stages import (
@@ -51,6 +52,29 @@ def diffusion(spec):
     module = build_module(spec, "diffusion")
     load_state(module.network, initial_state(spec, "diffusion", guidance))
     return module, guidance
+
+
+def test_a_residual_heads_loss_is_in_units_of_what_it_is_to_predict():
+    spec = spec_with(denoiser="residual", norm="group", encoder_norm="group")
+    module, _ = diffusion(spec)
+    module.eval()
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 1])
+    generator = torch.Generator().manual_seed(5)
+    t, noise = draws = module.draws(4, generator, "cpu")
+    with torch.no_grad():
+        inputs = module.inputs(images)
+        losses = module.losses(Batch(inputs, labels, None), draws)
+        _, guidance_map = module.network.condition(inputs)
+    abar, onehot = module.network.alphas_cumprod, torch.eye(3)[labels]
+    for image in range(4):
+        guess = torch.softmax(guidance_map[image], 0)
+        squares = []
+        for at, drawn in zip(t[image], noise[image], strict=True):
+            noisy = forward_diffusion(onehot[image][None], at[None], drawn[None], abar)[0]
+            base, unit = residual_base(noisy, guess, abar[at].unsqueeze(0))
+            squares.append(((drawn - base) / unit).square().mean())
+        weight = 1 + spec.stages.diffusion.alpha * (1 - torch.softmax(inputs.fused[image], 0)[labels[image]])
+        torch.testing.assert_close(losses[image], weight * torch.stack(squares).mean(), rtol=1e-3, atol=1e-4)
 
 
 def test_initial_states_are_seeded_and_differ_between_stages_seeds():
