@@ -16,7 +16,7 @@ demo: setup
 	$(VENV)/bin/fed-diffmic simulate
 
 test: setup
-	OMP_NUM_THREADS=1 $(PYTHON_IN) -m pytest -n 2 --dist loadfile -m "not slow" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON_IN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(PYTEST_ARGS)
 
 test-slow: setup
 	OMP_NUM_THREADS=1 $(PYTHON_IN) -m pytest -m slow $(PYTEST_ARGS)

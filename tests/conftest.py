@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 os.environ.update(FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", RAY_USAGE_STATS_ENABLED="0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,6 +18,7 @@ import hypothesis
 import pytest
 
 VARIABLE = "FED_DIFFMIC_SHARED"
+CONSORTIUM = "tests/consortium/"
 
 # The same examples on every machine, and no verdict by the clock.
 hypothesis.settings.register_profile(
@@ -27,6 +29,22 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],  # a machine that pauses is no defect of a test
 )
 hypothesis.settings.load_profile("fed_diffmic")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file at a time for each worker, and all of ``tests/consortium`` for one of them.
+
+    A consortium is a dozen processes with deadlines: two at once on two cores are slower than one after the other.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneConsortium(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return CONSORTIUM if file.startswith(CONSORTIUM) else file
+
+    return OneConsortium(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")
