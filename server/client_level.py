@@ -104,7 +104,7 @@ class ClientLevel:
         deviation = self.config.client_noise_multiplier * self.config.client_clip_norm / len(updates)
         noised = {}
         for name in covered:
-            noise = random.normal(mean[name].size).reshape(mean[name].shape)
+            noise = random.normal(mean[name].size).numpy().reshape(mean[name].shape)
             noised[name] = (current[name] + mean[name] + deviation * noise).astype(current[name].dtype)
         return [replace(update, tensors=dict(noised), num_examples=1, extras={}) for update in updates]
 

@@ -96,7 +96,7 @@ def noised_counts(train: Examples, spec: RunSpec, privacy: PrivacyConfig, random
     else:
         counts = np.bincount(labels.astype(np.int64), minlength=spec.num_classes).astype(np.float64)
     scale = privacy.count_noise * count_sensitivity(privacy, spec)
-    return np.maximum(counts + scale * random.normal(spec.num_classes), 0.0)
+    return np.maximum(counts + scale * random.normal(spec.num_classes).numpy(), 0.0)
 
 
 def make_plan(privacy: PrivacyConfig, spec: RunSpec, stage: str, train: Examples) -> Plan:
@@ -199,7 +199,7 @@ def private_update(
         if term is not None:
             term.backward()
         for name, parameter in sorted(parameters.items()):
-            noise = torch.from_numpy(random.normal(parameter.numel())).view(parameter.shape).to(total[name])
+            noise = random.normal(parameter.numel(), device).view(parameter.shape).to(total[name])
             noised = (total[name] + plan.noise_multiplier * privacy.max_grad_norm * noise) / plan.expected_batch
             pull = parameter.grad
             parameter.grad = noised.to(parameter.dtype) if pull is None else pull + noised.to(parameter.dtype)

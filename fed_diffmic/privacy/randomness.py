@@ -14,11 +14,11 @@ import hashlib
 import os
 
 import numpy as np
+import torch
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
-from scipy.special import ndtri
 
-_BLOCK = 1 << 20  # uniforms made at a time
+_BLOCK = 1 << 22  # deviates made at a time
 
 
 class Randomness:
@@ -37,16 +37,30 @@ class Randomness:
             key = hashlib.sha256("\0".join(map(str, ("test", test_seed, *parts))).encode()).digest()
         self._stream = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
 
+    def _words(self, count: int) -> np.ndarray:
+        """``(count,)`` int64, 64 bits of the stream each."""
+        return np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<i8")
+
     def uniform(self, count: int) -> np.ndarray:
         """``(count,)`` float64, strictly inside (0, 1): ``(2 k + 1) / 2^54`` with ``k`` of 53 bits."""
-        words = np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8") >> np.uint64(11)
+        words = self._words(count).view("<u8") >> np.uint64(11)
         return (words.astype(np.float64) + 0.5) * 2.0**-53
 
-    def normal(self, count: int) -> np.ndarray:
-        """``(count,)`` float64 standard normal deviates, by inversion."""
-        parts = [self.uniform(min(_BLOCK, count - done)) for done in range(0, count, _BLOCK)]
-        # 0.5 + 2^-54 rounds to even: the largest uniform would be 1 and its deviate infinite.
-        return np.concatenate([ndtri(np.minimum(p, 1 - 2.0**-53)) for p in parts]) if parts else np.zeros(0)
+    def normal(self, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
+        """``(count,)`` float64 standard normal deviates on ``device``, by inversion.
+
+        Only the stream is made by the processor: of a hundred million deviates, which a large network needs at each
+        step, the inversion took four fifths of the time there.
+        """
+        made = torch.empty(count, dtype=torch.float64, device=device)
+        for start in range(0, count, _BLOCK):
+            part = made[start : start + _BLOCK]
+            words = torch.from_numpy(self._words(len(part)).astype(np.int64)).to(device)
+            # torch shifts the sign in from the left; the mask leaves the 53 bits that `uniform` takes.
+            uniform = ((words >> 11) & (2**53 - 1)).double().add_(0.5).mul_(2.0**-53)
+            # 0.5 + 2^-54 rounds to even: the largest uniform would be 1 and its deviate infinite.
+            torch.special.ndtri(uniform.clamp_(max=1 - 2.0**-53), out=part)
+        return made
 
     def included(self, count: int, rate: float) -> np.ndarray:
         """Poisson sampling: positions of which each of ``count`` is taken with probability ``rate``, by itself."""

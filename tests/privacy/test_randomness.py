@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
+import torch
 from scipy import stats
+from scipy.special import ndtri
 
 from fed_diffmic.privacy.randomness import Randomness
 
@@ -11,8 +13,8 @@ def test_every_stream_is_another_one():
 
 
 def test_a_stream_of_a_test_seed_is_the_same_again_and_another_for_other_parts():
-    assert np.array_equal(Randomness(7, "a", 1).normal(100), Randomness(7, "a", 1).normal(100))
-    assert not np.array_equal(Randomness(7, "a", 1).normal(100), Randomness(7, "a", 2).normal(100))
+    assert torch.equal(Randomness(7, "a", 1).normal(100), Randomness(7, "a", 1).normal(100))
+    assert not torch.equal(Randomness(7, "a", 1).normal(100), Randomness(7, "a", 2).normal(100))
 
 
 def test_the_runs_seed_has_no_part_in_it(monkeypatch):
@@ -21,7 +23,7 @@ def test_the_runs_seed_has_no_part_in_it(monkeypatch):
     np.random.seed(0)
     first = Randomness().normal(50)
     np.random.seed(1)
-    assert np.array_equal(first, Randomness().normal(50))
+    assert torch.equal(first, Randomness().normal(50))
 
 
 def test_uniforms_fill_the_open_interval_evenly():
@@ -30,8 +32,8 @@ def test_uniforms_fill_the_open_interval_evenly():
     assert stats.kstest(values, "uniform").pvalue > 1e-6
 
 
-def test_normals_are_normal_and_of_variance_one_in_blocks_of_any_size():
-    values = Randomness(2).normal(1_100_000)  # more than one block
+def test_normals_are_normal_and_of_variance_one():
+    values = Randomness(2).normal(1_100_000).numpy()
     assert np.isfinite(values).all()
     assert values.std() == pytest.approx(1, abs=0.004)
     assert values.mean() == pytest.approx(0, abs=0.005)
@@ -39,10 +41,23 @@ def test_normals_are_normal_and_of_variance_one_in_blocks_of_any_size():
     assert Randomness(2).normal(0).shape == (0,)
 
 
-def test_the_largest_uniform_has_a_finite_deviate(monkeypatch):
+def test_normals_are_the_uniforms_inverted_in_blocks_of_any_size(monkeypatch):
+    monkeypatch.setattr("fed_diffmic.privacy.randomness._BLOCK", 1000)
+    values = Randomness(2).normal(10_500)
+    assert values.dtype == torch.float64
+    np.testing.assert_allclose(values.numpy(), ndtri(Randomness(2).uniform(10_500)), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("byte", [0x00, 0xFF])
+def test_the_outermost_uniforms_have_finite_deviates(monkeypatch, byte):
+    class Stuck:
+        def update(self, data):
+            return bytes([byte]) * len(data)
+
     random = Randomness(3)
-    monkeypatch.setattr(random, "uniform", lambda count: np.array([2.0**-54, 1.0])[:count])
-    assert np.isfinite(random.normal(2)).all()
+    monkeypatch.setattr(random, "_stream", Stuck())
+    (deviate,) = random.normal(1).tolist()
+    assert abs(deviate) == pytest.approx(8.2, abs=0.1) and (deviate > 0) == (byte == 0xFF)
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.3, 1.0])

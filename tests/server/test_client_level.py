@@ -62,7 +62,7 @@ def test_every_site_is_replaced_by_the_noised_mean_of_clipped_updates(tmp_path: 
             change = {n: update.tensors[n].astype(np.float64) - current[n] for n in KINDS}
             length = math.sqrt(sum(float((v**2).sum()) for v in change.values()))
             mean += change[name] * min(1.0, 0.5 / length) / 4
-        noise = stream.normal(current[name].size).reshape(current[name].shape)
+        noise = stream.normal(current[name].size).numpy().reshape(current[name].shape)
         wanted = (current[name] + mean + 2.0 * 0.5 / 4 * noise).astype(np.float32)
         assert all(np.array_equal(update.tensors[name], wanted) for update in seen)
     lengths = [np.linalg.norm(np.concatenate([(u.tensors[n] - current[n]).ravel() for n in KINDS])) for u in sent]

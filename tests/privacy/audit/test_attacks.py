@@ -172,7 +172,9 @@ def test_fault_noise_from_a_known_seed():
 
 
 def test_fault_noise_from_the_processs_generator(monkeypatch):
-    monkeypatch.setattr(Randomness, "normal", lambda self, count: np.random.normal(size=count))
+    monkeypatch.setattr(
+        Randomness, "normal", lambda self, count, device: torch.from_numpy(np.random.normal(size=count))
+    )
     monkeypatch.setattr(Randomness, "uniform", lambda self, count: torch.rand(count).double().numpy())
     monkeypatch.setattr(Randomness, "seed", lambda self: 5)
     kept = torch.get_rng_state()
