@@ -1,10 +1,11 @@
 """What blending the sampler with its guidance network buys: one run's final model, calibrated in three ways.
 
-``python benchmarks/blend.py RUN_DIR [RUN_DIR ...]``: for each run the diffusion stage's model is scored once on every
-site's validation and test images; the calibration is fitted on the validation sums to the sampler's scores alone, to
-the guidance network's logits alone, and to both (``stages.diffusion.blend``). Printed are the share fitted, the
-validation loss, and the means over sites of balanced accuracy and macro AUROC on test images, and their means over the
-runs. The weights are the same in all three; the round was chosen as the run's configuration says.
+``python benchmarks/blend.py [--start own|shared] RUN_DIR [RUN_DIR ...]``: for each run the diffusion stage's model is
+scored once on every site's validation and test images; the calibration is fitted on the validation sums to the
+sampler's scores alone, to the guidance network's logits alone, and to both (``stages.diffusion.blend``). Printed are
+the share fitted, the validation loss, and the means over sites of balanced accuracy and macro AUROC on test images,
+and their means over the runs. The weights are the same in all three; the round was chosen as the run's configuration
+says.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ FIGURES = ("balanced_accuracy", "auroc_macro")
 WAYS = {"sampler alone": slice(0, 1), "guidance network alone": slice(1, 2), "both": slice(0, 2)}
 
 
-def measure(folder: Path) -> dict[str, tuple[float, float, dict[str, float]]]:
+def measure(folder: Path, start: str | None) -> dict[str, tuple[float, float, dict[str, float]]]:
     """Share of the guidance network, validation loss in nats, and test figures, for each way."""
     final = load_final(folder)
     with tempfile.TemporaryDirectory() as scratch:
         sites = build_sites(compose(folder / "config.yaml", []), Path(scratch)).sites
     stages = replace(final.spec.stages, diffusion=replace(final.spec.stages.diffusion, blend=True))
-    spec = replace(final.spec, stages=stages)
+    model = replace(final.spec.model, sampling_start=start or final.spec.model.sampling_start)
+    spec = replace(final.spec, stages=stages, model=model)
     module = build_module(spec, "diffusion")
     load_state(module.network, final.states["diffusion"])
     scores = {
@@ -67,7 +69,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
-    runs = [measure(folder) for folder in parser.parse_args().runs]
+    parser.add_argument("--start", choices=("own", "shared"), help="model.sampling_start, if not the run's own")
+    options = parser.parse_args()
+    runs = [measure(folder, options.start) for folder in options.runs]
     print("| calibrated | share of the guidance network | validation loss | balanced accuracy | macro AUROC |")
     print("|---|---|---|---|---|")
     for way in WAYS:

@@ -184,13 +184,13 @@ def test_a_plan_that_cannot_be_says_which_key(change, match):
 def test_counts_are_bounded_by_patient_and_noised(monkeypatch):
     spec = private_spec("tiny")
     examples = random_examples(32, 10, groups=PATIENTS)
-    monkeypatch.setattr(Randomness, "normal", lambda self, count: np.zeros(count))
+    monkeypatch.setattr(Randomness, "normal", lambda self, count: torch.zeros(count, dtype=torch.float64))
     privacy = replace(PRIVACY, unit="patient", max_images=2)
     assert noised_counts(examples, spec, privacy, Randomness(0)).sum() == 9  # patient a has three
     assert noised_counts(examples, spec, PRIVACY, Randomness(0)).sum() == 10
-    monkeypatch.setattr(Randomness, "normal", lambda self, count: np.full(count, -1.0))
+    monkeypatch.setattr(Randomness, "normal", lambda self, count: torch.full((count,), -1.0, dtype=torch.float64))
     assert (noised_counts(examples, spec, PRIVACY, Randomness(0)) == 0).all()
-    monkeypatch.setattr(Randomness, "normal", lambda self, count: np.ones(count))
+    monkeypatch.setattr(Randomness, "normal", lambda self, count: torch.ones(count, dtype=torch.float64))
     assert noised_counts(examples, spec, privacy, Randomness(0)).sum() == 9 + 3 * 20 * 2
 
 

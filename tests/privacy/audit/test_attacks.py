@@ -47,7 +47,7 @@ def gradient_bound(what, runs=8, canaries=64):
 @pytest.mark.parametrize("unit", ["image", "patient"])
 @pytest.mark.parametrize("stage", ["guidance", "diffusion", "plain"])
 def test_a_canary_moves_its_own_coordinate_by_the_clipping_bound(monkeypatch, unit, stage):
-    monkeypatch.setattr(Randomness, "normal", lambda self, count: np.zeros(count))
+    monkeypatch.setattr(Randomness, "normal", lambda self, count, device: torch.zeros(count, dtype=torch.float64))
     monkeypatch.setattr(Randomness, "included", lambda self, count, rate: np.arange(count))
     what = subject(unit=unit, stage=stage, max_grad_norm=0.3)
     observer = Observer(what)
@@ -115,7 +115,7 @@ def test_small_a_true_claim_is_not_refuted():
 
 
 def test_fault_no_noise(monkeypatch):
-    monkeypatch.setattr(Randomness, "normal", lambda self, count: np.zeros(count))
+    monkeypatch.setattr(Randomness, "normal", lambda self, count, device: torch.zeros(count, dtype=torch.float64))
     what = subject(test_seed=1)
     assert gradient_bound(what).bound > what.claim
 
@@ -188,7 +188,7 @@ def test_noise_of_the_operating_system_cannot_be_computed_again():
 
 
 def test_pictures_without_noise_are_found_by_their_gradients(monkeypatch):
-    monkeypatch.setattr(Randomness, "normal", lambda self, count: np.zeros(count))
+    monkeypatch.setattr(Randomness, "normal", lambda self, count, device: torch.zeros(count, dtype=torch.float64))
     monkeypatch.setattr(Randomness, "included", lambda self, count, rate: np.arange(count))
     steps, loss = real_pictures(subject(test_seed=1), 12, 4, 0, quiet)
     assert roc_auc_score(steps.included.ravel(), steps.scores.ravel()) > 0.9
