@@ -6,6 +6,7 @@ import pickle
 import struct
 import sys
 from collections import OrderedDict
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -158,29 +159,29 @@ def test_messages_quote_nothing_of_the_file():
         assert caught.value.__cause__ is None
 
 
+@cache
+def looked_up():
+    """Classes that any unpickler of this process has looked up since the first call.
+
+    An audit hook stays for the life of a process and sees every event, ``id()`` included: one hook, and a short one.
+    """
+    seen = []
+    sys.addaudithook(lambda event, args: seen.append(event) if event == "pickle.find_class" else None)
+    return seen
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 5), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=6))
 def test_a_damaged_pickle_is_plain_or_refused(protocol, flips):
     data = bytearray(pickle.dumps(PLAIN, protocol))
     for position, value in flips:
         data[position % len(data)] = value
-    looked_up = []
-
-    def hook(event, args):
-        if event == "pickle.find_class":
-            looked_up.append(args)
-
-    if not getattr(sys, "_fed_diffmic_hook", None):
-        sys._fed_diffmic_hook = []
-        sys.addaudithook(lambda event, args: [h(event, args) for h in list(sys._fed_diffmic_hook)])
-    sys._fed_diffmic_hook.append(hook)
+    before = len(looked_up())
     try:
         value = load_plain(bytes(data))
     except PlainPickleError:
         value = None
-    finally:
-        sys._fed_diffmic_hook.remove(hook)
-    assert looked_up == []
+    assert len(looked_up()) == before
     stack = [value]
     while stack:
         item = stack.pop()
@@ -193,7 +194,6 @@ def test_a_damaged_pickle_is_plain_or_refused(protocol, flips):
 
 def test_the_hook_above_can_see():
     """The audit event exists: an ordinary unpickler raises it."""
-    seen = []
-    sys.addaudithook(lambda event, args: seen.append(event) if event == "pickle.find_class" else None)
+    before = len(looked_up())
     pickle.Unpickler(io.BytesIO(pickle.dumps(OrderedDict))).load()
-    assert seen
+    assert looked_up()[before:] == ["pickle.find_class"]
