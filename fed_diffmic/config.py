@@ -103,8 +103,8 @@ class ModelConfig(Checked):
     )
     sampling_start: str = option(
         "own",
-        "an image starts the sampler at draws of its own as in the paper, or all at the same, so that no draw ranks "
-        "an image above another",
+        "where an image's starts (sampling_starts of them) come from: draws of its own as in the paper, or the same "
+        "draws for all, so that no draw ranks an image above another",
         choices=("own", "shared"),
     )
     denoiser: str = option(

@@ -35,7 +35,7 @@ hypothesis.settings.load_profile("fed_diffmic")
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """A file at a time for each worker, and all of ``tests/consortium`` for one of them.
 
-    A consortium is a dozen processes with deadlines: two at once on two cores are slower than one after the other.
+    A consortium is a dozen processes with deadlines: two at once on two cores take each other's time to meet them.
     """
     from xdist.scheduler import LoadFileScheduling
 

@@ -175,18 +175,18 @@ def test_a_missing_or_empty_ledger_is_refused(site, key, gone):
         (site / FOLDER / FILE).unlink()
     else:
         (site / FOLDER / FILE).write_bytes(b"")
-    refused(site, key, "missing or empty")
+    assert "ledger accept" in refused(site, key, "missing or empty").remedy
 
 
 def test_an_older_ledger_is_refused_and_a_restored_snapshot_by_the_coordinators_echo(site, key):
     echoed = spent_something(site, key)
     shutil.copy(site.parent / "older" / FOLDER / FILE, site / FOLDER / FILE)
-    refused(site, key, "saw line")
+    assert "ledger accept" in refused(site, key, "saw line").remedy
     shutil.copy(site.parent / "older" / ANCHOR, site / ANCHOR)  # the whole folder from a backup
-    refused(site, key, "saw line", echoed)
+    assert "ledger accept" in refused(site, key, "saw line", echoed).remedy
     shutil.rmtree(site)
     site.mkdir(mode=0o700)  # nothing is left here; the coordinator still knows
-    refused(site, key, "missing or empty", echoed)
+    assert "ledger accept" in refused(site, key, "missing or empty", echoed).remedy
 
 
 def test_a_snapshot_that_was_continued_is_refused_too(site, key):
@@ -196,19 +196,19 @@ def test_a_snapshot_that_was_continued_is_refused_too(site, key):
     with Ledger(site, PRIVACY, key) as ledger:
         for _ in range(3):
             ledger.reserve(B, STEP, **PLACE)
-    refused(site, key, "another line", echoed)
+    assert "ledger accept" in refused(site, key, "another line", echoed).remedy
 
 
 def test_a_lost_anchor_and_a_changed_line_are_refused(site, key):
     spent_something(site, key)
     (site / ANCHOR).unlink()
-    refused(site, key, "how long it was")
+    assert "ledger accept" in refused(site, key, "how long it was").remedy
     (site / ANCHOR).write_text("{}")
-    refused(site, key, "damaged")
+    assert "ledger accept" in refused(site, key, "damaged").remedy
     path = site / FOLDER / FILE
     path.write_bytes(path.read_bytes().replace(b'"steps":5', b'"steps":1', 1))
     (site / ANCHOR).unlink()
-    refused(site, key, "was changed")
+    assert "ledger accept" in refused(site, key, "was changed").remedy
 
 
 def test_a_torn_last_line_is_named_and_the_rest_goes_on(site, key):

@@ -77,6 +77,7 @@ def test_a_new_key_of_a_site_is_another_node(admitted, keys):
     found, path, _ = admitted
     Roster.load(path).rekey("alpha", keys["beta"]).save(path)
     wait_for(lambda: found.names_of_nodes() == {2: "alpha"})
+    assert names(found) == ["alpha"]
 
 
 def test_a_torn_roster_changes_nothing_and_is_said_once(admitted):
