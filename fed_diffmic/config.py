@@ -113,6 +113,12 @@ class ModelConfig(Checked):
         "(residual): then it starts as good as the guidance network",
         choices=("noise", "residual"),
     )
+    features: str = option(
+        "raw",
+        "what the guidance network's heads and the plain classifier see of frozen encoders: raw features, or features "
+        "scaled to one length and centred by their mean over the sites, which a stage's first round finds",
+        choices=("raw", "centred"),
+    )
     top_percent: float = option(100.0, "per cent of saliency cells that make the global logit", gt=0, le=100)
     attention: int = option(128, "hidden width of the regions' attention (paper 128)", ge=1, le=4096)
     guidance_backbone: str = option("resnet18", "timm name: global encoder of the guidance network")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fed_diffmic.config import DatasetConfig, SimulateConfig, StagesConfig
+from fed_diffmic.config_features import check_features
 from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.config_server import ServerConfig
 from fed_diffmic.errors import ConfigError, UsageError
@@ -163,6 +164,7 @@ def check_stages(config: SimulateConfig | ServerConfig) -> None:
     plain_only = isinstance(config, SimulateConfig) and not any(
         getattr(stages, name).rounds or getattr(stages, name).init for name in ("guidance", "diffusion")
     )
+    check_features(config, plain=plain_only or (isinstance(config, SimulateConfig) and "plain" in config.baselines))
     if plain_only and stages.plain.rounds:
         return  # the federation trains the plain classifier alone
     if not stages.guidance.rounds and not stages.diffusion.rounds:

@@ -207,6 +207,7 @@ def build_guidance(cfg: ModelConfig, num_classes: int) -> GuidanceNetwork:
         top_percent=cfg.top_percent,
         attention=cfg.attention,
         region_map=cfg.region_map,
+        centred=cfg.features == "centred",
     )
 
 

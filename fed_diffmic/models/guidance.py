@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fed_diffmic.models.backbones import Encoder
+from fed_diffmic.models.centre import FeatureCentre
 from fed_diffmic.models.regions import RegionSearch
 
 
@@ -113,6 +114,7 @@ class GuidanceNetwork(nn.Module):
         attention: hidden width of the attention (paper 128).
         region_map: ``sum``: regions are sought in the sum of all class maps; ``probable``: each map weighs as its
             class's share in the softmax of the global logits.
+        centred: scale and centre both encoders' features (:class:`FeatureCentre`); the encoders must be frozen.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class GuidanceNetwork(nn.Module):
         top_percent: float,
         attention: int,
         region_map: str = "sum",
+        centred: bool = False,
     ) -> None:
         super().__init__()
         self.region_map = region_map
@@ -134,6 +137,8 @@ class GuidanceNetwork(nn.Module):
         self.local_encoder = local_encoder
         self.local_head = LocalHead(local_encoder.width, attention, num_classes)
         self.top_percent = top_percent
+        self.global_centre = FeatureCentre(global_encoder.width) if centred else None
+        self.local_centre = FeatureCentre(local_encoder.width) if centred else None
 
     def freeze_encoders(self) -> None:
         """Freeze both encoders for good (``stages.guidance.encoders=frozen``): saliency and local head alone train."""
@@ -142,10 +147,10 @@ class GuidanceNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> GuidanceOutput:
         """Normalised images ``(B, 3, H, H)`` to :class:`GuidanceOutput`."""
-        saliency = self.saliency(self.global_encoder(images))
+        saliency = self.saliency(self._grid(images))
         y_global = top_cells_mean(saliency, self.top_percent)
         cells, pixels, crops = self._search(images, saliency, y_global)
-        attention, y_local = self.local_head(pooled_crops(self.local_encoder, crops))
+        attention, y_local = self.local_head(self._regions(crops))
         fused = (y_global + y_local) / 2
         return GuidanceOutput(y_global, y_local, fused, saliency, cells, pixels, crops, attention)
 
@@ -153,17 +158,28 @@ class GuidanceNetwork(nn.Module):
     def encoded(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What the encoders say, without gradient: ``(B, W, G, G)`` of images and ``(B, K, W')`` of their regions.
 
-        The regions are those of the saliency's weights as they are now.
+        Centred, where the network centres. The regions are those of the saliency's weights as they are now.
         """
-        grid = self.global_encoder(images)
+        grid = self._grid(images)
         saliency = self.saliency(grid)
         _, _, crops = self._search(images, saliency, top_cells_mean(saliency, self.top_percent))
-        return grid, pooled_crops(self.local_encoder, crops)
+        return grid, self._regions(crops)
 
     def fused(self, grid: Tensor, regions: Tensor) -> Tensor:
         """Fused logits ``(B, C)`` of what :meth:`encoded` gave; the same as :meth:`forward`'s."""
         _, y_local = self.local_head(regions)
         return (top_cells_mean(self.saliency(grid), self.top_percent) + y_local) / 2
+
+    def _grid(self, images: Tensor) -> Tensor:
+        features: Tensor = self.global_encoder(images)
+        return features if self.global_centre is None else self.global_centre.grid(features)
+
+    def _regions(self, crops: Tensor) -> Tensor:
+        features = pooled_crops(self.local_encoder, crops)
+        if self.local_centre is None:
+            return features
+        centred: Tensor = self.local_centre(features)
+        return centred
 
     def _search(self, images: Tensor, saliency: Tensor, y_global: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cells, pixels and crops of the regions; no gradient flows through the choice."""

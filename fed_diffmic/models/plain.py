@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from fed_diffmic.config import ModelConfig
 from fed_diffmic.models.backbones import Encoder
+from fed_diffmic.models.centre import FeatureCentre
 from fed_diffmic.models.checks import check_plain, plain_arguments
 
 
@@ -15,11 +16,13 @@ class PlainClassifier(nn.Module):
     Args:
         encoder: made with ``whole=True``.
         num_classes: ``C``.
+        centred: scale and centre the encoder's features (:class:`FeatureCentre`); the encoder must be frozen.
     """
 
-    def __init__(self, encoder: Encoder, num_classes: int) -> None:
+    def __init__(self, encoder: Encoder, num_classes: int, *, centred: bool = False) -> None:
         super().__init__()
         self.encoder = encoder
+        self.centre = FeatureCentre(encoder.width) if centred else None
         self.classifier = nn.Linear(encoder.width, num_classes)
 
     def freeze_encoder(self) -> None:
@@ -28,7 +31,11 @@ class PlainClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images ``(B, 3, H, H)`` to logits ``(B, C)``."""
-        logits: Tensor = self.classifier(self.encoder(images))
+        return self.classify(self.encoder(images))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """The encoder's features ``(B, W)`` to logits ``(B, C)``."""
+        logits: Tensor = self.classifier(features if self.centre is None else self.centre(features))
         return logits
 
 
@@ -41,4 +48,6 @@ def build_plain(cfg: ModelConfig, num_classes: int) -> PlainClassifier:
         ConfigError: the configuration describes no possible network.
     """
     check_plain(cfg)
-    return PlainClassifier(Encoder(cfg.guidance_backbone, **plain_arguments(cfg)), num_classes)
+    return PlainClassifier(
+        Encoder(cfg.guidance_backbone, **plain_arguments(cfg)), num_classes, centred=cfg.features == "centred"
+    )

@@ -15,17 +15,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fed_diffmic.algorithms.base import Algorithm, Tensors
+from fed_diffmic.algorithms.base import Algorithm, SiteHalf, Tensors
 from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import augment, normalise
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.privacy.accounting import Mechanism, noise_multiplier_for
 from fed_diffmic.privacy.modules import check_private
-from fed_diffmic.privacy.per_sample import Units, summed, trained
+from fed_diffmic.privacy.per_sample import Units, clipped_sum, summed, trained
 from fed_diffmic.privacy.randomness import Randomness
 from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.bound import check_time
+from fed_diffmic.training.centring import seeks_centre, set_centre
 from fed_diffmic.training.features import FeatureStore, all_features
 from fed_diffmic.training.local import (
     LocalResult,
@@ -36,7 +37,7 @@ from fed_diffmic.training.local import (
     set_learning_rate,
 )
 from fed_diffmic.training.losses import prior_offset
-from fed_diffmic.training.stages import StageModule, exchanged, to_array
+from fed_diffmic.training.stages import StageModule, centres, exchanged, to_array
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,9 @@ def private_update(
         plan: of this stage (:func:`make_plan`); its cost must be in the ledger before.
         prior: noised class shares ``(C,)`` for the balanced loss; none: classes count as equally frequent.
 
+    A centring round (:mod:`fed_diffmic.training.centring`) is the same mechanism, as often: each step releases the
+    noised sum of the drawn units' features in the place of their gradients, and the mean is that of the steps.
+
     Returns:
         tensors, ``privacy.weight`` as the number of examples, and as figures the number of steps alone: a loss, and
         even a time, would say something of the data.
@@ -183,28 +187,16 @@ def private_update(
     offset = None
     if cfg.loss == "balanced" and prior is not None:
         offset = prior_offset(prior, spec.task).to(device)
-    parameters = trained(module)
     half = algorithm.site_half(local_context(module, names, received, algorithm_state))
     optimizer = build_optimizer(module, cfg)
     if optimizer_state:
         load_optimizer_state(optimizer, module.network, optimizer_state)
-    members = unit_members(train, privacy.unit)
     source = Source(module, train, privacy, site, round_index, device, offset, store, store_key)
-    for step in range(plan.steps):
-        set_learning_rate(optimizer, cfg, (round_index - 1 + step / plan.steps) / max(cfg.rounds or 1, 1))
-        drawn = [members[i] for i in random.included(len(members), plan.sample_rate)]
-        total = summed(module, source.chunks(drawn, random), privacy.max_grad_norm)
-        optimizer.zero_grad(set_to_none=True)
-        term = half.penalty()
-        if term is not None:
-            term.backward()
-        for name, parameter in sorted(parameters.items()):
-            noise = random.normal(parameter.numel(), device).view(parameter.shape).to(total[name])
-            noised = (total[name] + plan.noise_multiplier * privacy.max_grad_norm * noise) / plan.expected_batch
-            pull = parameter.grad
-            parameter.grad = noised.to(parameter.dtype) if pull is None else pull + noised.to(parameter.dtype)
-        half.correct()  # sees noised gradients only
-        optimizer.step()
+    noisy = _Noisy(source, plan, random, device)
+    if seeks_centre(module, round_index):
+        set_centre(module, noisy.centre())
+    else:
+        noisy.train(optimizer, half)
     optimizer.zero_grad(set_to_none=True)
     extras, kept = half.finish()
     local = algorithm.kept(module.network, names)
@@ -217,6 +209,77 @@ def private_update(
         extras=extras,
         algorithm_state=kept,
     )
+
+
+@dataclass(frozen=True)
+class _Noisy:
+    """The steps of a round: sums over drawn units, clipped and noised."""
+
+    source: Source
+    plan: Plan
+    random: Randomness
+    device: torch.device | str
+
+    def train(self, optimizer: torch.optim.Optimizer, half: SiteHalf) -> None:
+        """Optimizer steps."""
+        source, plan = self.source, self.plan
+        module, bound = source.module, source.privacy.max_grad_norm
+        cfg, parameters = module.spec.stage(module.stage), trained(module)
+        for step in range(plan.steps):
+            set_learning_rate(optimizer, cfg, (source.round_index - 1 + step / plan.steps) / max(cfg.rounds or 1, 1))
+            total = summed(module, self._drawn(), bound)
+            optimizer.zero_grad(set_to_none=True)
+            term = half.penalty()
+            if term is not None:
+                term.backward()
+            for name, parameter in sorted(parameters.items()):
+                noised = self._noised(total[name]).to(parameter.dtype)
+                pull = parameter.grad
+                parameter.grad = noised if pull is None else pull + noised
+            half.correct()  # sees noised gradients only
+            optimizer.step()
+
+    @torch.no_grad()
+    def centre(self) -> dict[str, torch.Tensor]:
+        """Means of the units' features, each ``(W,)``: of every step the noised sum over the expected batch."""
+        module, bound = self.source.module, self.source.privacy.max_grad_norm
+        buffers = dict(module.network.named_buffers())
+        means = {name: torch.zeros_like(buffers[name], dtype=torch.float64) for name in centres(module)}
+        # No unit's features together are longer than the root of their number: no image's root mean square is above 1.
+        scale = bound / math.sqrt(sum(value.numel() for value in means.values()))
+        for _ in range(self.plan.steps):
+            total = {name: torch.zeros_like(value) for name, value in means.items()}
+            for units in self._drawn():
+                scaled = {name: rows * scale for name, rows in unit_features(module, units).items()}
+                for name, value in clipped_sum(scaled, bound).items():
+                    total[name] += value.double()
+            for name in sorted(means):
+                means[name] += self._noised(total[name]) / (scale * self.plan.steps)
+        return means
+
+    def _drawn(self) -> Iterator[Units]:
+        """Chunks of the units of one step."""
+        members = self.source.members
+        drawn = [members[i] for i in self.random.included(len(members), self.plan.sample_rate)]
+        return self.source.chunks(drawn, self.random)
+
+    def _noised(self, total: torch.Tensor) -> torch.Tensor:
+        """The sum with its noise over the expected batch."""
+        noise = self.random.normal(total.numel(), self.device).view(total.shape).to(total)
+        deviation = self.plan.noise_multiplier * self.source.privacy.max_grad_norm
+        return (total + deviation * noise) / self.plan.expected_batch
+
+
+def unit_features(module: StageModule, units: Units) -> dict[str, torch.Tensor]:
+    """What a centring round sums: each unit's mean over its images, ``(U, W)`` by the name of the network's mean."""
+    columns = (column.flatten(0, 1) for column in units.inputs)
+    rows = module.to_centre(type(units.inputs)(*columns))
+    mask = units.mask.unsqueeze(2)
+    # where, not a product: a padded place must not bring in 0 * inf.
+    return {
+        name: torch.where(mask > 0, value.unflatten(0, units.mask.shape), 0.0).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
+        for name, value in rows.items()
+    }
 
 
 @dataclass
@@ -238,6 +301,7 @@ class Source:
         self._features = (
             all_features(self.module, self.train, self.device, self.store, self.store_key) if once else None
         )
+        self.members = unit_members(self.train, self.privacy.unit)
 
     def chunks(self, drawn: list[np.ndarray], random: Randomness) -> Iterator[Units]:
         """``drawn`` units, ``privacy.physical_batch`` at a time; what is random is drawn before the first is used.

@@ -8,7 +8,7 @@ from torch import nn
 
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.models.normalisation import live_batch_norms
-from fed_diffmic.training.stages import StageModule
+from fed_diffmic.training.stages import StageModule, centres
 
 REMEDY = (
     "Set model.norm=group, and model.encoder_norm=frozen (batch norm at its public statistics; needs published "
@@ -25,7 +25,8 @@ def check_private(module: StageModule, exchanged: Mapping[str, str]) -> None:
 
     Raises:
         ConfigError: a batch norm that would mix the units of a batch (timm's subclasses too), a running statistic or
-            a counter that would leave, drop-out or drop-path (random without being an argument), or nothing to train.
+            a counter that would leave (means of features leave with noise), drop-out or drop-path (random without being
+            an argument), or nothing to train.
     """
     was_training = module.training
     module.train()
@@ -38,7 +39,7 @@ def check_private(module: StageModule, exchanged: Mapping[str, str]) -> None:
             f"networks without live batch norm; stage {module.stage} has {len(live)}, the first is {live[0]}",
             REMEDY,
         )
-    kept = sorted(name for name, kind in exchanged.items() if kind != "parameter")
+    kept = sorted(name for name, kind in exchanged.items() if kind != "parameter" and name not in centres(module))
     if kept:
         raise ConfigError("privacy.name", "dp_sgd", f"trained parameters alone to leave, not {kept[0]}", REMEDY)
     random = [name for name, layer in module.network.named_modules() if _drops(layer)]

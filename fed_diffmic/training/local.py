@@ -22,6 +22,7 @@ from fed_diffmic.data.transforms import augment, normalise
 from fed_diffmic.models.diffmic import encoder_parameters
 from fed_diffmic.seeding import numpy_generator, torch_generator
 from fed_diffmic.training.bound import check_time
+from fed_diffmic.training.centring import find_centre, seeks_centre
 from fed_diffmic.training.features import CHUNK, FeatureStore, all_features, chunks, normalised_images, select
 from fed_diffmic.training.losses import label_prior, prior_offset
 from fed_diffmic.training.stages import Batch, StageModule, exchanged, set_tensors, to_array
@@ -34,7 +35,8 @@ class LocalResult:
     Attributes:
         tensors: the exchanged tensors afterwards, less those that the algorithm keeps at the site.
         num_examples: training images of the site.
-        metrics: ``loss`` (mean over steps), ``steps``, ``seconds``; ``initial_loss`` where the algorithm needs it.
+        metrics: ``loss`` (mean over steps; none in a centring round), ``steps``, ``seconds``; ``initial_loss`` where
+            the algorithm needs it.
         optimizer_state: the optimizer's moments by parameter, where the algorithm keeps them.
         extras: the algorithm's own tensors for the server.
         algorithm_state: what the algorithm's site half keeps until the next round.
@@ -98,8 +100,8 @@ def local_update(
         module, train, site=site, round_index=round_index, device=device, store=store, store_key=store_key
     )
     metrics = {}
+    features = get_inputs if module.features_once else None
     if algorithm.needs_initial_loss:
-        features = get_inputs if module.features_once else None
         noise = torch_generator(spec.seed, "initial", module.stage, site, round_index, device=device)
         metrics["initial_loss"] = mean_loss(module, train, offset, noise, device, features)
     optimizer = build_optimizer(module, cfg)
@@ -107,9 +109,15 @@ def local_update(
         load_optimizer_state(optimizer, module.network, optimizer_state)
     steps = max(1, round(pace * cfg.local_steps(len(train))))
     work = _Work(module, train, get_inputs, offset, device, site, round_index, steps)
-    loss = work.run(optimizer, half.penalty, half.correct)
+    centring = seeks_centre(module, round_index)
+    if centring:
+        find_centre(module, train, device, features)
+    else:
+        metrics["loss"] = work.run(optimizer, half.penalty, half.correct)
     tensors = _tensors(module, names)
-    if half.personal:
+    if half.personal and centring:
+        half.keep_personal(tensors)
+    elif half.personal:
         set_tensors(module.network, {**before, **half.personal_start()})
         own = build_optimizer(module, cfg)
         work.run(own, half.personal_penalty, None, "personal")
@@ -120,7 +128,7 @@ def local_update(
     return LocalResult(
         tensors={name: value for name, value in tensors.items() if name not in local},
         num_examples=len(train),
-        metrics={"loss": loss, "steps": float(steps), "seconds": time.monotonic() - started, **metrics},
+        metrics={"steps": float(steps), "seconds": time.monotonic() - started, **metrics},
         optimizer_state=optimizer_tensors(optimizer, module.network) if spec.strategy.keep_optimizer_state else None,
         extras=extras,
         algorithm_state=kept,

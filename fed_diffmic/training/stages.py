@@ -19,7 +19,9 @@ import torch
 from torch import nn
 
 from fed_diffmic.algorithms.base import Tensors
+from fed_diffmic.config_features import check_centred
 from fed_diffmic.errors import ModelFileError
+from fed_diffmic.models.centre import centre_names
 from fed_diffmic.models.denoiser import ResidualDenoiser
 from fed_diffmic.models.diffmic import DiffMIC, Features, build_diffmic, build_guidance
 from fed_diffmic.models.diffusion import forward_diffusion, weighted_squares
@@ -75,6 +77,11 @@ class StageModule(nn.Module):
         """From normalised images to what :meth:`loss` and :meth:`scores` take."""
         return images
 
+    def to_centre(self, inputs: Any) -> dict[str, torch.Tensor]:
+        """What a centring round averages, before it has a mean: ``(B, W)`` by the mean's name, of a root mean square of
+        at most 1; empty where the stage centres nothing."""
+        return {}
+
     def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         """Mean loss of a batch (scalar)."""
         raise NotImplementedError
@@ -112,8 +119,8 @@ class ClassifierStage(StageModule):
     def logits(self, inputs: Any) -> torch.Tensor:
         """``(B, C)`` for images, or for :class:`Pooled` features of them."""
         if isinstance(inputs, Pooled):
-            logits: torch.Tensor = self.network.get_submodule("classifier")(inputs.features)
-            return logits
+            assert isinstance(self.network, PlainClassifier)
+            return self.network.classify(inputs.features)
         output = self.network(inputs)
         return output if isinstance(output, torch.Tensor) else output.fused
 
@@ -160,6 +167,15 @@ class FrozenGuidanceStage(ClassifierStage):
         """What the encoders say."""
         return Encoded(*self.network.encoded(images))
 
+    def to_centre(self, inputs: Any) -> dict[str, torch.Tensor]:
+        """Mean features of the image, and of its regions."""
+        if self.network.global_centre is None:
+            return {}
+        return {
+            "global_centre.mean": inputs.grid.mean(dim=(2, 3)),
+            "local_centre.mean": inputs.regions.mean(dim=1),
+        }
+
     def logits(self, inputs: Any) -> torch.Tensor:
         """``(B, C)`` for images, or for what was made of them."""
         return self.network.fused(*inputs) if isinstance(inputs, Encoded) else super().logits(inputs)
@@ -179,6 +195,10 @@ class FrozenPlainStage(ClassifierStage):
     def inputs(self, images: torch.Tensor) -> Pooled:
         """The encoder's features."""
         return Pooled(self.network.encoder(images))
+
+    def to_centre(self, inputs: Any) -> dict[str, torch.Tensor]:
+        """The encoder's features."""
+        return {} if self.network.centre is None else {"centre.mean": self.network.centre(inputs.features)}
 
 
 class DiffusionStage(StageModule):
@@ -258,13 +278,19 @@ class DiffusionStage(StageModule):
 
 
 def build_module(spec: RunSpec, stage: str) -> StageModule:
-    """The stage's module with unspecified weights: load a base or an initial state into it."""
+    """The stage's module with unspecified weights: load a base or an initial state into it.
+
+    Raises:
+        ConfigError: the configuration describes no possible network, or would centre features of encoders that train.
+    """
+    frozen = spec.stage(stage).encoders == "frozen"
+    if stage != "diffusion":
+        check_centred(spec.model.features, stage, frozen)
     if stage == "guidance":
         guidance = build_guidance(spec.model, spec.num_classes)
-        frozen = spec.stages.guidance.encoders == "frozen"
         return (FrozenGuidanceStage if frozen else ClassifierStage)(spec, stage, guidance)
     if stage == "plain":
-        kind = FrozenPlainStage if spec.stages.plain.encoders == "frozen" else ClassifierStage
+        kind = FrozenPlainStage if frozen else ClassifierStage
         return kind(spec, stage, build_plain(spec.model, spec.num_classes))
     return DiffusionStage(spec, stage, build_diffmic(spec.model, spec.num_classes, spec.task))
 
@@ -350,13 +376,19 @@ def set_tensors(network: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
 def exchanged(module: StageModule) -> dict[str, str]:
     """Names that cross the boundary each round, sorted, with their kind.
 
-    ``parameter``: trainable; ``buffer``: floating statistics that training updates; ``counter``:
-    integers that training updates. What is frozen never crosses again after the base.
+    ``parameter``: trainable; ``buffer``: floating statistics that training updates, and means of features
+    (:func:`centres`); ``counter``: integers that training updates. What is frozen never crosses again after the base.
     """
     kinds = {name: "parameter" for name, p in module.network.named_parameters() if p.requires_grad}
+    kinds |= dict.fromkeys(centres(module), "buffer")
     if module not in _STATISTICS:
         _STATISTICS[module] = _statistics(module)
     return dict(sorted({**kinds, **_STATISTICS[module]}.items()))
+
+
+def centres(module: StageModule) -> list[str]:
+    """Names of the means of features that the stage finds (``model.features=centred``); stage diffusion finds none."""
+    return [] if module.stage == "diffusion" else centre_names(module.network)
 
 
 _STATISTICS: WeakKeyDictionary[StageModule, dict[str, str]] = WeakKeyDictionary()
