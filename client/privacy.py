@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from client.site import Site
 from fed_diffmic.algorithms.base import Algorithm, Tensors
 from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.data.site import Examples
+from fed_diffmic.errors import ConfigError
 from fed_diffmic.exchange.claims import claim_text
 from fed_diffmic.exchange.failures import UNPROTECTED, SiteError
 from fed_diffmic.files import private_folder, read_json, safe_name, write_json
@@ -98,7 +100,7 @@ def private_round(
         raise SiteError(UNPROTECTED, f"strategy={spec.strategy.name} reads training images outside the private update")
     check_private(module, exchanged(module))
     plan = make_plan(privacy, spec, stage, train)
-    prior = noised_prior(site, spec, echoed)
+    prior, weight = noised_prior(site, spec, echoed), public_weight(site, spec, echoed)
     with open_ledger(site, spec, echoed) as ledger:
         units = unit_set(train, ledger.secret)
         number = ledger.reserve(
@@ -130,7 +132,7 @@ def private_round(
             guarantee=privacy.test_seed is None,
             outside=outside(privacy),
         )
-        return result, head_text(ledger.head()), claim
+        return replace(result, num_examples=weight), head_text(ledger.head()), claim
 
 
 def unprotected_round(site: Site, spec: RunSpec, stage: str, round_index: int, echoed: str) -> str:
@@ -160,7 +162,7 @@ def outside(privacy: PrivacyConfig) -> list[str]:
 
 
 def private_facts(site: Site, spec: RunSpec) -> tuple[list[int], list[int]]:
-    """What a private site says of its data: images (train, val, test) and training images of each class.
+    """What a private site says of its data: images (train, val, test) and training units of each class.
 
     The class counts are noised, once a run, or the same for all classes; the numbers of validation and test images
     leave only where figures over them do.
@@ -171,13 +173,33 @@ def private_facts(site: Site, spec: RunSpec) -> tuple[list[int], list[int]]:
         counts = [share] * spec.num_classes
     else:
         counts = [round(n) for n in counts_of_run(site, spec)]
-    total = privacy.nominal_units or len(unit_members(train, privacy.unit))
+    total, weight = privacy.nominal_units or len(unit_members(train, privacy.unit)), public_weight(site, spec)
     if spec.task == "multilabel":
-        counts = [min(n, max(total, privacy.weight, 1)) for n in counts]  # noise alone can make them more
+        counts = [min(n, max(total, weight)) for n in counts]  # noise alone can make them more
     else:
         total = sum(counts)
     listed = privacy.validation == "listed"
-    return [max(total, privacy.weight, 1), len(site.data.val) if listed else 0, 0], counts
+    return [max(total, weight), len(site.data.val) if listed else 0, 0], counts
+
+
+def public_weight(site: Site, spec: RunSpec, echoed: str = "") -> int:
+    """What the site's updates weigh in the average, at least 1: nothing of it is a true count.
+
+    Raises:
+        ConfigError: ``privacy.weight=0`` and neither a public number of units nor counts that add up to one.
+        BudgetError, LedgerError, MachineError: see the ledger.
+    """
+    privacy = site.privacy
+    if privacy.weight or privacy.nominal_units:
+        return privacy.weight or privacy.nominal_units
+    if count_mechanism(privacy) is None or spec.task == "multilabel":
+        raise ConfigError(
+            "privacy.weight",
+            0,
+            "at least 1 where privacy.nominal_units is 0 and the classes' noised counts do not add up to the units",
+            "Set privacy.nominal_units to a public, rounded number of units, or privacy.weight itself.",
+        )
+    return max(1, sum(round(n) for n in counts_of_run(site, spec, echoed)))
 
 
 def noised_prior(site: Site, spec: RunSpec, echoed: str = "") -> np.ndarray | None:

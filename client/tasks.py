@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from client.privacy import check_stage, is_private, private_facts, private_round, unprotected_round
+from client.privacy import check_stage, is_private, private_facts, private_round, public_weight, unprotected_round
 from client.site import Site
 from client.state import SiteStore
 from fed_diffmic.algorithms import EXTRA, Algorithm, Tensors, algorithm_names, build_algorithm
@@ -194,7 +194,7 @@ def update(
             store_key=key,
         )
         if is_private(site):  # the weight is public in every stage of a site that protects one
-            result = replace(result, num_examples=site.privacy.weight)
+            result = replace(result, num_examples=public_weight(site, spec, header["ledger"]))
         return result, head, ""
     except (ValueError, FloatingPointError) as error:
         raise SiteError(DIVERGED) from error

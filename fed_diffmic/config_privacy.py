@@ -63,12 +63,16 @@ class PrivacyConfig(Checked):
         ge=0,
     )
     weight: int = option(
-        1, "weight of the site's update in the average, a public constant (true counts leak)", ge=1, le=10_000_000
+        1,
+        "weight of the site's update in the average, a public constant (true counts leak); 0: nominal_units, or where "
+        "that is 0 too the number of units that the noised class counts add up to",
+        ge=0,
+        le=10_000_000,
     )
     count_noise: float = option(
         20.0,
-        "noise multiplier of the class counts that leave and balance the loss, drawn once a run; 0: none leave and "
-        "classes count as equally frequent",
+        "noise multiplier of the numbers of units of each class that leave and balance the loss, drawn once a run; 0: "
+        "none leave and classes count as equally frequent",
         ge=0,
     )
     validation: str = option(

@@ -78,25 +78,25 @@ def count_mechanism(privacy: PrivacyConfig) -> Mechanism | None:
     return Mechanism(1.0, privacy.count_noise, 1) if privacy.count_noise else None
 
 
-def count_sensitivity(privacy: PrivacyConfig, spec: RunSpec) -> float:
-    """L2 norm by which one unit can change the class counts: its images (bounded) times the square root of labels."""
-    images = 1 if privacy.unit == "image" else privacy.max_images
-    return images * (math.sqrt(spec.num_classes) if spec.task == "multilabel" else 1.0)
+def count_sensitivity(spec: RunSpec) -> float:
+    """L2 norm by which one unit can change the class counts, to which it adds its images' mean label: 1, or the root of
+    the number of labels where an image may have several."""
+    return math.sqrt(spec.num_classes) if spec.task == "multilabel" else 1.0
 
 
 def noised_counts(train: Examples, spec: RunSpec, privacy: PrivacyConfig, random: Randomness) -> np.ndarray:
-    """Training images of each class ``(C,)``, each unit bounded, with noise; not below zero.
+    """Units of each class ``(C,)`` with noise, not below zero; a patient with several classes counts in parts.
 
-    The noise has a standard deviation of ``count_noise`` times :func:`count_sensitivity`.
+    So a unit weighs as much here as in the loss, and a patient's many images need no more noise than one. The noise has
+    a standard deviation of ``count_noise`` times :func:`count_sensitivity`.
     """
-    most = 1 if privacy.unit == "image" else privacy.max_images
-    chosen = [members[:most] for members in unit_members(train, privacy.unit)]
-    labels = train.labels[np.concatenate(chosen)] if chosen else train.labels[:0]
-    if spec.task == "multilabel":
-        counts = np.asarray(labels, dtype=np.float64).reshape(-1, spec.num_classes).sum(axis=0)
-    else:
-        counts = np.bincount(labels.astype(np.int64), minlength=spec.num_classes).astype(np.float64)
-    scale = privacy.count_noise * count_sensitivity(privacy, spec)
+    labels = np.asarray(train.labels, dtype=np.float64)
+    if spec.task != "multilabel":
+        labels = np.eye(spec.num_classes)[train.labels.astype(np.int64)]
+    counts = np.zeros(spec.num_classes)
+    for members in unit_members(train, privacy.unit):
+        counts += labels[members].mean(axis=0)
+    scale = privacy.count_noise * count_sensitivity(spec)
     return np.maximum(counts + scale * random.normal(spec.num_classes).numpy(), 0.0)
 
 
@@ -171,8 +171,8 @@ def private_update(
     noised sum of the drawn units' features in the place of their gradients, and the mean is that of the steps.
 
     Returns:
-        tensors, ``privacy.weight`` as the number of examples, and as figures the number of steps alone: a loss, and
-        even a time, would say something of the data.
+        tensors, 1 as the number of examples (the caller knows the public weight), and as figures the number of steps
+        alone: a loss, and even a time, would say something of the data.
 
     Raises:
         ConfigError: the network cannot be trained so (:func:`fed_diffmic.privacy.modules.check_private`).
@@ -203,7 +203,7 @@ def private_update(
     state = module.network.state_dict()
     return LocalResult(
         tensors={name: to_array(state[name]) for name in names if name not in local},
-        num_examples=privacy.weight,
+        num_examples=1,
         metrics={"steps": float(plan.steps)},
         optimizer_state=optimizer_tensors(optimizer, module.network) if spec.strategy.keep_optimizer_state else None,
         extras=extras,

@@ -123,9 +123,9 @@ def test_two_updates_never_share_their_noise(start):
     )
 
 
-def test_only_a_public_weight_and_the_number_of_steps_leave(start):
-    result = update(start, replace(PRIVACY, weight=7), plan(steps=2))
-    assert result.num_examples == 7 and result.metrics == {"steps": 2.0}
+def test_only_the_number_of_steps_leaves(start):
+    result = update(start, PRIVACY, plan(steps=2))
+    assert result.num_examples == 1 and result.metrics == {"steps": 2.0}
 
 
 def test_the_proximal_pull_is_outside_the_noise(start):
@@ -181,17 +181,33 @@ def test_a_plan_that_cannot_be_says_which_key(change, match):
         make_plan(replace(PRIVACY, **change), private_spec("tiny"), "guidance", random_examples(32, 10))
 
 
-def test_counts_are_bounded_by_patient_and_noised(monkeypatch):
+def test_counts_are_of_units_and_noised(monkeypatch):
     spec = private_spec("tiny")
     examples = random_examples(32, 10, groups=PATIENTS)
     monkeypatch.setattr(Randomness, "normal", lambda self, count: torch.zeros(count, dtype=torch.float64))
     privacy = replace(PRIVACY, unit="patient", max_images=2)
-    assert noised_counts(examples, spec, privacy, Randomness(0)).sum() == 9  # patient a has three
-    assert noised_counts(examples, spec, PRIVACY, Randomness(0)).sum() == 10
+    by_hand = sum(np.eye(3)[examples.labels[np.array(PATIENTS) == name]].mean(axis=0) for name in "abcdef")
+    np.testing.assert_allclose(noised_counts(examples, spec, privacy, Randomness(0)), by_hand)  # patient a counts once
+    np.testing.assert_array_equal(
+        noised_counts(examples, spec, PRIVACY, Randomness(0)), np.bincount(examples.labels, minlength=3)
+    )
     monkeypatch.setattr(Randomness, "normal", lambda self, count: torch.full((count,), -1.0, dtype=torch.float64))
     assert (noised_counts(examples, spec, PRIVACY, Randomness(0)) == 0).all()
     monkeypatch.setattr(Randomness, "normal", lambda self, count: torch.ones(count, dtype=torch.float64))
-    assert noised_counts(examples, spec, privacy, Randomness(0)).sum() == 9 + 3 * 20 * 2
+    assert noised_counts(examples, spec, privacy, Randomness(0)).sum() == pytest.approx(6 + 3 * 20)
+
+
+@pytest.mark.parametrize("unit", ["image", "patient"])
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_a_unit_more_changes_the_counts_by_no_more_than_the_noise_is_made_for(unit, task, monkeypatch):
+    spec, privacy = private_spec("tiny", task=task), replace(PRIVACY, unit=unit)
+    examples = random_examples(32, 10, task=task, groups=PATIENTS)
+    monkeypatch.setattr(Randomness, "normal", lambda self, count: torch.zeros(count, dtype=torch.float64))
+    whole = noised_counts(examples, spec, privacy, Randomness(0))
+    for members in unit_members(examples, unit):
+        rest = examples.subset(np.delete(np.arange(10), members))
+        moved = np.linalg.norm(whole - noised_counts(rest, spec, privacy, Randomness(0)))
+        assert moved <= dp_sgd.count_sensitivity(spec) + 1e-12
 
 
 def test_live_batch_norm_is_refused_timms_too(start):
