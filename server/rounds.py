@@ -277,14 +277,15 @@ def calibrate(
     deadline = time.monotonic() + deadline_s
     figures, outcome = members.evaluate(task, weights, own, prior.tolist(), 0, deadline, sums=True)
     state.bytes_sent += outcome.bytes_sent
-    blended = spec.stage(stage).blend
+    cfg = spec.stage(stage)
+    blended, taken = cfg.blend, calibration.prior_taken(cfg, stage)
     shape = calibration.grid(spec.task, blended=blended).shape
     tables = {name: calibration_table(site, shape) for name, site in sorted(figures.items())}
     images = sum(int(figures[name].get("num_examples", 0)) for name, table in tables.items() if table is not None)
     total = sum((table for table in tables.values() if table is not None), np.zeros(shape))
     for name in (name for name, table in tables.items() if table is None):
         events.emit("site_refused", site=name, code="metrics", stage=stage, round=0)
-    fitted = calibration.choose(total, images, prior, spec.task, blended=blended)
+    fitted = calibration.choose(total, images, prior, spec.task, blended=blended, taken=taken)
     events.emit(
         "calibrated", arm=spec.arm, stage=stage, images=images, nll=fitted.nll, scale=fitted.scale, blend=fitted.blend
     )

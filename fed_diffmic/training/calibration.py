@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, log_expit, log_softmax, logit, softmax
 
+from fed_diffmic.config import StageConfig
 from fed_diffmic.errors import ModelFileError
 
 DECISIONS = ("probability", "balanced")
@@ -223,7 +224,9 @@ def nll_sums(scores: np.ndarray, labels: np.ndarray, prior: np.ndarray, task: st
     return sums / _UNIT
 
 
-def choose(sums: np.ndarray, n: int, prior: np.ndarray, task: str, *, blended: bool = False) -> Calibration:
+def choose(
+    sums: np.ndarray, n: int, prior: np.ndarray, task: str, *, blended: bool = False, taken: float = 0.0
+) -> Calibration:
     """The coordinator's half: the point of the grid with the lowest sum over all sites.
 
     Of equally good points the first in the grid's order is taken (smaller scale, then less of the second score, then
@@ -231,15 +234,17 @@ def choose(sums: np.ndarray, n: int, prior: np.ndarray, task: str, *, blended: b
 
     Args:
         sums: ``(I, J)``, the sites' :func:`nll_sums` added up.
-        n: validation images in all; 0 gives the calibration that changes nothing.
+        n: validation images in all; 0: nothing can be fitted.
         blended: the stage gives two scores.
+        taken: how much of the prior the stage's loss took out of the scores, which is given back where nothing can be
+            fitted (:func:`prior_taken`).
 
     Raises:
         ValueError: a table of another shape or with values that cannot be sums of negative log-likelihoods.
     """
     points, sums = grid(task, blended=blended), np.asarray(sums, dtype=np.float64)
     if n == 0:
-        return uncalibrated(prior, task)
+        return uncalibrated(prior, task, taken)
     if sums.shape != points.shape or not np.isfinite(sums).all() or sums.min() < 0:
         raise ValueError(f"calibration sums must be a finite, non-negative table of shape {points.shape}")
     i, j = (int(k) for k in np.unravel_index(int(sums.argmin()), sums.shape))
@@ -250,9 +255,20 @@ def choose(sums: np.ndarray, n: int, prior: np.ndarray, task: str, *, blended: b
     return Calibration(task, points.scales[i], weight, _tuple(prior), int(n), nll, edge, blend)
 
 
-def uncalibrated(prior: np.ndarray, task: str) -> Calibration:
-    """Softmax (multilabel: sigmoid) of the scores as they are: for logs during training, when nothing is fitted yet."""
-    return Calibration(task, 1.0, 0.0, _tuple(prior))
+def uncalibrated(prior: np.ndarray, task: str, prior_weight: float = 0.0) -> Calibration:
+    """Softmax (multilabel: sigmoid) of the scores as they are, with what the loss took out of them given back.
+
+    Without it the probabilities would be those of classes that are equally frequent, and the decision ``balanced``
+    would divide by a prior that is not in them.
+    """
+    return Calibration(task, 1.0, prior_weight, _tuple(prior))
+
+
+def prior_taken(cfg: StageConfig, stage: str) -> float:
+    """How much of the class prior a stage's loss takes out of its scores: all of it, or ``balance`` in ``diffusion``."""
+    if cfg.loss != "balanced":
+        return 0.0
+    return cfg.balance if stage == "diffusion" else 1.0
 
 
 def _tuple(prior: np.ndarray) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ from client import privacy as client_privacy
 from client import site as client_site
 from client.site import Protection
 from fed_diffmic.config_privacy import PrivacyConfig
-from fed_diffmic.errors import RoundError
+from fed_diffmic.errors import ConfigError, RoundError
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.claims import claim_text, parse_claim
 from fed_diffmic.privacy.account import FOLDER, read_account
@@ -134,6 +134,26 @@ def test_no_loss_no_true_count_and_no_figure_leaves(tmp_path, monkeypatch):
         assert row["loss"] is None and row["val"] == {"a": {}, "b": {}}
         assert all(set(figures) == {"steps", "num_examples"} for figures in row["sites"].values())
         assert all(figures["num_examples"] == 3 for figures in row["sites"].values())
+
+
+def test_a_weight_of_0_is_the_public_number_of_units_or_what_the_noised_counts_add_up_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(client_privacy, "noised_counts", lambda *_: np.array([3.4, 0.0, 9.6]))
+    counted, named = replace(PRIVACY, weight=0), replace(PRIVACY, weight=0, nominal_units=12)
+    final = federate(tmp_path, grid_of(tmp_path, {"a": counted, "b": named}), spec(1))
+    sites = final.history[0]["sites"]
+    assert (sites["a"]["num_examples"], sites["b"]["num_examples"]) == (13, 12)
+    monkeypatch.setattr(client_privacy, "noised_counts", lambda *_: np.zeros(3))
+    nobody = federate(tmp_path / "two", grid_of(tmp_path / "two", {"a": counted, "b": counted}), spec(1))
+    assert nobody.history[0]["sites"]["a"]["num_examples"] == 1
+
+
+@pytest.mark.parametrize(("change", "task"), [({"count_noise": 0.0}, "multiclass"), ({}, "multilabel")])
+def test_a_weight_of_0_that_nothing_public_gives_says_so(change, task):
+    site = client_site.Site("a", None, None, "cpu", privacy=replace(PRIVACY, weight=0, **change))
+    with pytest.raises(ConfigError, match=r"privacy.weight=0 .*nominal_units"):
+        client_privacy.public_weight(site, replace(spec(), task=task))
+    public = replace(site, privacy=replace(site.privacy, nominal_units=50))
+    assert client_privacy.public_weight(public, replace(spec(), task=task)) == 50
 
 
 def test_the_last_round_is_kept_where_nobody_says_which_is_best(tmp_path):

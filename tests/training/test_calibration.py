@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fed_diffmic.config import StageConfig
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.training.calibration import (
     Calibration,
@@ -17,6 +18,7 @@ from fed_diffmic.training.calibration import (
     decide,
     grid,
     nll_sums,
+    prior_taken,
     probabilities,
     uncalibrated,
 )
@@ -136,6 +138,34 @@ def test_without_validation_images_nothing_changes() -> None:
     prior = np.array([0.25, 0.75])
     found = choose(np.zeros(grid("multiclass").shape), 0, prior, "multiclass")
     assert found == uncalibrated(prior, "multiclass") and found.n == 0 and found.nll is None
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_without_validation_images_what_the_loss_took_out_is_given_back(task: str) -> None:
+    """So the balanced decision is that of the scores themselves, not one that divides by the prior twice."""
+    scores, _, prior = example(7, 200, task)
+    found = choose(np.zeros(grid(task).shape), 0, prior, task, taken=1.0)
+    p = probabilities(scores, found)
+    if task == "multilabel":
+        odds = np.exp(scores) * prior / (1 - prior)
+        np.testing.assert_allclose(p, odds / (1 + odds), rtol=1e-9)
+        np.testing.assert_array_equal(decide(p, found, "balanced"), scores > 0)
+    else:
+        np.testing.assert_allclose(p, np.exp(scores) * prior / (np.exp(scores) * prior).sum(axis=1, keepdims=True))
+        np.testing.assert_array_equal(decide(p, found, "balanced"), scores.argmax(axis=1))
+
+
+@pytest.mark.parametrize(
+    ("loss", "stage", "taken"),
+    [
+        ("balanced", "guidance", 1.0),
+        ("balanced", "plain", 1.0),
+        ("balanced", "diffusion", 0.7),
+        ("cross_entropy", "guidance", 0.0),
+    ],
+)
+def test_how_much_of_the_prior_a_loss_takes_out(loss: str, stage: str, taken: float) -> None:
+    assert prior_taken(StageConfig(loss=loss, balance=0.7), stage) == taken
 
 
 def test_class_prior_is_smoothed() -> None:
