@@ -265,7 +265,7 @@ def uncalibrated(prior: np.ndarray, task: str, prior_weight: float = 0.0) -> Cal
 
 
 def prior_taken(cfg: StageConfig, stage: str) -> float:
-    """How much of the class prior a stage's loss takes out of its scores: all of it, or ``balance`` in ``diffusion``."""
+    """How much of the class prior a stage's loss takes out of its scores: all, or in ``diffusion`` ``balance``."""
     if cfg.loss != "balanced":
         return 0.0
     return cfg.balance if stage == "diffusion" else 1.0
