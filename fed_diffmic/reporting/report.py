@@ -199,13 +199,16 @@ def _classes(summary: Mapping[str, Any]) -> Html:
 
 def _calibration(summary: Mapping[str, Any]) -> Html:
     fitted = summary.get("calibration") or {}
-    if not fitted.get("n"):
+    if not fitted:
         return Html("")
     prior = f"{fitted['prior_weight']:g}"
     if fitted["task"] == "multilabel":
         form = f"sigmoid({fitted['scale']:.3g} score + {prior} logit(prior))"
     else:
         form = f"p ~ exp({fitted['scale']:.3g} score + {prior} log(prior))"
+    if not fitted.get("n"):
+        said = f"Probabilities from scores: {form}, not fitted: no validation figure left a site. Take them with care."
+        return page.paragraph(said, "soft")
     said = (
         f"Probabilities from scores: {form}, fitted on {fitted['n']} validation images from sums that the sites sent "
         f"(mean negative log-likelihood {number(fitted.get('nll'))} nats)."

@@ -9,12 +9,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fed_diffmic.errors import MachineError
 from fed_diffmic.reporting.events import Event
 from fed_diffmic.reporting.report import DISCLAIMER, write_report
 from fed_diffmic.reporting.view import number
+from fed_diffmic.training import calibration
 
 
 class Parsed(HTMLParser):
@@ -131,6 +133,12 @@ def test_other_tasks(
     assert ("Macro AUPRC" in parsed.text) == (task == "multilabel")
     assert ("Confusion of the federated model" in parsed.text) == (task == "ordinal")
     assert ("sigmoid(3.67 score + 0.25 logit(prior))" in parsed.text) == (task == "multilabel")
+
+
+def test_probabilities_that_nobody_fitted_say_so(tmp_path: Path, summary: dict[str, Any]) -> None:
+    unfitted = calibration.uncalibrated(np.full(7, 1 / 7), "multiclass", 1.0).to_json()
+    _, parsed = render(tmp_path, {**summary, "calibration": unfitted}, [])
+    assert "exp(1 score + 1 log(prior)), not fitted" in parsed.text and "fitted on" not in parsed.text
 
 
 def test_a_run_without_baselines_or_end(tmp_path: Path, summary: dict[str, Any]) -> None:
