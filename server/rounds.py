@@ -189,7 +189,8 @@ def run_stage(
         state.personal[stage] = dict(progress.best_states)
     state.progress = None
     store.save(state)
-    events.emit("stage_done", arm=spec.arm, stage=stage, best_round=progress.best_round)
+    chosen = progress.best_score != NOBODY_SAYS
+    events.emit("stage_done", arm=spec.arm, stage=stage, best_round=progress.best_round, chosen=chosen)
 
 
 def train_round(

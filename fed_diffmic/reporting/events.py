@@ -16,7 +16,7 @@ site_evaluated  stage, round, site, bytes, and its validation figures (name to n
 site_failed     stage, round, site, code, reason: no reply that could be used
 site_refused    stage, round, site, code, reason: a reply that the screening refused
 round_done      stage, round, rounds, figures (validation, name to number), loss, bytes_sent, seconds
-stage_done      stage, best_round, seconds
+stage_done      stage, best_round, chosen (false: the last one, because no site says how good a round is)
 arm_done        arm, lr_scale (of the trial that was kept)
 figures         split, site (``global`` for all), figures (name to number or to ``{value, ...}``)
 run_done        seconds, bytes_sent

@@ -72,7 +72,8 @@ class _State:
             case "resumed":
                 return "resumed from the last checkpoint"
             case "stage_done" if event.get("best_round") is not None:
-                return f"[{self.arm}] {self.stage}: kept round {event['best_round']}, the best on validation"
+                why = "the best on validation" if event.get("chosen", True) else "the last: no site says which is best"
+                return f"[{self.arm}] {self.stage}: kept round {event['best_round']}, {why}"
             case "site_failed" | "site_refused":
                 return f"warning: {trouble(event)}"
             case "warning":

@@ -157,8 +157,10 @@ def test_a_weight_of_0_that_nothing_public_gives_says_so(change, task):
 
 
 def test_the_last_round_is_kept_where_nobody_says_which_is_best(tmp_path):
-    final = federate(tmp_path, grid_of(tmp_path, {"a": PRIVACY, "b": PRIVACY}))
+    events = Events([])
+    final = federate(tmp_path, grid_of(tmp_path, {"a": PRIVACY, "b": PRIVACY}), events=events)
     assert final.history[-1]["best_round"] == 3
+    assert [event["chosen"] for event in events.of("stage_done")] == [False]
     assert final.calibration["plain"].n == 0
 
 

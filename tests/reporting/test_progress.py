@@ -37,7 +37,8 @@ def test_plain_lines() -> None:
     log = EventLog(None, [PlainProgress(out)])
     small_run(log)
     log.emit("warning", code="site", message="b was late")
-    log.emit("stage_done", stage="guidance", best_round=2)
+    log.emit("stage_done", stage="guidance", best_round=2, chosen=True)
+    log.emit("stage_done", stage="guidance", best_round=2, chosen=False)
     log.emit("run_done", seconds=75.2)
     assert out.getvalue().splitlines() == [
         "[federated] guidance round 1/3: 2 of 2 sites, validation macro AUROC 0.812, loss 0.500, 4.0 s, "
@@ -46,6 +47,7 @@ def test_plain_lines() -> None:
         "about 3 s left in this stage",
         "warning: b was late",
         "[federated] guidance: kept round 2, the best on validation",
+        "[federated] guidance: kept round 2, the last: no site says which is best",
         "run done in 1 min 15 s",
     ]
 
