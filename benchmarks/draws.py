@@ -30,7 +30,8 @@ from fed_diffmic.privacy.per_sample import summed
 from fed_diffmic.privacy.randomness import Randomness
 from fed_diffmic.training.features import FeatureStore
 from fed_diffmic.training.losses import label_prior, prior_offset
-from fed_diffmic.training.stages import StageModule, build_module, initial_state, load_state
+from fed_diffmic.training.stage import StageModule
+from fed_diffmic.training.stages import build_module, initial_state, load_state
 from simulations.sites import build_sites
 
 DRAWS = (1, 2, 4, 8, 16, 32)

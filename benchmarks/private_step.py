@@ -22,7 +22,8 @@ from fed_diffmic.compose import compose_text
 from fed_diffmic.privacy.per_sample import Units, summed, trained
 from fed_diffmic.privacy.randomness import Randomness
 from fed_diffmic.spec import RunSpec, make_spec
-from fed_diffmic.training.stages import Batch, StageModule, build_module
+from fed_diffmic.training.stage import Batch, StageModule
+from fed_diffmic.training.stages import build_module
 
 
 def spec_of(model: str, encoders: str) -> RunSpec:

@@ -36,7 +36,8 @@ from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.calibration import class_prior
 from fed_diffmic.training.features import FeatureStore
 from fed_diffmic.training.local import LocalResult
-from fed_diffmic.training.stages import StageModule, exchanged
+from fed_diffmic.training.stage import StageModule
+from fed_diffmic.training.stages import exchanged
 
 COUNTS = "counts"
 

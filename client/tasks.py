@@ -25,7 +25,8 @@ from fed_diffmic.training.evaluation import evaluate_scores, judged, predict_sco
 from fed_diffmic.training.features import SHARED, feature_key
 from fed_diffmic.training.local import LocalResult, local_update
 from fed_diffmic.training.matrix import cell_figures, matrix_cell
-from fed_diffmic.training.stages import GUIDANCE_PREFIX, StageModule, exchanged, loaded_module
+from fed_diffmic.training.stage import StageModule
+from fed_diffmic.training.stages import GUIDANCE_PREFIX, exchanged, loaded_module
 
 NEED_BASE = "need_base"
 BASE = "base/"

@@ -23,7 +23,8 @@ from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.evaluation import evaluate_scores, predict_scores
 from fed_diffmic.training.features import FeatureStore, all_features
 from fed_diffmic.training.local import local_update
-from fed_diffmic.training.stages import StageModule, build_module, exchanged
+from fed_diffmic.training.stage import StageModule
+from fed_diffmic.training.stages import build_module, exchanged
 
 _FEW_STEPS = 2
 _LEAST_IMAGES = 64

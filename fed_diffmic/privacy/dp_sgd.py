@@ -37,7 +37,8 @@ from fed_diffmic.training.local import (
     set_learning_rate,
 )
 from fed_diffmic.training.losses import prior_offset
-from fed_diffmic.training.stages import StageModule, centres, exchanged, to_array
+from fed_diffmic.training.stage import StageModule
+from fed_diffmic.training.stages import centres, exchanged, to_array
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from torch import nn
 
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.models.normalisation import live_batch_norms
-from fed_diffmic.training.stages import StageModule, centres
+from fed_diffmic.training.stage import StageModule
+from fed_diffmic.training.stages import centres
 
 REMEDY = (
     "Set model.norm=group, and model.encoder_norm=frozen (batch norm at its public statistics; needs published "

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fed_diffmic.training.stages import Batch, StageModule
+from fed_diffmic.training.stage import Batch, StageModule
 
 # Rounded down: sums and products in float32 may come out a little larger than the bound that the noise is made for.
 MARGIN = 1e-5

@@ -14,7 +14,8 @@ import torch
 
 from fed_diffmic.data.site import Examples
 from fed_diffmic.training.features import CHUNK, chunks, normalised_images
-from fed_diffmic.training.stages import StageModule, centres
+from fed_diffmic.training.stage import StageModule
+from fed_diffmic.training.stages import centres
 
 
 def seeks_centre(module: StageModule, round_index: int) -> bool:

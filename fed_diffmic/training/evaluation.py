@@ -15,7 +15,7 @@ from fed_diffmic.training import calibration
 from fed_diffmic.training.bound import check_time
 from fed_diffmic.training.features import CHUNK, FeatureStore, all_features, chunks, normalised_images, select
 from fed_diffmic.training.metrics import Scored, figures, quick
-from fed_diffmic.training.stages import StageModule
+from fed_diffmic.training.stage import StageModule
 
 
 def start_draws(keys: np.ndarray, spec: RunSpec) -> np.ndarray:

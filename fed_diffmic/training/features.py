@@ -21,7 +21,7 @@ from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import normalise
 from fed_diffmic.spec import RunSpec, without_paths
 from fed_diffmic.training.bound import check_time
-from fed_diffmic.training.stages import StageModule
+from fed_diffmic.training.stage import StageModule
 
 CHUNK = 64
 

@@ -25,7 +25,8 @@ from fed_diffmic.training.bound import check_time
 from fed_diffmic.training.centring import find_centre, seeks_centre
 from fed_diffmic.training.features import CHUNK, FeatureStore, all_features, chunks, normalised_images, select
 from fed_diffmic.training.losses import label_prior, prior_offset
-from fed_diffmic.training.stages import Batch, StageModule, exchanged, set_tensors, to_array
+from fed_diffmic.training.stage import Batch, StageModule
+from fed_diffmic.training.stages import exchanged, set_tensors, to_array
 
 
 @dataclass(frozen=True)

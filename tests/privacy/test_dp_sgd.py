@@ -14,7 +14,8 @@ from fed_diffmic.privacy.dp_sgd import Plan, make_plan, noised_counts, private_u
 from fed_diffmic.privacy.modules import check_private
 from fed_diffmic.privacy.randomness import Randomness
 from fed_diffmic.training.losses import prior_offset
-from fed_diffmic.training.stages import Batch, exchanged, full_state, load_state
+from fed_diffmic.training.stage import Batch
+from fed_diffmic.training.stages import exchanged, full_state, load_state
 from tests.privacy.models import private_spec, random_examples, stage_module
 
 PRIVACY = PrivacyConfig(name="dp_sgd", unit="image", noise_multiplier=1.0, delta=1e-3, test_seed=5)

@@ -9,7 +9,7 @@ from fed_diffmic.privacy.dp_sgd import Source, unit_members
 from fed_diffmic.privacy.per_sample import MARGIN, clipped_sum, norms, summed, trained, unit_gradients
 from fed_diffmic.privacy.randomness import Randomness
 from fed_diffmic.training.losses import label_prior, prior_offset
-from fed_diffmic.training.stages import Batch
+from fed_diffmic.training.stage import Batch
 from tests.privacy.models import private_spec, random_examples, stage_module
 
 PATIENTS = ["a", "a", "a", "b", "c", "c"]

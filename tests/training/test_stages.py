@@ -11,8 +11,8 @@ from fed_diffmic.errors import ModelFileError
 from fed_diffmic.models.diffusion import forward_diffusion, residual_base
 from fed_diffmic.models.normalisation import live_batch_norms
 from fed_diffmic.training import stages
+from fed_diffmic.training.stage import Batch
 from fed_diffmic.training.stages import (
-    Batch,
     build_module,
     exchanged,
     full_state,

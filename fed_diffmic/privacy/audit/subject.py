@@ -22,15 +22,8 @@ from fed_diffmic.data.site import Examples
 from fed_diffmic.privacy.accounting import Mechanism, epsilon
 from fed_diffmic.privacy.dp_sgd import Plan, make_plan, private_update
 from fed_diffmic.spec import RunSpec, make_spec
-from fed_diffmic.training.stages import (
-    Batch,
-    StageModule,
-    build_module,
-    exchanged,
-    full_state,
-    load_state,
-    set_tensors,
-)
+from fed_diffmic.training.stage import Batch, StageModule
+from fed_diffmic.training.stages import build_module, exchanged, full_state, load_state, set_tensors
 
 CLASSES = ("a", "b", "c", "d")
 _LR = 1e-2

@@ -22,7 +22,7 @@ from fed_diffmic.privacy.audit.bound import assess
 from fed_diffmic.privacy.audit.subject import Observer, make_subject, pictures, with_labels
 from fed_diffmic.privacy.randomness import Randomness
 from fed_diffmic.training.bound import OutOfTimeError, time_bound
-from fed_diffmic.training.stages import StageModule
+from fed_diffmic.training.stage import StageModule
 
 DELTA = 1e-5
 
