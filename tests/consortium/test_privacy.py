@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 
+import numpy as np
 import pytest
 
+from fed_diffmic.files import load_tensors
 from fed_diffmic.privacy.account import read_account
 from fed_diffmic.privacy.accounting import Mechanism, epsilon
 from fed_diffmic.provenance import PROVENANCE, verify_statement
@@ -33,7 +35,13 @@ def begun(folder, number):
 @pytest.mark.timeout(600)
 def test_one_is_killed_and_one_runs_out_of_budget(tmp_path, data):
     common = training()
-    common["model_settings"] = {**common["model_settings"], "norm": "group", "encoder_norm": "group"}
+    common["model_settings"] = {
+        **common["model_settings"],
+        "norm": "group",
+        "encoder_norm": "group",
+        "features": "centred",
+    }
+    common["stage_settings"]["guidance"] |= {"encoders": "frozen"}  # the first round finds the centre, with noise
     budgets = {FULL: 100.0, KILLED: 100.0, SHORT: epsilon([ROUND, COUNTS], DELTA) + 1e-6}
     with consortium(tmp_path, data, common, run={"quorum": 0.6}) as made:
         server = made.start_server()
@@ -45,6 +53,8 @@ def test_one_is_killed_and_one_runs_out_of_budget(tmp_path, data):
         assert server.wait(300) == 0, server.said()
         assert made.stop_sites() == [143] * 3
     found = summary(made.run_dir)
+    centre = load_tensors(made.run_dir / "final" / "guidance.safetensors")["global_centre.mean"]
+    assert np.isfinite(centre).all() and np.abs(centre).min() > 0  # noise in every coordinate
     rounds = {(row["stage"], row["round"]): row for row in found["rounds"]}
     assert set(rounds) == {("guidance", 1), ("guidance", 2), ("diffusion", 1)}
     for key, row in rounds.items():
