@@ -88,6 +88,10 @@ def check_privacy_group(privacy: PrivacyConfig) -> None:
     if not privacy.stages:
         raise ConfigError("privacy.stages", "[]", "at least one stage with privacy=dp_sgd")
     check_once("privacy.stages", privacy.stages)
+    if privacy.weight == 0 and privacy.nominal_units == 0 and privacy.count_noise == 0:
+        raise ConfigError(
+            "privacy.weight", 0, "at least 1, or 0 beside privacy.nominal_units or privacy.count_noise above 0"
+        )
 
 
 def check_privacy(config: SimulateConfig) -> None:

@@ -9,6 +9,8 @@ from fed_diffmic.compose import compose
 from fed_diffmic.config_checks import check_same_run, check_start, differences, holds_run, with_run_dir
 from fed_diffmic.errors import ConfigError, UsageError
 
+PRIVATE = ["privacy=dp_sgd", "model.norm=group", "model.encoder_norm=group"]
+
 
 @pytest.mark.parametrize(
     ("overrides", "key"),
@@ -34,6 +36,13 @@ from fed_diffmic.errors import ConfigError, UsageError
         (["baselines=[local,local]"], "baselines"),
         (["run.lr_scales=[]"], "run.lr_scales"),
         (["run.lr_scales=[1,1.0]"], "run.lr_scales"),
+        ([*PRIVATE, "privacy.weight=0", "privacy.count_noise=0"], "privacy.weight"),
+        ([*PRIVATE, "privacy.stages=[]"], "privacy.stages"),
+        ([*PRIVATE, "privacy.epsilon=null"], "privacy.budget"),
+        ([*PRIVATE, "privacy.epsilon=null", "privacy.budget=3"], "privacy.noise_multiplier"),
+        ([*PRIVATE, "model.norm=batch"], "model.norm"),
+        ([*PRIVATE, "model.encoder_norm=train"], "model.encoder_norm"),
+        ([*PRIVATE, "run.lr_scales=[0.3,1]"], "run.lr_scales"),
     ],
 )
 def test_values_that_exclude_each_other(overrides, key):
@@ -50,6 +59,7 @@ def test_values_that_exclude_each_other(overrides, key):
         ["dataset.classes=[a]", "dataset.task=multilabel"],
         ["dataset=chestxray14", "dataset.no_finding=true", "dataset.split=published"],
         ["run.device=cuda:1"],
+        [*PRIVATE, "privacy.weight=0", "privacy.count_noise=0", "privacy.nominal_units=100"],
         ["model.crop=64", "model.image_side=64"],
     ],
 )
