@@ -2,7 +2,7 @@
 
 What an image's features have in common with every other image's tells no class, but it is most of their length, and so
 most of a unit's gradient: under differential privacy that length is what clipping allows and noise is measured against.
-Without it the same noise hides less (Tramer and Boneh 2021, section 2.2, normalise features for the same reason). The
+Without it the same noise hides less (Tramer and Boneh 2021 normalise features for the same reason). The
 mean over the sites is found in the first round of a stage (:mod:`fed_diffmic.training.centring`) and then stays.
 """
 

@@ -26,7 +26,7 @@ from fed_diffmic.privacy.per_sample import Units, clipped_sum, summed, trained
 from fed_diffmic.privacy.randomness import Randomness
 from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.bound import check_time
-from fed_diffmic.training.centring import seeks_centre, set_centre
+from fed_diffmic.training.centring import seeks_centre
 from fed_diffmic.training.features import FeatureStore, all_features
 from fed_diffmic.training.local import (
     LocalResult,
@@ -38,7 +38,7 @@ from fed_diffmic.training.local import (
 )
 from fed_diffmic.training.losses import prior_offset
 from fed_diffmic.training.stage import StageModule
-from fed_diffmic.training.stages import centres, exchanged, to_array
+from fed_diffmic.training.stages import centres, exchanged, set_tensors, to_array
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def private_update(
     source = Source(module, train, privacy, site, round_index, device, offset, store, store_key)
     noisy = _Noisy(source, plan, random, device)
     if seeks_centre(module, round_index):
-        set_centre(module, noisy.centre())
+        set_tensors(module.network, {name: to_array(value) for name, value in noisy.centre().items()})
     else:
         noisy.train(optimizer, half)
     optimizer.zero_grad(set_to_none=True)

@@ -7,7 +7,7 @@ stays, and the first round trains like any other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ import torch
 from fed_diffmic.data.site import Examples
 from fed_diffmic.training.features import CHUNK, chunks, normalised_images
 from fed_diffmic.training.stage import StageModule
-from fed_diffmic.training.stages import centres
+from fed_diffmic.training.stages import centres, set_tensors, to_array
 
 
 def seeks_centre(module: StageModule, round_index: int) -> bool:
@@ -45,12 +45,4 @@ def find_centre(
         inputs = module.inputs(normalised_images(module, train, index, device)) if features is None else features(index)
         for name, rows in module.to_centre(inputs).items():
             total[name] = total.get(name, 0.0) + rows.double().sum(dim=0)
-    set_centre(module, {name: value / len(train) for name, value in total.items()})
-
-
-@torch.no_grad()
-def set_centre(module: StageModule, means: Mapping[str, torch.Tensor]) -> None:
-    """Write means, each ``(W,)``, into the network's buffers."""
-    buffers = dict(module.network.named_buffers())
-    for name, value in means.items():
-        buffers[name].copy_(value)
+    set_tensors(module.network, {name: to_array(value / len(train)) for name, value in total.items()})

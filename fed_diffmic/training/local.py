@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fed_diffmic.algorithms.base import Algorithm, LocalContext, Tensors
+from fed_diffmic.algorithms.base import Algorithm, LocalContext, SiteHalf, Tensors
 from fed_diffmic.config import StageConfig
 from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import augment, normalise
@@ -116,13 +116,8 @@ def local_update(
     else:
         metrics["loss"] = work.run(optimizer, half.penalty, half.correct)
     tensors = _tensors(module, names)
-    if half.personal and centring:
-        half.keep_personal(tensors)
-    elif half.personal:
-        set_tensors(module.network, {**before, **half.personal_start()})
-        own = build_optimizer(module, cfg)
-        work.run(own, half.personal_penalty, None, "personal")
-        half.keep_personal(_tensors(module, names))
+    if half.personal:
+        half.keep_personal(tensors if centring else _personal(work, half, before))
         set_tensors(module.network, tensors)
     extras, kept = half.finish()
     local = algorithm.kept(module.network, names)
@@ -192,6 +187,15 @@ class _Work:
         if not math.isfinite(mean):
             raise ValueError("the training loss became infinite or not a number")
         return mean
+
+
+def _personal(work: _Work, half: SiteHalf, before: Tensors) -> Tensors:
+    """The site's own model after as many steps; the module is left with it. ``before``: the round's global weights."""
+    module = work.module
+    set_tensors(module.network, {**before, **half.personal_start()})
+    own = build_optimizer(module, module.spec.stage(module.stage))
+    work.run(own, half.personal_penalty, None, "personal")
+    return _tensors(module, before)
 
 
 def local_context(
