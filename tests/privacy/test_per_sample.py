@@ -102,6 +102,18 @@ def test_several_labels():
         assert worst(module, chunk(module, examples, "patient", torch.float64), torch.float64) <= 1e-9
 
 
+@pytest.mark.parametrize("unit", ["image", "patient"])
+@pytest.mark.parametrize("stage", ["guidance", "diffusion", "plain"])
+def test_centred_features_too(stage, unit):
+    spec = private_spec("tiny", encoders="frozen")
+    module = stage_module(replace(spec, model=replace(spec.model, features="centred")), stage, torch.float64)
+    for name, value in module.network.named_buffers():
+        if name.endswith("centre.mean"):
+            value.fill_(0.3)
+    examples = random_examples(spec.model.image_side, 6, groups=PATIENTS)
+    assert worst(module, chunk(module, examples, unit, torch.float64), torch.float64) <= 1e-9
+
+
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
 def test_a_residual_head_too(task):
     spec = private_spec("tiny", task=task)
