@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,11 +44,20 @@ def sync_folder(folder: Path) -> None:
 def atomic_write(path: str | os.PathLike[str], data: bytes, mode: int = 0o644) -> Path:
     """Write ``data`` under a temporary name in the same folder, flush it to disk, rename it.
 
+    A link is followed: what it points to is written, and the link stays. What is no file (a terminal, a pipe,
+    ``/dev/null``) is written into, never replaced.
+
     Raises:
-        MachineError: no space, no permission, no such folder.
+        MachineError: no space, no permission, no such folder, or the path is a folder.
     """
     path = Path(path)
     try:
+        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+            with path.open("wb", buffering=0) as stream:
+                _write_all(stream.fileno(), data)
+            return path
+        if path.is_symlink():  # after the above: /dev/stdout is a link whose target has no name
+            path = Path(os.path.realpath(path))
         fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         try:
             with os.fdopen(fd, "wb") as stream:
@@ -66,6 +76,13 @@ def atomic_write(path: str | os.PathLike[str], data: bytes, mode: int = 0o644) -
             "Free space or choose a folder you may write to.",
         ) from error
     return path
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    """Write everything, however little a pipe takes at a time."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
 
 
 def write_new(path: str | os.PathLike[str], data: bytes, mode: int = 0o600) -> Path:

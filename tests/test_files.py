@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import threading
 
 import numpy as np
 import pytest
@@ -135,3 +136,50 @@ def test_a_private_folder_is_its_owners_alone(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(MachineError, match="cannot make the folder"):
         files.private_folder(tmp_path / "file" / "below")
+
+
+def test_a_link_is_written_through(tmp_path):
+    target, link = tmp_path / "deep" / "target.json", tmp_path / "link.json"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    files.atomic_write(link, b"new")  # also where the target is not there yet
+    files.atomic_write(link, b"newer")
+    assert link.is_symlink() and target.read_bytes() == b"newer"
+    assert [p.name for p in target.parent.iterdir()] == ["target.json"]
+
+
+def test_what_is_no_file_is_written_into_and_stays(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        files.atomic_write(pipe, b"through")
+        assert os.read(reader, 100) == b"through"
+    finally:
+        os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    before = os.stat(os.devnull)
+    files.atomic_write(os.devnull, b"gone")
+    assert os.stat(os.devnull).st_ino == before.st_ino
+    with pytest.raises(MachineError):
+        files.atomic_write(tmp_path, b"a folder")
+
+
+def test_a_pipe_that_takes_little_at_a_time_gets_everything():
+    reader, writer = os.pipe()
+    got = []
+
+    def read():
+        while data := os.read(reader, 4096):
+            got.append(data)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    data = os.urandom(300_000)
+    try:
+        files.atomic_write(f"/dev/fd/{writer}", data)
+    finally:
+        os.close(writer)
+    thread.join(30)
+    os.close(reader)
+    assert b"".join(got) == data

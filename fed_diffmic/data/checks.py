@@ -10,8 +10,10 @@ import pandas as pd
 from fed_diffmic.data.cache import ImageCache
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.manifest import SPLITS, Manifest
+from fed_diffmic.data.spelling import report_groups
 
 _CHUNK = 256
+_DARKEST = 16  # of 255: 4,095 of 65,535 come to 15.9
 
 
 def group_leak(
@@ -53,8 +55,8 @@ def group_leak(
     return count
 
 
-def ungrouped(groups: np.ndarray, *, table: str, field: str, unit: str, findings: Findings) -> None:
-    """Say how many images have no known group (empty text): each counts as a group of its own."""
+def ungrouped(groups: np.ndarray, *, lines: np.ndarray, table: str, field: str, unit: str, findings: Findings) -> None:
+    """Say what makes groups doubtful: not known (each image counts for itself), written two ways, a placeholder."""
     count = int((groups == "").sum())
     if count:
         message = (
@@ -62,6 +64,7 @@ def ungrouped(groups: np.ndarray, *, table: str, field: str, unit: str, findings
             f"so that images of one {unit} may be on both sides of a split"
         )
         findings.add("no-groups", "warning", message, table=table, field=field, count=count)
+    report_groups(groups, lines=lines, table=table, field=field, unit=unit, findings=findings)
 
 
 def institution_overlap(manifest: Manifest, findings: Findings) -> None:
@@ -86,17 +89,42 @@ def empty_classes(manifest: Manifest, findings: Findings) -> None:
         findings.add("empty-class", "warning", message, table=manifest.source, field="label", count=len(empty))
 
 
-def content_codes(manifest: Manifest, cache: ImageCache) -> np.ndarray:
-    """``(N,)`` int64: equal for two images exactly when their decoded pixels are equal.
+def look_at(manifest: Manifest, cache: ImageCache) -> tuple[np.ndarray, np.ndarray]:
+    """What the decoded pixels say of each image, in one pass over them.
 
-    Pixels rather than bytes: the same image exported twice often differs in the file's metadata alone.
+    Returns:
+        ``(N,)`` int64, equal for two images exactly when their pixels are equal (pixels rather than bytes: the same
+        image exported twice often differs in the file's metadata alone); ``(N,)`` uint8, the brightest value of each.
     """
     rows = manifest.table["row"].to_numpy()
     digests: list[bytes] = []
+    brightest = np.zeros(len(rows), dtype=np.uint8)
     for start in range(0, len(rows), _CHUNK):
         images = cache.images(rows[start : start + _CHUNK]).numpy()
         digests.extend(hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images)
-    return np.asarray(pd.factorize(np.array(digests, dtype=object))[0], dtype=np.int64)
+        brightest[start : start + len(images)] = images.reshape(len(images), -1).max(axis=1)
+    return np.asarray(pd.factorize(np.array(digests, dtype=object))[0], dtype=np.int64), brightest
+
+
+def almost_black(manifest: Manifest, brightest: np.ndarray, findings: Findings) -> None:
+    """Say which images use the darkest sixteenth of the range alone: 12 bits in 16, or nothing but transparency.
+
+    Args:
+        brightest: ``(N,)`` from :func:`look_at`.
+    """
+    dark = brightest <= _DARKEST
+    if dark.any():
+        findings.add(
+            "almost-black",
+            "warning",
+            f"{int(dark.sum())} of {len(brightest)} images hold nothing brighter than "
+            f"{int(brightest[dark].max())} of 255: 12 bits stored in 16, or a wholly transparent image",
+            table=manifest.source,
+            rows=manifest.table["line"].to_numpy()[dark],
+            field="image",
+            remedy="Export them again, scaled to the full range of the file's own depth.",
+            names=manifest.table["image"].to_numpy()[dark],
+        )
 
 
 def settle_duplicates(manifest: Manifest, codes: np.ndarray, *, published: bool, findings: Findings) -> Manifest:
@@ -107,7 +135,7 @@ def settle_duplicates(manifest: Manifest, codes: np.ndarray, *, published: bool,
     table's own split that puts copies on different sides is an error (a published one: a warning).
 
     Args:
-        codes: ``(N,)`` from :func:`content_codes`.
+        codes: ``(N,)`` from :func:`look_at`.
     """
     copies = np.bincount(codes, minlength=1)[codes] > 1
     if not copies.any():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import struct
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +20,12 @@ FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
 MAX_PIXELS = 89_478_485
 """Most pixels an image may have (Pillow's own limit, about 9,459 squared); more is taken for a bomb."""
 
-DECODE_VERSION = 1
+DECODE_VERSION = 2
 """Part of the cache key: raised when the same file would give other pixels."""
 
 _ORIENTATION = 0x0112
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a TIFF's tag, and its value where 0 is white
+_PNG, _PNG_TEXTS = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt")
 
 REASONS = {
     "missing": "there is no such file",
@@ -85,7 +88,10 @@ def decode(data: bytes, side: int) -> np.ndarray:
       black is the background of every modality read here. An opaque alpha channel changes nothing.
     - 16-bit grey is scaled from its full range, 0 to 65,535: a range taken from the image itself would
       make equal tissue look different from image to image. (12-bit intensities in a 16-bit file come
-      out almost black: rescale them when exporting.)
+      out almost black: rescale them when exporting; :mod:`fed_diffmic.data.checks` warns of them.)
+    - A TIFF in which 0 is white is turned back, whatever its depth.
+    - What stands beside the pixels never makes an image unusable: orientation that cannot be read is none, and texts
+      in a PNG are passed over, however long.
     - The whole image is stretched to the square, as the paper's pipelines do; nothing is cut away.
     - Of several frames the first is taken.
 
@@ -100,7 +106,7 @@ def decode(data: bytes, side: int) -> np.ndarray:
         BadImageError: the content is not an image that can be used.
     """
     try:
-        return _decode(data, side)
+        return _decode(_without_texts(data), side)
     except BadImageError:
         raise
     except UnidentifiedImageError:
@@ -122,9 +128,12 @@ def _decode(data: bytes, side: int) -> np.ndarray:
         drafted = image.draft(None, (2 * side, 2 * side))
         whole = drafted[1] if drafted else None  # a shrunk image ends within its last pixel
     image.load()
-    orientation = image.getexif().get(_ORIENTATION, 1)
+    orientation = _orientation(image)
     if image.mode.startswith("I;16"):
-        scaled = Image.fromarray(np.asarray(image, dtype=np.float32) * np.float32(255 / 65535))
+        values = np.asarray(image, dtype=np.float32)
+        if _white_is_zero(image):  # Pillow turns 1 and 8 bits back itself, not 16
+            values = np.float32(65535) - values
+        scaled = Image.fromarray(values * np.float32(255 / 65535))
         grey = np.asarray(scaled.resize((side, side), Image.Resampling.BICUBIC))
         square = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8)).convert("RGB")
     elif image.mode in ("I", "F"):
@@ -134,5 +143,36 @@ def _decode(data: bytes, side: int) -> np.ndarray:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
         square = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC, box=whole)
+    square.info.pop("exif", None)  # what was read of it is all that is used
     square.getexif()[_ORIENTATION] = orientation  # after the stretch: on a square it comes to the same
     return np.ascontiguousarray(np.asarray(ImageOps.exif_transpose(square)).transpose(2, 0, 1))
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 where there is none, or none that can be read."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Pillow's readers of EXIF raise what they like on damaged bytes
+        return 1
+    return value if type(value) is int and 1 <= value <= 8 else 1
+
+
+def _white_is_zero(image: Image.Image) -> bool:
+    return image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO  # type: ignore[attr-defined]
+
+
+def _without_texts(data: bytes) -> bytes:
+    """A PNG without its texts, which Pillow refuses to pass over when they are long; anything else as it is."""
+    if not data.startswith(_PNG):
+        return data
+    kept, start = [data[: len(_PNG)]], len(_PNG)
+    while start + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, start)
+        end = start + 12 + length
+        if end > len(data):
+            break
+        if data[start + 4 : start + 8] not in _PNG_TEXTS:
+            kept.append(data[start:end])
+        start = end
+    kept.append(data[start:])
+    return b"".join(kept)

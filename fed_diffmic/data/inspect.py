@@ -93,13 +93,16 @@ def class_table(manifest: Manifest, sites: Mapping[str, Manifest], what: str) ->
     table = Table()
     table.add_column("class")
     for name in sites:
-        table.add_column(name, justify="right")
+        table.add_column(Text(name), justify="right")
     table.add_column("all", justify="right", style="bold")
     counts = [part.class_counts() for part in sites.values()]
     for index, name in enumerate(manifest.classes):
         cells = [int(count[index]) for count in counts]
         table.add_row(
-            name, *(f"{cell:,}" for cell in cells), f"{sum(cells):,}", end_section=index == len(manifest.classes) - 1
+            Text(name),
+            *(f"{cell:,}" for cell in cells),
+            f"{sum(cells):,}",
+            end_section=index == len(manifest.classes) - 1,
         )
     if manifest.task == "multilabel":
         bare = [int((part.labels.sum(axis=1) == 0).sum()) for part in sites.values()]
@@ -144,7 +147,8 @@ def print_findings(findings: Findings, path: Path, console: Console) -> None:
             soft_wrap=True,
         )
         console.print(Padding(escape(item.message), (0, 0, 0, 6)), highlight=False)
-    console.print(f"Every row and image concerned: {path} (names patients' images: yours alone)", soft_wrap=True)
+    where = f"Every row and image concerned: {path} (names patients' images: yours alone)"
+    console.print(where, soft_wrap=True, markup=False)
 
 
 def draw_classes(manifest: Manifest, sites: Mapping[str, Manifest], what: str) -> Figure:

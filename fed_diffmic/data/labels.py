@@ -12,6 +12,7 @@ import pandas as pd
 from fed_diffmic.config import DatasetConfig
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.manifest import SPLITS
+from fed_diffmic.data.spelling import alike
 from fed_diffmic.errors import ConfigError
 
 SEPARATOR = "|"
@@ -43,6 +44,7 @@ _SPLIT_WORDS = {
     "test": "test",
     "testing": "test",
 }
+_OTHER_SEPARATORS = re.compile("[,;]")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
@@ -141,6 +143,33 @@ def label_sets(
         message = f"'{NO_FINDING}' together with another label"
         findings.add("contradicting-labels", "error", message, table=table, rows=lines[torn[codes]], field=field)
     return bits[codes], ~(unknown | torn)[codes]
+
+
+def report_spellings(classes: Sequence[str], *, table: str, field: str, findings: Findings) -> None:
+    """Say which classes found in a table may be one spelt in several ways, or several in one field."""
+    for names in alike(classes):
+        findings.add(
+            "label-spelt-twice",
+            "warning",
+            f"{', '.join(repr(name) for name in names)} differ only in how they are written; each counts as a class",
+            table=table,
+            field=field,
+            count=len(names),
+            remedy="Write each label in one way, or name the classes in dataset.classes.",
+        )
+    joined = [name for name in classes if len([part for part in _OTHER_SEPARATORS.split(name) if part.strip()]) > 1]
+    parts = {part.strip() for name in joined for part in _OTHER_SEPARATORS.split(name)}
+    if len(joined) > 1 or parts & set(classes):
+        findings.add(
+            "label-separator",
+            "warning",
+            f"{len(joined)} labels hold ',' or ';', which do not separate labels: each is one class "
+            f"({', '.join(map(repr, joined[:3]))})",
+            table=table,
+            field=field,
+            count=len(joined),
+            remedy="Separate several labels of an image by '|'.",
+        )
 
 
 def _report_unknown(

@@ -11,7 +11,14 @@ import numpy as np
 
 from fed_diffmic.config import DatasetConfig
 from fed_diffmic.data.cache import ImageCache, Progress, build_cache
-from fed_diffmic.data.checks import content_codes, empty_classes, group_leak, institution_overlap, settle_duplicates
+from fed_diffmic.data.checks import (
+    almost_black,
+    empty_classes,
+    group_leak,
+    institution_overlap,
+    look_at,
+    settle_duplicates,
+)
 from fed_diffmic.data.datasets import Reader, get_dataset
 from fed_diffmic.data.datasets.table import read_table_of_images
 from fed_diffmic.data.decode import REASONS
@@ -181,7 +188,9 @@ def _check_across(manifest: Manifest, cache: ImageCache, cfg: DatasetConfig, fin
         t = manifest.table
         groups, splits, lines = t["group"].to_numpy(), t["split"].to_numpy(), t["line"].to_numpy()
         group_leak(groups, splits, lines, table=manifest.source, unit="group", published=False, findings=findings)
-    manifest = settle_duplicates(manifest, content_codes(manifest, cache), published=published, findings=findings)
+    codes, brightest = look_at(manifest, cache)
+    almost_black(manifest, brightest, findings)
+    manifest = settle_duplicates(manifest, codes, published=published, findings=findings)
     if len(manifest) == 0:
         raise DataError(
             "every image stands under different labels; nothing is left", "Correct the labels of the table."

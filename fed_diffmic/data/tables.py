@@ -20,6 +20,13 @@ from fed_diffmic.errors import DataError, MachineError
 
 _SEPARATORS = (",", "\t", ";")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_MARK = "\ufeff"
+_NO_TEXT = {
+    b"PK\x03\x04": "the file is a spreadsheet or an archive (zip), not a text table",
+    b"\xd0\xcf\x11\xe0": "the file is an old spreadsheet (.xls), not a text table",
+    b"\x1f\x8b": "the file is compressed (gzip), not a text table",
+}
+_SEPARATOR_LINE = re.compile(r"sep=(.)", re.IGNORECASE)  # what some spreadsheets write above the header
 # A column name; anything else in a header may be a row of data, and so the name of an image or of a patient.
 _COLUMN_NAME = re.compile(r"[A-Za-z][A-Za-z_ #\[\](),/-]{0,40}[0-9]{0,2}\]?")
 
@@ -58,8 +65,11 @@ class Table:
         return self.columns[column] if column in self.columns else np.full(len(self), "", dtype=object)
 
 
-def find_table(root: Path, patterns: Sequence[str], what: str) -> Path:
+def find_table(root: Path, patterns: Sequence[str], what: str, findings: Findings | None = None) -> Path:
     """First file under ``root`` (then one folder down) that matches one of ``patterns``, in their order.
+
+    Args:
+        findings: says which file was taken where several fit.
 
     Raises:
         DataError: none is there; says which names were looked for.
@@ -70,11 +80,34 @@ def find_table(root: Path, patterns: Sequence[str], what: str) -> Path:
                 path for path in root.glob(prefix + pattern) if path.is_file() and not path.name.startswith(".")
             )
             if found:
+                _report_others(found, root, patterns, what, findings)
                 return found[0]
     raise DataError(
         f"dataset.root holds no {what}; looked for {', '.join(patterns)} in it and one folder down",
         "Point dataset.root at the folder that holds this file, or choose another layout with dataset=NAME.",
     )
+
+
+def _report_others(
+    found: Sequence[Path], root: Path, patterns: Sequence[str], what: str, findings: Findings | None
+) -> None:
+    names = {
+        path.name
+        for pattern in patterns
+        for prefix in ("", "*/")
+        for path in root.glob(prefix + pattern)
+        if path.is_file() and not path.name.startswith(".")
+    }
+    others = sorted(names - {found[0].name})
+    if others and findings is not None:
+        findings.add(
+            "several-tables",
+            "warning",
+            f"several files fit as the {what}: {found[0].name} is read, {', '.join(others)} is not",
+            table=found[0].name,
+            count=len(names),
+            remedy="Leave one of them under dataset.root.",
+        )
 
 
 def read_text(path: Path, findings: Findings) -> str | None:
@@ -93,8 +126,13 @@ def read_text(path: Path, findings: Findings) -> str | None:
     if data.startswith(_UTF16):
         findings.add("encoding", "error", "the file is UTF-16, not UTF-8", table=path.name, count=1, remedy=remedy)
         return None
+    for magic, message in _NO_TEXT.items():
+        if data.startswith(magic):
+            plain = "Export the table as CSV (UTF-8), unpacked, and name that file."
+            findings.add("encoding", "error", message, table=path.name, count=1, remedy=plain)
+            return None
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8").lstrip(_MARK)
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         findings.add(
@@ -142,8 +180,7 @@ def _read(path: Path, findings: Findings, required: Sequence[str], optional: Seq
     text = read_text(path, findings)
     if text is None:
         return None
-    first = text.lstrip("\r\n").split("\n", 1)[0]
-    separator = max(_SEPARATORS, key=first.count)
+    text, skipped, separator = _without_preamble(text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows: list[list[str]] = []
     lines: list[int] = []
@@ -152,27 +189,43 @@ def _read(path: Path, findings: Findings, required: Sequence[str], optional: Seq
         for fields in reader:
             if any(map(str.strip, fields)):
                 rows.append(fields)
-                lines.append(start)
+                lines.append(start + skipped)
             start = reader.line_num + 1
     except csv.Error as error:
         message = f"cannot be read as a table from here on ({error}); look for a quotation mark that is not closed"
-        findings.add("malformed-table", "error", message, table=path.name, rows=[start])
+        findings.add("malformed-table", "error", message, table=path.name, rows=[start + skipped])
         return None
     if not rows:
         findings.add("no-rows", "error", "the table is empty", table=path.name, count=0)
         return None
     header = [name.strip() for name in rows[0]]
-    if not _header_is_usable(header, required, path.name, findings):
+    if not _header_is_usable(header, required, optional, path.name, findings):
         return None
     where = {name: header.index(name) for name in [*required, *optional] if name in header}
     return _columns(path.name, header, rows[1:], lines[1:], where, findings)
 
 
-def _header_is_usable(header: Sequence[str], required: Sequence[str], table: str, findings: Findings) -> bool:
+def _without_preamble(text: str) -> tuple[str, int, str]:
+    """The table without a spreadsheet's ``sep=;`` line above it, how many lines that was, and the separator."""
+    body = text.lstrip("\r\n")
+    first, _, rest = body.partition("\n")
+    named = _SEPARATOR_LINE.fullmatch(first.strip())
+    if named is not None:
+        return rest, text[: len(text) - len(rest)].count("\n"), named[1]
+    if first.strip().casefold() == "sep=":  # a tab, which was stripped
+        return rest, text[: len(text) - len(rest)].count("\n"), "\t"
+    return text, 0, max(_SEPARATORS, key=first.count)
+
+
+def _header_is_usable(
+    header: Sequence[str], required: Sequence[str], optional: Sequence[str], table: str, findings: Findings
+) -> bool:
     missing = [name for name in required if name not in header]
     if missing:
         if all(_COLUMN_NAME.fullmatch(name) for name in header if name):
             there = f"there are: {', '.join(name for name in header if name)}"
+        elif header[0].startswith("#"):
+            there = "the first line is a comment (it begins with #); the column names must stand there"
         else:
             there = "the first line seems to hold data, not column names"
         message = f"missing column(s): {', '.join(missing)}; needed: {', '.join(required)}; {there}"
@@ -186,9 +239,17 @@ def _header_is_usable(header: Sequence[str], required: Sequence[str], table: str
             count=len(missing),
             remedy="Name the columns in the first line exactly as above (lower and upper case matter).",
         )
-    doubled = sorted({name for name in header if name and header.count(name) > 1} & {*required})
+    doubled = sorted({name for name in header if name and header.count(name) > 1} & {*required, *optional})
     if doubled:
-        findings.add("duplicate-column", "error", "column given twice", table=table, rows=[1], field=", ".join(doubled))
+        findings.add(
+            "duplicate-column",
+            "error",
+            "column given twice, and nothing says which one is meant",
+            table=table,
+            rows=[1],
+            field=", ".join(doubled),
+            remedy="Keep the right one of the columns, or rename the other.",
+        )
     return not missing and not doubled
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
-from collections.abc import Iterable
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +42,56 @@ def root_folder(cfg: DatasetConfig) -> Path:
     return root
 
 
+class NearNames:
+    """What of the names that are not there is there under a name that is nearly the same; no name is kept."""
+
+    def __init__(self) -> None:
+        self.kinds: Counter[str] = Counter()
+
+    def look(self, names: Iterable[str], there: Collection[str]) -> None:
+        """Count the missing ``names`` of which one of ``there`` differs in one of these ways only."""
+        keys = [(kind, key, {key(other) for other in there}) for kind, key in _NEAR.items()]
+        for name in names:
+            kind = next((kind for kind, key, found in keys if key(name) in found), None)
+            if kind is not None:
+                self.kinds[kind] += 1
+
+    def sentence(self) -> str:
+        """For the finding, or empty."""
+        found = [f"{count} of them with {kind}" for kind, count in sorted(self.kinds.items())]
+        return f" (there are files {', '.join(found)})" if found else ""
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+_NEAR = {
+    "accents stored in another way": lambda name: unicodedata.normalize("NFC", name),
+    "other upper and lower case": _folded,
+    "another ending, or one where the table has none": lambda name: (
+        os.path.splitext(_folded(name))[0] if _folded(name).endswith(IMAGE_ENDINGS) else _folded(name)
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where the images are that a table names.
+
+    Attributes:
+        paths: ``(N,)`` object, absolute; empty where there is none, or several that differ.
+        several: ``(N,)`` bool, several files of that name whose bytes differ.
+        near: what of the names that are not there is there under a name that is nearly the same.
+        copies: names of which several files hold the same bytes; the first of them in order is taken.
+    """
+
+    paths: np.ndarray
+    several: np.ndarray
+    near: NearNames
+    copies: int = 0
+
+
 class ImageTree:
     """Every image under some folders, links to folders followed once, by file name and by name without ending."""
 
@@ -54,18 +108,32 @@ class ImageTree:
         """Index the images under ``folders``; hidden files and folders are passed over."""
         return cls(path for folder in folders for path in _images_under(str(folder)))
 
-    def locate(self, names: np.ndarray, *, ending: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Absolute path of each name, ``(N,)`` object, empty where none or several; and where several, ``(N,)`` bool.
+    def locate(self, names: np.ndarray, *, ending: bool) -> Located:
+        """The image of each name, ``(N,)`` object.
 
         Args:
-            names: ``(N,)`` object, file names with (``ending``) or without their ending.
+            names: file names with (``ending``) or without their ending.
             ending: which of the two.
         """
         index = self.by_name if ending else self.by_stem
-        hits = [index.get(name, ()) for name in names]
+        hits = [_distinct(index.get(name, ())) for name in names]
+        copies = sum(len(index.get(name, ())) > 1 and len(hit) == 1 for name, hit in zip(names, hits, strict=True))
         paths = np.empty(len(names), dtype=object)
         paths[:] = [hit[0] if len(hit) == 1 else "" for hit in hits]
-        return paths, np.array([len(hit) > 1 for hit in hits], dtype=bool)
+        near = NearNames()
+        near.look([name for name, hit in zip(names, hits, strict=True) if not hit], index)
+        return Located(paths, np.array([len(hit) > 1 for hit in hits], dtype=bool), near, copies)
+
+
+def _distinct(paths: Sequence[str]) -> list[str]:
+    """The paths in order, without those whose bytes are those of the first (a file that cannot be read differs)."""
+    if len(paths) < 2:
+        return list(paths)
+    first, *others = sorted(paths)
+    try:
+        return [first, *(path for path in others if not filecmp.cmp(first, path, shallow=False))]
+    except OSError:
+        return list(paths)
 
 
 def _images_under(top: str) -> Iterable[str]:
@@ -89,8 +157,7 @@ def _images_under(top: str) -> Iterable[str]:
 
 
 def keep_found(
-    paths: np.ndarray,
-    several: np.ndarray,
+    located: Located,
     *,
     names: np.ndarray,
     lines: np.ndarray,
@@ -102,17 +169,17 @@ def keep_found(
     """``(N,)`` bool: rows whose image was found; the others become findings as ``dataset.on_bad_image`` says.
 
     Args:
-        paths: ``(N,)`` object, empty where no single file was found.
-        several: ``(N,)`` bool, several files of that name.
+        located: where they are.
         names: ``(N,)`` object, what the table calls the image (findings file only).
         lines: ``(N,)`` int64, line of each row.
     """
+    paths, several, hint = located.paths, located.several, located.near.sentence()
     found = paths != ""
     severity = "warning" if cfg.on_bad_image == "skip" else "error"
     total = f"of {len(paths)} images that the table names"
     missing = ~found & ~several
     if not found.any():
-        message = f"no image {total} is under dataset.root"
+        message = f"no image {total} is under dataset.root{hint}"
         remedy = "Point dataset.root at the folder that holds both the table and the images."
         findings.add("no-images", "error", message, table=table, field=field, count=len(paths), remedy=remedy)
     elif missing.any():
@@ -120,13 +187,16 @@ def keep_found(
         findings.add(
             "missing-image",
             severity,
-            f"{int(missing.sum())} {total} are not under dataset.root, {int(found.sum())} are{tail}",
+            f"{int(missing.sum())} {total} are not under dataset.root{hint}, {int(found.sum())} are{tail}",
             table=table,
             rows=lines[missing],
             field=field,
             remedy="Add the missing images, or set dataset.on_bad_image=skip to go on with those that are there.",
             names=names[missing],
         )
+    if located.copies:
+        message = f"{located.copies} images lie there more than once, with the same bytes; one copy of each is used"
+        findings.add("copied-image", "warning", message, table=table, field=field, count=located.copies)
     if several.any():
         findings.add(
             "ambiguous-image",

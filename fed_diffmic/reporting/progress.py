@@ -113,7 +113,7 @@ class RichProgress:
     def __init__(self, console: Console | None = None) -> None:
         self._state = _State()
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # it holds names of sites
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,49 +12,86 @@ from rich.text import Text
 
 from fed_diffmic.reporting.view import DASH, FEDERATED, arms, figure, mean_figure, number, with_interval
 
+ALL, MEAN = "all sites", "mean over sites"
+_FRAME = 3  # columns that a cell's border and padding take
 _HEADINGS = {"local": "alone", "pooled": "pooled", "guidance": "guidance"}
 
 
-def _row(table: Table, name: str, n: int | None, entries: list[dict[str, Any]], accuracy: dict[str, Any]) -> None:
-    table.add_row(
-        Text(name),
-        DASH if n is None else str(n),
-        number(accuracy.get("value")),
-        with_interval(entries[0]),
-        *(number(entry.get("value")) for entry in entries[1:]),
-    )
+def summary_tables(summary: Mapping[str, Any], width: int) -> list[Table]:
+    """Test figures: a row for the global test set, one for the mean over sites, one for each site.
 
-
-def summary_table(summary: Mapping[str, Any]) -> Table:
-    """Test figures: a row for the global test set, one for the mean over sites, one for each site."""
+    Args:
+        summary: what ``summary.json`` holds.
+        width: columns of the terminal. Baselines that do not fit beside the federation stand in further tables below
+            it, so that no figure is cut.
+    """
     models = arms(summary)
     others = [arm for arm in models if arm != FEDERATED]
-    table = Table(title="Test figures (macro AUROC with 95 % interval)", title_justify="left")
-    table.add_column("")
-    for heading in ("images", "balanced\naccuracy", "macro AUROC"):
-        table.add_column(heading, justify="right")
-    for arm in others:
-        heading = _HEADINGS.get(arm, arm.replace("/", " "))
-        table.add_column(f"AUROC,\n{heading}", justify="right")
+    names = _row_names(models[FEDERATED])
+    first = max(len(name) for name in names)
+    base = first + len("images") + len("balanced") + len("0.000 (0.000 to 0.000)") + 4 * _FRAME + 1
+    tables = []
+    beside = _fitting(others, width - base)
+    tables.append(_table(models, names, beside, with_federation=True))
+    rest = others[len(beside) :]
+    while rest:
+        chosen = _fitting(rest, width - first - _FRAME - 1) or rest[:1]
+        tables.append(_table(models, names, chosen, with_federation=False))
+        rest = rest[len(chosen) :]
+    return tables
+
+
+def _row_names(ours: Mapping[str, Any]) -> list[str]:
+    sites = sorted(ours.get("sites") or {})
+    return [ALL, *([MEAN] if len(sites) > 1 else []), *sites]
+
+
+def _heading(arm: str) -> str:
+    return f"AUROC,\n{_HEADINGS.get(arm, arm.replace('/', ' '))}"
+
+
+def _fitting(names: Sequence[str], width: int) -> list[str]:
+    """The first of ``names`` whose columns fit into ``width``."""
+    found: list[str] = []
+    for name in names:
+        width -= max(map(len, _heading(name).split("\n"))) + _FRAME
+        if width < 0:
+            break
+        found.append(name)
+    return found
+
+
+def _table(models: Mapping[str, Any], names: Sequence[str], others: Sequence[str], *, with_federation: bool) -> Table:
     ours = models[FEDERATED]
-    every = [FEDERATED, *others]
-    total = figure(ours, "auroc_macro")
-    _row(
-        table,
-        "all sites",
-        total["n"],
-        [figure(models[a], "auroc_macro") for a in every],
-        figure(ours, "balanced_accuracy"),
-    )
-    if len(ours.get("sites") or {}) > 1:
-        means = [mean_figure(models[arm], "auroc_macro") for arm in every]
-        _row(table, "mean over sites", None, means, mean_figure(ours, "balanced_accuracy"))
-    table.add_section()
-    for site in sorted(ours.get("sites") or {}):
-        entries = [figure(models[arm], "auroc_macro", site=site) for arm in every]
-        accuracy = figure(ours, "balanced_accuracy", site=site)
-        _row(table, site, ours["sites"][site].get("n_test", entries[0]["n"]), entries, accuracy)
+    title = "Test figures (macro AUROC with 95 % interval)" if with_federation else "Test figures of the baselines"
+    table = Table(title=title, title_justify="left")
+    table.add_column("", no_wrap=False, overflow="fold")
+    if with_federation:
+        for heading in ("images", "balanced\naccuracy", "macro AUROC"):
+            table.add_column(heading, justify="right", no_wrap=True)
+    for arm in others:
+        table.add_column(_heading(arm), justify="right", no_wrap=True)
+    for name in names:
+        own, *rest = [_entry(models[arm], name, "auroc_macro") for arm in (FEDERATED, *others)]
+        cells = [number(entry.get("value")) for entry in rest]
+        if with_federation:
+            accuracy = _entry(ours, name, "balanced_accuracy")
+            cells = [_images(ours, name, own), number(accuracy.get("value")), with_interval(own), *cells]
+        table.add_row(Text(name), *cells, end_section=name in (ALL, MEAN) and names[-1] != name)
     return table
+
+
+def _entry(model: Mapping[str, Any], name: str, metric: str) -> dict[str, Any]:
+    if name == ALL:
+        return figure(model, metric)
+    return mean_figure(model, metric) if name == MEAN else figure(model, metric, site=name)
+
+
+def _images(ours: Mapping[str, Any], name: str, entry: Mapping[str, Any]) -> str:
+    count = None if name == MEAN else entry["n"]
+    if name not in (ALL, MEAN):
+        count = ours["sites"][name].get("n_test", count)
+    return DASH if count is None else str(count)
 
 
 def print_summary(summary: Mapping[str, Any], report_path: Path | str, console: Console | None = None) -> None:
@@ -66,7 +103,8 @@ def print_summary(summary: Mapping[str, Any], report_path: Path | str, console: 
         console: default: standard output.
     """
     console = console or Console()
-    console.print(summary_table(summary))
+    for table in summary_tables(summary, console.width):
+        console.print(table)
     for line in summary.get("privacy") or []:
         console.print(f"Privacy: {line}", markup=False, highlight=False)
     console.print("For research. Not a medical device.", style="dim")

@@ -9,7 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_diffmic.data.checks import content_codes, empty_classes, group_leak, institution_overlap, settle_duplicates
+from fed_diffmic.data.checks import (
+    almost_black,
+    empty_classes,
+    group_leak,
+    institution_overlap,
+    look_at,
+    settle_duplicates,
+)
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.manifest import SPLITS, Manifest
 from tests.data.published import codes, one
@@ -40,7 +47,7 @@ def test_equal_pixels_are_equal_codes():
     images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     stack = images[[0, 1, 0, 2, 1]]
     cache = SimpleNamespace(images=lambda rows: stack[rows.tolist()])
-    assert content_codes(manifest([0] * 5), cache).tolist() == [0, 1, 0, 2, 1]
+    assert look_at(manifest([0] * 5), cache)[0].tolist() == [0, 1, 0, 2, 1]
 
 
 def test_copies_under_one_label_are_kept_in_one_group():
@@ -125,3 +132,21 @@ def test_empty_classes_and_groups_at_several_institutions():
     assert "no image of: z" in one(findings, "empty-class").message
     assert one(findings, "group-across-institutions").count == 1
     assert not findings.errors
+
+
+def test_images_that_use_a_sixteenth_of_the_range_are_said():
+    brightest = [16, 255, 0, 17, 200]
+    stack = torch.zeros(5, 3, 4, 4, dtype=torch.uint8)
+    stack[:, 1, 2, 3] = torch.tensor(brightest, dtype=torch.uint8)
+    cache = SimpleNamespace(images=lambda rows: stack[rows.tolist()])
+    m = manifest([0] * 5)
+    found = look_at(m, cache)[1]
+    assert found.tolist() == brightest
+    findings = Findings()
+    almost_black(m, found, findings)
+    warned = one(findings, "almost-black")
+    assert (warned.severity, warned.rows, warned.count) == ("warning", (2, 4), 2)
+    assert "nothing brighter than 16 of 255" in warned.message
+    assert "anna" not in str(warned)
+    almost_black(m, np.full(5, 17, np.uint8), again := Findings())
+    assert not list(again)

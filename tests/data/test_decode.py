@@ -175,3 +175,45 @@ def test_read_content(tmp_path):
         with pytest.raises(BadImageError) as caught:
             read_content(str(path))
         assert caught.value.reason == expected
+
+
+def tiff(bits: int, photometric: int, values: np.ndarray) -> bytes:
+    """An uncompressed grey TIFF of one strip, written by hand: Pillow writes none in which 0 is white."""
+    height, width = values.shape
+    data = values.astype("<u2" if bits == 16 else "<u1").tobytes()
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiff_in_which_zero_is_white_is_turned_back(bits):
+    top = 2**bits - 1
+    values = np.linspace(0, top, 12 * 20).reshape(12, 20).round()
+    black_is_zero, white_is_zero = decode(tiff(bits, 1, values), SIDE), decode(tiff(bits, 0, top - values), SIDE)
+    assert np.array_equal(black_is_zero, white_is_zero)
+    assert black_is_zero[0, 0, 0] < 20 and black_is_zero[0, -1, -1] > 235
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage that is no TIFF", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0"])
+def test_a_sound_jpeg_with_a_broken_exif_is_read(exif):
+    plain = encode(constant("L", 90), "JPEG")
+    broken = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:]
+    assert np.array_equal(decode(broken, SIDE), decode(plain, SIDE))
+
+
+@pytest.mark.parametrize("kind", [b"tEXt", b"zTXt", b"iTXt"])
+def test_a_png_with_megabytes_of_text_is_read(kind):
+    plain = encode(constant("L", 90))
+    text = b"x" * (2 * 2**20)
+    body = {
+        b"tEXt": b"k\0" + text,
+        b"zTXt": b"k\0\0" + zlib.compress(text),
+        b"iTXt": b"k\0\1\0\0\0" + zlib.compress(text),
+    }
+    chunk = kind + body[kind]
+    long = plain[:33] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + plain[33:]
+    if kind != b"tEXt":
+        with pytest.raises(ValueError, match="too large"):  # Pillow itself
+            Image.open(io.BytesIO(long)).load()
+    assert np.array_equal(decode(long, SIDE), decode(plain, SIDE))

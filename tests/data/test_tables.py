@@ -142,3 +142,56 @@ def test_any_bytes_give_a_table_or_a_plain_error(tmp_path, content):
     except FedDiffmicError:
         return
     assert len(table) == len(table["image"]) == len(table["label"]) > 0
+
+
+@pytest.mark.parametrize("separator", [";", ",", "\t", "|"])
+def test_a_spreadsheets_line_above_the_header_names_the_separator(tmp_path, separator):
+    rows = f"sep={separator}\r\nimage{separator}label\r\na.png{separator}x, y; z\r\n"
+    rows = rows if separator in ("|", "\t") else rows.replace("x, y; z", "xyz")
+    table = read(tmp_path, rows.encode())[0]
+    assert table["image"].tolist() == ["a.png"]
+    assert table.lines.tolist() == [3]
+
+
+def test_two_byte_order_marks(tmp_path):
+    table, findings = read(tmp_path, b"\xef\xbb\xbf\xef\xbb\xbfimage,label\na.png,x\n")
+    assert table["image"].tolist() == ["a.png"]
+    assert not list(findings)
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [(b"PK\x03\x04rest", "spreadsheet"), (b"\xd0\xcf\x11\xe0\xa1\xb1", ".xls"), (b"\x1f\x8b\x08rest", "gzip")],
+)
+def test_a_spreadsheet_or_an_archive_is_named(tmp_path, content, word):
+    with pytest.raises(DataError, match=word) as caught:
+        read(tmp_path, content)
+    assert "CSV" in caught.value.remedy
+
+
+def test_a_comment_above_the_header_is_named(tmp_path):
+    with pytest.raises(DataError, match="comment"):
+        read(tmp_path, b"# exported 2026-01-01 08:00\nimage,label\na.png,x\n")
+
+
+def test_an_optional_column_given_twice_is_refused_too(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("image,label,patient_id,patient_id\na.png,x,1,2\n")
+    with pytest.raises(DataError, match="patient_id"):
+        read_table(path, Findings(), required=("image", "label"), optional=("patient_id",))
+    assert len(read_table(path, Findings(), required=("image", "label"))) == 1
+
+
+def test_several_files_that_fit_are_said(tmp_path):
+    for name in ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv"):
+        (tmp_path / name).write_text("x")
+    findings = Findings()
+    patterns = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017*.csv")
+    assert find_table(tmp_path, patterns, "table", findings).name == "Data_Entry_2017_v2020.csv"
+    (found,) = findings
+    assert (found.code, found.severity) == ("several-tables", "warning")
+    assert "Data_Entry_2017_v2020.csv is read, Data_Entry_2017.csv is not" in found.message
+    (tmp_path / "Data_Entry_2017.csv").unlink()
+    again = Findings()
+    find_table(tmp_path, patterns, "table", again)
+    assert not list(again)

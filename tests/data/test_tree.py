@@ -7,29 +7,98 @@ import pytest
 
 from fed_diffmic.config import DatasetConfig
 from fed_diffmic.data.findings import Findings
-from fed_diffmic.data.tree import ImageTree, keep_found, root_folder
+from fed_diffmic.data.tree import ImageTree, Located, NearNames, keep_found, root_folder
 from fed_diffmic.errors import ConfigError
 from tests.data.published import one
 
 
 def touch(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"x")
+    path.write_bytes(str(path).encode())
 
 
 def test_names_in_subfolders_several_of_a_name_and_litter(tmp_path):
     for name in ("a/1.png", "b/c/2.JPG", "b/1.png", ".hidden/3.png", "a/._4.png", "__MACOSX/2.JPG", "notes.txt"):
         touch(tmp_path / name)
     names = np.array(["1.png", "2.JPG", "3.png", "4.png", "notes.txt"], dtype=object)
-    paths, several = ImageTree.scan(tmp_path).locate(names, ending=True)
+    located = ImageTree.scan(tmp_path).locate(names, ending=True)
+    paths, several = located.paths, located.several
     assert paths.tolist() == ["", str(tmp_path / "b/c/2.JPG"), "", "", ""]
     assert several.tolist() == [True, False, False, False, False]
+
+
+def test_copies_of_the_same_bytes_are_one_image(tmp_path):
+    for folder in ("HAM10000_images_part_1", "ham10000_images_part_1"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.png").write_bytes(b"the same")
+        (tmp_path / folder / "2.png").write_bytes(folder.encode())
+    located = ImageTree.scan(tmp_path).locate(np.array(["1.png", "2.png"], dtype=object), ending=True)
+    assert located.paths.tolist() == [str(tmp_path / "HAM10000_images_part_1/1.png"), ""]
+    assert located.several.tolist() == [False, True]
+    assert located.copies == 1
+    findings = Findings()
+    kept = keep_found(
+        located,
+        names=np.array(["1.png", "2.png"], dtype=object),
+        lines=np.array([2, 3]),
+        table="t",
+        field="image",
+        cfg=DatasetConfig(),
+        findings=findings,
+    )
+    assert kept.tolist() == [True, False]
+    assert one(findings, "copied-image").count == 1
+
+
+def test_copies_that_cannot_be_read_are_told_apart(tmp_path, monkeypatch):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.png").write_bytes(b"the same")
+
+    def refused(*_, **__):
+        raise PermissionError
+
+    monkeypatch.setattr("filecmp.cmp", refused)
+    located = ImageTree.scan(tmp_path).locate(np.array(["1.png"], dtype=object), ending=True)
+    assert located.several.tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    ("there", "named", "ending", "kind"),
+    [
+        ("1.PNG", "1.png", True, "other upper and lower case"),
+        ("Cafe\u0301.png", "Caf\u00e9.png", True, "accents stored in another way"),
+        ("1.jpg", "1.png", True, "another ending"),
+        ("1.png", "1", True, "another ending"),
+        ("ISIC_1.jpg", "isic_1", False, "other upper and lower case"),
+    ],
+)
+def test_a_name_that_is_nearly_there_is_said_in_kind_and_number_only(tmp_path, there, named, ending, kind):
+    touch(tmp_path / there)
+    touch(tmp_path / "other.png")
+    names = np.array([named, "other.png" if ending else "other", "nothing like it"], dtype=object)
+    located = ImageTree.scan(tmp_path).locate(names, ending=ending)
+    findings = Findings()
+    keep_found(
+        located,
+        names=names,
+        lines=np.array([2, 3, 4]),
+        table="t",
+        field="image",
+        cfg=DatasetConfig(),
+        findings=findings,
+    )
+    message = one(findings, "missing-image").message
+    assert f"1 of them with {kind}" in message
+    assert "ISIC" not in message and ".png" not in message
+    assert len(one(findings, "missing-image").names) == 2
 
 
 def test_names_without_ending(tmp_path):
     for name in ("ISIC_1.jpg", "ISIC_2.jpg", "ISIC_2.png", "ISIC_1_segmentation.png"):
         touch(tmp_path / name)
-    paths, several = ImageTree.scan(tmp_path).locate(np.array(["ISIC_1", "ISIC_2"], dtype=object), ending=False)
+    located = ImageTree.scan(tmp_path).locate(np.array(["ISIC_1", "ISIC_2"], dtype=object), ending=False)
+    paths, several = located.paths, located.several
     assert paths.tolist() == [str(tmp_path / "ISIC_1.jpg"), ""]
     assert several.tolist() == [False, True]
 
@@ -39,7 +108,8 @@ def test_links_to_folders_are_followed_once(tmp_path):
     (tmp_path / "root").mkdir()
     os.symlink(tmp_path / "elsewhere", tmp_path / "root" / "images")
     os.symlink(tmp_path / "root", tmp_path / "root" / "loop")
-    paths, several = ImageTree.scan(tmp_path / "root").locate(np.array(["1.png"], dtype=object), ending=True)
+    located = ImageTree.scan(tmp_path / "root").locate(np.array(["1.png"], dtype=object), ending=True)
+    paths, several = located.paths, located.several
     assert paths.tolist() == [str(tmp_path / "root/images/1.png")]
     assert not several.any()
 
@@ -49,8 +119,7 @@ def test_missing_and_ambiguous_follow_on_bad_image(mode, severity):
     findings = Findings()
     names = np.array(["anna", "b", "c"], dtype=object)
     kept = keep_found(
-        np.array(["", "/d/b", ""], dtype=object),
-        np.array([False, False, True]),
+        Located(np.array(["", "/d/b", ""], dtype=object), np.array([False, False, True]), NearNames()),
         names=names,
         lines=np.array([2, 3, 4]),
         table="t.csv",
@@ -70,8 +139,7 @@ def test_not_one_image_found_is_an_error_even_when_skipping():
     findings = Findings()
     nothing = np.array(["", ""], dtype=object)
     keep_found(
-        nothing,
-        np.zeros(2, bool),
+        Located(nothing, np.zeros(2, bool), NearNames()),
         names=nothing,
         lines=np.array([2, 3]),
         table="t",

@@ -95,3 +95,24 @@ def test_mean_without_measurement_has_no_interval(summary: dict[str, Any]) -> No
 )
 def test_words(call: str, text: str) -> None:
     assert call == text
+
+
+@pytest.mark.parametrize("width", [72, 80, 100, 140])
+def test_no_figure_is_cut_however_narrow_the_terminal(summary: dict[str, Any], width: int) -> None:
+    out = printed(summary, width=width)
+    assert "…" not in out
+    assert max(map(len, out.split("Report:")[0].splitlines())) <= width
+    for site in summary["sites"]:
+        rows = [line for line in out.splitlines() if site in line]
+        assert any(with_interval(summary["sites"][site]["test"]["auroc_macro"]) in row for row in rows)
+        for arm in ("local", "pooled", "guidance"):
+            value = number(summary["baselines"][arm]["sites"][site]["test"]["auroc_macro"]["value"])
+            assert any(value in row for row in rows)
+
+
+def test_each_sites_row_shows_its_own_balanced_accuracy(summary: dict[str, Any]) -> None:
+    lines = printed(summary).splitlines()
+    values = {site: figures["test"]["balanced_accuracy"]["value"] for site, figures in summary["sites"].items()}
+    assert len({number(value) for value in values.values()}) == len(values), "alike, the test could not tell"
+    for site, value in values.items():
+        assert number(value) in next(line for line in lines if site in line)

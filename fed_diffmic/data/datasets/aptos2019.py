@@ -43,12 +43,11 @@ def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
         splits = published_split(root, table, "id_code", labels, findings)
         usable &= splits != ""
     nobody = np.full(len(table), "", dtype=object)
-    ungrouped(nobody, table=table.name, field="", unit="patient", findings=findings)
+    ungrouped(nobody, lines=table.lines, table=table.name, field="", unit="patient", findings=findings)
     folder = root / "train_images"
-    paths, several = ImageTree.scan(folder if folder.is_dir() else root).locate(table["id_code"], ending=False)
+    located = ImageTree.scan(folder if folder.is_dir() else root).locate(table["id_code"], ending=False)
     usable &= keep_found(
-        paths,
-        several,
+        located,
         names=table["id_code"],
         lines=table.lines,
         table=table.name,
@@ -62,7 +61,7 @@ def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
         root=root,
         classes=classes,
         task=task,
-        image=paths[usable],
+        image=located.paths[usable],
         label=labels[usable],
         group=nobody[usable],
         split=splits[usable],

@@ -47,10 +47,10 @@ def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
     task = task_of(cfg, "multilabel", ("multilabel",))
     known = (*CLASSES, NO_FINDING)
     classes = published_classes(cfg, known) if cfg.classes else known if cfg.no_finding else CLASSES
-    path = find_table(root, ("Data_Entry_2017*.csv",), "table of ChestX-ray14")
+    path = find_table(root, ("Data_Entry_2017_v2020.csv", "Data_Entry_2017*.csv"), "table of ChestX-ray14", findings)
     table = read_table(path, findings, required=(_IMAGE, _LABELS, _PATIENT))
     table = table.take(check_filled(table, (_IMAGE, _LABELS), findings))
-    ungrouped(table[_PATIENT], table=table.name, field=_PATIENT, unit="patient", findings=findings)
+    ungrouped(table[_PATIENT], lines=table.lines, table=table.name, field=_PATIENT, unit="patient", findings=findings)
     labels, usable = label_sets(
         table[_LABELS], classes, lines=table.lines, table=table.name, field=_LABELS, findings=findings, known=CLASSES
     )
@@ -62,10 +62,9 @@ def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
     if cfg.split == "published":
         splits = _published(root, table, findings)
         usable &= splits != ""
-    paths, several = ImageTree.scan(root).locate(table[_IMAGE], ending=True)
+    located = ImageTree.scan(root).locate(table[_IMAGE], ending=True)
     usable &= keep_found(
-        paths,
-        several,
+        located,
         names=table[_IMAGE],
         lines=table.lines,
         table=table.name,
@@ -79,7 +78,7 @@ def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
         root=root,
         classes=classes,
         task=task,
-        image=paths[usable],
+        image=located.paths[usable],
         label=labels[usable],
         group=table[_PATIENT][usable],
         split=splits[usable],

@@ -40,7 +40,8 @@ def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
     task = task_of(cfg, "multiclass", ("multiclass",))
     classes = published_classes(cfg, CLASSES)
     table = _read_labels(root, findings)
-    ungrouped(table.text("lesion_id"), table=table.name, field="lesion_id", unit="lesion", findings=findings)
+    lesions = table.text("lesion_id")
+    ungrouped(lesions, lines=table.lines, table=table.name, field="lesion_id", unit="lesion", findings=findings)
     labels = class_indices(
         table["dx"], classes, lines=table.lines, table=table.name, field=_label_field(table), findings=findings
     )
@@ -60,10 +61,9 @@ def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
             published=True,
             findings=findings,
         )
-    paths, several = ImageTree.scan(root).locate(table["image_id"], ending=False)
+    located = ImageTree.scan(root).locate(table["image_id"], ending=False)
     usable &= keep_found(
-        paths,
-        several,
+        located,
         names=table["image_id"],
         lines=table.lines,
         table=table.name,
@@ -77,7 +77,7 @@ def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
         root=root,
         classes=classes,
         task=task,
-        image=paths[usable],
+        image=located.paths[usable],
         label=labels[usable],
         group=table.text("lesion_id")[usable],
         institution=table.text("dataset")[usable],
@@ -93,10 +93,10 @@ def _label_field(table: Table) -> str:
 def _read_labels(root: Path, findings: Findings) -> Table:
     """A table with ``image_id``, ``dx`` and, where known, ``lesion_id`` and ``dataset``."""
     try:
-        path = find_table(root, _METADATA, "HAM10000 metadata")
+        path = find_table(root, _METADATA, "HAM10000 metadata", findings)
     except DataError:
         try:
-            path = find_table(root, _TRUTH, "ground truth")
+            path = find_table(root, _TRUTH, "ground truth", findings)
         except DataError:
             raise DataError(
                 f"dataset.root holds no table of HAM10000; looked for {', '.join((*_METADATA, *_TRUTH))} "
@@ -132,7 +132,7 @@ def _read_truth(root: Path, path: Path, findings: Findings) -> Table:
 def _lesions(root: Path, table: Table, findings: Findings) -> dict[str, np.ndarray]:
     """Lesion of each image by the ISIC groupings, if they are there."""
     try:
-        path = find_table(root, _LESIONS, "lesion groupings")
+        path = find_table(root, _LESIONS, "lesion groupings", findings)
     except DataError:
         return {}
     groupings = read_table(path, findings, required=("image", "lesion_id"))

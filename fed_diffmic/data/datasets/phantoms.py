@@ -32,6 +32,13 @@ def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
     modality = "dermoscopy" if cfg.modality == "none" else cfg.modality
     if not (root / MARKER).is_file():
         write_phantoms(root, modality, cfg.phantom_images, SEED)
+        findings.add(
+            "drawn-images",
+            "warning",
+            f"{cfg.phantom_images} images were drawn into {root} now: no figure on them says anything about patients",
+            count=cfg.phantom_images,
+            remedy="For images of your own name their layout: dataset=table (or `fed-diffmic options dataset`).",
+        )
     drawn = read_json(root / MARKER)
     if not isinstance(drawn, dict) or drawn.get("modality") != modality:
         raise DataError(

@@ -7,6 +7,7 @@ As pickle: a list of dicts, read by :mod:`fed_diffmic.data.plain_pickle`. Grades
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from fed_diffmic.data.labels import class_indices, grade_names, task_of
 from fed_diffmic.data.manifest import Manifest
 from fed_diffmic.data.plain_pickle import MAX_BYTES, PlainPickleError, load_plain
 from fed_diffmic.data.tables import Table, check_filled, read_table
-from fed_diffmic.data.tree import ImageTree, keep_found, root_folder
+from fed_diffmic.data.tree import ImageTree, Located, keep_found, root_folder
 from fed_diffmic.errors import ConfigError, DataError, MachineError
 
 GRADES = 4
@@ -80,11 +81,11 @@ def _manifest(
     labels = class_indices(
         table["label"], grades, lines=table.lines, table=table.name, field="label", findings=findings
     )
-    ungrouped(table.text(_PATIENT), table=table.name, field=_PATIENT, unit="patient", findings=findings)
-    paths, several = _locate(table["image"], root, tree)
+    patients = table.text(_PATIENT)
+    ungrouped(patients, lines=table.lines, table=table.name, field=_PATIENT, unit="patient", findings=findings)
+    located = _locate(table["image"], root, tree)
     usable = (labels >= 0) & keep_found(
-        paths,
-        several,
+        located,
         names=table["image"],
         lines=table.lines,
         table=table.name,
@@ -98,7 +99,7 @@ def _manifest(
         root=root,
         classes=classes,
         task=task,
-        image=paths[usable],
+        image=located.paths[usable],
         label=labels[usable],
         group=table.text(_PATIENT)[usable],
         split=_split_of(cfg, table.name),
@@ -119,14 +120,15 @@ def _split_of(cfg: DatasetConfig, name: str) -> str:
     return found[0]
 
 
-def _locate(names: np.ndarray, root: Path, tree: ImageTree) -> tuple[np.ndarray, np.ndarray]:
+def _locate(names: np.ndarray, root: Path, tree: ImageTree) -> Located:
     """Paths below the root, and where a bare name fits several files; see :meth:`ImageTree.locate`."""
     below = {path.removeprefix(f"{root}/"): path for paths in tree.by_name.values() for path in paths}
     relative = [os.path.normpath(name.replace("\\", "/")) for name in names]
     bare = np.array([os.path.basename(name) for name in relative], dtype=object)
-    paths, several = tree.locate(bare, ending=True)
+    located = tree.locate(bare, ending=True)
     exact = np.array([below.get(name, "") for name in relative], dtype=object)
-    return np.where(exact != "", exact, paths), several & (exact == "")
+    paths = np.where(exact != "", exact, located.paths)
+    return replace(located, paths=paths, several=located.several & (exact == ""))
 
 
 def _counted_from_one(tables: list[Table]) -> bool:

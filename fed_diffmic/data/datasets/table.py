@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,18 @@ from fed_diffmic.config import DatasetConfig
 from fed_diffmic.data.checks import ungrouped
 from fed_diffmic.data.datasets import register_dataset
 from fed_diffmic.data.findings import Findings
-from fed_diffmic.data.labels import NO_FINDING, SEPARATOR, class_indices, label_sets, natural_order, split_names
+from fed_diffmic.data.labels import (
+    NO_FINDING,
+    SEPARATOR,
+    class_indices,
+    label_sets,
+    natural_order,
+    report_spellings,
+    split_names,
+)
 from fed_diffmic.data.manifest import TASKS, Manifest
 from fed_diffmic.data.tables import Table, check_filled, read_table
-from fed_diffmic.data.tree import keep_found, root_folder
+from fed_diffmic.data.tree import Located, NearNames, keep_found, root_folder
 from fed_diffmic.errors import DataError
 
 _OPTIONAL = ("patient_id", "institution")
@@ -44,19 +53,20 @@ def read_table_of_images(cfg: DatasetConfig, findings: Findings, *, own_split: b
     table = read_table(
         path, findings, required=("image", "label"), optional=(*_OPTIONAL, "split") if own_split else _OPTIONAL
     )
-    ungrouped(table.text("patient_id"), table=table.name, field="patient_id", unit="patient", findings=findings)
+    patients = table.text("patient_id")
+    ungrouped(patients, lines=table.lines, table=table.name, field="patient_id", unit="patient", findings=findings)
     splits = split_names(table.text("split"), lines=table.lines, table=table.name, findings=findings)
     task = cfg.task or ("multilabel" if any(SEPARATOR in label for label in table["label"]) else "multiclass")
-    classes = _classes(cfg, table, task, findings)
-    labels, usable = _labels(table, classes, task, findings)
-    usable &= check_filled(table, ("image",), findings)
-    paths = _paths(table, path.parent, findings)
+    paths, near = _paths(table, path.parent, findings)
     outside = paths == "outside"
     named = ~outside & (table["image"] != "")
     paths[~named] = ""
+    # Classes are those of rows whose image is there: a spreadsheet's row of totals names none.
+    classes = _classes(cfg, table.take(paths != "") if cfg.on_bad_image == "skip" else table, task, findings)
+    labels, usable = _labels(table, classes, task, cfg, paths != "", findings)
+    usable &= check_filled(table, ("image",), findings)
     usable[named] &= keep_found(
-        paths[named],
-        np.zeros(int(named.sum()), dtype=bool),
+        Located(paths[named], np.zeros(int(named.sum()), dtype=bool), near),
         names=table["image"][named],
         lines=table.lines[named],
         table=table.name,
@@ -105,6 +115,7 @@ def _classes(cfg: DatasetConfig, table: Table, task: str, findings: Findings) ->
     texts = set(table["label"])
     names = {name.strip() for text in texts for name in text.split(SEPARATOR)} if task == "multilabel" else texts
     found = natural_order([name for name in names if name and not (task == "multilabel" and name == NO_FINDING)])
+    report_spellings(found, table=table.name, field="label", findings=findings)
     if len(found) > _MANY_LABELS and len(found) > len(table) / 2:
         findings.add(
             "too-many-labels",
@@ -140,10 +151,23 @@ def _classes(cfg: DatasetConfig, table: Table, task: str, findings: Findings) ->
     return tuple(found)
 
 
-def _labels(table: Table, classes: tuple[str, ...], task: str, findings: Findings) -> tuple[np.ndarray, np.ndarray]:
-    """Labels ``(N,)`` or ``(N, C)``, and which rows hold a usable one."""
+def _labels(
+    table: Table, classes: tuple[str, ...], task: str, cfg: DatasetConfig, there: np.ndarray, findings: Findings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels ``(N,)`` or ``(N, C)``, and which rows hold a usable one.
+
+    Args:
+        there: ``(N,)`` bool, rows whose image was found; the labels of the others do not matter where they are skipped.
+    """
     if task not in TASKS:
         raise ValueError(f"task {task!r}")
+    if cfg.on_bad_image == "skip" and there.any() and not there.all():
+        labels, usable = _labels(table.take(there), classes, task, replace(cfg, on_bad_image="error"), there, findings)
+        spread = np.full((len(table), *labels.shape[1:]), -1 if task != "multilabel" else 0, dtype=labels.dtype)
+        spread[there] = labels
+        whole = np.zeros(len(table), dtype=bool)
+        whole[there] = usable
+        return spread, whole
     if task == "multilabel":
         return label_sets(
             table["label"], classes, lines=table.lines, table=table.name, field="label", findings=findings
@@ -156,10 +180,14 @@ def _labels(table: Table, classes: tuple[str, ...], task: str, findings: Finding
     return labels, labels >= 0
 
 
-def _paths(table: Table, folder: Path, findings: Findings) -> np.ndarray:
-    """Absolute path of each image, empty where there is none, ``outside`` (a finding) where it leaves ``folder``."""
+def _paths(table: Table, folder: Path, findings: Findings) -> tuple[np.ndarray, NearNames]:
+    """Absolute path of each image, empty where there is none, ``outside`` (a finding) where it leaves ``folder``.
+
+    Also what of the names that are not there is there under a name that is nearly the same.
+    """
     listed: dict[str, frozenset[str]] = {}
     paths = np.empty(len(table), dtype=object)
+    missing: dict[str, list[str]] = {}
     for i, written in enumerate(table["image"]):
         relative = os.path.normpath(written.replace("\\", "/"))
         if relative.startswith(("/", "../")) or relative == ".." or _DRIVE.match(relative):
@@ -169,19 +197,28 @@ def _paths(table: Table, folder: Path, findings: Findings) -> np.ndarray:
         if parent not in listed:
             listed[parent] = _files_in(parent)
         paths[i] = os.path.join(parent, name) if name in listed[parent] else ""
+        if not paths[i]:
+            missing.setdefault(parent, []).append(name)
+    near = NearNames()
+    for parent, names in missing.items():
+        near.look(names, listed[parent])
     outside = paths == "outside"
     if outside.any():
+        drive = np.array([_DRIVE.match(str(written)) is not None for written in table["image"]], dtype=bool) & outside
+        message = "the path is absolute or leaves the folder of the table"
+        if drive.any():
+            message = f"{int(drive.sum())} paths begin with a Windows drive (such as C:); {message}"
         findings.add(
             "path-outside",
             "error",
-            "the path is absolute or leaves the folder of the table",
+            message,
             table=table.name,
             rows=table.lines[outside],
             field="image",
             remedy="Write image paths relative to the folder of the table, and keep the images below it.",
             names=table["image"][outside],
         )
-    return paths
+    return paths, near
 
 
 def _files_in(folder: str) -> frozenset[str]:

@@ -20,7 +20,7 @@ ROWS = [
 def images(root, *names):
     for name in names or ("part_1/ISIC_1.jpg", "part_1/ISIC_2.jpg", "part_2/ISIC_3.jpg", "part_2/deep/ISIC_4.JPG"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"x")
+        (root / name).write_bytes(name.encode())
 
 
 def load(root, **options):

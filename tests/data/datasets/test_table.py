@@ -174,3 +174,69 @@ def test_several_labels_in_a_task_of_one(tmp_path):
     rows = [["a.png", "x"], ["b.png", "y"], ["c.png", "x|y"]]
     _, findings = hospital(tmp_path, ["image", "label"], rows, task="multiclass", classes=["x", "y"])
     assert one(findings, "unknown-label").rows == (4,)
+
+
+def test_a_row_of_totals_names_no_class(tmp_path):
+    rows = [["a.png", "mel"], ["b.png", "nv"], ["Total", "40"]]
+    manifest, findings = hospital(tmp_path, ["image", "label"], rows, on_bad_image="skip")
+    assert manifest.classes == ("mel", "nv")
+    assert manifest.labels.tolist() == [0, 1]
+    assert one(findings, "missing-image").rows == (4,)
+    assert not findings.errors
+
+
+def test_a_row_of_totals_names_no_class_among_several_labels(tmp_path):
+    rows = [["a.png", "Mass|Edema"], ["b.png", ""], ["Total", "40"]]
+    manifest, findings = hospital(tmp_path, ["image", "label"], rows, on_bad_image="skip", task="multilabel")
+    assert manifest.classes == ("Edema", "Mass")
+    assert manifest.labels.tolist() == [[1, 1], [0, 0]]
+    assert not findings.errors
+
+
+def test_labels_of_images_that_are_not_there_do_not_stop_a_run_that_skips(tmp_path):
+    rows = [["a.png", "mel"], ["gone.png", "typo"], ["b.png", "nv"]]
+    manifest, findings = hospital(tmp_path, ["image", "label"], rows, on_bad_image="skip", classes=["nv", "mel"])
+    assert manifest.labels.tolist() == [1, 0]
+    assert manifest.table["line"].tolist() == [2, 4]
+    assert not findings.errors
+
+
+@pytest.mark.parametrize(
+    ("one_way", "other_way"),
+    [("Melanoma", "melanoma"), ("1", "1.0"), ("No finding", "no_finding"), ("ne\u200bvus", "nevus")],
+)
+def test_one_label_spelt_two_ways_is_said(tmp_path, one_way, other_way):
+    rows = [["a.png", one_way], ["b.png", other_way], ["c.png", "other"]]
+    manifest, findings = hospital(tmp_path, ["image", "label"], rows)
+    assert one(findings, "label-spelt-twice").severity == "warning"
+    assert len(manifest.classes) == 3
+
+
+def test_comma_and_semicolon_separate_no_labels_and_that_is_said(tmp_path):
+    rows = [["a.png", "Edema, Mass"], ["b.png", "Edema"], ["c.png", "Mass"]]
+    _, findings = hospital(tmp_path, ["image", "label"], rows)
+    assert "'|'" in one(findings, "label-separator").remedy
+    (tmp_path / "whole").mkdir()
+    named = [["a.png", "Carcinoma, basal cell"], ["b.png", "Nevus"], ["c.png", "Nevus"]]
+    assert "label-separator" not in codes(hospital(tmp_path / "whole", ["image", "label"], named)[1])
+
+
+def test_a_windows_drive_is_called_one(tmp_path):
+    rows = [["C:\\data\\a.png", "x"], ["b.png", "y"], ["c.png", "y"]]
+    _, findings = hospital(tmp_path, ["image", "label"], rows)
+    assert "1 paths begin with a Windows drive" in one(findings, "path-outside").message
+
+
+def test_names_that_are_nearly_there_are_said_in_kind(tmp_path):
+    rows = [["A.PNG", "x"], ["b", "y"], ["c.png", "y"], ["d.png", "x"]]
+    _, findings = hospital(tmp_path, ["image", "label"], rows)
+    message = one(findings, "missing-image").message
+    assert "1 of them with other upper and lower case" in message
+    assert "1 of them with another ending, or one where the table has none" in message
+
+
+def test_doubtful_patients_are_said(tmp_path):
+    rows = [["a.png", "x", "0007"], ["b.png", "y", "7"], ["c.png", "y", "NA"]]
+    _, findings = hospital(tmp_path, ["image", "label", "patient_id"], rows)
+    assert one(findings, "group-spelt-twice").count == 2
+    assert one(findings, "group-placeholder").count == 1
