@@ -19,9 +19,9 @@ from client.enforce import Enforcement
 from client.site import Site, log_failure, open_data, open_site, site_folder, site_rules
 from fed_diffmic.errors import MachineError
 from fed_diffmic.exchange.failures import BAD_REQUEST, SiteError, failure_code
-from fed_diffmic.exchange.payload import Limits, Payload, PayloadError, encode
+from fed_diffmic.exchange.payload import Limits, Payload, PayloadError, decode, encode
 from fed_diffmic.spec import RunSpec
-from fed_diffmic.transport.messages import failure_message, from_record, header_digest, reply_message
+from fed_diffmic.transport.messages import failure_message, reply_message, wire_of
 
 LIMITS = Limits(tensor_bytes=16 * 1024**3)
 
@@ -67,33 +67,49 @@ def answer(message: Message, context: Context, kind: str, task: Task | None) -> 
     rules = Enforcement(site_rules(), kind)
     try:
         folder = site_folder(context)
-        rules.enter()
-        request = from_record(message.content, LIMITS)
-        return perform(message, context, request, rules, task)
+        request, digest = read(message, rules)
+        return perform(message, context, request, digest, rules, task)
     except PayloadError as error:
         failed: Exception = SiteError(BAD_REQUEST)
         failed.__cause__ = error
     except Exception as error:
         failed = error
     code = failure_code(failed)
-    logger.error("task %s failed with code %d; the site's own log has the detail", kind, code)
     try:
-        rules.refused(code)
-        if folder is not None:
-            log_failure(folder, kind, code, failed)
+        if rules.refused(code):
+            logger.error("task %s failed with code %d; the site's own log has the detail", kind, code)
+            if folder is not None:
+                log_failure(folder, kind, code, failed)
     except (MachineError, OSError):
-        logger.error("the site's own logs cannot be written")
+        logger.error("task %s failed with code %d; the site's own logs cannot be written", kind, code)
     return failure_message(code, message)
 
 
-def perform(message: Message, context: Context, request: Payload, rules: Enforcement, task: Task | None) -> Message:
+def read(message: Message, rules: Enforcement) -> tuple[Payload, str]:
+    """The request that a message holds and the digest of its header: its seal first, then whether the site works now.
+
+    Raises:
+        SiteError: it is not the coordinator's own, or the site takes no tasks now.
+        PayloadError: it is not a request.
+    """
+    wire = rules.unseal(lambda: wire_of(message.content))
+    rules.enter()
+    return decode(wire, LIMITS), wire.digest
+
+
+def perform(
+    message: Message, context: Context, request: Payload, digest: str, rules: Enforcement, task: Task | None
+) -> Message:
     """Do a task that could be read, under the site's rules; its reply.
+
+    Args:
+        digest: of the request's header, as it travelled.
 
     Raises:
         Exception: whatever makes the task impossible; nothing of it may cross but a code.
     """
     spec, site = tasks.check_request(request, rules.kind), None
-    rules.admit(spec, request, header_digest(message.content))
+    rules.admit(spec, request, digest)
     if rules.rules is not None:  # a real site's message is nobody else's: what was decoded need not be held twice
         message.content = RecordDict()
     try:
@@ -109,4 +125,4 @@ def perform(message: Message, context: Context, request: Payload, rules: Enforce
     reply = rules.release(reply, request, site)
     wire = encode(reply)
     rules.sending(reply, wire, request)
-    return reply_message(reply, message, wire)
+    return reply_message(reply, message, rules.seal(wire, request))

@@ -1,13 +1,15 @@
-"""What a real site does around a task: gate, policy, replay, time, audit log. A virtual site does none of it.
+"""What a real site does around a task: seal, gate, policy, replay, time, audit log. A virtual site does none of it.
 
-The order matters. A request is refused before data are opened or weights are loaded; what was computed passes the
-policy once more before it leaves; and nothing leaves without its line in the audit log.
+The order matters. A request that is not the coordinator's own is refused before anything of it is decoded or written
+down; any other before data are opened or weights are loaded; what was computed passes the policy once more before it
+leaves; and nothing leaves without its line in the audit log, or unsealed where there are seals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from client.privacy import is_private, planned_batches
@@ -19,6 +21,7 @@ from fed_diffmic.exchange.failures import SiteError
 from fed_diffmic.exchange.payload import Payload, Wire, request_name
 from fed_diffmic.exchange.policy import Denial
 from fed_diffmic.exchange.screening import update_norm
+from fed_diffmic.exchange.seal import RequestSeal
 from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.bound import OutOfTimeError, time_bound
 
@@ -37,6 +40,26 @@ class Enforcement:
         self.rules = rules
         self.kind = kind
         self._facts: dict[str, Any] = {"task": kind}
+        self._asked: RequestSeal | None = None
+
+    def unseal(self, read: Callable[[], Wire]) -> Wire:
+        """The request without its seal, once that is known to be the coordinator's, over this request, for this site.
+
+        Args:
+            read: gives the request as it travelled.
+
+        Raises:
+            SiteError: it is not. Before this nothing of the request was decoded.
+            PayloadError: there is nothing to be read (where nothing is sealed).
+        """
+        if self.rules is None or self.rules.seals is None:
+            return read()
+        try:
+            wire = read()
+        except Exception as error:  # anybody may have sent it: it counts as what it lacks, and is not told apart
+            raise SiteError(failures.UNSEALED) from error
+        self._asked = self.rules.seals.check(wire)
+        return replace(wire, seal="")
 
     def enter(self) -> None:
         """Before the request is even read.
@@ -54,13 +77,17 @@ class Enforcement:
             digest: of the request's header, as it travelled.
 
         Raises:
-            SiteError: the policy does not allow it.
-            MachineError: the audit log cannot be written.
+            SiteError: the policy does not allow it, or it is an old request sent again.
+            MachineError: the audit log, or what was seen of the coordinator's, cannot be written.
         """
         if self.rules is None:
             return
         self._facts = request_facts(request, digest, request.tensor_bytes)
-        self.rules.audit.append("task", **self._facts)
+        proof: dict[str, str] = {}
+        if self.rules.seals is not None and self._asked is not None:
+            self.rules.seals.follow(self._asked, request.header["run"])
+            proof = self._asked.signed.facts()
+        self.rules.audit.append("task", **self._facts, **proof)
         if spec is not None and spec.arm != ARM:
             raise SiteError(failures.POLICY_RUN, f"arm {spec.arm}: a real site takes part in the federation only")
         _refuse(self.rules.policy.check(self.kind, spec, request, dataset=self.rules.dataset))
@@ -135,14 +162,28 @@ class Enforcement:
         released = _counts(reply.header) | dict(reply.metrics)
         self.rules.audit.append("payload", **facts, figures=released)
 
-    def refused(self, code: int) -> None:
-        """The line of a refusal or a failure.
+    def seal(self, wire: Wire, request: Payload) -> Wire:
+        """The reply as it travels; after its line, so that the head in its seal stands for that line too.
+
+        Raises:
+            MachineError: the audit log cannot be read.
+        """
+        if self.rules is None or self.rules.seals is None or self._asked is None:
+            return wire
+        return self.rules.seals.seal(wire, self._asked, request_name(request.header), self.rules.audit.head())
+
+    def refused(self, code: int) -> bool:
+        """The line of a refusal or a failure; false where it was only counted: strangers must not fill the disk.
 
         Raises:
             MachineError: the audit log cannot be written.
         """
-        if self.rules is not None:
-            self.rules.audit.append("refusal", **self._facts, code=code, reason=failures.FAILURES[code])
+        if self.rules is None:
+            return True
+        more = self.rules.refusals.facts(code)
+        if more is not None:
+            self.rules.audit.append("refusal", **self._facts, code=code, reason=failures.FAILURES[code], **more)
+        return more is not None
 
 
 def _refuse(denial: Denial | None) -> None:

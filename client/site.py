@@ -16,6 +16,7 @@ from typing import Any
 
 from flwr.app import Context
 
+from client.seals import Refusals, SiteSeals
 from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.exchange.audit import AuditLog
@@ -78,12 +79,17 @@ class Rules:
         audit: keeps a line of every task, refusal and payload; nothing leaves without its line.
         gate: called with the task's kind before anything else; raises :class:`SiteError` (``PAUSED``, ``WITHDRAWN``)
             where the site takes no tasks now.
+        seals: what checks that a request is the coordinator's own, and seals replies to it; none: an insecure trial,
+            which takes requests without seals only.
+        refusals: counts what was refused over its seal.
     """
 
     policy: SitePolicy
     dataset: str
     audit: AuditLog
     gate: Gate | None = None
+    seals: SiteSeals | None = None
+    refusals: Refusals = field(default_factory=Refusals)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from client.start import LOGS, RUN, STATE, site_audit, start_worker
 from fed_diffmic.config_site import CoordinatorConfig, SiteConfig
 from fed_diffmic.console import INTERRUPTED, TERMINATED
 from fed_diffmic.errors import FedDiffmicError, MachineError
-from fed_diffmic.provision.keys import load_private
+from fed_diffmic.provision.keys import load_private, load_public
 from fed_diffmic.transport.contact import Contact, read_contact
 from fed_diffmic.transport.processes import Child, lock_file
 from fed_diffmic.transport.supernode import NodeSettings, ca_certificates, start_supernode
@@ -64,6 +64,7 @@ def run_site(config: SiteConfig) -> int:
     if not way.insecure:
         ca_certificates(way.ca)
         load_private(str(way.key))
+        load_public(str(way.public_key))
     with ExitStack() as held:
         held.enter_context(lock_file(folder / RUN / "site.lock", f"the folder of site {config.site.name}"))
         if way.key is not None:

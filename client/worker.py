@@ -56,12 +56,13 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
     from client.app import app
     from client.control import gate
     from client.device import chosen_device
+    from client.seals import SiteSeals
     from client.site import Protection, Rules, register_source
     from client.source import SiteSource
     from client.start import STATE, site_audit, site_key
     from fed_diffmic.config_site import SiteConfig
     from fed_diffmic.exchange.policy import SitePolicy
-    from fed_diffmic.provision.keys import load_private
+    from fed_diffmic.provision.keys import load_private, load_public
     from fed_diffmic.spec import parse_dataclass
     from fed_diffmic.transport.contact import read_contact
     from fed_diffmic.transport.worker import serve
@@ -70,8 +71,10 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
     folder, run = Path(str(config.site.folder)), Path(settings.run)
     private = config.privacy.name == "dp_sgd"
     policy = SitePolicy(config.policy, config.privacy.stages if private else ())
-    rules = Rules(policy, config.dataset.name, site_audit(config), gate=lambda _: gate(folder))
-    protection = Protection(config.privacy, load_private(site_key(config)))
+    signer, way = load_private(site_key(config)), config.coordinator
+    seals = None if way.insecure else SiteSeals(config.site.name, load_public(str(way.public_key)), signer, folder)
+    rules = Rules(policy, config.dataset.name, site_audit(config), gate=lambda _: gate(folder), seals=seals)
+    protection = Protection(config.privacy, signer)
     register_source(SiteSource(config), lambda _: folder, rules, lambda _: protection)
 
     def port() -> int:

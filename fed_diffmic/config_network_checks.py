@@ -29,6 +29,10 @@ ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 PROXY = re.compile(r"http://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}/?")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _KIT = "The kit that the coordinator sent holds it: `fed-diffmic provision open-kit`."
+_PUBLIC = (
+    "Requests are taken only under the coordinator's seal, which this key verifies. Name coordinator.pub, which lies "
+    "beside ca.crt where the kit was opened; `fed-diffmic provision open-kit --update` writes it again."
+)
 _MADE = "`fed-diffmic provision` makes it; docs/provisioning.md shows how."
 
 
@@ -164,8 +168,7 @@ def check_site_start(config: SiteConfig) -> None:
     else:
         _need_file("coordinator.ca", way.ca, _KIT)
         _need_file("coordinator.key", way.key, "Make it here: `fed-diffmic provision site-key`.")
-    if way.public_key is not None:
-        _need_file("coordinator.public_key", way.public_key, _KIT)
+        _need_file("coordinator.public_key", way.public_key, _PUBLIC)
     root = config.dataset.root
     if root is None or not (Path(root).is_dir() or (config.dataset.name == "table" and Path(root).is_file())):
         raise ConfigError(

@@ -39,7 +39,10 @@ class CoordinatorConfig(Checked):
     ca: str | None = option(None, "certificate of the consortium's CA (PEM), from the kit", path=True)
     key: str | None = option(None, "this site's private key (OpenSSH EC, 0600)", path=True)
     public_key: str | None = option(
-        None, "the coordinator's public signing key (OpenSSH), from the kit: verifies models and audit logs", path=True
+        None,
+        "the coordinator's public signing key (OpenSSH), coordinator.pub of the kit: requests are taken only under its "
+        "seal; verifies models and audit logs. Needed without insecure",
+        path=True,
     )
     proxy: str | None = option(None, "http://host:port of a proxy; none: HTTPS_PROXY is not looked at")
     insecure: bool = option(False, "true: no TLS, no authentication; for trials on one machine only")

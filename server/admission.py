@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fed_diffmic.errors import CredentialError
+from fed_diffmic.provision.keys import PublicKey, parse_public
 from fed_diffmic.provision.roster import Roster
 from fed_diffmic.transport.control import Control, LinkLostError
 from fed_diffmic.transport.superlink import RunningLink
@@ -58,6 +59,12 @@ class Admission:
         """The admitted site that each of Flower's nodes is."""
         with self._lock:
             return {node: name for name, (_, node) in self._nodes.items()}
+
+    def key_of(self, site: str) -> PublicKey | None:
+        """The key of an admitted site, or none."""
+        with self._lock:
+            key, _ = self._nodes.get(site, ("", 0))
+        return parse_public(key) if key else None
 
     def _follow(self) -> None:
         while not self._over.wait(self._pause_s):

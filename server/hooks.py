@@ -12,6 +12,7 @@ from typing import Any
 
 from fed_diffmic.exchange.audit import AuditLog, Head
 from fed_diffmic.provision.keys import PrivateKey
+from server.seals import Seals
 
 NamesOfNodes = Callable[[], Mapping[int, str]]
 
@@ -26,17 +27,30 @@ class Hooks:
         audit: the coordinator's own log.
         signer: signs the final model's provenance.
         max_update_norm: the largest L2 norm of a site's update that is taken.
+        seals: seals requests and opens replies; needs ``audit``. None: nothing is sealed (a simulation, a trial).
+
+    Raises:
+        ValueError: seals without an audit log.
     """
 
     names_of_nodes: NamesOfNodes | None = None
     audit: AuditLog | None = None
     signer: PrivateKey | None = None
     max_update_norm: float = math.inf
+    seals: Seals | None = None
+
+    def __post_init__(self) -> None:
+        if self.seals is not None and self.audit is None:
+            raise ValueError("a seal names the head of the coordinator's audit log, and there is none")
 
     def log(self, kind: str, **facts: Any) -> None:
         """A line of the audit log, if there is one."""
         if self.audit is not None:
             self.audit.append(kind, **facts)
+
+    def name_of(self, node: int, named: str) -> str | None:
+        """The roster's name of the site behind a node; without a roster, as it is ``named``. None: not admitted."""
+        return named if self.names_of_nodes is None else self.names_of_nodes().get(node)
 
     def head(self) -> Head | None:
         """Where the coordinator's own chain stands."""

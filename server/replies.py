@@ -13,15 +13,16 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fed_diffmic.exchange.audit import Head
 from fed_diffmic.exchange.audit_facts import anchor_of, payload_facts, place, request_facts
 from fed_diffmic.exchange.failures import LATER, LOST
-from fed_diffmic.exchange.payload import Packed, Payload, PayloadError, encode, request_name
+from fed_diffmic.exchange.payload import Packed, Payload, Wire, decode, encode, request_name
 from fed_diffmic.exchange.screening import REFUSALS, Expected, Refusal, screen
-from fed_diffmic.transport.messages import failure_of, from_record, header_digest, task_message
+from fed_diffmic.exchange.seal import SealError
+from fed_diffmic.transport.messages import failure_of, task_message, wire_of
 from server.hooks import Hooks
 
 NEED_BASE = "need_base"
@@ -199,8 +200,12 @@ class _Exchange:
         wire = encode(request.payload, packed)
         facts = request_facts(request.payload, wire.digest, packed.nbytes)
         self._hooks.log("request", site=request.site.name, **facts)
+        sealed = self._sealed(request, wire)
+        if sealed is None:
+            self.fail(request, "roster", REFUSALS["roster"])
+            return
         message = task_message(
-            wire,
+            sealed,
             node=request.site.node,
             message_type=self.message_type,
             ttl=left,
@@ -228,23 +233,50 @@ class _Exchange:
             self._failed(request, *failure)
             return
         try:
-            payload = from_record(reply.content, request.expected.limits)
-        except PayloadError:
+            wire, proof = self._opened(request, reply)
+            payload, digest = decode(wire, request.expected.limits), wire.digest
+        except SealError:
+            self._refuse(request, Refusal("seal"))
+            return
+        except Exception:  # whatever a peer made of it, it is no reply, and must not end everybody's run
             self._refuse(request, Refusal("malformed"))
             return
-        digest = header_digest(reply.content)
         if payload.kind == NEED_BASE and request.with_base is not None and request.site.name not in self._base_sent:
-            self._log_reply(request, payload, digest)
+            self._log_reply(request, payload, digest, proof)
             self._base_sent.add(request.site.name)
             self.send(request, request.with_base())
             return
         refusal = screen(payload, request.expected)
         if refusal is not None:
-            self._log_reply(request, payload, digest, refusal.code)
+            self._log_reply(request, payload, digest, proof, refusal.code)
             self._refuse(request, refusal)
             return
-        self._log_reply(request, payload, digest)
+        self._log_reply(request, payload, digest, proof)
         self._accept(request, payload, digest)
+
+    def _sealed(self, request: Request, wire: Wire) -> Wire | None:
+        """The request as it travels: sealed behind its own line of the log; none: the roster names its site no more."""
+        seals, head = self._hooks.seals, self._hooks.head()
+        if seals is None or head is None:  # seals never come without a log
+            return wire
+        to = self._hooks.name_of(request.site.node, request.site.name)
+        return None if to is None else seals.seal(wire, to=to, head=head)
+
+    def _opened(self, request: Request, reply: Message) -> tuple[Wire, dict[str, str]]:
+        """A reply as its site encoded it, and what its seal adds to the line of the log.
+
+        Raises:
+            SealError: it is not the site's own answer to this request.
+            PayloadError: it cannot be read.
+        """
+        wire, seals = wire_of(reply.content), self._hooks.seals
+        if seals is None:
+            return wire, {}
+        reply.content = RecordDict()  # only the wire holds what came, and gives it up piece by piece
+        site = self._hooks.name_of(request.site.node, request.site.name) or ""
+        name = request_name(request.payload.header)
+        opened, seal = seals.open(wire, request=name, site=site, limits=request.expected.limits)
+        return opened, seal.signed.facts()
 
     def fail(self, request: Request, code: int | str, sentence: str) -> None:
         """A site is missing from this exchange."""
@@ -283,11 +315,13 @@ class _Exchange:
         self.events.emit("site_refused", site=site, code=refusal.code, reason=refusal.sentence, **self.facts)
         self._hooks.log("refusal", **self._named(request), code=refusal.code)
 
-    def _log_reply(self, request: Request, payload: Payload, digest: str, refused: str = "") -> None:
+    def _log_reply(
+        self, request: Request, payload: Payload, digest: str, proof: Mapping[str, str], refused: str = ""
+    ) -> None:
         head = anchor_of(payload.header)
         anchor = {} if head is None else {"anchor": {"length": head.length, "digest": head.digest}}
         judged = {"refused": refused} if refused else {}
-        self._hooks.log("reply", **self._named(request), **payload_facts(payload, digest), **anchor, **judged)
+        self._hooks.log("reply", **self._named(request), **payload_facts(payload, digest), **anchor, **judged, **proof)
 
     def _named(self, request: Request) -> dict[str, Any]:
         header = request.payload.header

@@ -36,6 +36,7 @@ from server.app import shared_events
 from server.checkpoints import has_final, load_final
 from server.hooks import Hooks
 from server.monitor import Monitor
+from server.seals import Seals, forget_reply_key, run_reply_key
 from server.start import expected_sites, run_config, signing_key
 from server.status import LOCK, RunStatus, StatusWriter
 
@@ -217,15 +218,13 @@ class _Coordinator:
             if link.settings.roster is not None:
                 admission = Admission(link, Path(link.settings.roster), events)
                 admission.start()
-            names = None if admission is None else admission.names_of_nodes
             control = Control(link)
             try:
                 control.stop_runs()
                 number = control.submit()
             finally:
                 control.close()
-            limit = self.config.run.max_update_norm
-            hooks = Hooks(names_of_nodes=names, audit=audit, signer=signing_key(self.config), max_update_norm=limit)
+            hooks = self._hooks(audit, admission)
             with shared_events(events, hooks):
                 run_server_app(server_app, link, number, run_config(self.config, self.sites))
         finally:
@@ -233,6 +232,15 @@ class _Coordinator:
                 admission.stop()
             self.link = None
             link.child.terminate(5.0)
+
+    def _hooks(self, audit: AuditLog | None, admission: Admission | None) -> Hooks:
+        """What this coordinator adds to the round loop; seals wherever sites are known by their keys."""
+        signer = signing_key(self.config)
+        limit = self.config.run.max_update_norm
+        if admission is None or signer is None:
+            return Hooks(audit=audit, signer=signer, max_update_norm=limit)
+        seals = Seals(signer, run_reply_key(self.run_dir), admission.key_of)
+        return Hooks(admission.names_of_nodes, audit, signer, limit, seals)
 
     def _start(self, settings: LinkSettings, restarts: int) -> RunningLink:
         """The SuperLink on its database; one that it cannot start on is set aside once."""
@@ -283,6 +291,7 @@ class _Coordinator:
         }
         write_json(self.run_dir / "summary.json", summary)
         forget_database(self.run_dir / _LINK)
+        forget_reply_key(self.run_dir)
         events.emit("run_done", seconds=seconds, bytes_sent=final.bytes_sent)
         for line in privacy:
             logger.info("%s", line)

@@ -100,10 +100,12 @@ def _key(way: CoordinatorConfig) -> Check:
 
 def _coordinator(way: CoordinatorConfig) -> Check:
     if way.public_key is None:
-        return warning(
+        return failed(
             "credentials.coordinator",
-            "coordinator.public_key is not set: a final model and the coordinator's log cannot be verified",
-            "Use coordinator.pub of the kit.",
+            "coordinator.public_key is not set: whether a request is the coordinator's cannot be verified",
+            "Name coordinator.pub, which lies beside ca.crt where the kit was opened; "
+            "`fed-diffmic provision open-kit --update` writes it again.",
+            exit_code=2,
         )
     return passed(
         "credentials.coordinator", f"the coordinator's signing key reads {fingerprint(load_public(way.public_key))}"

@@ -48,6 +48,10 @@ POLICY_PRIVACY = 2035
 BUDGET = 2040
 LEDGER = 2041
 UNPROTECTED = 2042
+UNSEALED = 2054
+FORGED = 2055
+FOREIGN = 2056
+STALE = 2057
 UNEXPECTED = 2099
 NODE_FAILED = 2100
 
@@ -83,6 +87,10 @@ FAILURES: dict[int, str] = {
     BUDGET: "the site's privacy budget does not allow this round; it trains no more on these data",
     LEDGER: "the site's privacy ledger is missing, shorter or older than it was, or changed; a person there must look",
     UNPROTECTED: "the site trains with differential privacy, and not this stage",
+    UNSEALED: "the request has no seal of the coordinator's",
+    FORGED: "the request's seal is not by the coordinator whose key the site was given, or is another request's",
+    FOREIGN: "the request is sealed for a site of another name",
+    STALE: "the request is an old one sent again, or the coordinator's log is older than the site saw it in this run",
     UNEXPECTED: "the site failed unexpectedly; its own log has the detail",
     NODE_FAILED: "Flower reports that the site's process failed or is not there",
 }

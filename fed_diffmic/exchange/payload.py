@@ -72,11 +72,12 @@ class WireArray:
 
 @dataclass(frozen=True)
 class Wire:
-    """A payload as it travels."""
+    """A payload as it travels; ``seal`` (JSON text, empty: none) belongs to :mod:`fed_diffmic.exchange.seal`."""
 
     body: str
     digest: str
     arrays: Mapping[str, WireArray]
+    seal: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,9 @@ def decode(wire: Wire, limits: Limits) -> Payload:
     """The payload that travelled, with tensors in memory of their own.
 
     Raises:
-        PayloadError: anything at all is wrong with it.
+        PayloadError: anything at all is wrong with it, or it is sealed: a seal is for who has the keys to check it.
     """
+    _check(not wire.seal, "the payload is sealed")
     body = _read_body(wire)
     tensors = _read_arrays(wire.arrays, limits)
     _check(tensors_digest(tensors) == body["tensors"], "the digest of the tensors is wrong")

@@ -21,6 +21,7 @@ MAX_EXAMPLES = 2**40
 
 REFUSALS: dict[str, str] = {
     "malformed": "the reply is not a payload",
+    "seal": "the reply is not sealed by the site that was asked, as its answer to this request",
     "kind": "the reply is not the kind that was asked for",
     "header": "the reply's header lacks fields, has others, or has wrong types",
     "replay": "the reply answers another request",

@@ -1,11 +1,11 @@
 """Payloads as Flower messages and back.
 
-A payload is one ``ConfigRecord`` (JSON text, its digest, where which tensor lies) and one ``ArrayRecord`` of raw
-little-endian bytes: no ``np.save``, no pickle. Flower moves every array as objects of its own, each a request at
+A payload is one ``ConfigRecord`` (JSON text, its digest, its seal, where which tensor lies) and one ``ArrayRecord`` of
+raw little-endian bytes: no ``np.save``, no pickle. Flower moves every array as objects of its own, each a request at
 every hop and rows in the SuperLink's database: hundreds of small tensors would take minutes. So consecutive tensors
 travel together in bundles of about :data:`BUNDLE` bytes; a tensor as large as that travels alone, not copied. A
-site's failure is Flower's
-``Error`` with one of our codes; its text is never read by the coordinator.
+site's failure is Flower's ``Error`` with one of our codes; its text is never read by the coordinator. It carries no
+seal: whoever carries messages can make a site seem to have failed, and no more.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PAYLOAD, _TENSORS = "payload", "tensors"
 
 def to_record(wire: Wire) -> RecordDict:
     """An encoded payload as Flower's content (the bytes of large tensors are shared, not copied)."""
-    head: dict[str, Any] = {"body": wire.body, "digest": wire.digest}
+    head: dict[str, Any] = {"body": wire.body, "digest": wire.digest, **({"seal": wire.seal} if wire.seal else {})}
     if not wire.arrays:
         return RecordDict({_PAYLOAD: ConfigRecord(head)})
     head["table"] = json.dumps([[name, a.dtype, a.shape] for name, a in wire.arrays.items()], separators=(",", ":"))
@@ -55,28 +55,27 @@ def from_record(record: RecordDict, limits: Limits) -> Payload:
     Raises:
         PayloadError: whatever is wrong with it.
     """
+    return decode(wire_of(record), limits)
+
+
+def wire_of(record: RecordDict) -> Wire:
+    """The payload inside Flower's content as it travelled: neither its seal nor anything else is judged yet.
+
+    Raises:
+        PayloadError: the records are not those of a payload.
+    """
     try:
-        wire = _wire(record)
+        return _wire(record)
     except PayloadError:
         raise
     except Exception as error:  # records are typed by Flower, but a peer fills them as it likes
         raise PayloadError("the records are not those of a payload") from error
-    return decode(wire, limits)
 
 
 def task_message(wire: Wire, *, node: int, message_type: str, ttl: float, group: str) -> Message:
     """A request to one node."""
     ensure_task_identity()
     return Message(to_record(wire), dst_node_id=node, message_type=message_type, ttl=ttl, group_id=group)
-
-
-def header_digest(record: RecordDict) -> str:
-    """Digest of the header inside Flower's content, which names the digest of its tensors; :func:`decode` checks it.
-
-    For a record that :func:`from_record` took; of another it is empty.
-    """
-    head: Any = record.get(_PAYLOAD)
-    return str(head["digest"]) if isinstance(head, ConfigRecord) and "digest" in head else ""
 
 
 def reply_message(payload: Payload, request: Message, wire: Wire | None = None) -> Message:
@@ -107,10 +106,12 @@ def _wire(record: RecordDict) -> Wire:
     bundles: Any = record.get(_TENSORS, {})
     if not isinstance(head, ConfigRecord) or not isinstance(bundles, (ArrayRecord, dict)):
         raise PayloadError("the records are not those of a payload")
-    if set(head) != ({"body", "digest", "table", "sizes"} if _TENSORS in record else {"body", "digest"}):
+    wanted = {"body", "digest", "table", "sizes"} if _TENSORS in record else {"body", "digest"}
+    if set(head) - {"seal"} != wanted:
         raise PayloadError("the header lacks fields or has others")
     arrays = dict(_arrays(head, bundles)) if _TENSORS in record else {}
-    return Wire(head["body"], head["digest"], arrays)  # type: ignore[arg-type]  # decode checks both are text
+    # Whoever reads a wire (decode, or what opens a seal) checks that these are texts.
+    return Wire(head["body"], head["digest"], arrays, head.get("seal", ""))  # type: ignore[arg-type]
 
 
 def _arrays(head: Any, bundles: Mapping[str, Array]) -> Iterator[tuple[str, WireArray]]:

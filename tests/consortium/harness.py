@@ -25,7 +25,8 @@ from fed_diffmic.data.phantoms import draw
 from fed_diffmic.data.phantoms.canvas import site_style
 from fed_diffmic.files import read_json
 from fed_diffmic.provision.authority import make_authority
-from fed_diffmic.provision.keys import make_site_key
+from fed_diffmic.provision.certificates import load_pem_key
+from fed_diffmic.provision.keys import make_site_key, public_text
 from fed_diffmic.provision.roster import Roster
 from fed_diffmic.seeding import numpy_generator
 
@@ -271,6 +272,8 @@ class Consortium:
         self.heartbeat_s = heartbeat_s
         authority = make_authority(folder / "ca")
         certificate, key = authority.issue_server(["localhost", OUTSIDE], ["127.0.0.1"], folder / "server")
+        self.coordinator_key = folder / "coordinator.pub"
+        self.coordinator_key.write_text(public_text(load_pem_key(key).public_key()) + "\n", encoding="utf-8")
         self.roster, roster = folder / "roster.json", Roster()
         for number, site in enumerate(SITES):
             text = make_site_key(folder / "keys" / f"{number}.key")
@@ -295,7 +298,8 @@ class Consortium:
                 "site": {"name": site, "folder": str(self.site_folder(site)), "device": "cpu", "split_seed": 5},
                 "coordinator": {
                     "address": f"localhost:{self.port}", "ca": str(authority.certificate_path),
-                    "key": str(folder / "keys" / f"{number}.key"), "heartbeat_s": heartbeat_s, "poll_s": 0.2,
+                    "key": str(folder / "keys" / f"{number}.key"),
+                    "public_key": str(self.coordinator_key), "heartbeat_s": heartbeat_s, "poll_s": 0.2,
                     "retry_min_s": 0.2, "retry_max_s": 1.0, "give_up_s": 3600.0, **(way or {}),
                 },
                 "dataset": {"root": str(data / str(number)), "classes": CLASSES, "task": "multiclass"},

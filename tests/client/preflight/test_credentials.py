@@ -67,7 +67,7 @@ def test_no_kit_to_compare_with(site, way, tmp_path):
     [
         ("ca", "credentials.ca", "failed"),
         ("key", "credentials.key", "failed"),
-        ("public_key", "credentials.coordinator", "warning"),
+        ("public_key", "credentials.coordinator", "failed"),
     ],
 )
 def test_what_is_not_configured(site, way, missing, check, level):
