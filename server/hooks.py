@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fed_diffmic.exchange.audit import AuditLog, Head
+from fed_diffmic.exchange.payload import Limits, Wire
 from fed_diffmic.provision.keys import PrivateKey
 from server.seals import Seals
 
@@ -48,8 +49,36 @@ class Hooks:
         if self.audit is not None:
             self.audit.append(kind, **facts)
 
-    def name_of(self, node: int, named: str) -> str | None:
-        """The roster's name of the site behind a node; without a roster, as it is ``named``. None: not admitted."""
+    def sealed(self, wire: Wire, node: int, named: str) -> Wire | None:
+        """A request to a node as it travels, sealed behind its own line of the log; none: the roster admits it no more.
+
+        Args:
+            named: what the node is called where there is no roster.
+        """
+        if self.seals is None or self.audit is None:
+            return wire
+        to = self._name_of(node, named)
+        return None if to is None else self.seals.seal(wire, to=to, head=self.audit.head())
+
+    def opened(self, wire: Wire, node: int, named: str, *, request: str, limits: Limits) -> tuple[Wire, dict[str, str]]:
+        """A reply as its site encoded it, and what its seal adds to the line of the log.
+
+        Args:
+            node: the node that was asked, whoever the reply seems to come from.
+            named: what the node is called where there is no roster.
+            request: name of the request.
+            limits: what is expected at most.
+
+        Raises:
+            SealError: it is not the site's own answer to this request.
+            PayloadError: it cannot be read.
+        """
+        if self.seals is None:
+            return wire, {}
+        opened, seal = self.seals.open(wire, request=request, site=self._name_of(node, named) or "", limits=limits)
+        return opened, seal.signed.facts()
+
+    def _name_of(self, node: int, named: str) -> str | None:
         return named if self.names_of_nodes is None else self.names_of_nodes().get(node)
 
     def head(self) -> Head | None:

@@ -200,7 +200,7 @@ class _Exchange:
         wire = encode(request.payload, packed)
         facts = request_facts(request.payload, wire.digest, packed.nbytes)
         self._hooks.log("request", site=request.site.name, **facts)
-        sealed = self._sealed(request, wire)
+        sealed = self._hooks.sealed(wire, request.site.node, request.site.name)
         if sealed is None:
             self.fail(request, "roster", REFUSALS["roster"])
             return
@@ -254,14 +254,6 @@ class _Exchange:
         self._log_reply(request, payload, digest, proof)
         self._accept(request, payload, digest)
 
-    def _sealed(self, request: Request, wire: Wire) -> Wire | None:
-        """The request as it travels: sealed behind its own line of the log; none: the roster names its site no more."""
-        seals, head = self._hooks.seals, self._hooks.head()
-        if seals is None or head is None:  # seals never come without a log
-            return wire
-        to = self._hooks.name_of(request.site.node, request.site.name)
-        return None if to is None else seals.seal(wire, to=to, head=head)
-
     def _opened(self, request: Request, reply: Message) -> tuple[Wire, dict[str, str]]:
         """A reply as its site encoded it, and what its seal adds to the line of the log.
 
@@ -269,14 +261,11 @@ class _Exchange:
             SealError: it is not the site's own answer to this request.
             PayloadError: it cannot be read.
         """
-        wire, seals = wire_of(reply.content), self._hooks.seals
-        if seals is None:
-            return wire, {}
-        reply.content = RecordDict()  # only the wire holds what came, and gives it up piece by piece
-        site = self._hooks.name_of(request.site.node, request.site.name) or ""
-        name = request_name(request.payload.header)
-        opened, seal = seals.open(wire, request=name, site=site, limits=request.expected.limits)
-        return opened, seal.signed.facts()
+        wire = wire_of(reply.content)
+        if self._hooks.seals is not None:
+            reply.content = RecordDict()  # only the wire holds what came, and gives it up piece by piece
+        site, name = request.site, request_name(request.payload.header)
+        return self._hooks.opened(wire, site.node, site.name, request=name, limits=request.expected.limits)
 
     def fail(self, request: Request, code: int | str, sentence: str) -> None:
         """A site is missing from this exchange."""

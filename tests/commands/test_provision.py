@@ -14,6 +14,7 @@ import pytest
 from fed_diffmic import cli
 from fed_diffmic.compose import compose_server, compose_site
 from fed_diffmic.config_network_checks import check_server_start, check_site_start
+from fed_diffmic.errors import ConfigError
 from fed_diffmic.provision.authority import make_authority
 from fed_diffmic.provision.certificates import issued_by, load_certificate, load_certificates, server_names
 from fed_diffmic.provision.keys import load_private, load_public
@@ -291,6 +292,21 @@ def test_a_sites_key_is_rotated(consortium):
     out = consortium.runs("open-kit", "a2.kit", "--key", "a/new.key", "--folder", "a", "--update")
     assert f"coordinator.key is {site.coordinator.key}, the kit says {Path('a/new.key').absolute()}" in out
     assert "has this key already" in consortium.fails(*renew, "--fingerprint", digits)
+
+
+def test_a_site_without_the_coordinators_key_does_not_start_and_what_it_is_told_to_do_works(consortium, tmp_path):
+    (tmp_path / "table.csv").write_text("image,label\n")
+    consortium.site("a", "--data", "table.csv")
+    with pytest.raises(ConfigError, match="coordinator.public_key") as caught:
+        check_site_start(compose_site(Path("a/site.yaml"), ["coordinator.public_key=null"]))
+    assert "coordinator.pub" in caught.value.remedy and "open-kit --update" in caught.value.remedy
+    Path("a/coordinator.pub").unlink()
+    with pytest.raises(ConfigError, match="coordinator.public_key"):
+        check_site_start(compose_site(Path("a/site.yaml"), []))
+    consortium.runs("open-kit", "a.kit", *consortium.opening("a"), "--update")
+    check_site_start(compose_site(Path("a/site.yaml"), []))
+    insecure = ["coordinator.public_key=null", "coordinator.insecure=true", "coordinator.address=127.0.0.1:1"]
+    check_site_start(compose_site(Path("a/site.yaml"), insecure))
 
 
 def test_an_update_needs_no_phone_call_and_leaves_the_sites_own_file(consortium):

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from fed_diffmic.provision.keys import make_site_key
+from fed_diffmic.provision.keys import make_site_key, public_text
 from fed_diffmic.provision.roster import Roster
 from fed_diffmic.reporting.events import EventLog
 from fed_diffmic.transport.control import LinkLostError
@@ -71,6 +71,15 @@ def test_the_roster_is_followed(admitted, keys):
         ("site_removed", "alpha"),
         ("site_admitted", "alpha"),
     ]
+
+
+def test_a_reply_is_verified_with_the_key_that_the_roster_names_now(admitted, keys):
+    found, path, _ = admitted
+    assert public_text(found.key_of("alpha")) == keys["alpha"]
+    assert found.key_of("beta") is None and found.key_of("") is None
+    Roster().enrol("beta", keys["beta"], "Clinic").save(path)
+    wait_for(lambda: names(found) == ["beta"])
+    assert found.key_of("alpha") is None and public_text(found.key_of("beta")) == keys["beta"]
 
 
 def test_a_new_key_of_a_site_is_another_node(admitted, keys):

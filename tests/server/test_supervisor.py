@@ -12,7 +12,8 @@ import pytest
 
 from fed_diffmic.data.phantoms import write_phantoms
 from fed_diffmic.provision.authority import make_authority
-from fed_diffmic.provision.keys import make_site_key
+from fed_diffmic.provision.certificates import load_pem_key
+from fed_diffmic.provision.keys import make_site_key, public_text
 from fed_diffmic.provision.roster import Roster
 from fed_diffmic.reporting.events import read_events
 from fed_diffmic.transport.processes import free_port
@@ -148,6 +149,8 @@ class Consortium:
         self.folder, self.processes = folder, processes
         authority = make_authority(folder / "ca")
         certificate, key = authority.issue_server([], [], folder / "server")
+        self.public_key = folder / "coordinator.pub"
+        self.public_key.write_text(public_text(load_pem_key(key).public_key()) + "\n")
         self.ca, self.run, port = authority.certificate_path, folder / "run", free_port()
         roster = Roster()
         for number, name in enumerate(("alpha", "beta")):
@@ -176,7 +179,8 @@ class Consortium:
             process = self.processes.start(
                 name, str(BIN / "fed-diffmic"), "client", "--config", str(config), f"site.name={name}",
                 f"site.folder={here / state}", "site.device=cpu", f"coordinator.address=127.0.0.1:{self.port}",
-                f"coordinator.ca={self.ca}", f"coordinator.key={here / 'site.key'}", "coordinator.heartbeat_s=5",
+                f"coordinator.ca={self.ca}", f"coordinator.key={here / 'site.key'}",
+                f"coordinator.public_key={self.public_key}", "coordinator.heartbeat_s=5",
                 "dataset=phantoms", f"dataset.root={here / 'data'}", f"dataset.cache_dir={here / 'cache'}", *POLICY,
             )  # fmt: skip
             started.append(process)

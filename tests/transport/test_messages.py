@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from fed_diffmic.transport.messages import (
     reply_message,
     task_message,
     to_record,
+    wire_of,
 )
 
 AMPLE = Limits(tensor_bytes=1 << 20)
@@ -124,6 +126,16 @@ def test_other_records_are_refused() -> None:
     ):
         with pytest.raises(PayloadError):
             from_record(record, AMPLE)
+
+
+def test_a_seal_travels_beside_the_payload_and_is_for_who_can_check_it() -> None:
+    wire = replace(encode(PAYLOAD), seal='{"x":1}')
+    assert wire_of(to_record(wire)) == wire
+    with pytest.raises(PayloadError, match="sealed"):
+        from_record(to_record(wire), AMPLE)
+    assert "seal" not in to_record(encode(PAYLOAD))["payload"]  # type: ignore[operator]
+    with pytest.raises(PayloadError, match="records"):
+        wire_of(RecordDict())
 
 
 def test_the_identity_that_flower_set_is_kept() -> None:
