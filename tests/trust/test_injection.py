@@ -37,6 +37,7 @@ VICTIM, INTRUDER = SITES[:2]
 ROUNDS = 5
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_run_ends_well_though_a_site_asks_another_in_the_coordinators_name(tmp_path: Path) -> None:
     write_data(tmp_path / "data")
