@@ -226,13 +226,16 @@ def test_a_shape_that_is_none_is_left_to_the_decoder() -> None:
         decode(replace(encode(Payload("k")), arrays=found), AMPLE)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SEALED = sealed_reply()
+
+
+@settings(max_examples=300, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_no_reply_whatever_raises_anything_else(data: Any) -> None:
-    wire = sealed_reply()
+    wire = copied(SEALED)  # one and the same: what is drawn must not hang on random bytes
     arrays = dict(wire.arrays)
     junk = st.one_of(st.none(), st.integers(), st.text(max_size=40), st.binary(max_size=40), st.booleans())
-    for field in data.draw(st.sets(st.sampled_from(["body", "digest", "seal", "arrays"]), min_size=1)):
+    for field in sorted(data.draw(st.sets(st.sampled_from(["body", "digest", "seal", "arrays"]), min_size=1))):
         if field == "arrays":
             name = data.draw(st.sampled_from(sorted(arrays)))
             arrays[name] = replace(arrays[name], data=data.draw(st.one_of(st.binary(max_size=60), junk)))
