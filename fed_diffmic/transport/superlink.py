@@ -40,7 +40,9 @@ class LinkSettings:
         secret: hexadecimal; SuperExec's secret, and the private listener's token is derived from it.
         nonce: what the private health answers.
         heartbeat_s: Flower's interval.
-        header_s, body_s, body_bytes, per_address, total: see :class:`fed_diffmic.transport.guard.Bounds`.
+        header_s, body_s, body_bytes, per_address, total, reserved, new_per_s, handshakes: see
+            :class:`fed_diffmic.transport.seats.Bounds`.
+        reply_bytes, site_bytes: see :class:`fed_diffmic.transport.quota.Limits`.
         private_port: 0 chooses one.
     """
 
@@ -59,6 +61,11 @@ class LinkSettings:
     body_bytes: int = 32 * 2**20
     per_address: int = 64
     total: int = 1024
+    reserved: int = 512
+    new_per_s: float = 10.0
+    handshakes: int = 256
+    reply_bytes: int = 1024 * 2**20
+    site_bytes: int = 2048 * 2**20
     private_port: int = 0
 
     @property

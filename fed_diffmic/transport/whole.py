@@ -6,16 +6,22 @@ means harm) would hold up every other site's reply, beyond the round's deadline,
 a reply that is announced but not whole does not count as there yet: nobody waits for it, its request stays, and the
 site delivers the rest, or the whole, when it is back. A site that no longer has what it had begun to deliver (it
 withdrew, its disk lost it) may give another reply in its place, which Flower refuses while the first one is announced.
+
+And what nobody will fetch does not stay: with a request that is over go its content, which its site never took, and
+a reply that was never whole or never fetched; Flower deletes their rows and keeps their content to the end of the run.
+A request whose time is over goes when its site is asked the next thing, for nobody may ask for its reply again.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 from flwr.supercore.object_store.sql_object_store import SqlObjectStore
-from flwr.supercore.state.schema.linkstate_models import MessageRes
+from flwr.supercore.state.schema.corestate_models import ObjectPushSessionRoot
+from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes
 from flwr.supercore.state.schema.objectstore_models import ObjectChild, StoredObject
 from flwr.supercore.utils import uint64_to_int64
 from sqlalchemy import delete, select
@@ -34,8 +40,21 @@ def only_whole_replies() -> None:
         make_way(self, message)
         return store(self, message)
 
+    ask, drop = SqlLinkState.store_message_ins, SqlLinkState.delete_messages
+
+    def store_message_ins(self: SqlLinkState, message: Any) -> str | None:
+        self.delete_messages(too_late(self, message.metadata.dst_node_id))
+        return ask(self, message)
+
+    def delete_messages(self: SqlLinkState, message_ins_ids: set[str]) -> None:
+        with self.session():
+            forget_content(self, message_ins_ids)
+            drop(self, message_ins_ids)
+
     SqlLinkState.get_message_res = get_message_res  # type: ignore[method-assign]
     SqlLinkState.store_message_res = store_message_res  # type: ignore[method-assign]
+    SqlLinkState.store_message_ins = store_message_ins  # type: ignore[method-assign]
+    SqlLinkState.delete_messages = delete_messages  # type: ignore[method-assign]
 
 
 def make_way(state: SqlLinkState, message: Any) -> None:
@@ -55,8 +74,46 @@ def make_way(state: SqlLinkState, message: Any) -> None:
     with state.session() as session:
         for other in session.scalars(asked).all():
             if lacks_content(store, str(other)):
-                session.execute(delete(MessageRes).where(MessageRes.message_id == other))
-                store.delete(str(other))
+                forget_reply(state, str(other))
+
+
+def forget_reply(state: SqlLinkState, reply: str) -> None:
+    """Remove a reply: its row, what came of its content, the sessions in which that came; not one that is handed out.
+
+    Of one that is handed out the coordinator still fetches the content, row or no row.
+    """
+    with state.session() as session:
+        row = select(MessageRes.delivered_at).where(MessageRes.message_id == reply)
+        if session.scalar(row):
+            return
+        session.execute(delete(MessageRes).where(MessageRes.message_id == reply))
+        pushed = select(ObjectPushSessionRoot.session_id).where(ObjectPushSessionRoot.root_object_id == reply)
+        for session_id in session.scalars(pushed).all():
+            state._cleanup_push_session(session_id, cleanup_messages=False)
+        state.object_store.delete(reply)
+
+
+def too_late(state: SqlLinkState, node: int) -> set[str]:
+    """The requests to a node whose time is over: nobody asks for their replies any more."""
+    asked = select(MessageIns.message_id).where(
+        MessageIns.dst_node_id == uint64_to_int64(node), MessageIns.created_at + MessageIns.ttl <= time.time()
+    )
+    with state.session() as session:
+        return {str(name) for name in session.scalars(asked)}
+
+
+def forget_content(state: SqlLinkState, requests: set[str]) -> None:
+    """Remove the content of requests that are over, and of replies to them that were not handed out."""
+    if not requests or not isinstance(state.object_store, SqlObjectStore):  # in memory: never ours
+        return
+    waiting = select(MessageRes.message_id).where(
+        MessageRes.reply_to_message_id.in_(requests), MessageRes.delivered_at == ""
+    )
+    with state.session() as session:
+        for reply in session.scalars(waiting).all():
+            forget_reply(state, str(reply))
+    for request in requests:
+        state.object_store.delete(request)
 
 
 class _AnnouncedMeanwhileError(Exception):
@@ -104,8 +161,11 @@ def begun(state: SqlLinkState, message_ids: set[str]) -> set[str]:
     store = state.object_store
     if not isinstance(store, SqlObjectStore):  # in memory: never ours
         return set()
-    asked = select(MessageRes.message_id, MessageRes.reply_to_message_id).where(
-        MessageRes.reply_to_message_id.in_(message_ids), MessageRes.delivered_at == ""
+    asked = (  # of a request whose time is over Flower says so itself, and forgets both
+        select(MessageRes.message_id, MessageRes.reply_to_message_id)
+        .join(MessageIns, MessageIns.message_id == MessageRes.reply_to_message_id)
+        .where(MessageRes.reply_to_message_id.in_(message_ids), MessageRes.delivered_at == "")
+        .where(MessageIns.created_at + MessageIns.ttl > time.time())
     )
     with state.session() as session:
         replies = session.execute(asked).all()
