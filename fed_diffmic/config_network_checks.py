@@ -63,6 +63,10 @@ def check_server_consistency(config: ServerConfig) -> None:
             config.listen.connections_per_address,
             f"at most listen.connections, which is {config.listen.connections}",
         )
+    if config.listen.reply_mib > config.listen.site_mib:
+        raise ConfigError(
+            "listen.reply_mib", config.listen.reply_mib, f"at most listen.site_mib, which is {config.listen.site_mib:g}"
+        )
 
 
 def check_site_consistency(config: SiteConfig) -> None:

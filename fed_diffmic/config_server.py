@@ -48,6 +48,26 @@ class ListenConfig(Checked):
         64, "open connections from one address (a hospital may show one for many)", ge=1, le=100_000
     )
     connections: int = option(1024, "open connections in all", ge=1, le=100_000)
+    reserved_share: float = option(
+        0.5, "share of `connections` that only sites of the roster may hold, never strangers", ge=0, lt=1
+    )
+    connection_rate: float = option(
+        10.0,
+        "new connections of one address in a second, beyond twice `connections_per_address` at once (a hospital with"
+        " several sites behind one address comes with a few a minute)",
+        gt=0,
+        le=100_000,
+    )
+    handshakes: int = option(256, "TLS handshakes under way in all", ge=1, le=100_000)
+    reply_mib: float = option(
+        1024.0,
+        "largest reply of a site, MiB (`paper`'s update: 530); a larger one is refused",
+        ge=1,
+        le=2**20,
+    )
+    site_mib: float = option(
+        2048.0, "what a site's replies that were not fetched yet may take in the database, MiB", ge=1, le=2**21
+    )
     heartbeat_s: float = option(
         30.0, "interval of Flower's heartbeats; a lost process is noticed after about two", ge=1, le=300
     )

@@ -145,6 +145,11 @@ def link_settings(config: ServerConfig, folder: Path, private_port: int) -> Link
         body_bytes=int(listen.body_mib * 2**20),
         per_address=listen.connections_per_address,
         total=listen.connections,
+        reserved=int(listen.connections * listen.reserved_share),
+        new_per_s=listen.connection_rate,
+        handshakes=listen.handshakes,
+        reply_bytes=int(listen.reply_mib * 2**20),
+        site_bytes=int(listen.site_mib * 2**20),
         private_port=private_port,
     )
 

@@ -29,6 +29,7 @@ REPLAY = 2009
 PAUSED = 2010
 WITHDRAWN = 2011
 ABSENT = 2012
+REPLY_SIZE = 2013
 POLICY_RUN = 2020
 POLICY_DATASET = 2021
 POLICY_CLASSES = 2022
@@ -68,6 +69,7 @@ FAILURES: dict[int, str] = {
     PAUSED: "the site is paused",
     WITHDRAWN: "the site withdrew from the run",
     ABSENT: "the site takes no part in this round",
+    REPLY_SIZE: "the site's reply is larger than the coordinator takes (listen.reply_mib, listen.site_mib)",
     POLICY_RUN: "the site's policy does not name the run",
     POLICY_DATASET: "the site's policy does not name its dataset for use",
     POLICY_CLASSES: "the site's policy does not name all classes of the run",

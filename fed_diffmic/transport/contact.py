@@ -2,7 +2,8 @@
 
 Fields: ``pid``; ``port`` of its loopback listener; ``alive``, ``contact`` and ``worker``, the times at which it lived,
 last heard from the coordinator and last heard from the worker (seconds since the epoch, 0: never); ``connected``;
-``busy`` (a request is in hand); ``problem`` (the last failure in our words, empty after the next success).
+``busy`` (a request is in hand); ``problem`` (the last failure in our words, empty after the next success);
+``dropped`` and ``why``: how many replies were given up undelivered, and why the last one was.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import threading
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # it loads Flower, for which a supervisor need not wait
+    from fed_diffmic.transport.refusals import Refusal
 
 FILE = "supernode.json"
 TICK_S = 1.0
-AT_ONCE = ("port", "connected", "busy", "problem")
+AT_ONCE = ("port", "connected", "busy", "problem", "dropped")
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Contact:
     connected: bool = False
     busy: bool = False
     problem: str = ""
+    dropped: int = 0
+    why: str = ""
 
 
 def read_contact(folder: Path) -> Contact | None:
@@ -48,12 +54,17 @@ class Reporter:
 
     Args:
         folder: where the file lies.
+
+    Attributes:
+        now: the account.
+        refusal: what the SuperLink's last answer meant, where it was a refusal of ours.
     """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
         self._lock = threading.Lock()
         self.now = Contact(pid=os.getpid())
+        self.refusal: Refusal | None = None
         threading.Thread(target=self._tick, daemon=True, name="contact").start()
 
     def set(self, *, at_once: bool = False, **facts: Any) -> None:
@@ -68,6 +79,10 @@ class Reporter:
     def heard(self) -> None:
         """The coordinator answered."""
         self.set(contact=time.time(), problem="")
+
+    def drop(self, why: str) -> None:
+        """A reply was given up."""
+        self.set(dropped=self.now.dropped + 1, why=why)
 
     def worker_seen(self) -> None:
         """The worker asked something."""

@@ -34,8 +34,15 @@ from fed_diffmic.transport.ownmessages import (
     unfinished,
 )
 from fed_diffmic.transport.quota import Account, Limits
-from fed_diffmic.transport.refusals import MALFORMED, NOT_ASKED, NOT_YOURS, RUN_UNKNOWN, TOO_LARGE
-from fed_diffmic.transport.refusals import install_refusals, refused
+from fed_diffmic.transport.refusals import (
+    MALFORMED,
+    NOT_ASKED,
+    NOT_YOURS,
+    RUN_UNKNOWN,
+    TOO_LARGE,
+    install_refusals,
+    refused,
+)
 from fed_diffmic.transport.replyshape import one_reply
 from fed_diffmic.transport.whole import forget_reply
 
@@ -71,9 +78,9 @@ class FleetRules:
         node = request.node.node_id
         message, _ = one_reply(request, self._account.limits.objects)
         metadata = message.metadata
+        _check_run(state, node, metadata.run_id)  # first: on another database a site is another node, too
         if metadata.src_node_id != node or metadata.dst_node_id != SUPERLINK_NODE_ID:
             raise refused(NOT_YOURS, node, f"a message from {metadata.src_node_id} to {metadata.dst_node_id}")
-        _check_run(state, node, metadata.run_id)
         with self._announcing:  # two announcements at once would each find the other's not there
             if not is_asked(state, node, metadata):
                 raise refused(NOT_ASKED, node, f"a reply to {metadata.reply_to_message_id or 'nothing'}")

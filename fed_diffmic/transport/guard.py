@@ -3,9 +3,11 @@
 uvicorn bounds neither the time of a header or a body nor their number of connections, and Flower's
 application serves its whole control interface to whoever can reach it. So the public socket is accepted here:
 
-- connections are counted, by address and in all, before a byte is read, TLS handshakes included;
+- connections are counted, by address and in all, before a byte is read, TLS handshakes included, and a share of them
+  is reserved for sites (:mod:`fed_diffmic.transport.seats`, :mod:`fed_diffmic.transport.listener`);
 - a request's header must be there within ``header_s``, its body within ``body_s`` and ``body_bytes``;
-- health and the exact paths of Flower's fleet interface exist, everything else is 404;
+- health, after which the connection is closed, and the exact paths of Flower's fleet interface exist, everything
+  else is 404;
 - a fleet request must carry the key of a site of the roster and a fresh signature **before its body is read**,
   and the roster is looked at again after it: a site that was removed is refused at once.
 
@@ -18,20 +20,16 @@ import asyncio
 import base64
 import binascii
 import datetime
-import json
-import logging
-import socket
-import ssl
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from fed_diffmic.transport.seats import Bounds, Counts, Seat, Seats
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -50,18 +48,6 @@ FLEET = frozenset(
 REASON_HEADER = b"x-fed-diffmic-refused"
 VERSIONS_HEADER = b"x-fed-diffmic-versions"
 ABOUT_SITES = ("key", "signature", "clock", "roster")
-_log = logging.getLogger("fed_diffmic.guard")
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Limits of the public listener: seconds, bytes, numbers of open connections."""
-
-    header_s: float = 10.0
-    body_s: float = 120.0
-    body_bytes: int = 32 * 2**20
-    per_address: int = 64
-    total: int = 1024
 
 
 class Admission(Protocol):
@@ -71,51 +57,14 @@ class Admission(Protocol):
         """The site whose key this is, or none."""
 
 
-@dataclass
-class Counts:
-    """What the guard saw, for status and metrics.
-
-    Attributes:
-        open: connections now, by address.
-        accepted: connections so far.
-        refused: refusals by reason.
-        contact: Unix time of each site's last admitted request.
-        bytes_in: bytes of admitted bodies.
-    """
-
-    open: Counter[str] = field(default_factory=Counter)
-    accepted: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
-    contact: dict[str, float] = field(default_factory=dict)
-    bytes_in: int = 0
-
-    def to_json(self) -> bytes:
-        """For the supervisor."""
-        return json.dumps(
-            {
-                "open": self.open.total(),
-                "accepted": self.accepted,
-                "refused": dict(self.refused),
-                "contact": self.contact,
-                "bytes_in": self.bytes_in,
-            }
-        ).encode()
-
-    def refuse(self, reason: str, address: str, site: str = "") -> None:
-        """Count a refusal; the first, tenth, hundredth, ... of a reason is logged."""
-        self.refused[reason] += 1
-        count = self.refused[reason]
-        if site or str(count).strip("0") == "1":
-            _log.warning("refused (%s) from %s%s, %d so far", reason, address, f", site {site}" if site else "", count)
-
-
 class BoundedProtocol(H11Protocol):
     """uvicorn's HTTP/1.1, with a bound on the time between requests, a request's header included."""
 
-    def __init__(self, gate: Gate, address: str, **of_uvicorn: Any) -> None:
+    def __init__(self, gate: Gate, seat: Seat, **of_uvicorn: Any) -> None:
         super().__init__(**of_uvicorn)
         self.gate = gate
-        self.address = address
+        self.seat = seat
+        self.address = seat.address
         self.app = self._app
         self.ws_protocol_class = None
         self._timer: asyncio.TimerHandle | None = None
@@ -128,6 +77,8 @@ class BoundedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The TLS handshake is done; a header must come."""
         super().connection_made(transport)
+        self.gate.seats.shaken(self.seat)
+        self.seat.close = transport.abort
         self._arm()
 
     def handle_events(self) -> None:
@@ -145,7 +96,7 @@ class BoundedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone and counts no more."""
         self._disarm()
-        self.gate.closed(self.address)
+        self.gate.seats.leave(self.seat)
         super().connection_lost(exc)
 
     def abort(self, reason: str) -> None:
@@ -192,36 +143,16 @@ class Gate:
         self.bounds = bounds
         self.admission = admission
         self.counts = Counts()
+        self.seats = Seats(bounds, self.counts)
         self._versions = versions.encode("ascii", "replace")
 
-    # ---- connections -------------------------------------------------------------------------
-    def opened(self, address: str) -> bool:
-        """Count a connection; false: it is one too many and must be closed."""
-        counts, bounds = self.counts, self.bounds
-        if counts.open[address] >= bounds.per_address:
-            counts.refuse("connections_per_address", address)
-        elif counts.open.total() >= bounds.total:
-            counts.refuse("connections", address)
-        else:
-            counts.open[address] += 1
-            counts.accepted += 1
-            return True
-        return False
-
-    def closed(self, address: str) -> None:
-        """A connection that was counted is over."""
-        self.counts.open[address] -= 1
-        if self.counts.open[address] <= 0:
-            del self.counts.open[address]
-
-    # ---- requests ----------------------------------------------------------------------------
     async def __call__(self, scope: Scope, receive: Receive, send: Send, connection: BoundedProtocol) -> None:
         """Serve one request, or refuse it and close the connection."""
         send = self._bounded(send, connection)
         path, method = scope["path"], scope["method"]
         if path == "/health" and method in ("GET", "HEAD"):
-            await _answer(send, 200, [(VERSIONS_HEADER, self._versions)])
-            return
+            await _answer(send, 200, [(VERSIONS_HEADER, self._versions), (b"connection", b"close")])
+            return  # whoever asks for it holds no connection by it
         if path not in FLEET or method != "POST":
             await self._refuse(send, 404, "path", connection)
             return
@@ -230,6 +161,7 @@ class Gate:
         if site is None or headers is None:
             await self._refuse(send, 401, reason, connection)
             return
+        self.seats.admit(connection.seat)
         body, reason = await self._body(headers, receive)
         if body is None:
             if reason == "body_time":
@@ -305,61 +237,6 @@ class Gate:
         self.counts.refuse(reason, connection.address, site or "")
         told = [(REASON_HEADER, reason.encode())] if reason in ABOUT_SITES else []
         await _answer(send, status, [*told, (b"connection", b"close")])
-
-
-class Listener:
-    """Accepts the public socket.
-
-    Args:
-        gate: counts and decides.
-        sock: bound and listening.
-        tls: the coordinator's certificate; none: plain (insecure trials only).
-        of_uvicorn: what uvicorn's protocol needs (``config``, ``server_state``, ``app_state``).
-    """
-
-    def __init__(self, gate: Gate, sock: socket.socket, tls: ssl.SSLContext | None, of_uvicorn: dict[str, Any]) -> None:
-        self.gate = gate
-        self.sock = sock
-        self.tls = tls
-        self.of_uvicorn = of_uvicorn
-        self._starting: set[asyncio.Task[None]] = set()
-
-    async def serve(self) -> None:
-        """Accept until cancelled."""
-        loop = asyncio.get_running_loop()
-        self.sock.setblocking(False)
-        while True:
-            try:
-                sock, peer = await loop.sock_accept(self.sock)
-            except OSError as error:  # no descriptor left, or the peer was gone at once: the listener stays
-                _log.warning("cannot accept a connection: %s", error.strerror)
-                await asyncio.sleep(0.1)
-                continue
-            address = str(peer[0]).removeprefix("::ffff:")
-            if not self.gate.opened(address):
-                sock.close()
-                continue
-            task = loop.create_task(self._start(sock, address))
-            self._starting.add(task)
-            task.add_done_callback(self._starting.discard)
-
-    async def _start(self, sock: socket.socket, address: str) -> None:
-        loop = asyncio.get_running_loop()
-        made: list[BoundedProtocol] = []
-
-        def protocol() -> BoundedProtocol:
-            made.append(BoundedProtocol(self.gate, address, _loop=loop, **self.of_uvicorn))
-            return made[0]
-
-        handshake = {"ssl": self.tls, "ssl_handshake_timeout": self.gate.bounds.header_s} if self.tls else {}
-        try:
-            await loop.connect_accepted_socket(protocol, sock, **handshake)  # type: ignore[arg-type]
-        except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
-            self.gate.counts.refuse("handshake", address)
-            _log.debug("handshake with %s failed: %s", address, error)
-            if not made or made[0].transport is None:  # else connection_lost counts it down
-                self.gate.closed(address)
-            sock.close()
 
 
 def _single(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-
 from typing import Any
 
 from flwr.proto.fleet_pb2 import PushMessagesRequest

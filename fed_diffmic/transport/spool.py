@@ -25,6 +25,7 @@ from flwr.supercore.inflatable.inflatable_object import get_object_id, is_valid_
 from fed_diffmic.files import atomic_write
 
 REQUEST, REPLY, FACTS, OBJECTS = "request.pb", "reply.pb", "facts.json", "objects"
+ATTEMPTS, RECEIVED, DELIVERED = "attempts", "received", "delivered"
 
 
 class Spool:
@@ -128,14 +129,24 @@ class Spool:
     @property
     def attempts(self) -> int:
         """How often the request in hand was given to a worker."""
-        return int(self._facts().get("attempts", 0))
+        return self.counted(ATTEMPTS)
 
     def attempt(self) -> int:
         """Count one more; returns how many there were with it."""
+        return self.count(ATTEMPTS)
+
+    def counted(self, what: str) -> int:
+        """How often something happened with the request in hand, over every start of this process."""
+        value = self._facts().get(what, 0)
+        return value if isinstance(value, int) else 0
+
+    def count(self, what: str, more: int = 1) -> int:
+        """Count it; returns how often it happened with this time."""
         with self._lock:
-            count = self.attempts + 1
-            atomic_write(self.folder / FACTS, json.dumps({"attempts": count}).encode(), 0o600)
-            return count
+            facts = self._facts()
+            facts[what] = self.counted(what) + more
+            atomic_write(self.folder / FACTS, json.dumps(facts).encode(), 0o600)
+            return facts[what]
 
     def drop(self) -> None:
         """The reply is delivered, or nobody wants it: forget the request."""

@@ -17,17 +17,20 @@ import socket
 import ssl
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from fed_diffmic.errors import CredentialError
 from fed_diffmic.files import write_json
 from fed_diffmic.transport.processes import die_with_parent
+from fed_diffmic.transport.seats import Bounds, Rate
 from fed_diffmic.transport.superlink import COUNTS_PATH, LOOPBACK, NONCE_HEADER, STATE, TOKEN_HEADER, LinkSettings
 
 RENEW_S = 30.0
 LOCK_S = 60.0
 JOURNAL_BYTES = 64 * 2**20
+LINES, LINES_PER_S = 200.0, 0.5
 App = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
 
 
@@ -97,6 +100,18 @@ class RosterAdmission:
         return {public_pem(entry.key): entry.name for entry in Roster.load(self._path).sites}
 
 
+class Sparse(logging.Filter):
+    """Lets so many of Flower's lines pass: each request that is refused is one, and a site may send many."""
+
+    def __init__(self, per_s: float = LINES_PER_S, most: float = LINES) -> None:
+        super().__init__()
+        self._rate = Rate(per_s, most)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is written."""
+        return self._rate.take("")
+
+
 def patient_database() -> None:
     """Let Flower's database be waited for.
 
@@ -120,7 +135,9 @@ def flower_app(settings: LinkSettings) -> App:
     only_whole_replies()
     own_messages_only(Limits(settings.reply_bytes, settings.site_bytes))
     patient_database()
-    logging.getLogger("flwr").setLevel(logging.WARNING)  # it sets its own when it is imported
+    flower = logging.getLogger("flwr")
+    flower.setLevel(logging.WARNING)  # it sets its own when it is imported
+    flower.addFilter(Sparse())
     sys.argv = ["flower-superlink", "--isolation", "process", "--disable-runtime-dependency-installation"]
     sys.argv += ["--host", LOOPBACK, "--database", str(Path(settings.folder) / "state.db")]
     if settings.secure:
@@ -134,18 +151,23 @@ def flower_app(settings: LinkSettings) -> App:
     return app
 
 
+def bounds_of(settings: LinkSettings) -> Bounds:
+    """The public listener's."""
+    return Bounds(**{one.name: getattr(settings, one.name) for one in fields(Bounds)})
+
+
 async def serve(settings: LinkSettings, private: socket.socket, public: socket.socket) -> None:
     """Serve both listeners until a signal ends the private one."""
     import uvicorn
 
-    from fed_diffmic.transport.guard import Bounds, Gate, Listener
+    from fed_diffmic.transport.guard import Gate
     from fed_diffmic.transport.heartbeats import set_heartbeat
+    from fed_diffmic.transport.listener import Listener
 
     app = flower_app(settings)
     set_heartbeat(settings.heartbeat_s)
-    bounds = Bounds(settings.header_s, settings.body_s, settings.body_bytes, settings.per_address, settings.total)
     admission = RosterAdmission(settings.roster) if settings.roster else None
-    gate = Gate(app, bounds, admission, versions())
+    gate = Gate(app, bounds_of(settings), admission, versions())
     config = uvicorn.Config(
         PrivateApp(app, settings, gate.counts.to_json),
         log_config=None,

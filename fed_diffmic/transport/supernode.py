@@ -125,7 +125,7 @@ def run_supernode(settings: NodeSettings) -> None:
     from cryptography.hazmat.primitives.serialization import load_ssh_private_key
     from flwr.supernode import fleet_http_connection, start_client_internal
 
-    from fed_diffmic.transport import fleet
+    from fed_diffmic.transport import fleet, keptcalls
     from fed_diffmic.transport.contact import Reporter
     from fed_diffmic.transport.heartbeats import set_heartbeat
     from fed_diffmic.transport.nodestate import KeptStateFactory
@@ -149,7 +149,7 @@ def run_supernode(settings: NodeSettings) -> None:
         raise SystemExit(GONE)
 
     make_invoker = fleet.retry_invoker(settings.retry_min_s, settings.retry_max_s, settings.give_up_s)
-    current: list[fleet.KeptCalls] = []
+    current: list[keptcalls.KeptCalls] = []
     push, pull = internal._push_messages, internal._pull_and_store_message
 
     def pull_and_settle(**arguments: Any) -> Any:
@@ -166,7 +166,7 @@ def run_supernode(settings: NodeSettings) -> None:
     connection.FleetHttpClient = fleet.watched_client(report, Path(settings.run) / NODE if settings.key else None)
     connection.HeartbeatSender = fleet.SteadyHeartbeat
     connection.make_simple_http_retry_invoker = make_invoker
-    internal.http_request_response = lambda *args: fleet.kept_connection(spool, report, current, *args)
+    internal.http_request_response = lambda *args: keptcalls.kept_connection(spool, report, current, *args)
     internal._push_messages = push_and_settle
     internal._pull_and_store_message = pull_and_settle
     internal.get_fused_config_from_fab = lambda *_: {}  # the bundle is somebody else's code: it is not opened

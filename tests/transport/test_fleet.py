@@ -13,8 +13,9 @@ from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supernode import start_client_internal
 
 from fed_diffmic.transport.contact import Reporter
-from fed_diffmic.transport.fleet import KeptCalls, retry_invoker, sentence
+from fed_diffmic.transport.fleet import retry_invoker, sentence
 from fed_diffmic.transport.identity import ensure_task_identity
+from fed_diffmic.transport.keptcalls import KeptCalls
 from fed_diffmic.transport.nodestate import Handlers, KeptStateFactory
 from fed_diffmic.transport.spool import Spool
 

@@ -19,10 +19,12 @@ from fed_diffmic.provision.authority import make_authority
 from fed_diffmic.provision.keys import load_private, make_site_key, public_pem
 from fed_diffmic.provision.roster import Roster
 from fed_diffmic.transport import guard
-from fed_diffmic.transport.guard import Bounds, Gate, Listener
+from fed_diffmic.transport.guard import Gate
+from fed_diffmic.transport.listener import Listener
+from fed_diffmic.transport.seats import Bounds
 from fed_diffmic.transport.superlink_child import RosterAdmission, bind
 
-BOUNDS = Bounds(header_s=0.6, body_s=0.8, body_bytes=100_000, per_address=8, total=8)
+BOUNDS = Bounds(header_s=0.6, body_s=0.8, body_bytes=100_000, per_address=8, total=8, reserved=0, new_per_s=1e6)
 PULL = "/v1/fleet/pull-messages"
 
 

@@ -82,6 +82,8 @@ class RawNode:
     def push(self, message: Message, tree: ObjectTree | None = None, **changed: Any) -> PushMessagesResponse:
         """Announce a message whose metadata are changed first."""
         _, named = named_message(message, **changed)
+        if tree is not None:
+            tree.object_id = named.metadata.message_id
         return self.client.PushMessages(
             PushMessagesRequest(
                 node=self.node,
