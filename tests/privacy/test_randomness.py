@@ -48,16 +48,53 @@ def test_normals_are_the_uniforms_inverted_in_blocks_of_any_size(monkeypatch):
     np.testing.assert_allclose(values.numpy(), ndtri(Randomness(2).uniform(10_500)), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("byte", [0x00, 0xFF])
-def test_the_outermost_uniforms_have_finite_deviates(monkeypatch, byte):
-    class Stuck:
-        def update(self, data):
-            return bytes([byte]) * len(data)
+class Words:
+    """A stream that gives these 53-bit numbers again and again."""
 
+    def __init__(self, *numbers):
+        self.data = np.array(numbers, dtype=np.uint64) << np.uint64(11)
+
+    def update(self, data):
+        return np.resize(self.data, len(data) // 8).astype("<u8").tobytes()
+
+
+@pytest.mark.parametrize("number", [0, 2**53 - 1])
+def test_the_outermost_uniforms_lie_inside_and_have_finite_deviates(monkeypatch, number):
     random = Randomness(3)
-    monkeypatch.setattr(random, "_stream", Stuck())
+    monkeypatch.setattr(random, "_stream", Words(number))
+    (uniform,) = random.uniform(1)
+    assert 0 < uniform < 1
     (deviate,) = random.normal(1).tolist()
-    assert abs(deviate) == pytest.approx(8.2, abs=0.1) and (deviate > 0) == (byte == 0xFF)
+    assert abs(deviate) == pytest.approx(8.2, abs=0.2) and (deviate > 0) == (number > 0)
+
+
+def test_both_tails_are_equally_fine(monkeypatch):
+    """Beyond seven deviations a uniform near 1 takes steps that are larger than the next deviate is away."""
+    numbers = list(range(2000))
+    random = Randomness(3)
+    monkeypatch.setattr(random, "_stream", Words(*numbers, *(2**53 - 1 - n for n in numbers)))
+    low, high = random.normal(4000).view(2, -1)
+    assert torch.equal(low, -high) and len(high.unique()) == 2000
+    exact = stats.norm.isf((np.arange(2000) + 0.5) * 2.0**-53)
+    np.testing.assert_allclose(high.numpy(), exact, rtol=1e-12)
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+def test_a_stream_goes_on_under_another_key_before_the_ciphers_counter_ends(monkeypatch, seed):
+    whole = Randomness(5).uniform(64)
+    monkeypatch.setattr("fed_diffmic.privacy.randomness._KEY_BYTES", 160)
+    random = Randomness(seed)
+    values = np.concatenate([random.uniform(n) for n in (15, 20, 29)])
+    assert len(np.unique(values)) == 64 and random._streams == 4
+    if seed is not None:
+        again = Randomness(seed)
+        assert np.array_equal(values, np.concatenate([again.uniform(64)]))
+        assert np.array_equal(values[:20], whole[:20]) and not np.isin(values[20:], whole).any()
+
+
+def test_names_that_read_alike_when_joined_are_other_streams():
+    assert not np.array_equal(Randomness(1, "a", "b").uniform(4), Randomness(1, "a\0b").uniform(4))
+    assert not np.array_equal(Randomness(1, "a", "b\0c").uniform(4), Randomness(1, "a\0b", "c").uniform(4))
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.3, 1.0])
