@@ -69,7 +69,8 @@ def open_ledger(site: Site, spec: RunSpec, echoed: str = "") -> Ledger:
     Raises:
         LedgerError, MachineError: see :class:`fed_diffmic.privacy.ledger.Ledger`.
     """
-    return Ledger(ledger_folder(site, spec), site.privacy, site.key(), echoed=echoed)
+    folder = ledger_folder(site, spec)
+    return Ledger(folder, site.privacy, site.key(), echoed=echoed, witness=site.witness, rules=site.budget)
 
 
 def private_round(
@@ -100,10 +101,10 @@ def private_round(
     if not algorithm.private:
         raise SiteError(UNPROTECTED, f"strategy={spec.strategy.name} reads training images outside the private update")
     check_private(module, exchanged(module))
-    plan = make_plan(privacy, spec, stage, train)
     prior, weight = noised_prior(site, spec, echoed), public_weight(site, spec, echoed)
     with open_ledger(site, spec, echoed) as ledger:
         units = unit_set(train, ledger.secret)
+        plan = make_plan(privacy, spec, stage, train, ledger.allowance(units, spec.run_id))
         number = ledger.reserve(
             units, plan.mechanism, run=spec.run_id, arm=spec.arm, stage=stage, round_index=round_index
         )
@@ -139,10 +140,11 @@ def private_round(
 def unprotected_round(site: Site, spec: RunSpec, stage: str, round_index: int, echoed: str) -> str:
     """Write down that a stage trains without privacy on these units; the ledger's head.
 
-    A site that never had a ledger and does not protect anything has nothing to write.
+    A site that never had a ledger, as far as the coordinator knows too, and does not protect anything has nothing to
+    write.
     """
     folder = ledger_folder(site, spec) if is_private(site) or site.real else site.folder
-    if not is_private(site) and not (folder / FOLDER).exists():
+    if not is_private(site) and not echoed and not (folder / FOLDER).exists():
         return ""
     with open_ledger(site, spec, echoed) as ledger:
         units = unit_set(site.data.train, ledger.secret)
@@ -162,7 +164,7 @@ def outside(privacy: PrivacyConfig) -> list[str]:
     return found
 
 
-def private_facts(site: Site, spec: RunSpec) -> tuple[list[int], list[int]]:
+def private_facts(site: Site, spec: RunSpec, echoed: str = "") -> tuple[list[int], list[int]]:
     """What a private site says of its data: images (train, val, test) and training units of each class.
 
     The class counts are noised, once a run, or the same for all classes; the numbers of validation and test images
@@ -173,8 +175,8 @@ def private_facts(site: Site, spec: RunSpec) -> tuple[list[int], list[int]]:
         share = max(1, privacy.weight // spec.num_classes)
         counts = [share] * spec.num_classes
     else:
-        counts = [round(n) for n in counts_of_run(site, spec)]
-    total, weight = privacy.nominal_units or len(unit_members(train, privacy.unit)), public_weight(site, spec)
+        counts = [round(n) for n in counts_of_run(site, spec, echoed)]
+    total, weight = privacy.nominal_units or len(unit_members(train, privacy.unit)), public_weight(site, spec, echoed)
     if spec.task == "multilabel":
         counts = [min(n, max(total, weight)) for n in counts]  # noise alone can make them more
     else:
@@ -226,7 +228,8 @@ def counts_of_run(site: Site, spec: RunSpec, echoed: str = "") -> list[float]:
             if kept["units"] == units.name and len(kept["counts"]) == spec.num_classes:
                 return [float(n) for n in kept["counts"]]
         mechanism = count_mechanism(site.privacy)
-        assert mechanism is not None
+        if mechanism is None:
+            raise ValueError("a run has noised counts only where privacy.count_noise is above zero")
         number = ledger.reserve(units, mechanism, run=spec.run_id, arm=spec.arm, stage="", round_index=0, what="counts")
         random = Randomness(site.privacy.test_seed, COUNTS, site.name, spec.run_id)
         counts = [float(n) for n in noised_counts(site.data.train, spec, site.privacy, random)]

@@ -17,6 +17,7 @@ from typing import Any
 from flwr.app import Context
 
 from client.seals import Refusals, SiteSeals
+from fed_diffmic.config_budget import BudgetRules
 from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.exchange.audit import AuditLog
@@ -47,6 +48,8 @@ class Site:
         real: one of its own, with one ledger for all runs; else a virtual site.
         pace: share of a round's steps that it manages (a virtual site's simulated slowness).
         signer: signs the privacy ledger; none: a virtual site makes a key.
+        witness: file beside the site's key that remembers the ledger's head; none: a virtual site.
+        budget: what a run and a round may take of the privacy budget; none: a virtual site.
     """
 
     name: str
@@ -58,6 +61,8 @@ class Site:
     real: bool = False
     pace: float = 1.0
     signer: PrivateKey | None = None
+    witness: Path | None = None
+    budget: BudgetRules | None = None
 
     def key(self) -> PrivateKey:
         """What signs the privacy ledger: the site's key; a virtual site makes one in its folder."""
@@ -99,10 +104,12 @@ class Protection:
     Attributes:
         privacy: the site's configuration.
         signer: the real site's key; none: virtual sites, each makes one.
+        witness: file beside that key that remembers the ledger's head.
     """
 
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     signer: PrivateKey | None = None
+    witness: Path | None = None
 
 
 @dataclass
@@ -180,6 +187,8 @@ def open_site(context: Context, spec: RunSpec, header: Mapping[str, Any]) -> Sit
     return Site(
         privacy=protection.privacy,
         signer=protection.signer,
+        witness=protection.witness,
+        budget=None if _REGISTERED.rules is None else _REGISTERED.rules.policy.config.budget,
         real=_REGISTERED.rules is not None,
         name=data.name,
         folder=site_folder(context),

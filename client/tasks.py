@@ -35,7 +35,7 @@ COMMON: dict[str, type] = {"spec": str, "run": str, "arm": str}
 TASK: dict[str, type] = {**COMMON, "stage": str, "round": int, "site": str, "base": str, "weights": str}
 FIELDS: dict[str, dict[str, type]] = {
     "labels": {"run": str},
-    "query": COMMON,
+    "query": {**COMMON, "ledger": str},
     "train": {**TASK, "state": str, "keep": str, "guidance": str, "ledger": str},
     "evaluate": {**TASK, "state": str, "guidance": str, "prior": list, "sums": bool, "split": str},
     "assess": {**TASK, "state": str, "guidance": str, "calibration": dict},
@@ -73,7 +73,7 @@ def describe(site: Site, spec: RunSpec, request: Payload) -> Payload:
     labels = data.train.labels
     images = [len(data.train), len(data.val), len(data.test)]
     if is_private(site):
-        images, noised = private_facts(site, spec)
+        images, noised = private_facts(site, spec, request.header["ledger"])
         counts = np.array(noised)
     elif spec.task == "multilabel":
         counts = np.asarray(labels).reshape(-1, spec.num_classes).sum(axis=0)

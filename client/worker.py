@@ -62,6 +62,7 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
     from client.start import STATE, site_audit, site_key
     from fed_diffmic.config_site import SiteConfig
     from fed_diffmic.exchange.policy import SitePolicy
+    from fed_diffmic.privacy.continuity import witness_of
     from fed_diffmic.provision.keys import load_private, load_public
     from fed_diffmic.spec import parse_dataclass
     from fed_diffmic.transport.contact import read_contact
@@ -71,10 +72,11 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
     folder, run = Path(str(config.site.folder)), Path(settings.run)
     private = config.privacy.name == "dp_sgd"
     policy = SitePolicy(config.policy, config.privacy.stages if private else ())
-    signer, way = load_private(site_key(config)), config.coordinator
+    key, way = site_key(config), config.coordinator
+    signer = load_private(key)
     seals = None if way.insecure else SiteSeals(config.site.name, load_public(str(way.public_key)), signer, folder)
     rules = Rules(policy, config.dataset.name, site_audit(config), gate=lambda _: gate(folder), seals=seals)
-    protection = Protection(config.privacy, signer)
+    protection = Protection(config.privacy, signer, witness_of(key))
     register_source(SiteSource(config), lambda _: folder, rules, lambda _: protection)
 
     def port() -> int:

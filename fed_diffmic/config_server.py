@@ -87,6 +87,12 @@ class ServerSecurityConfig(Checked):
         "key that signs the coordinator's audit log and the final model (OpenSSH EC, 0600); none: security.key",
         path=True,
     )
+    ledgers: str | None = option(
+        None,
+        "file that all runs share: the heads of the sites' privacy ledgers and what they had spent when they were last "
+        "seen; none: <roster>.ledgers.json beside the roster, or beside the runs where that folder cannot be written",
+        path=True,
+    )
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fed_diffmic.config import DatasetConfig
+from fed_diffmic.config_budget import BudgetRules
 from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.fields import Checked, option
 
@@ -89,6 +90,7 @@ class PolicyConfig(Checked):
         "whether a stage that privacy.stages does not protect may train here",
         choices=("required", "none"),
     )
+    budget: BudgetRules = field(default_factory=BudgetRules)
 
 
 @dataclass(frozen=True)

@@ -120,3 +120,11 @@ class BudgetError(FedDiffmicError):
 
     code = "FD010"
     exit_code = 5
+
+
+class RoundShareError(BudgetError):
+    """One round would cost more than the site lets a single round spend."""
+
+
+class RunShareError(BudgetError):
+    """The run would have spent more than the site lets a single run spend."""

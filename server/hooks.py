@@ -13,6 +13,7 @@ from typing import Any
 from fed_diffmic.exchange.audit import AuditLog, Head
 from fed_diffmic.exchange.payload import Limits, Wire
 from fed_diffmic.provision.keys import PrivateKey
+from server.ledgers import LedgerMemory
 from server.seals import Seals
 
 NamesOfNodes = Callable[[], Mapping[int, str]]
@@ -27,6 +28,7 @@ class Hooks:
             so that a site removed from the roster is dropped. None: a node is whom it says it is.
         audit: the coordinator's own log.
         signer: signs the final model's provenance.
+        ledgers: what was seen of the sites' privacy ledgers, over all runs.
         max_update_norm: the largest L2 norm of a site's update that is taken.
         seals: seals requests and opens replies; needs ``audit``. None: nothing is sealed (a simulation, a trial).
 
@@ -39,10 +41,20 @@ class Hooks:
     signer: PrivateKey | None = None
     max_update_norm: float = math.inf
     seals: Seals | None = None
+    ledgers: LedgerMemory | None = None
 
     def __post_init__(self) -> None:
         if self.seals is not None and self.audit is None:
             raise ValueError("a seal names the head of the coordinator's audit log, and there is none")
+
+    def echo(self, site: str) -> str:
+        """What was seen last of a site's privacy ledger, in any run; empty: nothing."""
+        return "" if self.ledgers is None else self.ledgers.echo(site)
+
+    def saw(self, site: str, header: Mapping[str, Any]) -> None:
+        """Keep what a good reply says of the site's privacy ledger."""
+        if self.ledgers is not None and header.get("ledger"):
+            self.ledgers.saw(site, header["ledger"], header.get("claim", ""), header["run"])
 
     def log(self, kind: str, **facts: Any) -> None:
         """A line of the audit log, if there is one."""

@@ -104,13 +104,7 @@ class Presence:
         ]
         if not nodes:
             return {}
-        payload = Payload("query", self._header)
-        expected = Expected(
-            kind="query.reply",
-            header={"run": self.spec.run_id, "arm": self.spec.arm, "request": request_name(self._header)},
-            fields={"site": str, "images": list, "class_counts": list},
-        )
-        requests = [Request(node, payload, expected, pack({})) for node in nodes]
+        requests = [self._question(node, "" if bound is None else bound[node.node]) for node in nodes]
         outcome = self._ask(requests, MessageType.QUERY, deadline, stage="", round_index=0)
         for name, claimed in sorted(self._claims(nodes, outcome, bound).items()):
             if len(claimed) > 1:
@@ -122,6 +116,16 @@ class Presence:
             self.events.emit("site_found", site=name, images=images, class_counts=list(claimed[0].class_counts))
             self.hooks.log("site", run=self.spec.run_id, site=name, node=f"node {claimed[0].node}")
         return outcome.missing
+
+    def _question(self, node: Site, name: str) -> Request:
+        """Who are you; with what was seen of the privacy ledger of the site that the node's key stands for."""
+        header = {**self._header, "ledger": self.hooks.echo(name) if name else ""}
+        expected = Expected(
+            kind="query.reply",
+            header={"run": self.spec.run_id, "arm": self.spec.arm, "request": request_name(header)},
+            fields={"site": str, "images": list, "class_counts": list},
+        )
+        return Request(node, Payload("query", header), expected, pack({}))
 
     def _claims(
         self, nodes: Sequence[Site], outcome: Outcome, bound: Mapping[int, str] | None

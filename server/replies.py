@@ -277,6 +277,7 @@ class _Exchange:
 
     def _accept(self, request: Request, payload: Payload, digest: str) -> None:
         site, head = request.site.name, anchor_of(payload.header)
+        self._hooks.saw(site, payload.header)  # first: a coordinator that dies now must not forget what was spent
         self.outcome.bytes_sent += payload.tensor_bytes
         self.outcome.replies[site] = payload
         self.outcome.digests[site] = digest

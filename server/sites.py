@@ -71,7 +71,8 @@ class Sites(Presence):
             sent: the round's global tensors, and the algorithm's own.
             states: digest of the state that each site builds on.
             keep: digest of a state that each site must not forget, that of the best round.
-            ledgers: head of each site's privacy ledger as it was last seen; the site compares.
+            ledgers: head of each site's privacy ledger as this run saw it last, where no memory is kept over all runs;
+                the site compares.
             algorithm: decides which figures must come.
             round_index: from 1.
             deadline: monotonic seconds.
@@ -90,8 +91,9 @@ class Sites(Presence):
             return {**found, "initial_loss": POSITIVE} if algorithm.needs_initial_loss else found
 
         def header(site: str) -> dict[str, str]:
-            named = {"state": states, "keep": keep, "guidance": task.guidance, "ledger": ledgers}
-            return {name: digests.get(site, "") for name, digests in named.items()}
+            named = {"state": states, "keep": keep, "guidance": task.guidance}
+            found = {name: digests.get(site, "") for name, digests in named.items()}
+            return {**found, "ledger": self.hooks.echo(site) or ledgers.get(site, "")}
 
         outcome = self._exchange(
             MessageType.TRAIN,

@@ -20,6 +20,7 @@ from fed_diffmic.provision.certificates import load_certificate, load_pem_key
 from fed_diffmic.provision.keys import PrivateKey, load_private
 from fed_diffmic.provision.roster import Roster
 from fed_diffmic.spec import RunSpec, make_spec
+from server.ledgers import LedgerMemory, memory_path
 
 MAY_CHANGE = (
     "run.dir",
@@ -65,6 +66,7 @@ def check_start(config: ServerConfig, *, resume: bool) -> None:
     Raises:
         ConfigError: no TLS or roster without ``security.insecure``, files that do not fit, a folder in use.
         CredentialError: a certificate, key or roster that cannot be used.
+        ModelFileError, MachineError: what was seen of the sites' privacy ledgers cannot be read or kept.
         UsageError: ``--resume`` with nothing to resume.
     """
     folder = Path(str(config.run.dir))
@@ -77,6 +79,9 @@ def check_start(config: ServerConfig, *, resume: bool) -> None:
     check_server_start(config)
     if not config.security.insecure:
         check_credentials(config)
+    memory = ledger_memory(config)
+    if memory is not None:
+        memory.check()
     expected_sites(config)
 
 
@@ -157,6 +162,15 @@ def signing_key(config: ServerConfig) -> PrivateKey | None:
     if config.security.insecure or config.security.key is None:
         return None
     return load_pem_key(config.security.key)
+
+
+def ledger_memory(config: ServerConfig) -> LedgerMemory | None:
+    """Where what was seen of the sites' privacy ledgers is kept over all runs; none in an insecure trial."""
+    security = config.security
+    if security.insecure or security.roster is None:
+        return None
+    roster = Path(security.roster)
+    return LedgerMemory(memory_path(security.ledgers, roster, Path(str(config.run.dir))), roster)
 
 
 def as_simulation(config: ServerConfig) -> SimulateConfig:

@@ -37,7 +37,7 @@ from server.checkpoints import has_final, load_final
 from server.hooks import Hooks
 from server.monitor import Monitor
 from server.seals import Seals, forget_reply_key, run_reply_key
-from server.start import expected_sites, run_config, signing_key
+from server.start import expected_sites, ledger_memory, run_config, signing_key
 from server.status import LOCK, RunStatus, StatusWriter
 
 AUDIT = "audit.jsonl"
@@ -245,7 +245,7 @@ class _Coordinator:
         if admission is None or signer is None:
             return Hooks(audit=audit, signer=signer, max_update_norm=limit)
         seals = Seals(signer, run_reply_key(self.run_dir), admission.key_of)
-        return Hooks(admission.names_of_nodes, audit, signer, limit, seals)
+        return Hooks(admission.names_of_nodes, audit, signer, limit, seals, ledger_memory(self.config))
 
     def _start(self, settings: LinkSettings, restarts: int) -> RunningLink:
         """The SuperLink on its database; one that it cannot start on is set aside once."""

@@ -9,27 +9,40 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from client.preflight.check import Check, failed, of_error, passed, warning
+from fed_diffmic.config_budget import BudgetRules
 from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.data.manifest import OWN_GROUP
+from fed_diffmic.data.pixels import alike, difference_hash
 from fed_diffmic.data.site import Examples
-from fed_diffmic.errors import ConfigError, LedgerError
+from fed_diffmic.errors import BudgetError, ConfigError, LedgerError
 from fed_diffmic.privacy.account import FOLDER, SLACK, Account, read_account
 from fed_diffmic.privacy.accounting import Mechanism, epsilon
 from fed_diffmic.privacy.continuity import check, unit_secret
 from fed_diffmic.privacy.dp_sgd import count_mechanism, make_plan, unit_members
 from fed_diffmic.privacy.ledger_lines import narrowed
 from fed_diffmic.privacy.modules import check_private
+from fed_diffmic.privacy.shares import shares
 from fed_diffmic.privacy.units import unit_set
 from fed_diffmic.provision.keys import PrivateKey
 from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.stages import build_module, exchanged
 
+MOST_COMPARED = 20_000
 GRANT = "A person here can raise it: `fed-diffmic ledger grant`. Or ask for fewer rounds, or set more noise."
 
 
 def check_privacy(
-    privacy: PrivacyConfig, spec: RunSpec, train: Examples, folder: Path, key: PrivateKey | None
+    privacy: PrivacyConfig,
+    spec: RunSpec,
+    train: Examples,
+    folder: Path,
+    key: PrivateKey | None,
+    *,
+    rules: BudgetRules | None = None,
+    witness: Path | None = None,
 ) -> Iterator[Check]:
     """The checks.
 
@@ -39,8 +52,11 @@ def check_privacy(
         train: the site's training images.
         folder: the site's own.
         key: its private key, if it can be read.
+        rules: what a run and a round may take (``policy.budget``).
+        witness: the file beside the key that remembers the ledger's head.
     """
     yield _unit(privacy, train)
+    yield _alike(train)
     if privacy.test_seed is not None:
         yield warning(
             "privacy.noise", "privacy.test_seed is set: the noise can be told, and no guarantee holds", "Remove it."
@@ -52,7 +68,7 @@ def check_privacy(
         return
     account: Account | None = None
     try:
-        if not check(folder, key):
+        if not check(folder, key, witness=witness):
             account = read_account(folder)
             account.terms = narrowed(account.terms, privacy)
     except LedgerError as error:
@@ -61,8 +77,8 @@ def check_privacy(
     lines = "none yet: it begins with the first round" if account is None else "whole, signed, and as long as it was"
     yield passed("privacy.ledger", lines)
     try:
-        yield _rounds(privacy, spec, stages, train, folder, account)
-    except ConfigError as error:
+        yield _rounds(privacy, spec, stages, train, folder, account, rules)
+    except (ConfigError, BudgetError) as error:
         yield of_error("privacy.budget", error)
 
 
@@ -83,6 +99,29 @@ def _unit(privacy: PrivacyConfig, train: Examples) -> Check:
     if most > privacy.max_images:
         words += f"; {privacy.max_images} of them, at random, take part in a step (privacy.max_images)"
     return passed("privacy.unit", words, **facts)
+
+
+def _alike(train: Examples) -> Check:
+    """How many images look like another one's: a copy in another size or compression is no image of its own.
+
+    Only counted. The ledger knows the same file and the same pixels again; it does not judge what merely looks alike.
+    """
+    if len(train) > MOST_COMPARED:
+        return passed("privacy.alike", f"not looked at: more than {MOST_COMPARED:,} images", images=len(train))
+    steps = range(0, len(train), 256)
+    hashes = [difference_hash(train.images(np.arange(start, min(start + 256, len(train))))) for start in steps]
+    pairs = alike(np.concatenate(hashes)) if hashes else np.zeros((0, 2), dtype=np.int64)
+    apart = int((train.groups[pairs[:, 0]] != train.groups[pairs[:, 1]]).sum())
+    facts = {"pairs": len(pairs), "apart": apart}
+    if not apart:
+        return passed("privacy.alike", f"{len(pairs)} pairs of training images look alike, all of one patient", **facts)
+    return warning(
+        "privacy.alike",
+        f"{len(pairs)} pairs of training images look alike, {apart} of them under two patients",
+        "Copies in another size or compression count as images, and under two numbers as patients, of their own: "
+        "leave out what is one picture.",
+        **facts,
+    )
 
 
 def _networks(spec: RunSpec, stages: Sequence[str]) -> Iterator[Check]:
@@ -108,14 +147,17 @@ def _rounds(
     train: Examples,
     folder: Path,
     account: Account | None,
+    rules: BudgetRules | None,
 ) -> Check:
     """What the expected rounds would cost the worst unit, in the order in which they come."""
-    plans = {stage: make_plan(privacy, spec, stage, train).mechanism for stage in stages}
     counts = count_mechanism(privacy)
     begun = [counts] if counts else []
     units = None if account is None else unit_set(train, unit_secret(folder / FOLDER))
     first = privacy.epsilon if privacy.budget is None else privacy.budget  # what a new ledger begins with
     budget = account.terms.budget if account is not None else math.inf if first is None else first
+    spent = 0.0 if account is None or units is None else account.spent(units)
+    most = shares(budget - spent, privacy, rules)
+    plans = {stage: make_plan(privacy, spec, stage, train, most).mechanism for stage in stages}
 
     def cost(rounds: int) -> float:
         parts, left = list(begun), rounds
@@ -129,11 +171,17 @@ def _rounds(
         return epsilon(parts, privacy.delta, privacy.accountant)
 
     planned = sum(spec.stage(stage).rounds or 0 for stage in stages)
-    spent = 0.0 if account is None or units is None else account.spent(units)
     after = cost(planned)
     noise = ", ".join(f"{stage} {plan.noise_multiplier:.3g}" for stage, plan in plans.items())
     facts = {"spent": spent, "after": after, "budget": budget, "rounds": planned, "noise": noise}
     words = f"epsilon {spent:.2f} is spent of {budget:g}; {planned} rounds as expected would make it {after:.2f}"
+    dearest = max((epsilon([plan], privacy.delta, privacy.accountant) for plan in plans.values()), default=0.0)
+    if dearest > most.round + SLACK:
+        share = f"one round by itself costs {dearest:.2f}, and may cost {most.round:.2f} (policy.budget.round_share)"
+        return failed("privacy.budget", f"{words}: {share}", GRANT, exit_code=5, **facts, fits=0)
+    if after <= budget + SLACK and after - spent > most.run + SLACK:
+        share = f"a run may spend {most.run:.2f} (policy.budget.run_share)"
+        return warning("privacy.budget", f"{words}: {share}; this site stops before the end", GRANT, **facts)
     if after <= budget + SLACK:
         return passed("privacy.budget", f"{words} (noise multipliers: {noise})", **facts)
     low, high = 0, planned

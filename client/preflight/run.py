@@ -18,6 +18,7 @@ from fed_diffmic.config import ModelConfig, StagesConfig
 from fed_diffmic.config_network_checks import check_site_start
 from fed_diffmic.config_site import SiteConfig
 from fed_diffmic.errors import ConfigError
+from fed_diffmic.privacy.continuity import witness_of
 
 PARTS = ("machine", "credentials", "network", "data", "privacy", "trial")
 
@@ -84,8 +85,10 @@ def _checks(config: SiteConfig, expected: Expected, parts: tuple[str, ...]) -> I
 def _privacy(config: SiteConfig, expected: Expected) -> Iterator[Check]:
     data = SiteSource(config).read(expected.model.image_side)
     spec = expected_spec(config, data.classes, data.task, expected.model, expected.stages)
+    coordinator, folder = config.coordinator, Path(str(config.site.folder))
+    witness = None if coordinator.key is None else witness_of(Path(coordinator.key))
     yield from check_privacy(
-        config.privacy, spec, data.train, Path(str(config.site.folder)), read_key(config.coordinator)
+        config.privacy, spec, data.train, folder, read_key(coordinator), rules=config.policy.budget, witness=witness
     )
 
 

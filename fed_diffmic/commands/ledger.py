@@ -37,7 +37,12 @@ def register(add: Add) -> None:
     grant.add_argument("--epsilon", required=True, type=float, help="the new budget, of every unit over all runs")
     accept = add_below("accept", _accept, "let a ledger that was refused be continued, with a reason")
     accept.add_argument("--spent", required=True, type=float, help="epsilon spent as far as is known, beside its lines")
-    accept.add_argument("--echoed", default="", metavar="LENGTH:DIGEST", help="head that the coordinator insists on")
+    accept.add_argument(
+        "--echoed",
+        default="",
+        metavar="LENGTH:DIGEST[:SPENT]",
+        help="what the coordinator insists on; without it, what it insisted on when the ledger was refused last",
+    )
     for command in (grant, accept):
         command.add_argument("--reason", required=True, help="why; it stands in the ledger")
     for command in (show, verify, project, grant, accept):
@@ -85,17 +90,21 @@ def _verify(arguments: argparse.Namespace, hint: list[str]) -> int:
     from client.start import site_key
     from fed_diffmic.exchange.audit import read_lines
     from fed_diffmic.privacy.account import FILE, FOLDER
-    from fed_diffmic.privacy.continuity import problems
+    from fed_diffmic.privacy.continuity import kept_echo, problems, witness_of
     from fed_diffmic.privacy.ledger_lines import REMEDY
     from fed_diffmic.provision.keys import load_private
 
     config, folder = _site(arguments)
     path = folder / FOLDER / FILE
-    found = problems(folder, load_private(site_key(config)))
+    key = site_key(config)
+    echo = kept_echo(folder)
+    found = problems(folder, load_private(key), echo, witness_of(key))
     for problem in found:
         print(f"problem: line {problem.line}: {problem.text}" if problem.line else f"problem: {problem.text}")
     count = len(read_lines(path)) if path.exists() else 0
     print(f"{path}: {count} lines, {len(found) or 'no'} problems")
+    if echo:
+        print(f"the coordinator insisted on {_echo(echo)} when the ledger was refused last")
     if found:
         print(REMEDY)
     return LedgerError.exit_code if found else 0
@@ -103,9 +112,16 @@ def _verify(arguments: argparse.Namespace, hint: list[str]) -> int:
 
 def _project(arguments: argparse.Namespace, hint: list[str]) -> int:
     from fed_diffmic.privacy.account import read_account
+    from fed_diffmic.privacy.shares import shares
 
-    _, folder = _site(arguments)
+    config, folder = _site(arguments)
     account = read_account(folder)
+    left = account.terms.budget - account.total()
+    most = shares(left, config.privacy, config.policy.budget)
+    print(
+        f"left: {most.left:.3f}; of it a run that begins now may spend {most.run:.3f}, and one of its rounds by itself "
+        f"{most.round:.3f} (policy.budget); noise that is computed from privacy.epsilon keeps to both"
+    )
     trained = [e for e in account.entries() if e.what == "train" and e.mechanism is not None and e.mechanism.steps]
     if not trained:
         print("no private round was trained yet: `privacy.epsilon` with `privacy.noise_multiplier=null` plans a run")
@@ -124,6 +140,7 @@ def _project(arguments: argparse.Namespace, hint: list[str]) -> int:
 def _grant(arguments: argparse.Namespace, hint: list[str]) -> int:
     from client.start import site_key
     from fed_diffmic.privacy.account import read_account
+    from fed_diffmic.privacy.continuity import witness_of
     from fed_diffmic.privacy.ledger import Ledger
     from fed_diffmic.provision.keys import load_private
 
@@ -131,7 +148,8 @@ def _grant(arguments: argparse.Namespace, hint: list[str]) -> int:
     read_account(folder)  # a grant begins no ledger
     if not 0 < arguments.epsilon < math.inf or not arguments.reason.strip():
         raise UsageError("a grant needs a finite --epsilon above zero and a --reason")
-    with Ledger(folder, config.privacy, load_private(site_key(config))) as ledger:
+    key = site_key(config)
+    with Ledger(folder, config.privacy, load_private(key), witness=witness_of(key)) as ledger:
         before = ledger.terms.budget
         ledger.grant(arguments.epsilon, arguments.reason)
     print(f"budget: {before:g} before, {arguments.epsilon:g} now")
@@ -142,16 +160,34 @@ def _grant(arguments: argparse.Namespace, hint: list[str]) -> int:
 
 def _accept(arguments: argparse.Namespace, hint: list[str]) -> int:
     from client.start import site_key
-    from fed_diffmic.privacy.continuity import accept
+    from fed_diffmic.privacy.continuity import accept, kept_echo, witness_of
     from fed_diffmic.provision.keys import load_private
 
     config, folder = _site(arguments)
     if not 0 <= arguments.spent < math.inf or not arguments.reason.strip():
         raise UsageError("accepting needs a --reason and what was --spent, a number not below zero")
-    key = load_private(site_key(config))
-    accept(folder, key, reason=arguments.reason, spent=arguments.spent, echoed=arguments.echoed)
+    key = site_key(config)
+    echo = arguments.echoed or kept_echo(folder)
+    counted = accept(
+        folder,
+        load_private(key),
+        reason=arguments.reason,
+        spent=arguments.spent,
+        echoed=echo,
+        witness=witness_of(key),
+    )
     print("accepted; the reason and what was spent stand in the ledger")
+    print(f"counted for every unit besides the ledger's lines: {_epsilon(counted)}")
+    if counted > arguments.spent and echo:
+        print(f"more than --spent says, since the coordinator or the file beside the key saw {_echo(echo)}")
     return 0
+
+
+def _echo(text: str) -> str:
+    from fed_diffmic.privacy.ledger_lines import parse_seen
+
+    seen = parse_seen(text)
+    return "nothing" if seen is None else f"line {seen.head.length}, with {_epsilon(seen.spent)} spent"
 
 
 def _epsilon(value: float) -> str:

@@ -25,5 +25,5 @@ def _explain(arguments: argparse.Namespace, hint: list[str]) -> int:
     from fed_diffmic.exchange.policy_text import explain
 
     config = compose_site(arguments.config, arguments.settings)
-    print(explain(config.policy, config.site.name), end="")
+    print(explain(config.policy, config.site.name, config.privacy), end="")
     return 0

@@ -22,6 +22,7 @@ class Examples:
         groups: (n,) str, what must not be divided (lesion, patient).
         keys: (n,) uint64, each image's stable number from its content.
         cache: where the pixels are.
+        pixels: (n,) str, digest of what each image decodes to, whatever its file's encoding; none: not computed.
     """
 
     rows: np.ndarray
@@ -29,6 +30,7 @@ class Examples:
     groups: np.ndarray
     keys: np.ndarray
     cache: ImageCache
+    pixels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -39,7 +41,8 @@ class Examples:
 
     def subset(self, index: np.ndarray) -> Examples:
         """The examples at ``index`` (positions or a mask), in that order."""
-        return Examples(self.rows[index], self.labels[index], self.groups[index], self.keys[index], self.cache)
+        pixels = None if self.pixels is None else self.pixels[index]
+        return Examples(self.rows[index], self.labels[index], self.groups[index], self.keys[index], self.cache, pixels)
 
     @classmethod
     def from_manifest(cls, manifest: Manifest, cache: ImageCache) -> Examples:
@@ -51,6 +54,7 @@ class Examples:
             groups=table["group"].to_numpy(dtype=object).astype(str),
             keys=table["key"].to_numpy(np.uint64),
             cache=cache,
+            pixels=table["pixels"].to_numpy(dtype=object).astype(str) if "pixels" in table else None,
         )
 
 
@@ -101,10 +105,12 @@ def merge_sites(name: str, sites: Sequence[SiteData]) -> SiteData:
 
 
 def _concatenate(parts: list[Examples]) -> Examples:
+    pixels = [part.pixels for part in parts if part.pixels is not None]
     return Examples(
         rows=np.concatenate([part.rows for part in parts]),
         labels=np.concatenate([part.labels for part in parts]),
         groups=np.concatenate([part.groups for part in parts]),
         keys=np.concatenate([part.keys for part in parts]),
         cache=parts[0].cache,
+        pixels=np.concatenate(pixels) if len(pixels) == len(parts) else None,
     )

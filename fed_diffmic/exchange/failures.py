@@ -15,6 +15,8 @@ from fed_diffmic.errors import (
     MachineError,
     ModelFileError,
     PartitionError,
+    RoundShareError,
+    RunShareError,
 )
 
 BAD_REQUEST = 2001
@@ -49,6 +51,8 @@ POLICY_PRIVACY = 2035
 BUDGET = 2040
 LEDGER = 2041
 UNPROTECTED = 2042
+BUDGET_ROUND = 2043
+BUDGET_RUN = 2044
 UNSEALED = 2054
 FORGED = 2055
 FOREIGN = 2056
@@ -88,6 +92,8 @@ FAILURES: dict[int, str] = {
     POLICY_PRIVACY: "the site's policy requires differential privacy",
     BUDGET: "the site's privacy budget does not allow this round; it trains no more on these data",
     LEDGER: "the site's privacy ledger is missing, shorter or older than it was, or changed; a person there must look",
+    BUDGET_ROUND: "one round would cost more of the site's privacy budget than the site lets a single round take",
+    BUDGET_RUN: "the run would have cost more of the site's privacy budget than the site lets a single run take",
     UNPROTECTED: "the site trains with differential privacy, and not this stage",
     UNSEALED: "the request has no seal of the coordinator's",
     FORGED: "the request's seal is not by the coordinator whose key the site was given, or is another request's",
@@ -123,6 +129,10 @@ def failure_code(error: BaseException) -> int:
         return error.code
     if isinstance(error, (DataError, PartitionError)):
         return NO_DATA
+    if isinstance(error, RoundShareError):
+        return BUDGET_ROUND
+    if isinstance(error, RunShareError):
+        return BUDGET_RUN
     if isinstance(error, BudgetError):
         return BUDGET
     if isinstance(error, LedgerError):

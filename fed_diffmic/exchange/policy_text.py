@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 
+from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.config_site import PolicyConfig
+from fed_diffmic.exchange.budget_text import privacy_sentences
 from fed_diffmic.exchange.hours import parse_hours
 
 _STAGES = {
@@ -36,12 +38,13 @@ _FIGURES = {
 }
 
 
-def explain(policy: PolicyConfig, site: str = "") -> str:
+def explain(policy: PolicyConfig, site: str = "", privacy: PrivacyConfig | None = None) -> str:
     """The whole policy as text: headings and sentences, for a terminal or a document.
 
     Args:
         policy: group ``policy`` of the site's configuration.
         site: name of the site, for the title.
+        privacy: group ``privacy`` of its configuration; none: not known.
 
     Raises:
         ConfigError: ``policy.hours`` cannot be read.
@@ -51,7 +54,7 @@ def explain(policy: PolicyConfig, site: str = "") -> str:
         ("Which runs may use the data", _uses(policy)),
         ("What may leave the site", _leaves(policy)),
         ("How much work may be asked for", _work(policy)),
-        ("Privacy", [_privacy(policy)]),
+        ("Privacy", privacy_sentences(policy, privacy)),
     ]
     title = f"Policy of the site {site}" if site else "Policy of the site"
     blocks = [f"{title}\n{'=' * len(title)}"]
@@ -122,12 +125,6 @@ def _work(policy: PolicyConfig) -> list[str]:
         time,
         when,
     ]
-
-
-def _privacy(policy: PolicyConfig) -> str:
-    if policy.privacy == "required":
-        return "A stage trains here with differential privacy (group privacy) or not at all."
-    return "Differential privacy is not required: what an update tells about single patients is not bounded."
 
 
 def _named(what: str, names: Sequence[str], none: str) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from fed_diffmic.errors import LedgerError
 from fed_diffmic.exchange.audit import Line, read_lines
@@ -32,6 +35,7 @@ class Account:
         self.terms = terms_of(lines)
         self._entries = entries(lines)
         self._sets: dict[str, UnitSet] = {}
+        self._patterns: dict[tuple[str, int], tuple[list[str], np.ndarray]] = {}
 
     def spent(
         self, units: UnitSet, more: Iterable[Mechanism] = (), *, run: str | None = None, first: int | None = None
@@ -44,13 +48,12 @@ class Account:
             run: count this run's lines alone (and nothing that a person stated).
             first: count no more than so many lines, the oldest.
         """
-        counted = [e for e in self._entries[:first] if run is None or e.run == run]
-        names = sorted({e.units for e in counted})
-        sets = [self.units(name) for name in names]
+        counted, more = [e for e in self._entries[:first] if run is None or e.run == run], list(more)
+        names, patterns = self._shared(units)
+        held = {frozenset(name for name, inside in zip(names, row, strict=True) if inside) for row in patterns}
         worst = 0.0
-        for pattern in shared_patterns(units, sets, self.terms.unit):
-            held = {name for name, inside in zip(names, pattern, strict=True) if inside}
-            worst = max(worst, self._cost([e for e in counted if e.units in held], more))
+        for numbers in {tuple(i for i, e in enumerate(counted) if e.units in own) for own in held}:
+            worst = max(worst, self._cost([counted[i] for i in numbers], more))
         return worst + (self.terms.unknown if run is None else 0.0)
 
     def total(self, run: str | None = None, first: int | None = None) -> float:
@@ -63,7 +66,7 @@ class Account:
         """How often a mechanism's steps fit into what is left of the budget, at most ``most``."""
 
         def fits(times: int) -> bool:
-            steps = Mechanism(mechanism.sample_rate, mechanism.noise_multiplier, mechanism.steps * times)
+            steps = replace(mechanism, steps=mechanism.steps * times)
             return self.spent(units, [steps]) <= self.terms.budget + SLACK
 
         low, high = 0, 1
@@ -87,6 +90,18 @@ class Account:
         if name not in self._sets:
             self._sets[name] = load_units(self.folder / UNITS, name)
         return self._sets[name]
+
+    def _shared(self, units: UnitSet) -> tuple[list[str], np.ndarray]:
+        """Names of all sets that a line names, and in which of them the units of this one were.
+
+        All of them, whatever is counted: a patient who was renumbered in one run and exported anew in the next is
+        found by what links them in a third.
+        """
+        names = sorted({e.units for e in self._entries})
+        key = (units.name, len(self._entries))
+        if key not in self._patterns:
+            self._patterns = {key: (names, shared_patterns(units, [self.units(name) for name in names]))}
+        return self._patterns[key]
 
     def _cost(self, counted: Iterable[Entry], more: Iterable[Mechanism]) -> float:
         parts = [*more]

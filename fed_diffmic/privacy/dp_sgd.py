@@ -9,7 +9,7 @@ weight decay, the optimizer's moments) reads no data but through the noised grad
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +19,12 @@ from fed_diffmic.algorithms.base import Algorithm, SiteHalf, Tensors
 from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import augment, normalise
-from fed_diffmic.errors import ConfigError
-from fed_diffmic.privacy.accounting import Mechanism, noise_multiplier_for
+from fed_diffmic.errors import BudgetError, ConfigError
+from fed_diffmic.privacy.accounting import Mechanism, epsilon, noise_multiplier_for
 from fed_diffmic.privacy.modules import check_private
 from fed_diffmic.privacy.per_sample import Units, clipped_sum, summed, trained
 from fed_diffmic.privacy.randomness import Randomness
+from fed_diffmic.privacy.shares import Allowance
 from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.bound import check_time
 from fed_diffmic.training.centring import seeks_centre
@@ -39,6 +40,8 @@ from fed_diffmic.training.local import (
 from fed_diffmic.training.losses import prior_offset
 from fed_diffmic.training.stage import StageModule
 from fed_diffmic.training.stages import centres, exchanged, set_tensors, to_array
+
+GRANT = "A person at the site can raise the budget: `fed-diffmic ledger grant`."
 
 
 @dataclass(frozen=True)
@@ -101,14 +104,21 @@ def noised_counts(train: Examples, spec: RunSpec, privacy: PrivacyConfig, random
     return np.maximum(counts + scale * random.normal(spec.num_classes).numpy(), 0.0)
 
 
-def make_plan(privacy: PrivacyConfig, spec: RunSpec, stage: str, train: Examples) -> Plan:
+def make_plan(
+    privacy: PrivacyConfig, spec: RunSpec, stage: str, train: Examples, most: Allowance | None = None
+) -> Plan:
     """A round of a stage at a site.
 
     A noise multiplier that is not given is computed once for the whole run: with it all rounds of all stages in
-    ``privacy.stages``, and the class counts, cost ``privacy.epsilon`` together.
+    ``privacy.stages``, and the class counts, cost ``privacy.epsilon`` together, or what the run may take where that is
+    less; and no round by itself costs more than a round may.
+
+    Args:
+        most: what the run may take of the site's budget; none: ``privacy.epsilon`` alone decides.
 
     Raises:
         ConfigError: nothing says how much noise, delta is too large for so few units, or no noise would do.
+        BudgetError: nothing is left for the run.
     """
     units = privacy.nominal_units or len(unit_members(train, privacy.unit))
     if units == 0:
@@ -125,22 +135,40 @@ def make_plan(privacy: PrivacyConfig, spec: RunSpec, stage: str, train: Examples
 
     sigma = privacy.noise_multiplier
     if sigma is None:
-        if privacy.epsilon is None:
-            raise ConfigError("privacy.noise_multiplier", None, "a number, or privacy.epsilon to compute it from")
-        rounds = {name: spec.stage(name).rounds or 0 for name in privacy.stages}
-        planned = [(rate, steps(name) * count) for name, count in sorted(rounds.items()) if count and name != "plain"]
+        rounds = {name: spec.stage(name).rounds or 0 for name in privacy.stages if name != "plain"}
         if stage == "plain":
-            planned = [(rate, steps(stage) * (spec.stage(stage).rounds or 0))]
-        counts = count_mechanism(privacy)
-        try:
-            sigma = noise_multiplier_for(
-                privacy.epsilon, privacy.delta, planned, [counts] if counts else [], privacy.accountant
-            )
-        except ValueError as error:
-            raise ConfigError(
-                "privacy.epsilon", privacy.epsilon, "more than the class counts alone cost (privacy.count_noise)"
-            ) from error
+            rounds = {stage: spec.stage(stage).rounds or 0}
+        planned = [(rate, steps(name), count) for name, count in sorted(rounds.items()) if count]
+        sigma = _planned_noise(privacy, planned, most)
     return Plan(units, rate, steps(stage), sigma, rate * units)
+
+
+def _planned_noise(privacy: PrivacyConfig, planned: Sequence[tuple[float, int, int]], most: Allowance | None) -> float:
+    """The noise multiplier with which rounds ``(sample rate, steps, how many)`` keep to what may be spent."""
+    target = privacy.epsilon
+    if target is None:
+        raise ConfigError("privacy.noise_multiplier", None, "a number, or privacy.epsilon to compute it from")
+    if most is not None and most.spent_up:
+        raise BudgetError("nothing is left of the site's privacy budget for this run", GRANT)
+    counts = count_mechanism(privacy)
+    fixed = [counts] if counts else []
+    together = [(rate, steps * count) for rate, steps, count in planned]
+    try:
+        if most is None:
+            return noise_multiplier_for(target, privacy.delta, together, fixed, privacy.accountant)
+        sigma = noise_multiplier_for(min(target, most.run), privacy.delta, together, fixed, privacy.accountant)
+        for rate, steps, _ in planned:
+            alone = epsilon([Mechanism(rate, sigma, steps)], privacy.delta, privacy.accountant)
+            if alone > most.round:
+                least = noise_multiplier_for(most.round, privacy.delta, [(rate, steps)], [], privacy.accountant)
+                sigma = max(sigma, least)
+    except ValueError as error:
+        if most is not None and most.run < target:
+            raise BudgetError(f"what this run may spend, epsilon {most.run:.3f}, is not enough", GRANT) from error
+        raise ConfigError(
+            "privacy.epsilon", target, "more than the class counts alone cost (privacy.count_noise)"
+        ) from error
+    return sigma
 
 
 def private_update(

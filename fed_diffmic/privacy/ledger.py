@@ -5,8 +5,11 @@ the keyed digests of the units it speaks of (:mod:`fed_diffmic.privacy.units`). 
 and the steps *about to be taken* is flushed to disk before the first of them; ``settle`` says afterwards how many were
 taken. A crash leaves the reservation, which then counts in full.
 
-Its head stands in two other places too, the site's folder and the coordinator's memory; a ledger that does not hold
-either is not continued (:mod:`fed_diffmic.privacy.continuity`). An echo can only make the check stricter.
+Its head stands in three other places too: the site's folder, a file beside the site's key, and the coordinator's
+memory, over all runs; a ledger that does not hold one of them is not continued
+(:mod:`fed_diffmic.privacy.continuity`). An echo can only make the check stricter.
+
+A run, and a round by itself, may take a share of what was left when the run began (:mod:`fed_diffmic.privacy.shares`).
 
 What counts for a unit: every line whose training set holds it (or, for a patient, any of its images), converted to the
 site's unit (:func:`fed_diffmic.privacy.accounting.as_unit`). The worst unit of a training set decides.
@@ -22,14 +25,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from fed_diffmic.config_budget import BudgetRules
 from fed_diffmic.config_privacy import PrivacyConfig
-from fed_diffmic.errors import BudgetError, MachineError
+from fed_diffmic.errors import BudgetError, LedgerError, MachineError, RoundShareError, RunShareError
 from fed_diffmic.exchange.audit import AuditLog, Head, read_lines
 from fed_diffmic.files import private_folder, sync_folder, write_json
 from fed_diffmic.privacy.account import FILE, FOLDER, SLACK, UNITS, Account
-from fed_diffmic.privacy.accounting import Mechanism
-from fed_diffmic.privacy.continuity import ANCHOR, check, unit_secret
-from fed_diffmic.privacy.ledger_lines import Terms, entries, narrowed
+from fed_diffmic.privacy.accounting import Mechanism, epsilon
+from fed_diffmic.privacy.continuity import ANCHOR, ECHO, check, keep_echo, read_witness, unit_secret, write_witness
+from fed_diffmic.privacy.ledger_lines import Seen, Terms, entries, narrowed
+from fed_diffmic.privacy.shares import Allowance, allowance
 from fed_diffmic.privacy.units import UnitSet, save_units
 from fed_diffmic.provision.keys import PrivateKey
 
@@ -43,14 +48,26 @@ class Ledger(Account):
         site: the site's folder.
         privacy: the site's configuration; a smaller budget or delta than the ledger's holds, a larger one does not.
         key: private key of the site, which signs every line.
-        echoed: ``length:digest`` that the coordinator saw last, or nothing.
+        echoed: what the coordinator saw last (:class:`fed_diffmic.privacy.ledger_lines.Seen`), or nothing.
+        witness: file beside the site's key that remembers the head as well; none: a virtual site.
+        rules: what a run and a round may take; none: a virtual site, whose run may take all that is left.
 
     Raises:
         LedgerError: missing, shorter, older, torn inside, changed, or of another key or unit.
         MachineError: another process holds it, or it cannot be written.
     """
 
-    def __init__(self, site: Path, privacy: PrivacyConfig, key: PrivateKey, *, echoed: str = "") -> None:
+    def __init__(
+        self,
+        site: Path,
+        privacy: PrivacyConfig,
+        key: PrivateKey,
+        *,
+        echoed: str = "",
+        witness: Path | None = None,
+        rules: BudgetRules | None = None,
+    ) -> None:
+        self._privacy, self._witness, self._rules = privacy, witness, rules
         self.site, self.folder, self.path = site, site / FOLDER, site / FOLDER / FILE
         private_folder(self.folder)
         private_folder(self.folder / UNITS)
@@ -63,12 +80,21 @@ class Ledger(Account):
             raise MachineError("the privacy ledger is held by another process", "End the other process.") from error
         try:
             self._open(privacy, key, echoed)
+        except LedgerError:
+            if echoed:
+                keep_echo(site, echoed)
+            self._lock.release()
+            raise
         except BaseException:
             self._lock.release()
             raise
 
     def _open(self, privacy: PrivacyConfig, key: PrivateKey, echoed: str) -> None:
-        fresh = check(self.site, key, echoed)
+        seen = read_witness(self._witness)
+        fresh = check(self.site, key, echoed, self._witness)
+        if echoed:
+            (self.site / ECHO).unlink(missing_ok=True)  # what was insisted on before is settled
+        self._peak = 0.0 if seen is None else seen.spent
         self._log = AuditLog(self.path, key, owner="privacy ledger")
         sync_folder(self.folder)
         if fresh or not any(line.kind == "terms" for line in read_lines(self.path)):
@@ -79,10 +105,11 @@ class Ledger(Account):
                 budget=privacy.epsilon if privacy.budget is None else privacy.budget,
                 accountant=privacy.accountant,
             )
-        self._anchor()
-        lines = read_lines(self.path)
-        super().__init__(self.folder, lines)
+        super().__init__(self.folder, read_lines(self.path))
         self.terms = narrowed(self.terms, privacy)
+        if seen is None and self._witness is not None:
+            self._peak = self.total()
+        self._anchor()
 
     @property
     def secret(self) -> bytes:
@@ -113,7 +140,8 @@ class Ledger(Account):
             Number of the line, for :meth:`settle`.
 
         Raises:
-            BudgetError: the worst unit would then have spent more than the budget; nothing is written.
+            BudgetError: the worst unit would then have spent more than the budget, its run more than a run may, or
+                the round by itself costs more than a round may; nothing is written.
             MachineError: it cannot be written.
         """
         before, after = self.spent(units), self.spent(units, [mechanism])
@@ -124,7 +152,9 @@ class Ledger(Account):
                 "The data have given what they may. `fed-diffmic ledger project` says what fits; a person at the site "
                 "can raise the budget with `fed-diffmic ledger grant`.",
             )
+        self._check_shares(units, mechanism, run, what)
         save_units(self.folder / UNITS, units)
+        self._peak = max(self._peak, after)
         facts = {
             "units": units.name,
             "unit": self.terms.unit,
@@ -142,6 +172,29 @@ class Ledger(Account):
         }
         return self._append("reserve", facts)
 
+    def allowance(self, units: UnitSet, run: str) -> Allowance:
+        """What the run may take of these units' budget, as it stood before its first line."""
+        return allowance(self, units, run, self._privacy, self._rules)
+
+    def _check_shares(self, units: UnitSet, mechanism: Mechanism, run: str, what: str) -> None:
+        if self._rules is None:
+            return
+        most = self.allowance(units, run)
+        alone = epsilon([mechanism], self.terms.delta, self.terms.accountant)
+        if what == "train" and alone > most.round + SLACK:
+            raise RoundShareError(
+                f"one round would cost epsilon {alone:.3f} by itself; a round may take {most.round:.3f}, "
+                f"{self._rules.round_share:.3g} of what was left ({most.left:.3f}) when the run began",
+                "Ask for more rounds, each of fewer steps, or set more noise; policy.budget.round_share is the site's.",
+            )
+        after = self.spent(units, [mechanism], run=run)
+        if after > most.run + SLACK:
+            raise RunShareError(
+                f"the run would have spent epsilon {after:.3f}; a run may take {most.run:.3f} of what was left "
+                f"({most.left:.3f}) when it began",
+                "Ask for fewer rounds, or set more noise; policy.budget.run_share is the site's.",
+            )
+
     def settle(self, number: int, steps: int) -> None:
         """Say how many of a reservation's steps were taken.
 
@@ -158,6 +211,7 @@ class Ledger(Account):
         if any(e.mechanism is None and (e.units, e.run, e.stage) == (units.name, run, stage) for e in self._entries):
             return
         save_units(self.folder / UNITS, units)
+        self._peak = math.inf
         place = {"run": run, "arm": arm, "stage": stage, "round": round_index}
         facts = {"units": units.name, "unit": self.terms.unit, "images": units.most_images, "count": len(units)}
         self._append("unprotected", facts | place)
@@ -194,3 +248,4 @@ class Ledger(Account):
     def _anchor(self) -> None:
         head = self._log.head()
         write_json(self.site / ANCHOR, {"length": head.length, "digest": head.digest}, mode=0o600)
+        write_witness(self._witness, Seen(head, self._peak))

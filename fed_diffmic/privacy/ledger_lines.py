@@ -130,15 +130,37 @@ def head_text(head: Head) -> str:
     return f"{head.length}:{head.digest}"
 
 
-def parse_head(text: str) -> Head | None:
-    """Inverse of :func:`head_text`; none for nothing.
+@dataclass(frozen=True)
+class Seen:
+    """What somebody outside of the ledger saw of it last.
+
+    Attributes:
+        head: the line.
+        spent: epsilon that had been spent by then, as far as was said; infinity: none held any more.
+    """
+
+    head: Head
+    spent: float = 0.0
+
+    def text(self) -> str:
+        """``length:digest:spent``, as it crosses."""
+        return f"{head_text(self.head)}:{self.spent!r}"
+
+
+def parse_seen(text: str) -> Seen | None:
+    """Inverse of :meth:`Seen.text` and of :func:`head_text`; none for nothing.
 
     Raises:
         LedgerError: it is something else.
     """
     if not text:
         return None
-    length, _, digest = text.partition(":")
-    if not length.isascii() or not length.isdigit() or len(length) > 12 or len(digest) != 64:
+    length, _, rest = text.partition(":")
+    digest, _, spent = rest.partition(":")
+    try:
+        number = float(spent or 0) if len(spent) <= 32 else math.nan
+    except ValueError:
+        number = math.nan
+    if not length.isascii() or not length.isdigit() or len(length) > 12 or len(digest) != 64 or not number >= 0:
         raise LedgerError("the coordinator's echo of the privacy ledger cannot be read")
-    return Head(int(length), digest)
+    return Seen(Head(int(length), digest), number)

@@ -1,7 +1,7 @@
 """What a patient's loss is where each image is drawn by itself: Renyi divergence of a mixture of Gaussians.
 
-Of a patient with ``k`` images, each taken with probability ``q`` and clipped to ``C``, ``J`` of Bin(k, q) are in a step,
-and the noised sum moves by at most ``J C``. So the step is dominated by ``N(0, sigma^2)`` against the mixture of
+Of a patient with ``k`` images, each taken with probability ``q`` and clipped to ``C``, ``J`` of Bin(k, q) are in a
+step, and the noised sum moves by at most ``J C``. So the step is dominated by ``N(0, sigma^2)`` against the mixture of
 ``N(j, sigma^2)`` with the weights of Bin(k, q) (Choquette-Choo, Ganesh, Steinke and Thakurta 2023, arXiv 2310.15526,
 corollary 4.7), in whichever direction is larger.
 """

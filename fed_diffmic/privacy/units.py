@@ -1,9 +1,11 @@
 """Whose data a site trained on, without names: keyed digests of images and of patients.
 
-What was spent belongs to the units, not to a file or a configuration: a data set that shares an image or a patient with
-an earlier one inherits what was spent on it, whatever else was added, removed or renamed. Digests are HMAC-SHA256
-under a secret of the site, cut to 16 bytes, so that the ledger's folder alone tells nobody whether a known image or a
-known patient number is in it.
+What was spent belongs to the units, not to a file or a configuration: a data set that shares an image, its pixels or a
+patient with an earlier one inherits what was spent on it, whatever else was added, removed, renamed or encoded anew.
+Digests are HMAC-SHA256 under a secret of the site, cut to 16 bytes, so that the ledger's folder alone tells nobody
+whether a known image or a known patient number is in it.
+
+Sets of before there were pixels hold none; they are linked by files and by patients as they always were.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from fed_diffmic.data.site import Examples
 from fed_diffmic.errors import LedgerError, ModelFileError
@@ -28,17 +32,21 @@ class UnitSet:
     """The units of one training set, ``n`` images sorted by digest.
 
     Attributes:
-        images: ``(n,)`` of 16 bytes, each image's keyed digest, by content.
+        images: ``(n,)`` of 16 bytes, each image's keyed digest, by the content of its file.
         patients: ``(n,)`` of 16 bytes, the digest of each image's group (patient, lesion).
-        name: digest of both: the same units have the same name.
+        pixels: ``(n,)`` of 16 bytes, the digest of what each image decodes to; none: not known.
+        name: digest of all: the same units have the same name.
     """
 
     images: np.ndarray
     patients: np.ndarray
+    pixels: np.ndarray | None = None
     name: str = field(default="")
 
     def __post_init__(self) -> None:
         digest = hashlib.sha256(self.images.tobytes() + b"\0" + self.patients.tobytes())
+        if self.pixels is not None:
+            digest.update(b"\0" + self.pixels.tobytes())
         object.__setattr__(self, "name", digest.hexdigest())
 
     def __len__(self) -> int:
@@ -67,18 +75,23 @@ def unit_set(examples: Examples, secret: bytes) -> UnitSet:
         keyed = {n: hmac.new(secret, f"{kind}\0{n}".encode(), hashlib.sha256).digest()[:WIDTH] for n in set(names)}
         return np.array([keyed[n] for n in names], dtype=f"V{WIDTH}")
 
-    images = digests("image", [str(int(key)) for key in examples.keys])
-    patients = digests("patient", [str(group) for group in examples.groups])
-    both = np.concatenate([_bytes(images), _bytes(patients)], axis=1)
-    order = np.frombuffer(both.tobytes(), dtype=f"V{2 * WIDTH}").argsort(kind="stable")
-    return UnitSet(images[order], patients[order])
+    columns = [
+        digests("image", [str(int(key)) for key in examples.keys]),
+        digests("patient", [str(group) for group in examples.groups]),
+    ]
+    if examples.pixels is not None:
+        columns.append(digests("pixels", [str(pixels) for pixels in examples.pixels]))
+    whole = np.concatenate([_bytes(column) for column in columns], axis=1)
+    order = np.frombuffer(whole.tobytes(), dtype=f"V{WIDTH * len(columns)}").argsort(kind="stable")
+    return UnitSet(columns[0][order], columns[1][order], columns[2][order] if len(columns) > 2 else None)
 
 
 def save_units(folder: Path, units: UnitSet) -> Path:
     """Write a set under its name, durably, unless it is there."""
     path = folder / f"{units.name}.safetensors"
     if not path.exists():
-        save_tensors(path, {"images": _bytes(units.images), "patients": _bytes(units.patients)})
+        columns = {"images": units.images, "patients": units.patients, "pixels": units.pixels}
+        save_tensors(path, {name: _bytes(column) for name, column in columns.items() if column is not None})
         path.chmod(0o600)
     return path
 
@@ -91,7 +104,8 @@ def load_units(folder: Path, name: str) -> UnitSet:
     """
     try:
         tensors = load_tensors(folder / f"{name}.safetensors")
-        units = UnitSet(_views(tensors["images"]), _views(tensors["patients"]))
+        pixels = _views(tensors["pixels"]) if "pixels" in tensors else None
+        units = UnitSet(_views(tensors["images"]), _views(tensors["patients"]), pixels)
     except (ModelFileError, KeyError, ValueError) as error:
         raise LedgerError("a unit file of the privacy ledger is missing or damaged") from error
     if units.name != name:
@@ -99,16 +113,17 @@ def load_units(folder: Path, name: str) -> UnitSet:
     return units
 
 
-def shared_patterns(units: UnitSet, others: Sequence[UnitSet], unit: str) -> np.ndarray:
+def shared_patterns(units: UnitSet, others: Sequence[UnitSet]) -> np.ndarray:
     """Which combinations of earlier sets the units of a set were in.
 
-    A unit was in an earlier set if its image is, its patient is, or (unit patient) any of its images is: a patient
-    who was given another number is still found by the images, an image that was exported anew by its patient.
+    Two images belong together if their files, what they decode to, or their patients are the same; so do all that are
+    linked by others. A unit was in an earlier set if an image that belongs to it was: a patient who was given another
+    number is found by the images, an image that was exported anew by its patient or its pixels, and one that was both,
+    one after the other, by what the sets in between hold. Too much may be linked (two black images), never too little.
 
     Args:
         units: of the training set in question.
         others: ``S`` earlier sets.
-        unit: ``image`` or ``patient``.
 
     Returns:
         ``(P, S)`` bool, each combination once; ``(0, S)`` for an empty set.
@@ -117,13 +132,29 @@ def shared_patterns(units: UnitSet, others: Sequence[UnitSet], unit: str) -> np.
         return np.zeros((0, len(others)), dtype=bool)
     if not others:
         return np.zeros((1, 0), dtype=bool)
-    member = np.stack([np.isin(units.images, o.images) | np.isin(units.patients, o.patients) for o in others], axis=1)
-    if unit == "patient":
-        _, of = np.unique(units.patients, return_inverse=True)
-        merged = np.zeros((of.max() + 1, len(others)), dtype=bool)
-        np.logical_or.at(merged, of, member)
-        member = merged
-    return np.unique(member, axis=0)
+    parts = _linked([units, *others])
+    return np.unique(np.stack([np.isin(np.unique(parts[0]), part) for part in parts[1:]], axis=1), axis=0)
+
+
+def _linked(sets: Sequence[UnitSet]) -> list[np.ndarray]:
+    """For each set the number of the whole that each of its images belongs to, ``(n,)``."""
+    images = np.concatenate([units.images for units in sets])
+    rows = [np.arange(len(images)), np.arange(len(images))]
+    columns = [images, np.concatenate([units.patients for units in sets])]
+    known = [np.full(len(units), units.pixels is not None) for units in sets]
+    pixels = [units.pixels for units in sets if units.pixels is not None]
+    if pixels:
+        rows.append(np.flatnonzero(np.concatenate(known)))
+        columns.append(np.concatenate(pixels))
+    # A graph of images (by their place) and digests; what hangs together is one whole.
+    nodes, place = len(images), []
+    for column in columns:
+        names, of = np.unique(column, return_inverse=True)
+        place.append(nodes + of)
+        nodes += len(names)
+    edges = np.concatenate(rows), np.concatenate(place)
+    _, whole = connected_components(coo_array((np.ones(len(edges[0])), edges), shape=(nodes, nodes)), directed=False)
+    return np.split(whole[: len(images)], np.cumsum([len(units) for units in sets])[:-1])
 
 
 def _bytes(digests: np.ndarray) -> np.ndarray:

@@ -86,7 +86,7 @@ def task(kind: str, made_for: Any = None, attach: bool = True, **changes: Any) -
 
 def test_a_site_describes_itself(tmp_path: Path, source: toy.ToySource) -> None:
     spec = toy.toy_spec()
-    header = {"spec": spec.to_json(), "run": spec.run_id, "arm": spec.arm}
+    header = {"spec": spec.to_json(), "run": spec.run_id, "arm": spec.arm, "ledger": ""}
     reply = from_record(send(Payload("query", header), "query", context(tmp_path)).content, AMPLE)
     assert reply.header == {
         "run": "toy",

@@ -77,7 +77,7 @@ def weights(request: Payload, **changed: np.ndarray) -> Payload:
 
 def query(**changes: Any) -> Payload:
     spec = replace(toy.toy_spec(), **changes)
-    return Payload("query", {"spec": spec.to_json(), "run": spec.run_id, "arm": spec.arm})
+    return Payload("query", {"spec": spec.to_json(), "run": spec.run_id, "arm": spec.arm, "ledger": ""})
 
 
 SPEC = toy.toy_spec()

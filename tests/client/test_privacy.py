@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from torch import nn
 
 from client import privacy as client_privacy
@@ -22,7 +21,7 @@ from fed_diffmic.privacy.continuity import ANCHOR
 from fed_diffmic.training import stages
 from server.checkpoints import CheckpointStore
 from server.rounds import run_federation
-from tests.toy import CLASSES, SIDE, Events, toy_grid, toy_spec
+from tests.toy import CLASSES, SIDE, Events, toy_grid, toy_site, toy_spec
 
 PRIVACY = PrivacyConfig(
     name="dp_sgd",
@@ -281,10 +280,59 @@ def test_a_claim_crosses_and_anything_else_is_none():
     assert parse_claim(text.replace("2.0", "NaN")) == {} and parse_claim(text.replace("2.0", '"2"')) == {}
 
 
-def test_noise_changes_what_leaves(tmp_path):
-    """Two sites with the same images do not send the same update."""
-    final = federate(tmp_path, grid_of(tmp_path, {"a": PRIVACY, "b": PRIVACY}), spec(1))
-    assert all(torch.isfinite(torch.from_numpy(v)).all() for v in final.states["plain"].values())
+def sent_updates(monkeypatch):
+    """What the sites send, in the order in which they do."""
+    sent, real = [], client_privacy.private_update
+
+    def watched(*args, **kwargs):
+        sent.append((kwargs["site"], real(*args, **kwargs)))
+        return sent[-1][1]
+
+    monkeypatch.setattr(client_privacy, "private_update", watched)
+    return sent
+
+
+def test_noise_changes_what_leaves(tmp_path, monkeypatch):
+    """Two sites with the same images do not send the same update; without noise they would."""
+    for sigma, close in ((2.0, False), (1e-9, True)):
+        sent = sent_updates(monkeypatch)
+        folder = tmp_path / str(sigma)
+        loud = replace(PRIVACY, noise_multiplier=sigma, budget=1e30, logical_batch=12, count_noise=0.0)
+        grid, source = toy_grid(folder, ("a", "b"))
+        source.sites["b"] = replace(source.sites["a"], name="b")
+        client_site.register_source(source, protection=lambda _, own=loud: Protection(own))
+        federate(folder, grid, spec(1))
+        (_, first), (_, second) = sorted(sent, key=lambda pair: pair[0])[:2]
+        assert np.allclose(first.tensors["head.weight"], second.tensors["head.weight"], atol=1e-6) == close
+
+
+def test_the_cost_stands_in_the_ledger_before_anything_is_computed(tmp_path, monkeypatch):
+    """Seen from inside the update: an open line with its mechanism; an update that dies leaves it counted in full."""
+    seen = []
+
+    def dying(*_, site, round_index, **__):
+        seen.append([(e.what, e.round, e.settled, e.mechanism) for e in account(tmp_path, site).entries()])
+        raise ValueError("the update ends here")
+
+    monkeypatch.setattr(client_privacy, "private_update", dying)
+    with pytest.raises(RoundError):
+        federate(tmp_path, grid_of(tmp_path, {"a": PRIVACY, "b": PRIVACY}), spec(1))
+    assert seen[0] == [("counts", 0, True, COUNTS), ("train", 1, False, ROUND)]
+    assert account(tmp_path, "a").total() == pytest.approx(epsilon([ROUND, COUNTS], 1e-3))
+
+
+def test_noised_counts_are_given_again_for_the_same_data_only(tmp_path):
+    data = toy_site("a", 1)
+    site = client_site.Site("a", tmp_path / "a", data, "cpu", privacy=PRIVACY)
+    first = client_privacy.counts_of_run(site, spec())
+    assert client_privacy.counts_of_run(site, spec()) == first
+    other = replace(site, data=replace(data, train=data.train.subset(np.arange(9))))
+    second = client_privacy.counts_of_run(other, spec())
+    assert second != first and client_privacy.counts_of_run(other, spec()) == second
+    kept = read_account(tmp_path / "a" / "arms" / "federated")
+    assert [e.what for e in kept.entries()] == ["counts"] * 2
+    assert len({e.units for e in kept.entries()}) == 2
+    assert client_privacy.counts_of_run(other, replace(spec(), run_id="another")) != second
 
 
 @pytest.mark.parametrize("strategy", ["ditto", "qfedavg"])
@@ -301,9 +349,17 @@ def test_a_site_refuses_a_strategy_that_reads_images_outside_the_private_update(
 
 @pytest.mark.parametrize("strategy", ["scaffold", "feddyn", "fedprox", "fednova", "fedadam", "median"])
 def test_the_others_train_with_privacy(tmp_path, strategy):
+    """With next to no noise, all units in each step and a bound that nothing meets: as without privacy."""
     from fed_diffmic.config import StrategyConfig
 
-    made = replace(spec(rounds=2), strategy=StrategyConfig(name=strategy))
-    final = federate(tmp_path, grid_of(tmp_path, {"a": PRIVACY, "b": PRIVACY}), made)
-    assert np.isfinite(final.states["plain"]["head.weight"]).all()
-    assert final.history[-1]["privacy"].keys() == {"a", "b"}
+    stage = {"optimizer": "sgd", "batch_size": 12, "lr": 0.05}
+    made = replace(spec(rounds=2, **stage), strategy=StrategyConfig(name=strategy))
+    quiet = replace(PRIVACY, noise_multiplier=1e-12, max_grad_norm=1e3, budget=1e300, logical_batch=12, count_noise=0.0)
+    private = federate(tmp_path / "one", grid_of(tmp_path / "one", {"a": quiet, "b": quiet}), made)
+    plain = PrivacyConfig()
+    free = federate(tmp_path / "two", grid_of(tmp_path / "two", {"a": plain, "b": plain}), made)
+    assert private.history[-1]["privacy"].keys() == {"a", "b"}
+    begun = stages.build_plain().state_dict()
+    for name in ("head.weight", "head.bias"):
+        np.testing.assert_allclose(private.states["plain"][name], free.states["plain"][name], rtol=0, atol=1e-5)
+        assert not np.allclose(private.states["plain"][name], begun[name], atol=1e-3)

@@ -121,6 +121,28 @@ def test_an_audit_of_what_cannot_be_audited(tmp_path: Path, capsys: pytest.Captu
         assert words in capsys.readouterr().err
 
 
+def test_the_policy_says_which_stages_train_with_which_epsilon(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "site.yaml"
+    config.write_text("site:\n  name: mercy\npolicy: standard\nprivacy: {name: dp_sgd, epsilon: 3.5, delta: 0.001}\n")
+
+    def said(*more: str) -> str:
+        assert main(["policy", "explain", "--config", str(config), *more]) == 0
+        return capsys.readouterr().out.partition("Privacy\n")[2]
+
+    text = said()
+    assert "The stages guidance and diffusion train with differential privacy, for one patient more or less." in text
+    assert "epsilon 3.5" in text and "delta 0.001" in text and "is not bounded" not in text
+    assert "one run may spend at most a third of what is left" in text and "one round by itself a third of it" in text
+    one = said("privacy.stages=[diffusion]", "policy.budget.run_share=0.25")
+    assert "The stage diffusion trains with" in one and "The stage guidance is refused" in one
+    assert "a share of 0.25 of what is left" in one
+    assert "no epsilon holds" in said("privacy.stages=[diffusion]", "privacy.allow_unprotected=true")
+    assert "Noise of 1.5 times" in said("privacy.noise_multiplier=1.5", "privacy.budget=8")
+    assert "is not bounded" in said("privacy.name=none")
+
+
 def test_the_policy_in_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "site.yaml"
     config.write_text("site:\n  name: mercy\npolicy: standard\n")

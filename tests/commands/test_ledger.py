@@ -76,6 +76,31 @@ def test_project_says_how_many_rounds_fit(site, capsys):
     assert f": {fit} more fit into the budget of 2" in capsys.readouterr().out
 
 
+def test_project_says_what_a_run_and_a_round_may_take(site, capsys):
+    path, _ = site
+    left = 2 - epsilon([STEP, STEP], 1e-5)
+    assert run("project", "--config", path) == 0
+    assert f"may spend {left:.3f}, and one of its rounds by itself {left / 3:.3f}" in capsys.readouterr().out
+    assert run("project", "--config", path, "policy.budget.run_share=0.5", "policy.budget.round_share=0.1") == 0
+    assert f"may spend {left / 2:.3f}, and one of its rounds by itself {left / 10:.3f}" in capsys.readouterr().out
+
+
+def test_accept_counts_what_the_coordinator_saw_and_says_so(site, capsys):
+    path, folder = site
+    key = load_private(path.with_name("key"))
+    with pytest.raises(LedgerError):
+        Ledger(folder, PRIVACY, key, echoed=f"40:{'a' * 64}:3.5")
+    assert run("verify", "--config", path) == LedgerError.exit_code
+    assert "line 40, with epsilon 3.500 spent" in capsys.readouterr().out
+    assert run("accept", "--config", path, "--spent", 1.25, "--reason", "restored") == 0
+    out = capsys.readouterr().out
+    assert "besides the ledger's lines: epsilon 3.500" in out and "more than --spent says" in out
+    assert run("verify", "--config", path) == 0
+    assert (path.parent / "key.ledger").exists()
+    run("show", "--config", path)
+    assert "stated by a person for lost lines: epsilon 3.500" in capsys.readouterr().out
+
+
 def test_a_grant_needs_a_reason_and_is_kept(site, capsys):
     path, _ = site
     with pytest.raises(UsageError, match="reason"):

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fed_diffmic.compose import compose_site
+from fed_diffmic.config_budget import BudgetRules
 from fed_diffmic.config_site import PolicyConfig
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.exchange import failures
@@ -107,6 +108,11 @@ def test_hours_are_read_when_the_site_starts() -> None:
 
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "budget": st.builds(
+        BudgetRules,
+        run_share=st.none() | st.sampled_from([0.25, 1 / 3, 0.5, 1.0]),
+        round_share=st.sampled_from([0.1, 1 / 3, 1.0]),
+    ),
     "name": st.sampled_from(["closed", "standard"]),
     "stages": st.lists(st.sampled_from(["guidance", "diffusion", "plain"]), unique=True),
     "hours": st.lists(st.sampled_from(["always", "mon 08:00-09:00", "sat,sun 10:00-02:00"]), unique=True),

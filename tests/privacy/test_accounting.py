@@ -115,7 +115,7 @@ def test_a_patients_bound_holds_for_the_true_mixture():
         assert backward <= np.trapezoid(np.maximum(none - math.exp(level) * bound, 0), x) + 1e-9
 
 
-@pytest.mark.parametrize(("k", "q", "sigma", "steps"), [(10, 0.01, 4.0, 500), (20, 0.002, 5.0, 300), (4, 0.2, 3.0, 20)])
+@pytest.mark.parametrize(("k", "q", "sigma", "steps"), [(10, 0.01, 4.0, 500), (20, 0.002, 5.0, 300)])
 def test_a_patients_mixture_lies_between_the_tight_bound_and_the_pair(k, q, sigma, steps):
     """dp-accounting's privacy loss distribution of the same mixture: never above ours, which is never far above it."""
     from dp_accounting.pld import privacy_loss_distribution as pld
@@ -138,7 +138,7 @@ def test_where_all_images_take_part_the_mixture_is_the_pair():
     assert epsilon([patient], 1e-5) == pytest.approx(epsilon([patient.dominating()], 1e-5), rel=1e-8)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.floats(0.001, 1), st.floats(0.3, 10), st.integers(1, 40), st.integers(1, 100), st.sampled_from([1e-5, 0.01]))
 def test_a_patients_bound_is_never_above_what_it_was(rate, sigma, images, steps, delta):
     patient = as_unit(Mechanism(rate, sigma, steps), "image", "patient", images)
@@ -160,7 +160,8 @@ def test_one_image_of_a_patient_is_the_image_itself():
 
 
 @pytest.mark.parametrize(
-    "parts", [[Mechanism(0.5, 0.005, 1)], [Mechanism(0.5, 1e-3, 1)], [Mechanism(1.0, 1.0, 500), Mechanism(0.01, 1.0, 9)]]
+    "parts",
+    [[Mechanism(0.5, 0.005, 1)], [Mechanism(0.5, 1e-3, 1)], [Mechanism(1.0, 1.0, 500), Mechanism(0.01, 1.0, 9)]],
 )
 def test_where_the_numerical_accountant_overflows_renyi_stands(parts, monkeypatch):
     from opacus.accountants import PRVAccountant

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import pytest
 
+from fed_diffmic.config_budget import BudgetRules
 from fed_diffmic.config_privacy import PrivacyConfig
-from fed_diffmic.errors import BudgetError, LedgerError, MachineError
+from fed_diffmic.errors import BudgetError, LedgerError, MachineError, RoundShareError, RunShareError
 from fed_diffmic.exchange.audit import read_lines
 from fed_diffmic.privacy import continuity
 from fed_diffmic.privacy import ledger as module
@@ -17,7 +18,8 @@ from fed_diffmic.privacy.account import FILE, FOLDER, SECRET, UNITS
 from fed_diffmic.privacy.accounting import Mechanism, as_unit, epsilon
 from fed_diffmic.privacy.continuity import ANCHOR, accept
 from fed_diffmic.privacy.ledger import Ledger
-from fed_diffmic.privacy.ledger_lines import entries, head_text, parse_head
+from fed_diffmic.privacy.ledger_lines import entries, head_text, parse_seen
+from fed_diffmic.privacy.shares import shares
 from fed_diffmic.provision.keys import load_private, make_site_key
 from tests.privacy.test_units import units
 
@@ -221,10 +223,22 @@ def test_a_torn_last_line_is_named_and_the_rest_goes_on(site, key):
     assert any(line.kind == "recovered" for line in read_lines(path))
 
 
-@pytest.mark.parametrize("text", ["x", "1", "1:ab", "-1:" + "0" * 64, "1" * 13 + ":" + "0" * 64])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x",
+        "1",
+        "1:ab",
+        "1:" + "0" * 64 + ":-1",
+        "1:" + "0" * 64 + ":nan",
+        "1:" + "0" * 64 + ":x",
+        "-1:" + "0" * 64,
+        "1" * 13 + ":" + "0" * 64,
+    ],
+)
 def test_an_echo_that_is_none_is_refused(site, key, text):
     with pytest.raises(LedgerError, match="echo"):
-        parse_head(text)
+        parse_seen(text)
     with pytest.raises(LedgerError, match="echo"):
         Ledger(site, PRIVACY, key, echoed=text)
 
@@ -262,6 +276,112 @@ def test_accepting_a_damaged_ledger_sets_it_aside_and_carries_over_what_it_shows
     with Ledger(site, PRIVACY, key) as ledger:
         assert ledger.spent(B) == pytest.approx(epsilon([STEP, STEP], 1e-5))
         assert ledger.terms.budget == 8.0
+
+
+def test_what_other_runs_spent_counts_against_the_budget(site, key):
+    tight = replace(PRIVACY, budget=epsilon([STEP], 1e-5) + 0.01)
+    with Ledger(site, tight, key) as ledger:
+        ledger.reserve(A, STEP, **PLACE)
+        before = ledger.head()
+        with pytest.raises(BudgetError, match="the budget of this site"):
+            ledger.reserve(A, STEP, **{**PLACE, "run": "another"})
+        assert ledger.head() == before
+        ledger.reserve(B, STEP, **{**PLACE, "run": "another"})  # nobody of A is in it
+
+
+def test_what_is_accepted_twice_is_spent_twice(site, key):
+    for lost, spent in ((1, 1.5), (2, 0.75)):
+        with Ledger(site, PRIVACY, key) as ledger:
+            ledger.reserve(A, STEP, **PLACE)
+        path = site / FOLDER / FILE
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+        accept(site, key, reason=f"loss {lost}", spent=spent)
+    with Ledger(site, PRIVACY, key) as ledger:
+        assert ledger.terms.unknown == 2.25 == ledger.spent(B)
+
+
+def test_what_the_coordinator_saw_is_counted_where_the_lines_are_lost(site, key):
+    echoed = f"{spent_something(site, key)}:3.25"
+    shutil.rmtree(site)
+    site.mkdir(mode=0o700)
+    refused(site, key, "missing or empty", echoed)
+    assert continuity.kept_echo(site) == echoed  # for the person, who need not type it
+    assert accept(site, key, reason="a new machine", spent=1.0) == 3.25
+    assert continuity.kept_echo(site) == ""
+    with Ledger(site, PRIVACY, key, echoed=echoed) as ledger:
+        assert ledger.spent(B) == 3.25
+    with Ledger(site, PRIVACY, key, echoed=f"{head_text(ledger.head())}:99.0") as ledger:
+        assert ledger.spent(B) == 3.25  # a head that is here: its lines say what was spent
+
+
+def test_an_echo_that_is_settled_is_forgotten(site, key):
+    echoed = spent_something(site, key)
+    refused(site, key, "saw line", "9:" + "0" * 64)
+    assert continuity.kept_echo(site)
+    Ledger(site, PRIVACY, key, echoed=echoed).close()
+    assert continuity.kept_echo(site) == ""
+
+
+def test_the_file_beside_the_key_remembers_head_and_spending(site, key, tmp_path):
+    witness = continuity.witness_of(tmp_path / "site.key")
+    with Ledger(site, PRIVACY, key, witness=witness) as ledger:
+        ledger.reserve(A, STEP, **PLACE)
+        assert continuity.read_witness(witness).head == ledger.head()
+        spent = ledger.total()
+    assert witness.stat().st_mode & 0o777 == 0o600
+    assert continuity.read_witness(witness).spent == pytest.approx(spent)
+    other = tmp_path / "another"
+    other.mkdir(mode=0o700)
+    with pytest.raises(LedgerError, match="missing or empty"):
+        Ledger(other, PRIVACY, key, witness=witness)
+    assert accept(other, key, reason="moved", spent=0.0, witness=witness) == pytest.approx(spent)
+    with Ledger(other, PRIVACY, key, witness=witness) as ledger:
+        assert ledger.spent(B) == pytest.approx(spent)
+    with pytest.raises(LedgerError, match="saw"):
+        Ledger(site, PRIVACY, key, witness=witness)  # two accounts of one key: the first is the older now
+    witness.write_text("x")
+    with pytest.raises(LedgerError, match="damaged"):
+        Ledger(other, PRIVACY, key, witness=witness)
+
+
+def test_a_folder_that_cannot_be_written_beside_the_key_stops_nobody(site, key, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    witness = continuity.witness_of(tmp_path / "site.key")
+    with Ledger(site, PRIVACY, key, witness=witness) as ledger:
+        ledger.reserve(A, STEP, **PLACE)
+    assert not witness.exists()
+
+
+def test_a_run_and_a_round_take_their_share_of_what_was_left_when_the_run_began(site, key):
+    alone, rules = epsilon([STEP], 1e-5), BudgetRules(run_share=0.5, round_share=0.3)
+    wide = replace(PRIVACY, budget=alone / 0.3 + 1e-6)
+    half = wide.budget / 2
+    with Ledger(site, wide, key, rules=rules) as ledger:
+        ledger.reserve(A, STEP, **PLACE)
+        fits = next(n for n in range(1, 100) if epsilon([STEP] * (n + 1), 1e-5) > half)
+        for _ in range(fits - 1):
+            ledger.reserve(A, STEP, **PLACE)
+        with pytest.raises(RunShareError, match="a run may take"):
+            ledger.reserve(A, STEP, **PLACE)
+        assert ledger.allowance(A, "r1").left == pytest.approx(wide.budget)
+        left = ledger.allowance(A, "r2").left
+        assert left == pytest.approx(wide.budget - ledger.spent(A))
+        with pytest.raises(RoundShareError, match="by itself"):
+            ledger.reserve(A, STEP, **{**PLACE, "run": "r2"})
+        ledger.reserve(A, STEP, **{**PLACE, "run": "r2"}, what="counts")  # no round
+        ledger.reserve(B, STEP, **{**PLACE, "run": "r3"})  # nobody of A is in it: all is left
+
+
+def test_shares_by_default_leave_a_run_what_it_was_planned_for():
+    rules = BudgetRules()
+    most = shares(8.0, replace(PRIVACY, epsilon=8.0), rules)
+    assert (most.left, most.run, most.round) == (8.0, 8.0, 8.0 / 3)
+    assert shares(24.0, replace(PRIVACY, epsilon=2.0), rules).run == 8.0
+    assert shares(24.0, replace(PRIVACY, epsilon=None, noise_multiplier=1.0), rules).run == 8.0
+    assert shares(3.0, replace(PRIVACY, epsilon=8.0), rules).run == 3.0
+    assert shares(8.0, replace(PRIVACY, epsilon=8.0), replace(rules, run_share=0.5)).run == 4.0
+    assert shares(8.0, PRIVACY, None).round == 8.0
+    assert shares(-math.inf, PRIVACY, rules).spent_up and shares(-1.0, PRIVACY, None).spent_up
 
 
 def test_no_name_of_a_patient_is_written(site, key):

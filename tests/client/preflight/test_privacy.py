@@ -9,6 +9,7 @@ import pytest
 from client.preflight.privacy import check_privacy
 from client.preflight.run import Expected, preflight
 from fed_diffmic.compose import compose
+from fed_diffmic.config_budget import BudgetRules
 from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.data.manifest import OWN_GROUP
 from fed_diffmic.privacy.account import FILE, FOLDER, read_account
@@ -91,6 +92,43 @@ def test_a_budget_that_ends_before_the_run_does(train, tmp_path, key, fits, leve
     found = look(small, train, tmp_path, key)["privacy.budget"]
     assert (found.level, found.exit_code, found.facts["fits"]) == (level, code, fits)
     assert "ledger grant" in found.remedy
+
+
+def test_a_round_or_a_run_that_takes_more_than_its_share_is_said_before(train, tmp_path, key):
+    def judged(**rules):
+        found = {c.name: c for c in check_privacy(PRIVACY, SPEC, train, tmp_path, key, rules=BudgetRules(**rules))}
+        return found["privacy.budget"]
+
+    plan = make_plan(PRIVACY, SPEC, "guidance", train).mechanism
+    alone, whole = epsilon([plan], PRIVACY.delta), rounds_of(PRIVACY, train, 2)
+    fits = judged(run_share=1.01 * whole / 100, round_share=1.01 * alone / 100)
+    assert fits.level == "passed"
+    dear = judged(run_share=1.0, round_share=0.99 * alone / 100)
+    assert (dear.level, dear.exit_code) == ("failed", 5) and "policy.budget.round_share" in dear.cause
+    long = judged(run_share=0.99 * whole / 100, round_share=1.0)
+    assert long.level == "warning" and "policy.budget.run_share" in long.cause
+
+
+def test_what_is_left_is_planned_with(train, tmp_path, key):
+    """A first attempt's cost: noise that is computed keeps to the rest."""
+    planned = replace(PRIVACY, noise_multiplier=None, epsilon=8.0, budget=None, count_noise=0.0, logical_batch=1000)
+    with Ledger(tmp_path, planned, key) as ledger:
+        units = unit_set(train, ledger.secret)
+        ledger.reserve(units, Mechanism(1.0, 2.0), run="r", arm="federated", stage="guidance", round_index=1)
+        spent = ledger.spent(units)
+    found = look(planned, train, tmp_path, key)["privacy.budget"]
+    assert found.level == "passed" and spent < found.facts["after"] <= 8.0
+    full = look(replace(planned, budget=spent), train, tmp_path, key)["privacy.budget"]
+    assert full.level == "failed" and "nothing is left" in full.cause
+
+
+def test_copies_under_two_patients_are_counted(train, tmp_path, key):
+    assert look(PRIVACY, train, tmp_path, key)["privacy.alike"].level == "passed"
+    twice = train.subset(np.array([0, 1, 2, 3, 0, 1]))
+    found = look(PRIVACY, replace(twice, groups=np.array(list("abcdef"))), tmp_path, key)["privacy.alike"]
+    assert found.level == "warning" and found.facts == {"pairs": 2, "apart": 2}
+    found = look(PRIVACY, replace(twice, groups=np.array(list("abcdab"))), tmp_path, key)["privacy.alike"]
+    assert found.level == "passed" and found.facts == {"pairs": 2, "apart": 0}
 
 
 def test_a_ledger_that_was_cut_stops_the_site(train, tmp_path, key):

@@ -1,0 +1,77 @@
+"""What a site's policy and its privacy mean together: which stages train with which epsilon, and a run's share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fed_diffmic.config_budget import BudgetRules
+from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config_site import PolicyConfig
+
+
+def privacy_sentences(policy: PolicyConfig, privacy: PrivacyConfig | None) -> list[str]:
+    """What the section on privacy says.
+
+    Args:
+        policy: group ``policy``.
+        privacy: group ``privacy`` of the same site; none: not known.
+    """
+    found = []
+    if privacy is None or privacy.name == "none":
+        if policy.privacy == "required":
+            found.append("A stage trains here with differential privacy (group privacy) or not at all.")
+        else:
+            found.append(
+                "Differential privacy is not required: what an update tells about single patients is not bounded."
+            )
+    else:
+        found += _protected(policy, privacy)
+    return [*found, _shares(policy.budget)]
+
+
+def _protected(policy: PolicyConfig, privacy: PrivacyConfig) -> list[str]:
+    stages, unit = [s for s in policy.stages if s in privacy.stages], privacy.unit
+    others = [s for s in policy.stages if s not in privacy.stages]
+    budget = privacy.epsilon if privacy.budget is None else privacy.budget
+    found = []
+    if stages:
+        noise = f"Noise of {privacy.noise_multiplier!r} times the clipping bound is added in each step"
+        cost = f"{noise}; what a run costs by it depends on its rounds"
+        if privacy.noise_multiplier is None:
+            cost = f"One run is bounded by epsilon {privacy.epsilon!r}, all rounds of all its stages together"
+        who = f"for one {unit} more or less"
+        found.append(f"{_stages(stages)} with differential privacy, {who}. {cost} (delta {privacy.delta!r}).")
+    if budget is not None:
+        found.append(
+            f"Over all runs a {unit} spends at most epsilon {budget!r} (or what a person granted: `fed-diffmic ledger "
+            "show`); then the site trains no more on these data."
+        )
+    if others and policy.privacy == "required":
+        found.append(f"{_stages(others, 'does', 'do')} not train: differential privacy is required.")
+    elif others and privacy.allow_unprotected:
+        found.append(f"{_stages(others)} without privacy, and no epsilon holds for these data any more.")
+    elif others:
+        found.append(f"{_stages(others, 'is', 'are')} refused: privacy.stages does not name it.")
+    return found
+
+
+def _shares(rules: BudgetRules) -> str:
+    run = (
+        "a third of what is left of the budget when it begins (or privacy.epsilon, where that is more)"
+        if rules.run_share is None
+        else f"{_share(rules.run_share)} of what is left of the budget when it begins"
+    )
+    return (
+        f"Where training is private one run may spend at most {run}, and one round by itself "
+        f"{_share(rules.round_share)} of it; a request beyond that is refused before anything is computed."
+    )
+
+
+def _share(share: float) -> str:
+    return {1 / 3: "a third", 0.5: "half", 1.0: "all"}.get(share, f"a share of {share!r}")
+
+
+def _stages(names: Sequence[str], one: str = "trains", more: str = "train") -> str:
+    if len(names) == 1:
+        return f"The stage {names[0]} {one}"
+    return f"The stages {', '.join(names[:-1])} and {names[-1]} {more}"
