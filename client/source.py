@@ -15,7 +15,6 @@ from fed_diffmic.config import DatasetConfig
 from fed_diffmic.config_site import SiteConfig
 from fed_diffmic.data.datasets import get_dataset
 from fed_diffmic.data.findings import Findings
-from fed_diffmic.data.manifest import Manifest
 from fed_diffmic.data.open import OpenDataset, cache_folder, open_dataset
 from fed_diffmic.data.pixels import pixel_digests
 from fed_diffmic.data.site import Examples, SiteData
@@ -63,19 +62,20 @@ class SiteSource:
         """Read, check, decode and split the images (findings with file names go to the site's own file)."""
         site = self._config.site
         opened = open_dataset(self._dataset(), image_side, findings_path=self._folder / FINDINGS)
-        manifest = self._with_pixels(opened).in_stable_order()
+        manifest = opened.manifest.in_stable_order()
         parts = split_site(manifest, site.name, site.split_seed, site.val_fraction, site.test_fraction)
-        return SiteData.from_manifest(site.name, parts, opened.cache)
+        return self._with_pixels(SiteData.from_manifest(site.name, parts, opened.cache), opened)
 
-    def _with_pixels(self, opened: OpenDataset) -> Manifest:
-        """With the digest of what each image decodes to, where a privacy ledger asks whom it was spent on."""
-        manifest = opened.manifest
+    def _with_pixels(self, data: SiteData, opened: OpenDataset) -> SiteData:
+        """With what each training image decodes to, where a privacy ledger asks whom something was spent on."""
         if self._config.privacy.name != "dp_sgd" and not (self._folder / FOLDER).exists():
-            return manifest
-        rows = manifest.table["row"].to_numpy(np.int64)
-        paths, contents = manifest.table["image"].tolist(), [opened.cache.digests[row] for row in rows]
-        pixels = pixel_digests(paths, contents, cache_folder(self._dataset()))
-        return manifest.with_table(manifest.table.assign(pixels=pixels))
+            return data
+        table = opened.manifest.table
+        path_of = dict(zip(table["row"].tolist(), table["image"].tolist(), strict=True))
+        rows = data.train.rows.tolist()
+        contents = [opened.cache.digests[row] for row in rows]
+        pixels = pixel_digests([path_of[row] for row in rows], contents, cache_folder(self._dataset()))
+        return replace(data, train=replace(data.train, pixels=np.array(pixels, dtype=str)))
 
     @property
     def _folder(self) -> Path:

@@ -54,7 +54,6 @@ class Examples:
             groups=table["group"].to_numpy(dtype=object).astype(str),
             keys=table["key"].to_numpy(np.uint64),
             cache=cache,
-            pixels=table["pixels"].to_numpy(dtype=object).astype(str) if "pixels" in table else None,
         )
 
 

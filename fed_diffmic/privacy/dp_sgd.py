@@ -41,6 +41,9 @@ from fed_diffmic.training.losses import prior_offset
 from fed_diffmic.training.stage import StageModule
 from fed_diffmic.training.stages import centres, exchanged, set_tensors, to_array
 
+LEAST = 0.1
+"""A run that may spend less than this share of ``privacy.epsilon`` is refused before its first round."""
+
 GRANT = "A person at the site can raise the budget: `fed-diffmic ledger grant`."
 
 
@@ -148,8 +151,12 @@ def _planned_noise(privacy: PrivacyConfig, planned: Sequence[tuple[float, int, i
     target = privacy.epsilon
     if target is None:
         raise ConfigError("privacy.noise_multiplier", None, "a number, or privacy.epsilon to compute it from")
-    if most is not None and most.spent_up:
-        raise BudgetError("nothing is left of the site's privacy budget for this run", GRANT)
+    if most is not None and not most.run >= LEAST * target:
+        raise BudgetError(
+            f"this run may spend epsilon {most.run:.3f} of what is left of the site's privacy budget, less than a tenth "
+            f"of privacy.epsilon={target:g}: its updates would be noise",
+            GRANT,
+        )
     counts = count_mechanism(privacy)
     fixed = [counts] if counts else []
     together = [(rate, steps * count) for rate, steps, count in planned]

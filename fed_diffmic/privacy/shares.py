@@ -31,11 +31,6 @@ class Allowance:
     run: float
     round: float
 
-    @property
-    def spent_up(self) -> bool:
-        """Whether nothing is left for the run."""
-        return not self.run > 0
-
 
 def allowance(
     account: Account, units: UnitSet, run: str, privacy: PrivacyConfig, rules: BudgetRules | None

@@ -7,12 +7,13 @@ import torch
 from fed_diffmic.algorithms.base import Algorithm
 from fed_diffmic.config import StrategyConfig
 from fed_diffmic.config_privacy import PrivacyConfig
-from fed_diffmic.errors import ConfigError
+from fed_diffmic.errors import BudgetError, ConfigError
 from fed_diffmic.privacy import dp_sgd
 from fed_diffmic.privacy.accounting import Mechanism, epsilon
 from fed_diffmic.privacy.dp_sgd import Plan, make_plan, noised_counts, private_update, unit_members
 from fed_diffmic.privacy.modules import check_private
 from fed_diffmic.privacy.randomness import Randomness
+from fed_diffmic.privacy.shares import Allowance
 from fed_diffmic.training.losses import prior_offset
 from fed_diffmic.training.stage import Batch
 from fed_diffmic.training.stages import exchanged, full_state, load_state
@@ -162,6 +163,28 @@ def test_a_plan_spends_the_whole_runs_epsilon_and_not_more():
     assert first == second and first.sample_rate == 0.2 and first.steps == 10 and first.expected_batch == 2.0
     run = [Mechanism(0.2, first.noise_multiplier, 10 * 4 * 2), Mechanism(1.0, 20.0, 1)]
     assert 2.9 < epsilon(run, 1e-3) <= 3.0
+
+
+def test_a_plan_keeps_to_what_the_run_and_each_round_may_take():
+    spec = private_spec("tiny", rounds=4, steps=2)
+    privacy = replace(PRIVACY, noise_multiplier=None, epsilon=3.0, logical_batch=1000, count_noise=20.0)
+    examples = random_examples(32, 10)
+
+    def cost(most):
+        sigma = make_plan(privacy, spec, "guidance", examples, most).noise_multiplier
+        run = epsilon([Mechanism(1.0, sigma, 2 * 4 * 2), Mechanism(1.0, 20.0, 1)], privacy.delta)
+        return run, epsilon([Mechanism(1.0, sigma, 2)], privacy.delta)
+
+    assert cost(Allowance(9.0, 9.0, 9.0)) == cost(None)
+    assert 2.99 < cost(None)[0] <= 3.0
+    assert 1.99 < cost(Allowance(2.0, 2.0, 2.0))[0] <= 2.0
+    run, alone = cost(Allowance(3.0, 3.0, 0.5))
+    assert run < 2.9 and 0.49 < alone <= 0.5
+    with pytest.raises(BudgetError, match="less than a tenth"):
+        make_plan(privacy, spec, "guidance", examples, Allowance(0.29, 0.29, 0.29))
+    dear = replace(privacy, count_noise=3.0)
+    with pytest.raises(BudgetError, match="not enough"):
+        make_plan(dear, spec, "guidance", examples, Allowance(0.5, 0.5, 0.5))
 
 
 def test_a_public_number_of_units_sets_rate_and_batch():

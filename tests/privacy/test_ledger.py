@@ -381,7 +381,7 @@ def test_shares_by_default_leave_a_run_what_it_was_planned_for():
     assert shares(3.0, replace(PRIVACY, epsilon=8.0), rules).run == 3.0
     assert shares(8.0, replace(PRIVACY, epsilon=8.0), replace(rules, run_share=0.5)).run == 4.0
     assert shares(8.0, PRIVACY, None).round == 8.0
-    assert shares(-math.inf, PRIVACY, rules).spent_up and shares(-1.0, PRIVACY, None).spent_up
+    assert shares(-math.inf, PRIVACY, rules).run == 0 == shares(-1.0, PRIVACY, None).run
 
 
 def test_no_name_of_a_patient_is_written(site, key):

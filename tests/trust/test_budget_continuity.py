@@ -149,7 +149,7 @@ def test_a_round_that_costs_more_is_refused_before_anything_is_computed(world):
     assert read_account(world.state).entries() == []
     world.privacy = replace(world.privacy, noise_multiplier=4.0)
     assert len(world.run("explicit", rounds=1).history) == 1
-    world.budget = BudgetRules(run_share=0.5, round_share=0.5)
+    world.budget = BudgetRules(run_share=0.25, round_share=0.25)
     world.refused("long", failures.BUDGET_RUN)
     spent = world.spent()
     assert spent <= BUDGET * 2 / 3
