@@ -141,7 +141,8 @@ class LedgerMemory:
 
 
 def _seen(entry: Mapping[str, Any]) -> Seen:
-    text = f"{entry['head']}:{entry['digest']}:{'inf' if entry['spent'] is None else float(entry['spent'])!r}"
+    spent = math.inf if entry["spent"] is None else float(entry["spent"])
+    text = f"{entry['head']}:{entry['digest']}:{spent!r}"
     try:
         found = parse_seen(text)
     except LedgerError as error:

@@ -153,8 +153,8 @@ def _planned_noise(privacy: PrivacyConfig, planned: Sequence[tuple[float, int, i
         raise ConfigError("privacy.noise_multiplier", None, "a number, or privacy.epsilon to compute it from")
     if most is not None and not most.run >= LEAST * target:
         raise BudgetError(
-            f"this run may spend epsilon {most.run:.3f} of what is left of the site's privacy budget, less than a tenth "
-            f"of privacy.epsilon={target:g}: its updates would be noise",
+            f"this run may spend epsilon {most.run:.3f} of what is left of the site's privacy budget, less than a "
+            f"tenth of privacy.epsilon={target:g}: its updates would be noise",
             GRANT,
         )
     counts = count_mechanism(privacy)

@@ -23,7 +23,7 @@ def settings(budget):
     return [
         "privacy=dp_sgd", "privacy.unit=image", "privacy.noise_multiplier=2", "privacy.epsilon=null",
         f"privacy.budget={budget!r}", f"privacy.delta={DELTA}", "privacy.logical_batch=4", "privacy.nominal_units=12",
-        "privacy.count_noise=5", "privacy.weight=3",
+        "privacy.count_noise=5", "privacy.weight=3", "policy.budget.run_share=1", "policy.budget.round_share=1",
     ]  # fmt: skip
 
 
