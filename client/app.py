@@ -114,9 +114,11 @@ def perform(
         message.content = RecordDict()
     try:
         if spec is None or task is None:
-            reply = tasks.labels(open_data(context, None, request.header), request)
+            with rules.opening():
+                reply = tasks.labels(open_data(context, None, request.header), request)
         else:
-            site = open_site(context, spec, request.header)
+            with rules.opening():
+                site = open_site(context, spec, request.header)
             rules.ready(site, spec, request)
             with rules.bounded():
                 reply = task(site, spec, request)

@@ -8,13 +8,15 @@ leaves; and nothing leaves without its line in the audit log, or unsealed where 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 from client.privacy import is_private, planned_batches
 from client.site import Rules, Site
 from client.state import SiteStore
+from client.watch import COMPUTING, OPENING, Mark
+from client.watchdog import memory_bound
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.audit_facts import anchored, payload_facts, place, request_facts
 from fed_diffmic.exchange.failures import SiteError
@@ -41,6 +43,7 @@ class Enforcement:
         self.kind = kind
         self._facts: dict[str, Any] = {"task": kind}
         self._asked: RequestSeal | None = None
+        self._request = ""
 
     def unseal(self, read: Callable[[], Wire]) -> Wire:
         """The request without its seal, once that is known to be the coordinator's, over this request, for this site.
@@ -91,6 +94,25 @@ class Enforcement:
         if spec is not None and spec.arm != ARM:
             raise SiteError(failures.POLICY_RUN, f"arm {spec.arm}: a real site takes part in the federation only")
         _refuse(self.rules.policy.check(self.kind, spec, request, dataset=self.rules.dataset))
+        self._request = request_name(request.header)
+        if self.rules.watch is not None:
+            mark = self.rules.watch.mark(self._request)
+            if mark is not None and self._allowed(mark) <= mark.allowed:
+                raise SiteError(mark.code, "this request was ended before for taking too long, or too much memory")
+
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """Let the images be read and decoded for as long as the policy says.
+
+        Raises:
+            SiteError: it took longer.
+        """
+        if self.rules is None:
+            yield
+            return
+        seconds = self.rules.policy.config.limits.prepare_s
+        with self._watched(OPENING, seconds, failures.POLICY_SECONDS):
+            yield
 
     def ready(self, site: Site, spec: RunSpec, request: Payload) -> None:
         """Judge what depends on the site's data and on what it answered before.
@@ -122,11 +144,27 @@ class Enforcement:
         seconds, code = self.rules.policy.time_left()
         if self.kind not in ("train", "evaluate", "assess"):
             seconds = float("inf")
+        with self._watched(COMPUTING, seconds, code):
+            yield
+
+    @contextmanager
+    def _watched(self, phase: str, seconds: float, code: int) -> Iterator[None]:
+        """A bound looked at between steps, and told to the supervisor, which ends the process where no step ends."""
+        watch = None if self.rules is None else self.rules.watch
+        told = nullcontext() if watch is None else watch.doing(self.kind, phase, self._request, seconds, code)
         try:
-            with time_bound(seconds):
+            with told, time_bound(seconds):
                 yield
         except OutOfTimeError as error:
             raise SiteError(code, f"stopped after {seconds:.0f} s") from error
+
+    def _allowed(self, mark: Mark) -> float:
+        """What the request may take now, in the unit of its mark."""
+        assert self.rules is not None
+        rules = self.rules.policy.config
+        if mark.code == failures.LIMIT_MEMORY:
+            return memory_bound(rules.limits) / 2**20
+        return rules.limits.prepare_s if mark.phase == OPENING else rules.max_seconds
 
     def release(self, reply: Payload, request: Payload, site: Site | None) -> Payload:
         """The reply as it leaves: judged, what must stay removed, with the head of the site's chain.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import threading
 from pathlib import Path
 
 from client.clock import measure_skew
-from client.start import LOGS
+from client.copies import site_copies
+from client.start import LOGS, SITE_LOG
+from client.watch import ENDED
 from fed_diffmic.config_site import SiteConfig
 from fed_diffmic.errors import FedDiffmicError
 from fed_diffmic.transport.spool import Spool
@@ -17,8 +20,9 @@ from fed_diffmic.transport.supernode import INBOX
 CLOCK_S = 900.0
 CLOCK_LEAST_S = 20.0
 PURGE_S = 86400.0
+LOGS_S = 60.0
 LOG_BYTES = 10 * 2**20
-KEPT = ("bases", "states", "updates")
+KEPT = ("bases", "states", "updates", ENDED)
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +37,7 @@ class Housekeeping:
 
     def __init__(self, config: SiteConfig, folder: Path) -> None:
         self._config, self._folder = config, folder
-        self._next_clock = self._next_purge = 0.0
+        self._next_clock = self._next_purge = self._next_logs = 0.0
         self._last_clock = 0.0
         self._thread: threading.Thread | None = None
 
@@ -43,6 +47,9 @@ class Housekeeping:
             self._next_clock, self._last_clock = now + CLOCK_S, now
             self._thread = threading.Thread(target=self._look_at_clock, daemon=True, name="clock")
             self._thread.start()
+        if now >= self._next_logs:
+            self._next_logs = now + LOGS_S
+            shorten_logs(self._folder)
         if now >= self._next_purge:
             self._next_purge = now + PURGE_S
             self._purge(now)
@@ -53,10 +60,10 @@ class Housekeeping:
 
     def stop(self) -> None:
         """Nothing to wait for: what runs is a daemon that only reads."""
-        self._next_clock = self._next_purge = float("inf")
+        self._next_clock = self._next_purge = self._next_logs = float("inf")
 
     def forget(self) -> None:
-        """Remove what was kept of bases, states and updates, and the reply to the request in hand.
+        """Remove what was kept of bases, states and updates, decoded images, and the reply to the request in hand.
 
         The request itself, which holds nothing of this site's, stays until it is answered, with the code of the
         site's decision: a coordinator that hears nothing would wait until the round's deadline.
@@ -64,7 +71,13 @@ class Housekeeping:
         for part in KEPT:
             shutil.rmtree(self._folder / part, ignore_errors=True)
         Spool(self._folder / INBOX).drop_reply()
-        logger.warning("kept updates, states and bases, and what was computed for the request in hand, were removed")
+        try:
+            site_copies(self._config).forget()
+        except FedDiffmicError as error:
+            logger.error("decoded images were left: %s", error)
+        logger.warning(
+            "kept updates, states, bases and decoded images, and what was computed for the request in hand, were removed"
+        )
 
     def _look_at_clock(self) -> None:
         try:
@@ -92,12 +105,36 @@ class Housekeeping:
                         removed += 1
                 except OSError as error:
                     logger.warning("something old could not be removed: %s", error.strerror)
+        try:
+            freed = site_copies(self._config).forget(oldest)
+        except FedDiffmicError as error:
+            logger.warning("old decoded images were left: %s", error.cause)
+        else:
+            if freed:
+                logger.info("%.0f MB of decoded images were removed", freed / 1e6)
         if removed:
             logger.info("%d kept files older than %g days were removed", removed, self._config.site.keep_days)
 
 
 def shorten_logs(folder: Path) -> None:
-    """Set aside a child's log that has grown long (one old part is kept); to be called before the child starts."""
-    for path in (folder / LOGS).glob("*.log"):
-        if path.stat().st_size > LOG_BYTES:
-            path.replace(path.with_suffix(".log.1"))
+    """Set aside what has grown long, one old part of each: the children's logs, and the site's own of failures.
+
+    A child holds its log open and appends to it, so the log is copied and cut rather than renamed; lines written
+    between the two are lost.
+    """
+    for path in [*(folder / LOGS).glob("*.log"), folder / SITE_LOG]:
+        try:
+            if path.stat().st_size <= LOG_BYTES:
+                continue
+            old = path.with_name(path.name + ".1")
+            with path.open("rb") as source, open(old, "wb", opener=_private) as target:
+                shutil.copyfileobj(source, target)
+            os.truncate(path, 0)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            logger.warning("a log could not be shortened: %s", error.strerror)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -17,6 +17,8 @@ from typing import Any
 from flwr.app import Context
 
 from client.seals import Refusals, SiteSeals
+from client.start import SITE_LOG
+from client.watch import Watch
 from fed_diffmic.config_budget import BudgetRules
 from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.data.site import SiteData
@@ -30,8 +32,6 @@ from fed_diffmic.spec import RunSpec
 Gate = Callable[[str], None]
 Source = Callable[[Context, Any, Any], SiteData]
 Folder = Callable[[Context], Path]
-
-LOG = "site.log"
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class Rules:
         seals: what checks that a request is the coordinator's own, and seals replies to it; none: an insecure trial,
             which takes requests without seals only.
         refusals: counts what was refused over its seal.
+        watch: tells the supervisor what is being done; none: nobody watches from outside.
     """
 
     policy: SitePolicy
@@ -95,6 +96,7 @@ class Rules:
     gate: Gate | None = None
     seals: SiteSeals | None = None
     refusals: Refusals = field(default_factory=Refusals)
+    watch: Watch | None = None
 
 
 @dataclass(frozen=True)
@@ -203,4 +205,4 @@ def log_failure(folder: Path, task: str, code: int, error: BaseException) -> Non
     """Write the whole story into the site's own log (0600); none of it crosses."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     facts = {"time": time.time(), "task": task, "code": code, "detail": "".join(traceback.format_exception(error))}
-    append_line(folder / LOG, json.dumps(facts), mode=0o600)
+    append_line(folder / SITE_LOG, json.dumps(facts), mode=0o600)

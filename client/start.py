@@ -15,6 +15,7 @@ from fed_diffmic.transport.processes import Child, child_env, start_child
 MODULE = "client.worker"
 RUN, LOGS, AUDIT, TRIAL_KEY = "run", "logs", "audit.jsonl", "trial_key"
 STATE = "worker.json"
+SITE_LOG = "site.log"
 BEAT_S = 10.0
 
 

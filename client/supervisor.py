@@ -23,6 +23,8 @@ from types import FrameType
 from client.control import RUNNING, WITHDRAW, read_control
 from client.housekeeping import Housekeeping, shorten_logs
 from client.start import LOGS, RUN, STATE, site_audit, start_worker
+from client.watch import DOING
+from client.watchdog import Watchdog, record
 from fed_diffmic.config_site import CoordinatorConfig, SiteConfig
 from fed_diffmic.console import INTERRUPTED, TERMINATED
 from fed_diffmic.errors import FedDiffmicError, MachineError
@@ -33,6 +35,7 @@ from fed_diffmic.transport.supernode import NodeSettings, ca_certificates, start
 
 STEP_S = 0.2
 GRACE_S = 8.0
+END_S = 3.0
 STEADY_S = 60.0
 READY_S = 300.0
 STARTS = 8
@@ -142,6 +145,13 @@ class Keeper:
             self.child.kill()
             self.child, self.due = None, 0.0
 
+    def end(self, why: str, grace_s: float) -> None:
+        """SIGTERM, and SIGKILL after ``grace_s``; the next step starts it again at once."""
+        if self.child is not None:
+            logger.warning("%s is ended: %s", self.name, why)
+            self.child.terminate(grace_s)
+            self.child, self.due = None, 0.0
+
     def stop(self, grace_s: float) -> None:
         """End it for good."""
         if self.child is not None:
@@ -172,6 +182,7 @@ class _Site:
         self.control = read_control(folder)
         self.audit = site_audit(config)
         self.housekeeping = Housekeeping(config, folder)
+        self.watchdog = Watchdog(config.policy.limits, self.run_folder)
         self.signal: int | None = None
         self.last_contact = time.time()
         self.connected = False
@@ -208,6 +219,7 @@ class _Site:
         if self.node.step(now):
             self.connected = False
         self.worker.step(now)
+        self._watch_worker()
         contact = read_contact(self.run_folder)
         if contact is not None and self.node.child is not None and contact.pid == self.node.child.pid:
             self._follow(contact, now)
@@ -249,6 +261,16 @@ class _Site:
             self.worker.kill("it does not move")
             self.worker.failures += 1
 
+    def _watch_worker(self) -> None:
+        """End a worker that takes more than the policy allows; its request is answered with that by the next one."""
+        if self.worker.child is None:
+            return
+        found = self.watchdog.look(self.worker.child.pid, time.monotonic())
+        if found is not None:
+            facts = record(found, self.folder)  # first: the next worker gets the same request
+            self.worker.end(found.why, END_S)
+            self._note("ended", **facts)
+
     def _follow_control(self) -> None:
         """A decision of the site's people; withdrawing stops what is being computed or sent, and removes it."""
         control = read_control(self.folder)
@@ -262,7 +284,7 @@ class _Site:
             self.node.kill("the site withdraws")
             self.housekeeping.forget()
 
-    def _note(self, kind: str, **facts: str) -> None:
+    def _note(self, kind: str, **facts: str | int) -> None:
         """A line in the audit log; that it cannot be written stops what leaves (the worker), not the supervision."""
         try:
             self.audit.append(kind, **facts)
@@ -288,7 +310,8 @@ class _Site:
         return start_supernode(settings, self.folder / LOGS / "supernode.log", proxy=way.proxy)
 
     def _start_worker(self, secret: str) -> Child:
-        (self.run_folder / STATE).unlink(missing_ok=True)
+        for name in (STATE, DOING):
+            (self.run_folder / name).unlink(missing_ok=True)
         return start_worker(self.config, self.run_folder, secret, self.folder / LOGS / "worker.log")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -60,6 +60,7 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
     from client.site import Protection, Rules, register_source
     from client.source import SiteSource
     from client.start import STATE, site_audit, site_key
+    from client.watch import Watch
     from fed_diffmic.config_site import SiteConfig
     from fed_diffmic.exchange.policy import SitePolicy
     from fed_diffmic.privacy.continuity import witness_of
@@ -75,7 +76,14 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
     key, way = site_key(config), config.coordinator
     signer = load_private(key)
     seals = None if way.insecure else SiteSeals(config.site.name, load_public(str(way.public_key)), signer, folder)
-    rules = Rules(policy, config.dataset.name, site_audit(config), gate=lambda _: gate(folder), seals=seals)
+    rules = Rules(
+        policy,
+        config.dataset.name,
+        site_audit(config),
+        gate=lambda _: gate(folder),
+        seals=seals,
+        watch=Watch(run, folder),
+    )
     protection = Protection(config.privacy, signer, witness_of(key))
     register_source(SiteSource(config), lambda _: folder, rules, lambda _: protection)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from fed_diffmic.config import DatasetConfig
 from fed_diffmic.config_budget import BudgetRules
+from fed_diffmic.config_limits import Limits
 from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.fields import Checked, option
 
@@ -91,6 +92,7 @@ class PolicyConfig(Checked):
         choices=("required", "none"),
     )
     budget: BudgetRules = field(default_factory=BudgetRules)
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True)

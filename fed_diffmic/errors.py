@@ -101,6 +101,13 @@ class MachineError(FedDiffmicError):
     exit_code = 6
 
 
+class SpaceLimitError(MachineError):
+    """More space would be used than the site's policy lends."""
+
+    code = "FD014"
+    exit_code = 6
+
+
 class CredentialError(FedDiffmicError):
     """A key, certificate, roster or kit that is missing, of the wrong kind, expired or not whom it should be."""
 

@@ -30,7 +30,7 @@ import PIL
 import torch
 from filelock import FileLock, Timeout
 
-from fed_diffmic.data.cache_files import FORMAT, CacheIndex, intact_index, no_space, prepare_folder, purge
+from fed_diffmic.data.cache_files import FORMAT, CacheIndex, hold, intact_index, no_space, prepare_folder, purge
 from fed_diffmic.data.decode import DECODE_VERSION, BadImageError, decode, read_content
 from fed_diffmic.data.memo import DigestMemo
 from fed_diffmic.errors import DataError, MachineError
@@ -47,6 +47,9 @@ _CHUNK = 128
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done ("hashing" or "decoding"), how many images are done, of how many."""
+
+Room = Callable[[str, int], None]
+"""Called with the name of a copy that is about to be written and its bytes; makes room for it, or raises."""
 
 
 class ImageCache:
@@ -71,6 +74,7 @@ class ImageCache:
         self.keys = np.array([content_key(d) for d in digests], dtype=np.uint64)
         self._path = array_path
         self._slots = slots
+        self._held = hold(array_path)  # as long as this object lives, no other process removes the copy
         self._array = _open_array(array_path, image_side)
 
     def __len__(self) -> int:
@@ -78,6 +82,11 @@ class ImageCache:
 
     def __reduce__(self) -> tuple[type[ImageCache], tuple[Path, int, np.ndarray, list[str], dict[int, str]]]:
         return ImageCache, (self._path, self.image_side, self._slots, self.digests, self.bad)
+
+    @property
+    def name(self) -> str:
+        """Names the copy: content, side and versions of the decoder."""
+        return self._path.stem
 
     @property
     def nbytes(self) -> int:
@@ -124,6 +133,7 @@ def build_cache(
     workers: int = 0,
     lock_timeout_s: float = LOCK_TIMEOUT_S,
     progress: Progress | None = None,
+    room: Room | None = None,
 ) -> ImageCache:
     """Open the decoded copy of ``paths``, building it first where it is missing, torn or of other content.
 
@@ -137,6 +147,7 @@ def build_cache(
         workers: threads that read and decode; 0: one a core.
         lock_timeout_s: seconds to wait for another process that builds the same cache.
         progress: called as the work goes on.
+        room: called before a copy is written; raises where it may not be.
 
     Raises:
         MachineError: no space or no permission; another process still builds when the time is up.
@@ -158,6 +169,8 @@ def build_cache(
             with FileLock(home / f"{key}.lock", timeout=lock_timeout_s, mode=0o600):
                 index = intact_index(array_path, index_path, image_side)
                 if index is None:
+                    if room is not None:
+                        room(key, len(contents) * 3 * image_side * image_side)
                     index = _build(
                         contents,
                         where,
@@ -172,6 +185,7 @@ def build_cache(
                 f"another process has been building the image cache in {home} for {lock_timeout_s:g} s",
                 "Wait for it, or end it; what it left unfinished is cleaned up.",
             ) from error
+    os.utime(array_path)  # when it was used last
     slot_of = {digest: slot for slot, digest in enumerate(index.rows)}
     slots = np.array([slot_of.get(digest, -1) for digest, _ in found], dtype=np.int64)
     reasons = {i: reason or index.bad.get(digest, "") for i, (digest, reason) in enumerate(found)}

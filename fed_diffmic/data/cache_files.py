@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -17,6 +19,8 @@ from fed_diffmic.files import atomic_write
 
 SUBFOLDER = "images-cache"
 FORMAT = 1
+
+TAG = "CACHEDIR.TAG"
 
 _BLOCK = 1 << 24
 _TAG = b"""Signature: 8a477f597d28d172789f06886806bc55
@@ -58,7 +62,7 @@ def prepare_folder(folder: Path) -> Path:
         if home.is_symlink() or home.stat().st_uid != os.getuid():
             raise MachineError(f"{home} belongs to somebody else or is a link", "Name another dataset.cache_dir.")
         os.chmod(home, 0o700)
-        tag = home / "CACHEDIR.TAG"
+        tag = home / TAG
         if not tag.exists():
             atomic_write(tag, _TAG, mode=0o600)
     except OSError as error:
@@ -86,8 +90,79 @@ def intact_index(array_path: Path, index_path: Path, side: int) -> CacheIndex | 
     return index if crc == index.crc32 else None
 
 
+@dataclass(frozen=True)
+class Copy:
+    """A decoded copy of a set of images at one side.
+
+    Attributes:
+        name: KEY of its files.
+        bytes: of the images.
+        used: when it was opened last, seconds since the epoch.
+    """
+
+    name: str
+    bytes: int
+    used: float
+
+
+def copies(home: Path) -> list[Copy]:
+    """The copies in a cache's folder, finished or not."""
+    found = []
+    for path in home.glob("*.u8"):
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            found.append(Copy(path.stem, status.st_size, status.st_mtime))
+    return found
+
+
+def hold(array_path: Path) -> BinaryIO:
+    """Say that a copy is in use, for as long as the returned file is open: nobody removes it meanwhile."""
+    stream = array_path.open("rb")
+    with contextlib.suppress(OSError):  # a file system without locks: then a removed copy lives until it is closed
+        fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return stream
+
+
+def remove_copy(home: Path, name: str) -> int | None:
+    """Remove a copy with its index; the bytes freed, or none where a process uses it or builds it.
+
+    Raises:
+        MachineError: it cannot be removed.
+    """
+    path = home / f"{name}.u8"
+    try:
+        with FileLock(home / f"{name}.lock", timeout=0, mode=0o600), path.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            size = path.stat().st_size
+            (home / f"{name}.json").unlink(missing_ok=True)
+            path.unlink()
+            (home / f"{name}.lock").unlink(missing_ok=True)
+            return size
+    except FileNotFoundError:
+        return 0
+    except (Timeout, BlockingIOError):
+        return None
+    except OSError as error:
+        raise MachineError(
+            f"decoded images in {home} cannot be removed: {error.strerror}", "Check the folder's owner and mode."
+        ) from error
+
+
+def remove_unfinished(home: Path, but: str = "") -> None:
+    """Remove what builders that were killed left behind, where nobody builds now.
+
+    Args:
+        but: name of a copy that is left alone, for the caller builds it.
+    """
+    for part in home.glob("*.part-*"):
+        name = part.name.split(".part-")[0]
+        if name != but:
+            with contextlib.suppress(Timeout, OSError), FileLock(home / f"{name}.lock", timeout=0, mode=0o600):
+                part.unlink(missing_ok=True)
+
+
 def purge(folder: Path) -> int:
-    """Remove every decoded copy of images under ``folder``; nothing else is touched.
+    """Remove every decoded copy of images under ``folder`` that no process uses; nothing else is touched.
 
     Returns:
         Number of bytes removed (0 if there was no cache).
@@ -103,10 +178,13 @@ def purge(folder: Path) -> int:
         with contextlib.ExitStack() as stack:
             for lock in sorted(home.glob("*.lock")):
                 stack.enter_context(FileLock(lock, timeout=0))
+            used = {copy.name for copy in copies(home) if not _free(home / f"{copy.name}.u8")}
             for file in home.iterdir():
-                removed += file.lstat().st_size
-                file.unlink()
-        home.rmdir()
+                if file.stem not in used and not (used and file.name == TAG):
+                    removed += file.lstat().st_size
+                    file.unlink()
+        if not used:
+            home.rmdir()
     except Timeout as error:
         raise MachineError(
             f"a process is building an image cache in {home}", "Wait for it, or end it, and purge again."
@@ -116,6 +194,16 @@ def purge(folder: Path) -> int:
             f"the image cache in {home} cannot be removed: {error.strerror}", "Check the folder's owner and mode."
         ) from error
     return removed
+
+
+def _free(array_path: Path) -> bool:
+    """Whether no process holds a copy."""
+    try:
+        with array_path.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def no_space(folder: Path, needed: int, why: str) -> MachineError:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fed_diffmic.config import DatasetConfig
-from fed_diffmic.data.cache import ImageCache, Progress, build_cache
+from fed_diffmic.data.cache import ImageCache, Progress, Room, build_cache
 from fed_diffmic.data.checks import (
     almost_black,
     empty_classes,
@@ -57,6 +57,7 @@ def open_dataset(
     workers: int = 0,
     progress: Progress | None = None,
     raise_errors: bool = True,
+    room: Room | None = None,
 ) -> OpenDataset:
     """Read a layout, decode its images (from the cache if they are there), apply the rules of docs/data.md.
 
@@ -67,6 +68,7 @@ def open_dataset(
         workers: threads that decode; 0: one a core.
         progress: called with "hashing" or "decoding", images done, of how many.
         raise_errors: raise when a finding is an error (else the caller looks at ``findings.errors``).
+        room: called before decoded copies are written; raises where they may not be.
 
     Raises:
         ConfigError: the configuration does not fit the data set.
@@ -74,7 +76,8 @@ def open_dataset(
         MachineError: no space, no permission.
     """
     reader = get_dataset(cfg.name)
-    return _open(reader, cfg, image_side, findings_path, workers, progress, raise_errors)
+    making = _Making(workers, progress, room)
+    return _open(reader, cfg, image_side, findings_path, making, raise_errors)
 
 
 def open_table(
@@ -112,7 +115,16 @@ def open_table(
         cache_dir=None if cache_dir is None else str(cache_dir),
     )
     reader = partial(read_table_of_images, own_split=False)
-    return _open(reader, cfg, image_side, findings_path, workers=0, progress=None, raise_errors=True)
+    return _open(reader, cfg, image_side, findings_path, _Making(), raise_errors=True)
+
+
+@dataclass(frozen=True)
+class _Making:
+    """How decoded copies are made, where there are none: arguments of :func:`build_cache`."""
+
+    workers: int = 0
+    progress: Progress | None = None
+    room: Room | None = None
 
 
 def _open(
@@ -120,13 +132,12 @@ def _open(
     cfg: DatasetConfig,
     image_side: int,
     findings_path: Path | None,
-    workers: int,
-    progress: Progress | None,
+    making: _Making,
     raise_errors: bool,
 ) -> OpenDataset:
     findings = Findings(findings_path)
     try:
-        result = _read_and_check(reader(cfg, findings), cfg, image_side, findings, workers, progress)
+        result = _read_and_check(reader(cfg, findings), cfg, image_side, findings, making)
         if raise_errors:
             findings.raise_if_errors()
     except FedDiffmicError as error:
@@ -144,14 +155,20 @@ def _read_and_check(
     cfg: DatasetConfig,
     image_side: int,
     findings: Findings,
-    workers: int,
-    progress: Progress | None,
+    making: _Making,
 ) -> OpenDataset:
     if len(manifest) == 0:
         findings.add("no-images", "error", "no usable row is left", table=manifest.source, count=0)
         findings.raise_if_errors()
     paths = manifest.table["image"].tolist()
-    cache = build_cache(paths, image_side=image_side, folder=cache_folder(cfg), workers=workers, progress=progress)
+    cache = build_cache(
+        paths,
+        image_side=image_side,
+        folder=cache_folder(cfg),
+        workers=making.workers,
+        progress=making.progress,
+        room=making.room,
+    )
     manifest = manifest.with_table(manifest.table.assign(row=np.arange(len(manifest)), key=cache.keys))
     manifest = _without_bad(manifest, cache, cfg, findings)
     return OpenDataset(_check_across(manifest, cache, cfg, findings), cache, findings)

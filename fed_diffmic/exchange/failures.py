@@ -17,6 +17,7 @@ from fed_diffmic.errors import (
     PartitionError,
     RoundShareError,
     RunShareError,
+    SpaceLimitError,
 )
 
 BAD_REQUEST = 2001
@@ -57,6 +58,9 @@ UNSEALED = 2054
 FORGED = 2055
 FOREIGN = 2056
 STALE = 2057
+LIMIT_SIZE = 2067
+LIMIT_CACHE = 2068
+LIMIT_MEMORY = 2069
 UNEXPECTED = 2099
 NODE_FAILED = 2100
 
@@ -99,6 +103,9 @@ FAILURES: dict[int, str] = {
     FORGED: "the request's seal is not by the coordinator whose key the site was given, or is another request's",
     FOREIGN: "the request is sealed for a site of another name",
     STALE: "the request is an old one sent again, or the coordinator's log is older than the site saw it in this run",
+    LIMIT_SIZE: "the run asks for larger images, a larger model, more threads or more sampling than the policy allows",
+    LIMIT_CACHE: "the images at the run's size would take more space than the site's policy allows",
+    LIMIT_MEMORY: "the task would need, or needed, more memory than the site's policy allows",
     UNEXPECTED: "the site failed unexpectedly; its own log has the detail",
     NODE_FAILED: "Flower reports that the site's process failed or is not there",
 }
@@ -141,6 +148,8 @@ def failure_code(error: BaseException) -> int:
         return BAD_MODEL
     if isinstance(error, ConfigError):
         return SETTINGS
+    if isinstance(error, SpaceLimitError):
+        return LIMIT_CACHE
     if isinstance(error, (MachineError, MemoryError, OSError)):
         return MACHINE
     if isinstance(error, FedDiffmicError):

@@ -17,6 +17,7 @@ from typing import Any
 from fed_diffmic.config_site import PolicyConfig
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.hours import minutes_left, parse_hours
+from fed_diffmic.exchange.limits import beyond_limits
 from fed_diffmic.exchange.payload import Payload, Tensors
 from fed_diffmic.exchange.screening import update_norm
 from fed_diffmic.spec import RunSpec
@@ -105,11 +106,15 @@ class SitePolicy:
             now: local time; none: the clock's.
         """
         denial = self._check_use(kind, spec, request.header, dataset)
-        if denial is not None or spec is None or kind not in ("train", "evaluate", "assess"):
+        if denial is not None or spec is None:
             return denial
-        denial = self._check_stage(kind, spec, request.header, now)
-        if denial is None:
-            denial = self._check_training(spec, request) if kind == "train" else self._check_figures(kind, request)
+        if kind in ("train", "evaluate", "assess"):
+            denial = self._check_stage(kind, spec, request.header, now)
+            if denial is None:
+                denial = self._check_training(spec, request) if kind == "train" else self._check_figures(kind, request)
+        if denial is None:  # last: it looks at the whole network
+            beyond = beyond_limits(self.config.limits, kind, spec, request.header.get("stage"))
+            denial = None if beyond is None else Denial(*beyond)
         return denial
 
     def check_images(

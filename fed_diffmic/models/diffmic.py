@@ -22,6 +22,7 @@ from fed_diffmic.models.guidance import GuidanceNetwork, cells_to_map, guidance_
 from fed_diffmic.models.normalisation import live_batch_norms
 from fed_diffmic.models.prior import ImagePrior
 from fed_diffmic.models.regions import RegionSearch
+from fed_diffmic.training.bound import check_time
 
 __all__ = [
     "DiffMIC",
@@ -157,6 +158,7 @@ class DiffMIC(nn.Module):
 
         Raises:
             RuntimeError: a batch norm is in training mode (its statistics would mix the images): call ``eval()`` first.
+            OutOfTimeError: the task's time is over.
         """
         cells = self.sample_cells(features, start_global, start_local)
         weights = self.cell_weights[:, None]
@@ -176,6 +178,7 @@ class DiffMIC(nn.Module):
         prior = self.prior(features.global_pooled, features.region_pooled)
         y = guidance_cells(start_global, start_local, self.regions)
         for step, alpha_t, alpha_previous in ddim_schedule(self.timesteps, self.sampling_steps):
+            check_time()  # a thousand steps of many starts for a batch may take minutes
             t = torch.full(y.shape[:2], step, dtype=torch.int64, device=y.device)
             noise = self.denoiser.cells(guidance, y, t, prior).float()
             y = ddim_step(y.float(), noise, alpha_t, alpha_previous)

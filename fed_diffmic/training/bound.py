@@ -1,7 +1,8 @@
 """A bound on how long a task may compute, looked at between steps.
 
-A site's policy limits the seconds of a round, so the loops that take long ask :func:`check_time` at each step. Nothing
-is interrupted in the middle of a step, and without a bound nothing changes.
+A site's policy limits the seconds of a round, so the loops that take long (steps, batches, steps of the sampler, images
+that are decoded) ask :func:`check_time` each time. Nothing is interrupted in the middle of a step, and without a bound
+nothing changes; a real site's supervisor ends a worker whose step does not end.
 """
 
 from __future__ import annotations
