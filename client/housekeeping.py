@@ -76,7 +76,7 @@ class Housekeeping:
         except FedDiffmicError as error:
             logger.error("decoded images were left: %s", error)
         logger.warning(
-            "kept updates, states, bases and decoded images, and what was computed for the request in hand, were removed"
+            "kept updates, states, bases, decoded images, and what was computed for the request in hand, were removed"
         )
 
     def _look_at_clock(self) -> None:

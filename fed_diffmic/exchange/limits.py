@@ -61,3 +61,24 @@ def _beyond_network(limits: Limits, kind: str, spec: RunSpec, stage: str | None)
 
 def _size(what: str, asked: str, key: str, allowed: float) -> Broken:
     return LIMIT_SIZE, f"{what}: {asked}; policy.limits.{key} is {allowed:g}"
+
+
+def limit_sentences(limits: Limits) -> list[str]:
+    """The limits in sentences, every one of them, with all its digits."""
+    threads = f"{limits.threads}" if limits.threads else "twice the cores of the machine, at least 8"
+    memory = f"{_number(limits.memory_mib)} MiB" if limits.memory_mib else "eight tenths of the machine's memory"
+    number = _number
+    return [
+        f"Images of at most {limits.image_side} pixels a side, a network of at most {number(limits.parameters)} "
+        f"million parameters, at most {limits.sampling} evaluations of the sampler for an image.",
+        f"Torch threads: at most {threads}.",
+        f"Nothing is begun that would need more than {number(limits.work_mib)} MiB of memory by an upper estimate; a "
+        f"process that has {memory} is ended.",
+        f"Decoded copies of the images take at most {number(limits.cache_mib)} MiB of the disk. Reading and decoding "
+        f"them for a request takes at most {number(limits.prepare_s)} seconds.",
+        f"A task that has not stopped {number(limits.grace_s)} seconds after its time is ended from outside.",
+    ]
+
+
+def _number(number: float) -> str:
+    return f"{int(number):,}" if float(number).is_integer() else repr(float(number))

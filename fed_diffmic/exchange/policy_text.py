@@ -9,6 +9,7 @@ from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.config_site import PolicyConfig
 from fed_diffmic.exchange.budget_text import privacy_sentences
 from fed_diffmic.exchange.hours import parse_hours
+from fed_diffmic.exchange.limits import limit_sentences
 
 _STAGES = {
     "guidance": "guidance (the network that finds salient regions)",
@@ -54,6 +55,7 @@ def explain(policy: PolicyConfig, site: str = "", privacy: PrivacyConfig | None 
         ("Which runs may use the data", _uses(policy)),
         ("What may leave the site", _leaves(policy)),
         ("How much work may be asked for", _work(policy)),
+        ("How much of the machine may be used", limit_sentences(policy.limits)),
         ("Privacy", privacy_sentences(policy, privacy)),
     ]
     title = f"Policy of the site {site}" if site else "Policy of the site"

@@ -116,6 +116,7 @@ BEYOND: dict[str, tuple[dict[str, Any], Callable[[], Payload], int]] = {
     "test images of a stage not named": ({"stages": ["plain"]}, lambda: task("assess"), failures.POLICY_STAGE),
     "a small site": ({"min_count": 13}, lambda: task("train"), failures.POLICY_COUNT),
     "no privacy": ({"privacy": "required"}, query, failures.POLICY_PRIVACY),
+    "more threads": ({}, lambda: query(threads=3000), failures.LIMIT_SIZE),
 }  # fmt: skip
 NEEDS_DATA = {"epochs said as steps", "too many steps", "a small site"}
 
@@ -135,6 +136,7 @@ def test_what_goes_beyond_the_policy_is_refused_before_any_work(tmp_path: Path, 
 
 def test_every_rule_has_a_case_above() -> None:
     codes = {value for name, value in vars(failures).items() if name.startswith("POLICY_")}
+    codes.add(failures.LIMIT_SIZE)  # what costs nothing to look at; the rest in tests/exchange/test_limits.py
     assert codes == {code for _, _, code in BEYOND.values()}
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fed_diffmic.compose import compose_site
 from fed_diffmic.config_budget import BudgetRules
+from fed_diffmic.config_limits import Limits
 from fed_diffmic.config_site import PolicyConfig
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.exchange import failures
@@ -120,6 +121,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "min_count": st.integers(0, 10**6),
     "max_rounds": st.integers(0, 10**6),
     "max_steps": st.integers(0, 10**6),
+    "limits": st.builds(Limits, image_side=st.integers(32, 4096)),  # each of its fields: tests/exchange/test_limits.py
 }
 NUMBERS = st.floats(0, 1e6, allow_subnormal=False)
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=8),
