@@ -191,10 +191,12 @@ with watch.doing("train", COMPUTING, "a" * 64, 600.0, 2033):
 
 
 @pytest.mark.parametrize(
-    ("worker", "code"), [(HANGS, failures.POLICY_SECONDS), (GROWS, failures.LIMIT_MEMORY)], ids=["hangs", "grows"]
+    ("worker", "memory_mib", "code"),
+    [(HANGS, 4096.0, failures.POLICY_SECONDS), (GROWS, 390.0, failures.LIMIT_MEMORY)],
+    ids=["hangs", "grows"],
 )
 def test_a_worker_that_hangs_or_grows_is_ended_and_its_request_answered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker: str, code: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker: str, memory_mib: float, code: int
 ) -> None:
     """A real process under the real supervisor's step; only the way to the coordinator is left out."""
     from client import supervisor
