@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from client import site as client_site
-from client.site import Rules
 from client.watch import COMPUTING, DOING, ENDED, OPENING, Doing, Mark, Watch, leave_mark, read_doing
 from client.watchdog import Verdict, Watchdog, machine_memory, memory_bound, record, resident_bytes
 from fed_diffmic.config_limits import Limits
@@ -112,7 +111,7 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def under(**changes: Any) -> None:
         rules = site_rules.rules(tmp_path / "log", "a", **changes)
         watch = Watch(tmp_path, tmp_path / "a")
-        client_site.register_source(source, rules=Rules(rules.policy, rules.dataset, rules.audit, None, watch))
+        client_site.register_source(source, rules=replace(rules, watch=watch))
 
     yield under
     client_site.register_source(source)

@@ -145,6 +145,7 @@ def test_the_sampler_stops_between_its_steps() -> None:
 
 HANGS = """
 import json, os, signal, sys, time
+from dataclasses import replace
 from pathlib import Path
 from fed_diffmic.transport.processes import die_with_parent
 die_with_parent()
@@ -159,7 +160,7 @@ from tests.client.test_app import context, send, task
 toy.install_toy_networks()
 rules = site_rules.rules(root / "log", "a", max_seconds=0.5)
 watch = Watch(root / "site" / "run", root / "site")
-rules = client_site.Rules(rules.policy, rules.dataset, rules.audit, None, watch)
+rules = replace(rules, watch=watch)
 client_site.register_source(toy.ToySource({"a": toy.toy_site("a", 1)}), rules=rules)
 def hang(*_):
     (root / "begun").write_text(str(os.getpid()))
