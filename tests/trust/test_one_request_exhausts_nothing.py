@@ -193,8 +193,10 @@ with watch.doing("train", COMPUTING, "a" * 64, 600.0, 2033):
 
 @pytest.mark.parametrize(
     ("worker", "memory_mib", "code"),
-    [(HANGS, 4096.0, failures.POLICY_SECONDS), (GROWS, 390.0, failures.LIMIT_MEMORY)],
-    ids=["hangs", "grows"],
+    [
+        pytest.param(HANGS, 4096.0, failures.POLICY_SECONDS, id="hangs", marks=pytest.mark.slow),
+        pytest.param(GROWS, 390.0, failures.LIMIT_MEMORY, id="grows"),
+    ],
 )
 def test_a_worker_that_hangs_or_grows_is_ended_and_its_request_answered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker: str, memory_mib: float, code: int
@@ -207,7 +209,7 @@ def test_a_worker_that_hangs_or_grows_is_ended_and_its_request_answered(
     (tmp_path / "modules" / "a_worker.py").write_text(worker)
     for folder in ("site", "site/run", "site/logs"):
         (tmp_path / folder).mkdir(mode=0o700)
-    limits = Limits(grace_s=0.5, memory_mib=390.0)
+    limits = Limits(grace_s=0.5, memory_mib=memory_mib)
     config = SiteConfig(
         site=SiteGroup(name="a", folder=str(tmp_path / "site")), policy=replace(policy(), limits=limits)
     )
