@@ -12,7 +12,7 @@ from typing import Any
 
 from fed_diffmic.exchange.audit import AuditLog, Head
 from fed_diffmic.exchange.payload import Limits, Wire
-from fed_diffmic.provision.keys import PrivateKey
+from fed_diffmic.provision.keys import PrivateKey, PublicKey, fingerprint
 from server.seals import Seals
 
 NamesOfNodes = Callable[[], Mapping[int, str]]
@@ -80,6 +80,16 @@ class Hooks:
 
     def _name_of(self, node: int, named: str) -> str | None:
         return named if self.names_of_nodes is None else self.names_of_nodes().get(node)
+
+    def fingerprint_of(self, site: str) -> str:
+        """Of an admitted site's key; empty where there is no roster."""
+        key = None if self.seals is None else self.seals.key_of(site)
+        return "" if key is None else fingerprint(key)
+
+    @property
+    def public_key(self) -> PublicKey | None:
+        """Public half of the signing key."""
+        return None if self.signer is None else self.signer.public_key()
 
     def head(self) -> Head | None:
         """Where the coordinator's own chain stands."""

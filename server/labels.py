@@ -12,6 +12,7 @@ from fed_diffmic.exchange.payload import Payload, pack, request_name
 from fed_diffmic.exchange.screening import Expected
 from server.hooks import Hooks
 from server.replies import Events, Request, Site, ask
+from server.unnamed import new_label
 
 LABELS = "query.labels"
 
@@ -46,7 +47,10 @@ def agreed_labels(
         header={"run": run, "request": request_name(header)},
         fields={"classes": list, "task": str},
     )
-    requests = [Request(Site(f"node {i}", i), Payload("labels", header), expected, pack({})) for i in ids]
+    hooks = hooks or Hooks()
+    bound = {} if hooks.names_of_nodes is None else hooks.names_of_nodes()
+    nodes_asked = [Site(bound.get(i) or new_label(), i) for i in ids]
+    requests = [Request(site, Payload("labels", header), expected, pack({})) for site in nodes_asked]
     outcome = ask(grid, requests, events, message_type=LABELS, deadline=deadline, facts={}, poll_s=poll_s, hooks=hooks)
     found = {(tuple(map(str, r.header["classes"])), r.header["task"]) for r in outcome.replies.values()}
     if len(found) != 1:
