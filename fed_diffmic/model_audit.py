@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fed_diffmic.exchange.audit_facts import value_digest
 from fed_diffmic.exchange.audit_findings import NOTE, PROBLEM, Finding
 from fed_diffmic.exchange.audit_heads import Seen
 from fed_diffmic.exchange.audit_lines import Head, Line
@@ -18,12 +19,19 @@ ABOUT_RESULT = ("evaluate", "assess")
 
 
 def model_findings(
-    statement: Mapping[str, Any], site_lines: Sequence[Line], seen: Sequence[Seen], *, site: str, run: str
+    statement: Mapping[str, Any],
+    calibration: Mapping[str, Any],
+    site_lines: Sequence[Line],
+    seen: Sequence[Seen],
+    *,
+    site: str,
+    run: str,
 ) -> Iterator[Finding]:
     """Everything in which a final model's statement differs from what a site wrote down.
 
     Args:
         statement: of the model, its signature and its binding verified.
+        calibration: of each stage of the model, as JSON values.
         site_lines: the site's log, verified.
         seen: heads of the coordinator's chain in that log, their signatures verified.
         site: its name.
@@ -35,12 +43,14 @@ def model_findings(
         yield Finding(PROBLEM, "the model's statement does not bind it to its rounds: an earlier version made it")
         stages = {}
     for stage, bound in sorted(stages.items()):
-        yield from _stage(mine, str(stage), bound)
+        yield from _stage(mine, str(stage), bound, calibration)
     yield from _payloads(statement, mine, site)
     yield from _heads(statement, site_lines, seen, site)
 
 
-def _stage(lines: Sequence[Line], stage: str, bound: Mapping[str, Any]) -> Iterator[Finding]:
+def _stage(
+    lines: Sequence[Line], stage: str, bound: Mapping[str, Any], calibration: Mapping[str, Any]
+) -> Iterator[Finding]:
     asked = [n for n in lines if n.kind == "task" and n.facts.get("stage") == stage and n.facts.get("weights")]
     last = [n for n in asked if n.facts.get("task") in ABOUT_RESULT and n.facts.get("round") == 0]
     chosen = [n for n in asked if n.facts.get("task") == "evaluate" and n.facts.get("round") == bound.get("round")]
@@ -51,6 +61,9 @@ def _stage(lines: Sequence[Line], stage: str, bound: Mapping[str, Any]) -> Itera
                     f"stage {stage}: {when} the site was asked about other weights ({fact}, line {line.n} of its log)"
                 )
                 yield Finding(PROBLEM, f"{text} than the model holds")
+    fitted = [n for n in last if n.facts.get("calibration")]
+    if any(n.facts["calibration"] != value_digest(calibration.get(stage)) for n in fitted):
+        yield Finding(PROBLEM, f"stage {stage}: the site's test images were judged under another calibration")
     if not last and not chosen:
         yield Finding(NOTE, f"stage {stage}: this site was never asked about the result; its log proves nothing of it")
 

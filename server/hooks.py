@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fed_diffmic.exchange.audit import AuditLog, Head
 from fed_diffmic.exchange.payload import Limits, Wire
 from fed_diffmic.provision.keys import PrivateKey, PublicKey, fingerprint
 from server.seals import Seals
+from server.unnamed import new_label
 
 NamesOfNodes = Callable[[], Mapping[int, str]]
 
@@ -29,6 +30,7 @@ class Hooks:
         signer: signs the final model's provenance.
         max_update_norm: the largest L2 norm of a site's update that is taken.
         seals: seals requests and opens replies; needs ``audit``. None: nothing is sealed (a simulation, a trial).
+        labels: what nodes are called that no roster names.
 
     Raises:
         ValueError: seals without an audit log.
@@ -39,6 +41,7 @@ class Hooks:
     signer: PrivateKey | None = None
     max_update_norm: float = math.inf
     seals: Seals | None = None
+    labels: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.seals is not None and self.audit is None:
@@ -80,6 +83,18 @@ class Hooks:
 
     def _name_of(self, node: int, named: str) -> str | None:
         return named if self.names_of_nodes is None else self.names_of_nodes().get(node)
+
+    def called(self, node: int, bound: Mapping[int, str] | None) -> str:
+        """What a node is called before it has said who it is: by its key in the roster, else by a random label.
+
+        Never by Flower's number: logs are shown to other sites, and who knows the number may send it messages.
+
+        Args:
+            node: Flower's number.
+            bound: the sites of the roster by node; none: there is no roster.
+        """
+        known = None if bound is None else bound.get(node)
+        return known or self.labels.setdefault(node, new_label())
 
     def fingerprint_of(self, site: str) -> str:
         """Of an admitted site's key; empty where there is no roster."""

@@ -12,7 +12,6 @@ from fed_diffmic.exchange.payload import Payload, pack, request_name
 from fed_diffmic.exchange.screening import Expected
 from server.hooks import Hooks
 from server.replies import Events, Request, Site, ask
-from server.unnamed import new_label
 
 LABELS = "query.labels"
 
@@ -48,9 +47,9 @@ def agreed_labels(
         fields={"classes": list, "task": str},
     )
     hooks = hooks or Hooks()
-    bound = {} if hooks.names_of_nodes is None else hooks.names_of_nodes()
-    nodes_asked = [Site(bound.get(i) or new_label(), i) for i in ids]
-    requests = [Request(site, Payload("labels", header), expected, pack({})) for site in nodes_asked]
+    bound = None if hooks.names_of_nodes is None else hooks.names_of_nodes()
+    asked = [Site(hooks.called(node, bound), node) for node in ids]
+    requests = [Request(site, Payload("labels", header), expected, pack({})) for site in asked]
     outcome = ask(grid, requests, events, message_type=LABELS, deadline=deadline, facts={}, poll_s=poll_s, hooks=hooks)
     found = {(tuple(map(str, r.header["classes"])), r.header["task"]) for r in outcome.replies.values()}
     if len(found) != 1:

@@ -21,7 +21,6 @@ from fed_diffmic.exchange.screening import MAX_EXAMPLES, REFUSALS, Expected
 from fed_diffmic.spec import RunSpec, without_paths
 from server.hooks import Hooks
 from server.replies import Events, Outcome, Request, Site, ask
-from server.unnamed import new_label
 
 REMEDY = "Look at the named sites' own logs; the run can be continued with --resume."
 LONGEST_PAUSE_S = 60.0
@@ -66,7 +65,6 @@ class Presence:
         self._known: set[int] = set()
         self._patience: dict[int, tuple[float, float]] = {}
         self._closed: dict[str, str] = {}
-        self._labels: dict[int, str] = {}
         self._header = {"spec": without_paths(spec).to_json(), "run": spec.run_id, "arm": spec.arm}
 
     def find(self, deadline: float) -> None:
@@ -102,7 +100,7 @@ class Presence:
             self._drop_removed(bound)
         now, present = time.monotonic(), set(self.grid.get_node_ids()) - self._known
         nodes = [
-            Site(self._label(node, bound), node)
+            Site(self.hooks.called(node, bound), node)
             for node in sorted(present)
             if (bound is None or self._expected(bound.get(node))) and self._patience.get(node, (0.0, 0.0))[0] <= now
         ]
@@ -125,7 +123,7 @@ class Presence:
             images = dict(zip(("train", "val", "test"), claimed[0].images, strict=True))
             self.events.emit("site_found", site=name, images=images, class_counts=list(claimed[0].class_counts))
             facts = {"run": self.spec.run_id, "site": name, "key": self.hooks.fingerprint_of(name)}
-            self.hooks.log("site", **facts, label="" if bound else self._label(claimed[0].node, bound))
+            self.hooks.log("site", **facts, label="" if bound else self.hooks.called(claimed[0].node, bound))
         return outcome.missing
 
     def _claims(
@@ -155,15 +153,6 @@ class Presence:
     def _expected(self, name: str | None) -> bool:
         """Whether the roster's site takes part in this run; any other is not asked, and told nothing of it."""
         return name is not None and (self.names is None or name in self.names)
-
-    def _label(self, node: int, bound: Mapping[int, str] | None) -> str:
-        """What a node is called before it has said who it is: by its key in the roster, else by a label.
-
-        Never by Flower's number: logs are shown to other sites, and who knows the number may send it messages.
-        """
-        if bound is not None:
-            return bound[node]
-        return self._labels.setdefault(node, new_label())
 
     def _drop_removed(self, bound: Mapping[int, str]) -> None:
         """Sites that the roster no longer names are asked for nothing more; if they come back, they are found again."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fed_diffmic.exchange.audit import Line, Problem
     from fed_diffmic.exchange.audit_findings import Finding
     from fed_diffmic.exchange.audit_heads import Seen
+    from fed_diffmic.final import FinalModel
     from fed_diffmic.provision.keys import PublicKey
 
 _ONE_SIDE = "--against and --against-key belong together"
@@ -125,21 +126,24 @@ def model(arguments: argparse.Namespace, hint: list[str]) -> int:
     if arguments.against is None:
         print("Whether any site was sent these weights was not checked: give --against with a site's audit log.")
         return 0
-    return _model_against(arguments, statement, final.spec.run_id, key)
+    return _model_against(arguments, statement, final, key)
 
 
-def _model_against(arguments: argparse.Namespace, statement: dict[str, object], run: str, key: PublicKey | None) -> int:
+def _model_against(
+    arguments: argparse.Namespace, statement: dict[str, object], final: FinalModel, key: PublicKey | None
+) -> int:
     from fed_diffmic.exchange import audit, audit_heads
     from fed_diffmic.model_audit import model_findings
     from fed_diffmic.provenance import PROVENANCE, signed_key
 
-    lines, say = audit.read_lines(arguments.against), _Said()
+    lines, say, run = audit.read_lines(arguments.against), _Said(), final.spec.run_id
     site = owner_of(lines)
     say.problems(arguments.against, audit.verify(arguments.against, public_keys(arguments.against_key)))
     coordinator = key or signed_key(arguments.folder / "final" / PROVENANCE)
     seen, found = audit_heads.coordinator_heads(lines, [coordinator], site=site, run=run)
     say.findings(found, run)
-    say.findings(model_findings(statement, lines, seen, site=site, run=run), run)
+    calibration = {stage: fitted.to_json() for stage, fitted in final.calibration.items()}
+    say.findings(model_findings(statement, calibration, lines, seen, site=site, run=run), run)
     print(f"compared with the log of the site {site}: {say.bad or 'no'} problems")
     return ModelFileError.exit_code if say.bad else 0
 
