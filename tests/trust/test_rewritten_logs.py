@@ -14,7 +14,11 @@ from fed_diffmic.exchange.audit import read_lines
 from fed_diffmic.exchange.audit_compare import compare
 from fed_diffmic.exchange.audit_findings import PROBLEM
 from fed_diffmic.exchange.seal import read_reply_seal, read_request_seal
-from tests.trust.made_logs import RUN, Logs, digest_of
+from fed_diffmic.provision.keys import public_text
+from server.checkpoints import CheckpointStore
+from server.rounds import run_federation
+from tests import seals, site_rules, toy
+from tests.trust.made_logs import RUN, Logs, digest_of, forge
 
 Edit = Callable[[dict[str, Any]], dict[str, Any] | None]
 
@@ -220,3 +224,33 @@ def test_logs_of_an_earlier_version_still_verify(tmp_path: Path, capsys: pytest.
     logs.forge("coordinator", lambda line: {**line, "facts": {k: v for k, v in line["facts"].items() if k != "anchor"}})
     assert verify(logs) == 0
     assert "holds no head that the coordinator signed" in capsys.readouterr().out
+
+
+def test_a_run_under_seals_convicts_whoever_writes_its_log_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The product's own logs of two sites and a coordinator, honest, and then each side's made anew."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    toy.install_toy_networks(monkeypatch.setattr)
+    ruled = {name: seals.sealed_rules(tmp_path / "logs", name, tmp_path / "state" / name) for name in ("a", "b")}
+    grid, _ = site_rules.ruled_grid(tmp_path, ruled)
+    hooks = seals.sealed_hooks(tmp_path / "run", ("a", "b"))
+    given: dict[str, Any] = {"stages": ["guidance"], "sites": ["a", "b"], "poll_s": 0.001, "test_s": 60.0}
+    store = CheckpointStore(tmp_path / "run")
+    run_federation(grid, toy.toy_spec(), store, toy.Events([]), hooks=hooks, **given)
+    keys = {"coordinator": seals.COORDINATOR, "a": seals.SITE_KEYS["a"]}
+    for name, key in keys.items():
+        (tmp_path / f"{name}.pub").write_text(public_text(key.public_key()) + "\n")
+    there, here = tmp_path / "run" / "audit.jsonl", tmp_path / "logs" / "a.audit.jsonl"
+    command = ["audit", "verify", str(here), "--key", str(tmp_path / "a.pub"), "--run", "toy"]
+    command += ["--against", str(there), "--against-key", str(tmp_path / "coordinator.pub")]
+    assert main(command) == 0
+    assert "7 of the coordinator's" in capsys.readouterr().out
+    honest = there.read_bytes()
+    forge(there, seals.COORDINATOR, without(of("checkpoint")))
+    assert main(command) == 4
+    assert "the signature of the coordinator (key " in capsys.readouterr().out
+    there.write_bytes(honest)
+    forge(here, seals.SITE_KEYS["a"], other(of("payload", 1), figures={}))
+    assert main(command) == 4
+    assert "the signature of the site a (key " in capsys.readouterr().out
