@@ -130,7 +130,9 @@ def test_a_coordinator_that_makes_up_the_rounds_as_well_is_found_by_any_sites_lo
         honest = statement_of(made / "run")
         assert [f for f in model_findings(honest, fitted, lines, [], site=site, run="toy") if f.level == PROBLEM] == []
         found = [f.text for f in model_findings(facts, fitted, lines, [], site=site, run="toy") if f.level == PROBLEM]
-        assert any("at the end the site was sent other weights than the model holds (weights" in text for text in found)
+        assert any("at the end the site was sent other weights than the model holds (weights" in t for t in found), (
+            found
+        )
         assert any("in round 2 the site was sent other weights" in text for text in found)
         assert any("(base" in text for text in found)
         other = {"guidance": {**fitted["guidance"], "scale": 7.0}}
