@@ -7,7 +7,7 @@ figures stay here; nothing is sent.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,13 +15,17 @@ from typing import Any, Protocol
 import torch
 
 from client.device import chosen_device
+from client.kept import IN_USE
 from client.source import SiteSource
 from fed_diffmic.algorithms.base import Tensors
 from fed_diffmic.config_site import SiteConfig
 from fed_diffmic.data.site import Examples, SiteData
 from fed_diffmic.errors import DataError, ModelFileError, UsageError
 from fed_diffmic.files import sync_folder
-from fed_diffmic.personal import save_part
+from fed_diffmic.personal import save_part, sign_parts
+from fed_diffmic.pinned import pin
+from fed_diffmic.provenance import PROVENANCE, signed_key
+from fed_diffmic.provision.keys import PrivateKey
 from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.comparison import difference
@@ -29,7 +33,7 @@ from fed_diffmic.training.evaluation import figures_of, judged, predict_scores
 from fed_diffmic.training.metrics import METRICS, Scored
 from fed_diffmic.training.stages import build_module, load_state
 
-IN_USE, BEFORE, NEW = "model", "model.before", ".model.part"
+BEFORE, NEW = "model.before", ".model.part"
 STAGES = ("diffusion", "guidance", "plain")
 BOOTSTRAP = 1000
 SMALLER_IS_BETTER = ("brier", "ece")
@@ -127,32 +131,49 @@ def score(source: SiteSource, model: Final, split: str, device: str) -> Scored:
     return judged(predict_scores(module, examples, torch.device(device)), examples, fitted, spec)
 
 
-def take_over(final: Path, folder: Path, site: str, parts: Mapping[str, Tensors] | None = None) -> Path:
-    """Keep a model as the one in use; the one before stays beside it.
+def take_over(
+    final: Path,
+    folder: Path,
+    site: str,
+    parts: Mapping[str, Tensors] | None = None,
+    *,
+    signer: PrivateKey | None = None,
+    before: Callable[[], None] | None = None,
+) -> Path:
+    """Keep a model as the one in use, with the key that it is verified by; the one before stays beside it.
 
     Args:
         final: folder of the run that was read and verified; its ``final/`` is copied.
         folder: the site's own.
         site: its name.
         parts: what of the model is the site's own, by stage; kept beside it.
+        signer: the site's key, which signs the digests of the parts.
+        before: called when everything is copied, before it becomes the model in use.
 
     Returns:
         The folder of the model in use.
 
     Raises:
         UsageError: it is the one in use.
+        ModelFileError: its signature does not hold.
     """
-    target, part, before = folder / IN_USE, folder / NEW, folder / BEFORE
+    target, part, older = folder / IN_USE, folder / NEW, folder / BEFORE
     if target.exists() and final.resolve() == target.resolve():
         raise UsageError("this is the model in use already")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(mode=0o700)
     shutil.copytree(final / "final", part / "final")
+    if (part / "final" / PROVENANCE).exists():
+        pin(part, signed_key(part / "final" / PROVENANCE))
     for stage, own in (parts or {}).items():
         save_part(part, stage, site, own)
-    shutil.rmtree(before, ignore_errors=True)
+    if parts:
+        sign_parts(part, site, parts, signer)
+    if before is not None:
+        before()
+    shutil.rmtree(older, ignore_errors=True)
     if target.exists():
-        target.rename(before)
+        target.rename(older)
     part.rename(target)
     sync_folder(folder)
     return target

@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from client.kept import IN_USE, check_part
 from client.state import SiteStore
 from fed_diffmic.algorithms import Tensors
 from fed_diffmic.config_site import SiteConfig
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.files import load_tensors
 from fed_diffmic.final import FinalModel
-from fed_diffmic.personal import joined, part_of_state, personal_file
+from fed_diffmic.personal import check_parts, joined, part_of_state, personal_file
 
 
 def own_parts(config: SiteConfig, final: FinalModel, folder: Path) -> dict[str, Tensors]:
@@ -28,17 +29,20 @@ def own_parts(config: SiteConfig, final: FinalModel, folder: Path) -> dict[str, 
         folder: that it was read from; parts lie there, below the site's own folder, if it was taken over before.
 
     Raises:
-        ModelFileError: the site no longer holds its part, or the file of it is torn.
+        ModelFileError: the site no longer holds its part, or the file of it is torn or was exchanged.
     """
     site, parts = config.site.name, {}
     # The coordinator's signature does not cover what lies beside the model: only what was kept here is this site's own.
     ours = folder.resolve().is_relative_to(Path(str(config.site.folder)).resolve())
+    own = Path(str(config.site.folder)) / IN_USE
     for stage, digests in sorted(final.personal.items()):
         if site not in digests:
             continue
         kept = personal_file(folder, stage, site)
         if ours and kept.exists():
             parts[stage] = load_tensors(kept)
+            if folder.resolve() == own.resolve():
+                check_part(config, stage, parts[stage])
             continue
         key = (final.spec.run_id, final.spec.arm, stage)
         state = SiteStore(str(config.site.folder)).state(key, digests[site])
@@ -49,6 +53,8 @@ def own_parts(config: SiteConfig, final: FinalModel, folder: Path) -> dict[str, 
                 "time, or train again.",
             )
         parts[stage] = part_of_state(final, stage, state)
+    if ours:
+        check_parts(folder, site, parts)
     return parts
 
 

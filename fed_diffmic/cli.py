@@ -20,6 +20,7 @@ from fed_diffmic.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from fed_diffmic.config import SimulateConfig
+    from fed_diffmic.provision.keys import PublicKey
 
 _ABOUT = """Federated training of the DiffMIC-v2 medical image classifier. For research; not a medical device.
 
@@ -94,6 +95,9 @@ def _parser() -> Parser:
     predict.add_argument("--run", required=True, type=Path, dest="folder", metavar="DIR", help="folder of the run")
     for command in (evaluate, predict):
         command.add_argument("--site", metavar="NAME", help="whose own part of the model to use (fedbn, ditto)")
+        command.add_argument(
+            "--key", type=Path, metavar="PUB", help="the coordinator's public key: it must have signed"
+        )
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
 
     data = add("data", None, "look at data before training, and clean up after")
@@ -192,7 +196,7 @@ def _evaluate(arguments: argparse.Namespace, hint: list[str]) -> int:
         raise UsageError(f"--json {arguments.json}: its folder does not exist", "Make that folder.")
     from simulations.apply import evaluate_run
 
-    evaluate_run(arguments.folder, arguments.manifest, arguments.json, site=arguments.site)
+    evaluate_run(arguments.folder, arguments.manifest, arguments.json, site=arguments.site, key=_public(arguments))
     return 0
 
 
@@ -202,8 +206,15 @@ def _predict(arguments: argparse.Namespace, hint: list[str]) -> int:
         _need_file("IMAGE", image)
     from simulations.apply import predict_run
 
-    predict_run(arguments.folder, arguments.images, site=arguments.site)
+    predict_run(arguments.folder, arguments.images, site=arguments.site, key=_public(arguments))
     return 0
+
+
+def _public(arguments: argparse.Namespace) -> PublicKey | None:
+    """The key that ``--key`` names."""
+    from fed_diffmic.provision.keys import load_public
+
+    return None if arguments.key is None else load_public(arguments.key)
 
 
 def _inspect(arguments: argparse.Namespace, hint: list[str]) -> int:

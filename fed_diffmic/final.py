@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from fed_diffmic.algorithms.base import Tensors
+from fed_diffmic.binding import check_binding
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.files import atomic_write, load_tensors, read_json, save_tensors, tensors_digest
+from fed_diffmic.pinned import must_be_signed, pinned_key
 from fed_diffmic.provenance import PROVENANCE, sign_statement, verify_statement
-from fed_diffmic.provision.keys import PrivateKey, PublicKey
+from fed_diffmic.provision.keys import PrivateKey, PublicKey, fingerprint
 from fed_diffmic.spec import RunSpec, parse_dataclass, without_paths
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.stages import build_module, full_state
@@ -99,6 +101,8 @@ def write_final(
         "bytes_sent": model.bytes_sent,
         "personal": model.personal,
         "matrix": model.matrix,
+        # Says that there must be a provenance, so that a model that lost it is not taken for one that never had any.
+        "signed": "" if signer is None else fingerprint(signer.public_key()),
     }
     data = (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
     (final / PROVENANCE).unlink(missing_ok=True)
@@ -119,13 +123,14 @@ def load_final(
 
     Args:
         run_dir: the run's folder.
-        public_key: of the coordinator; the model must be signed by it. None: a signature that is there must hold,
-            and :attr:`FinalModel.signed_by` says whose it is.
+        public_key: of the coordinator; the model must be signed by it. None: the key that the folder is pinned to, if
+            it is (:mod:`fed_diffmic.pinned`); else a signature that is there must hold, and one that was there must
+            be, and :attr:`FinalModel.signed_by` says whose it is.
         architecture: digest that each of these stages must have (:func:`architecture_of`).
 
     Raises:
         ModelFileError: the run is not complete; a file is missing, torn or changed; the signature does not hold or is
-            another key's; the weights are of another architecture.
+            another key's; the weights are of another architecture, or not those that the signed rounds made.
     """
     final = Path(run_dir) / "final"
     if not has_final(run_dir):
@@ -138,11 +143,12 @@ def load_final(
     try:
         if value["format"] != FORMAT:
             raise ModelFileError(f"{path} was written by another version")
-        signed_by = _verified(final, value, public_key)
+        statement, signed_by = _verified(final, value, public_key or pinned_key(Path(run_dir)))
         states = {stage: load_tensors(final / f"{stage}.safetensors") for stage in value["digests"]}
         for stage, digest in value["digests"].items():
             if tensors_digest(states[stage]) != digest:
                 raise ModelFileError(f"{final / stage}.safetensors does not hold the weights that model.json names")
+        check_binding(statement, states, str(final))
         _check_architecture(path, states, {**value.get("architecture", {}), **(architecture or {})})
         return FinalModel(
             spec=parse_dataclass(RunSpec, value["spec"], "spec"),
@@ -170,22 +176,33 @@ def architecture_of(spec: RunSpec, stage: str) -> str:
     return architecture_digest(full_state(build_module(spec, stage)))
 
 
-def _verified(final: Path, value: Mapping[str, Any], public_key: PublicKey | None) -> str:
-    """Fingerprint of the key that signed, its statement checked against the files; empty: not signed."""
-    path = final / PROVENANCE
+def _verified(final: Path, value: Mapping[str, Any], public_key: PublicKey | None) -> tuple[dict[str, Any], str]:
+    """What was signed, checked against the files, and the fingerprint of the key that signed; empty: nobody did."""
+    path, said = final / PROVENANCE, str(value.get("signed", ""))
     if not path.exists():
-        if public_key is not None:
+        if public_key is not None or must_be_signed(final.parent):
             raise ModelFileError(
-                f"the model in {final} is not signed", "Take a model that the coordinator signed, with provenance.json."
+                f"the model in {final} is not signed, and it must be: a coordinator's key is pinned",
+                "Take a model that the coordinator signed, with provenance.json.",
             )
-        return ""
+        if said:
+            raise ModelFileError(
+                f"the model in {final} was signed by the key {said}, and its {PROVENANCE} is gone",
+                "Fetch the folder `final` again, whole, from the coordinator or from the backup.",
+            )
+        return {}, ""
     statement, signed_by = verify_statement(path, public_key)
     model_json = hashlib.sha256((final / "model.json").read_bytes()).hexdigest()
     if statement.get("model_json") != model_json or statement.get("digests") != value["digests"]:
         raise ModelFileError(
             f"{final / 'model.json'} is not the one that was signed", "Fetch the folder `final` again, whole."
         )
-    return signed_by
+    if said and said != signed_by:
+        raise ModelFileError(
+            f"the model in {final} says that the key {said} signed it, and {signed_by} did",
+            "Fetch the folder `final` again, whole; compare the key with what the coordinator reads to you by phone.",
+        )
+    return statement, signed_by
 
 
 def _check_architecture(path: Path, states: Mapping[str, Tensors], expected: Mapping[str, str]) -> None:

@@ -6,14 +6,21 @@ sites with the run; a hospital keeps its own with the model that it takes over (
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from fed_diffmic.algorithms import Tensors, algorithm_class, build_algorithm
-from fed_diffmic.errors import UsageError
-from fed_diffmic.files import load_tensors, safe_name, save_tensors
+from fed_diffmic.errors import ModelFileError, UsageError
+from fed_diffmic.files import load_tensors, safe_name, save_tensors, tensors_digest
 from fed_diffmic.final import FinalModel
+from fed_diffmic.pinned import PIN
+from fed_diffmic.provenance import sign_statement, verify_statement
+from fed_diffmic.provision.keys import PrivateKey
 from fed_diffmic.training.stages import GUIDANCE_PREFIX
+
+PARTS = "personal parts"
+SIGNED_PARTS = "parts.json"
 
 
 def personal_file(folder: Path, stage: str, site: str) -> Path:
@@ -38,6 +45,52 @@ def save_part(folder: Path, stage: str, site: str, part: Tensors) -> Path:
     return path
 
 
+def sign_parts(folder: Path, site: str, parts: Mapping[str, Tensors], signer: PrivateKey | None) -> None:
+    """Write down the digests of a site's parts beside them, for the model that they belong to.
+
+    Args:
+        folder: of the model; its ``final/`` is there.
+        signer: the site's key; none: nothing is written.
+
+    Raises:
+        MachineError: no space, no permission.
+    """
+    if signer is not None:
+        digests = {stage: tensors_digest(part) for stage, part in sorted(parts.items())}
+        statement = {"about": PARTS, "site": site, "model_json": _model_digest(folder), "parts": digests}
+        sign_statement(folder / "personal" / SIGNED_PARTS, statement, signer)
+
+
+def check_parts(folder: Path, site: str, parts: Mapping[str, Tensors]) -> None:
+    """Parts beside a model are those that the site signed, for that model; a simulation signs none.
+
+    Raises:
+        ModelFileError: they are not, or the model was kept by a site and its statement is gone.
+    """
+    path = folder / "personal" / SIGNED_PARTS
+    if not path.exists():
+        if (folder / PIN).exists() and parts:
+            raise ModelFileError(
+                f"the own parts of {site} in {folder} are not signed by the site",
+                "Take the model over again: `fed-diffmic client compare ... --take-over`.",
+            )
+        return
+    statement, _ = verify_statement(path)
+    said = {"about": PARTS, "site": site, "model_json": _model_digest(folder)}
+    digests = {stage: tensors_digest(part) for stage, part in parts.items()}
+    named = statement.get("parts")
+    same = isinstance(named, dict) and digests.items() <= named.items()
+    if not same or any(statement.get(name) != value for name, value in said.items()):
+        raise ModelFileError(
+            f"the own parts of {site} in {folder} are not those that the site signed for this model",
+            "Take the model over again: `fed-diffmic client compare ... --take-over`.",
+        )
+
+
+def _model_digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "final" / "model.json").read_bytes()).hexdigest()
+
+
 def joined(parts: Mapping[str, Tensors], stage: str) -> Tensors:
     """What of a stage's state is a site's own, of the frozen guidance network inside it too.
 
@@ -54,11 +107,13 @@ def own_part(folder: Path, final: FinalModel, stage: str, site: str) -> Tensors:
     """As :func:`joined`, from the files beside a model.
 
     Raises:
-        ModelFileError: a file is missing or torn.
+        ModelFileError: a file is missing, torn or not the one that was signed.
     """
     inside = (stage, "guidance") if stage == "diffusion" else (stage,)
     stages = [name for name in inside if site in final.personal.get(name, {})]
-    return joined({name: load_tensors(personal_file(folder, name, site)) for name in stages}, stage)
+    parts = {name: load_tensors(personal_file(folder, name, site)) for name in stages}
+    check_parts(folder, site, parts)
+    return joined(parts, stage)
 
 
 def part_of_site(folder: Path, final: FinalModel, stage: str, site: str | None) -> Tensors:

@@ -74,6 +74,16 @@ def verify_statement(path: Path, public_key: PublicKey | None = None) -> tuple[d
     return value["statement"], fingerprint(named)
 
 
+def signed_key(path: Path) -> PublicKey:
+    """The key that signed a statement, whose signature holds.
+
+    Raises:
+        ModelFileError: as :func:`verify_statement`.
+    """
+    verify_statement(path)
+    return parse_public(read_json(path)["public_key"])
+
+
 def code_facts() -> dict[str, Any]:
     """What computed: our version, a digest of our installed source files, and versions of what it stands on."""
     versions = {"python": platform.python_version()}

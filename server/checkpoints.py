@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from fed_diffmic.algorithms.base import Tensors
 from fed_diffmic.errors import MachineError, ModelFileError
+from fed_diffmic.exchange.audit import Head
 from fed_diffmic.files import load_tensors, read_json, save_tensors, tensors_digest, write_json
 from fed_diffmic.final import FinalModel, has_final, load_final, write_final
 from fed_diffmic.spec import RunSpec
@@ -181,8 +182,14 @@ class CheckpointStore:
         calibration: dict[str, Calibration],
         hooks: Hooks | None = None,
         matrix: Mapping[str, Mapping[str, Any]] | None = None,
+        heads: Mapping[str, Head] | None = None,
     ) -> FinalModel:
-        """Write ``final/``, signed where the coordinator has a key, and read it back."""
+        """Write ``final/``, signed where the coordinator has a key, and read it back.
+
+        Args:
+            matrix: figures on the sites' test images.
+            heads: of the sites' chains, as each last said.
+        """
         hooks = hooks or Hooks()
         digests = {stage: tensors_digest(tensors) for stage, tensors in state.results.items()}
         model = FinalModel(
@@ -195,9 +202,9 @@ class CheckpointStore:
             personal=state.personal,
             matrix={stage: dict(row) for stage, row in (matrix or {}).items()},
         )
-        facts = None if hooks.signer is None else provenance_facts(state, hooks.head())
+        facts = None if hooks.signer is None else provenance_facts(state, spec, hooks.head(), heads or {})
         write_final(self.folder, model, signer=hooks.signer, facts=facts)
-        return load_final(self.folder, public_key=None if hooks.signer is None else hooks.signer.public_key())
+        return load_final(self.folder, public_key=hooks.public_key)
 
     def _put(self, tensors: Tensors) -> str:
         if not tensors:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fed_diffmic.exchange.audit import AuditLog, Head
 from fed_diffmic.exchange.payload import Limits, Wire
-from fed_diffmic.provision.keys import PrivateKey
+from fed_diffmic.provision.keys import PrivateKey, PublicKey, fingerprint
 from server.ledgers import LedgerMemory
 from server.seals import Seals
+from server.unnamed import new_label
 
 NamesOfNodes = Callable[[], Mapping[int, str]]
 
@@ -31,6 +32,7 @@ class Hooks:
         ledgers: what was seen of the sites' privacy ledgers, over all runs.
         max_update_norm: the largest L2 norm of a site's update that is taken.
         seals: seals requests and opens replies; needs ``audit``. None: nothing is sealed (a simulation, a trial).
+        labels: what nodes are called that no roster names.
 
     Raises:
         ValueError: seals without an audit log.
@@ -42,6 +44,7 @@ class Hooks:
     max_update_norm: float = math.inf
     seals: Seals | None = None
     ledgers: LedgerMemory | None = None
+    labels: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.seals is not None and self.audit is None:
@@ -92,6 +95,28 @@ class Hooks:
 
     def _name_of(self, node: int, named: str) -> str | None:
         return named if self.names_of_nodes is None else self.names_of_nodes().get(node)
+
+    def called(self, node: int, bound: Mapping[int, str] | None) -> str:
+        """What a node is called before it has said who it is: by its key in the roster, else by a random label.
+
+        Never by Flower's number: logs are shown to other sites, and who knows the number may send it messages.
+
+        Args:
+            node: Flower's number.
+            bound: the sites of the roster by node; none: there is no roster.
+        """
+        known = None if bound is None else bound.get(node)
+        return known or self.labels.setdefault(node, new_label())
+
+    def fingerprint_of(self, site: str) -> str:
+        """Of an admitted site's key; empty where there is no roster."""
+        key = None if self.seals is None else self.seals.key_of(site)
+        return "" if key is None else fingerprint(key)
+
+    @property
+    def public_key(self) -> PublicKey | None:
+        """Public half of the signing key."""
+        return None if self.signer is None else self.signer.public_key()
 
     def head(self) -> Head | None:
         """Where the coordinator's own chain stands."""

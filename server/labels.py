@@ -46,7 +46,10 @@ def agreed_labels(
         header={"run": run, "request": request_name(header)},
         fields={"classes": list, "task": str},
     )
-    requests = [Request(Site(f"node {i}", i), Payload("labels", header), expected, pack({})) for i in ids]
+    hooks = hooks or Hooks()
+    bound = None if hooks.names_of_nodes is None else hooks.names_of_nodes()
+    asked = [Site(hooks.called(node, bound), node) for node in ids]
+    requests = [Request(site, Payload("labels", header), expected, pack({})) for site in asked]
     outcome = ask(grid, requests, events, message_type=LABELS, deadline=deadline, facts={}, poll_s=poll_s, hooks=hooks)
     found = {(tuple(map(str, r.header["classes"])), r.header["task"]) for r in outcome.replies.values()}
     if len(found) != 1:

@@ -13,6 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from fed_diffmic.reporting.events import Event
 from fed_diffmic.transport.loopback import LoopbackPages
 from server.status import OVER, RunStatus
+from server.unnamed import UNNAMED
 
 _SECONDS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 86400)
 
@@ -66,7 +67,7 @@ class Monitor:
             self._bytes.inc(float(event.get("bytes_sent") or 0))
         elif kind in ("site_done", "site_evaluated", "site_failed", "site_refused"):
             site = str(event.get("site") or "unknown")
-            if not site.startswith("node "):
+            if not site.startswith(UNNAMED):
                 self._replies.labels(site, kind.removeprefix("site_")).inc()
 
     def _metrics(self) -> tuple[int, str, bytes]:

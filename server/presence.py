@@ -14,6 +14,7 @@ from flwr.app import MessageType
 from flwr.serverapp import Grid
 
 from fed_diffmic.errors import RoundError
+from fed_diffmic.exchange.audit import Head
 from fed_diffmic.exchange.failures import WITHDRAWN
 from fed_diffmic.exchange.payload import Payload, pack, request_name
 from fed_diffmic.exchange.screening import MAX_EXAMPLES, REFUSALS, Expected
@@ -60,6 +61,7 @@ class Presence:
         self.poll_s = poll_s
         self.hooks = hooks or Hooks()
         self.members: dict[str, Site] = {}
+        self.heads: dict[str, Head] = {}
         self._known: set[int] = set()
         self._patience: dict[int, tuple[float, float]] = {}
         self._closed: dict[str, str] = {}
@@ -98,9 +100,9 @@ class Presence:
             self._drop_removed(bound)
         now, present = time.monotonic(), set(self.grid.get_node_ids()) - self._known
         nodes = [
-            Site(f"node {node}", node)
+            Site(self.hooks.called(node, bound), node)
             for node in sorted(present)
-            if (bound is None or node in bound) and self._patience.get(node, (0.0, 0.0))[0] <= now
+            if (bound is None or self._expected(bound.get(node))) and self._patience.get(node, (0.0, 0.0))[0] <= now
         ]
         if not nodes:
             return {}
@@ -114,7 +116,8 @@ class Presence:
             self.members[name] = claimed[0]
             images = dict(zip(("train", "val", "test"), claimed[0].images, strict=True))
             self.events.emit("site_found", site=name, images=images, class_counts=list(claimed[0].class_counts))
-            self.hooks.log("site", run=self.spec.run_id, site=name, node=f"node {claimed[0].node}")
+            facts = {"run": self.spec.run_id, "site": name, "key": self.hooks.fingerprint_of(name)}
+            self.hooks.log("site", **facts, label="" if bound else self.hooks.called(claimed[0].node, bound))
         return outcome.missing
 
     def _question(self, node: Site, name: str) -> Request:
@@ -150,6 +153,10 @@ class Presence:
             else:
                 claims.setdefault(site.name, []).append(site)
         return claims
+
+    def _expected(self, name: str | None) -> bool:
+        """Whether the roster's site takes part in this run; any other is not asked, and told nothing of it."""
+        return name is not None and (self.names is None or name in self.names)
 
     def _drop_removed(self, bound: Mapping[int, str]) -> None:
         """Sites that the roster no longer names are asked for nothing more; if they come back, they are found again."""

@@ -19,7 +19,6 @@ from fed_diffmic.algorithms.base import Algorithm, SiteUpdate, Tensors
 from fed_diffmic.config_text import flattened
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.exchange.claims import parse_claim
-from fed_diffmic.files import tensors_digest
 from fed_diffmic.spec import RunSpec
 from fed_diffmic.training import calibration
 from fed_diffmic.training.calibration import Calibration
@@ -38,6 +37,7 @@ from server.stage import (
     weighted_mean,
 )
 from server.strategy import server_algorithm
+from server.trail import log_aggregate, log_begun, log_chosen, log_resumed, round_facts, sent_in_next
 
 NOBODY_SAYS = [0.0, 0.0]
 FIGURES = ("loss", "auroc_macro", "balanced_accuracy", "accuracy")
@@ -89,6 +89,7 @@ def run_federation(
         else:
             check_same_settings(state.settings, _json(settings))
             progress = state.progress
+            log_resumed(hooks or Hooks(), spec, progress)
             events.emit(
                 "federation_resumed",
                 arm=spec.arm,
@@ -109,7 +110,7 @@ def run_federation(
                 run_stage(members, spec, state, store, events, stage, prior, deadline_s)
         fitted = {stage: calibrate(members, spec, state, events, stage, prior, deadline_s) for stage in state.results}
         matrix = assess(members, spec, state, events, fitted, test_s) if test_s > 0 else {}
-        final = store.finish(state, spec, fitted, hooks, matrix)
+        final = store.finish(state, spec, fitted, hooks, matrix, members.heads)
         events.emit("federation_done", arm=spec.arm, bytes_sent=final.bytes_sent, digests=final.digests)
         return final
 
@@ -136,6 +137,8 @@ def run_stage(
         state.progress = progress
         store.save(state)
     task = StageTask.of(stage, progress.frozen, state.personal)
+    if progress.round == 0:
+        log_begun(members.hooks, spec, progress, task.digest, algorithm)
     events.emit("stage_started", arm=spec.arm, stage=stage, round=progress.round, rounds=rounds, base=task.digest)
     while progress.round < rounds:
         started, index = time.monotonic(), progress.round + 1
@@ -148,6 +151,7 @@ def run_stage(
         )
         progress.average = moving_average(progress.average, progress.current, cfg.ema)
         candidate = progress.average or progress.current
+        made = log_aggregate(members.hooks, spec, progress, asked, candidate, algorithm)
         own = progress.site_states if algorithm.personal else {}
         figures, evaluated = members.evaluate(task, candidate, own, prior.tolist(), index, started + deadline_s)
         score = selection_score(figures, cfg.select)
@@ -177,13 +181,12 @@ def run_stage(
             facts["privacy"] = claims
         if noise.on:
             facts["client_level"] = noise.facts()
-        hooks = members.hooks
-        if hooks.audit is not None:
-            facts |= trail(hooks, spec, facts, {"train": asked, "evaluate": evaluated}, progress.current)
+        facts |= made | round_facts(members.hooks, {"train": asked, "evaluate": evaluated})
         state.history.append(facts)
         store.save(state)
-        hooks.log("checkpoint", run=spec.run_id, arm=spec.arm, stage=stage, round=index)
+        members.hooks.log("checkpoint", run=spec.run_id, arm=spec.arm, stage=stage, round=index)
         events.emit("round_done", arm=spec.arm, rounds=rounds, figures=facts["mean"], **facts)
+    log_chosen(members.hooks, spec, progress, task.digest)
     state.results[stage] = {**progress.frozen, **(progress.best or progress.current)}
     if progress.best_states:
         state.personal[stage] = dict(progress.best_states)
@@ -213,7 +216,7 @@ def train_round(
     index = progress.round + 1
     updates, states, asked = members.train(
         task,
-        {**progress.current, **algorithm.broadcast(progress.current, progress.algorithm)},
+        sent_in_next(progress, algorithm),
         progress.site_states,
         progress.best_states,
         ledgers,
@@ -240,17 +243,6 @@ def privacy_claims(outcome: Outcome) -> dict[str, dict[str, Any]]:
     """What the sites say of their privacy, those that say something that can be read."""
     claims = {name: parse_claim(reply.header["claim"]) for name, reply in sorted(outcome.replies.items())}
     return {name: claim for name, claim in claims.items() if claim}
-
-
-def trail(
-    hooks: Hooks, spec: RunSpec, facts: Mapping[str, Any], outcomes: Mapping[str, Outcome], weights: Tensors
-) -> dict[str, Any]:
-    """A round's line in the audit log, and what the provenance of the final model needs of it."""
-    payloads = {task: dict(sorted(outcome.digests.items())) for task, outcome in outcomes.items()}
-    heads = {site: asdict(head) for outcome in outcomes.values() for site, head in sorted(outcome.heads.items())}
-    aggregate = {"weights": tensors_digest(weights), "payloads": payloads["train"]}
-    hooks.log("aggregate", run=spec.run_id, arm=spec.arm, stage=facts["stage"], round=facts["round"], **aggregate)
-    return {"payloads": payloads, "heads": heads, "weights": aggregate["weights"]}
 
 
 def begin_stage(spec: RunSpec, stage: str, kinds: dict[str, str], guidance: Tensors | None) -> StageProgress:

@@ -265,6 +265,7 @@ class Sites(Presence):
             )
             requests.append(Request(site, payload, expected, packed(attach_base), lambda: packed(True)))
         outcome = self._ask(requests, message_type, deadline, stage=task.stage, round_index=round_index, asked=asked)
+        self.heads |= outcome.heads
         for name in [name for name, code in outcome.codes.items() if code == WITHDRAWN]:
             del self.members[name]
             self.events.emit("site_withdrew", site=name, stage=task.stage, round=round_index)

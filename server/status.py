@@ -15,6 +15,7 @@ from fed_diffmic.files import read_json, write_json
 from fed_diffmic.reporting.events import Event
 from fed_diffmic.reporting.view import duration
 from fed_diffmic.transport.processes import lock_file
+from server.unnamed import UNNAMED
 
 STATUS, LOCK = "status.json", "run.lock"
 OVER = ("done", "failed", "interrupted")
@@ -169,7 +170,7 @@ class StatusWriter:
             status.figures = {k: v for k, v in (event.get("figures") or {}).items() if v is not None}
         elif kind == "link_lost":
             status.restarts += 1
-        elif site is not None and not str(event["site"]).startswith("node "):
+        elif site is not None and not str(event["site"]).startswith(UNNAMED):
             _follow_site(site, kind, event)
         elif site is not None:
             del status.sites[str(event["site"])]

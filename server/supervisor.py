@@ -21,6 +21,7 @@ from fed_diffmic.console import Terminated
 from fed_diffmic.errors import FedDiffmicError, MachineError
 from fed_diffmic.exchange.audit import AuditLog
 from fed_diffmic.files import atomic_write, write_json
+from fed_diffmic.pinned import pin
 from fed_diffmic.privacy.statement import last_claims, last_client_level, statement
 from fed_diffmic.reporting.curves import write_metrics_csv
 from fed_diffmic.reporting.events import EventLog, Observer, earlier_seconds, read_events
@@ -199,6 +200,8 @@ class _Coordinator:
         """Start the SuperLink and train; if it is lost, again, from the last checkpoint."""
         key = signing_key(self.config)
         audit = None if key is None else AuditLog(self.run_dir / AUDIT, key, owner="coordinator")
+        if key is not None and not has_final(self.run_dir):
+            pin(self.run_dir, key.public_key())
         private_port = free_port()  # stays the same over restarts
         restarts = 0
         while not has_final(self.run_dir):

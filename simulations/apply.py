@@ -19,6 +19,7 @@ from fed_diffmic.data.transforms import normalise
 from fed_diffmic.errors import DataError, UsageError
 from fed_diffmic.files import write_json
 from fed_diffmic.personal import part_of_site
+from fed_diffmic.provision.keys import PublicKey
 from fed_diffmic.training import calibration
 from fed_diffmic.training.evaluation import figures_of, start_draws
 from fed_diffmic.training.metrics import METRICS
@@ -28,24 +29,31 @@ from simulations.figures import Predictor
 NOTICE = "For research, not a medical device."
 
 
-def final_predictor(run_dir: Path, site: str | None = None) -> Predictor:
+def final_predictor(run_dir: Path, site: str | None = None, key: PublicKey | None = None) -> Predictor:
     """The last stage of a run's final model, verified against its digests.
 
     Args:
+        key: of the coordinator; the model must be signed by it. None: by the one that the folder is pinned to, if any.
         site: whose own part of the model to use, where the sites kept some; none: the global model.
 
     Raises:
         UsageError: a site must be named, or the run has no such site.
         ModelFileError: the run did not end, or its files are torn or changed.
     """
-    final = load_final(run_dir)
+    final = load_final(run_dir, public_key=key)
     stage = next(s for s in ("diffusion", "guidance", "plain") if s in final.states)
     own = part_of_site(Path(run_dir), final, stage, site)
     return Predictor(final.spec, stage, final.states[stage], final.calibration[stage], own=own)
 
 
 def evaluate_run(
-    run_dir: Path, manifest_file: Path, json_out: Path | None = None, *, bootstrap: int = 1000, site: str | None = None
+    run_dir: Path,
+    manifest_file: Path,
+    json_out: Path | None = None,
+    *,
+    bootstrap: int = 1000,
+    site: str | None = None,
+    key: PublicKey | None = None,
 ) -> dict[str, Any]:
     """Figures of a run's final model on every image of a table.
 
@@ -54,13 +62,13 @@ def evaluate_run(
         manifest_file: ``image,label[,patient_id,...]``, image paths relative to it, labels by name.
         json_out: where to write the figures as well.
         bootstrap: resamples of groups.
-        site: as for :func:`final_predictor`.
+        site, key: as for :func:`final_predictor`.
 
     Raises:
         ModelFileError: no usable final model.
         DataError: what is wrong with the table.
     """
-    predictor = final_predictor(Path(run_dir), site)
+    predictor = final_predictor(Path(run_dir), site, key)
     spec = predictor.spec
     opened = open_table(manifest_file, spec.classes, spec.task, spec.model.image_side, None)
     examples = Examples.from_manifest(opened.manifest, opened.cache)
@@ -90,7 +98,9 @@ def evaluate_run(
     return result
 
 
-def predict_run(run_dir: Path, images: Sequence[Path], *, site: str | None = None) -> list[dict[str, Any]]:
+def predict_run(
+    run_dir: Path, images: Sequence[Path], *, site: str | None = None, key: PublicKey | None = None
+) -> list[dict[str, Any]]:
     """Print and return each image's calibrated probabilities.
 
     The command's own images are named on the terminal only, for whoever gave their names.
@@ -101,7 +111,7 @@ def predict_run(run_dir: Path, images: Sequence[Path], *, site: str | None = Non
     """
     if not images:
         raise UsageError("no image was given", "fed-diffmic predict --run DIR IMAGE [IMAGE ...]")
-    predictor = final_predictor(Path(run_dir), site)
+    predictor = final_predictor(Path(run_dir), site, key)
     spec = predictor.spec
     pixels, keys, bad = [], [], []
     for position, path in enumerate(images, start=1):

@@ -14,6 +14,7 @@ from fed_diffmic.errors import UsageError
 
 if TYPE_CHECKING:
     from fed_diffmic.config_site import SiteConfig
+    from fed_diffmic.final import FinalModel
 
 ACTIONS = ("run", "status", "pause", "continue", "withdraw", "compare")
 _ABOUT = """A site of a consortium. Only outbound connections are made, to coordinator.address.
@@ -113,24 +114,37 @@ def _compare(config: SiteConfig, arguments: argparse.Namespace) -> int:
         raise UsageError("fed-diffmic client compare needs --model", "Name the folder of the model that came.")
     from dataclasses import asdict
 
-    from client.compare import IN_USE, compare_models, comparison_text, take_over
+    from client.compare import compare_models, comparison_text, take_over
+    from client.kept import IN_USE, coordinator_key, load_kept, record, signing_key
     from client.personal import complete, own_parts
     from fed_diffmic.final import load_final
-    from fed_diffmic.provision.keys import load_public
 
     folder = Path(str(config.site.folder))
-    in_use = arguments.other or (folder / IN_USE if (folder / IN_USE).exists() else None)
-    key = None if config.coordinator.public_key is None else load_public(config.coordinator.public_key)
-    came = load_final(arguments.model, public_key=key)
+    ours = folder / IN_USE
+    in_use = arguments.other or (ours if ours.exists() else None)
+
+    def load(path: Path) -> FinalModel:
+        if ours.exists() and path.resolve() == ours.resolve():
+            return load_kept(config, path)
+        return load_final(path, public_key=coordinator_key(config))
+
+    came = load(arguments.model)
     parts = own_parts(config, came, arguments.model)
     before = None
     if in_use is not None:
-        before = load_final(in_use)
+        before = load(in_use)
         before = complete(before, own_parts(config, before, in_use))
     result = compare_models(config, complete(came, parts), before, split=arguments.split)
     print(json.dumps(asdict(result), indent=2) if arguments.json else comparison_text(result))
     if arguments.take_over:
-        take_over(arguments.model, folder, config.site.name, parts)
+        take_over(
+            arguments.model,
+            folder,
+            config.site.name,
+            parts,
+            signer=signing_key(config),
+            before=lambda: record(config, came, arguments.model, parts),
+        )
         own = f", with this site's own part of it (--site {config.site.name})" if parts else ""
         print(f"The model is now the one in use{own}.", file=sys.stderr)
     return 0

@@ -1,9 +1,8 @@
 """An append-only log that shows what was removed, changed or reordered: hash-chained and signed JSON lines.
 
-A line holds ``n`` (from 1), ``time`` (UTC), ``kind``, ``facts``, ``previous`` (digest of the line before), ``digest``
-(SHA-256 over those five) and ``signature`` (ECDSA over the digest, by the key of whoever keeps the log). A chain
-alone cannot show that its end was cut off: so each payload carries the chain's head (:class:`Head`) to the other
-side, whose own log keeps it (:func:`verify`'s anchors; :mod:`fed_diffmic.exchange.audit_compare`).
+The form of a line is in :mod:`fed_diffmic.exchange.audit_lines`. A chain alone can show neither that its end was cut
+off nor that its keeper wrote all of it anew: so each message carries the chain's head (:class:`Head`), signed, to the
+other side, whose own log keeps it (:func:`verify`'s anchors; :mod:`fed_diffmic.exchange.audit_heads`).
 
 No fact names a file or a patient.
 """
@@ -12,97 +11,78 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fed_diffmic.errors import FedDiffmicError, MachineError, ModelFileError
+from fed_diffmic.errors import MachineError, ModelFileError
+from fed_diffmic.exchange.audit_lines import (
+    DOMAIN,
+    GENESIS,
+    REKEYED,
+    Head,
+    Line,
+    canonical,
+    line_digest,
+    parse_line,
+    read_lines,
+    tail,
+)
+from fed_diffmic.exchange.audit_verify import Problem, verify
 from fed_diffmic.files import append_line
-from fed_diffmic.provision.keys import PrivateKey, PublicKey, decode_signature, fingerprint, sign, verifies
+from fed_diffmic.provision.keys import PrivateKey, fingerprint, public_text, sign
 
-GENESIS = "0" * 64
+__all__ = ["GENESIS", "AuditLog", "Head", "Line", "Problem", "parse_line", "read_lines", "verify"]
+
 LOCK_S = 30.0
-_DOMAIN = b"fed_diffmic audit line\0"
-_SIGNED = ("n", "time", "kind", "facts", "previous")
-_FIELDS = {*_SIGNED, "digest", "signature"}
-_TYPES = {"n": int, "time": str, "kind": str, "facts": dict, "previous": str, "digest": str, "signature": str}
-_BLOCK = 1 << 16
-
-
-@dataclass(frozen=True)
-class Head:
-    """Where a chain stands.
-
-    Attributes:
-        length: number of lines.
-        digest: of the last; :data:`GENESIS` before the first.
-    """
-
-    length: int = 0
-    digest: str = GENESIS
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line that could be read."""
-
-    n: int
-    time: str
-    kind: str
-    facts: Mapping[str, Any]
-    previous: str
-    digest: str
-    signature: str
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is wrong with a log.
-
-    Attributes:
-        line: place in the file, from 1; 0 where it is the log as a whole.
-        code: ``damaged``, ``changed``, ``signature``, ``removed``, ``reordered``, ``chain``, ``torn``, ``cut``,
-            ``rewritten`` or ``empty``.
-        text: for people.
-    """
-
-    line: int
-    code: str
-    text: str
 
 
 class AuditLog:
     """Appends signed lines; safe for several threads and processes.
 
     A last line that a crash left torn is taken off when the log is next written, and a line ``recovered`` says so with
-    its length and digest.
+    its length and digest. A log is continued with the key that kept it; a new key takes it over by a line ``rekeyed``,
+    which the old key signs, or, where that is gone, the new one by a person's decision.
 
     Args:
         path: made (0600) if missing; ``<path>.lock`` lies beside it.
         signer: the private key of whoever keeps the log.
         owner: whose log it is (a site's name, or ``coordinator``).
+        old: the key that kept it before; it signs the line that hands the log over.
+        accept: take it over without the old key.
 
     Raises:
         MachineError: it cannot be written, or is held by another process for too long.
-        ModelFileError: its last whole line is not one of an audit log: it must not be continued.
+        ModelFileError: its last whole line is not one of an audit log, or it is kept by another key: it must not be
+            continued.
     """
 
-    def __init__(self, path: str | os.PathLike[str], signer: PrivateKey, *, owner: str) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        signer: PrivateKey,
+        *,
+        owner: str,
+        old: PrivateKey | None = None,
+        accept: bool = False,
+    ) -> None:
         self.path = Path(path)
         self.owner = owner
         self._signer = signer
+        self._key = fingerprint(signer.public_key())
+        self._opened = False
         self._head = Head()
         self._size = -1
         self._thread = threading.RLock()
         self._lock = FileLock(f"{self.path}.lock", timeout=LOCK_S, mode=0o600)
-        self.append("opened", owner=owner, key=fingerprint(signer.public_key()))
+        if old is not None or accept:
+            self._take_over(old)
+        self.append("opened", owner=owner, key=self._key)
 
     def append(self, kind: str, **facts: Any) -> Head:
         """Write one line and flush it to disk.
@@ -120,7 +100,7 @@ class AuditLog:
         try:
             with self._thread, self._lock:
                 self._follow()
-                return self._write(kind, facts)
+                return self._write(kind, facts, self._signer)
         except Timeout as error:
             raise MachineError(f"{self.path.name} is held by another process", "End the other process.") from error
         except OSError as error:
@@ -143,13 +123,13 @@ class AuditLog:
         except Timeout as error:
             raise MachineError(f"{self.path.name} is held by another process", "End the other process.") from error
 
-    def _write(self, kind: str, facts: Mapping[str, Any]) -> Head:
+    def _write(self, kind: str, facts: Mapping[str, Any], signer: PrivateKey) -> Head:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line: dict[str, Any] = {"n": self._head.length + 1, "time": now, "kind": kind, "facts": dict(facts)}
         line["previous"] = self._head.digest
-        line["digest"] = _digest(line)
-        line["signature"] = base64.b64encode(sign(self._signer, _DOMAIN + line["digest"].encode())).decode()
-        append_line(self.path, _canonical(line), mode=0o600)
+        line["digest"] = line_digest(line)
+        line["signature"] = base64.b64encode(sign(signer, DOMAIN + line["digest"].encode())).decode()
+        append_line(self.path, canonical(line), mode=0o600)
         self._size = self.path.stat().st_size
         self._head = Head(line["n"], line["digest"])
         return self._head
@@ -159,128 +139,77 @@ class AuditLog:
         size = self.path.stat().st_size if self.path.exists() else 0
         if size == self._size:
             return
-        last, torn = _tail(self.path) if size else (b"", b"")
-        if last:
-            line = parse_line(last)
-            if line is None or line.digest != _digest(vars(line)):
-                raise ModelFileError(
-                    f"the last line of the audit log {self.path} is damaged",
-                    "Set the file aside, keep it, and start a new log; `fed-diffmic audit verify` says what is wrong.",
-                )
-            self._head = Head(line.n, line.digest)
-        else:
-            self._head = Head()
+        line, torn = self._last(size)
+        if line is not None:
+            self._check_key(line)  # before anything is written: a log of another key stays as it is
+        self._head = Head() if line is None else Head(line.n, line.digest)
         if torn:
             os.truncate(self.path, size - len(torn))
-            self._write("recovered", {"bytes": len(torn), "sha256": hashlib.sha256(torn).hexdigest()})
+            self._write("recovered", {"bytes": len(torn), "sha256": hashlib.sha256(torn).hexdigest()}, self._signer)
+        self._opened = True
         self._size = self.path.stat().st_size if self.path.exists() else 0
 
+    def _last(self, size: int) -> tuple[Line | None, bytes]:
+        """The last whole line, or none in an empty log; and what stands torn behind it."""
+        last, torn = tail(self.path) if size else (b"", b"")
+        line = parse_line(last) if last else None
+        if last and (line is None or not line.whole):
+            raise ModelFileError(
+                f"the last line of the audit log {self.path} is damaged",
+                "Set the file aside, keep it, and start a new log; `fed-diffmic audit verify` says what is wrong.",
+            )
+        return line, torn
 
-def verify(path: str | os.PathLike[str], public_key: PublicKey, anchors: Iterable[Head] = ()) -> list[Problem]:
-    """Everything that is wrong with a log; an empty list: its lines are whole, in order and by that key.
+    def _check_key(self, line: Line) -> None:
+        """Whether the log may be continued with this key, judged by its last line.
 
-    Args:
-        path: the log.
-        public_key: of whoever keeps it.
-        anchors: heads that the other side saw: each must be a line of this log.
+        The signature is checked when the log is opened; from then on only a key that took over meanwhile matters.
+        """
+        if line.kind == REKEYED:
+            ours = line.facts.get("to") == self._key
+        else:
+            ours = self._opened or line.signed_by(self._signer.public_key())
+        if not ours:
+            raise ModelFileError(
+                f"the audit log {self.path} is kept by another key than {self._key}",
+                f"If the key was changed, say so in the log: `fed-diffmic audit rekey {self.path} --key NEW_KEY --old "
+                "OLD_KEY` (or `--accept`, where the old key is gone). If not, configure the key that kept it.",
+            )
 
-    Raises:
-        ModelFileError: the file cannot be read.
-    """
-    problems: list[Problem] = []
-    digests: dict[int, str] = {0: GENESIS}
-    before = Head()
-    for place, raw, whole in _raw_lines(path):
-        line = parse_line(raw)
-        if line is None:
-            code, text = ("torn", "the last line is torn") if not whole else ("damaged", "not a line of an audit log")
-            problems.append(Problem(place, code, text))
-            continue
-        problems.extend(_line_problems(place, line, before, public_key))
-        before = Head(line.n, line.digest)
-        digests.setdefault(line.n, line.digest)
-    if len(digests) == 1:
-        problems.append(Problem(0, "empty", "the log holds no line"))
-    for head in sorted(set(anchors), key=lambda h: (h.length, h.digest)):
-        if head.length not in digests:
-            text = f"the other side saw line {head.length}, which is not here"
-            problems.append(Problem(0, "cut" if head.length > max(digests) else "removed", text))
-        elif digests[head.length] != head.digest:
-            problems.append(Problem(0, "rewritten", f"the other side saw another line {head.length}"))
-    return problems
+    def _take_over(self, old: PrivateKey | None) -> None:
+        """Write the line ``rekeyed``, unless this key keeps the log already.
 
-
-def read_lines(path: str | os.PathLike[str]) -> list[Line]:
-    """The lines that can be read; whether they can be trusted is :func:`verify`'s to say.
-
-    Raises:
-        ModelFileError: the file cannot be read.
-    """
-    return [line for _, raw, _ in _raw_lines(path) if (line := parse_line(raw)) is not None]
-
-
-def parse_line(raw: bytes) -> Line | None:
-    """The line that these bytes are, or none."""
-    try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(value, dict) or set(value) != _FIELDS:
-        return None
-    if any(type(value[name]) is not kind for name, kind in _TYPES.items()):
-        return None
-    return Line(**value)
-
-
-def _line_problems(place: int, line: Line, before: Head, public_key: PublicKey) -> Iterator[Problem]:
-    named = f"line {line.n}"
-    if _digest(vars(line)) != line.digest:
-        yield Problem(place, "changed", f"{named} was changed: its digest is another")
-    else:
+        Raises:
+            ModelFileError: there is no log, or ``old`` is not the key that keeps it.
+        """
         try:
-            signature = decode_signature(line.signature)
-        except ValueError:
-            signature = b""
-        if not verifies(public_key, signature, _DOMAIN + line.digest.encode()):
-            yield Problem(place, "signature", f"{named} is not signed by that key")
-    if line.n > before.length + 1:
-        yield Problem(place, "removed", f"{line.n - before.length - 1} lines before {named} are missing")
-    elif line.n <= before.length:
-        yield Problem(place, "reordered", f"{named} stands behind line {before.length}")
-    elif line.previous != before.digest:
-        yield Problem(place, "chain", f"{named} does not continue line {before.length} as it stands here")
+            with self._thread, self._lock:
+                size = self.path.stat().st_size if self.path.exists() else 0
+                line, torn = self._last(size)
+                if line is None:
+                    raise ModelFileError(f"{self.path} holds no line that a key could take over", "Check the path.")
+                if line.signed_by(self._signer.public_key()) or line.facts.get("to") == self._key:
+                    return
+                if old is not None and not line.signed_by(old.public_key()):
+                    raise ModelFileError(
+                        f"the audit log {self.path} is not kept by the key {fingerprint(old.public_key())}",
+                        "Give the key that signed its last line, or `--accept` where that is gone.",
+                    )
+                if torn:
+                    os.truncate(self.path, size - len(torn))
+                self._head = Head(line.n, line.digest)
+                facts = {"from": key_in_force(self.path), "to": self._key, "accepted": old is None, "owner": self.owner}
+                facts["public_key"] = public_text(self._signer.public_key())
+                self._write(REKEYED, facts, old or self._signer)
+        except Timeout as error:
+            raise MachineError(f"{self.path.name} is held by another process", "End the other process.") from error
 
 
-def _digest(line: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_canonical({name: line[name] for name in _SIGNED}).encode()).hexdigest()
-
-
-def _canonical(value: Mapping[str, Any]) -> str:
-    try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise FedDiffmicError("a fact of an audit line is not JSON") from error
-
-
-def _tail(path: Path) -> tuple[bytes, bytes]:
-    """The last whole line without its end, and what stands torn behind it."""
-    with path.open("rb") as stream:
-        position, data = stream.seek(0, os.SEEK_END), b""
-        while position and data.count(b"\n") < 2:
-            step = min(position, max(_BLOCK, len(data)))
-            position -= step
-            stream.seek(position)
-            data = stream.read(step) + data
-    whole, end, torn = data.rpartition(b"\n")
-    return (whole.rpartition(b"\n")[2], torn) if end else (b"", data)
-
-
-def _raw_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes, bool]]:
-    """Place, bytes and whether its end is there, of each line that is not empty."""
-    try:
-        with Path(path).open("rb") as stream:
-            for place, raw in enumerate(stream, start=1):
-                if raw.strip():
-                    yield place, raw.rstrip(b"\n"), raw.endswith(b"\n")
-    except OSError as error:
-        raise ModelFileError(f"the audit log {path} cannot be read: {error.strerror}", "Check the path.") from error
+def key_in_force(path: str | os.PathLike[str]) -> str:
+    """Fingerprint of the key that a log says keeps it; empty: it does not say."""
+    for line in reversed(read_lines(path)):
+        if line.kind == REKEYED:
+            return str(line.facts.get("to", ""))
+        if line.kind == "opened":
+            return str(line.facts.get("key", ""))
+    return ""

@@ -11,22 +11,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from fed_diffmic.exchange.audit import Head, Line
+from fed_diffmic.exchange.audit_findings import NOTE, PROBLEM, Finding, where
+from fed_diffmic.exchange.audit_heads import site_heads
+from fed_diffmic.exchange.audit_lines import Head, Line
+from fed_diffmic.exchange.audit_rounds import RESTARTS, rounds
 
-PROBLEM, NOTE = "problem", "note"
+__all__ = ["NOTE", "PROBLEM", "Finding", "anchors", "compare", "names_of"]
 
-
-@dataclass(frozen=True)
-class Finding:
-    """One difference.
-
-    Attributes:
-        level: ``problem`` or ``note``.
-        text: for people.
-    """
-
-    level: str
-    text: str
+SAME = ("study", "weights", "base")
 
 
 @dataclass
@@ -49,33 +41,30 @@ def compare(site_lines: Sequence[Line], coordinator_lines: Sequence[Line], *, si
         run: the run's name.
     """
     here = _collect([line for line in site_lines if line.facts.get("run") == run], "task", "payload", {"refusal"})
-    names = {site} | {str(line.facts.get("node")) for line in _of(coordinator_lines, "site", run, {site})}
+    names = names_of(coordinator_lines, site)
     mine = [line for line in coordinator_lines if line.facts.get("run") == run and line.facts.get("site") in names]
     there = _collect(mine, "request", "reply", {"failure", "refusal"})
-    restarts = [line.n for line in coordinator_lines if line.kind == "opened"]
+    restarts = [line.n for line in coordinator_lines if line.kind in RESTARTS]
     findings = [f for name in sorted(here.keys() | there.keys()) for f in _request(here[name], there[name], restarts)]
+    findings.extend(rounds(site_lines, coordinator_lines, site=site, run=run, names=names))
     if not here and not there:
         findings.append(Finding(NOTE, f"neither log says anything about the run {run} and the site {site}"))
     return findings
 
 
 def anchors(coordinator_lines: Sequence[Line], *, site: str) -> list[Head]:
-    """The heads of a site's chain that the coordinator saw, in all runs."""
-    runs = {str(line.facts.get("run")) for line in coordinator_lines}
-    names = {site} | {
-        str(line.facts.get("node")) for run in runs for line in _of(coordinator_lines, "site", run, {site})
-    }
-    return [
-        Head(line.facts["anchor"]["length"], line.facts["anchor"]["digest"])
-        for line in coordinator_lines
-        if line.kind == "reply" and line.facts.get("site") in names and "anchor" in line.facts
-    ]
+    """The heads of a site's chain that the coordinator saw, in all runs, as its log holds them beside the replies."""
+    seen, _ = site_heads(coordinator_lines, (), site=site, names=names_of(coordinator_lines, site))
+    return [one.head for one in seen]
 
 
-def _of(lines: Sequence[Line], kind: str, run: str, sites: set[str]) -> Iterator[Line]:
-    for line in lines:
-        if line.kind == kind and line.facts.get("run") == run and line.facts.get("site") in sites:
-            yield line
+def names_of(coordinator_lines: Sequence[Line], site: str) -> set[str]:
+    """What the coordinator's log calls a site: its name, and what it was called before it had said that.
+
+    Without a roster that is a label made up for the run; older logs have Flower's number for the node.
+    """
+    lines = [line for line in coordinator_lines if line.kind == "site" and line.facts.get("site") == site]
+    return {site} | {str(line.facts[name]) for line in lines for name in ("node", "label") if line.facts.get(name)}
 
 
 def _collect(lines: Sequence[Line], request: str, payload: str, failures: set[str]) -> defaultdict[str, _Asked]:
@@ -85,7 +74,7 @@ def _collect(lines: Sequence[Line], request: str, payload: str, failures: set[st
         if not isinstance(name, str):
             continue
         asked = found[name]
-        asked.where = asked.where or _where(line)
+        asked.where = asked.where or where(line)
         if line.kind == request:
             asked.requests.append(line)
         elif line.kind == payload:
@@ -96,26 +85,39 @@ def _collect(lines: Sequence[Line], request: str, payload: str, failures: set[st
 
 
 def _request(here: _Asked, there: _Asked, restarts: Sequence[int]) -> Iterator[Finding]:
-    where = here.where or there.where
+    place = here.where or there.where
     if here.requests and not there.requests:
-        yield Finding(PROBLEM, f"{where}: the site was asked, and the coordinator's log does not say so")
+        yield Finding(PROBLEM, f"{place}: the site was asked, and the coordinator's log does not say so")
+    elif here.requests:
+        yield from _asked_otherwise(place, here, there)
     for digest, line in there.payloads.items():
         if digest not in here.payloads:
-            yield Finding(PROBLEM, f"{where}: the coordinator has a payload {digest[:16]} that the site did not send")
+            yield Finding(PROBLEM, f"{place}: the coordinator has a payload {digest[:16]} that the site did not send")
         elif here.payloads[digest].facts.get("bytes") != line.facts.get("bytes"):
-            yield Finding(PROBLEM, f"{where}: the two logs give payload {digest[:16]} different numbers of bytes")
+            yield Finding(PROBLEM, f"{place}: the two logs give payload {digest[:16]} different numbers of bytes")
     lost = [digest for digest in here.payloads if digest not in there.payloads]
     if lost:
-        yield _lost(where, lost, here, there, restarts)
+        yield _lost(place, lost, here, there, restarts)
     answered = bool(here.payloads or here.failures)
     if there.requests and not here.requests and not there.payloads:
-        yield Finding(NOTE, f"{where}: the request did not reach the site ({_why(there)})")
+        yield Finding(NOTE, f"{place}: the request did not reach the site ({_why(there)})")
     elif there.requests and here.requests and not answered and not there.payloads:
-        yield Finding(NOTE, f"{where}: the site wrote down no answer; it may have been stopped")
+        yield Finding(NOTE, f"{place}: the site wrote down no answer; it may have been stopped")
 
 
-def _lost(where: str, lost: Sequence[str], here: _Asked, there: _Asked, restarts: Sequence[int]) -> Finding:
-    named = f"{where}: payload {', '.join(digest[:16] for digest in lost)}"
+def _asked_otherwise(place: str, here: _Asked, there: _Asked) -> Iterator[Finding]:
+    """A request that has one name on both sides must be one: what it said, and what it named by digest."""
+    if {line.facts.get("digest") for line in here.requests} - {line.facts.get("digest") for line in there.requests}:
+        yield Finding(PROBLEM, f"{place}: the site was asked something else than the coordinator's log says")
+    for name in SAME:
+        ours = {str(line.facts[name]) for line in here.requests if name in line.facts}
+        theirs = {str(line.facts[name]) for line in there.requests if name in line.facts}
+        if ours and theirs and ours != theirs:
+            yield Finding(PROBLEM, f"{place}: the two logs name a different {name}")
+
+
+def _lost(place: str, lost: Sequence[str], here: _Asked, there: _Asked, restarts: Sequence[int]) -> Finding:
+    named = f"{place}: payload {', '.join(digest[:16] for digest in lost)}"
     if any(digest in there.payloads for digest in here.payloads):
         return Finding(NOTE, f"{named} was sent and did not arrive; it was sent again")
     if there.failures:
@@ -131,9 +133,3 @@ def _why(there: _Asked) -> str:
         return "no outcome is written down"
     facts = there.failures[-1].facts
     return str(facts.get("reason", f"refused: {facts.get('code')}"))
-
-
-def _where(line: Line) -> str:
-    stage, index, task = (line.facts.get(name) for name in ("stage", "round", "task"))
-    place = f"stage {stage}, round {index}" if stage else "at the start"
-    return f"{place}, {task}" if task else place

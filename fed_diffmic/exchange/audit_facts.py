@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from fed_diffmic.exchange.audit import Head
-from fed_diffmic.exchange.payload import Payload, request_name
+from fed_diffmic.exchange.payload import Payload, request_name, text_digest
 
 LONGEST = 128
 ANCHOR = "audit"
 
 
 def request_facts(payload: Payload, digest: str, nbytes: int) -> dict[str, Any]:
-    """A request: task, run, arm, stage, round, its name, digest of its header as it travelled, bytes of tensors."""
+    """A request: task, run, arm, stage, round, its name, digest of its header as it travelled, bytes of tensors.
+
+    And what was asked: digests of the study, which holds every number, of the weights and of the frozen base, and of
+    the calibration under which figures are asked for.
+    """
+    asked = {
+        name: str(payload.header[name])[:LONGEST] for name in ("study", "weights", "base") if name in payload.header
+    }
+    if "calibration" in payload.header:
+        asked["calibration"] = value_digest(payload.header["calibration"])
     return {
         "task": payload.kind[:LONGEST],
         **place(payload.header),
+        **asked,
         "request": request_name(payload.header),
         "digest": digest,
         "bytes": nbytes,
     }
+
+
+def value_digest(value: Any) -> str:
+    """Names a JSON value that came, or is about to travel."""
+    return text_digest(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False))
 
 
 def payload_facts(payload: Payload, digest: str) -> dict[str, Any]:

@@ -104,8 +104,9 @@ def test_a_payload_that_one_side_hides_is_found(audited: Path) -> None:
     hidden = [line for line in here if line.facts.get("digest") != digest]
     (found,) = compare(hidden, there, site="a", run="toy")
     assert (found.level, digest[:16] in found.text) == ("problem", True)
-    (found,) = compare(here, [n for n in there if n.facts.get("digest") != digest], site="a", run="toy")
-    assert found.level == "problem"
+    found, inside = compare(here, [n for n in there if n.facts.get("digest") != digest], site="a", run="toy")
+    assert found.level == inside.level == "problem"
+    assert "the aggregate has a payload of a that did not come" in inside.text
     assert "does not have it" in found.text
     changed = [replace(n, facts={**n.facts, "bytes": 1}) if n.facts.get("digest") == digest else n for n in there]
     (found,) = compare(here, changed, site="a", run="toy")

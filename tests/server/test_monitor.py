@@ -37,7 +37,7 @@ def get(monitor: Monitor, path: str, method: str = "GET") -> tuple[int, bytes]:
 def test_metrics_follow_the_run(monitor, status):
     with EventLog(None, observers=[monitor]) as log:
         log.emit("site_done", site="a", stage="guidance", round=1)
-        log.emit("site_failed", site="node 17", stage="", round=0)
+        log.emit("site_failed", site="unnamed/17", stage="", round=0)
         log.emit("round_done", stage="guidance", round=1, rounds=4, seconds=20.0, bytes_sent=2_000_000)
         status.stage, status.round, status.rounds, status.restarts = "guidance", 1, 4, 2
         status.refused, status.sites, status.figures = {"path": 4}, {"a": SiteStatus(contact=1000.0)}, {"loss": 0.5}
@@ -55,7 +55,7 @@ def test_metrics_follow_the_run(monitor, status):
     assert found["fed_diffmic_site_contact_timestamp_seconds", "a"] == 1000
     assert found["fed_diffmic_refused", "path"] == 4
     assert found["fed_diffmic_run_active",] == 1
-    assert not any("node 17" in key for key in found)
+    assert not any("unnamed/17" in key for key in found)
 
 
 def test_health_is_bad_when_nothing_is_written_or_the_run_failed(monitor, status):

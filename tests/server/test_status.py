@@ -21,7 +21,7 @@ def follow(writer, tmp_path):
     with EventLog(tmp_path / "events.jsonl", observers=[writer]) as log:
         for name in ("a", "b"):
             log.emit("site_found", site=name, images={"train": 39})
-        log.emit("site_failed", site="node 17", code=1, reason="it did not say who it is", stage="", round=0)
+        log.emit("site_failed", site="unnamed/17", code=1, reason="it did not say who it is", stage="", round=0)
         log.emit("stage_started", stage="guidance", round=0, rounds=4)
         log.emit("round_started", stage="guidance", round=1, rounds=4, sites=["a", "b"])
         log.emit("site_done", site="a", stage="guidance", round=1, bytes=10)
