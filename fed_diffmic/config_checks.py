@@ -155,6 +155,10 @@ def check_epochs_count(given: Mapping[str, Set[str]], stages: StagesConfig | Non
 def check_stages(config: SimulateConfig | ServerConfig) -> None:
     """Stages that could not train."""
     stages = config.stages
+    for name in ("guidance", "diffusion", "plain"):
+        if config.model.norm == "batch" and getattr(stages, name).batch_size == 1:
+            remedy = "Batch norm over one image has no variance; or choose model.norm=group."
+            raise ConfigError(f"stages.{name}.batch_size", 1, "at least 2 with model.norm=batch", remedy)
     for name in ("guidance", "diffusion"):
         if getattr(stages, name).rounds is None:
             raise ConfigError(

@@ -141,3 +141,12 @@ def test_a_run_without_a_folder_gets_one(tmp_path, monkeypatch):
     given = compose(None, ["run.dir=/x"])
     assert with_run_dir(given) is given
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("stage", ["guidance", "diffusion", "plain"])
+def test_batch_norm_over_one_image_is_refused(stage):
+    with pytest.raises(ConfigError, match=rf"stages\.{stage}\.batch_size") as caught:
+        compose(None, ["model.norm=batch", f"stages.{stage}.batch_size=1"])
+    assert "model.norm=group" in str(caught.value) + caught.value.remedy
+    compose(None, ["model.norm=group", f"stages.{stage}.batch_size=1"])
+    compose(None, ["model.norm=batch", f"stages.{stage}.batch_size=2"])

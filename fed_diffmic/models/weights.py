@@ -91,6 +91,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise ModelFileError(f"there is no weights file {path}", "Check model.weights and model.prior_weights.")
+    _refuse_stand_in(path)
     content: Any
     try:
         content = load_file(path) if _is_safetensors(path) else torch.load(path, map_location="cpu", weights_only=True)
@@ -118,6 +119,24 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if all(k.startswith("module.") for k in tensors):
         tensors = {k.removeprefix("module."): v for k, v in tensors.items()}
     return tensors
+
+
+def _refuse_stand_in(path: Path) -> None:
+    """Say it where a file only stands for the weights, or is plainly something else.
+
+    Raises:
+        ModelFileError: it is a pointer of Git LFS, a web page, or empty.
+    """
+    with path.open("rb") as stream:
+        start = stream.read(256).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start.startswith(b"version https://git-lfs"):
+        raise ModelFileError(
+            f"{path} is a pointer of Git LFS, not the weights themselves", "Fetch them: `git lfs pull` in their folder."
+        )
+    if start[:1] == b"<":
+        raise ModelFileError(f"{path} is a web page, not weights", "Download the file itself, not the page about it.")
+    if not start:
+        raise ModelFileError(f"{path} is empty", "Download it again.")
 
 
 def _is_safetensors(path: Path) -> bool:

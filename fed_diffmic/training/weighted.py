@@ -108,13 +108,14 @@ def one_against_rest(table: np.ndarray) -> tuple[np.ndarray, ...]:
 def quadratic_kappa(table: np.ndarray) -> np.ndarray:
     """Cohen's kappa with quadratic weights (Cohen 1968) of ordered classes, ``(R,)`` from ``(R, C, C)``.
 
-    ``nan`` where truth and decision are one and the same single class: chance alone would agree.
+    ``nan`` where the truth is a single class: whatever is decided, agreement is no better than chance's.
     """
     grades = np.arange(table.shape[1])
     penalty = (grades[:, None] - grades[None, :]) ** 2.0
     expected = table.sum(axis=2)[:, :, None] * table.sum(axis=1)[:, None, :]
     observed = (penalty * table).sum(axis=(1, 2)) * table.sum(axis=(1, 2))
-    return 1.0 - divide(observed, (penalty * expected).sum(axis=(1, 2)))
+    found = 1.0 - divide(observed, (penalty * expected).sum(axis=(1, 2)))
+    return np.where((table.sum(axis=2) > 0).sum(axis=1) > 1, found, np.nan)
 
 
 def bin_of(confidence: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from several institutions goes whole to the one that has most of them (of equals
 from __future__ import annotations
 
 import re
+import unicodedata
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def assign(manifest: Manifest, groups: Groups, cfg: PartitionConfig, rng: np.ran
     if len(np.unique(sites)) < len(sites):
         raise PartitionError(
             f"partition=institution: {len(sites)} institutions give only {len(np.unique(sites))} site names "
-            "(letters, digits, dot, dash and underscore are kept)",
+            "(letters and digits of any script, dot, dash and underscore are kept)",
             "Give the institutions names that differ in those.",
         )
     images = np.zeros((len(groups), len(names)), dtype=np.int64)
@@ -46,5 +47,5 @@ def assign(manifest: Manifest, groups: Groups, cfg: PartitionConfig, rng: np.ran
 
 
 def site_name(institution: str) -> str:
-    """A name that is safe as a folder and in messages."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", institution).strip("._") or "_"
+    """A name that is safe in messages and as part of a path, in the script in which it was written."""
+    return re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", institution)).strip("._") or "_"

@@ -333,3 +333,19 @@ def test_the_published_lite0(shared: Path, tiny: Build) -> None:
     with torch.no_grad():
         pooled = model.encoder(x)
         torch.testing.assert_close(reference.classifier(pooled), reference(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS"),
+        (b"\n<!DOCTYPE html><html>login</html>", "web page"),
+        (b"", "is empty"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_what_only_stands_for_weights_is_named(tmp_path, content, word, ending):
+    path = tmp_path / f"w.{ending}"
+    path.write_bytes(content)
+    with pytest.raises(ModelFileError, match=word):
+        read_weights(path)

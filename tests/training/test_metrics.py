@@ -97,7 +97,7 @@ def slow(p: np.ndarray, y: np.ndarray, decided: np.ndarray, w: np.ndarray, task:
     else:
         out["ece"] = slow_ece(rp.max(axis=1), (rp.argmax(axis=1) == ry).astype(float))
     out["kappa_quadratic"] = math.nan
-    if task == "ordinal" and len(set(ry) | set(rd)) > 1:
+    if task == "ordinal" and len(set(ry)) > 1:  # of one class alone: undefined here, 0 in scikit-learn
         out["kappa_quadratic"] = sk.cohen_kappa_score(ry, rd, weights="quadratic", labels=range(c))
     return out
 

@@ -109,3 +109,11 @@ def test_ham10000_over_its_four_institutions(shared):
     sizes = {name: len(part) for name, part in parts.items()}
     # 3954 and 3363 rows, but some lesions were photographed at both departments of vidir: they stay whole
     assert sizes == {"rosendahl": 2259, "vidir_modern": 3363 + 9, "vidir_molemax": 3954 - 9, "vienna_dias": 439}
+
+
+def test_institutions_keep_their_script():
+    named = ("\u5317\u4eac\u533b\u9662", "\u4e0a\u6d77\u533b\u9662", "Universit\u00e4t/K\u00f6ln")
+    parts = partition(data_set(institutions=named), PartitionConfig(name="institution"), 0)
+    assert set(parts) == {named[0], named[1], "Universit\u00e4t_K\u00f6ln"}
+    assert site_name("Universita\u0308t") == "Universit\u00e4t"
+    assert site_name("../..") == "_" and "/" not in site_name("\u4e2d/\u6587")
