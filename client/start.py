@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fed_diffmic.config_site import SiteConfig
 from fed_diffmic.exchange.audit import AuditLog
-from fed_diffmic.provision.keys import load_private, make_site_key
+from fed_diffmic.provision.keys import load_private, load_public, make_site_key
 from fed_diffmic.transport.processes import Child, child_env, start_child
+
+if TYPE_CHECKING:
+    from client.studies import Studies
 
 MODULE = "client.worker"
 RUN, LOGS, AUDIT, TRIAL_KEY = "run", "logs", "audit.jsonl", "trial_key"
 STATE = "worker.json"
 BEAT_S = 10.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,21 @@ def site_audit(config: SiteConfig) -> AuditLog:
     """
     folder = Path(str(config.site.folder))
     return AuditLog(folder / AUDIT, load_private(site_key(config)), owner=config.site.name)
+
+
+def site_studies(config: SiteConfig, audit: AuditLog) -> Studies:
+    """What the site agreed to, and its rules for what may come.
+
+    Raises:
+        CredentialError: a key cannot be used.
+    """
+    from client.studies import Studies
+
+    public = config.coordinator.public_key
+    if public is None and not config.coordinator.insecure:
+        logger.warning("coordinator.public_key is not set: who signed a study or a model is not checked here")
+    known = None if public is None else load_public(public)
+    return Studies(Path(str(config.site.folder)), config.policy.study, audit, load_private(site_key(config)), known)
 
 
 def site_key(config: SiteConfig) -> Path:

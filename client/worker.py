@@ -59,7 +59,7 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
     from client.seals import SiteSeals
     from client.site import Protection, Rules, register_source
     from client.source import SiteSource
-    from client.start import STATE, site_audit, site_key
+    from client.start import STATE, site_audit, site_key, site_studies
     from fed_diffmic.config_site import SiteConfig
     from fed_diffmic.exchange.policy import SitePolicy
     from fed_diffmic.provision.keys import load_private, load_public
@@ -71,9 +71,10 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
     folder, run = Path(str(config.site.folder)), Path(settings.run)
     private = config.privacy.name == "dp_sgd"
     policy = SitePolicy(config.policy, config.privacy.stages if private else ())
-    signer, way = load_private(site_key(config)), config.coordinator
+    signer, way, audit = load_private(site_key(config)), config.coordinator, site_audit(config)
     seals = None if way.insecure else SiteSeals(config.site.name, load_public(str(way.public_key)), signer, folder)
-    rules = Rules(policy, config.dataset.name, site_audit(config), gate=lambda _: gate(folder), seals=seals)
+    studies = site_studies(config, audit)
+    rules = Rules(policy, config.dataset.name, audit, studies, gate=lambda _: gate(folder), seals=seals)
     protection = Protection(config.privacy, signer)
     register_source(SiteSource(config), lambda _: folder, rules, lambda _: protection)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fed_diffmic.config import DatasetConfig, SimulateConfig, StagesConfig
-from fed_diffmic.config_features import check_features
+from fed_diffmic.config_features import Trained, check_features
 from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.config_server import ServerConfig
 from fed_diffmic.errors import ConfigError, UsageError
@@ -123,7 +123,7 @@ def check_privacy(config: SimulateConfig) -> None:
         )
 
 
-def check_model(config: SimulateConfig | ServerConfig) -> None:
+def check_model(config: Trained) -> None:
     """Values of the model's group that exclude each other."""
     model = config.model
     if model.sampling_steps > model.timesteps:
@@ -152,9 +152,8 @@ def check_epochs_count(given: Mapping[str, Set[str]], stages: StagesConfig | Non
             )
 
 
-def check_stages(config: SimulateConfig | ServerConfig) -> None:
-    """Stages that could not train."""
-    stages = config.stages
+def check_stage_values(stages: StagesConfig) -> None:
+    """Values that one stage of the three can have and another cannot."""
     for name in ("guidance", "diffusion"):
         if getattr(stages, name).rounds is None:
             raise ConfigError(
@@ -165,6 +164,12 @@ def check_stages(config: SimulateConfig | ServerConfig) -> None:
             raise ConfigError(
                 f"stages.{name}.blend", "true", "false: only stage diffusion has a guidance network to blend with"
             )
+
+
+def check_stages(config: SimulateConfig | ServerConfig) -> None:
+    """Stages that could not train."""
+    stages = config.stages
+    check_stage_values(stages)
     plain_only = isinstance(config, SimulateConfig) and not any(
         getattr(stages, name).rounds or getattr(stages, name).init for name in ("guidance", "diffusion")
     )
@@ -184,7 +189,7 @@ def check_stages(config: SimulateConfig | ServerConfig) -> None:
         )
 
 
-def check_strategy(config: SimulateConfig | ServerConfig) -> None:
+def check_strategy(config: Trained) -> None:
     """A Flower strategy without its class, or a class without the strategy that takes it."""
     strategy = config.strategy
     if strategy.name == "flower" and strategy.class_path is None:
@@ -201,7 +206,7 @@ def check_strategy(config: SimulateConfig | ServerConfig) -> None:
                 )
 
 
-def check_client_level(config: SimulateConfig | ServerConfig) -> None:
+def check_client_level(config: Trained) -> None:
     """Client-level noise with settings that it could not honour."""
     strategy, key = config.strategy, "strategy.client_noise_multiplier"
     if strategy.client_noise_multiplier == 0:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from fed_diffmic.config import DatasetConfig
 from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config_study import StudyRules
 from fed_diffmic.fields import Checked, option
 
 
@@ -89,6 +90,7 @@ class PolicyConfig(Checked):
         "whether a stage that privacy.stages does not protect may train here",
         choices=("required", "none"),
     )
+    study: StudyRules = field(default_factory=StudyRules)
 
 
 @dataclass(frozen=True)

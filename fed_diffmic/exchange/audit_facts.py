@@ -13,10 +13,17 @@ ANCHOR = "audit"
 
 
 def request_facts(payload: Payload, digest: str, nbytes: int) -> dict[str, Any]:
-    """A request: task, run, arm, stage, round, its name, digest of its header as it travelled, bytes of tensors."""
+    """A request: task, run, arm, stage, round, its name, digest of its header as it travelled, bytes of tensors.
+
+    And what was asked: digests of the study, which holds every number, of the weights and of the frozen base.
+    """
+    asked = {
+        name: str(payload.header[name])[:LONGEST] for name in ("study", "weights", "base") if name in payload.header
+    }
     return {
         "task": payload.kind[:LONGEST],
         **place(payload.header),
+        **asked,
         "request": request_name(payload.header),
         "digest": digest,
         "bytes": nbytes,

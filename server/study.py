@@ -1,0 +1,111 @@
+"""The study of a run at the coordinator: made once, kept in the run's folder, signed; sites hold the run to it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fed_diffmic.algorithms.base import Tensors
+from fed_diffmic.errors import ConfigError, ModelFileError
+from fed_diffmic.exchange.study import Study, make_study, parse_study
+from fed_diffmic.files import read_json, tensors_digest, write_json
+from fed_diffmic.provenance import code_facts
+from fed_diffmic.provision.keys import PrivateKey
+from fed_diffmic.spec import RunSpec
+from server.stage import exchanged_kinds, start_state
+from server.strategy import server_algorithm
+
+STUDY = "study.json"
+_ANOTHER = "Start another run, in another run.dir: what sites agreed to cannot be changed."
+
+
+def study_of_run(
+    folder: Path,
+    spec: RunSpec,
+    *,
+    stages: Sequence[str],
+    sites: Sequence[str] | None,
+    test: bool,
+    signer: PrivateKey | None = None,
+) -> Study:
+    """The study of the run in ``folder``: as it was written there first, or made and written now.
+
+    Args:
+        folder: the run's; made if it is not there.
+        spec: of the run.
+        stages: in order.
+        sites: that are expected; none: whoever is there.
+        test: whether figures over test images will be asked for.
+        signer: the coordinator's key; none: a simulation or an insecure trial, whose study nobody checks.
+
+    Raises:
+        ModelFileError: the file is damaged, or of another run than this one is now.
+        MachineError: it cannot be written.
+    """
+    path = folder / STUDY
+    study = stored_study(folder)
+    if study is None:
+        # Only real sites compare the first weights; a simulation need not build its network twice.
+        initial = {} if signer is None else {stages[0]: first_digests(spec, stages[0])}
+        facts = _code()
+        study = make_study(spec, stages=stages, test=test, sites=sites, initial=initial, code=facts)
+        study = study if signer is None else study.signed(signer)
+    else:
+        check_study(study, spec, stages=stages, sites=sites, test=test, path=path)
+        if signer is None or study.signed_by(signer.public_key()):
+            return study
+        study = study.signed(signer)  # the coordinator's key is another now
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"study": study.text, "signature": study.signature})
+    return study
+
+
+def stored_study(folder: Path) -> Study | None:
+    """The study in a run's folder, or none.
+
+    Raises:
+        ModelFileError: it is damaged.
+    """
+    path = folder / STUDY
+    if not path.exists():
+        return None
+    value = read_json(path)
+    try:
+        return parse_study(value["study"], value["signature"])
+    except (ConfigError, KeyError, TypeError) as error:
+        raise ModelFileError(f"{path} does not hold a study", "Restore the file from the backup.") from error
+
+
+def check_study(
+    study: Study, spec: RunSpec, *, stages: Sequence[str], sites: Sequence[str] | None, test: bool, path: Path
+) -> None:
+    """Refuse to continue a run as another study.
+
+    Raises:
+        ModelFileError: says what differs.
+    """
+    now = make_study(spec, stages=stages, test=test, sites=sites, initial={}, code={}).document
+    differ = [name for name in ("run", "arm", "spec", "stages", "sites") if now[name] != study.document[name]]
+    if differ:
+        raise ModelFileError(f"{path} is the study of another run: they differ in {', '.join(differ)}", _ANOTHER)
+    if test and not study.document["test"]:
+        raise ModelFileError(
+            f"the study that sites agreed to ({path}) asks for no figures over test images",
+            f"Leave run.test_s at 0. {_ANOTHER}",
+        )
+
+
+def first_digests(spec: RunSpec, stage: str) -> dict[str, str]:
+    """Digests of what a stage's first round sends: the frozen base, and the weights that will be trained."""
+    algorithm = server_algorithm(spec.strategy, spec.stage(stage))
+    kinds = exchanged_kinds(spec, stage, algorithm)
+    state = start_state(spec, stage, None)
+    frozen: Tensors = {name: value for name, value in state.items() if name not in kinds}
+    return {"base": tensors_digest(frozen), "weights": tensors_digest({name: state[name] for name in kinds})}
+
+
+@functools.cache
+def _code() -> Mapping[str, Any]:
+    return code_facts()
