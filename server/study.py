@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fed_diffmic.algorithms.base import Tensors
+from fed_diffmic.config_server import ServerConfig
 from fed_diffmic.errors import ConfigError, ModelFileError
 from fed_diffmic.exchange.study import Study, make_study, parse_study
 from fed_diffmic.files import read_json, tensors_digest, write_json
@@ -15,6 +16,7 @@ from fed_diffmic.provenance import code_facts
 from fed_diffmic.provision.keys import PrivateKey
 from fed_diffmic.spec import RunSpec
 from server.stage import exchanged_kinds, start_state
+from server.start import as_simulation, expected_sites, run_config, signing_key
 from server.strategy import server_algorithm
 
 STUDY = "study.json"
@@ -47,11 +49,7 @@ def study_of_run(
     path = folder / STUDY
     study = stored_study(folder)
     if study is None:
-        # Only real sites compare the first weights; a simulation need not build its network twice.
-        initial = {} if signer is None else {stages[0]: first_digests(spec, stages[0])}
-        facts = _code()
-        study = make_study(spec, stages=stages, test=test, sites=sites, initial=initial, code=facts)
-        study = study if signer is None else study.signed(signer)
+        study = new_study(spec, stages=stages, sites=sites, test=test, signer=signer)
     else:
         check_study(study, spec, stages=stages, sites=sites, test=test, path=path)
         if signer is None or study.signed_by(signer.public_key()):
@@ -60,6 +58,38 @@ def study_of_run(
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, {"study": study.text, "signature": study.signature})
     return study
+
+
+def new_study(
+    spec: RunSpec, *, stages: Sequence[str], sites: Sequence[str] | None, test: bool, signer: PrivateKey | None
+) -> Study:
+    """The study of a run that has none yet; see :func:`study_of_run`."""
+    # Only real sites compare the first weights; a simulation need not build its network twice.
+    initial = {} if signer is None else {stages[0]: first_digests(spec, stages[0])}
+    study = make_study(spec, stages=stages, test=test, sites=sites, initial=initial, code=_code())
+    return study if signer is None else study.signed(signer)
+
+
+def study_of_config(config: ServerConfig) -> Study:
+    """The study of the run that a configuration describes: as the run's folder holds it, or as the run would make it.
+
+    Nothing is written: sites review it before the run starts.
+
+    Raises:
+        ConfigError: classes or task are left to the sites, so that nobody knows them yet.
+        ModelFileError: the folder's study is damaged, or weights do not fit.
+    """
+    from server.app import stages_of  # it loads Flower
+
+    study = stored_study(Path(str(config.run.dir)))
+    if study is not None:
+        return study
+    sites = expected_sites(config)
+    found = run_config(config, sites)
+    if "spec-json" not in found:
+        raise ConfigError("consortium.classes", "null", "the classes, and consortium.task, before a run is reviewed")
+    spec, stages = RunSpec.from_json(found["spec-json"]), stages_of(as_simulation(config))
+    return new_study(spec, stages=stages, sites=sites, test=config.run.test_s > 0, signer=signing_key(config))
 
 
 def stored_study(folder: Path) -> Study | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import timedelta
 
 from fed_diffmic.config_site import PolicyConfig
+from fed_diffmic.config_study import StudyRules
 from fed_diffmic.exchange.hours import parse_hours
 
 _STAGES = {
@@ -52,8 +54,13 @@ def explain(policy: PolicyConfig, site: str = "") -> str:
         ("What may leave the site", _leaves(policy)),
         ("How much work may be asked for", _work(policy)),
         ("Privacy", [_privacy(policy)]),
+        ("Who agrees to the study of a run", _study(policy.study)),
     ]
-    title = f"Policy of the site {site}" if site else "Policy of the site"
+    return headed(f"Policy of the site {site}" if site else "Policy of the site", parts)
+
+
+def headed(title: str, parts: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """A title, and below it headings with sentences."""
     blocks = [f"{title}\n{'=' * len(title)}"]
     for heading, sentences in parts:
         blocks.append("\n".join([heading, "-" * len(heading), *(f"- {sentence}" for sentence in sentences)]))
@@ -128,6 +135,24 @@ def _privacy(policy: PolicyConfig) -> str:
     if policy.privacy == "required":
         return "A stage trains here with differential privacy (group privacy) or not at all."
     return "Differential privacy is not required: what an update tells about single patients is not bounded."
+
+
+def _study(rules: StudyRules) -> list[str]:
+    if rules.approval == "person":
+        found = ["The site does nothing in a run until a person approved its study: `fed-diffmic policy approve`."]
+    else:
+        found = ["A study that keeps to what follows is agreed to by itself; another one needs a person's approval."]
+    models = ", ".join(rules.models) or "none"
+    found.append(f"Models that the rule allows, exactly as this program ships them or by their digest: {models}.")
+    encoders = ", ".join(json.dumps(name) if "," in name else name for name in rules.backbones) or "none"
+    found.append(f"Encoders (* stands for any text) of which the rule allows any other model: {encoders}.")
+    for key, allowed in sorted(rules.flat_ranges.items()):
+        found.append(f"The rule allows for {key}: {json.dumps(allowed)} (lowest and highest number, or the words).")
+    found.append("For every other value the rule allows what the program itself allows.")
+    found.append(
+        "Whatever the approval says: what was agreed to is kept, and a request that asks for anything else is refused."
+    )
+    return found
 
 
 def _named(what: str, names: Sequence[str], none: str) -> str:
