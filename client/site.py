@@ -97,10 +97,10 @@ class Rules:
     policy: SitePolicy
     dataset: str
     audit: AuditLog
-    studies: Agreement
     gate: Gate | None = None
     seals: SiteSeals | None = None
     refusals: Refusals = field(default_factory=Refusals)
+    studies: Agreement = field(kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +19,6 @@ MODULE = "client.worker"
 RUN, LOGS, AUDIT, TRIAL_KEY = "run", "logs", "audit.jsonl", "trial_key"
 STATE = "worker.json"
 BEAT_S = 10.0
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,10 +72,8 @@ def site_studies(config: SiteConfig, audit: AuditLog) -> Studies:
     """
     from client.studies import Studies
 
-    public = config.coordinator.public_key
-    if public is None and not config.coordinator.insecure:
-        logger.warning("coordinator.public_key is not set: who signed a study or a model is not checked here")
-    known = None if public is None else load_public(public)
+    way = config.coordinator
+    known = None if way.insecure or way.public_key is None else load_public(way.public_key)  # none: nobody signs
     return Studies(Path(str(config.site.folder)), config.policy.study, audit, load_private(site_key(config)), known)
 
 

@@ -49,7 +49,7 @@ class Anything:
 def rules(folder: Path, name: str, gate: Any = None, key: Any = KEY, studies: Any = None, **changes: Any) -> Rules:
     folder.mkdir(parents=True, exist_ok=True)
     log = AuditLog(folder / f"{name}.audit.jsonl", key, owner=name)
-    return Rules(SitePolicy(replace(OPEN, **changes)), "table", log, studies or Anything(), gate)
+    return Rules(SitePolicy(replace(OPEN, **changes)), "table", log, gate, studies=studies or Anything())
 
 
 class RuledGrid(InProcessGrid):

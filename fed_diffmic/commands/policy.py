@@ -101,8 +101,8 @@ def _status(approval: Approval | None) -> str:
 def _signed(config: SiteConfig, study: Study) -> str:
     from fed_diffmic.provision.keys import fingerprint, load_public
 
-    if config.coordinator.public_key is None:
-        return "Who signed it was not checked: coordinator.public_key is not set."
+    if config.coordinator.insecure or config.coordinator.public_key is None:
+        return "Who signed it was not checked: coordinator.insecure is set, or coordinator.public_key is not."
     key = load_public(config.coordinator.public_key)
     said = "It bears" if study.signed_by(key) else "It does NOT bear"
     return f"{said} the signature of the coordinator's key, {fingerprint(key)}."
