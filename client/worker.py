@@ -73,14 +73,8 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
     policy = SitePolicy(config.policy, config.privacy.stages if private else ())
     signer, way, audit = load_private(site_key(config)), config.coordinator, site_audit(config)
     seals = None if way.insecure else SiteSeals(config.site.name, load_public(str(way.public_key)), signer, folder)
-    rules = Rules(
-        policy,
-        config.dataset.name,
-        audit,
-        gate=lambda _: gate(folder),
-        seals=seals,
-        studies=site_studies(config, audit),
-    )
+    studies = site_studies(config, audit)
+    rules = Rules(policy, config.dataset.name, audit, lambda _: gate(folder), seals, studies=studies)
     protection = Protection(config.privacy, signer)
     register_source(SiteSource(config), lambda _: folder, rules, lambda _: protection)
 
