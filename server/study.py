@@ -48,7 +48,8 @@ def study_of_run(
     """
     path = folder / STUDY
     study = stored_study(folder)
-    if study is None:
+    nobodys = signer is None and study is not None and not study.signature  # no site was held to it
+    if study is None or (nobodys and differences(study, spec, stages=stages, sites=sites)):
         study = new_study(spec, stages=stages, sites=sites, test=test, signer=signer)
     else:
         check_study(study, spec, stages=stages, sites=sites, test=test, path=path)
@@ -116,8 +117,7 @@ def check_study(
     Raises:
         ModelFileError: says what differs.
     """
-    now = make_study(spec, stages=stages, test=test, sites=sites, initial={}, code={}).document
-    differ = [name for name in ("run", "arm", "spec", "stages", "sites") if now[name] != study.document[name]]
+    differ = differences(study, spec, stages=stages, sites=sites)
     if differ:
         raise ModelFileError(f"{path} is the study of another run: they differ in {', '.join(differ)}", _ANOTHER)
     if test and not study.document["test"]:
@@ -125,6 +125,12 @@ def check_study(
             f"the study that sites agreed to ({path}) asks for no figures over test images",
             f"Leave run.test_s at 0. {_ANOTHER}",
         )
+
+
+def differences(study: Study, spec: RunSpec, *, stages: Sequence[str], sites: Sequence[str] | None) -> list[str]:
+    """In what a study is not that of a run; whether test figures are asked for is left out."""
+    now = make_study(spec, stages=stages, test=False, sites=sites, initial={}, code={}).document
+    return [name for name in ("run", "arm", "spec", "stages", "sites") if now[name] != study.document[name]]
 
 
 def first_digests(spec: RunSpec, stage: str) -> dict[str, str]:
