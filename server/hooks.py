@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fed_diffmic.exchange.audit import AuditLog, Head
 from fed_diffmic.exchange.payload import Limits, Wire
 from fed_diffmic.provision.keys import PrivateKey
+from server.bounds import Bounds
 from server.seals import Seals
 
 NamesOfNodes = Callable[[], Mapping[int, str]]
+MostImages = Callable[[], Mapping[str, int]]
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class Hooks:
         audit: the coordinator's own log.
         signer: signs the final model's provenance.
         max_update_norm: the largest L2 norm of a site's update that is taken.
+        most_images: how many images a site may say that it has, for the sites whose entry in the roster says so; asked
+            whenever a site says who it is. None: there is no roster.
+        bounds: how far one site may move the run; a simulation may have them too.
         seals: seals requests and opens replies; needs ``audit``. None: nothing is sealed (a simulation, a trial).
 
     Raises:
@@ -38,6 +43,8 @@ class Hooks:
     audit: AuditLog | None = None
     signer: PrivateKey | None = None
     max_update_norm: float = math.inf
+    most_images: MostImages | None = None
+    bounds: Bounds = field(default_factory=Bounds)
     seals: Seals | None = None
 
     def __post_init__(self) -> None:
