@@ -86,7 +86,7 @@ def banner(config: ServerConfig) -> list[str]:
 
 
 def influence(config: ServerConfig) -> str:
-    """How far one site may move the run, in a line: said at every start, for a file that names no such key has them too."""
+    """How far one site may move the run, in a line, at every start: a file without these keys has their defaults."""
     run = config.run
     rule = {
         "off": "no bound of a round's own",
