@@ -100,7 +100,7 @@ def perform(message: Message, context: Context, request: Payload, rules: Enforce
         if spec is None or task is None:
             reply = tasks.labels(open_data(context, None, request.header), request)
         else:
-            site = open_site(context, spec, request.header)
+            site = rules.settled(open_site(context, spec, request.header), request)
             rules.ready(site, spec, request)
             with rules.bounded():
                 reply = task(site, spec, request)

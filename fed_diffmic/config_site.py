@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fed_diffmic.config import DatasetConfig
+from fed_diffmic.config_floors import Floors
 from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.fields import Checked, option
 
@@ -73,7 +74,7 @@ class PolicyConfig(Checked):
         0.0, "largest L2 norm of an update (difference to the weights that came, over all tensors)", ge=0
     )
     metrics: list[str] = option(doc="figures that may leave", factory=list)
-    min_count: int = option(10, "figures over fewer images than this do not leave, counts below it leave as 0", ge=0)
+    min_count: int = option(10, "figures and counts over fewer images than this do not leave; a count is marked suppressed", ge=0)
     max_rounds: int = option(0, "rounds of a stage", ge=0)
     max_epochs: float = option(0.0, "passes over the training images in a round", ge=0)
     max_steps: int = option(0, "optimizer steps in a round", ge=0)
@@ -86,6 +87,7 @@ class PolicyConfig(Checked):
         "whether a stage that privacy.stages does not protect may train here",
         choices=("required", "none"),
     )
+    floors: Floors = field(default_factory=Floors)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,13 @@ POLICY_PRIVACY = 2035
 BUDGET = 2040
 LEDGER = 2041
 UNPROTECTED = 2042
+FLOOR_STEP = 2060
+FLOOR_UPDATE = 2061
+FLOOR_REUSE = 2062
+FLOOR_SHARE = 2063
+FLOOR_CHANGED = 2064
+FLOOR_ISOLATED = 2065
+FLOOR_JUMP = 2066
 UNEXPECTED = 2099
 NODE_FAILED = 2100
 
@@ -83,6 +90,13 @@ FAILURES: dict[int, str] = {
     BUDGET: "the site's privacy budget does not allow this round; it trains no more on these data",
     LEDGER: "the site's privacy ledger is missing, shorter or older than it was, or changed; a person there must look",
     UNPROTECTED: "the site trains with differential privacy, and not this stage",
+    FLOOR_STEP: "a step of the update would use fewer images or patients than the site's policy asks for",
+    FLOOR_UPDATE: "the update would rest on fewer images, patients or steps than the site's policy asks for",
+    FLOOR_REUSE: "the site's policy does not allow so many updates that rest on the same few images",
+    FLOOR_SHARE: "together with earlier ones the update would tell more of one image than the site's policy allows",
+    FLOOR_CHANGED: "too few of the site's images changed for its policy to let figures or updates of them leave",
+    FLOOR_ISOLATED: "the weights that were sent let single images of the site stand out in the update",
+    FLOOR_JUMP: "the weights that were sent do not follow from those that the site had before, or from the run's seed",
     UNEXPECTED: "the site failed unexpectedly; its own log has the detail",
     NODE_FAILED: "Flower reports that the site's process failed or is not there",
 }

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from fed_diffmic.config_site import PolicyConfig
+from fed_diffmic.exchange.floors_text import sentences as floors_sentences
 from fed_diffmic.exchange.hours import parse_hours
 
 _STAGES = {
@@ -24,6 +25,7 @@ _FIGURES = {
     "images": "how many images are in training, validation and test",
     "class_counts": "how many training images each class has",
     "loss": "mean loss",
+    "loss_images": "how many images the training loss is about",
     "steps": "number of training steps",
     "seconds": "seconds that training took",
     "auroc_macro": "area under the ROC curve, averaged over classes",
@@ -50,6 +52,7 @@ def explain(policy: PolicyConfig, site: str = "") -> str:
         ("What holds for everything", _principles(policy)),
         ("Which runs may use the data", _uses(policy)),
         ("What may leave the site", _leaves(policy)),
+        ("On how many images and patients it must rest", floors_sentences(policy.floors)),
         ("How much work may be asked for", _work(policy)),
         ("Privacy", [_privacy(policy)]),
     ]
@@ -93,7 +96,8 @@ def _leaves(policy: PolicyConfig) -> list[str]:
     if policy.min_count > 1:
         least = (
             f"Figures over fewer than {policy.min_count} images do not leave. Counts from 1 to {policy.min_count - 1} "
-            "leave as 0, and so do further counts where a hidden one could be computed from the others. A site with "
+            "leave as the word that they are kept back, not as 0, and so do further counts where a hidden one could be "
+            "computed from the others. A site with "
             f"fewer than {policy.min_count} training images sends no update."
         )
     return [
@@ -127,7 +131,11 @@ def _work(policy: PolicyConfig) -> list[str]:
 def _privacy(policy: PolicyConfig) -> str:
     if policy.privacy == "required":
         return "A stage trains here with differential privacy (group privacy) or not at all."
-    return "Differential privacy is not required: what an update tells about single patients is not bounded."
+    return (
+        "Differential privacy is not required, and there is no secure aggregation: where a stage trains without "
+        "privacy, neither of the two protects the update. The coordinator sees it as it is, and what it tells about "
+        "single patients is made harder to read by the floors above but is not bounded."
+    )
 
 
 def _named(what: str, names: Sequence[str], none: str) -> str:

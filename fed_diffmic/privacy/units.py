@@ -60,6 +60,18 @@ def unit_set(examples: Examples, secret: bytes) -> UnitSet:
     Raises:
         ValueError: the secret is too short.
     """
+    images, patients = unit_digests(examples, secret)
+    both = np.concatenate([_bytes(images), _bytes(patients)], axis=1)
+    order = np.frombuffer(both.tobytes(), dtype=f"V{2 * WIDTH}").argsort(kind="stable")
+    return UnitSet(images[order], patients[order])
+
+
+def unit_digests(examples: Examples, secret: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Keyed digests of each example's image and patient, ``(n,)`` of 16 bytes each, in the order of the examples.
+
+    Raises:
+        ValueError: the secret is too short.
+    """
     if len(secret) < WIDTH:
         raise ValueError("the secret of the unit digests is too short")
 
@@ -69,9 +81,7 @@ def unit_set(examples: Examples, secret: bytes) -> UnitSet:
 
     images = digests("image", [str(int(key)) for key in examples.keys])
     patients = digests("patient", [str(group) for group in examples.groups])
-    both = np.concatenate([_bytes(images), _bytes(patients)], axis=1)
-    order = np.frombuffer(both.tobytes(), dtype=f"V{2 * WIDTH}").argsort(kind="stable")
-    return UnitSet(images[order], patients[order])
+    return images, patients
 
 
 def save_units(folder: Path, units: UnitSet) -> Path:
