@@ -24,6 +24,7 @@ from fed_diffmic.exchange.policy import SitePolicy
 from fed_diffmic.files import append_line, private_folder
 from fed_diffmic.provision.keys import PrivateKey, load_private, make_site_key
 from fed_diffmic.spec import RunSpec
+from fed_diffmic.training.stage import StageModule
 
 Gate = Callable[[str], None]
 Source = Callable[[Context, Any, Any], SiteData]
@@ -46,6 +47,8 @@ class Site:
         real: one of its own, with one ledger for all runs; else a virtual site.
         pace: share of a round's steps that it manages (a virtual site's simulated slowness).
         signer: signs the privacy ledger; none: a virtual site makes a key.
+        examine: called with the stage's module, the weights that came in it, before it is trained; raises
+            :class:`SiteError` where the site does not train from such weights.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Site:
     real: bool = False
     pace: float = 1.0
     signer: PrivateKey | None = None
+    examine: Callable[[StageModule], None] | None = None
 
     def key(self) -> PrivateKey:
         """What signs the privacy ledger: the site's key; a virtual site makes one in its folder."""

@@ -44,7 +44,7 @@ MODEL = {
 }  # fmt: skip
 FLOORS = {
     "step_images": 0, "step_patients": 0, "update_images": 0, "update_patients": 0, "figure_patients": 0,
-    "sums_images": 0, "few_images": 0, "largest_share": 1.0, "isolation": False, "jump": 0,
+    "sums_images": 0, "few_images": 0, "largest_share": 1.0, "isolation": False,
 }  # its sites have a dozen images
 STAGE = {"rounds": 2, "epochs": 1, "batch_size": 4, "lr": 2e-3, "ema": 0.5}
 
