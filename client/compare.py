@@ -17,12 +17,12 @@ import torch
 from client.device import chosen_device
 from client.source import SiteSource
 from fed_diffmic.algorithms.base import Tensors
-from fed_diffmic.config_site import SiteConfig
+from fed_diffmic.config.site import SiteConfig
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import Examples, SiteData
 from fed_diffmic.errors import DataError, ModelFileError, UsageError
 from fed_diffmic.files import sync_folder
-from fed_diffmic.personal import save_part
-from fed_diffmic.spec import RunSpec
+from fed_diffmic.release.personal import save_part
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.comparison import difference
 from fed_diffmic.training.evaluation import figures_of, judged, predict_scores

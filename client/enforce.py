@@ -13,13 +13,13 @@ from typing import Any
 from client.privacy import is_private, planned_batches
 from client.site import Rules, Site
 from client.state import SiteStore
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.audit_facts import anchored, payload_facts, place, request_facts
 from fed_diffmic.exchange.failures import SiteError
 from fed_diffmic.exchange.payload import Payload, Wire, request_name
 from fed_diffmic.exchange.policy import Denial
 from fed_diffmic.exchange.screening import update_norm
-from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.bound import OutOfTimeError, time_bound
 
 ARM = "federated"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from client.clock import measure_skew
 from client.start import LOGS
-from fed_diffmic.config_site import SiteConfig
+from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.errors import FedDiffmicError
 from fed_diffmic.transport.spool import Spool
 from fed_diffmic.transport.supernode import INBOX

@@ -16,14 +16,14 @@ from typing import Any
 
 from flwr.app import Context
 
-from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config.privacy import PrivacyConfig
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.exchange.audit import AuditLog
 from fed_diffmic.exchange.failures import LABELS, SETTINGS, SiteError
 from fed_diffmic.exchange.policy import SitePolicy
 from fed_diffmic.files import append_line, private_folder
 from fed_diffmic.provision.keys import PrivateKey, load_private, make_site_key
-from fed_diffmic.spec import RunSpec
 
 Gate = Callable[[str], None]
 Source = Callable[[Context, Any, Any], SiteData]

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from fed_diffmic.config import DatasetConfig
-from fed_diffmic.config_site import SiteConfig
+from fed_diffmic.config.simulation import DatasetConfig
+from fed_diffmic.config.site import SiteConfig
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.datasets import get_dataset
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.open import open_dataset
 from fed_diffmic.data.site import Examples, SiteData
 from fed_diffmic.data.splits import split_site
-from fed_diffmic.spec import RunSpec
 
 FINDINGS = "findings.csv"
 KEPT = 2

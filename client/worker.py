@@ -59,10 +59,10 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
     from client.site import Protection, Rules, register_source
     from client.source import SiteSource
     from client.start import STATE, site_audit, site_key
-    from fed_diffmic.config_site import SiteConfig
+    from fed_diffmic.config.site import SiteConfig
+    from fed_diffmic.config.spec import parse_dataclass
     from fed_diffmic.exchange.policy import SitePolicy
     from fed_diffmic.provision.keys import load_private
-    from fed_diffmic.spec import parse_dataclass
     from fed_diffmic.transport.contact import read_contact
     from fed_diffmic.transport.worker import serve
 

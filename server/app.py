@@ -3,7 +3,7 @@
 Flower's run configuration holds flat scalars only. These are read:
 
 =============  ====================================================================================
-config-json    resolved configuration (:func:`fed_diffmic.compose.to_json`), or ``overrides``
+config-json    resolved configuration (:func:`fed_diffmic.config.compose.to_json`), or ``overrides``
 spec-json      what all sites have in common; without it, it is made from the configuration
 stages         names separated by commas; without it, those of guidance and diffusion that have rounds, else plain
 sites          names of the expected sites separated by ``|``; without it, whoever is there
@@ -25,10 +25,10 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fed_diffmic.compose import config_from_run_config
-from fed_diffmic.config import SimulateConfig
+from fed_diffmic.config.compose import config_from_run_config
+from fed_diffmic.config.simulation import SimulateConfig
+from fed_diffmic.config.spec import RunSpec, make_spec
 from fed_diffmic.reporting.events import EventLog
-from fed_diffmic.spec import RunSpec, make_spec
 from fed_diffmic.transport.folders import run_dir_of
 from server.checkpoints import CheckpointStore, FinalModel
 from server.hooks import Hooks

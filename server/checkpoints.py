@@ -18,10 +18,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fed_diffmic.algorithms.base import Tensors
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import MachineError, ModelFileError
 from fed_diffmic.files import load_tensors, read_json, save_tensors, tensors_digest, write_json
-from fed_diffmic.final import FinalModel, has_final, load_final, write_final
-from fed_diffmic.spec import RunSpec
+from fed_diffmic.release.final import FinalModel, has_final, load_final, write_final
 from fed_diffmic.training.calibration import Calibration
 from server.hooks import Hooks
 from server.provenance import provenance_facts

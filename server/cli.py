@@ -41,7 +41,7 @@ def _run(arguments: list[str], hint: list[str]) -> int:
 
 
 def _coordinate(given: argparse.Namespace, hint: list[str]) -> int:
-    from fed_diffmic.compose import compose_server, to_yaml
+    from fed_diffmic.config.compose import compose_server, to_yaml
     from server.start import check_same_run, check_start, with_run_dir
 
     settings = [*given.settings, *([f"run.dir={given.resume.absolute()}"] if given.resume else [])]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fed_diffmic.exchange.audit import Head
 from fed_diffmic.privacy.statement import last_claims, last_client_level
-from fed_diffmic.provenance import code_facts
+from fed_diffmic.release.provenance import code_facts
 
 if TYPE_CHECKING:
     from server.checkpoints import RunState

@@ -16,11 +16,11 @@ import numpy as np
 from flwr.serverapp import Grid
 
 from fed_diffmic.algorithms.base import Algorithm, SiteUpdate, Tensors
-from fed_diffmic.config_text import flattened
+from fed_diffmic.config.spec import RunSpec
+from fed_diffmic.config.text import flattened
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.exchange.claims import parse_claim
 from fed_diffmic.files import tensors_digest
-from fed_diffmic.spec import RunSpec
 from fed_diffmic.training import calibration
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.matrix import cell_from

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fed_diffmic.config_server import ServerConfig
-from fed_diffmic.config_text import to_yaml
+from fed_diffmic.config.server import ServerConfig
+from fed_diffmic.config.text import to_yaml
 from fed_diffmic.console import Terminated
 from fed_diffmic.errors import FedDiffmicError, MachineError
 from fed_diffmic.exchange.audit import AuditLog

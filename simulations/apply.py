@@ -18,7 +18,7 @@ from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import normalise
 from fed_diffmic.errors import DataError, UsageError
 from fed_diffmic.files import write_json
-from fed_diffmic.personal import part_of_site
+from fed_diffmic.release.personal import part_of_site
 from fed_diffmic.training import calibration
 from fed_diffmic.training.evaluation import figures_of, start_draws
 from fed_diffmic.training.metrics import METRICS

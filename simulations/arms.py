@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fed_diffmic.config import StagesConfig
+from fed_diffmic.config.simulation import StagesConfig
+from fed_diffmic.config.spec import STAGES
 from fed_diffmic.files import safe_name
-from fed_diffmic.spec import STAGES
 from simulations.sites import POOLED
 
 TWO_STAGES = ("guidance", "diffusion")

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from client.preflight.check import Check, failed, of_error, passed, warning
-from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config.privacy import PrivacyConfig
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.manifest import OWN_GROUP
 from fed_diffmic.data.site import Examples
 from fed_diffmic.errors import ConfigError, LedgerError
@@ -22,7 +23,6 @@ from fed_diffmic.privacy.ledger_lines import narrowed
 from fed_diffmic.privacy.modules import check_private
 from fed_diffmic.privacy.units import unit_set
 from fed_diffmic.provision.keys import PrivateKey
-from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.stages import build_module, exchanged
 
 GRANT = "A person here can raise it: `fed-diffmic ledger grant`. Or ask for fewer rounds, or set more noise."

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fed_diffmic.config import StageConfig, StrategyConfig
+from fed_diffmic.config.simulation import StageConfig, StrategyConfig
 from fed_diffmic.errors import ConfigError, RoundError
 
 Tensors = dict[str, np.ndarray]

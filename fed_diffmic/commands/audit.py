@@ -95,9 +95,9 @@ def _verify(arguments: argparse.Namespace, hint: list[str]) -> int:
 def _model(arguments: argparse.Namespace, hint: list[str]) -> int:
     import json
 
-    from fed_diffmic.final import load_final
-    from fed_diffmic.provenance import PROVENANCE, verify_statement
     from fed_diffmic.provision.keys import load_public
+    from fed_diffmic.release.final import load_final
+    from fed_diffmic.release.provenance import PROVENANCE, verify_statement
 
     key = None if arguments.key is None else load_public(arguments.key)
     model = load_final(arguments.folder, public_key=key)
@@ -111,7 +111,7 @@ def _model(arguments: argparse.Namespace, hint: list[str]) -> int:
 
 
 def _privacy(arguments: argparse.Namespace, hint: list[str]) -> int:
-    from fed_diffmic.compose import compose, compose_site
+    from fed_diffmic.config.compose import compose, compose_site
     from fed_diffmic.files import write_json
 
     if not 0 < arguments.epsilon <= _MOST_EPSILON:

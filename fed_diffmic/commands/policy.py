@@ -21,7 +21,7 @@ def register(add: Add) -> None:
 
 
 def _explain(arguments: argparse.Namespace, hint: list[str]) -> int:
-    from fed_diffmic.compose import compose_site
+    from fed_diffmic.config.compose import compose_site
     from fed_diffmic.exchange.policy_text import explain
 
     config = compose_site(arguments.config, arguments.settings)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fed_diffmic.config import DatasetConfig
+from fed_diffmic.config.simulation import DatasetConfig
 from fed_diffmic.data.cache import ImageCache, Progress, build_cache
 from fed_diffmic.data.checks import content_codes, empty_classes, group_leak, institution_overlap, settle_duplicates
 from fed_diffmic.data.datasets import Reader, get_dataset

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 
-from fed_diffmic.config_site import PolicyConfig
-from fed_diffmic.exchange.hours import parse_hours
+from fed_diffmic.config.hours import parse_hours
+from fed_diffmic.config.site import PolicyConfig
 
 _STAGES = {
     "guidance": "guidance (the network that finds salient regions)",

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fed_diffmic.config import ModelConfig
+from fed_diffmic.config.simulation import ModelConfig
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.models.backbones import Encoder
 from fed_diffmic.models.checks import check_architecture, check_model_config, encoder_arguments, encoder_grid

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from fed_diffmic.algorithms.base import Algorithm, LocalContext, SiteHalf, Tensors
-from fed_diffmic.config import StageConfig
+from fed_diffmic.config.simulation import StageConfig
 from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import augment, normalise
 from fed_diffmic.models.diffmic import encoder_parameters

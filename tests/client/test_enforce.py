@@ -139,7 +139,7 @@ def test_every_rule_has_a_case_above() -> None:
 
 
 def test_the_closed_policy_refuses_everything(tmp_path: Path, site: Any) -> None:
-    from fed_diffmic.config_site import PolicyConfig
+    from fed_diffmic.config.site import PolicyConfig
 
     _, source = site(**{name: value for name, value in vars(PolicyConfig()).items() if name != "name"})
     for request, kind in ((task("train"), "train"), (task("evaluate"), "evaluate"), (query(), "query"),

@@ -114,9 +114,9 @@ def weights_of_rounds(folder: Path, data: Path, common: Mapping[str, Any], round
     """
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    from fed_diffmic.compose import compose, to_json
+    from fed_diffmic.config.compose import compose, to_json
+    from fed_diffmic.config.spec import make_spec
     from fed_diffmic.exchange.audit import AuditLog
-    from fed_diffmic.spec import make_spec
     from server.checkpoints import CheckpointStore
     from server.hooks import Hooks
     from server.rounds import run_federation

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_diffmic.compose import compose_site
-from fed_diffmic.config_site import PolicyConfig
+from fed_diffmic.config.compose import compose_site
+from fed_diffmic.config.site import PolicyConfig
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.payload import Payload

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.errors import BudgetError, LedgerError, MachineError
 from fed_diffmic.exchange.audit import read_lines
 from fed_diffmic.privacy import continuity

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from flwr.serverapp import ServerApp
 
-from fed_diffmic.compose import compose, to_json
+from fed_diffmic.config.compose import compose, to_json
+from fed_diffmic.config.spec import make_spec
 from fed_diffmic.errors import ConfigError
-from fed_diffmic.spec import make_spec
 from simulations import ray_backend
 from simulations.ray_backend import InterruptedRunError, StoppableGrid
 from tests import toy

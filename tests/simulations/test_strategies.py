@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fed_diffmic.compose import compose
+from fed_diffmic.config.compose import compose
 from fed_diffmic.errors import ConfigError, RoundError, UsageError
 from fed_diffmic.files import load_tensors
 from server.checkpoints import load_final

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.privacy import dp_sgd, per_sample
 from fed_diffmic.privacy.audit.attacks import (

@@ -11,8 +11,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_diffmic import compose as room
-from fed_diffmic.compose import (
+from fed_diffmic.config import compose as room
+from fed_diffmic.config.compose import (
     FOLDER,
     GROUPS,
     compose,
@@ -23,7 +23,7 @@ from fed_diffmic.compose import (
     to_json,
     to_yaml,
 )
-from fed_diffmic.config import SimulateConfig
+from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.errors import ConfigError, UsageError
 
 OPTIONS = [(group, option) for group in GROUPS for option in group_options(group)]

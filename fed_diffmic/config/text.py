@@ -20,8 +20,8 @@ from typing import Any
 
 import yaml
 
+from fed_diffmic.config.fields import allowed_text, check_value
 from fed_diffmic.errors import ConfigError, UsageError
-from fed_diffmic.fields import allowed_text, check_value
 
 Tree = dict[str, Any]
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})

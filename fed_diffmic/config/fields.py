@@ -1,6 +1,6 @@
 """How a configuration field is declared: meaning, unit and range beside its name and type.
 
-The same declaration drives the checks, the messages and the reference (:mod:`fed_diffmic.reference`).
+The same declaration drives the checks, the messages and the reference (:mod:`fed_diffmic.config.reference`).
 """
 
 from __future__ import annotations

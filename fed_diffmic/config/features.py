@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fed_diffmic.config import SimulateConfig
-from fed_diffmic.config_server import ServerConfig
+from fed_diffmic.config.server import ServerConfig
+from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.errors import ConfigError
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fed_diffmic.config import DatasetConfig
-from fed_diffmic.config_privacy import PrivacyConfig
-from fed_diffmic.fields import Checked, option
+from fed_diffmic.config.fields import Checked, option
+from fed_diffmic.config.privacy import PrivacyConfig
+from fed_diffmic.config.simulation import DatasetConfig
 
 
 @dataclass(frozen=True)

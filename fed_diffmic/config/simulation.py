@@ -2,7 +2,7 @@
 
 Every field declares its meaning, unit and range where it is declared (``metadata``); the same
 declaration drives the checks, the messages and ``fed-diffmic options``. How files and
-``key=value`` overrides become these objects is in :mod:`fed_diffmic.compose`.
+``key=value`` overrides become these objects is in :mod:`fed_diffmic.config.compose`.
 
 Symbols are those of docs/model.md: ``B`` images, ``C`` classes, ``K`` regions, ``D`` latent
 channels, ``T`` training timesteps, ``S`` sampling steps.
@@ -14,8 +14,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from fed_diffmic.config_privacy import PrivacyConfig
-from fed_diffmic.fields import Checked, option
+from fed_diffmic.config.fields import Checked, option
+from fed_diffmic.config.privacy import PrivacyConfig
 
 BASELINES = ("local", "pooled", "plain")
 SELECT_METRICS = ("auroc_macro", "balanced_accuracy", "loss")

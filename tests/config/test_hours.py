@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fed_diffmic.config.hours import DAY, DAYS, WEEK, Span, minutes_left, parse_hours
 from fed_diffmic.errors import ConfigError
-from fed_diffmic.exchange.hours import DAY, DAYS, WEEK, Span, minutes_left, parse_hours
 
 MONDAY = datetime(2026, 11, 23)
 SPANS = st.builds(

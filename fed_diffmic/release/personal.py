@@ -12,7 +12,7 @@ from pathlib import Path
 from fed_diffmic.algorithms import Tensors, algorithm_class, build_algorithm
 from fed_diffmic.errors import UsageError
 from fed_diffmic.files import load_tensors, safe_name, save_tensors
-from fed_diffmic.final import FinalModel
+from fed_diffmic.release.final import FinalModel
 from fed_diffmic.training.stages import GUIDANCE_PREFIX
 
 

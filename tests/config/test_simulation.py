@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fed_diffmic import config
-from fed_diffmic.config import (
+from fed_diffmic.config import simulation as config
+from fed_diffmic.config.fields import allowed_text, option
+from fed_diffmic.config.simulation import (
     DatasetConfig,
     ModelConfig,
     PartitionConfig,
@@ -16,9 +17,8 @@ from fed_diffmic.config import (
     StageConfig,
     StrategyConfig,
 )
-from fed_diffmic.config_text import all_keys
+from fed_diffmic.config.text import all_keys
 from fed_diffmic.errors import ConfigError
-from fed_diffmic.fields import allowed_text, option
 
 GROUPS = [DatasetConfig, ModelConfig, StageConfig, StrategyConfig, PartitionConfig, RunConfig]
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_diffmic.config import ModelConfig, SimulateConfig, StageConfig, StagesConfig
+from fed_diffmic.config.simulation import ModelConfig, SimulateConfig, StageConfig, StagesConfig
+from fed_diffmic.config.spec import RunSpec, make_spec, without_paths
 from fed_diffmic.errors import ConfigError
-from fed_diffmic.spec import RunSpec, make_spec, without_paths
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fed_diffmic.fields import Checked, option
+from fed_diffmic.config.fields import Checked, option
 
 
 @dataclass(frozen=True)

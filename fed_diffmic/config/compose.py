@@ -2,7 +2,7 @@
 
 Hydra composes the group options that travel with the package (``configs/``), each against the
 dataclass that its first line names, so that a misspelt key or a wrong type in a shipped file is
-refused too. What a user writes is understood by :mod:`fed_diffmic.config_text` and laid over that, so
+refused too. What a user writes is understood by :mod:`fed_diffmic.config.text` and laid over that, so
 that nobody needs Hydra's grammar for a path with ``=``, a space or a comma in it, and every
 message is in our words.
 
@@ -25,14 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import configs
-from fed_diffmic.config import SimulateConfig
-from fed_diffmic.config_checks import check_consistency, check_epochs_count
-from fed_diffmic.config_network_checks import check_server_consistency, check_site_consistency
-from fed_diffmic.config_server import ServerConfig
-from fed_diffmic.config_site import SiteConfig
-from fed_diffmic.config_text import Scalar, Tree, UnknownKeyError, nearest_keys, parse_text, to_yaml, typed
+from fed_diffmic.config.checks import check_consistency, check_epochs_count
+from fed_diffmic.config.network_checks import check_server_consistency, check_site_consistency
+from fed_diffmic.config.server import ServerConfig
+from fed_diffmic.config.simulation import SimulateConfig
+from fed_diffmic.config.site import SiteConfig
+from fed_diffmic.config.spec import parse_dataclass
+from fed_diffmic.config.text import Scalar, Tree, UnknownKeyError, nearest_keys, parse_text, to_yaml, typed
 from fed_diffmic.errors import ConfigError, UsageError
-from fed_diffmic.spec import parse_dataclass
 
 __all__ = [
     "compose",
@@ -75,7 +75,7 @@ CLIENT = Base("client", SiteConfig, ("dataset", "policy", "privacy"), check_site
 def compose(config_file: Path | None, overrides: Sequence[str]) -> SimulateConfig:
     """Compose, type-check and range-check the configuration of a run.
 
-    Nothing outside the configuration is looked at; :func:`fed_diffmic.config_checks.check_start` does that.
+    Nothing outside the configuration is looked at; :func:`fed_diffmic.config.checks.check_start` does that.
 
     Args:
         config_file: the user's YAML, or none. A ``config.yaml`` saved by a run is such a file.

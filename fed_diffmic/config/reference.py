@@ -1,6 +1,6 @@
 """The reference of every setting, from the dataclasses that declare them and the options that set them.
 
-``fed-diffmic options`` prints it; ``python -m fed_diffmic.reference`` writes it as docs/configuration.md.
+``fed-diffmic options`` prints it; ``python -m fed_diffmic.config.reference`` writes it as docs/configuration.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from fed_diffmic.compose import (
+from fed_diffmic.config.compose import (
     CLIENT,
     FOLDER,
     SERVER,
@@ -27,8 +27,8 @@ from fed_diffmic.compose import (
     compose_site,
     group_options,
 )
+from fed_diffmic.config.fields import allowed_text
 from fed_diffmic.errors import UsageError
-from fed_diffmic.fields import allowed_text
 
 _TITLES = {
     "simulate": "`fed-diffmic simulate`",

@@ -2,7 +2,7 @@
 
 ``final/`` holds ``<stage>.safetensors``, ``model.json`` (written last: it makes the run complete) and, where a
 coordinator with a signing key made it, ``provenance.json``: configuration, code, sites, rounds, digests of payloads
-and heads of the audit logs' chains, signed (:mod:`fed_diffmic.provenance`). A simulation's model is not signed, and
+and heads of the audit logs' chains, signed (:mod:`fed_diffmic.release.provenance`). A simulation's model is not signed, and
 says so.
 """
 
@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from fed_diffmic.algorithms.base import Tensors
+from fed_diffmic.config.spec import RunSpec, parse_dataclass, without_paths
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.files import atomic_write, load_tensors, read_json, save_tensors, tensors_digest
-from fed_diffmic.provenance import PROVENANCE, sign_statement, verify_statement
 from fed_diffmic.provision.keys import PrivateKey, PublicKey
-from fed_diffmic.spec import RunSpec, parse_dataclass, without_paths
+from fed_diffmic.release.provenance import PROVENANCE, sign_statement, verify_statement
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.stages import build_module, full_state
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fed_diffmic.config import DatasetConfig, SimulateConfig, StrategyConfig
-from fed_diffmic.config_text import Scalar, all_keys, nearest_keys, parse_text, to_yaml, typed
+from fed_diffmic.config.simulation import DatasetConfig, SimulateConfig, StrategyConfig
+from fed_diffmic.config.text import Scalar, all_keys, nearest_keys, parse_text, to_yaml, typed
 from fed_diffmic.errors import ConfigError, UsageError
 
 TEXT = st.text(min_size=1, max_size=30).filter(lambda t: "${" not in t)

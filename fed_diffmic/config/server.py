@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fed_diffmic.config import ModelConfig, StagesConfig, StrategyConfig
-from fed_diffmic.fields import Checked, option
+from fed_diffmic.config.fields import Checked, option
+from fed_diffmic.config.simulation import ModelConfig, StagesConfig, StrategyConfig
 
 
 @dataclass(frozen=True)

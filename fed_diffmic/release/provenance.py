@@ -87,7 +87,7 @@ def code_facts() -> dict[str, Any]:
 
 def source_digest() -> str:
     """SHA-256 over the names and bytes of our installed Python files, so that a changed installation is seen."""
-    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    root, digest = Path(__file__).parents[2], hashlib.sha256()
     for package in SOURCES:
         for path in sorted((root / package).rglob("*.py")):
             digest.update(f"{path.relative_to(root).as_posix()}\0".encode())

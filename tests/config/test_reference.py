@@ -2,10 +2,17 @@ from pathlib import Path
 
 import pytest
 
-from fed_diffmic.compose import CLIENT, SERVER, SIMULATE, compose
-from fed_diffmic.config_text import all_keys
+from fed_diffmic.config.compose import CLIENT, SERVER, SIMULATE, compose
+from fed_diffmic.config.reference import (
+    COMMANDS,
+    configuration_markdown,
+    groups_of,
+    option_notes,
+    options_text,
+    settings,
+)
+from fed_diffmic.config.text import all_keys
 from fed_diffmic.errors import UsageError
-from fed_diffmic.reference import COMMANDS, configuration_markdown, groups_of, option_notes, options_text, settings
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -15,10 +15,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fed_diffmic.config import DatasetConfig, SimulateConfig, StagesConfig
-from fed_diffmic.config_features import check_features
-from fed_diffmic.config_privacy import PrivacyConfig
-from fed_diffmic.config_server import ServerConfig
+from fed_diffmic.config.features import check_features
+from fed_diffmic.config.privacy import PrivacyConfig
+from fed_diffmic.config.server import ServerConfig
+from fed_diffmic.config.simulation import DatasetConfig, SimulateConfig, StagesConfig
 from fed_diffmic.errors import ConfigError, UsageError
 
 MEAN_OF_UPDATES = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "flower")  # ask the sites for updates alone

@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fed_diffmic.config import DatasetConfig
-from fed_diffmic.config_checks import (
+from fed_diffmic.config.checks import (
     DEVICE,
     check_client_level,
     check_dataset,
@@ -20,10 +19,11 @@ from fed_diffmic.config_checks import (
     check_stages,
     check_strategy,
 )
-from fed_diffmic.config_server import ServerConfig
-from fed_diffmic.config_site import SiteConfig
+from fed_diffmic.config.hours import parse_hours
+from fed_diffmic.config.server import ServerConfig
+from fed_diffmic.config.simulation import DatasetConfig
+from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.errors import ConfigError
-from fed_diffmic.exchange.hours import parse_hours
 
 ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 PROXY = re.compile(r"http://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}/?")

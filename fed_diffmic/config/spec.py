@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any
 
-from fed_diffmic.config import ModelConfig, SimulateConfig, StageConfig, StagesConfig, StrategyConfig
+from fed_diffmic.config.simulation import ModelConfig, SimulateConfig, StageConfig, StagesConfig, StrategyConfig
 from fed_diffmic.errors import ConfigError
 
 STAGES = ("guidance", "diffusion", "plain")
