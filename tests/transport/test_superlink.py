@@ -57,7 +57,10 @@ INTERNALS = {
     "flwr.supercore.task_identity": ["TaskIdentity"],
     "flwr.server.superlink.linkstate.sql_linkstate": ["SqlLinkState"],
     "flwr.supercore.object_store.sql_object_store": ["SqlObjectStore"],
-    "flwr.supercore.state.schema.linkstate_models": ["MessageRes"],
+    "flwr.supercore.error": ["FlowerError"],
+    "flwr.supercore.error.catalog": ["API_ERROR_MAP", "ApiErrorSpec"],
+    "flwr.supercore.state.schema.corestate_models": ["ObjectPushSessionRoot"],
+    "flwr.supercore.state.schema.linkstate_models": ["MessageIns", "MessageRes"],
     "flwr.supercore.state.schema.objectstore_models": ["ObjectChild", "StoredObject"],
     "flwr.superlink.cli.flower_superlink": ["SuperLinkLifespan", "_parse_superlink_lifespan_config"],
     "flwr.superlink.grid": ["HttpGrid"],
@@ -110,6 +113,29 @@ def get(link: RunningLink, port: int, path: str, token: str = "") -> http.client
 def test_flower_has_what_we_call(module, names):
     found = importlib.import_module(module)
     assert [name for name in names if not hasattr(found, name)] == []
+
+
+def test_flowers_fleet_router_calls_the_handlers_that_we_rule():
+    from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
+    from flwr.superlink.routers.fleet import node_auth, router
+    from flwr.superlink.servicer.fleet import fleet_handlers
+
+    from fed_diffmic.transport.fleetrules import RULED
+
+    source = inspect.getsource(router)
+    for name in RULED:  # by the module's name at the moment of the call, or ours would not be called
+        assert f"fleet_handlers.{name}(" in source and hasattr(fleet_handlers, name)
+    for call in ("push_messages(request=request, state=state)", "push_object(request=request, state=state)",
+                 "pull_object(request=request, state=state)"):  # fmt: skip
+        assert call in source
+    assert "request=request, state=state, store=state.object_store" in source
+    whole = inspect.getsource(node_auth)  # what `request.node.node_id` says is true when a handler is called
+    assert "get_node_id_by_public_key(public_key) != node_id" in whole and "protobuf_request.node.node_id" in whole
+    push = inspect.getsource(fleet_handlers.push_messages)
+    assert "state.store_message_and_object_tree(" in push and "state.start_session(run_id)" in push
+    for name in ("delete_messages", "store_message_ins", "store_message_res", "get_message_res",
+                 "_cleanup_push_session", "get_run_status"):  # fmt: skip
+        assert callable(getattr(SqlLinkState, name))
 
 
 def test_flowers_grid_has_the_parts_we_replace():
