@@ -103,6 +103,7 @@ class Keeper:
         start: starts it.
         first_s, longest_s: bounds of the pause.
         rng: of the jitter.
+        why: says why it ended, where that is known.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Keeper:
     first_s: float
     longest_s: float
     rng: random.Random = field(default_factory=random.Random)
+    why: Callable[[], str] = str
     child: Child | None = None
     started: float = 0.0
     due: float = 0.0
@@ -128,7 +130,7 @@ class Keeper:
                 self.failures = 0
             return False
         pause = self.pause()
-        logger.warning("%s ended (%s); started again in %.1f s", self.name, ending(code), pause)
+        logger.warning("%s ended (%s); started again in %.1f s", self.name, self.why() or ending(code), pause)
         self.child, self.due = None, now + pause
         self.failures += 1
         return True
@@ -177,7 +179,8 @@ class _Site:
         way = config.coordinator
         secret = secrets.token_hex(32)
         self.port = 0
-        self.node = Keeper("SuperNode", lambda: self._start_node(way, secret), way.retry_min_s, way.retry_max_s)
+        pauses = (way.retry_min_s, way.retry_max_s)
+        self.node = Keeper("SuperNode", lambda: self._start_node(way, secret), *pauses, why=self._problem)
         self.worker = Keeper("worker", lambda: self._start_worker(secret), way.retry_min_s, way.retry_max_s)
         self.control = read_control(folder)
         self.audit = site_audit(config)
@@ -188,6 +191,7 @@ class _Site:
         self.connected = False
         self.problem = ""
         self.said = 0.0
+        self.dropped = (0, 0)
 
     def run(self) -> int:
         """Until a signal; children are gone when it returns or raises."""
@@ -220,8 +224,8 @@ class _Site:
             self.connected = False
         self.worker.step(now)
         self._watch_worker()
-        contact = read_contact(self.run_folder)
-        if contact is not None and self.node.child is not None and contact.pid == self.node.child.pid:
+        contact = self._contact()
+        if contact is not None:
             self._follow(contact, now)
         if self.worker.failures >= STARTS:
             raise MachineError(
@@ -237,6 +241,16 @@ class _Site:
             )
         self.housekeeping.step(now)
 
+    def _contact(self) -> Contact | None:
+        """What the present SuperNode says of itself, or none yet."""
+        contact, child = read_contact(self.run_folder), self.node.child
+        return contact if contact is not None and child is not None and contact.pid == child.pid else None
+
+    def _problem(self) -> str:
+        """The last words of a SuperNode that has just ended."""
+        contact = self._contact()
+        return "" if contact is None else contact.problem
+
     def _follow(self, contact: Contact, now: float) -> None:
         """What the SuperNode says: contact, problems, a worker or a SuperNode that hangs."""
         patience = 2 * self.config.coordinator.heartbeat_s
@@ -249,6 +263,9 @@ class _Site:
         elif not contact.problem and contact.connected and (not self.connected or self.problem):
             logger.info("connected to the coordinator")
             self._note("connected", address=str(self.config.coordinator.address))
+        if contact.dropped and self.dropped != (contact.pid, contact.dropped):
+            logger.warning("an undelivered reply was dropped: %s", contact.why)
+            self.dropped = (contact.pid, contact.dropped)
         self.problem, self.connected = contact.problem, contact.connected
         if now - contact.alive > patience and self.node.child is not None and now - self.node.started > patience:
             self.node.kill("it does not move")

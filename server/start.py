@@ -16,8 +16,8 @@ from fed_diffmic.config_checks import differences, holds_run
 from fed_diffmic.config_network_checks import check_server_start
 from fed_diffmic.config_server import ServerConfig
 from fed_diffmic.errors import ConfigError, UsageError
-from fed_diffmic.provision.certificates import load_certificate, load_pem_key
-from fed_diffmic.provision.keys import PrivateKey, load_private
+from fed_diffmic.provision.certificates import leads_to, load_certificate, load_certificates, load_pem_key
+from fed_diffmic.provision.keys import PrivateKey, load_private, read_credential
 from fed_diffmic.provision.roster import Roster
 from fed_diffmic.spec import RunSpec, make_spec
 from server.ledgers import LedgerMemory, memory_path
@@ -94,7 +94,15 @@ def check_credentials(config: ServerConfig) -> None:
     security = config.security
     certificate = load_certificate(str(security.certificate))
     private = load_pem_key(str(security.key))
-    load_certificate(str(security.ca))
+    authorities = load_certificates(read_credential(Path(str(security.ca)), "certificate"), str(security.ca))
+    chain = load_certificates(read_credential(Path(str(security.certificate)), "certificate"), "security.certificate")
+    if not leads_to(chain, authorities):
+        raise ConfigError(
+            "security.ca",
+            security.ca,
+            "the authority that issued security.certificate (this one did not: no site that trusts it could connect)",
+            "Take the `ca.crt` that belongs to the certificate, or have one issued: `fed-diffmic provision server`.",
+        )
     if certificate.public_key() != private.public_key():
         raise ConfigError("security.key", security.key, "the private key of security.certificate", "Check both paths.")
     now = datetime.now(UTC)

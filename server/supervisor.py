@@ -76,13 +76,19 @@ def banner(config: ServerConfig) -> list[str]:
     listen = config.listen
     lines = [
         f"flower-server: run {Path(str(config.run.dir)).name} in {config.run.dir}",
-        f"listening on {listen.host}:{listen.port} (fleet endpoints and health only); everything else on loopback",
+        f"to listen on {listen.host}:{listen.port} (fleet endpoints and health only); everything else on loopback",
     ]
     if config.security.insecure:
         lines += ["no TLS: whoever is on the way reads and changes everything", "nobody is authenticated"]
         return [f"INSECURE {line}" for line in lines]
     sites = expected_sites(config) or []
     return [*lines, f"TLS and node authentication; expected sites: {', '.join(sites)}"]
+
+
+def listening(config: ServerConfig) -> list[str]:
+    """What is said once it is true."""
+    mark = "INSECURE " if config.security.insecure else ""
+    return [f"{mark}listening on {config.listen.host}:{config.listen.port}"]
 
 
 def say(lines: Sequence[str]) -> None:
@@ -220,6 +226,8 @@ class _Coordinator:
     def _train_once(self, events: EventLog, audit: AuditLog | None, private_port: int, restarts: int) -> None:
         admission = None
         self.link = link = self._start(link_settings(self.config, self.run_dir / _LINK, private_port), restarts)
+        if restarts == 0:
+            say(listening(self.config))
         events.emit("listening", address=self.status.status.address, pid=link.child.pid)
         try:
             self.status.status.state = "waiting"

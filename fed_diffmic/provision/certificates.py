@@ -77,6 +77,24 @@ def issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
     return True
 
 
+def leads_to(chain: list[x509.Certificate], authorities: list[x509.Certificate]) -> bool:
+    """Whether the first certificate of a chain is signed by an authority, or by one of the chain that is.
+
+    Args:
+        chain: the certificate, and those that come with it, in any order.
+        authorities: those that are trusted.
+    """
+    present, rest = chain[0], chain[1:]
+    while True:
+        if any(issued_by(present, ca) for ca in authorities):
+            return True
+        above = next((other for other in rest if issued_by(present, other)), None)
+        if above is None:
+            return False
+        rest = [other for other in rest if other is not above]
+        present = above
+
+
 def days_left(certificate: x509.Certificate) -> float:
     """Days until a certificate expires; negative if it has."""
     return (certificate.not_valid_after_utc - datetime.now(UTC)) / timedelta(days=1)

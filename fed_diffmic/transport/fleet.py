@@ -23,6 +23,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from fed_diffmic.files import atomic_write
 from fed_diffmic.transport.contact import Reporter
+from fed_diffmic.transport.guard import REASON_HEADER
 from fed_diffmic.transport.refusals import refusal_of
 
 RECEIVES = 10
@@ -33,6 +34,11 @@ UNKNOWN = (
     "the coordinator does not accept this site: its key is not in the roster (any more), or this machine's clock is"
     " wrong, or the coordinator was started anew"
 )
+UNKNOWN_BY = {
+    "roster": "the coordinator does not accept this site: its key is not in the roster (any more)",
+    "clock": "the coordinator does not accept this site: this machine's clock differs too much from the coordinator's",
+    "signature": "the coordinator does not accept this site: what it signed cannot be verified",
+}
 PASSING = ("timed out", "unexpected_eof", "eof occurred")
 STATUS_WORDS = {
     401: UNKNOWN,
@@ -48,7 +54,9 @@ STATUS_WORDS = {
 def sentence(error: BaseException) -> str:
     """What is wrong with the way to the coordinator, in words (no address, no file)."""
     if isinstance(error, httpx.HTTPStatusError):
-        code = error.response.status_code
+        code, reason = error.response.status_code, error.response.headers.get(REASON_HEADER.decode(), "")
+        if code == 401 and reason in UNKNOWN_BY:
+            return UNKNOWN_BY[reason]
         return STATUS_WORDS.get(code, f"the coordinator answered with status {code}")
     text = str(error).lower()
     if passes(error):

@@ -58,6 +58,16 @@ def test_pauses_grow_with_jitter_to_the_longest() -> None:
     assert keeper.failures == 7
 
 
+def test_why_a_child_ended_is_said_where_it_is_known(caplog: pytest.LogCaptureFixture) -> None:
+    said = ["", "the coordinator does not accept this site"]
+    keeper = Keeper("SuperNode", lambda: cast(Child, Dead()), 1.0, 8.0, why=lambda: said.pop(0))
+    for _ in range(2):
+        keeper.step(keeper.due)
+        keeper.step(keeper.due)
+    lines = [line.split(";")[0] for line in caplog.messages if "ended" in line]
+    assert lines == ["SuperNode ended (exit code 3)", "SuperNode ended (the coordinator does not accept this site)"]
+
+
 def test_how_a_child_ended_is_said_in_words() -> None:
     assert (ending(3), ending(-9), ending(-64)) == ("exit code 3", "SIGKILL", "SIGRTMAX")
 

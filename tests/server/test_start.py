@@ -11,7 +11,7 @@ from fed_diffmic.provision.keys import make_site_key
 from fed_diffmic.provision.roster import Roster
 from fed_diffmic.spec import RunSpec
 from server import start
-from server.supervisor import banner
+from server.supervisor import banner, listening
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,21 @@ def test_a_key_of_another_certificate_is_refused(files, tmp_path):
     _, other = make_authority(tmp_path / "ca").issue_server([], [], tmp_path / "server")
     with pytest.raises(ConfigError, match=r"security\.key"):
         start.check_start(config_of({**files, "key": str(other)}, tmp_path / "run"), resume=False)
+
+
+def test_a_ca_that_did_not_issue_the_certificate_is_refused(files, tmp_path):
+    other = make_authority(tmp_path / "ca")
+    with pytest.raises(ConfigError, match=r"security\.ca.*the authority that issued"):
+        start.check_start(config_of({**files, "ca": str(other.certificate_path)}, tmp_path / "run"), resume=False)
+    both = tmp_path / "both.crt"  # while a CA is renewed
+    both.write_bytes(other.certificate_path.read_bytes() + Path(files["ca"]).read_bytes())
+    start.check_start(config_of({**files, "ca": str(both)}, tmp_path / "run"), resume=False)
+
+
+def test_that_it_listens_is_not_said_before_it_is_true(files, tmp_path):
+    config = config_of(files, tmp_path / "run")
+    assert not any(line.startswith("listening on") for line in banner(config))
+    assert listening(config) == ["listening on 127.0.0.1:9443"]
 
 
 def test_a_certificate_that_is_over_is_refused(files, tmp_path, monkeypatch):

@@ -38,6 +38,15 @@ def test_a_handshake_that_was_only_slow_or_cut_is_tried_again(error, words, give
     assert invoker.should_giveup is not None and invoker.should_giveup(error) is gives_up
 
 
+@pytest.mark.parametrize(
+    ("reason", "words"), [("roster", "not in the roster"), ("clock", "clock differs"), ("", "roster (any more), or")]
+)
+def test_why_a_site_is_not_accepted_is_what_the_coordinator_said(reason, words):
+    request = httpx.Request("POST", "https://x")
+    answer = httpx.Response(401, headers={"x-fed-diffmic-refused": reason} if reason else {}, request=request)
+    assert words in sentence(httpx.HTTPStatusError("401", request=request, response=answer))
+
+
 @pytest.mark.parametrize("moment", ["content", "confirmation"])
 def test_a_run_that_ends_while_its_request_arrives_leaves_no_task_behind(tmp_path, monkeypatch, moment):
     monkeypatch.setattr(start_client_internal, "get_fused_config_from_fab", lambda *_: {})
