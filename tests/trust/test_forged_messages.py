@@ -76,7 +76,7 @@ def left_nothing(tmp_path: Path) -> bool:
 
 def query() -> Payload:
     spec = toy.toy_spec()
-    return Payload("query", {"spec": spec.to_json(), "run": spec.run_id, "arm": spec.arm})
+    return Payload("query", {"spec": spec.to_json(), "run": spec.run_id, "arm": spec.arm, "ledger": ""})
 
 
 def forged_by_a_site(request: Payload) -> Wire:

@@ -87,8 +87,8 @@ def forged_request(made: Consortium) -> Wire:
 
 def inject(made: Consortium, wire: Wire) -> bool:
     """Push it as the intruder's SuperNode could; whether the SuperLink refused to take it."""
-    lines = [json.loads(x) for x in (made.run_dir / "audit.jsonl").read_text(encoding="utf-8").splitlines()]
-    nodes = {x["facts"]["site"]: int(str(x["facts"]["node"]).split()[-1]) for x in lines if x["kind"] == "site"}
+    # No log tells a node's number any more; here the intruder is given it, as if it had guessed.
+    nodes = {site: int((made.site_folder(site) / "run" / "node").read_text()) for site in (VICTIM, INTRUDER)}
     message = task_message(wire, node=nodes[VICTIM], message_type="train", ttl=600.0, group="1")
     run = wait("a request in the intruder's hand", lambda: run_in_hand(made), 60)
     message.metadata.__dict__.update(_src_node_id=1, _run_id=run, _message_id="")
