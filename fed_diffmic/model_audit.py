@@ -57,9 +57,7 @@ def _stage(
     for line, when in [(n, "at the end") for n in last] + [(n, f"in round {bound.get('round')}") for n in chosen]:
         for fact, name in (("weights", "candidate"), ("base", "base")):
             if line.facts.get(fact) != bound.get(name):
-                text = (
-                    f"stage {stage}: {when} the site was asked about other weights ({fact}, line {line.n} of its log)"
-                )
+                text = f"stage {stage}: {when} the site was sent other weights ({fact}, line {line.n} of its log)"
                 yield Finding(PROBLEM, f"{text} than the model holds")
     fitted = [n for n in last if n.facts.get("calibration")]
     if any(n.facts["calibration"] != value_digest(calibration.get(stage)) for n in fitted):
