@@ -57,8 +57,8 @@ def _stage(
     for line, when in [(n, "at the end") for n in last] + [(n, f"in round {bound.get('round')}") for n in chosen]:
         for fact, name in (("weights", "candidate"), ("base", "base")):
             if line.facts.get(fact) != bound.get(name):
-                text = f"stage {stage}: {when} the site was sent other weights ({fact}, line {line.n} of its log)"
-                yield Finding(PROBLEM, f"{text} than the model holds")
+                text = f"stage {stage}: {when} the site was sent other weights than the model holds"
+                yield Finding(PROBLEM, f"{text} ({fact}, line {line.n} of its log)")
     fitted = [n for n in last if n.facts.get("calibration")]
     if any(n.facts["calibration"] != value_digest(calibration.get(stage)) for n in fitted):
         yield Finding(PROBLEM, f"stage {stage}: the site's test images were judged under another calibration")
