@@ -186,11 +186,11 @@ def test_evaluate(rooms, capsys, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "m.csv").touch()
     assert cli.main(["evaluate", "--run", "run", "--manifest", "m.csv", "--json", "o.json"]) == 0
-    assert rooms.pop() == ("evaluate_run", (Path("run"), Path("m.csv"), Path("o.json")), {"site": None})
+    assert rooms.pop() == ("evaluate_run", (Path("run"), Path("m.csv"), Path("o.json")), {"site": None, "key": None})
     assert cli.main(["evaluate", "--run", "run", "--manifest", "m.csv"]) == 0
     assert rooms.pop()[1][2] is None
     assert cli.main(["evaluate", "--run", "run", "--manifest", "m.csv", "--site", "a"]) == 0
-    assert rooms.pop()[2] == {"site": "a"}
+    assert rooms.pop()[2] == {"site": "a", "key": None}
     assert "--run none" in fails(capsys, "evaluate", "--run", "none", "--manifest", "m.csv")
     assert "--manifest none" in fails(capsys, "evaluate", "--run", "run", "--manifest", "none")
     assert "does not exist" in fails(capsys, "evaluate", "--run", "run", "--manifest", "m.csv", "--json", "x/o.json")
@@ -203,7 +203,7 @@ def test_predict(rooms, capsys, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "a.png").touch()
     assert cli.main(["predict", "--run", "run", "a.png", "a.png"]) == 0
-    assert rooms.pop() == ("predict_run", (Path("run"), [Path("a.png")] * 2), {"site": None})
+    assert rooms.pop() == ("predict_run", (Path("run"), [Path("a.png")] * 2), {"site": None, "key": None})
     assert "no such file" in fails(capsys, "predict", "--run", "run", "a.png", "b.png")
     assert "required" in fails(capsys, "predict", "--run", "run")
 
