@@ -1,4 +1,4 @@
-"""What a real site does around a task: seal, gate, policy, replay, time, audit log. A virtual site does none of it.
+"""What a real site does around a task: seal, gate, policy, study, replay, time, audit log. A virtual site does none.
 
 The order matters. A request that is not the coordinator's own is refused before anything of it is decoded or written
 down; any other before data are opened or weights are loaded; what was computed passes the policy once more before it
@@ -80,7 +80,7 @@ class Enforcement:
             digest: of the request's header, as it travelled.
 
         Raises:
-            SiteError: the policy does not allow it, or it is an old request sent again.
+            SiteError: the policy does not allow it, it is not of a study that the site agreed to, or an old one again.
             MachineError: the audit log, or what was seen of the coordinator's, cannot be written.
         """
         if self.rules is None:
@@ -94,6 +94,8 @@ class Enforcement:
         if spec is not None and spec.arm != ARM:
             raise SiteError(failures.POLICY_RUN, f"arm {spec.arm}: a real site takes part in the federation only")
         _refuse(self.rules.policy.check(self.kind, spec, request, dataset=self.rules.dataset))
+        if spec is not None:  # after the policy: only a run that it names may leave its study here
+            self.rules.studies.check(self.kind, request)
         self._request = request_name(request.header)
         if self.rules.watch is not None:
             mark = self.rules.watch.mark(self._request)

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from flwr.app import Context
 
@@ -24,10 +24,19 @@ from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.exchange.audit import AuditLog
 from fed_diffmic.exchange.failures import LABELS, SETTINGS, SiteError
+from fed_diffmic.exchange.payload import Payload
 from fed_diffmic.exchange.policy import SitePolicy
 from fed_diffmic.files import append_line, private_folder
 from fed_diffmic.provision.keys import PrivateKey, load_private, make_site_key
 from fed_diffmic.spec import RunSpec
+
+
+class Agreement(Protocol):
+    """What a site agreed to (:class:`client.studies.Studies`)."""
+
+    def check(self, kind: str, request: Payload) -> None:
+        """Raise :class:`SiteError` for a request that is not of a study that the site agreed to."""
+
 
 Gate = Callable[[str], None]
 Source = Callable[[Context, Any, Any], SiteData]
@@ -82,6 +91,7 @@ class Rules:
         policy: what may be asked and what may leave.
         dataset: layout of the site's data (``dataset.name``), for the policy.
         audit: keeps a line of every task, refusal and payload; nothing leaves without its line.
+        studies: what the site agreed to; a request beyond it is refused.
         gate: called with the task's kind before anything else; raises :class:`SiteError` (``PAUSED``, ``WITHDRAWN``)
             where the site takes no tasks now.
         seals: what checks that a request is the coordinator's own, and seals replies to it; none: an insecure trial,
@@ -97,6 +107,7 @@ class Rules:
     seals: SiteSeals | None = None
     refusals: Refusals = field(default_factory=Refusals)
     watch: Watch | None = None
+    studies: Agreement = field(kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fed_diffmic.config_site import SiteConfig
 from fed_diffmic.exchange.audit import AuditLog
-from fed_diffmic.provision.keys import load_private, make_site_key
+from fed_diffmic.provision.keys import load_private, load_public, make_site_key
 from fed_diffmic.transport.processes import Child, child_env, start_child
+
+if TYPE_CHECKING:
+    from client.studies import Studies
 
 MODULE = "client.worker"
 RUN, LOGS, AUDIT, TRIAL_KEY = "run", "logs", "audit.jsonl", "trial_key"
@@ -60,6 +63,19 @@ def site_audit(config: SiteConfig) -> AuditLog:
     """
     folder = Path(str(config.site.folder))
     return AuditLog(folder / AUDIT, load_private(site_key(config)), owner=config.site.name)
+
+
+def site_studies(config: SiteConfig, audit: AuditLog) -> Studies:
+    """What the site agreed to, and its rules for what may come.
+
+    Raises:
+        CredentialError: a key cannot be used.
+    """
+    from client.studies import Studies
+
+    way = config.coordinator
+    known = None if way.insecure or way.public_key is None else load_public(way.public_key)  # none: nobody signs
+    return Studies(Path(str(config.site.folder)), config.policy.study, audit, load_private(site_key(config)), known)
 
 
 def site_key(config: SiteConfig) -> Path:

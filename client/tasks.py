@@ -40,6 +40,14 @@ FIELDS: dict[str, dict[str, type]] = {
     "evaluate": {**TASK, "state": str, "guidance": str, "prior": list, "sums": bool, "split": str},
     "assess": {**TASK, "state": str, "guidance": str, "calibration": dict},
 }
+# What real sites need and virtual ones, which have no rules, do not (client.studies).
+OPTIONAL: dict[str, dict[str, type]] = {
+    "labels": {},
+    "query": {"study": str, "document": str, "signature": str},
+    "train": {"study": str},
+    "evaluate": {"study": str},
+    "assess": {"study": str},
+}
 
 
 class BaseMissingError(Exception):
@@ -53,11 +61,11 @@ def check_request(request: Payload, kind: str) -> RunSpec | None:
         SiteError: the request is not one.
         ConfigError: its spec holds what the configuration does not allow.
     """
-    wanted = FIELDS[kind]
+    wanted, allowed = FIELDS[kind], FIELDS[kind] | OPTIONAL[kind]
     header = request.header
-    if request.kind != kind or set(header) != set(wanted):
+    if request.kind != kind or not set(wanted) <= set(header) <= set(allowed):
         raise SiteError(BAD_REQUEST)
-    if any(type(header[name]) is not field for name, field in wanted.items()):
+    if any(type(value) is not allowed[name] for name, value in header.items()):
         raise SiteError(BAD_REQUEST)
     if "spec" not in wanted:
         return None

@@ -59,7 +59,7 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
     from client.seals import SiteSeals
     from client.site import Protection, Rules, register_source
     from client.source import SiteSource
-    from client.start import STATE, site_audit, site_key
+    from client.start import STATE, site_audit, site_key, site_studies
     from client.watch import Watch
     from fed_diffmic.config_site import SiteConfig
     from fed_diffmic.exchange.policy import SitePolicy
@@ -73,16 +73,17 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
     folder, run = Path(str(config.site.folder)), Path(settings.run)
     private = config.privacy.name == "dp_sgd"
     policy = SitePolicy(config.policy, config.privacy.stages if private else ())
-    key, way = site_key(config), config.coordinator
+    key, way, audit = site_key(config), config.coordinator, site_audit(config)
     signer = load_private(key)
     seals = None if way.insecure else SiteSeals(config.site.name, load_public(str(way.public_key)), signer, folder)
     rules = Rules(
         policy,
         config.dataset.name,
-        site_audit(config),
+        audit,
         gate=lambda _: gate(folder),
         seals=seals,
         watch=Watch(run, folder),
+        studies=site_studies(config, audit),
     )
     protection = Protection(config.privacy, signer, witness_of(key))
     register_source(SiteSource(config), lambda _: folder, rules, lambda _: protection)

@@ -30,7 +30,7 @@ from fed_diffmic.config_checks import check_consistency, check_epochs_count
 from fed_diffmic.config_network_checks import check_server_consistency, check_site_consistency
 from fed_diffmic.config_server import ServerConfig
 from fed_diffmic.config_site import SiteConfig
-from fed_diffmic.config_text import Scalar, Tree, UnknownKeyError, nearest_keys, parse_text, to_yaml, typed
+from fed_diffmic.config_text import Scalar, Tree, UnknownKeyError, flattened, nearest_keys, parse_text, to_yaml, typed
 from fed_diffmic.errors import ConfigError, UsageError
 from fed_diffmic.spec import parse_dataclass
 
@@ -272,9 +272,12 @@ def _build(base: Base, chosen: dict[str, str], values: Tree) -> Any:
     from omegaconf import OmegaConf
 
     options = values.get("strategy", {}).pop("options", None)
+    ranges = values.get("policy", {}).get("study", {}).pop("ranges", None)
     merged = OmegaConf.merge(_options(FOLDER, base.name, tuple(sorted(chosen.items()))), values)
     if options is not None:  # a mapping replaces the option's mapping rather than mixing with it
         merged.strategy.options = options
+    if ranges is not None:  # those of the preset hold beside them
+        merged.policy.study.ranges = {**merged.policy.study.ranges, **flattened(ranges)}
     return OmegaConf.to_object(merged)
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from fed_diffmic.config import DatasetConfig, SimulateConfig, StagesConfig
-from fed_diffmic.config_features import check_features
+from fed_diffmic.config_features import Trained, check_features
 from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.config_server import ServerConfig
+from fed_diffmic.config_stages import check_stage_values
 from fed_diffmic.errors import ConfigError, UsageError
 
 MEAN_OF_UPDATES = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "flower")  # ask the sites for updates alone
@@ -123,7 +124,7 @@ def check_privacy(config: SimulateConfig) -> None:
         )
 
 
-def check_model(config: SimulateConfig | ServerConfig) -> None:
+def check_model(config: Trained) -> None:
     """Values of the model's group that exclude each other."""
     model = config.model
     if model.sampling_steps > model.timesteps:
@@ -155,20 +156,7 @@ def check_epochs_count(given: Mapping[str, Set[str]], stages: StagesConfig | Non
 def check_stages(config: SimulateConfig | ServerConfig) -> None:
     """Stages that could not train."""
     stages = config.stages
-    for name in ("guidance", "diffusion", "plain"):
-        if config.model.norm == "batch" and getattr(stages, name).batch_size == 1:
-            remedy = "Batch norm over one image has no variance; or choose model.norm=group."
-            raise ConfigError(f"stages.{name}.batch_size", 1, "at least 2 with model.norm=batch", remedy)
-    for name in ("guidance", "diffusion"):
-        if getattr(stages, name).rounds is None:
-            raise ConfigError(
-                f"stages.{name}.rounds", "null", "a whole number >= 0; only stages.plain.rounds may be null"
-            )
-    for name in ("guidance", "plain"):
-        if getattr(stages, name).blend:
-            raise ConfigError(
-                f"stages.{name}.blend", "true", "false: only stage diffusion has a guidance network to blend with"
-            )
+    check_stage_values(config)
     plain_only = isinstance(config, SimulateConfig) and not any(
         getattr(stages, name).rounds or getattr(stages, name).init for name in ("guidance", "diffusion")
     )
@@ -188,7 +176,7 @@ def check_stages(config: SimulateConfig | ServerConfig) -> None:
         )
 
 
-def check_strategy(config: SimulateConfig | ServerConfig) -> None:
+def check_strategy(config: Trained) -> None:
     """A Flower strategy without its class, or a class without the strategy that takes it."""
     strategy = config.strategy
     if strategy.name == "flower" and strategy.class_path is None:
@@ -205,7 +193,7 @@ def check_strategy(config: SimulateConfig | ServerConfig) -> None:
                 )
 
 
-def check_client_level(config: SimulateConfig | ServerConfig) -> None:
+def check_client_level(config: Trained) -> None:
     """Client-level noise with settings that it could not honour."""
     strategy, key = config.strategy, "strategy.client_noise_multiplier"
     if strategy.client_noise_multiplier == 0:

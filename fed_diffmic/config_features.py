@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from fed_diffmic.config import SimulateConfig
-from fed_diffmic.config_server import ServerConfig
+from typing import Protocol
+
+from fed_diffmic.config import ModelConfig, StagesConfig, StrategyConfig
 from fed_diffmic.errors import ConfigError
 
 
-def check_features(config: SimulateConfig | ServerConfig, *, plain: bool) -> None:
+class Trained(Protocol):
+    """What says how a model is trained: a simulation's or a coordinator's configuration, or the spec that sites get."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """Group ``model``."""
+
+    @property
+    def stages(self) -> StagesConfig:
+        """Group ``stages``."""
+
+    @property
+    def strategy(self) -> StrategyConfig:
+        """Group ``strategy``."""
+
+
+def check_features(config: Trained, *, plain: bool) -> None:
     """Refuse to centre features of encoders that train, or where noise would not cover their mean.
 
     Args:

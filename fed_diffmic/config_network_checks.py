@@ -22,6 +22,7 @@ from fed_diffmic.config_checks import (
 )
 from fed_diffmic.config_server import ServerConfig
 from fed_diffmic.config_site import SiteConfig
+from fed_diffmic.config_study import check_study_rules
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.exchange.hours import parse_hours
 
@@ -79,6 +80,7 @@ def check_site_consistency(config: SiteConfig) -> None:
     check_privacy_group(config.privacy)
     site, way = config.site, config.coordinator
     parse_hours(config.policy.hours)
+    check_study_rules(config.policy.study)
     if site.name:
         check_site_name("site.name", site.name)
     if not DEVICE.fullmatch(site.device):

@@ -8,6 +8,7 @@ from fed_diffmic.config import DatasetConfig
 from fed_diffmic.config_budget import BudgetRules
 from fed_diffmic.config_limits import Limits
 from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config_study import StudyRules
 from fed_diffmic.fields import Checked, option
 
 
@@ -93,6 +94,7 @@ class PolicyConfig(Checked):
     )
     budget: BudgetRules = field(default_factory=BudgetRules)
     limits: Limits = field(default_factory=Limits)
+    study: StudyRules = field(default_factory=StudyRules)
 
 
 @dataclass(frozen=True)

@@ -236,7 +236,9 @@ def _scalar(hint: type, value: Scalar, key: str, allowed: str) -> Any:
 
 
 def _guess(value: Any, key: str) -> Any:
-    """A value of an undeclared type (a Flower strategy's keyword arguments), as YAML would read it."""
+    """A value of an undeclared type (a Flower strategy's keyword arguments, a range), as YAML would read it."""
+    if isinstance(value, Scalar) and value.plain and value.startswith("["):  # as typed on a command line
+        value = parse_text(value, key)
     if isinstance(value, list):
         return [_guess(item, f"{key}[{n}]") for n, item in enumerate(value)]
     if isinstance(value, Mapping):

@@ -85,7 +85,7 @@ def check_value(f: Field[Any], value: object, key: str) -> None:
             raise ConfigError(key, value, allowed_text(f))
         if isinstance(item, (int, float)) and not isinstance(item, bool):
             outside = (
-                not math.isfinite(item)
+                not _finite(item)
                 or (m.get("ge") is not None and item < m["ge"])
                 or (m.get("gt") is not None and item <= m["gt"])
                 or (m.get("le") is not None and item > m["le"])
@@ -93,6 +93,14 @@ def check_value(f: Field[Any], value: object, key: str) -> None:
             )
             if outside:
                 raise ConfigError(key, value, allowed_text(f))
+
+
+def _finite(number: float) -> bool:
+    """Whether it is a number that a float can hold: a whole number of 400 digits is none."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
 
 
 class Checked:

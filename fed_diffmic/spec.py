@@ -17,6 +17,7 @@ from typing import Any
 
 from fed_diffmic.config import ModelConfig, SimulateConfig, StageConfig, StagesConfig, StrategyConfig
 from fed_diffmic.errors import ConfigError
+from fed_diffmic.spec_checks import check_spec
 
 STAGES = ("guidance", "diffusion", "plain")
 
@@ -73,20 +74,17 @@ class RunSpec:
 
     @staticmethod
     def from_json(text: str) -> RunSpec:
-        """Strict inverse of :meth:`to_json`.
+        """Strict inverse of :meth:`to_json`: whoever reads it checks what the coordinator checks of its configuration.
 
         Raises:
-            ConfigError: not JSON, unknown or missing key, wrong type, value out of range.
+            ConfigError: not JSON, unknown or missing key, wrong type, value out of range, values that exclude each
+                other.
         """
         try:
-            value = json.loads(text)
-        except ValueError as error:
+            spec: RunSpec = parse_dataclass(RunSpec, json.loads(text, parse_constant=_no_number), "spec")
+        except (ValueError, RecursionError) as error:
             raise ConfigError("spec", "(text)", "a JSON object") from error
-        spec = parse_dataclass(RunSpec, value, "spec")
-        if not spec.classes or len(set(spec.classes)) != len(spec.classes):
-            raise ConfigError("spec.classes", len(spec.classes), "at least one class, each named once")
-        if spec.task not in ("multiclass", "ordinal", "multilabel"):
-            raise ConfigError("spec.task", spec.task, "multiclass, ordinal, multilabel")
+        check_spec(spec)
         return spec
 
 
@@ -165,7 +163,14 @@ def _parse(hint: Any, value: Any, key: str) -> Any:
             raise ConfigError(key, value, "a mapping of names")
         return dict(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ConfigError(key, "(hundreds of digits)", "a number") from error
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(key, value, hint.__name__)
     return value
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")

@@ -86,14 +86,13 @@ def train(
     text = str(run_config.get("spec-json") or "")
     join_s = float(run_config.get("join-s") or JOIN_S)
     spec = RunSpec.from_json(text) if text else spec_of(config, grid, run_dir, events, sites, join_s, hooks)
-    both = ",".join(stage for stage in STAGES if wanted(config, stage))
-    stages = str(run_config.get("stages") or "") or both or "plain"
+    named_stages = str(run_config.get("stages") or "")
     return run_federation(
         grid,
         spec,
         CheckpointStore(str(run_config.get("folder") or run_dir)),
         events,
-        stages=stages.split(","),
+        stages=named_stages.split(",") if named_stages else stages_of(config),
         quorum=config.run.quorum,
         deadline_s=config.run.deadline_s,
         sites=sites,
@@ -101,6 +100,11 @@ def train(
         test_s=float(run_config.get("test-s") or 0.0),
         hooks=hooks or Hooks(),
     )
+
+
+def stages_of(config: SimulateConfig) -> list[str]:
+    """The stages that a configuration trains, in order; the plain classifier where it trains neither of the two."""
+    return [stage for stage in STAGES if wanted(config, stage)] or ["plain"]
 
 
 def wanted(config: SimulateConfig, stage: str) -> bool:

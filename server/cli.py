@@ -9,12 +9,14 @@ from pathlib import Path
 
 from fed_diffmic import __version__
 from fed_diffmic.console import Parser, run_command, split_settings
+from fed_diffmic.errors import UsageError
 
 _ABOUT = """The coordinator of a federation. For research; not a medical device.
 
   flower-server --config server.yaml run.dir=RUN         start a run
   flower-server --resume RUN                             continue it after whatever ended it
   flower-server status RUN                               sites, round, time left
+  flower-server study --config server.yaml run.dir=RUN   what a run will ask of its sites, for review before it starts
 """
 _SETTINGS = "settings: seed=1, listen.port=9443, ...; `fed-diffmic options flower-server` lists them"
 
@@ -29,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str], hint: list[str]) -> int:
     if arguments and arguments[0] == "status":
         return _status(arguments[1:])
+    if arguments and arguments[0] == "study":
+        return _study(arguments[1:])
     parser = Parser(prog="flower-server", description=_ABOUT)
     parser.add_argument("--version", action="version", version=f"flower-server {__version__}")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML with the same names as the settings")
@@ -71,6 +75,30 @@ def _status(arguments: list[str]) -> int:
     from server.status import show_status
 
     print(show_status(parser.parse_args(arguments).run))
+    return 0
+
+
+def _study(arguments: list[str]) -> int:
+    parser = Parser(prog="flower-server study", description="What a run will ask of its sites, in sentences.")
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML of the coordinator")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the signed document into a file, for the sites")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="as for the run: run.dir=RUN, ...")
+    known, left = parser.parse_known_args(arguments)
+    settings = split_settings(parser, known.settings, left)
+    from fed_diffmic.compose import compose_server
+
+    config = compose_server(known.config, settings)
+    if config.run.dir is None:
+        raise UsageError("a study is of a run, and run.dir is not set", "Add run.dir=RUN, which names it.")
+    from fed_diffmic.exchange.study_text import explain_study
+    from fed_diffmic.files import write_json
+    from server.start import with_run_dir
+    from server.study import study_of_config
+
+    study = study_of_config(with_run_dir(config))
+    if known.out is not None:
+        write_json(known.out, {"study": study.text, "signature": study.signature})
+    print(explain_study(study), end="")
     return 0
 
 

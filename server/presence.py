@@ -15,15 +15,18 @@ from flwr.serverapp import Grid
 
 from fed_diffmic.errors import RoundError
 from fed_diffmic.exchange.audit import Head
-from fed_diffmic.exchange.failures import WITHDRAWN
+from fed_diffmic.exchange.failures import STUDY_WAITS, WITHDRAWN
 from fed_diffmic.exchange.payload import Payload, pack, request_name
 from fed_diffmic.exchange.screening import MAX_EXAMPLES, REFUSALS, Expected
+from fed_diffmic.exchange.study import Study
 from fed_diffmic.spec import RunSpec, without_paths
 from server.hooks import Hooks
 from server.replies import Events, Outcome, Request, Site, ask
 
 REMEDY = "Look at the named sites' own logs; the run can be continued with --resume."
 LONGEST_PAUSE_S = 60.0
+APPROVAL_PAUSE_S = 300.0
+"""Longest pause before a site whose people have not approved the study is asked again."""
 
 
 class Presence:
@@ -38,6 +41,7 @@ class Presence:
         join_s: the longest wait for sites to appear.
         poll_s: pause between looking for replies.
         hooks: what a real coordinator adds.
+        study: of the run; the first request brings it, every request names it.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Presence:
         join_s: float = 300.0,
         poll_s: float = 0.1,
         hooks: Hooks | None = None,
+        study: Study | None = None,
     ) -> None:
         self.grid = grid
         self.spec = spec
@@ -64,11 +69,19 @@ class Presence:
         self.heads: dict[str, Head] = {}
         self._known: set[int] = set()
         self._patience: dict[int, tuple[float, float]] = {}
+        self._approving: set[int] = set()
         self._closed: dict[str, str] = {}
         self._header = {"spec": without_paths(spec).to_json(), "run": spec.run_id, "arm": spec.arm}
+        self._brings: dict[str, str] = {}
+        if study is not None:
+            self._header["study"] = study.digest
+            self._brings = {"document": study.text, "signature": study.signature}
 
     def find(self, deadline: float) -> None:
         """Wait, within bounds, for the sites to appear and ask each who it is.
+
+        Sites whose people have yet to approve the study are waited for until ``deadline`` if the quorum needs them, all
+        others for ``join_s``.
 
         Raises:
             RoundError: fewer than the quorum came in time.
@@ -76,18 +89,21 @@ class Presence:
         until = min(time.monotonic() + self.join_s, deadline)
         missing: dict[str, str] = {}
         settled = False
-        while not settled and time.monotonic() < until:
+        while not settled and time.monotonic() < (end := self._end(until, deadline)):
             before = set(self.members)
-            missing |= self.refresh(until)
+            missing |= self.refresh(end)
             if self.names is not None:
                 settled = set(self.names) <= set(self.members)
             else:
                 settled = bool(before) and before == set(self.members)
             if not settled:
                 pause = self.poll_s if self.names is not None else max(self.poll_s, 1.0)
-                time.sleep(max(0.0, min(pause, until - time.monotonic())))
+                time.sleep(max(0.0, min(pause, end - time.monotonic())))
         gone = {name: why for name, why in missing.items() if name not in self.members}
         self._check_quorum("looking for the sites", set(self.members), gone)
+
+    def _end(self, until: float, deadline: float) -> float:
+        return deadline if self._approving and len(self.members) < self._needed() else until
 
     def refresh(self, deadline: float) -> dict[str, str]:
         """Ask nodes not known yet who they are; a site that came back as another node is found again.
@@ -122,7 +138,7 @@ class Presence:
 
     def _question(self, node: Site, name: str) -> Request:
         """Who are you; with what was seen of the privacy ledger of the site that the node's key stands for."""
-        header = {**self._header, "ledger": self.hooks.echo(name) if name else ""}
+        header = {**self._header, **self._brings, "ledger": self.hooks.echo(name) if name else ""}
         expected = Expected(
             kind="query.reply",
             header={"run": self.spec.run_id, "arm": self.spec.arm, "request": request_name(header)},
@@ -137,12 +153,10 @@ class Presence:
         claims: dict[str, list[Site]] = {}
         for node in nodes:
             if node.name not in outcome.replies:
-                if outcome.codes.get(node.name) == WITHDRAWN:
-                    self._known.add(node.node)
-                pause = min(2.0 * self._patience.get(node.node, (0.0, 5.0 * self.poll_s))[1], LONGEST_PAUSE_S)
-                self._patience[node.node] = (time.monotonic() + pause, pause)
+                self._not_yet(node, outcome, bound)
                 continue
             self._known.add(node.node)
+            self._approving.discard(node.node)
             site = site_of(node.node, outcome.replies[node.name].header, self.spec.num_classes)
             if site is None or (self.names is not None and site.name not in self.names):
                 outcome.missing[node.name] = "it did not say a name and counts that fit the run"
@@ -157,6 +171,23 @@ class Presence:
     def _expected(self, name: str | None) -> bool:
         """Whether the roster's site takes part in this run; any other is not asked, and told nothing of it."""
         return name is not None and (self.names is None or name in self.names)
+
+    def _not_yet(self, node: Site, outcome: Outcome, bound: Mapping[int, str] | None) -> None:
+        """A node that did not say who it is: it is asked again after a pause that doubles, unless it withdrew."""
+        code = outcome.codes.get(node.name)
+        waits = code == STUDY_WAITS
+        (self._approving.add if waits else self._approving.discard)(node.node)
+        if code == WITHDRAWN:
+            self._known.add(node.node)
+        longest = APPROVAL_PAUSE_S if waits else LONGEST_PAUSE_S
+        pause = min(2.0 * self._patience.get(node.node, (0.0, 5.0 * self.poll_s))[1], longest)
+        self._patience[node.node] = (time.monotonic() + pause, pause)
+        name = (bound or {}).get(node.node)
+        if name is None or node.name not in outcome.missing:
+            return
+        reason = outcome.missing[name] = outcome.missing.pop(node.name)  # by its name in the roster, as people know it
+        if waits:
+            self.events.emit("site_waits", site=name, code=code, reason=reason, again_s=pause, stage="", round=0)
 
     def _drop_removed(self, bound: Mapping[int, str]) -> None:
         """Sites that the roster no longer names are asked for nothing more; if they come back, they are found again."""

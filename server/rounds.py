@@ -37,6 +37,7 @@ from server.stage import (
     weighted_mean,
 )
 from server.strategy import server_algorithm
+from server.study import study_of_run
 from server.trail import log_aggregate, log_begun, log_chosen, log_resumed, round_facts, sent_in_next
 
 NOBODY_SAYS = [0.0, 0.0]
@@ -87,7 +88,7 @@ def run_federation(
             state = RunState(settings=_json(settings))
             events.emit("federation_started", run=spec.run_id, arm=spec.arm, stages=list(stages))
         else:
-            check_same_settings(state.settings, _json(settings))
+            check_same_settings({k: v for k, v in state.settings.items() if k != "study"}, _json(settings))
             progress = state.progress
             log_resumed(hooks or Hooks(), spec, progress)
             events.emit(
@@ -98,7 +99,12 @@ def run_federation(
             )
         if has_final(store.folder):
             return load_final(store.folder)
-        members = Sites(grid, spec, events, names=sites, quorum=quorum, join_s=join_s, poll_s=poll_s, hooks=hooks)
+        signer = None if hooks is None else hooks.signer
+        study = study_of_run(store.folder, spec, stages=stages, sites=sites, test=test_s > 0, signer=signer)
+        check_same_study(state.settings, study.digest)
+        members = Sites(
+            grid, spec, events, names=sites, quorum=quorum, join_s=join_s, poll_s=poll_s, hooks=hooks, study=study
+        )
         members.find(time.monotonic() + deadline_s)
         if not state.counts:
             state.counts = {
@@ -349,6 +355,19 @@ def check_same_settings(stored: dict[str, Any], given: dict[str, Any]) -> None:
         raise ModelFileError(
             f"this run was started with other settings; they differ in {', '.join(changed[:8])}",
             "Resume with the run's own config.yaml, or start a new run in another run.dir.",
+        )
+
+
+def check_same_study(settings: dict[str, Any], digest: str) -> None:
+    """Hold the run to the study that its first checkpoint names; one that names none takes this one.
+
+    Raises:
+        ModelFileError: it is another, as where the study's file is lost and the program another meanwhile.
+    """
+    if settings.setdefault("study", digest) != digest:
+        raise ModelFileError(
+            f"this run was started with the study {settings['study']}, and this is {digest}",
+            "Restore study.json in the run's folder from the backup, or start a new run in another run.dir.",
         )
 
 

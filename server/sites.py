@@ -9,7 +9,7 @@ from typing import Any
 from flwr.app import MessageType
 
 from fed_diffmic.algorithms.base import EXTRA, Algorithm, SiteUpdate, Tensors
-from fed_diffmic.exchange.failures import POLICY_METRICS, WITHDRAWN
+from fed_diffmic.exchange.failures import POLICY_METRICS, STUDY_MISSING, WITHDRAWN
 from fed_diffmic.exchange.payload import Packed, Payload, pack, request_name
 from fed_diffmic.exchange.screening import MAX_EXAMPLES, Expected, schema_of
 from fed_diffmic.files import tensors_digest
@@ -269,6 +269,8 @@ class Sites(Presence):
         for name in [name for name, code in outcome.codes.items() if code == WITHDRAWN]:
             del self.members[name]
             self.events.emit("site_withdrew", site=name, stage=task.stage, round=round_index)
+        for name in [name for name, code in outcome.codes.items() if code == STUDY_MISSING and name in self.members]:
+            self._known.discard(self.members.pop(name).node)  # its folder is another: it gets the study again
         good = set(outcome.replies) | {name for name, code in outcome.codes.items() if code in excused}
         if quorate:
             self._check_quorum(f"stage {task.stage}, round {round_index}", good, outcome.missing, asked)

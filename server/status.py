@@ -27,9 +27,10 @@ class SiteStatus:
 
     Attributes:
         contact: Unix time of its last request; 0: none yet.
-        state: ``expected``, ``ready``, ``asked``, ``replied``, ``failed``, ``removed``.
+        state: ``expected``, ``ready``, ``asked``, ``replied``, ``waits`` (asks for patience), ``failed`` or
+            ``removed``.
         round: last round to which it replied.
-        reason: why it failed last.
+        reason: why it failed last, or for what it waits.
         images: training images it said it has.
     """
 
@@ -178,9 +179,11 @@ class StatusWriter:
 
 def _follow_site(site: SiteStatus, kind: str, event: Event) -> None:
     if kind == "site_found":
-        site.state, site.images = "ready", int((event.get("images") or {}).get("train", 0))
+        site.state, site.reason, site.images = "ready", "", int((event.get("images") or {}).get("train", 0))
     elif kind in ("site_done", "site_evaluated"):
         site.state, site.round, site.reason = "replied", max(site.round, int(event.get("round") or 0)), ""
+    elif kind == "site_waits":
+        site.state, site.reason = "waits", str(event.get("reason") or "")
     elif kind in ("site_failed", "site_refused"):
         site.state, site.reason = "failed", str(event.get("reason") or event.get("code") or "")
     elif kind == "site_removed":

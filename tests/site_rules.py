@@ -40,10 +40,16 @@ OPEN = PolicyConfig(
 )
 
 
-def rules(folder: Path, name: str, gate: Any = None, key: Any = KEY, **changes: Any) -> Rules:
+class Anything:
+    """Agrees to every request: for tests that are about other rules than the study's."""
+
+    def check(self, kind: str, request: Any) -> None: ...
+
+
+def rules(folder: Path, name: str, gate: Any = None, key: Any = KEY, studies: Any = None, **changes: Any) -> Rules:
     folder.mkdir(parents=True, exist_ok=True)
     log = AuditLog(folder / f"{name}.audit.jsonl", key, owner=name)
-    return Rules(SitePolicy(replace(OPEN, **changes)), "table", log, gate)
+    return Rules(SitePolicy(replace(OPEN, **changes)), "table", log, gate, studies=studies or Anything())
 
 
 class RuledGrid(InProcessGrid):

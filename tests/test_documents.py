@@ -94,9 +94,11 @@ def parser_of(words: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
 
 @pytest.mark.parametrize("page", OPERATIONS, ids=ids)
 def test_every_command_that_is_named_exists_with_its_options(page, capsys):
-    with pytest.raises(SystemExit):
-        flower_server(["--help"])
-    of_server = capsys.readouterr().out
+    of_server = {}
+    for command in ("", "study", "status"):
+        with pytest.raises(SystemExit):
+            flower_server([command, "--help"] if command else ["--help"])
+        of_server[command] = capsys.readouterr().out
     count = 0
     for span in spans(page):
         for program, line in re.findall(r"(?:^|[ /])(fed-diffmic|flower-server)((?: [^ |&;]+)+)", span):
@@ -105,9 +107,10 @@ def test_every_command_that_is_named_exists_with_its_options(page, capsys):
                 continue
             count += 1
             if program == "flower-server":
+                command = "" if words[0].startswith("--") else words[0]
+                assert command in of_server, span
                 for option in re.findall(r"--[a-z-]+", line):
-                    assert option in of_server, f"flower-server {option}"
-                assert words[0].startswith("--") or words[0] == "status", span
+                    assert option in of_server[command], f"flower-server {command} {option}"
                 continue
             parser, rest = parser_of(words)
             known = {name for action in parser._actions for name in action.option_strings}

@@ -54,6 +54,10 @@ LEDGER = 2041
 UNPROTECTED = 2042
 BUDGET_ROUND = 2043
 BUDGET_RUN = 2044
+STUDY_MISSING = 2050
+STUDY_CHANGED = 2051
+STUDY_RULES = 2052
+STUDY_WAITS = 2053
 UNSEALED = 2054
 FORGED = 2055
 FOREIGN = 2056
@@ -99,6 +103,10 @@ FAILURES: dict[int, str] = {
     BUDGET_ROUND: "one round would cost more of the site's privacy budget than the site lets a single round take",
     BUDGET_RUN: "the run would have cost more of the site's privacy budget than the site lets a single run take",
     UNPROTECTED: "the site trains with differential privacy, and not this stage",
+    STUDY_MISSING: "the site holds no study of this run under the coordinator's signature",
+    STUDY_CHANGED: "the request is not of the study with which this run began at the site",
+    STUDY_RULES: "the site's rules do not agree to the study's model or to a number in it",
+    STUDY_WAITS: "the study of the run waits for a person at the site who approves it",
     UNSEALED: "the request has no seal of the coordinator's",
     FORGED: "the request's seal is not by the coordinator whose key the site was given, or is another request's",
     FOREIGN: "the request is sealed for a site of another name",
@@ -110,7 +118,7 @@ FAILURES: dict[int, str] = {
     NODE_FAILED: "Flower reports that the site's process failed or is not there",
 }
 
-LATER = frozenset({PAUSED, POLICY_HOURS})
+LATER = frozenset({PAUSED, POLICY_HOURS, STUDY_WAITS})
 """Failures that pass by themselves: the coordinator asks again while the round's time lasts."""
 
 LOST = frozenset({3, 4, 5, 8})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import timedelta
 
 from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.config_site import PolicyConfig
+from fed_diffmic.config_study import StudyRules
 from fed_diffmic.exchange.budget_text import privacy_sentences
 from fed_diffmic.exchange.hours import parse_hours
 from fed_diffmic.exchange.limits import limit_sentences
@@ -57,8 +59,13 @@ def explain(policy: PolicyConfig, site: str = "", privacy: PrivacyConfig | None 
         ("How much work may be asked for", _work(policy)),
         ("How much of the machine may be used", limit_sentences(policy.limits)),
         ("Privacy", privacy_sentences(policy, privacy)),
+        ("Who agrees to the study of a run", _study(policy.study)),
     ]
-    title = f"Policy of the site {site}" if site else "Policy of the site"
+    return headed(f"Policy of the site {site}" if site else "Policy of the site", parts)
+
+
+def headed(title: str, parts: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """A title, and below it headings with sentences."""
     blocks = [f"{title}\n{'=' * len(title)}"]
     for heading, sentences in parts:
         blocks.append("\n".join([heading, "-" * len(heading), *(f"- {sentence}" for sentence in sentences)]))
@@ -127,6 +134,24 @@ def _work(policy: PolicyConfig) -> list[str]:
         time,
         when,
     ]
+
+
+def _study(rules: StudyRules) -> list[str]:
+    if rules.approval == "person":
+        found = ["The site does nothing in a run until a person approved its study: `fed-diffmic policy approve`."]
+    else:
+        found = ["A study that keeps to what follows is agreed to by itself; another one needs a person's approval."]
+    models = ", ".join(rules.models) or "none"
+    found.append(f"Models that the rule allows, exactly as this program ships them or by their digest: {models}.")
+    encoders = ", ".join(json.dumps(name) if "," in name else name for name in rules.backbones) or "none"
+    found.append(f"Encoders (* stands for any text) of which the rule allows any other model: {encoders}.")
+    for key, allowed in sorted(rules.flat_ranges.items()):
+        found.append(f"The rule allows for {key}: {json.dumps(allowed)} (lowest and highest number, or the words).")
+    found.append("For every other value the rule allows what the program itself allows.")
+    found.append(
+        "Whatever the approval says: what was agreed to is kept, and a request that asks for anything else is refused."
+    )
+    return found
 
 
 def _named(what: str, names: Sequence[str], none: str) -> str:

@@ -15,6 +15,7 @@ site_done       stage, round, site, bytes, and its training's numbers (seconds, 
 site_evaluated  stage, round, site, bytes, and its validation figures (name to number)
 site_failed     stage, round, site, code, reason: no reply that could be used
 site_refused    stage, round, site, code, reason: a reply that the screening refused
+site_waits      stage, round, site, code, reason, again_s: it asks for patience, and is asked again then
 round_done      stage, round, rounds, figures (validation, name to number), loss, bytes_sent, seconds
 stage_done      stage, best_round, chosen (false: the last one, because no site says how good a round is)
 arm_done        arm, lr_scale (of the trial that was kept)
@@ -72,10 +73,10 @@ def plain(value: Any) -> Any:
 
 
 def trouble(event: Event) -> str:
-    """A ``warning``, ``site_failed`` or ``site_refused`` event in one sentence."""
+    """A ``warning``, ``site_failed``, ``site_refused`` or ``site_waits`` event in one sentence."""
     if event["kind"] == "warning":
         return str(event.get("message", event.get("code", "")))
-    done = "was refused" if event["kind"] == "site_refused" else "did not reply"
+    done = {"site_refused": "was refused", "site_waits": "waits"}.get(event["kind"], "did not reply")
     where = f", stage {event['stage']}" if event.get("stage") else ""
     where += f", round {event['round']}" if event.get("round") else ""
     return f"site {event.get('site') or '(unknown)'} {done}{where}: {event.get('reason', event.get('code', ''))}"

@@ -74,7 +74,7 @@ class _State:
             case "stage_done" if event.get("best_round") is not None:
                 why = "the best on validation" if event.get("chosen", True) else "the last: no site says which is best"
                 return f"[{self.arm}] {self.stage}: kept round {event['best_round']}, {why}"
-            case "site_failed" | "site_refused":
+            case "site_failed" | "site_refused" | "site_waits":
                 return f"warning: {trouble(event)}"
             case "warning":
                 return f"warning: {event.get('message', event.get('code', ''))}"

@@ -309,6 +309,7 @@ class Consortium:
                     "dtypes": ["float32", "int64"], "max_update_norm": 1e6, "metrics": ["*"], "min_count": 0,
                     "max_rounds": 100, "max_epochs": 100.0, "max_steps": 10000, "max_seconds": 600.0,
                     "hours": ["always"], "privacy": "none",
+                    "study": {"approval": "rule", "models": [], "backbones": ["test_resnet"]},
                 },
             }  # fmt: skip
             self.site_yaml[site] = folder / f"site-{number}.yaml"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -122,6 +122,10 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "max_rounds": st.integers(0, 10**6),
     "max_steps": st.integers(0, 10**6),
     "limits": st.builds(Limits, image_side=st.integers(32, 4096)),  # each of its fields: tests/exchange/test_limits.py
+    "approval": st.sampled_from(["person", "rule"]),
+    "ranges": st.dictionaries(
+        st.sampled_from(["stages.lr", "mean"]), st.lists(st.integers(0, 9), min_size=2, max_size=2)
+    ),
 }
 NUMBERS = st.floats(0, 1e6, allow_subnormal=False)
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=8),
@@ -132,9 +136,14 @@ TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp
 @settings(max_examples=150, deadline=None)
 def test_the_text_is_complete_every_field_changes_it(data: st.DataObject) -> None:
     field = data.draw(st.sampled_from(fields(PolicyConfig)))
-    values = VALUES.get(field.name, NUMBERS if field.type == "float" else TEXTS)
+    group = getattr(OPEN, field.name)
+    inner = data.draw(st.sampled_from(fields(group))) if is_dataclass(group) else field
+    values = VALUES.get(inner.name, NUMBERS if inner.type == "float" else TEXTS)
     first, second = data.draw(values), data.draw(values)
-    texts = [explain(replace(OPEN, **{field.name: value})) for value in (first, second)]
+    changed = [{inner.name: value} for value in (first, second)]
+    if inner is not field:
+        changed = [{field.name: replace(group, **values)} for values in changed]
+    texts = [explain(replace(OPEN, **values)) for values in changed]
     assert (texts[0] == texts[1]) == (first == second)
 
 
