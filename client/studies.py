@@ -1,7 +1,8 @@
 """What this site agreed to: the study of each run, kept from the run's first request on, and who approved it.
 
-``studies/<run>.json`` in the site's folder holds the document with the coordinator's signature,
-``studies/<run>.approved.json`` the approval with the site's. Neither is ever purged or written over by another study:
+``studies/<run>.study.json`` in the site's folder holds the document with the coordinator's signature,
+``studies/<run>.approval.json`` the approval with the site's (two endings, so that no run's name makes one the
+other). Neither is ever purged or written over by another study:
 what was asked can be shown as long as the folder exists.
 """
 
@@ -23,7 +24,7 @@ from fed_diffmic.exchange.study_rules import breaches
 from fed_diffmic.files import private_folder, read_json, safe_name, write_json
 from fed_diffmic.provision.keys import PrivateKey, PublicKey, decode_signature, fingerprint, sign, verifies
 
-FOLDER = "studies"
+FOLDER, STUDY, APPROVAL = "studies", ".study.json", ".approval.json"
 PERSON, RULE = "person", "rule"
 MOST_KEPT = 1000  # files of at most a megabyte
 _DOMAIN = b"fed_diffmic study approval\0"
@@ -216,8 +217,8 @@ def last_approved(folder: Path, key: PublicKey, *, but: str) -> tuple[Study, App
         MachineError: one cannot be read.
     """
     found: list[tuple[Study, Approval]] = []
-    for path in sorted((folder / FOLDER).glob("*.approved.json")):
-        kept = path.with_name(path.name.removesuffix(".approved.json") + ".json")
+    for path in sorted((folder / FOLDER).glob(f"*{APPROVAL}")):
+        kept = path.with_name(path.name.removesuffix(APPROVAL) + STUDY)
         if not kept.exists():
             continue
         value = read_json(kept)
@@ -229,8 +230,8 @@ def last_approved(folder: Path, key: PublicKey, *, but: str) -> tuple[Study, App
 
 
 def _study_file(folder: Path, run: str) -> Path:
-    return folder / f"{safe_name(run)}.json"
+    return folder / f"{safe_name(run)}{STUDY}"
 
 
 def _approval_file(folder: Path, run: str) -> Path:
-    return folder / f"{safe_name(run)}.approved.json"
+    return folder / f"{safe_name(run)}{APPROVAL}"

@@ -116,7 +116,7 @@ BEYOND: dict[str, tuple[dict[str, Any], Callable[[], Payload], int]] = {
     "test images of a stage not named": ({"stages": ["plain"]}, lambda: task("assess"), failures.POLICY_STAGE),
     "a small site": ({"min_count": 13}, lambda: task("train"), failures.POLICY_COUNT),
     "no privacy": ({"privacy": "required"}, query, failures.POLICY_PRIVACY),
-    "more threads": ({}, lambda: query(threads=3000), failures.LIMIT_SIZE),
+    "more threads": ({}, lambda: query(threads=200), failures.LIMIT_SIZE),
 }  # fmt: skip
 NEEDS_DATA = {"epochs said as steps", "too many steps", "a small site"}
 

@@ -123,6 +123,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "max_steps": st.integers(0, 10**6),
     "limits": st.builds(Limits, image_side=st.integers(32, 4096)),  # each of its fields: tests/exchange/test_limits.py
     "approval": st.sampled_from(["person", "rule"]),
+    **dict.fromkeys(("run_share", "round_share"), st.floats(0.01, 1.0)),
     "ranges": st.dictionaries(
         st.sampled_from(["stages.lr", "mean"]), st.lists(st.integers(0, 9), min_size=2, max_size=2)
     ),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fed_diffmic.algorithms.base import SiteUpdate
 from fed_diffmic.compose import compose
-from fed_diffmic.config import StrategyConfig
+from fed_diffmic.config import ModelConfig, StrategyConfig
 from fed_diffmic.errors import ConfigError, ModelFileError
 from fed_diffmic.files import load_tensors, read_json
 from fed_diffmic.privacy.accounting import ORDERS
@@ -120,7 +120,8 @@ def test_a_round_that_is_computed_again_is_counted_again(tmp_path: Path, monkeyp
     monkeypatch.setattr("fed_diffmic.training.stages._statistics", lambda module: {})  # the toy's norm stays as it is
     monkeypatch.setattr("tests.toy.ToyNet.train", lambda self, mode=True: self)
     grid, _ = toy.toy_grid(tmp_path)
-    spec = toy.toy_spec(rounds=3, strategy=NOISY)
+    model = ModelConfig(image_side=32, norm="group", encoder_norm="frozen")
+    spec = replace(toy.toy_spec(rounds=3, strategy=NOISY), model=model)
     given: dict[str, Any] = {"stages": ["guidance"], "sites": ["a", "b"], "poll_s": 0.001, "join_s": 5.0}
 
     class Stop(Exception):

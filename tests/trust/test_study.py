@@ -82,7 +82,7 @@ def test_what_was_agreed_to_is_answered_and_both_logs_can_say_what_was_asked(tmp
     assert tasks[1]["weights"] == asked(study).header["weights"] and tasks[1]["base"] == asked(study).header["base"]
     kept = kept_study(tmp_path / "a", "toy")
     assert kept is not None and kept.document["spec"]["stages"]["guidance"]["batch_size"] == 4
-    assert (tmp_path / "a" / "studies" / "toy.json").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "a" / "studies" / "toy.study.json").stat().st_mode & 0o077 == 0
 
 
 CHANGES: dict[str, Callable[[], RunSpec]] = {
@@ -196,13 +196,24 @@ def test_an_approval_of_another_study_or_by_another_key_stops_the_site(tmp_path:
     rules, _ = site(studies.BY_PERSON)
     assert code_of(tmp_path, query(study_of())) == failures.STUDY_WAITS
     rules.studies.approve("toy", "x")
-    path = tmp_path / "a" / "studies" / "toy.approved.json"
+    path = tmp_path / "a" / "studies" / "toy.approval.json"
     whole = json.loads(path.read_text())
     for changed in ({**whole, "study": "0" * 64}, {**whole, "by": "y"}, {"study": study_of().digest}):
         path.write_text(json.dumps(changed))
         assert code_of(tmp_path, asked(study_of())) == failures.MACHINE
-    (tmp_path / "a" / "studies" / "toy.json").write_text("{")
+    (tmp_path / "a" / "studies" / "toy.study.json").write_text("{")
     assert code_of(tmp_path, asked(study_of())) == failures.MACHINE
+
+
+@pytest.mark.parametrize("name", ["toy.approval", "toy.study", "toy.approved", "toy.json"])
+def test_no_runs_name_makes_its_study_anothers_approval(tmp_path: Path, site: Any, name: str) -> None:
+    rules, _ = site(studies.BY_PERSON, runs=["*"])
+    assert code_of(tmp_path, query(study_of())) == failures.STUDY_WAITS
+    rules.studies.approve("toy", "x")
+    other = study_of(replace(toy.toy_spec(), run_id=name))
+    assert code_of(tmp_path, query(other)) == failures.STUDY_WAITS
+    assert code_of(tmp_path, query(study_of())) == 0
+    assert len(list((tmp_path / "a" / "studies").glob("*.json"))) == 3
 
 
 def test_rules_that_were_tightened_count_from_the_next_request(tmp_path: Path, site: Any) -> None:
