@@ -4,6 +4,10 @@ On the wire a payload is a :class:`Wire`: a JSON text (``body``), its SHA-256, a
 arrays. ``body`` names the digest of the tensors, so the one digest covers everything. Decoding is
 strict and allocates nothing before the sizes agree: malformed input of any kind raises
 :class:`PayloadError` with a fixed sentence. Nothing is ever unpickled.
+
+One meaning has one encoding: a body is taken only as :func:`encode` would write it again, byte for byte, and what
+cannot be written again as it was meant (infinities, halves of characters, numbers beyond 64 bits, nesting without
+end) is in no body, of a sender neither. What was decoded can therefore be named, logged and sent on without a failure.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,9 +30,14 @@ Tensors = dict[str, np.ndarray]
 SCHEMA = 1
 MAX_BODY = 16 * 1024 * 1024
 MAX_METRICS = 10_000
+MAX_DEPTH = 32
+MAX_DIMS = 32
+MAX_ELEMENTS = 2**40  # a tensor without any element may not be of a size that no array can have
+MAX_INT = 2**63 - 1
 DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
 TENSOR_NAME = re.compile(r"(?:base/|algorithm/)?[A-Za-z0-9_][A-Za-z0-9_.\-]{0,255}")
 METRIC_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_/.\-]{0,127}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _BODY_KEYS = {"schema", "kind", "header", "metrics", "tensors"}
 
 
@@ -112,6 +121,7 @@ def pack(tensors: Tensors) -> Packed:
     for name, value in tensors.items():
         _check(TENSOR_NAME.fullmatch(name) is not None, "a tensor's name is not allowed")
         _check(value.dtype.name in DTYPES, "a tensor's dtype is not allowed")
+        _check(_is_shape(value.shape), "a tensor's shape is not one")
         travelling[name] = little = np.asarray(value, dtype=value.dtype.newbyteorder("<"), order="C")
         arrays[name] = WireArray(value.dtype.name, tuple(int(n) for n in value.shape), little.tobytes())
     return Packed(arrays, tensors_digest(travelling), sum(len(a.data) for a in arrays.values()))
@@ -127,18 +137,18 @@ def encode(payload: Payload, packed: Packed | None = None) -> Wire:
         PayloadError: it holds what :func:`decode` would refuse (a defect of the sender).
     """
     packed = packed or pack(payload.tensors)
-    body = {
-        "schema": SCHEMA,
-        "kind": payload.kind,
-        "header": dict(payload.header),
-        "metrics": _metrics({k: float(v) for k, v in payload.metrics.items()}),
-        "tensors": packed.digest,
-    }
     try:
-        text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
+        body = {
+            "schema": SCHEMA,
+            "kind": payload.kind,
+            "header": dict(payload.header),
+            "metrics": {k: float(v) for k, v in payload.metrics.items()},
+            "tensors": packed.digest,
+        }
+        text = _dumps(body)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise PayloadError("a header holds what JSON cannot") from error
-    _check(len(text) <= MAX_BODY, "the header is too large")
+    _read_text(text)
     return Wire(text, text_digest(text), packed.arrays)
 
 
@@ -152,7 +162,7 @@ def decode(wire: Wire, limits: Limits) -> Payload:
     body = _read_body(wire)
     tensors = _read_arrays(wire.arrays, limits)
     _check(tensors_digest(tensors) == body["tensors"], "the digest of the tensors is wrong")
-    return Payload(body["kind"], body["header"], tensors, _metrics(body["metrics"]))
+    return Payload(body["kind"], body["header"], tensors, body["metrics"])
 
 
 def text_digest(text: str) -> str:
@@ -166,23 +176,56 @@ def request_name(header: Mapping[str, Any]) -> str:
     Whether a base came along does not change the name, so the same request sent again after a crash
     is recognised by the site.
     """
-    return text_digest(json.dumps(dict(header), sort_keys=True, separators=(",", ":"), allow_nan=False))
+    return text_digest(_dumps(dict(header)))
+
+
+def _dumps(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def _read_body(wire: Wire) -> dict[str, Any]:
     _check(isinstance(wire.body, str) and isinstance(wire.digest, str), "the header is missing")
     _check(len(wire.body) <= MAX_BODY, "the header is too large")
     _check(text_digest(wire.body) == wire.digest, "the digest of the header is wrong")
+    return _read_text(wire.body)
+
+
+def _read_text(text: str) -> dict[str, Any]:
+    """The body that a text holds, for both directions, so that neither takes what the other refuses."""
+    _check(len(text) <= MAX_BODY, "the header is too large")
     try:
-        body = json.loads(wire.body, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+        body = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise PayloadError("the header is not JSON") from error
     _check(isinstance(body, dict) and set(body) == _BODY_KEYS, "the header lacks fields or has others")
-    _check(body["schema"] == SCHEMA and not isinstance(body["schema"], bool), "the schema is not one known here")
+    _check_values(body)
+    _check(_dumps(body) == text, "the header is not written as headers are")
+    _check(type(body["schema"]) is int and body["schema"] == SCHEMA, "the schema is not one known here")
     _check(isinstance(body["kind"], str) and 0 < len(body["kind"]) <= 64, "the kind is not a word")
     _check(isinstance(body["header"], dict), "the header is not a mapping")
     _check(isinstance(body["tensors"], str), "the digest of the tensors is missing")
+    _check_metrics(body["metrics"])
     return body
+
+
+def _check_values(body: Mapping[str, Any]) -> None:
+    """Every value is one that JSON, a log and another sender can hold; the walk itself does not nest."""
+    level: list[Any] = [body]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner += [*value.keys(), *value.values()]
+            elif isinstance(value, list):
+                inner += value
+            elif isinstance(value, str):
+                _check(value.isascii() or not _SURROGATE.search(value), "the header holds halves of characters")
+            elif isinstance(value, float):
+                _check(math.isfinite(value), "a number is not finite")
+            elif isinstance(value, int):
+                _check(-MAX_INT <= value <= MAX_INT, "a number is larger than 64 bits")
+        level = inner
+    _check(not level, "the header is nested too deeply")
 
 
 def _read_arrays(arrays: Mapping[str, WireArray], limits: Limits) -> Tensors:
@@ -193,24 +236,28 @@ def _read_arrays(arrays: Mapping[str, WireArray], limits: Limits) -> Tensors:
         _check(isinstance(name, str) and TENSOR_NAME.fullmatch(name) is not None, "a tensor's name is not allowed")
         _check(array.dtype in DTYPES, "a tensor's dtype is not allowed")
         sizes = list(array.shape)
-        whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in sizes)
-        _check(whole and len(sizes) <= 32, "a tensor's shape is not one")
+        whole = len(sizes) <= MAX_DIMS and all(type(n) is int and 0 <= n <= MAX_INT for n in sizes)
+        _check(whole, "a tensor's shape is not one")
         dtype = np.dtype(array.dtype).newbyteorder("<")
         _check(math.prod(sizes) * dtype.itemsize == len(array.data), "a tensor's bytes do not fill its shape")
+        _check(_is_shape(sizes), "a tensor's shape is not one")
         if array.dtype == "bool":
             _check(not array.data.translate(None, b"\x00\x01"), "a tensor of booleans holds other values")
         tensors[name] = np.frombuffer(array.data, dtype=dtype).astype(np.dtype(array.dtype)).reshape(sizes)
     return tensors
 
 
-def _metrics(value: object) -> dict[str, float]:
+def _is_shape(sizes: Sequence[int]) -> bool:
+    """Whether an array may have these sides. One of no elements has a size too, which numpy computes without its zeros."""
+    return len(sizes) <= MAX_DIMS and math.prod(max(n, 1) for n in sizes) <= MAX_ELEMENTS
+
+
+def _check_metrics(value: object) -> None:
     _check(isinstance(value, dict) and len(value) <= MAX_METRICS, "the metrics are not a small mapping")
     assert isinstance(value, dict)
     for name, number in value.items():
         _check(METRIC_NAME.fullmatch(name) is not None, "a metric's name is not allowed")
-        _check(isinstance(number, (int, float)) and not isinstance(number, bool), "a metric is not a number")
-        _check(abs(number) <= 1e300, "a metric is not a finite number")
-    return {name: float(number) for name, number in value.items()}
+        _check(type(number) is float and abs(number) <= 1e300, "a metric is not a finite number")
 
 
 def _refuse_constant(_: str) -> None:

@@ -33,7 +33,7 @@ ARRAYS = st.sampled_from(DTYPES).flatmap(
     lambda dtype: hnp.arrays(np.dtype(dtype), hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
 )
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
@@ -106,8 +106,15 @@ def with_body(**changes: Any) -> Wire:
     """A wire whose digest is right and whose body is not."""
     wire = encode(Payload("train", {"round": 1}, {"w": np.zeros(2, np.float32)}, {"loss": 1.0}))
     body = {**json.loads(wire.body), **changes}
-    text = json.dumps({k: v for k, v in body.items() if v is not ...})
-    return Wire(text, text_digest(text), wire.arrays)
+    return worded(canonical({k: v for k, v in body.items() if v is not ...}), wire.arrays)
+
+
+def canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def worded(text: str, arrays: Any = None) -> Wire:
+    return Wire(text, text_digest(text), arrays or {})
 
 
 @pytest.mark.parametrize(
@@ -115,6 +122,7 @@ def with_body(**changes: Any) -> Wire:
     [
         {"schema": 2},
         {"schema": True},
+        {"schema": 1.0},
         {"kind": 3},
         {"kind": ""},
         {"kind": "x" * 65},
@@ -123,6 +131,8 @@ def with_body(**changes: Any) -> Wire:
         {"metrics": {"loss": math.nan}},
         {"metrics": {"loss": math.inf}},
         {"metrics": {"loss": 10**400}},
+        {"metrics": {"loss": 1}},
+        {"metrics": {"loss": 1e301}},
         {"metrics": {"loss": True}},
         {"metrics": {"loss": "1"}},
         {"metrics": {"../loss": 1.0}},
@@ -200,3 +210,117 @@ def test_big_endian_arrays_travel_by_value() -> None:
 def test_a_request_is_named_by_its_header() -> None:
     assert request_name({"a": 1, "b": 2}) == request_name({"b": 2, "a": 1})
     assert request_name({"a": 1}) != request_name({"a": 2})
+
+
+# ---- one encoding of one meaning ----------------------------------------------------------------
+GOOD = encode(Payload("train", {"round": 1, "word": "\u00e9 \U0001f600"}, metrics={"loss": 0.5})).body
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('{"header"', ' {"header"'),
+        ("}", "}\n"),
+        ('"round":1', '"round": 1'),
+        ('"round":1', '"round":1e999'),
+        ('"round":1', '"round":-1e999'),
+        ('"round":1', '"round":-1e-400'),
+        ('"round":1', '"round":1E0'),
+        ('"round":1', '"round":' + "9" * 400),
+        ('"round":1', '"round":9223372036854775808'),
+        ('"round":1', '"round":' + "[" * 40 + "]" * 40),
+        ('"round":1', '"round":' + "[" * 900 + "]" * 900),
+        ('"round":1', '"round":"\\ud800"'),
+        ('"round":1', '"\\ud800":1'),
+        ('"round":1', '"round":"\\u0041"'),
+        ('"round":1', '"round":NaN'),
+        ('"loss":0.5', '"loss":5e-1'),
+        ('"loss":0.5', '"loss":0.50'),
+        ('"loss":0.5', '"loss":-1e-400'),
+        ('"loss":0.5', '"loss":' + "9" * 400),
+        ('"loss":0.5', '"loss":0.5,"loss":0.5'),
+        ('"schema":1', '"schema":1.0'),
+        ('"kind":"train","metrics":{"loss":0.5}', '"metrics":{"loss":0.5},"kind":"train"'),
+    ],
+)
+def test_a_second_way_of_writing_it_or_what_nobody_could_write_again_is_refused(before: str, after: str) -> None:
+    decode(worded(GOOD), AMPLE)
+    changed = GOOD[::-1].replace(before[::-1], after[::-1], 1)[::-1] if before == "}" else GOOD.replace(before, after, 1)
+    assert changed != GOOD
+    with pytest.raises(PayloadError):
+        decode(worded(changed), AMPLE)
+
+
+DECODED = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(), max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.text(st.characters(), max_size=4), DECODED, max_size=3), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_whatever_header_is_decoded_can_be_named_and_sent_on(header: dict[str, Any], ascii_only: bool) -> None:
+    body = {**json.loads(GOOD), "header": header}
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=ascii_only)
+    try:
+        got = decode(worded(text), AMPLE)
+    except PayloadError:
+        with pytest.raises(PayloadError):  # what the receiver refuses the sender does not send
+            if text == canonical(body):
+                encode(Payload("train", header, metrics={"loss": 0.5}))
+            raise PayloadError("another writing") from None
+        return
+    assert encode(got).body == text
+    request_name(got.header)
+    text.encode()
+
+
+SIDES = st.sampled_from([0, 1, 2, 3, 2**31, 2**40, 2**62, 2**63 - 1, 2**63, 2**64, 10**400, -1, True, 1.0, "1", None])
+
+
+@given(
+    shape=st.lists(SIDES, max_size=40) | st.sampled_from(["12", {}, {1: 2}, b"1"]),
+    data=st.binary(max_size=24),
+    dtype=st.sampled_from([*DTYPES, "object", None, 3, ["float32"], ("float32",)]),
+)
+@settings(max_examples=400, deadline=None)
+def test_whatever_shape_comes_it_is_an_array_or_payload_error(shape: Any, data: bytes, dtype: Any) -> None:
+    wire = dataclasses.replace(worded(GOOD), arrays={"w": WireArray(dtype, shape, data)})
+    with pytest.raises(PayloadError):  # the digest is another at least
+        decode(wire, AMPLE)
+
+
+@pytest.mark.parametrize("shape", [(0, 2**62, 2**62), (0, 2**63), (2**62, 0, 2**62), (0, 2**40, 2**40)])
+def test_no_elements_of_a_size_that_no_array_has(shape: tuple[int, ...]) -> None:
+    wire = dataclasses.replace(worded(GOOD), arrays={"w": WireArray("float32", shape, b"")})
+    with pytest.raises(PayloadError, match="shape is not one"):
+        decode(wire, AMPLE)
+
+
+@pytest.mark.parametrize("dims", [31, 32, 33, 64])
+def test_as_many_dimensions_are_decoded_as_are_encoded(dims: int) -> None:
+    payload = Payload("train", tensors={"w": np.zeros((1,) * dims, np.float32)})
+    if dims > 32:
+        with pytest.raises(PayloadError, match="shape is not one"):
+            encode(payload)
+    else:
+        assert decode(encode(payload), AMPLE).tensors["w"].shape == (1,) * dims
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        Payload("train", metrics={"loss": 10**400}),
+        Payload("train", {"x": 2**63}),
+        Payload("train", {"x": "\ud800"}),
+        Payload("train", {"\ud800": 1}),
+        Payload("train", {"x": json.loads("[" * 40 + "]" * 40)}),
+        Payload("", {}),
+        Payload("x" * 65, {}),
+    ],
+    ids=lambda p: ascii(p.kind)[:5] + ascii(p.header)[:12],
+)
+def test_a_sender_is_told_of_what_the_receiver_would_refuse(payload: Payload) -> None:
+    with pytest.raises(PayloadError):
+        encode(payload)
