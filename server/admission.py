@@ -39,6 +39,7 @@ class Admission:
         self._pause_s = pause_s
         self._lock = threading.Lock()
         self._nodes: dict[str, tuple[str, int]] = {}
+        self._most: dict[str, int] = {}
         self._complaint = ""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True, name="roster")
@@ -66,6 +67,11 @@ class Admission:
             key, _ = self._nodes.get(site, ("", 0))
         return parse_public(key) if key else None
 
+    def most_images(self) -> Mapping[str, int]:
+        """How many images a site may say that it has, for those whose entry says so."""
+        with self._lock:
+            return dict(self._most)
+
     def _follow(self) -> None:
         while not self._over.wait(self._pause_s):
             try:
@@ -79,6 +85,7 @@ class Admission:
     def _apply(self, roster: Roster) -> None:
         wanted = {entry.name: entry.public_key for entry in roster.sites}
         with self._lock:
+            self._most = {entry.name: entry.max_images for entry in roster.sites if entry.max_images is not None}
             gone = sorted(name for name, (key, _) in self._nodes.items() if wanted.get(name) != key)
             for name in gone:
                 del self._nodes[name]

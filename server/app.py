@@ -19,6 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from fed_diffmic.config import SimulateConfig
 from fed_diffmic.reporting.events import EventLog
 from fed_diffmic.spec import RunSpec, make_spec
 from fed_diffmic.transport.folders import run_dir_of
+from server.bounds import Bounds
 from server.checkpoints import CheckpointStore, FinalModel
 from server.hooks import Hooks
 from server.labels import agreed_labels
@@ -98,7 +100,7 @@ def train(
         sites=sites,
         join_s=join_s,
         test_s=float(run_config.get("test-s") or 0.0),
-        hooks=hooks or Hooks(),
+        hooks=replace(hooks or Hooks(), bounds=Bounds.of(config.run)),
     )
 
 

@@ -71,6 +71,7 @@ class RunState:
     Attributes:
         settings: what must be the same for the run to be the same (spec, stages, quorum).
         counts: each site's images a class in training, as it said at the start.
+        claims: what each site said of its images when it was first found in this run, those that came late included.
         results: full state of each finished stage.
         progress: the stage under way, or none.
         history: one mapping of figures a round.
@@ -82,6 +83,7 @@ class RunState:
 
     settings: dict[str, Any]
     counts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    claims: dict[str, dict[str, Any]] = field(default_factory=dict)
     results: dict[str, Tensors] = field(default_factory=dict)
     progress: StageProgress | None = None
     history: list[dict[str, Any]] = field(default_factory=list)

@@ -13,11 +13,13 @@ from typing import Any
 from fed_diffmic.exchange.audit import AuditLog, Head
 from fed_diffmic.exchange.payload import Limits, Wire
 from fed_diffmic.provision.keys import PrivateKey, PublicKey, fingerprint
+from server.bounds import Bounds
 from server.ledgers import LedgerMemory
 from server.seals import Seals
 from server.unnamed import new_label
 
 NamesOfNodes = Callable[[], Mapping[int, str]]
+MostImages = Callable[[], Mapping[str, int]]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,9 @@ class Hooks:
         signer: signs the final model's provenance.
         ledgers: what was seen of the sites' privacy ledgers, over all runs.
         max_update_norm: the largest L2 norm of a site's update that is taken.
+        most_images: how many images a site may say that it has, for the sites whose entry in the roster says so; asked
+            whenever a site says who it is. None: there is no roster.
+        bounds: how far one site may move the run; a simulation may have them too.
         seals: seals requests and opens replies; needs ``audit``. None: nothing is sealed (a simulation, a trial).
         labels: what nodes are called that no roster names.
 
@@ -42,6 +47,8 @@ class Hooks:
     audit: AuditLog | None = None
     signer: PrivateKey | None = None
     max_update_norm: float = math.inf
+    most_images: MostImages | None = None
+    bounds: Bounds = field(default_factory=Bounds)
     seals: Seals | None = None
     ledgers: LedgerMemory | None = None
     labels: dict[int, str] = field(default_factory=dict)

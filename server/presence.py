@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, MutableMapping, Sequence, Set
+from dataclasses import replace
 from typing import Any
 
 from flwr.app import MessageType
@@ -27,6 +28,7 @@ REMEDY = "Look at the named sites' own logs; the run can be continued with --res
 LONGEST_PAUSE_S = 60.0
 APPROVAL_PAUSE_S = 300.0
 """Longest pause before a site whose people have not approved the study is asked again."""
+PARTS = ("train", "val", "test")
 
 
 class Presence:
@@ -42,6 +44,8 @@ class Presence:
         poll_s: pause between looking for replies.
         hooks: what a real coordinator adds.
         study: of the run; the first request brings it, every request names it.
+        claims: what each site said of its images when it was first found in this run; added to. What a site says later
+            does not change it.
     """
 
     def __init__(
@@ -56,7 +60,9 @@ class Presence:
         poll_s: float = 0.1,
         hooks: Hooks | None = None,
         study: Study | None = None,
+        claims: MutableMapping[str, dict[str, Any]] | None = None,
     ) -> None:
+        self.claims = {} if claims is None else claims
         self.grid = grid
         self.spec = spec
         self.events = events
@@ -100,7 +106,7 @@ class Presence:
                 pause = self.poll_s if self.names is not None else max(self.poll_s, 1.0)
                 time.sleep(max(0.0, min(pause, end - time.monotonic())))
         gone = {name: why for name, why in missing.items() if name not in self.members}
-        self._check_quorum("looking for the sites", set(self.members), gone)
+        self.check_quorum("looking for the sites", set(self.members), gone)
 
     def _end(self, until: float, deadline: float) -> float:
         return deadline if self._approving and len(self.members) < self._needed() else until
@@ -129,12 +135,19 @@ class Presence:
                 outcome.missing[name] = "more than one node says that it is this site"
                 self._refused(name, "duplicate")
                 continue
-            self.members[name] = claimed[0]
-            images = dict(zip(("train", "val", "test"), claimed[0].images, strict=True))
-            self.events.emit("site_found", site=name, images=images, class_counts=list(claimed[0].class_counts))
+            site = self._as_first_said(claimed[0])
+            self.members[name] = site
+            images = dict(zip(PARTS, site.images, strict=True))
+            self.events.emit("site_found", site=name, images=images, class_counts=list(site.class_counts))
             facts = {"run": self.spec.run_id, "site": name, "key": self.hooks.fingerprint_of(name)}
-            self.hooks.log("site", **facts, label="" if bound else self.hooks.called(claimed[0].node, bound))
+            self.hooks.log("site", **facts, label="" if bound else self.hooks.called(site.node, bound))
         return outcome.missing
+
+    def _as_first_said(self, site: Site) -> Site:
+        """The site with the numbers that it gave first: it must not grow where that suits it."""
+        said = self.claims.setdefault(site.name, {"images": list(site.images), "classes": list(site.class_counts)})
+        train, val, test = said["images"]
+        return replace(site, images=(train, val, test), class_counts=tuple(said["classes"]))
 
     def _question(self, node: Site, name: str) -> Request:
         """Who are you; with what was seen of the privacy ledger of the site that the node's key stands for."""
@@ -151,6 +164,7 @@ class Presence:
     ) -> dict[str, list[Site]]:
         """Who the nodes say they are, where that can be; the others are refused or asked again after a pause."""
         claims: dict[str, list[Site]] = {}
+        most = {} if self.hooks.most_images is None else self.hooks.most_images()
         for node in nodes:
             if node.name not in outcome.replies:
                 self._not_yet(node, outcome, bound)
@@ -164,6 +178,11 @@ class Presence:
             elif bound is not None and bound[node.node] != site.name:
                 outcome.missing[node.name] = REFUSALS["name"]
                 self._refused(bound[node.node], "name")
+            elif (code := claim_refused(site, most)) is not None:
+                outcome.missing[site.name] = REFUSALS[code]
+                self._refused(site.name, code)
+                self._known.discard(node.node)  # the roster may be changed, or the site's data: it is asked again
+                self._patience[node.node] = (time.monotonic() + LONGEST_PAUSE_S, LONGEST_PAUSE_S)
             else:
                 claims.setdefault(site.name, []).append(site)
         return claims
@@ -197,9 +216,10 @@ class Presence:
                 self._known.discard(site.node)
                 self._refused(name, "roster")
 
-    def _refused(self, site: str, code: str) -> None:
-        self.events.emit("site_refused", site=site, code=code, reason=REFUSALS[code], stage="", round=0)
-        self.hooks.log("refusal", run=self.spec.run_id, site=site, code=code)
+    def _refused(self, site: str, code: str, stage: str = "", round_index: int = 0) -> None:
+        self.events.emit("site_refused", site=site, code=code, reason=REFUSALS[code], stage=stage, round=round_index)
+        where = {"stage": stage, "round": round_index} if stage else {}
+        self.hooks.log("refusal", run=self.spec.run_id, site=site, code=code, **where)
 
     def _ask(
         self,
@@ -232,9 +252,20 @@ class Presence:
     def _needed(self, asked: Set[str] | None = None) -> int:
         return max(1, math.ceil(self.quorum * len(self.everyone() if asked is None else asked) - 1e-9))
 
-    def _check_quorum(
+    def check_quorum(
         self, what: str, good: set[str], missing: Mapping[str, str], asked: Set[str] | None = None
     ) -> None:
+        """Whether enough sites replied well.
+
+        Args:
+            what: was asked, for the message.
+            good: names of those that did.
+            missing: why others did not.
+            asked: names of those asked; none: everyone.
+
+        Raises:
+            RoundError: fewer than the quorum; names the others and why.
+        """
         everyone, needed = set(self.everyone() if asked is None else asked), self._needed(asked)
         reasons = dict.fromkeys(everyone - good, "it is not connected") | dict(missing)
         if len(good) < needed:
@@ -245,10 +276,27 @@ class Presence:
 
 
 def site_of(node: int, header: Mapping[str, Any], num_classes: int) -> Site | None:
-    """The site that a reply describes, or none if it is not one that can take part."""
+    """The site that a reply describes, or none if it is not one that can take part.
+
+    A number of images that the site keeps back is null; one of training images makes it a site of none, which
+    :func:`claim_refused` names.
+    """
     name, images, counts = header["site"], header["images"], header["class_counts"]
-    whole = all(type(n) is int and 0 <= n <= MAX_EXAMPLES for n in [*images, *counts])
+    whole = all(n is None or (type(n) is int and 0 <= n <= MAX_EXAMPLES) for n in [*images, *counts])
     named = 0 < len(name) <= 128 and name.isprintable() and not set(name) & set("/\\|")
-    if not whole or not named or len(images) != 3 or len(counts) != num_classes or images[0] == 0:
+    if not whole or not named or len(images) != len(PARTS) or len(counts) != num_classes or images[0] == 0:
         return None
-    return Site(name, node, (images[0], images[1], images[2]), tuple(counts))
+    return Site(name, node, (images[0] or 0, images[1], images[2]), tuple(counts))
+
+
+def claim_refused(site: Site, most: Mapping[str, int]) -> str | None:
+    """Why a site's numbers keep it out of the run, or none.
+
+    Args:
+        most: the most images that a site may say it has, for those whose entry in the roster says so.
+    """
+    if site.images[0] == 0:
+        return "suppressed"
+    if site.name in most and sum(n or 0 for n in site.images) > most[site.name]:
+        return "claim"
+    return None

@@ -17,13 +17,13 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fed_diffmic.exchange.audit import Head
-from fed_diffmic.exchange.audit_facts import anchor_of, payload_facts, place, request_facts
+from fed_diffmic.exchange.audit_facts import place, request_facts
 from fed_diffmic.exchange.failures import LATER, LOST
-from fed_diffmic.exchange.payload import Packed, Payload, Wire, decode, encode, request_name
-from fed_diffmic.exchange.screening import REFUSALS, Expected, Refusal, screen
-from fed_diffmic.exchange.seal import SealError
-from fed_diffmic.transport.messages import failure_of, task_message, wire_of
+from fed_diffmic.exchange.payload import Packed, Payload, Wire, encode, request_name
+from fed_diffmic.exchange.screening import REFUSALS, Expected, Refusal
+from fed_diffmic.transport.messages import task_message, wire_of
 from server.hooks import Hooks
+from server.reading import Read, read_reply
 
 NEED_BASE = "need_base"
 AGAIN_S, LONGEST_AGAIN_S = 15.0, 600.0
@@ -47,14 +47,14 @@ class Site:
     Attributes:
         name: unique among the sites of the run.
         node: Flower's number for it, which may change when it reconnects.
-        images: number of train, val and test images.
-        class_counts: training images of each class.
+        images: number of train, val and test images; none: the site keeps that number back (never that of train).
+        class_counts: training images of each class; none: kept back.
     """
 
     name: str
     node: int
-    images: tuple[int, int, int] = (0, 0, 0)
-    class_counts: tuple[int, ...] = ()
+    images: tuple[int, int | None, int | None] = (0, 0, 0)
+    class_counts: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -228,31 +228,25 @@ class _Exchange:
             self._hooks.log("refusal", site="", code=code, **self.facts)
             return
         self._closed[message_id] = "duplicate"
-        failure = failure_of(reply)
-        if failure is not None:
-            self._failed(request, *failure)
+        read = read_reply(reply, request.expected, request.site.name, lambda: self._opened(request, reply))
+        if isinstance(read, tuple):
+            self._failed(request, *read)
             return
-        try:
-            wire, proof = self._opened(request, reply)
-            payload, digest = decode(wire, request.expected.limits), wire.digest
-        except SealError:
-            self._refuse(request, Refusal("seal"))
-            return
-        except Exception:  # whatever a peer made of it, it is no reply, and must not end everybody's run
-            self._refuse(request, Refusal("malformed"))
+        payload, refusal = read.payload, read.refusal
+        if payload is None:
+            self._refuse(request, refusal or Refusal("malformed"))
             return
         if payload.kind == NEED_BASE and request.with_base is not None and request.site.name not in self._base_sent:
-            self._log_reply(request, payload, digest, proof)
+            self._log_reply(request, read)
             self._base_sent.add(request.site.name)
             self.send(request, request.with_base())
             return
-        refusal = screen(payload, request.expected)
         if refusal is not None:
-            self._log_reply(request, payload, digest, proof, refusal.code)
+            self._log_reply(request, read, refusal.code)
             self._refuse(request, refusal)
             return
-        self._log_reply(request, payload, digest, proof)
-        self._accept(request, payload, digest)
+        self._log_reply(request, read)
+        self._accept(request, payload, read)
 
     def _opened(self, request: Request, reply: Message) -> tuple[Wire, dict[str, str]]:
         """A reply as its site encoded it, and what its seal adds to the line of the log.
@@ -275,14 +269,14 @@ class _Exchange:
         self.events.emit("site_failed", site=site, code=code, reason=sentence, **self.facts)
         self._hooks.log("failure", **self._named(request), code=code, reason=sentence)
 
-    def _accept(self, request: Request, payload: Payload, digest: str) -> None:
-        site, head = request.site.name, anchor_of(payload.header)
+    def _accept(self, request: Request, payload: Payload, read: Read) -> None:
+        site = request.site.name
         self._hooks.saw(site, payload.header)  # first: a coordinator that dies now must not forget what was spent
         self.outcome.bytes_sent += payload.tensor_bytes
         self.outcome.replies[site] = payload
-        self.outcome.digests[site] = digest
-        if head is not None:
-            self.outcome.heads[site] = head
+        self.outcome.digests[site] = read.digest
+        if read.head is not None:
+            self.outcome.heads[site] = read.head
         figures = {name: value for name, value in payload.metrics.items() if "/" not in name}
         sent = request.packed.nbytes + payload.tensor_bytes
         self.events.emit(EVENTS[self.message_type.split(".")[0]], site=site, bytes=sent, **figures, **self.facts)
@@ -305,13 +299,10 @@ class _Exchange:
         self.events.emit("site_refused", site=site, code=refusal.code, reason=refusal.sentence, **self.facts)
         self._hooks.log("refusal", **self._named(request), code=refusal.code)
 
-    def _log_reply(
-        self, request: Request, payload: Payload, digest: str, proof: Mapping[str, str], refused: str = ""
-    ) -> None:
-        head = anchor_of(payload.header)
-        anchor = {} if head is None else {"anchor": {"length": head.length, "digest": head.digest}}
+    def _log_reply(self, request: Request, read: Read, refused: str = "") -> None:
+        anchor = {} if read.head is None else {"anchor": {"length": read.head.length, "digest": read.head.digest}}
         judged = {"refused": refused} if refused else {}
-        self._hooks.log("reply", **self._named(request), **payload_facts(payload, digest), **anchor, **judged, **proof)
+        self._hooks.log("reply", **self._named(request), **read.facts, **anchor, **judged, **read.proof)
 
     def _named(self, request: Request) -> dict[str, Any]:
         header = request.payload.header

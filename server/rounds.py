@@ -20,27 +20,30 @@ from fed_diffmic.config_text import flattened
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.exchange.claims import parse_claim
 from fed_diffmic.spec import RunSpec
-from fed_diffmic.training import calibration
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.matrix import cell_from
+from server.bounds import Bounds
 from server.checkpoints import CheckpointStore, FinalModel, RunState, StageProgress, has_final, load_final
 from server.client_level import ClientLevel
+from server.culprit import aggregated
+from server.finished import finished_task
+from server.fitting import calibrate
 from server.hooks import Hooks
+from server.outliers import plausible
+from server.prior import consortium_prior
 from server.replies import Events, Outcome
+from server.selection import NOBODY_SAYS, is_better, selection_score, weighted_mean
 from server.sites import Sites, StageTask
 from server.stage import (
     check_aggregate,
     exchanged_kinds,
     moving_average,
-    selection_score,
     start_state,
-    weighted_mean,
 )
 from server.strategy import server_algorithm
 from server.study import study_of_run
 from server.trail import log_aggregate, log_begun, log_chosen, log_resumed, round_facts, sent_in_next
 
-NOBODY_SAYS = [0.0, 0.0]
 FIGURES = ("loss", "auroc_macro", "balanced_accuracy", "accuracy")
 
 
@@ -102,15 +105,14 @@ def run_federation(
         signer = None if hooks is None else hooks.signer
         study = study_of_run(store.folder, spec, stages=stages, sites=sites, test=test_s > 0, signer=signer)
         check_same_study(state.settings, study.digest)
-        members = Sites(
-            grid, spec, events, names=sites, quorum=quorum, join_s=join_s, poll_s=poll_s, hooks=hooks, study=study
-        )
+        given = {"names": sites, "quorum": quorum, "join_s": join_s, "poll_s": poll_s, "hooks": hooks}
+        members = Sites(grid, spec, events, claims=state.claims, study=study, **given)
         members.find(time.monotonic() + deadline_s)
         if not state.counts:
             state.counts = {
                 n: {"train": s.images[0], "classes": list(s.class_counts)} for n, s in members.members.items()
             }
-        prior = consortium_prior(state, spec)
+        prior = consortium_prior(state.counts, spec.task, members.hooks.bounds.share(len(state.counts)))
         for stage in stages:
             if stage not in state.results:
                 run_stage(members, spec, state, store, events, stage, prior, deadline_s)
@@ -134,7 +136,9 @@ def run_stage(
     """All rounds of one stage; its best round becomes the stage's result."""
     cfg = spec.stage(stage)
     rounds = cfg.rounds or 0
-    algorithm = server_algorithm(spec.strategy, cfg)
+    bounds, everyone = members.hooks.bounds, len(members.everyone())
+    share, guarded = bounds.share(everyone), bounds.guarded(everyone)
+    algorithm = server_algorithm(spec.strategy, cfg, share)
     kinds = exchanged_kinds(spec, stage, algorithm)
     progress = state.progress
     if progress is None or progress.name != stage:
@@ -160,20 +164,20 @@ def run_stage(
         made = log_aggregate(members.hooks, spec, progress, asked, candidate, algorithm)
         own = progress.site_states if algorithm.personal else {}
         figures, evaluated = members.evaluate(task, candidate, own, prior.tolist(), index, started + deadline_s)
-        score = selection_score(figures, cfg.select)
-        # Where no site says how good a round is (privacy), the last one is kept: choosing would read the data.
-        if not progress.best or score > progress.best_score or score == NOBODY_SAYS:
+        score = selection_score(figures, cfg.select, share, guarded=guarded)
+        before = figures_of_round(state, stage, progress.best_round)
+        if is_better(score, progress.best_score, figures, before, cfg.select, guarded):
             progress.best, progress.best_round, progress.best_score = candidate, index, score
             progress.best_states = dict(own)
         state.ledgers |= ledger_heads(asked)
         progress.round = index
         state.bytes_sent += asked.bytes_sent + evaluated.bytes_sent
         trained = {u.site: {**asked.replies[u.site].metrics, "num_examples": u.num_examples} for u in updates}
-        means = {name: weighted_mean(figures, name) for name in FIGURES}
+        means = {name: weighted_mean(figures, name, share) for name in FIGURES}
         facts = {
             "stage": stage,
             "round": index,
-            "loss": weighted_mean(trained, "loss"),
+            "loss": weighted_mean(trained, "loss", share),
             "mean": {name: value for name, value in means.items() if value is not None},
             "sites": trained,
             "val": figures,
@@ -218,8 +222,12 @@ def train_round(
     Args:
         noise: what the algorithm sees of the updates, where the run has client-level privacy.
         before: rounds of the run that ended before.
+
+    Returns:
+        the updates that are in the aggregate, and the exchange.
     """
-    index = progress.round + 1
+    index, sent = progress.round + 1, algorithm.broadcast(progress.current, progress.algorithm)
+    where = f"stage {task.stage}, round {index}"
     updates, states, asked = members.train(
         task,
         sent_in_next(progress, algorithm),
@@ -230,13 +238,29 @@ def train_round(
         index,
         deadline,
     )
-    seen = noise.protect(progress.current, kinds, updates, stage=task.stage, round_index=index, before=before)
-    new, progress.algorithm = algorithm.aggregate(
-        progress.current, kinds, seen, progress.algorithm, index, len(members.everyone())
-    )
-    progress.current = check_aggregate(progress.current, new, f"stage {task.stage}, round {index}")
-    progress.site_states |= {name: digest for name, digest in states.items() if digest}
-    return updates, asked
+    # Under client-level privacy every update is clipped by itself: a bound made of the others' would leak them.
+    bounds = Bounds() if noise.on else members.hooks.bounds
+    judged = plausible(progress.current, sent, kinds, updates, bounds)
+    members.clipped(judged.clipped, task.stage, index)
+    seen = noise.protect(progress.current, kinds, judged.updates, stage=task.stage, round_index=index, before=before)
+
+    def step(some: Sequence[SiteUpdate]) -> tuple[Tensors, Tensors]:
+        everyone = len(members.everyone())
+        new, after = algorithm.aggregate(progress.current, kinds, some, progress.algorithm, index, everyone)
+        return check_aggregate(progress.current, new, where), after
+
+    new, state, culprit = aggregated(step, seen, progress.current, where)
+    left_out = dict.fromkeys(judged.refused, "outlier") | ({culprit: "breaks"} if culprit else {})
+    members.leave_out(left_out, asked, task.stage, index)
+    progress.current, progress.algorithm = new, state
+    progress.site_states |= {name: digest for name, digest in states.items() if digest and name not in left_out}
+    return [update for update in judged.updates if update.site not in left_out], asked
+
+
+def figures_of_round(state: RunState, stage: str, index: int) -> dict[str, dict[str, float]]:
+    """The sites' validation figures in a finished round of a stage; none of round 0."""
+    rows = [row["val"] for row in state.history if row["stage"] == stage and row["round"] == index]
+    return rows[-1] if rows else {}
 
 
 def ledger_heads(outcome: Outcome) -> dict[str, str]:
@@ -256,48 +280,6 @@ def begin_stage(spec: RunSpec, stage: str, kinds: dict[str, str], guidance: Tens
     base = start_state(spec, stage, guidance)
     current = {name: base[name] for name in kinds}
     return StageProgress(stage, frozen={n: v for n, v in base.items() if n not in kinds}, current=current)
-
-
-def calibrate(
-    members: Sites,
-    spec: RunSpec,
-    state: RunState,
-    events: Events,
-    stage: str,
-    prior: np.ndarray,
-    deadline_s: float,
-) -> Calibration:
-    """Fit a stage's calibration from sums over the sites' validation images.
-
-    No site's scores leave it: each sends, for every point of the calibration's grid, the sum of its
-    negative log-likelihoods, and the grid point with the least total is taken.
-    """
-    task, weights, own = finished_task(spec, state, stage)
-    deadline = time.monotonic() + deadline_s
-    figures, outcome = members.evaluate(task, weights, own, prior.tolist(), 0, deadline, sums=True)
-    state.bytes_sent += outcome.bytes_sent
-    cfg = spec.stage(stage)
-    blended, taken = cfg.blend, calibration.prior_taken(cfg, stage)
-    shape = calibration.grid(spec.task, blended=blended).shape
-    tables = {name: calibration_table(site, shape) for name, site in sorted(figures.items())}
-    images = sum(int(figures[name].get("num_examples", 0)) for name, table in tables.items() if table is not None)
-    total = sum((table for table in tables.values() if table is not None), np.zeros(shape))
-    for name in (name for name, table in tables.items() if table is None):
-        events.emit("site_refused", site=name, code="metrics", stage=stage, round=0)
-    fitted = calibration.choose(total, images, prior, spec.task, blended=blended, taken=taken)
-    events.emit(
-        "calibrated", arm=spec.arm, stage=stage, images=images, nll=fitted.nll, scale=fitted.scale, blend=fitted.blend
-    )
-    return fitted
-
-
-def finished_task(spec: RunSpec, state: RunState, stage: str) -> tuple[StageTask, Tensors, Mapping[str, str]]:
-    """What asks for figures of a finished stage: the task, its weights, and digests of the sites' own parts."""
-    kinds = exchanged_kinds(spec, stage, server_algorithm(spec.strategy, spec.stage(stage)))
-    result = state.results[stage]
-    frozen = {name: value for name, value in result.items() if name not in kinds}
-    task = StageTask.of(stage, frozen, state.personal)
-    return task, {name: result[name] for name in kinds}, state.personal.get(stage, {})
 
 
 def assess(
@@ -324,23 +306,6 @@ def assess(
         matrix[stage] = {site: cell_from(figures.get(site, {}), spec.classes) for site in sorted(members.everyone())}
         events.emit("assessed", arm=spec.arm, stage=stage, sites=sorted(figures), missing=outcome.missing)
     return matrix
-
-
-def calibration_table(figures: Mapping[str, float], shape: tuple[int, int]) -> np.ndarray | None:
-    """A site's ``(I, J)`` sums; none if it sent some cells only."""
-    if not figures.get("num_examples", 0):
-        return np.zeros(shape)
-    names = [[f"nll/{i}/{j}" for j in range(shape[1])] for i in range(shape[0])]
-    if not all(name in figures for row in names for name in row):
-        return None
-    return np.array([[figures[name] for name in row] for row in names])
-
-
-def consortium_prior(state: RunState, spec: RunSpec) -> np.ndarray:
-    """Class prior ``(C,)`` over all sites' training images, as they said at the start of the run."""
-    counts = np.array([state.counts[name]["classes"] for name in sorted(state.counts)])
-    images = sum(site["train"] for site in state.counts.values())
-    return calibration.class_prior(counts.sum(axis=0), images, spec.task)
 
 
 def check_same_settings(stored: dict[str, Any], given: dict[str, Any]) -> None:

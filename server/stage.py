@@ -1,9 +1,6 @@
-"""What surrounds the rounds of one stage: its start, the moving average, the choice of the best round."""
+"""What surrounds the rounds of one stage: its start, the moving average, what an aggregation may return."""
 
 from __future__ import annotations
-
-import math
-from collections.abc import Mapping
 
 import numpy as np
 
@@ -67,28 +64,6 @@ def moving_average(average: Tensors, current: Tensors, decay: float) -> Tensors:
         else:
             result[name] = value.copy()
     return result
-
-
-def selection_score(figures: Mapping[str, Mapping[str, float]], select: str) -> list[float]:
-    """What the best round has the largest of, compared as a list.
-
-    The figure's mean over the sites that define it, weighted by their validation images; where no
-    site defines it, minus the mean loss, which ranks below any defined figure.
-    """
-    for rank, name, sign in ((2.0, select, -1.0 if select == "loss" else 1.0), (1.0, "loss", -1.0)):
-        mean = weighted_mean(figures, name)
-        if mean is not None:
-            return [rank, sign * mean]
-    return [0.0, 0.0]  # nobody says anything: run_stage then keeps the last round
-
-
-def weighted_mean(figures: Mapping[str, Mapping[str, float]], name: str) -> float | None:
-    """Mean of a figure over the sites that define it, weighted by ``num_examples``; none if none does."""
-    pairs = [
-        (f[name], f["num_examples"]) for _, f in sorted(figures.items()) if name in f and f.get("num_examples", 0) > 0
-    ]
-    total = math.fsum(weight for _, weight in pairs)
-    return math.fsum(value * weight for value, weight in pairs) / total if total else None
 
 
 def check_aggregate(current: Tensors, new: Tensors, where: str) -> Tensors:

@@ -202,6 +202,9 @@ def as_simulation(config: ServerConfig) -> SimulateConfig:
             device="cpu",
             quorum=config.run.quorum,
             deadline_s=config.run.deadline_s,
+            max_share=config.run.max_share,
+            norm_rule=config.run.norm_rule,
+            norm_multiple=config.run.norm_multiple,
         ),
     )
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fed_diffmic.algorithms import Algorithm, SiteUpdate, Tensors, build_algorithm
 from fed_diffmic.algorithms.base import weighted_average
+from fed_diffmic.algorithms.shares import capped
 from fed_diffmic.config import StageConfig, StrategyConfig
 from fed_diffmic.errors import ConfigError, RoundError
 from fed_diffmic.transport.identity import ensure_task_identity
@@ -32,13 +34,18 @@ ARRAY = (np.ndarray, np.generic)  # arithmetic on arrays of shape () gives scala
 CLASS_PATH = "an import path of a class derived from flwr.serverapp.strategy.Strategy"
 
 
-def server_algorithm(config: StrategyConfig, stage: StageConfig | None = None) -> Algorithm:
+def server_algorithm(config: StrategyConfig, stage: StageConfig | None = None, max_share: float = 1.0) -> Algorithm:
     """A stage's algorithm: one of ours, or a Flower strategy (``strategy.name=flower``).
+
+    Args:
+        max_share: the largest share of one site in its sums.
 
     Raises:
         ConfigError: no such algorithm, class or option.
     """
-    return FlowerAlgorithm(config) if config.name == "flower" else build_algorithm(config, stage)
+    if config.name == "flower":
+        return FlowerAlgorithm(config, max_share)
+    return build_algorithm(config, stage, max_share)
 
 
 class FlowerAlgorithm(Algorithm):
@@ -46,13 +53,14 @@ class FlowerAlgorithm(Algorithm):
 
     Args:
         config: ``class_path`` and ``options`` (keyword arguments of the strategy).
+        max_share: the largest share of one site in the number of images that the strategy is told.
 
     Raises:
         ConfigError: the class cannot be imported, is no strategy, or refuses its options.
     """
 
-    def __init__(self, config: StrategyConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: StrategyConfig, max_share: float = 1.0) -> None:
+        super().__init__(config, max_share=max_share)
         self._class = load_strategy_class(config.class_path)
         self._fresh()
 
@@ -89,12 +97,13 @@ class FlowerAlgorithm(Algorithm):
         restore_state(strategy, state)
         sent = {name: current[name] for name in names}
         requests = self._configure(strategy, sent, len(ordered), round_index)
+        counts = self._counts(ordered)
         replies = [
             Message(
                 RecordDict(
                     {
                         "arrays": _record({name: update.tensors[name] for name in names}),
-                        "metrics": MetricRecord({"num-examples": self._weight(update)}),
+                        "metrics": MetricRecord({"num-examples": counts[update.site]}),
                     }
                 ),
                 reply_to=request,
@@ -116,8 +125,11 @@ class FlowerAlgorithm(Algorithm):
             result[name] = np.asarray(arrays[name].numpy().astype(current[name].dtype))
         return {name: result[name] for name in kinds}, saved_state(strategy, untouched)
 
-    def _weight(self, update: SiteUpdate) -> int:
-        return update.num_examples if self.config.weighting == "examples" else 1
+    def _counts(self, updates: Sequence[SiteUpdate]) -> dict[str, int]:
+        """Images of each site as the strategy is told, whole numbers: those that are capped are rounded down."""
+        said = {u.site: u.num_examples if self.config.weighting == "examples" else 1 for u in updates}
+        level = capped({site: float(count) for site, count in said.items()}, self.max_share)
+        return {site: min(count, max(1, math.floor(level[site]))) for site, count in said.items()}
 
     def _fresh(self) -> Strategy:
         options = dict(self.config.options)

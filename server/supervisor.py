@@ -78,6 +78,7 @@ def banner(config: ServerConfig) -> list[str]:
         f"flower-server: run {Path(str(config.run.dir)).name} in {config.run.dir}",
         f"to listen on {listen.host}:{listen.port} (fleet endpoints and health only); everything else on loopback",
     ]
+    lines.append(influence(config))
     if config.security.insecure:
         lines += ["no TLS: whoever is on the way reads and changes everything", "nobody is authenticated"]
         return [f"INSECURE {line}" for line in lines]
@@ -89,6 +90,16 @@ def listening(config: ServerConfig) -> list[str]:
     """What is said once it is true."""
     mark = "INSECURE " if config.security.insecure else ""
     return [f"{mark}listening on {config.listen.host}:{config.listen.port}"]
+def influence(config: ServerConfig) -> str:
+    """How far one site may move the run, in a line: said at every start, for a file that names no such key has them too."""
+    run = config.run
+    rule = {
+        "off": "no bound of a round's own",
+        "clip": "larger updates are made smaller",
+        "refuse": "larger are refused",
+    }
+    norm = "" if run.norm_rule == "off" else f" beyond {run.norm_multiple:g} times a round's median norm"
+    return f"one site of three or more: at most {run.max_share:g} of all weight; {rule[run.norm_rule]}{norm}"
 
 
 def say(lines: Sequence[str]) -> None:
@@ -256,7 +267,8 @@ class _Coordinator:
         if admission is None or signer is None:
             return Hooks(audit=audit, signer=signer, max_update_norm=limit)
         seals = Seals(signer, run_reply_key(self.run_dir), admission.key_of)
-        return Hooks(admission.names_of_nodes, audit, signer, limit, seals, ledger_memory(self.config))
+        most = admission.most_images
+        return Hooks(admission.names_of_nodes, audit, signer, limit, most, seals=seals, ledgers=ledger_memory(self.config))
 
     def _start(self, settings: LinkSettings, restarts: int) -> RunningLink:
         """The SuperLink on its database; one that it cannot start on is set aside once."""

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fed_diffmic.algorithms.shares import capped
 from fed_diffmic.config import StageConfig, StrategyConfig
 from fed_diffmic.errors import ConfigError, RoundError
 
@@ -117,6 +118,7 @@ class Algorithm:
     Args:
         config: the run's ``strategy`` group.
         stage: of the stage that is trained; none: the algorithm does not look at it.
+        max_share: the largest share of one site in any sum that the server half takes over the sites.
     """
 
     #: the site half sees weights and (noised) gradients only: differential privacy of the steps covers all that it does
@@ -130,9 +132,10 @@ class Algorithm:
     #: the server half needs :attr:`SiteUpdate.initial_loss`
     needs_initial_loss = False
 
-    def __init__(self, config: StrategyConfig, stage: StageConfig | None = None) -> None:
+    def __init__(self, config: StrategyConfig, stage: StageConfig | None = None, max_share: float = 1.0) -> None:
         self.config = config
         self.stage = stage or StageConfig()
+        self.max_share = max_share
 
     # ---- site half -------------------------------------------------------------------------
     def site_half(self, context: LocalContext) -> SiteHalf:
@@ -182,8 +185,9 @@ class Algorithm:
         return weighted_average(updates, kinds, self.site_weights(updates)), state
 
     def site_weights(self, updates: Sequence[SiteUpdate]) -> dict[str, float]:
-        """Normalised weight of each site: its images, or equal (``strategy.weighting``)."""
-        raw = {u.site: float(u.num_examples) if self.config.weighting == "examples" else 1.0 for u in updates}
+        """Normalised weight of each site, at most ``max_share``: its images, or equal (``strategy.weighting``)."""
+        said = {u.site: float(u.num_examples) if self.config.weighting == "examples" else 1.0 for u in updates}
+        raw = capped(said, self.max_share)
         total = sum(raw[site] for site in sorted(raw))
         return {site: value / total for site, value in raw.items()}
 
@@ -280,12 +284,12 @@ def algorithm_class(name: str) -> type[Algorithm]:
     return _REGISTRY.get(name, Algorithm)
 
 
-def build_algorithm(config: StrategyConfig, stage: StageConfig | None = None) -> Algorithm:
-    """The algorithm that ``strategy.name`` names, for one stage.
+def build_algorithm(config: StrategyConfig, stage: StageConfig | None = None, max_share: float = 1.0) -> Algorithm:
+    """The algorithm that ``strategy.name`` names, for one stage; no site has more than ``max_share`` in its sums.
 
     Raises:
         ConfigError: no such algorithm here (``flower`` is built by the coordinator's room).
     """
     if config.name not in _REGISTRY:
         raise ConfigError("strategy.name", config.name, ", ".join(algorithm_names()))
-    return _REGISTRY[config.name](config, stage)
+    return _REGISTRY[config.name](config, stage, max_share)

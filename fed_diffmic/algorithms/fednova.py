@@ -22,6 +22,7 @@ from fed_diffmic.algorithms.base import (
     stated,
     with_rest,
 )
+from fed_diffmic.algorithms.shares import capped
 
 
 def accumulation(steps: float, momentum: float) -> float:
@@ -51,7 +52,10 @@ class FedNova(Algorithm):
         steps = stated(updates, "steps", "fednova")
         momentum = self.stage.momentum if self.stage.optimizer == "sgd" else 0.0
         moves = {site: accumulation(max(count, 1.0), momentum) for site, count in steps.items()}
-        effective = sum(weights[site] * moves[site] for site in sorted(moves))
-        change = mean_change(current, updates, names, {site: weights[site] / moves[site] for site in moves})
+        # A number of steps is a site's own word. Many would multiply everyone's change, few the site's own: both are capped.
+        parts = capped({site: weights[site] * moves[site] for site in moves}, self.max_share)
+        effective = sum(parts[site] for site in sorted(parts))
+        rates = capped({site: weights[site] / moves[site] for site in moves}, self.max_share)
+        change = mean_change(current, updates, names, rates)
         moved = {name: current[name].astype(np.float64) + effective * change[name] for name in names}
         return with_rest(moved, current, kinds, updates, weights), state

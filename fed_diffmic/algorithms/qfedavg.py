@@ -6,10 +6,15 @@ The objective is ``sum_k p_k / (q + 1) F_k^{q+1}``. With ``L = 1 / lr`` and ``F_
 ``w_{t+1} = w_t - sum_k D_k / sum_k h_k``; ``q = 0`` is the plain mean. The paper samples sites by ``p_k`` and averages
 alike; here all are asked and ``D_k`` and ``h_k`` are multiplied by ``p_k`` (``strategy.weighting=equal``: the
 paper's).
+
+Only ratios of the ``p_k F_k^q`` matter, so they are computed from logarithms, relative to the largest: no loss is too
+large or too small for them. The server may cap the share that one site has in their sum (``max_share``); a loss is a
+site's own word.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -23,6 +28,11 @@ from fed_diffmic.algorithms.base import (
     stated,
     with_rest,
 )
+from fed_diffmic.algorithms.shares import capped
+from fed_diffmic.errors import RoundError
+
+LEAST_LOSS = 1e-10
+"""In the place of a loss of zero, for ``F^(q-1)``."""
 
 
 @register_algorithm("qfedavg")
@@ -45,17 +55,26 @@ class QFedAvg(Algorithm):
         q, lipschitz = self.config.q, 1.0 / self.config.lipschitz_lr
         weights, names = self.site_weights(updates), parameters_of(kinds)
         losses = stated(updates, "initial_loss", "qfedavg")
+        logarithms = {site: q * math.log(max(loss, LEAST_LOSS)) for site, loss in losses.items()}
+        largest = max(logarithms.values())
+        raw = {site: weights[site] * math.exp(value - largest) for site, value in logarithms.items()}
+        share = capped(raw, self.max_share)
         total = {name: np.zeros(current[name].shape) for name in names}
-        scale = 0.0
+        curvature: dict[str, float] = {}
         for update in sorted(updates, key=lambda u: u.site):
-            loss = max(losses[update.site], 1e-10)  # F^(q-1) at a loss of zero
             delta = {
                 name: lipschitz * (current[name].astype(np.float64) - update.tensors[name].astype(np.float64))
                 for name in names
             }
             square = float(sum(np.vdot(value, value) for value in delta.values()))
-            scale += weights[update.site] * (q * loss ** (q - 1.0) * square + lipschitz * loss**q)
+            steepness = q / max(losses[update.site], LEAST_LOSS) * square
+            curvature[update.site] = share[update.site] * (steepness + lipschitz)
             for name in names:
-                total[name] += weights[update.site] * loss**q * delta[name]
+                total[name] += share[update.site] * delta[name]
+        # A loss near zero makes a site's h_k as large as it likes, and everyone's step as small: its share is capped too.
+        limited = capped(curvature, self.max_share)
+        scale = sum(limited[site] for site in sorted(limited))
+        if not 0.0 < scale < math.inf:
+            raise RoundError("strategy=qfedavg: the sites' losses and updates give no finite step", "Lower strategy.q.")
         moved = {name: current[name].astype(np.float64) - total[name] / scale for name in names}
         return with_rest(moved, current, kinds, updates, weights), state

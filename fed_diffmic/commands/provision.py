@@ -71,6 +71,9 @@ def _register_coordinator(add: Add) -> None:
     enrol.add_argument(
         "--role", default="train", metavar="ROLE", help="train: trains and evaluates; the only one so far"
     )
+    enrol.add_argument(
+        "--max-images", type=int, metavar="N", help="refuse it if it says that it has more images (train, val and test)"
+    )
     enrol.add_argument("--fingerprint", metavar="DIGITS", help=DIGITS)
     add_config(enrol)
 
@@ -158,10 +161,11 @@ def _enrol(arguments: argparse.Namespace, hint: list[str]) -> int:
 
     path = roster_path(coordinator_config(arguments))
     key = load_public(arguments.key)
-    Roster.load(path).enrol(arguments.name, public_text(key), arguments.institution, arguments.role)  # before the call
+    said = (arguments.name, public_text(key), arguments.institution, arguments.role, arguments.max_images)
+    Roster.load(path).enrol(*said)  # before the call
     confirm_key(key, arguments.fingerprint, arguments.name)
     with changing(path):
-        roster = Roster.load(path).enrol(arguments.name, public_text(key), arguments.institution, arguments.role)
+        roster = Roster.load(path).enrol(*said)
         roster.save(path)
     print(f"{arguments.name} ({arguments.institution}) is enrolled; the roster has {count_sites(len(roster.sites))}.")
     words = ["kit", arguments.name, "--out", f"{arguments.name}.kit", "--config", str(arguments.config)]

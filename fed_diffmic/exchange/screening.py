@@ -18,6 +18,15 @@ from fed_diffmic.exchange.audit_facts import ANCHOR, anchor_of
 from fed_diffmic.exchange.payload import Limits, Payload, Tensors
 
 MAX_EXAMPLES = 2**40
+LONGEST_FIELD = 16_384
+"""Characters of a text in a reply's header: some are sent back with the next request, which has a bound of its own."""
+MAX_FIGURE = 1e9
+"""The largest loss, number of steps or of seconds that is taken: sums and powers of such numbers stay finite."""
+VARIANCES = ("running_var", "variance")
+"""What a buffer's name ends with if no number in it can be negative."""
+COUNTS_A_STEP = 64
+"""How often one optimizer step may move a counter (``num_batches_tracked``): the layer is called once, or once for each
+of a few parts of a batch."""
 
 REFUSALS: dict[str, str] = {
     "malformed": "the reply is not a payload",
@@ -31,12 +40,17 @@ REFUSALS: dict[str, str] = {
     "not_finite": "a tensor holds infinities or not-a-number",
     "weight": "the number of images is not a positive whole number, or larger than the site said at the start",
     "norm": "the update is larger than the coordinator takes",
+    "domain": "a tensor holds values that it cannot have (a negative variance, a counter that went back or too far)",
     "metrics": "a figure is not one agreed or lies outside its range",
     "duplicate": "the same reply came before",
     "late": "the reply came after the deadline",
     "unexpected": "the reply answers no request that is open",
     "site": "the reply speaks for another site",
     "roster": "the coordinator's roster no longer names the site",
+    "claim": "the site says that it has more images than its entry in the roster allows",
+    "suppressed": "the site keeps back how many training images it has, without which it cannot be weighted",
+    "outlier": "the update is larger than run.norm_multiple times the median of the round",
+    "breaks": "the round cannot be aggregated with the site's update, and can without it",
     "name": "the node says that it is another site than its key's in the roster",
 }
 
@@ -71,6 +85,7 @@ class Expected:
         max_examples: the largest that it may be.
         reference: the tensors that were sent, from which the size of an update is measured.
         max_norm: the largest L2 norm that an update may have.
+        max_steps: the most optimizer steps that the site can have made, which bounds its counters.
         metrics: range of each figure that may come; a name ending in ``/`` stands for all that start so.
     """
 
@@ -83,6 +98,7 @@ class Expected:
     max_examples: int = MAX_EXAMPLES
     reference: Tensors = field(default_factory=dict)
     max_norm: float = math.inf
+    max_steps: int = MAX_EXAMPLES
     metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
@@ -105,6 +121,15 @@ def update_norm(tensors: Tensors, reference: Tensors) -> float:
             difference = value.astype(np.float64) - reference[name].astype(np.float64)
             total += float(np.vdot(difference, difference))
     return math.sqrt(total) if total >= 0 else math.nan
+
+
+def in_domain(name: str, value: np.ndarray, reference: np.ndarray, steps: int) -> bool:
+    """Whether a buffer's values are some that training can give it, from ``reference`` in at most ``steps`` steps."""
+    if value.dtype.kind in "iu":
+        # Python's integers: a difference of 64-bit counters may need 65 bits.
+        moved = [int(new) - int(old) for new, old in zip(value.flat, reference.flat, strict=True)]
+        return all(0 <= difference <= COUNTS_A_STEP * steps for difference in moved)
+    return not name.endswith(VARIANCES) or bool((value >= 0).all())
 
 
 def schema_of(tensors: Tensors) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -133,7 +158,7 @@ def _screen_header(header: Mapping[str, Any], expected: Expected) -> Refusal | N
         if header[name] != value:
             return Refusal("site" if name == "site" else "replay")
     for name, kind in [*expected.fields.items(), *((n, k) for n, k in expected.optional.items() if n in header)]:
-        if type(header[name]) is not kind:
+        if type(header[name]) is not kind or (kind is str and len(header[name]) > LONGEST_FIELD):
             return Refusal("header")
     if ANCHOR in header and anchor_of(header) is None:
         return Refusal("header")
@@ -155,6 +180,8 @@ def _screen_tensors(tensors: Tensors, expected: Expected) -> Refusal | None:
             return Refusal("shape")
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             return Refusal("not_finite")
+        if name in expected.reference and not in_domain(name, value, expected.reference[name], expected.max_steps):
+            return Refusal("domain")
     if expected.max_norm < math.inf and not update_norm(tensors, expected.reference) <= expected.max_norm:
         return Refusal("norm")
     return None

@@ -24,7 +24,11 @@ from fed_diffmic.provision.keys import PublicKey, parse_public, public_text
 ROLES = ("train",)
 """What a site may be asked: ``train`` is to train and to evaluate. The field is there for roles to come."""
 
+MOST_IMAGES = 10**9
+"""A number of images that no site exceeds; one beyond it in a roster is a slip of the hand."""
+
 _VERSION = 1
+_OPTIONAL = {"max_images"}
 _Entry = TypeVar("_Entry", "RosterEntry", "RevokedEntry")
 
 
@@ -38,6 +42,8 @@ class RosterEntry:
         institution: who runs it, in words.
         role: one of :data:`ROLES`.
         enrolled: UTC time, ISO 8601.
+        max_images: the most images (training, validation and test together) that the site may say it has; none: no
+            such bound is agreed.
     """
 
     name: str
@@ -45,11 +51,17 @@ class RosterEntry:
     institution: str
     role: str
     enrolled: str
+    max_images: int | None = None
 
     def __post_init__(self) -> None:
         _check_text(self)
         if self.role not in ROLES:
             raise CredentialError(f"site {self.name!r}: there is no role {self.role!r}", f"Use {' or '.join(ROLES)}.")
+        if self.max_images is not None and (type(self.max_images) is not int or not 0 < self.max_images <= MOST_IMAGES):
+            raise CredentialError(
+                f"max_images of site {self.name!r} must be a whole number from 1 to {MOST_IMAGES}",
+                "Say how many images the site has at most, or leave it out.",
+            )
         object.__setattr__(self, "public_key", public_text(parse_public(self.public_key, f"key of site {self.name!r}")))
 
     @property
@@ -139,7 +151,7 @@ class Roster:
         """The roster as its file holds it."""
         value = {
             "version": _VERSION,
-            "sites": [asdict(entry) for entry in sorted(self.sites, key=lambda entry: entry.name)],
+            "sites": [_fields_of(entry) for entry in sorted(self.sites, key=lambda entry: entry.name)],
             "revoked": [asdict(entry) for entry in self.revoked],
         }
         return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
@@ -156,20 +168,23 @@ class Roster:
         known = ", ".join(sorted(entry.name for entry in self.sites)) or "none yet"
         raise CredentialError(f"the roster has no site {name!r}; it has {known}", "Check the name.")
 
-    def enrol(self, name: str, public_key: str, institution: str, role: str = "train") -> Roster:
+    def enrol(
+        self, name: str, public_key: str, institution: str, role: str = "train", max_images: int | None = None
+    ) -> Roster:
         """With one more site.
 
         Raises:
             CredentialError: the name or key is taken, or the key was revoked.
         """
-        return replace(self, sites=(*self.sites, RosterEntry(name, public_key, institution, role, utc_now())))
+        entry = RosterEntry(name, public_key, institution, role, utc_now(), max_images)
+        return replace(self, sites=(*self.sites, entry))
 
     def rekey(self, name: str, public_key: str, reason: str = "replaced by a new key") -> Roster:
         """With a new key for a site; the old one is revoked."""
         old = self.site(name)
         if public_text(parse_public(public_key)) == old.public_key:
             raise CredentialError(f"site {name!r} has this key already", "Make a new one under a new file name.")
-        return self.revoke(name, reason).enrol(name, public_key, old.institution, old.role)
+        return self.revoke(name, reason).enrol(name, public_key, old.institution, old.role, old.max_images)
 
     def revoke(self, name: str, reason: str) -> Roster:
         """Without a site, whose key is refused from now on."""
@@ -228,6 +243,8 @@ def changing(path: str | os.PathLike[str], wait_s: float = 10.0) -> Iterator[Non
 
 def _check_text(entry: RosterEntry | RevokedEntry) -> None:
     for f in fields(entry):
+        if f.name in _OPTIONAL:
+            continue
         value = getattr(entry, f.name)
         if not isinstance(value, str) or not value.strip() or len(value) > 512 or not value.isprintable():
             raise CredentialError(
@@ -246,9 +263,14 @@ def _field(value: Any, name: str) -> Any:
 def _entries(kind: type[_Entry], values: list[Any]) -> tuple[_Entry, ...]:
     wanted = {f.name for f in fields(kind)}
     for n, value in enumerate(values, 1):
-        if not isinstance(value, dict) or set(value) != wanted:
+        if not isinstance(value, dict) or set(value) | _OPTIONAL & wanted != wanted:
             raise ValueError(f"entry {n} must hold {', '.join(sorted(wanted))} and nothing else")
     return tuple(kind(**value) for value in values)
+
+
+def _fields_of(entry: RosterEntry) -> dict[str, Any]:
+    """An entry as its file holds it; a bound that was not agreed is left out, as in rosters that knew none."""
+    return {name: value for name, value in asdict(entry).items() if name not in _OPTIONAL or value is not None}
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -55,20 +55,11 @@ def from_record(record: RecordDict, limits: Limits) -> Payload:
     Raises:
         PayloadError: whatever is wrong with it.
     """
-    return opened(wire_of(record), limits)
-
-
-def opened(wire: Wire, limits: Limits) -> Payload:
-    """The payload that travelled, whatever a peer filled it with.
-
-    Raises:
-        PayloadError: anything at all is wrong with it.
-    """
     try:
-        return decode(wire, limits)
+        return decode(wire_of(record), limits)
     except PayloadError:
         raise
-    except Exception as error:  # whatever a defect of ours makes of it, it is this reply that cannot be read
+    except Exception as error:  # whatever a defect of ours makes of it, it is this payload that cannot be read
         raise PayloadError("the payload cannot be read") from error
 
 

@@ -33,7 +33,11 @@ ARRAYS = st.sampled_from(DTYPES).flatmap(
     lambda dtype: hnp.arrays(np.dtype(dtype), hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
 )
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63) + 1, 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
@@ -245,7 +249,9 @@ GOOD = encode(Payload("train", {"round": 1, "word": "\u00e9 \U0001f600"}, metric
 )
 def test_a_second_way_of_writing_it_or_what_nobody_could_write_again_is_refused(before: str, after: str) -> None:
     decode(worded(GOOD), AMPLE)
-    changed = GOOD[::-1].replace(before[::-1], after[::-1], 1)[::-1] if before == "}" else GOOD.replace(before, after, 1)
+    changed = (
+        GOOD[::-1].replace(before[::-1], after[::-1], 1)[::-1] if before == "}" else GOOD.replace(before, after, 1)
+    )
     assert changed != GOOD
     with pytest.raises(PayloadError):
         decode(worded(changed), AMPLE)
@@ -253,7 +259,9 @@ def test_a_second_way_of_writing_it_or_what_nobody_could_write_again_is_refused(
 
 DECODED = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=6),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(), max_size=4), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(), max_size=4), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 

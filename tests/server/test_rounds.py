@@ -27,8 +27,9 @@ from fed_diffmic.training.metrics import Scored
 from fed_diffmic.training.stages import build_module, exchanged, full_state, initial_state, load_state
 from server.checkpoints import CheckpointStore, FinalModel, load_final
 from server.rounds import run_federation
+from server.selection import selection_score, weighted_mean
 from server.sites import ASSESS
-from server.stage import moving_average, selection_score, weighted_mean
+from server.stage import moving_average
 from simulations.grid import InProcessGrid
 from tests import site_rules, toy
 

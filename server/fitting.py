@@ -1,0 +1,103 @@
+"""A stage's calibration, fitted from what its sites sum up over their validation images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from fed_diffmic.algorithms.shares import LEAST_SITES, capped, trimmed
+from fed_diffmic.spec import RunSpec
+from fed_diffmic.training import calibration
+from fed_diffmic.training.calibration import Calibration
+from server.checkpoints import RunState
+from server.finished import finished_task
+from server.replies import Events
+from server.sites import Sites
+
+
+def calibrate(
+    members: Sites,
+    spec: RunSpec,
+    state: RunState,
+    events: Events,
+    stage: str,
+    prior: np.ndarray,
+    deadline_s: float,
+) -> Calibration:
+    """Fit a stage's calibration from sums over the sites' validation images.
+
+    No site's scores leave it: each sends, for every point of the calibration's grid, the sum of its
+    negative log-likelihoods, and the grid point with the least total is taken.
+    """
+    task, weights, own = finished_task(spec, state, stage)
+    deadline = time.monotonic() + deadline_s
+    figures, outcome = members.evaluate(task, weights, own, prior.tolist(), 0, deadline, sums=True)
+    state.bytes_sent += outcome.bytes_sent
+    cfg = spec.stage(stage)
+    blended, taken = cfg.blend, calibration.prior_taken(cfg, stage)
+    shape = calibration.grid(spec.task, blended=blended).shape
+    tables = {name: calibration_table(site, shape) for name, site in sorted(figures.items())}
+    images = {name: int(figures[name].get("num_examples", 0)) for name, table in tables.items() if table is not None}
+    said = {name: table for name, table in tables.items() if table is not None and images[name] > 0}
+    sites, bounds = len(members.everyone()), members.hooks.bounds
+    total, count = combined(said, images, shape, bounds.share(sites), guarded=bounds.guarded(sites))
+    for name in (name for name, table in tables.items() if table is None):
+        events.emit("site_refused", site=name, code="metrics", stage=stage, round=0)
+    fitted = calibration.choose(total, count, prior, spec.task, blended=blended, taken=taken)
+    events.emit(
+        "calibrated", arm=spec.arm, stage=stage, images=count, nll=fitted.nll, scale=fitted.scale, blend=fitted.blend
+    )
+    return fitted
+
+
+def calibration_table(figures: Mapping[str, float], shape: tuple[int, int]) -> np.ndarray | None:
+    """A site's ``(I, J)`` sums; none if it sent some cells only."""
+    if not figures.get("num_examples", 0):
+        return np.zeros(shape)
+    names = [[f"nll/{i}/{j}" for j in range(shape[1])] for i in range(shape[0])]
+    if not all(name in figures for row in names for name in row):
+        return None
+    return np.array([[figures[name] for name in row] for row in names])
+
+
+def combined(
+    tables: Mapping[str, np.ndarray],
+    images: Mapping[str, int],
+    shape: tuple[int, int],
+    max_share: float,
+    *,
+    guarded: bool,
+) -> tuple[np.ndarray, int]:
+    """The sites' sums as one table ``(I, J)``, and the number of images that it stands for.
+
+    Without a guard it is the sum, which equals the table of all images together, to the bit. With a guard each site's
+    table is divided by its images, its own least value is taken from it (how hard its images are must not give it a
+    voice in the choice), and at each point a mean over the sites is taken that leaves out either end. A point that is
+    chosen is then good for sites beside any single one.
+
+    Args:
+        tables: by site; each of at least one image.
+        images: of each site.
+        shape: of a table.
+        max_share: the largest share of one site.
+        guarded: whether one site of the run is to be withstood.
+    """
+    if not guarded:
+        total = sum((tables[name] for name in sorted(tables)), np.zeros(shape))
+        return total, sum(images[name] for name in tables)
+    if len(tables) < 2:
+        return np.zeros(shape), 0  # what one site alone says is nobody's calibration
+    names = sorted(tables)
+    weights = capped({name: float(images[name]) for name in names}, max_share)
+    count = max(1, int(sum(weights.values())))
+    means = [tables[name] / images[name] for name in names]
+    if len(tables) < LEAST_SITES:
+        whole = sum(weights[name] for name in names)
+        mean = sum((weights[name] / whole * value for name, value in zip(names, means, strict=True)), np.zeros(shape))
+        return mean * count, count
+    least = [value.min() for value in means]
+    shares = [weights[name] for name in names]
+    regret = trimmed([value - low for value, low in zip(means, least, strict=True)], shares)
+    return (regret + trimmed(least, shares)) * count, count
