@@ -363,15 +363,15 @@ class RunConfig(Checked):
     deadline_s: float = option(86400.0, "seconds a round may take", gt=0, le=7 * 86400)
     max_share: float = option(
         1.0,
-        "largest share of one site, of three or more, in averages, class prior and means; below 1 the choice of the round "
-        "and the calibration withstand one site too (docs/operations.md)",
+        "largest share of one site, of three or more, in averages, class prior and means; below 1 the choice of the "
+        "round and the calibration withstand one site too (docs/operations.md)",
         gt=0,
         le=1,
     )
     norm_rule: str = option(
         "off",
-        "an update larger than norm_multiple allows: take it as it is (off), make it smaller (clip), or go on without it "
-        "(refuse)",
+        "an update larger than norm_multiple allows: take it as it is (off), make it smaller (clip), or go on without "
+        "it (refuse)",
         choices=("off", "clip", "refuse"),
     )
     norm_multiple: float = option(

@@ -109,15 +109,15 @@ class ServerRunConfig(Checked):
     )
     max_share: float = option(
         0.5,
-        "largest share of one site, of three or more, in averages, class prior and means; below 1 the choice of the round "
-        "and the calibration withstand one site too (docs/operations.md)",
+        "largest share of one site, of three or more, in averages, class prior and means; below 1 the choice of the "
+        "round and the calibration withstand one site too (docs/operations.md)",
         gt=0,
         le=1,
     )
     norm_rule: str = option(
         "clip",
-        "an update larger than norm_multiple allows: take it as it is (off), make it smaller (clip), or go on without it "
-        "(refuse)",
+        "an update larger than norm_multiple allows: take it as it is (off), make it smaller (clip), or go on without "
+        "it (refuse)",
         choices=("off", "clip", "refuse"),
     )
     norm_multiple: float = option(

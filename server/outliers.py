@@ -86,16 +86,13 @@ def _excess(norms: Sequence[float], number: int, multiple: float) -> float:
 def _shrunk(
     update: SiteUpdate, whole: Tensors, groups: Mapping[str, Sequence[str]], excess: Mapping[str, float]
 ) -> SiteUpdate:
-    """With the change of each group that is too large divided by its excess; a variance stays one, being between two."""
+    """With the change of each group that is too large divided by its excess; between two variances lies a variance."""
     factors = {
         name: 1.0 / excess[group] for group, names in groups.items() if excess.get(group, 0.0) > 1.0 for name in names
     }
 
     def moved(tensors: Tensors) -> Tensors:
-        return {
-            name: _towards(whole[name], value, factors[name]) if name in factors else value
-            for name, value in tensors.items()
-        }
+        return {n: _towards(whole[n], value, factors[n]) if n in factors else value for n, value in tensors.items()}
 
     return replace(update, tensors=moved(update.tensors), extras=moved(update.extras))
 

@@ -133,7 +133,7 @@ class Presence:
         for name, claimed in sorted(self._claims(nodes, outcome, bound).items()):
             if len(claimed) > 1:
                 outcome.missing[name] = "more than one node says that it is this site"
-                self._refused(name, "duplicate")
+                self.refused(name, "duplicate")
                 continue
             site = self._as_first_said(claimed[0])
             self.members[name] = site
@@ -174,13 +174,13 @@ class Presence:
             site = site_of(node.node, outcome.replies[node.name].header, self.spec.num_classes)
             if site is None or (self.names is not None and site.name not in self.names):
                 outcome.missing[node.name] = "it did not say a name and counts that fit the run"
-                self._refused(node.name, "site")
+                self.refused(node.name, "site")
             elif bound is not None and bound[node.node] != site.name:
                 outcome.missing[node.name] = REFUSALS["name"]
-                self._refused(bound[node.node], "name")
+                self.refused(bound[node.node], "name")
             elif (code := claim_refused(site, most)) is not None:
                 outcome.missing[site.name] = REFUSALS[code]
-                self._refused(site.name, code)
+                self.refused(site.name, code)
                 self._known.discard(node.node)  # the roster may be changed, or the site's data: it is asked again
                 self._patience[node.node] = (time.monotonic() + LONGEST_PAUSE_S, LONGEST_PAUSE_S)
             else:
@@ -214,9 +214,10 @@ class Presence:
             if bound.get(site.node) != name:
                 del self.members[name]
                 self._known.discard(site.node)
-                self._refused(name, "roster")
+                self.refused(name, "roster")
 
-    def _refused(self, site: str, code: str, stage: str = "", round_index: int = 0) -> None:
+    def refused(self, site: str, code: str, stage: str = "", round_index: int = 0) -> None:
+        """Say that a site is refused, and why (:data:`fed_diffmic.exchange.screening.REFUSALS`)."""
         self.events.emit("site_refused", site=site, code=code, reason=REFUSALS[code], stage=stage, round=round_index)
         where = {"stage": stage, "round": round_index} if stage else {}
         self.hooks.log("refusal", run=self.spec.run_id, site=site, code=code, **where)

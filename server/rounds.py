@@ -29,6 +29,7 @@ from server.culprit import aggregated
 from server.finished import finished_task
 from server.fitting import calibrate
 from server.hooks import Hooks
+from server.leaving import leave_out, tell_clipped
 from server.outliers import plausible
 from server.prior import consortium_prior
 from server.replies import Events, Outcome
@@ -105,8 +106,18 @@ def run_federation(
         signer = None if hooks is None else hooks.signer
         study = study_of_run(store.folder, spec, stages=stages, sites=sites, test=test_s > 0, signer=signer)
         check_same_study(state.settings, study.digest)
-        given = {"names": sites, "quorum": quorum, "join_s": join_s, "poll_s": poll_s, "hooks": hooks}
-        members = Sites(grid, spec, events, claims=state.claims, study=study, **given)
+        members = Sites(
+            grid,
+            spec,
+            events,
+            names=sites,
+            quorum=quorum,
+            join_s=join_s,
+            poll_s=poll_s,
+            hooks=hooks,
+            claims=state.claims,
+            study=study,
+        )
         members.find(time.monotonic() + deadline_s)
         if not state.counts:
             state.counts = {
@@ -241,7 +252,7 @@ def train_round(
     # Under client-level privacy every update is clipped by itself: a bound made of the others' would leak them.
     bounds = Bounds() if noise.on else members.hooks.bounds
     judged = plausible(progress.current, sent, kinds, updates, bounds)
-    members.clipped(judged.clipped, task.stage, index)
+    tell_clipped(members, judged.clipped, task.stage, index)
     seen = noise.protect(progress.current, kinds, judged.updates, stage=task.stage, round_index=index, before=before)
 
     def step(some: Sequence[SiteUpdate]) -> tuple[Tensors, Tensors]:
@@ -251,7 +262,7 @@ def train_round(
 
     new, state, culprit = aggregated(step, seen, progress.current, where)
     left_out = dict.fromkeys(judged.refused, "outlier") | ({culprit: "breaks"} if culprit else {})
-    members.leave_out(left_out, asked, task.stage, index)
+    leave_out(members, left_out, asked, task.stage, index)
     progress.current, progress.algorithm = new, state
     progress.site_states |= {name: digest for name, digest in states.items() if digest and name not in left_out}
     return [update for update in judged.updates if update.site not in left_out], asked

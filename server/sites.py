@@ -11,7 +11,7 @@ from flwr.app import MessageType
 from fed_diffmic.algorithms.base import EXTRA, Algorithm, SiteUpdate, Tensors
 from fed_diffmic.exchange.failures import POLICY_METRICS, STUDY_MISSING, WITHDRAWN
 from fed_diffmic.exchange.payload import Packed, Payload, pack, request_name
-from fed_diffmic.exchange.screening import MAX_EXAMPLES, MAX_FIGURE, REFUSALS, Expected, schema_of
+from fed_diffmic.exchange.screening import MAX_EXAMPLES, MAX_FIGURE, Expected, schema_of
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.seeding import numpy_generator
 from fed_diffmic.training.calibration import Calibration
@@ -125,34 +125,6 @@ class Sites(Presence):
         count = max(1, round(share * len(everyone)))
         return {everyone[i] for i in rng.choice(len(everyone), count, replace=False)}
 
-    def clipped(self, excess: Mapping[str, float], stage: str, round_index: int) -> None:
-        """Say whose update was made smaller, and how many times its bound it was."""
-        for site, times in sorted(excess.items()):
-            self.events.emit("site_clipped", site=site, times=times, stage=stage, round=round_index)
-            self.hooks.log(
-                "clipped", run=self.spec.run_id, site=site, times=round(times, 6), stage=stage, round=round_index
-            )
-
-    def leave_out(self, codes: Mapping[str, str], outcome: Outcome, stage: str, round_index: int) -> None:
-        """Good replies that are not in the round's aggregate after all count as missing from here on.
-
-        What such a site says of its privacy ledger stays: it has trained.
-
-        Args:
-            codes: why, by site (:data:`fed_diffmic.exchange.screening.REFUSALS`).
-            outcome: of the exchange; written into.
-
-        Raises:
-            RoundError: without them the quorum is missed.
-        """
-        for site, code in sorted(codes.items()):
-            outcome.missing[site], outcome.codes[site] = REFUSALS[code], code
-            outcome.digests.pop(site, None)
-            self._refused(site, code, stage, round_index)
-        if codes:
-            good, asked = set(outcome.replies) - set(codes), self.participants(stage, round_index)
-            self.check_quorum(f"stage {stage}, round {round_index}", good, outcome.missing, asked)
-
     def evaluate(
         self,
         task: StageTask,
@@ -177,7 +149,7 @@ class Sites(Presence):
 
         def ranges(site: Site) -> dict[str, tuple[float, float]]:
             result = dict.fromkeys(("auroc_macro", "balanced_accuracy", "accuracy"), (0.0, 1.0))
-            # A site that keeps back how many validation images it has gives no figures, or over no more than it trains on.
+            # A site that keeps back how many validation images it has: no more than it trains on.
             most = float(site.images[0] if site.images[1] is None else site.images[1])
             result |= {"loss": (0.0, MOST_NLL), "num_examples": (0.0, most)}
             return {**result, "nll/": (0.0, MOST_NLL * most)} if sums else result

@@ -91,7 +91,7 @@ def listening(config: ServerConfig) -> list[str]:
     mark = "INSECURE " if config.security.insecure else ""
     return [f"{mark}listening on {config.listen.host}:{config.listen.port}"]
 def influence(config: ServerConfig) -> str:
-    """How far one site may move the run, in a line: said at every start, for a file that names no such key has them too."""
+    """How far one site may move the run, in a line, at every start: a file without these keys has their defaults."""
     run = config.run
     rule = {
         "off": "no bound of a round's own",

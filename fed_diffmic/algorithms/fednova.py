@@ -52,7 +52,8 @@ class FedNova(Algorithm):
         steps = stated(updates, "steps", "fednova")
         momentum = self.stage.momentum if self.stage.optimizer == "sgd" else 0.0
         moves = {site: accumulation(max(count, 1.0), momentum) for site, count in steps.items()}
-        # A number of steps is a site's own word. Many would multiply everyone's change, few the site's own: both are capped.
+        # A number of steps is a site's own word. Many would multiply everyone's change, few the site's own: both are
+        # capped.
         parts = capped({site: weights[site] * moves[site] for site in moves}, self.max_share)
         effective = sum(parts[site] for site in sorted(parts))
         rates = capped({site: weights[site] / moves[site] for site in moves}, self.max_share)

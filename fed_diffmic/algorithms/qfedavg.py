@@ -71,7 +71,7 @@ class QFedAvg(Algorithm):
             curvature[update.site] = share[update.site] * (steepness + lipschitz)
             for name in names:
                 total[name] += share[update.site] * delta[name]
-        # A loss near zero makes a site's h_k as large as it likes, and everyone's step as small: its share is capped too.
+        # A loss near zero makes a site's h_k as large as it likes, and everyone's step as small: it is capped too.
         limited = capped(curvature, self.max_share)
         scale = sum(limited[site] for site in sorted(limited))
         if not 0.0 < scale < math.inf:

@@ -248,7 +248,7 @@ def _read_arrays(arrays: Mapping[str, WireArray], limits: Limits) -> Tensors:
 
 
 def _is_shape(sizes: Sequence[int]) -> bool:
-    """Whether an array may have these sides. One of no elements has a size too, which numpy computes without its zeros."""
+    """Whether an array may have these sides; one of no elements has a size too, computed without its zeros."""
     return len(sizes) <= MAX_DIMS and math.prod(max(n, 1) for n in sizes) <= MAX_ELEMENTS
 
 
