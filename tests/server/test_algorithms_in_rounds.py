@@ -86,7 +86,7 @@ def test_the_state_of_the_best_round_is_kept_and_evaluated(name: str, tmp_path: 
     import server.rounds as rounds
 
     scores = iter([[2.0, 0.1], [2.0, 0.9], [2.0, 0.2], [2.0, 0.3], [2.0, 0.4]])
-    monkeypatch.setattr(rounds, "selection_score", lambda *_: next(scores))
+    monkeypatch.setattr(rounds, "selection_score", lambda *_, **__: next(scores))
     final, _, _ = federation(tmp_path, StrategyConfig(name=name), rounds=5)
     assert final.history[-1]["best_round"] == 2
     for site, digest in final.personal["guidance"].items():
