@@ -98,13 +98,21 @@ def environment(**more: str) -> dict[str, str]:
     return {**env, "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0", "PYTHONUNBUFFERED": "1", **more}
 
 
+def same_bounds() -> list[str]:
+    """What a coordinator bounds by default and a simulation does not, for the simulation."""
+    from fed_diffmic.config_server import ServerRunConfig
+
+    run = ServerRunConfig()
+    return [f"run.{key}={getattr(run, key)}" for key in ("max_share", "norm_rule", "norm_multiple")]
+
+
 def simulation_settings(folder: Path, data: Path, common: Mapping[str, Any]) -> list[str]:
     """Of the simulation over the union of the sites' tables."""
     return [
         *overrides(common), "dataset=table", f"dataset.root={data}", "dataset.task=multiclass",
         "dataset.classes=[" + ",".join(f'"{c}"' for c in CLASSES) + "]",
         f"dataset.cache_dir={folder / 'simulation-cache'}", "partition=institution", "partition.min_images=1",
-        "run.device=cpu", "run.bootstrap=0", f"run.dir={folder / 'simulation'}",
+        "run.device=cpu", "run.bootstrap=0", f"run.dir={folder / 'simulation'}", *same_bounds(),
     ]  # fmt: skip
 
 
@@ -118,6 +126,7 @@ def weights_of_rounds(folder: Path, data: Path, common: Mapping[str, Any], round
     from fed_diffmic.compose import compose, to_json
     from fed_diffmic.exchange.audit import AuditLog
     from fed_diffmic.spec import make_spec
+    from server.bounds import Bounds
     from server.checkpoints import CheckpointStore
     from server.hooks import Hooks
     from server.rounds import run_federation
@@ -132,7 +141,8 @@ def weights_of_rounds(folder: Path, data: Path, common: Mapping[str, Any], round
     spec = make_spec(config, classes=sites.classes, task=sites.task, run_id="simulation", arm="federated", device="cpu")
     nodes = [{"site": site, "partition-id": i, "num-partitions": len(SITES)} for i, site in enumerate(SITES)]
     grid = InProcessGrid(client_app, nodes, {"config-json": to_json(config), "run-dir": str(run)})
-    hooks = Hooks(audit=AuditLog(run / "audit.jsonl", ec.generate_private_key(ec.SECP256R1()), owner="coordinator"))
+    audit = AuditLog(run / "audit.jsonl", ec.generate_private_key(ec.SECP256R1()), owner="coordinator")
+    hooks = Hooks(audit=audit, bounds=Bounds.of(config.run))
     store = CheckpointStore(run)
     final = run_federation(grid, spec, store, Events([]), stages=["guidance"], sites=list(SITES), hooks=hooks)
     return [row["weights"] for row in final.history]
