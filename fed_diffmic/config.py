@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from fed_diffmic import config_bounds
 from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.fields import Checked, option
 
@@ -361,26 +362,9 @@ class RunConfig(Checked):
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
     quorum: float = option(1.0, "share of sites whose good replies a round needs", gt=0, le=1)
     deadline_s: float = option(86400.0, "seconds a round may take", gt=0, le=7 * 86400)
-    max_share: float = option(
-        1.0,
-        "largest share of one site, of three or more, in averages, class prior and means; below 1 the choice of the "
-        "round and the calibration withstand one site too (docs/operations.md)",
-        gt=0,
-        le=1,
-    )
-    norm_rule: str = option(
-        "off",
-        "an update larger than norm_multiple allows: take it as it is (off), make it smaller (clip), or go on without "
-        "it (refuse)",
-        choices=("off", "clip", "refuse"),
-    )
-    norm_multiple: float = option(
-        5.0,
-        "largest L2 norm of a site's update, over the median of the round's (of three sites or more; parameters, "
-        "statistics and the algorithm's own tensors each by themselves)",
-        ge=1,
-        le=1e6,
-    )
+    max_share: float = config_bounds.max_share(1.0)
+    norm_rule: str = config_bounds.norm_rule("off")
+    norm_multiple: float = config_bounds.norm_multiple()
     bootstrap: int = option(1000, "resamples of groups for the 95 % intervals; 0: none", ge=0, le=100_000)
     examples: int | None = option(
         None,

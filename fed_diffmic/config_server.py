@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fed_diffmic import config_bounds
 from fed_diffmic.config import ModelConfig, StagesConfig, StrategyConfig
 from fed_diffmic.fields import Checked, option
 
@@ -107,26 +108,9 @@ class ServerRunConfig(Checked):
     max_update_norm: float = option(
         10_000.0, "largest L2 norm of a site's update in a round; a larger one is refused", gt=0
     )
-    max_share: float = option(
-        0.5,
-        "largest share of one site, of three or more, in averages, class prior and means; below 1 the choice of the "
-        "round and the calibration withstand one site too (docs/operations.md)",
-        gt=0,
-        le=1,
-    )
-    norm_rule: str = option(
-        "clip",
-        "an update larger than norm_multiple allows: take it as it is (off), make it smaller (clip), or go on without "
-        "it (refuse)",
-        choices=("off", "clip", "refuse"),
-    )
-    norm_multiple: float = option(
-        5.0,
-        "largest L2 norm of a site's update, over the median of the round's (of three sites or more; parameters, "
-        "statistics and the algorithm's own tensors each by themselves)",
-        ge=1,
-        le=1e6,
-    )
+    max_share: float = config_bounds.max_share(0.5)
+    norm_rule: str = config_bounds.norm_rule("clip")
+    norm_multiple: float = config_bounds.norm_multiple()
     test_s: float = option(
         3600.0,
         "seconds to wait, after the last round, for figures that sites let out of their test images; 0: none asked for",
