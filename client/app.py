@@ -118,7 +118,7 @@ def perform(
                 reply = tasks.labels(open_data(context, None, request.header), request)
         else:
             with rules.opening():
-                site = open_site(context, spec, request.header)
+                site = rules.settled(open_site(context, spec, request.header), request)
             rules.ready(site, spec, request)
             with rules.bounded():
                 reply = task(site, spec, request)

@@ -12,6 +12,9 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from client.floors import SiteFloors
 from client.privacy import is_private, planned_batches
 from client.site import Rules, Site
 from client.state import SiteStore
@@ -20,14 +23,18 @@ from client.watchdog import memory_bound
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.audit_facts import anchored, payload_facts, place, request_facts
 from fed_diffmic.exchange.failures import SiteError
+from fed_diffmic.exchange.floors import Basis, Exposure
 from fed_diffmic.exchange.payload import Payload, Wire, request_name
 from fed_diffmic.exchange.policy import Denial
 from fed_diffmic.exchange.screening import update_norm
 from fed_diffmic.exchange.seal import RequestSeal
 from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.bound import OutOfTimeError, time_bound
+from fed_diffmic.training.exposure import planned_exposure
 
 ARM = "federated"
+ABOUT = {"query": ("train", "val", "test"), "train": ("train",), "evaluate": ("val",), "assess": ("test",)}
+LOSS_IMAGES = "loss_images"
 
 
 class Enforcement:
@@ -42,6 +49,7 @@ class Enforcement:
         self.rules = rules
         self.kind = kind
         self._facts: dict[str, Any] = {"task": kind}
+        self._planned: Exposure | None = None
         self._asked: RequestSeal | None = None
         self._request = ""
 
@@ -116,11 +124,23 @@ class Enforcement:
         with self._watched(OPENING, seconds, failures.POLICY_SECONDS):
             yield
 
+    def settled(self, site: Site, request: Payload) -> Site:
+        """The site with the data that may be used: where too few patients changed, those of before.
+
+        Raises:
+            SiteError: too few changed, and there is no set that differs enough from those of before.
+            MachineError: what was used before cannot be read.
+        """
+        if self.rules is None:
+            return site
+        return replace(site, data=self._floors(site).settled(site.data, self._about(site, request)))
+
     def ready(self, site: Site, spec: RunSpec, request: Payload) -> None:
         """Judge what depends on the site's data and on what it answered before.
 
         Raises:
-            SiteError: too much work for the policy, or a replay.
+            SiteError: too much work for the policy, too few images behind what would leave, or a replay.
+            MachineError: what was answered before cannot be read.
         """
         header = request.header
         if self.rules is None or "stage" not in header:
@@ -132,6 +152,12 @@ class Enforcement:
         key = (spec.run_id, spec.arm, header["stage"])
         if not SiteStore(site.folder).may_answer(key, self.kind, header["round"], request_name(header)):
             raise SiteError(failures.REPLAY, f"round {header['round']}")
+        # Noise bounds what a private update tells, and its batches are drawn by the site itself: no floor is needed.
+        if self.kind == "train" and not is_private(site, header["stage"]):
+            train, index = site.data.train, header["round"]
+            planned = planned_exposure(spec, header["stage"], train, site=site.name, round_index=index, pace=site.pace)
+            self._floors(site).check_update(key, request_name(header), train, planned)
+            self._planned = planned
 
     @contextmanager
     def bounded(self) -> Iterator[None]:
@@ -177,14 +203,39 @@ class Enforcement:
         """
         if self.rules is None:
             return reply
-        released = self.rules.policy.release(reply, request.tensors)
+        if self._planned is not None and "loss" in reply.metrics:  # not all images need to have been in it
+            reply = replace(reply, metrics={**reply.metrics, LOSS_IMAGES: float(self._planned.images)})
+        released = self.rules.policy.release(reply, request.tensors, None if site is None else self._basis(site))
         if isinstance(released, Denial):
             raise SiteError(released.code, released.detail)
         header = request.header
+        if site is not None and released.kind == f"{self.kind}.reply":
+            floors = self._floors(site)
+            floors.record_sets(site.data, self._about(site, request))
+            if self._planned is not None:
+                key = (header["run"], header["arm"], header["stage"])
+                floors.record_update(key, request_name(header), site.data.train, self._planned)
         if site is not None and released.kind == f"{self.kind}.reply" and "stage" in header:
             key = (header["run"], header["arm"], header["stage"])
             SiteStore(site.folder).record_answer(key, self.kind, header["round"], request_name(header))
         return anchored(released, self.rules.audit.head()) if released.kind != "need_base" else released
+
+    def _floors(self, site: Site) -> SiteFloors:
+        assert self.rules is not None
+        return SiteFloors(site.folder, self.rules.policy.config.floors)
+
+    def _about(self, site: Site, request: Payload) -> tuple[str, ...]:
+        """Splits that an answer tells something of that no noise covers."""
+        covered = is_private(site) if self.kind == "query" else is_private(site, request.header.get("stage", ""))
+        return tuple(split for split in ABOUT.get(self.kind, ()) if split != "train" or not covered)
+
+    def _basis(self, site: Site) -> Basis:
+        """What the figures of the answer rest on."""
+        splits = tuple(len(np.unique(part.groups)) for part in (site.data.train, site.data.val, site.data.test))
+        if self._planned is not None:
+            return Basis(self._planned.images, self._planned.patients, splits)
+        name = ABOUT.get(self.kind, ("train",))[0]
+        return Basis(len(getattr(site.data, name)), splits[("train", "val", "test").index(name)], splits)
 
     def sending(self, reply: Payload, wire: Wire, request: Payload) -> None:
         """The line of a payload, before it leaves.

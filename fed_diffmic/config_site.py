@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from fed_diffmic.config import DatasetConfig
 from fed_diffmic.config_budget import BudgetRules
+from fed_diffmic.config_floors import Floors
 from fed_diffmic.config_limits import Limits
 from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.config_study import StudyRules
@@ -79,7 +80,9 @@ class PolicyConfig(Checked):
         0.0, "largest L2 norm of an update (difference to the weights that came, over all tensors)", ge=0
     )
     metrics: list[str] = option(doc="figures that may leave", factory=list)
-    min_count: int = option(10, "figures over fewer images than this do not leave, counts below it leave as 0", ge=0)
+    min_count: int = option(
+        10, "figures and counts over fewer images than this do not leave; a count is marked suppressed", ge=0
+    )
     max_rounds: int = option(0, "rounds of a stage", ge=0)
     max_epochs: float = option(0.0, "passes over the training images in a round", ge=0)
     max_steps: int = option(0, "optimizer steps in a round", ge=0)
@@ -95,6 +98,7 @@ class PolicyConfig(Checked):
     budget: BudgetRules = field(default_factory=BudgetRules)
     limits: Limits = field(default_factory=Limits)
     study: StudyRules = field(default_factory=StudyRules)
+    floors: Floors = field(default_factory=Floors)
 
 
 @dataclass(frozen=True)

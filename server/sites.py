@@ -89,7 +89,7 @@ class Sites(Presence):
 
         def ranges(site: Site) -> dict[str, tuple[float, float]]:
             steps = (0.0, float(cfg.local_steps(site.images[0]))) if algorithm.needs_steps else POSITIVE
-            found = {"loss": ANY, "steps": steps, "seconds": POSITIVE}
+            found = {"loss": ANY, "loss_images": POSITIVE, "steps": steps, "seconds": POSITIVE}
             return {**found, "initial_loss": POSITIVE} if algorithm.needs_initial_loss else found
 
         def header(site: str) -> dict[str, str]:

@@ -90,6 +90,8 @@ def listening(config: ServerConfig) -> list[str]:
     """What is said once it is true."""
     mark = "INSECURE " if config.security.insecure else ""
     return [f"{mark}listening on {config.listen.host}:{config.listen.port}"]
+
+
 def influence(config: ServerConfig) -> str:
     """How far one site may move the run, in a line, at every start: a file without these keys has their defaults."""
     run = config.run
@@ -268,7 +270,9 @@ class _Coordinator:
             return Hooks(audit=audit, signer=signer, max_update_norm=limit)
         seals = Seals(signer, run_reply_key(self.run_dir), admission.key_of)
         most = admission.most_images
-        return Hooks(admission.names_of_nodes, audit, signer, limit, most, seals=seals, ledgers=ledger_memory(self.config))
+        return Hooks(
+            admission.names_of_nodes, audit, signer, limit, most, seals=seals, ledgers=ledger_memory(self.config)
+        )
 
     def _start(self, settings: LinkSettings, restarts: int) -> RunningLink:
         """The SuperLink on its database; one that it cannot start on is set aside once."""

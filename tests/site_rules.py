@@ -12,6 +12,7 @@ from flwr.app import Message
 
 from client import site as client_site
 from client.site import Rules
+from fed_diffmic.config_floors import Floors
 from fed_diffmic.config_site import PolicyConfig
 from fed_diffmic.exchange.audit import AuditLog
 from fed_diffmic.exchange.policy import SitePolicy
@@ -19,6 +20,11 @@ from simulations.grid import InProcessGrid
 from tests import toy
 
 KEY = ec.generate_private_key(ec.SECP256R1())  # P-256: signs ten times as fast; speed is all that matters here
+# No floor at all: the toy federation's sites have a dozen images.
+NO_FLOORS = Floors(
+    step_images=0, step_patients=0, update_images=0, update_patients=0, steps=0, figure_patients=0, sums_images=0,
+    few_images=0, few_rounds=0, largest_share=1.0, changed_patients=0, isolation=False, jump=0.0,
+)  # fmt: skip
 OPEN = PolicyConfig(
     name="standard",
     runs=["toy"],
@@ -37,6 +43,7 @@ OPEN = PolicyConfig(
     max_seconds=600.0,
     hours=["always"],
     privacy="none",
+    floors=NO_FLOORS,
 )
 
 

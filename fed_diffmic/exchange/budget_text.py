@@ -22,7 +22,9 @@ def privacy_sentences(policy: PolicyConfig, privacy: PrivacyConfig | None) -> li
             found.append("A stage trains here with differential privacy (group privacy) or not at all.")
         else:
             found.append(
-                "Differential privacy is not required: what an update tells about single patients is not bounded."
+                "Differential privacy is not required, and there is no secure aggregation: where a stage trains "
+                "without privacy, neither of the two protects the update. The coordinator sees it as it is, and what it tells "
+                "about single patients is made harder to read by the floors above but is not bounded."
             )
     else:
         found += _protected(policy, privacy)

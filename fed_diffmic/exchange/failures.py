@@ -65,6 +65,13 @@ STALE = 2057
 LIMIT_SIZE = 2067
 LIMIT_CACHE = 2068
 LIMIT_MEMORY = 2069
+FLOOR_STEP = 2060
+FLOOR_UPDATE = 2061
+FLOOR_REUSE = 2062
+FLOOR_SHARE = 2063
+FLOOR_CHANGED = 2064
+FLOOR_ISOLATED = 2065
+FLOOR_JUMP = 2066
 UNEXPECTED = 2099
 NODE_FAILED = 2100
 
@@ -114,6 +121,13 @@ FAILURES: dict[int, str] = {
     LIMIT_SIZE: "the run asks for larger images, a larger model, more threads or more sampling than the policy allows",
     LIMIT_CACHE: "the images at the run's size would take more space than the site's policy allows",
     LIMIT_MEMORY: "the task would need, or needed, more memory than the site's policy allows",
+    FLOOR_STEP: "a step of the update would use fewer images or patients than the site's policy asks for",
+    FLOOR_UPDATE: "the update would rest on fewer images, patients or steps than the site's policy asks for",
+    FLOOR_REUSE: "the site's policy does not allow so many updates that rest on the same few images",
+    FLOOR_SHARE: "together with earlier ones the update would tell more of one image than the site's policy allows",
+    FLOOR_CHANGED: "too few of the site's images changed for its policy to let figures or updates of them leave",
+    FLOOR_ISOLATED: "the weights that were sent let single images of the site stand out in the update",
+    FLOOR_JUMP: "the weights that were sent do not follow from those that the site had before, or from the run's seed",
     UNEXPECTED: "the site failed unexpectedly; its own log has the detail",
     NODE_FAILED: "Flower reports that the site's process failed or is not there",
 }

@@ -16,6 +16,7 @@ from typing import Any
 
 from fed_diffmic.config_site import PolicyConfig
 from fed_diffmic.exchange import failures
+from fed_diffmic.exchange.floors import Basis
 from fed_diffmic.exchange.hours import minutes_left, parse_hours
 from fed_diffmic.exchange.limits import beyond_limits
 from fed_diffmic.exchange.payload import Payload, Tensors
@@ -23,8 +24,10 @@ from fed_diffmic.exchange.screening import update_norm
 from fed_diffmic.spec import RunSpec
 
 BASE = "base/"
-SUMS = "nll/0/0"
-TEST_IMAGES, COMPLETE, POSITIVES = "test/n", "test/complete", "test/positives/"
+SUMS_OF = "nll/"
+SUMS = f"{SUMS_OF}0/0"
+TEST_IMAGES, TEST_PATIENTS, COMPLETE = "test/n", "test/groups", "test/complete"
+POSITIVES = "test/positives/"
 COUNTS = ("images", "class_counts")
 _QUOTED = {"run", "arm", "stage", "round", "site", "request"}
 _HEADERS: dict[str, set[str]] = {
@@ -148,12 +151,14 @@ class SitePolicy:
         return self.config.max_seconds, failures.POLICY_SECONDS
 
     # ---- what leaves -------------------------------------------------------------------------
-    def release(self, payload: Payload, reference: Tensors) -> Payload | Denial:
+    def release(self, payload: Payload, reference: Tensors, basis: Basis | None = None) -> Payload | Denial:
         """The reply as it may leave, figures that must not leave removed; or why nothing of it may.
 
         Args:
             payload: the reply as computed.
             reference: the tensors that came, from which the size of an update is measured.
+            basis: images and patients that went into the figures; none: as many as the reply itself says, and as many
+                patients as images.
         """
         allowed = _HEADERS.get(payload.kind)
         if allowed is None or not set(payload.header) <= allowed:
@@ -167,15 +172,18 @@ class SitePolicy:
         if payload.kind == "query.reply" and self.protected:
             return replace(payload, metrics={})  # its counts are noised: small ones say no more than large ones
         if payload.kind == "query.reply":
-            return replace(payload, header={**payload.header, **self._counts(payload.header)}, metrics={})
+            counts = self._counts(payload.header, None if basis is None else basis.patients_of_splits)
+            return replace(payload, header={**payload.header, **counts}, metrics={})
         if payload.kind == "train.reply":
             denial = self._check_update(payload, reference)
             # Under privacy the weight is a public constant, not a number of images.
             count = math.inf if self._private(payload) else payload.header["num_examples"]
-            return denial or replace(payload, metrics=self._figures(payload.metrics, count))
+            if basis is not None and not self._private(payload):
+                count = min(count, basis.images)
+            return denial or replace(payload, metrics=self._figures(payload, count, basis))
         if payload.kind == "assess.reply":
             return replace(payload, metrics=self._test_figures(payload.metrics))
-        return replace(payload, metrics=self._figures(payload.metrics, payload.metrics.get("num_examples", 0)))
+        return replace(payload, metrics=self._figures(payload, payload.metrics.get("num_examples", 0), basis))
 
     def _check_update(self, payload: Payload, reference: Tensors) -> Denial | None:
         missing = self._tensors.lacks(payload.tensors) or [n for n in payload.tensors if n not in reference]
@@ -196,28 +204,42 @@ class SitePolicy:
     def _private(self, payload: Payload) -> bool:
         return payload.header["stage"] in self.protected
 
-    def _figures(self, metrics: Mapping[str, float], count: float) -> dict[str, float]:
-        allowed = {name: value for name, value in metrics.items() if name in self._metrics}
-        if count >= self.config.min_count:
-            return allowed
-        return {name: 0.0 for name in allowed if name == "num_examples"}
+    def _figures(self, payload: Payload, images: float, basis: Basis | None) -> dict[str, float]:
+        """Figures that are named and rest on enough; the others are left out."""
+        floors, patients = self.config.floors, images
+        if basis is not None and not (payload.kind == "train.reply" and self._private(payload)):
+            patients = basis.patients
+        if images < self.config.min_count or patients < floors.figure_patients:
+            return {}
+        found = {name: value for name, value in payload.metrics.items() if name in self._metrics}
+        # The table holds hundreds of sums, from which the scores of few images could be computed one by one.
+        if floors.sums_images and (images < floors.sums_images or payload.header.get("round") != 0):
+            found = {name: value for name, value in found.items() if not name.startswith(SUMS_OF)}
+        return found
 
     def _test_figures(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Those named; none over too few images; small counts of a class as 0, which :data:`COMPLETE` then tells."""
-        if metrics.get(TEST_IMAGES, 0) < max(1, self.config.min_count):
+        """Those named; none over too few images; small counts of a class left out, which :data:`COMPLETE` tells."""
+        few = metrics.get(TEST_IMAGES, 0) < max(1, self.config.min_count)
+        if few or metrics.get(TEST_PATIENTS, math.inf) < self.config.floors.figure_patients:
             return {}
         names = [name for name in metrics if name.startswith(POSITIVES)]
-        counts = [int(metrics[name]) for name in names]
-        shown = suppress(counts, self.config.min_count)
-        found = {**metrics, **{name: float(n) for name, n in zip(names, shown, strict=True)}}
-        found[COMPLETE] = float(shown == counts and not self._metrics.lacks(names))
+        shown = dict(zip(names, suppress([int(metrics[name]) for name in names], self.config.min_count), strict=True))
+        found = {name: value for name, value in metrics.items() if shown.get(name, 0) is not None}
+        found[COMPLETE] = float(None not in shown.values() and not self._metrics.lacks(names))
         return {name: value for name, value in found.items() if name in self._metrics}
 
-    def _counts(self, header: Mapping[str, Any]) -> dict[str, list[int]]:
+    def _counts(self, header: Mapping[str, Any], patients: Sequence[int] | None) -> dict[str, list[int | None]]:
+        """Counts of images of splits and of classes; what is suppressed is none, which is not the same as 0."""
         least, spoken = self.config.min_count, {name: list(header[name]) for name in COUNTS}
-        images = [n if n >= least and "images" in self._metrics else 0 for n in spoken["images"]]
-        counts = suppress(spoken["class_counts"], least) if "class_counts" in self._metrics else None
-        return {"images": images, "class_counts": counts or [0] * len(spoken["class_counts"])}
+        owners = list(patients or spoken["images"])
+        images: list[int | None] = [
+            n if n == 0 or (n >= least and p >= self.config.floors.figure_patients) else None
+            for n, p in zip(spoken["images"], owners, strict=True)
+        ]
+        counts = suppress(spoken["class_counts"], least)
+        if images[0] is None or "class_counts" not in self._metrics:
+            counts = [None] * len(counts)
+        return {"images": images if "images" in self._metrics else [None] * len(images), "class_counts": counts}
 
     # ---- rules -------------------------------------------------------------------------------
     def _check_use(self, kind: str, spec: RunSpec | None, header: Mapping[str, Any], dataset: str) -> Denial | None:
@@ -282,8 +304,8 @@ class SitePolicy:
         return Denial(failures.POLICY_METRICS, f"policy.metrics does not name {lacking[0]}") if lacking else None
 
 
-def suppress(counts: Sequence[int], least: int) -> list[int]:
-    """Counts with those from 1 to below ``least`` as 0, and no suppressed count to be had by subtraction.
+def suppress(counts: Sequence[int], least: int) -> list[int | None]:
+    """Counts, with none for those from 1 to below ``least``, and no suppressed count to be had by subtraction.
 
     Who knows the total could compute a single suppressed count from the others. So the next smallest counts are
     suppressed too until what is hidden is at least two counts and at least ``least`` images together (secondary
@@ -293,4 +315,4 @@ def suppress(counts: Sequence[int], least: int) -> list[int]:
     others = sorted((n, i) for i, n in enumerate(counts) if n >= least and n > 0)
     while hidden and (len(hidden) < 2 or sum(counts[i] for i in hidden) < least) and others:
         hidden.add(others.pop(0)[1])
-    return [0 if i in hidden else n for i, n in enumerate(counts)]
+    return [None if i in hidden else n for i, n in enumerate(counts)]

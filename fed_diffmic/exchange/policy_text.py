@@ -10,6 +10,7 @@ from fed_diffmic.config_privacy import PrivacyConfig
 from fed_diffmic.config_site import PolicyConfig
 from fed_diffmic.config_study import StudyRules
 from fed_diffmic.exchange.budget_text import privacy_sentences
+from fed_diffmic.exchange.floors_text import sentences as floors_sentences
 from fed_diffmic.exchange.hours import parse_hours
 from fed_diffmic.exchange.limits import limit_sentences
 
@@ -29,6 +30,7 @@ _FIGURES = {
     "images": "how many images are in training, validation and test",
     "class_counts": "how many training images each class has",
     "loss": "mean loss",
+    "loss_images": "how many images the training loss is about",
     "steps": "number of training steps",
     "seconds": "seconds that training took",
     "auroc_macro": "area under the ROC curve, averaged over classes",
@@ -56,6 +58,7 @@ def explain(policy: PolicyConfig, site: str = "", privacy: PrivacyConfig | None 
         ("What holds for everything", _principles(policy)),
         ("Which runs may use the data", _uses(policy)),
         ("What may leave the site", _leaves(policy)),
+        ("On how many images and patients it must rest", floors_sentences(policy.floors)),
         ("How much work may be asked for", _work(policy)),
         ("How much of the machine may be used", limit_sentences(policy.limits)),
         ("Privacy", privacy_sentences(policy, privacy)),
@@ -105,7 +108,8 @@ def _leaves(policy: PolicyConfig) -> list[str]:
     if policy.min_count > 1:
         least = (
             f"Figures over fewer than {policy.min_count} images do not leave. Counts from 1 to {policy.min_count - 1} "
-            "leave as 0, and so do further counts where a hidden one could be computed from the others. A site with "
+            "leave as the word that they are kept back, not as 0, and so do further counts where a hidden one could be "
+            "computed from the others. A site with "
             f"fewer than {policy.min_count} training images sends no update."
         )
     return [

@@ -68,22 +68,29 @@ def unit_set(examples: Examples, secret: bytes) -> UnitSet:
     Raises:
         ValueError: the secret is too short.
     """
-    if len(secret) < WIDTH:
-        raise ValueError("the secret of the unit digests is too short")
-
-    def digests(kind: str, names: Sequence[str]) -> np.ndarray:
-        keyed = {n: hmac.new(secret, f"{kind}\0{n}".encode(), hashlib.sha256).digest()[:WIDTH] for n in set(names)}
-        return np.array([keyed[n] for n in names], dtype=f"V{WIDTH}")
-
-    columns = [
-        digests("image", [str(int(key)) for key in examples.keys]),
-        digests("patient", [str(group) for group in examples.groups]),
-    ]
+    columns = list(unit_digests(examples, secret))
     if examples.pixels is not None:
-        columns.append(digests("pixels", [str(pixels) for pixels in examples.pixels]))
+        columns.append(_keyed("pixels", [str(pixels) for pixels in examples.pixels], secret))
     whole = np.concatenate([_bytes(column) for column in columns], axis=1)
     order = np.frombuffer(whole.tobytes(), dtype=f"V{WIDTH * len(columns)}").argsort(kind="stable")
     return UnitSet(columns[0][order], columns[1][order], columns[2][order] if len(columns) > 2 else None)
+
+
+def unit_digests(examples: Examples, secret: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Keyed digests of each example's image and patient, ``(n,)`` of 16 bytes each, in the order of the examples.
+
+    Raises:
+        ValueError: the secret is too short.
+    """
+    if len(secret) < WIDTH:
+        raise ValueError("the secret of the unit digests is too short")
+    images = _keyed("image", [str(int(key)) for key in examples.keys], secret)
+    return images, _keyed("patient", [str(group) for group in examples.groups], secret)
+
+
+def _keyed(kind: str, names: Sequence[str], secret: bytes) -> np.ndarray:
+    keyed = {n: hmac.new(secret, f"{kind}\0{n}".encode(), hashlib.sha256).digest()[:WIDTH] for n in set(names)}
+    return np.array([keyed[n] for n in names], dtype=f"V{WIDTH}")
 
 
 def save_units(folder: Path, units: UnitSet) -> Path:

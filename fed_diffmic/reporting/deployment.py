@@ -21,7 +21,7 @@ from fed_diffmic.reporting.report import (
 )
 from fed_diffmic.reporting.story import MAIN_METRICS
 from fed_diffmic.reporting.view import DASH, duration, number, size
-from fed_diffmic.training.matrix import LEAST_POSITIVES
+from fed_diffmic.training.matrix import LEAST_POSITIVES, rarest
 
 KIND = "federation"  # `kind` in a coordinator's summary.json
 STAGES = ("diffusion", "guidance", "plain")
@@ -127,8 +127,8 @@ def _sites(summary: Mapping[str, Any]) -> Html:
         missed = sum(site in (line.get("missing") or {}) for line in rounds)
         cell = row.get(site) or {}
         withheld = "" if not cell.get("n") or cell["complete"] else "some counts kept back"
-        least = min((n for n in (cell.get("positives") or {}).values() if n), default=0)
-        mark = "a class has few: read with care" if 0 < least < LEAST_POSITIVES else withheld
+        least = rarest(cell)
+        mark = "a class has few: read with care" if 0 < (least or 0) < LEAST_POSITIVES else withheld
         tested = page.stacked(str(cell["n"]), mark) if cell.get("n") else DASH
         figures = [figure_cell(cell.get(name)) for name in ("auroc_macro", "balanced_accuracy", "ece")]
         lines.append([site, facts.get("train") or DASH, missed, tested, *figures])

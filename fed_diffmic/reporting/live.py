@@ -143,7 +143,9 @@ def matrix_drawing(matrix: Mapping[str, Mapping[str, Mapping[str, Any]]], metric
 
     def said(model: str, site: str) -> str:
         cell = matrix[model][site]
-        counts = ", ".join(f"{name} {count}" for name, count in cell["positives"].items())
+        counts = ", ".join(
+            f"{name} {'kept back' if count is None else count}" for name, count in cell["positives"].items()
+        )
         rank = "" if cell["ranked"] else "<br>not ranked: a class has too few positives"
         at = f"{escape(arm_name(model))}<br>on {escape(site)}"
         return f"{at}: {with_interval(cell[metric])}<br>{cell['n']} images; {escape(counts)}{rank}"

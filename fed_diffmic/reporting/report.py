@@ -26,7 +26,7 @@ from fed_diffmic.reporting.view import (
     paired,
     size,
 )
-from fed_diffmic.training.matrix import AT_SPECIFICITY, LEAST_POSITIVES, SPECIFICITY, comparable
+from fed_diffmic.training.matrix import AT_SPECIFICITY, LEAST_POSITIVES, SPECIFICITY, comparable, rarest
 
 DISCLAIMER = "For research. Not a medical device: nothing here may be used to diagnose or to treat a patient."
 FEW_POSITIVES = 10
@@ -277,9 +277,9 @@ def matrix_section(summary: Mapping[str, Any], metric: str, interactive: bool) -
     rows = []
     for model, row in matrix.items():
         for site, cell in row.items():
-            least = min((n for n in cell["positives"].values() if n), default=0)
+            least = rarest(cell)
             figures = [figure_cell(cell[name]) for name in ("balanced_accuracy", "auroc_macro", AT_SPECIFICITY, "ece")]
-            rows.append([arm_name(model), site, cell["n"], least, *figures])
+            rows.append([arm_name(model), site, cell["n"], "kept back" if least is None else least, *figures])
     sensitivity = f"sensitivity at {SPECIFICITY:.0%} specificity"
     columns = ["model", "images of", "n", "positives of the rarest class", "balanced accuracy", "macro AUROC"]
     parts.append(page.details("All cells of the matrix", page.table([*columns, sensitivity, "ECE"], rows)))

@@ -104,12 +104,13 @@ def cell_figures(cell: Mapping[str, Any], classes: Sequence[str]) -> dict[str, f
 def cell_from(figures: Mapping[str, float], classes: Sequence[str]) -> dict[str, Any]:
     """The cell that a site's flat numbers describe; what did not come is none.
 
-    Where counts were kept back, nobody knows over which classes a macro figure is a mean: ``classes`` is empty and the
-    cell is not ranked.
+    A count that was kept back is none, not 0. Then nobody knows over which classes a macro figure is a mean:
+    ``classes`` is empty and the cell is not ranked.
     """
-    counts = [int(figures.get(f"{TEST}positives/{index}", 0)) for index in range(len(classes))]
-    n, complete = int(figures.get(f"{TEST}n", 0)), figures.get(f"{TEST}complete") == 1.0
-    present = [label for label, count in zip(classes, counts, strict=True) if complete and 0 < count < n]
+    said = [figures.get(f"{TEST}positives/{index}") for index in range(len(classes))]
+    counts = [None if count is None else int(count) for count in said]
+    n, complete = int(figures.get(f"{TEST}n", 0)), figures.get(f"{TEST}complete") == 1.0 and None not in counts
+    present = [label for label, count in zip(classes, counts, strict=True) if complete and 0 < (count or 0) < n]
     cell: dict[str, Any] = {
         "n": n,
         "groups": int(figures.get(f"{TEST}groups", 0)),
@@ -122,6 +123,12 @@ def cell_from(figures: Mapping[str, float], classes: Sequence[str]) -> dict[str,
         names = {"value": figure, "low": f"{figure}/low", "high": f"{figure}/high"}
         cell[figure] = {key: figures.get(TEST + name) for key, name in names.items()}
     return cell
+
+
+def rarest(cell: Mapping[str, Any]) -> int | None:
+    """Positives of the rarest class that is there (0: no class is); none where some site kept counts back."""
+    counts = list((cell.get("positives") or {}).values())
+    return None if None in counts else min((n for n in counts if n), default=0)
 
 
 def _macro_sensitivity(scored: Scored, present: Sequence[int], weights: np.ndarray) -> np.ndarray:

@@ -182,8 +182,8 @@ def test_figures_over_few_images_do_not_leave(tmp_path: Path, site: Any) -> None
     site(min_count=7, metrics=["images", "class_counts", "num_examples", "loss", "accuracy"])
     where = context(tmp_path)
     header = from_record(send(query(), "query", where).content, AMPLE).header
-    assert (header["images"], header["class_counts"]) == ([12, 0, 0], [0, 0, 0])
-    assert from_record(send(task("evaluate"), "evaluate", where).content, AMPLE).metrics == {"num_examples": 0.0}
+    assert (header["images"], header["class_counts"]) == ([12, None, None], [None, None, None])
+    assert from_record(send(task("evaluate"), "evaluate", where).content, AMPLE).metrics == {}
     assert set(from_record(send(task("train"), "train", where).content, AMPLE).metrics) == {"loss"}
 
 
@@ -194,7 +194,7 @@ def test_figures_over_few_test_images_and_small_classes_do_not_leave(tmp_path: P
     site(min_count=3)  # six images, two of each class
     figures = from_record(send(task("assess"), "evaluate.assess", where).content, AMPLE).metrics
     assert figures["test/n"] == 6 and figures["test/complete"] == 0
-    assert [figures[f"test/positives/{i}"] for i in range(3)] == [0, 0, 0]
+    assert not any(name.startswith("test/positives/") for name in figures)  # kept back, not 0
     site(min_count=2, metrics=["test/n", "test/auroc_macro"])
     figures = from_record(send(task("assess"), "evaluate.assess", where).content, AMPLE).metrics
     assert set(figures) == {"test/n", "test/auroc_macro"}

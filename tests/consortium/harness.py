@@ -43,6 +43,18 @@ MODEL = {
     "image_side": 32, "regions": 2, "crop": 16, "latent": 16, "sampling_steps": 2, "sampling_starts": 1, "attention": 8,
     "feature_stride": 16, "prior_init": "guidance",
 }  # fmt: skip
+FLOORS = {
+    "step_images": 0,
+    "step_patients": 0,
+    "update_images": 0,
+    "update_patients": 0,
+    "figure_patients": 0,
+    "sums_images": 0,
+    "few_images": 0,
+    "largest_share": 1.0,
+    "isolation": False,
+    "jump": 0,
+}  # its sites have a dozen images
 STAGE = {"rounds": 2, "epochs": 1, "batch_size": 4, "lr": 2e-3, "ema": 0.5}
 
 
@@ -318,7 +330,7 @@ class Consortium:
                     "stages": ["guidance", "diffusion"], "strategies": ["fedavg"], "tensors": ["*"],
                     "dtypes": ["float32", "int64"], "max_update_norm": 1e6, "metrics": ["*"], "min_count": 0,
                     "max_rounds": 100, "max_epochs": 100.0, "max_steps": 10000, "max_seconds": 600.0,
-                    "hours": ["always"], "privacy": "none",
+                    "hours": ["always"], "privacy": "none", "floors": FLOORS,
                     "study": {"approval": "rule", "models": [], "backbones": ["test_resnet"]},
                 },
             }  # fmt: skip

@@ -20,7 +20,8 @@ def cell(site: str, signal: float, **changed: float) -> dict[str, Any]:
     found = matrix_cell(
         predict(site, "federated", "test", "multiclass", signal), CLASSES, bootstrap=50, seed=1, name=site
     )
-    return cell_from({**cell_figures(found, CLASSES), **changed}, CLASSES)
+    figures = {**cell_figures(found, CLASSES), **changed}
+    return cell_from({name: value for name, value in figures.items() if value is not None}, CLASSES)
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def summary() -> dict[str, Any]:
     rows = {
         stage: {
             **{site: cell(site, signal) for site in sites[:2]},
-            sites[2]: cell(sites[2], signal, **{"test/positives/1": 0.0, "test/complete": 0.0}),
+            sites[2]: cell(sites[2], signal, **{"test/positives/1": None, "test/complete": 0.0}),
             sites[3]: cell_from({}, CLASSES),
         }
         for stage, signal in (("guidance", 1.5), ("diffusion", 2.0))

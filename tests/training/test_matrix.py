@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_diffmic.training.matrix import cell_figures, cell_from, comparable, matrix_cell, sensitivity_at
+from fed_diffmic.training.matrix import cell_figures, cell_from, comparable, matrix_cell, rarest, sensitivity_at
 from fed_diffmic.training.metrics import Scored
 
 
@@ -88,10 +88,13 @@ def test_where_counts_were_kept_back_nothing_is_compared_or_ranked():
     classes = ["a", "b", "c"]
     cell = matrix_cell(scored([0] * 12 + [1] * 11 + [2] * 3), classes, bootstrap=0, seed=1, name="x")
     whole = cell_figures(cell, classes)
-    kept_back = {**whole, "test/positives/2": 0.0, "test/complete": 0.0}
+    kept_back = {n: v for n, v in {**whole, "test/complete": 0.0}.items() if n != "test/positives/2"}
     found = cell_from(kept_back, classes)
     assert (found["classes"], found["ranked"], found["complete"]) == ([], False, False)
-    assert found["positives"] == {"a": 12, "b": 11, "c": 0}
+    assert found["positives"] == {"a": 12, "b": 11, "c": None}  # kept back is not none at all
+    assert rarest(found) is None and rarest(cell_from(whole, classes)) == 3
+    claimed = {name: value for name, value in whole.items() if name != "test/positives/2"}  # and yet said to be whole
+    assert not cell_from(claimed, classes)["complete"]
     silent = cell_from({}, classes)
     assert (
         silent["n"] == 0
