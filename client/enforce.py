@@ -133,7 +133,16 @@ class Enforcement:
         """
         if self.rules is None:
             return site
-        return replace(site, data=self._floors(site).settled(site.data, self._about(site, request)))
+        floors = self._floors(site)
+        site = replace(site, data=floors.settled(site.data, self._about(site, request)))
+        if self.kind != "train" or is_private(site, request.header["stage"]):
+            return site
+        return replace(
+            site,
+            examine=lambda module: floors.check_isolation(
+                module, site.data.train, site.device, request_name(request.header)
+            ),
+        )
 
     def ready(self, site: Site, spec: RunSpec, request: Payload) -> None:
         """Judge what depends on the site's data and on what it answered before.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import json
 import os
 from dataclasses import replace
@@ -23,10 +24,12 @@ from safetensors import SafetensorError, safe_open
 from fed_diffmic.config_floors import Floors
 from fed_diffmic.data.site import Examples, SiteData
 from fed_diffmic.errors import LedgerError, MachineError, ModelFileError
-from fed_diffmic.exchange.failures import FLOOR_CHANGED, SiteError
+from fed_diffmic.exchange.failures import FLOOR_CHANGED, FLOOR_ISOLATED, SiteError
 from fed_diffmic.exchange.floors import Exposure, check_exposure, check_reuse, check_share, is_few
 from fed_diffmic.files import load_tensors, private_folder, save_tensors, write_new
+from fed_diffmic.privacy.isolation import measure_isolation
 from fed_diffmic.privacy.units import UnitSet, load_units, save_units, unit_digests, unit_set
+from fed_diffmic.training.stage import StageModule
 
 FOLDER = "floors"
 SPLITS = ("train", "val", "test")
@@ -131,6 +134,22 @@ class SiteFloors:
         check_reuse(self.floors, planned, _of(self._uses(), images, "uses"))
         joined = _joined(history, images, patients, planned.counts)
         check_share(self.floors, joined["counts"], _numbers(joined["patients"]))
+
+    def check_isolation(self, module: StageModule, train: Examples, device: str, request: str) -> None:
+        """Refuse weights that let single images stand out in an update.
+
+        Which images are looked at follows from the request and the site's secret: the same for the same request, and
+        nothing that its sender could know.
+
+        Raises:
+            SiteError: says what was measured, for the site's own log.
+        """
+        if not self.floors.isolation or len(train) < 2:
+            return
+        seed = hmac.new(self._secret, request.encode(), hashlib.sha256).digest()
+        found = measure_isolation(module, train, device, np.random.default_rng(list(seed)))
+        if found.found:
+            raise SiteError(FLOOR_ISOLATED, f"{found}; policy.floors.isolation")
 
     def record_update(self, key: tuple[str, str, str], request: str, train: Examples, planned: Exposure) -> None:
         """Write down an update, before it leaves.

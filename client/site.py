@@ -29,6 +29,7 @@ from fed_diffmic.exchange.policy import SitePolicy
 from fed_diffmic.files import append_line, private_folder
 from fed_diffmic.provision.keys import PrivateKey, load_private, make_site_key
 from fed_diffmic.spec import RunSpec
+from fed_diffmic.training.stage import StageModule
 
 
 class Agreement(Protocol):
@@ -59,6 +60,8 @@ class Site:
         signer: signs the privacy ledger; none: a virtual site makes a key.
         witness: file beside the site's key that remembers the ledger's head; none: a virtual site.
         budget: what a run and a round may take of the privacy budget; none: a virtual site.
+        examine: called with the stage's module, the weights that came in it, before it is trained; raises
+            :class:`SiteError` where the site does not train from such weights.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Site:
     signer: PrivateKey | None = None
     witness: Path | None = None
     budget: BudgetRules | None = None
+    examine: Callable[[StageModule], None] | None = None
 
     def key(self) -> PrivateKey:
         """What signs the privacy ledger: the site's key; a virtual site makes one in its folder."""

@@ -122,6 +122,8 @@ def train(site: Site, spec: RunSpec, request: Payload) -> Payload:
     check_stage(site, header["stage"])
     algorithm = site_algorithm(spec, header["stage"])
     module, received = load_module(spec, header["stage"], store, request, algorithm, before, training=True)
+    if site.examine is not None:
+        site.examine(module)
     result, ledger, claim = update(site, spec, header, module, algorithm, before, received)
     state, after = "", {**(result.optimizer_state or {}), **result.algorithm_state}
     if after:

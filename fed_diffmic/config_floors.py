@@ -46,10 +46,3 @@ class Floors(Checked):
     isolation: bool = option(
         True, "measure before each update whether the weights that came let single images stand out, and refuse if so"
     )
-    jump: float = option(
-        100.0,
-        "how far a round's weights may lie from those of the round before, in norms of the site's own update then "
-        "and for each round since; the first round must start where the run's seed does, where that can be computed; "
-        "0: anywhere",
-        ge=0,
-    )

@@ -23,8 +23,8 @@ def privacy_sentences(policy: PolicyConfig, privacy: PrivacyConfig | None) -> li
         else:
             found.append(
                 "Differential privacy is not required, and there is no secure aggregation: where a stage trains "
-                "without privacy, neither of the two protects the update. The coordinator sees it as it is, and what it tells "
-                "about single patients is made harder to read by the floors above but is not bounded."
+                "without privacy, neither of the two protects the update. The coordinator sees it as it is, and what "
+                "it tells about single patients is made harder to read by the floors above but is not bounded."
             )
     else:
         found += _protected(policy, privacy)

@@ -71,7 +71,6 @@ FLOOR_REUSE = 2062
 FLOOR_SHARE = 2063
 FLOOR_CHANGED = 2064
 FLOOR_ISOLATED = 2065
-FLOOR_JUMP = 2066
 UNEXPECTED = 2099
 NODE_FAILED = 2100
 
@@ -127,7 +126,6 @@ FAILURES: dict[int, str] = {
     FLOOR_SHARE: "together with earlier ones the update would tell more of one image than the site's policy allows",
     FLOOR_CHANGED: "too few of the site's images changed for its policy to let figures or updates of them leave",
     FLOOR_ISOLATED: "the weights that were sent let single images of the site stand out in the update",
-    FLOOR_JUMP: "the weights that were sent do not follow from those that the site had before, or from the run's seed",
     UNEXPECTED: "the site failed unexpectedly; its own log has the detail",
     NODE_FAILED: "Flower reports that the site's process failed or is not there",
 }

@@ -33,13 +33,6 @@ def sentences(floors: Floors) -> list[str]:
             "Before each update the site measures on some of its own images whether the weights that came let single "
             "images stand out in it, and refuses them. That finds the known ways; it is no proof against others."
         )
-    jump = "The weights that come may be anything."
-    if floors.jump:
-        jump = (
-            f"The weights that come lie within {floors.jump!r} times the size of the site's last update of those that "
-            "came before, for each round since; a stage's first ones must follow from the run's seed, where the site "
-            "can compute that."
-        )
     return [
         "Except in stages that train with differential privacy:",
         f"Each training step uses at least {_many(floors.step_images, 'image')} of at least "
@@ -49,7 +42,6 @@ def sentences(floors: Floors) -> list[str]:
         f"{few}an image may go into {_many(floors.few_rounds, 'such update')} at most, in all runs together.",
         share,
         isolation,
-        jump,
         "In every stage:",
         f"No figure and no number of images leaves that is about fewer than "
         f"{_many(floors.figure_patients, 'patient')}; the loss of training is judged by the images that went into it.",

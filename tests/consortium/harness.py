@@ -53,7 +53,6 @@ FLOORS = {
     "few_images": 0,
     "largest_share": 1.0,
     "isolation": False,
-    "jump": 0,
 }  # its sites have a dozen images
 STAGE = {"rounds": 2, "epochs": 1, "batch_size": 4, "lr": 2e-3, "ema": 0.5}
 
