@@ -16,6 +16,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -72,7 +73,8 @@ class SiteFloors:
         """
         if not self.floors.changed_patients:
             return data
-        return replace(data, **{split: self._settled(split, getattr(data, split)) for split in splits})
+        found: dict[str, Any] = {split: self._settled(split, getattr(data, split)) for split in splits}
+        return replace(data, **found)
 
     def _settled(self, split: str, examples: Examples) -> Examples:
         earlier = self._sets(split)

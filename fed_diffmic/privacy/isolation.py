@@ -163,8 +163,8 @@ def _judged(
 def own_rows(energy: Tensor) -> float:
     """How much of the energy ``(n, R)`` of n images in R rows belongs to single images, 0 to 1.
 
-    The larger of two shares: of the energy, what lies in rows that one image has nearly to itself; and of the steps from
-    each row to the next larger one, what is nearly one image's doing.
+    The larger of two shares: of the energy, what lies in rows that one image has nearly to itself; and of the steps
+    from each row to the next larger one, what is nearly one image's doing.
     """
     whole = energy.sum(dim=0)
     if len(energy) < 2 or not bool(whole.sum() > 0):

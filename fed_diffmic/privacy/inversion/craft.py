@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -59,7 +61,7 @@ def imprint(subject: Subject, prefix: str) -> Tensor | None:
     Returns:
         The thresholds, which the attacker knows; none where the network is too narrow. Its weights are changed.
     """
-    net = subject.module.network.get_submodule(prefix.removesuffix("."))
+    net: Any = subject.module.network.get_submodule(prefix.removesuffix("."))
     blocks = list(net.blocks)
     proj, first = net.patch_embed.proj, blocks[0].mlp
     width, cells, side = proj.out_channels, PIXELS * PIXELS, proj.kernel_size[0]

@@ -178,7 +178,8 @@ def _imprint(subject: Subject, steps: int) -> Attempt:
         return _attempt(subject, "imprint", None, None)
     subject.start.update(full_state(subject.module))
     guess = imprinted_patches(subject.gradient(), prefix).numpy()
-    patch = subject.module.network.get_submodule(prefix.removesuffix(".")).patch_embed.proj.kernel_size[0]
+    net: Any = subject.module.network.get_submodule(prefix.removesuffix("."))
+    patch = int(net.patch_embed.proj.kernel_size[0])
     real, public = (_grey_patches(subject, images, patch) for images in (subject.images, subject.public))
     public = public[np.random.default_rng(subject.seed).permutation(len(public))[: len(guess)]]
     return Attempt(
