@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fed_diffmic.commands import audit_keeping, audit_logs
+from fed_diffmic.commands import audit_inversion, audit_keeping, audit_logs
 from fed_diffmic.commands.provision_parts import below
 from fed_diffmic.errors import UsageError
 
@@ -23,6 +23,7 @@ _ABOUT = """Is a log whole, and do both sides say the same?
   fed-diffmic audit rekey SITE/audit.jsonl --key NEW_KEY --old OLD_KEY
   fed-diffmic audit stamp SITE/audit.jsonl --out head.tsq
   fed-diffmic audit privacy --config site.yaml --out audit.json
+  fed-diffmic audit inversion --config site.yaml --model compact
 """
 _PRIVACY = """Attack this installation's private training, on pictures of noise: no image of the site is read.
 
@@ -49,6 +50,8 @@ def register(add: Add) -> None:
     audit_keeping.add_rekey(add_below("rekey", audit_keeping.rekey, about))
     about = "write a request for a timestamp of a log's head (RFC 3161), to be sent to an authority of your choice"
     audit_keeping.add_stamp(add_below("stamp", audit_keeping.stamp, about))
+    about = "attack what an update without privacy tells of single images, on phantoms; minutes to hours"
+    audit_inversion.add_inversion(add_below("inversion", audit_inversion.inversion, about))
     privacy = add_below("privacy", _privacy, "attack the private training of this installation; some minutes")
     privacy.description = _PRIVACY
     privacy.add_argument("--config", type=Path, metavar="FILE", help="site.yaml, for its privacy settings")
