@@ -60,7 +60,7 @@ requirements:
 	$(UV) pip compile deploy/requirements-build.in $(COMPILE) -c requirements.txt -o deploy/requirements-build.txt
 
 docs: setup
-	$(PYTHON_IN) -m fed_diffmic.reference docs/configuration.md
+	$(PYTHON_IN) -m fed_diffmic.config.reference docs/configuration.md
 
 wheel: setup
 	$(PYTHON_IN) -m build --no-isolation --wheel --outdir dist .

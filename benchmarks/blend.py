@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fed_diffmic.compose import compose
-from fed_diffmic.final import load_final
+from fed_diffmic.config.compose import compose
+from fed_diffmic.release.final import load_final
 from fed_diffmic.training import calibration
 from fed_diffmic.training.comparison import mean_over_sites
 from fed_diffmic.training.evaluation import predict_scores

@@ -12,7 +12,7 @@ import time
 import torch
 from torch import nn
 
-from fed_diffmic.compose import compose_text
+from fed_diffmic.config.compose import compose_text
 from fed_diffmic.models import backbones
 from fed_diffmic.models.diffmic import build_guidance
 

@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fed_diffmic.compose import compose
-from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config.compose import compose
+from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.data.site import Examples
-from fed_diffmic.final import FinalModel, load_final
 from fed_diffmic.privacy.dp_sgd import Source
 from fed_diffmic.privacy.per_sample import summed
 from fed_diffmic.privacy.randomness import Randomness
+from fed_diffmic.release.final import FinalModel, load_final
 from fed_diffmic.training.features import FeatureStore
 from fed_diffmic.training.losses import label_prior, prior_offset
 from fed_diffmic.training.stage import StageModule

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fed_diffmic.compose import compose_text
+from fed_diffmic.config.compose import compose_text
+from fed_diffmic.config.spec import RunSpec, make_spec
 from fed_diffmic.privacy.per_sample import Units, summed, trained
 from fed_diffmic.privacy.randomness import Randomness
-from fed_diffmic.spec import RunSpec, make_spec
 from fed_diffmic.training.stage import Batch, StageModule
 from fed_diffmic.training.stages import build_module
 

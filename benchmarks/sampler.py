@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fed_diffmic.config import ModelConfig
+from fed_diffmic.config.simulation import ModelConfig
 from fed_diffmic.models.diffmic import DiffMIC, build_diffmic
 from fed_diffmic.models.diffusion import ddim_schedule, ddim_step
 from fed_diffmic.models.guidance import guidance_map

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fed_diffmic.compose import compose
+from fed_diffmic.config.compose import compose
 from fed_diffmic.files import load_tensors
 from fed_diffmic.training import weighted
 from simulations.sites import build_sites

@@ -34,7 +34,7 @@ SETTINGS = [
 
 def measure(sites: int, images: int, shared: Path) -> dict[str, float]:
     """Run once in this process; figures of it."""
-    from fed_diffmic.compose import compose
+    from fed_diffmic.config.compose import compose
     from simulations.run import simulate
 
     with tempfile.TemporaryDirectory() as folder:

@@ -17,10 +17,10 @@ from flwr.clientapp import ClientApp
 from client import tasks
 from client.enforce import Enforcement
 from client.site import Site, log_failure, open_data, open_site, site_folder, site_rules
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import MachineError
 from fed_diffmic.exchange.failures import BAD_REQUEST, SiteError, failure_code
 from fed_diffmic.exchange.payload import Limits, Payload, PayloadError, decode, encode
-from fed_diffmic.spec import RunSpec
 from fed_diffmic.transport.messages import failure_message, reply_message, wire_of
 
 LIMITS = Limits(tensor_bytes=16 * 1024**3)

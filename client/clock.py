@@ -15,7 +15,7 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-from fed_diffmic.config_site import CoordinatorConfig
+from fed_diffmic.config.site import CoordinatorConfig
 from fed_diffmic.transport.supernode import ca_certificates
 
 AHEAD_S, BEHIND_S = 5.0, 305.0

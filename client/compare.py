@@ -18,15 +18,15 @@ from client.device import chosen_device
 from client.kept import IN_USE
 from client.source import SiteSource
 from fed_diffmic.algorithms.base import Tensors
-from fed_diffmic.config_site import SiteConfig
+from fed_diffmic.config.site import SiteConfig
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import Examples, SiteData
 from fed_diffmic.errors import DataError, ModelFileError, UsageError
 from fed_diffmic.files import sync_folder
-from fed_diffmic.personal import save_part, sign_parts
-from fed_diffmic.pinned import pin
-from fed_diffmic.provenance import PROVENANCE, signed_key
 from fed_diffmic.provision.keys import PrivateKey
-from fed_diffmic.spec import RunSpec
+from fed_diffmic.release.personal import save_part, sign_parts
+from fed_diffmic.release.pinned import pin
+from fed_diffmic.release.provenance import PROVENANCE, signed_key
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.comparison import difference
 from fed_diffmic.training.evaluation import figures_of, judged, predict_scores

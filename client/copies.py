@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fed_diffmic.config_site import SiteConfig
+from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.data.cache_files import SUBFOLDER, Copy, copies, remove_copy, remove_unfinished
 from fed_diffmic.errors import ModelFileError, SpaceLimitError
 from fed_diffmic.files import read_json, write_json

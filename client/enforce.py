@@ -20,17 +20,17 @@ from client.site import Rules, Site
 from client.state import SiteStore
 from client.watch import COMPUTING, OPENING, Mark
 from client.watchdog import memory_bound
+from fed_diffmic.config.spec import RunSpec
+from fed_diffmic.deadline import OutOfTimeError, time_bound
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.audit_facts import anchored, payload_facts, place, request_facts
+from fed_diffmic.exchange.exposure import planned_exposure
 from fed_diffmic.exchange.failures import SiteError
 from fed_diffmic.exchange.floors import Basis, Exposure
 from fed_diffmic.exchange.payload import Payload, Wire, request_name
 from fed_diffmic.exchange.policy import Denial
 from fed_diffmic.exchange.screening import update_norm
 from fed_diffmic.exchange.seal import RequestSeal
-from fed_diffmic.spec import RunSpec
-from fed_diffmic.training.bound import OutOfTimeError, time_bound
-from fed_diffmic.training.exposure import planned_exposure
 
 ARM = "federated"
 ABOUT = {"query": ("train", "val", "test"), "train": ("train",), "evaluate": ("val",), "assess": ("test",)}

@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from fed_diffmic.config_floors import Floors
+from fed_diffmic.config.policy_floors import Floors
 from fed_diffmic.data.site import Examples, SiteData
 from fed_diffmic.errors import LedgerError, MachineError, ModelFileError
 from fed_diffmic.exchange.failures import FLOOR_CHANGED, FLOOR_ISOLATED, SiteError

@@ -12,7 +12,7 @@ from client.clock import measure_skew
 from client.copies import site_copies
 from client.start import LOGS, SITE_LOG
 from client.watch import ENDED
-from fed_diffmic.config_site import SiteConfig
+from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.errors import FedDiffmicError
 from fed_diffmic.transport.spool import Spool
 from fed_diffmic.transport.supernode import INBOX

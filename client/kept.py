@@ -1,9 +1,9 @@
 """The model that a site took over: what it was then is a line of the site's own audit log, and is checked at each use.
 
 Beside the model lies the coordinator's key that it was verified with (``coordinator.pub``) and, where parts of it are
-the site's own, a statement of their digests under the site's key (:mod:`fed_diffmic.personal`). Whoever can write to
-the folder can exchange all of that; the line ``taken_over`` in the log is signed by the site's key and chained, and
-the coordinators of later runs hold the heads behind it.
+the site's own, a statement of their digests under the site's key (:mod:`fed_diffmic.release.personal`). Whoever can
+write to the folder can exchange all of that; the line ``taken_over`` in the log is signed by the site's key and
+chained, and the coordinators of later runs hold the heads behind it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 
 from client.start import AUDIT, site_audit, site_key
 from fed_diffmic.algorithms import Tensors
-from fed_diffmic.config_site import SiteConfig
+from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.exchange.audit_lines import Line, read_lines
 from fed_diffmic.files import tensors_digest
-from fed_diffmic.final import FinalModel, load_final
 from fed_diffmic.provision.keys import PrivateKey, PublicKey, load_private, load_public
+from fed_diffmic.release.final import FinalModel, load_final
 
 IN_USE = "model"
 TAKEN = "taken_over"

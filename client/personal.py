@@ -13,11 +13,11 @@ from pathlib import Path
 from client.kept import IN_USE, check_part
 from client.state import SiteStore
 from fed_diffmic.algorithms import Tensors
-from fed_diffmic.config_site import SiteConfig
+from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.files import load_tensors
-from fed_diffmic.final import FinalModel
-from fed_diffmic.personal import check_parts, joined, part_of_state, personal_file
+from fed_diffmic.release.final import FinalModel
+from fed_diffmic.release.personal import check_parts, joined, part_of_state, personal_file
 
 
 def own_parts(config: SiteConfig, final: FinalModel, folder: Path) -> dict[str, Tensors]:

@@ -12,7 +12,8 @@ import torch
 
 from client.site import Site
 from fed_diffmic.algorithms.base import Algorithm, Tensors
-from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config.privacy import PrivacyConfig
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import Examples
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.exchange.claims import claim_text
@@ -32,7 +33,6 @@ from fed_diffmic.privacy.ledger_lines import head_text
 from fed_diffmic.privacy.modules import check_private
 from fed_diffmic.privacy.randomness import Randomness
 from fed_diffmic.privacy.units import unit_set
-from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.calibration import class_prior
 from fed_diffmic.training.features import FeatureStore
 from fed_diffmic.training.local import LocalResult

@@ -19,8 +19,9 @@ from flwr.app import Context
 from client.seals import Refusals, SiteSeals
 from client.start import SITE_LOG
 from client.watch import Watch
-from fed_diffmic.config_budget import BudgetRules
-from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config.policy_budget import BudgetRules
+from fed_diffmic.config.privacy import PrivacyConfig
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.exchange.audit import AuditLog
 from fed_diffmic.exchange.failures import LABELS, SETTINGS, SiteError
@@ -28,7 +29,6 @@ from fed_diffmic.exchange.payload import Payload
 from fed_diffmic.exchange.policy import SitePolicy
 from fed_diffmic.files import append_line, private_folder
 from fed_diffmic.provision.keys import PrivateKey, load_private, make_site_key
-from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.stage import StageModule
 
 

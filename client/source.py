@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 
 from client.copies import copies_folder, site_copies
-from fed_diffmic.config import DatasetConfig
-from fed_diffmic.config_site import SiteConfig
+from fed_diffmic.config.simulation import DatasetConfig
+from fed_diffmic.config.site import SiteConfig
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.datasets import get_dataset
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.open import OpenDataset, cache_folder, open_dataset
 from fed_diffmic.data.pixels import pixel_digests
 from fed_diffmic.data.site import Examples, SiteData
 from fed_diffmic.data.splits import split_site
+from fed_diffmic.deadline import check_time
 from fed_diffmic.privacy.account import FOLDER
-from fed_diffmic.spec import RunSpec
-from fed_diffmic.training.bound import check_time
 
 FINDINGS = "findings.csv"
 KEPT = 2

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fed_diffmic.config_site import SiteConfig
+from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.exchange.audit import AuditLog
 from fed_diffmic.provision.keys import load_private, load_public, make_site_key
 from fed_diffmic.transport.processes import Child, child_env, start_child

@@ -10,7 +10,7 @@ from typing import Any
 
 from client.control import read_control
 from client.start import RUN, STATE
-from fed_diffmic.config_site import SiteConfig
+from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.errors import MachineError
 from fed_diffmic.transport.contact import read_contact
 from fed_diffmic.transport.processes import lock_file

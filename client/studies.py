@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fed_diffmic.config_study import StudyRules
+from fed_diffmic.config.policy_study import StudyRules
 from fed_diffmic.errors import ConfigError, MachineError, ModelFileError, UsageError
 from fed_diffmic.exchange.audit import AuditLog
 from fed_diffmic.exchange.failures import STUDY_CHANGED, STUDY_MISSING, STUDY_RULES, STUDY_WAITS, SiteError

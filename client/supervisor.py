@@ -25,7 +25,7 @@ from client.housekeeping import Housekeeping, shorten_logs
 from client.start import LOGS, RUN, STATE, site_audit, start_worker
 from client.watch import DOING
 from client.watchdog import Watchdog, record
-from fed_diffmic.config_site import CoordinatorConfig, SiteConfig
+from fed_diffmic.config.site import CoordinatorConfig, SiteConfig
 from fed_diffmic.console import INTERRUPTED, TERMINATED
 from fed_diffmic.errors import FedDiffmicError, MachineError
 from fed_diffmic.provision.keys import load_private, load_public
@@ -48,7 +48,7 @@ def run_site(config: SiteConfig) -> int:
     """Take part until a signal comes.
 
     Args:
-        config: checked by :func:`fed_diffmic.config_network_checks.check_site_start`.
+        config: checked by :func:`fed_diffmic.config.network_checks.check_site_start`.
 
     Returns:
         130 or 143: the signal that ended it (once: cleanly; twice: at once).

@@ -14,12 +14,12 @@ from client.privacy import check_stage, is_private, private_facts, private_round
 from client.site import Site
 from client.state import SiteStore
 from fed_diffmic.algorithms import EXTRA, Algorithm, Tensors, algorithm_names, build_algorithm
+from fed_diffmic.config.spec import STAGES, RunSpec
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.exchange.failures import BAD_MODEL, BAD_REQUEST, DIVERGED, NO_STATE, SiteError
 from fed_diffmic.exchange.payload import Payload, request_name
 from fed_diffmic.files import tensors_digest
-from fed_diffmic.spec import STAGES, RunSpec
 from fed_diffmic.training import calibration
 from fed_diffmic.training.evaluation import evaluate_scores, judged, predict_scores
 from fed_diffmic.training.features import SHARED, feature_key

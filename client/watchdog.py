@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.watch import Doing, Mark, leave_mark, read_doing
-from fed_diffmic.config_limits import MEMORY_SHARE, Limits
+from fed_diffmic.config.policy_limits import MEMORY_SHARE, Limits
 from fed_diffmic.errors import FedDiffmicError
 from fed_diffmic.exchange.failures import LIMIT_MEMORY, POLICY_HOURS
 

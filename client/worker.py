@@ -61,11 +61,11 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
     from client.source import SiteSource
     from client.start import STATE, site_audit, site_key, site_studies
     from client.watch import Watch
-    from fed_diffmic.config_site import SiteConfig
+    from fed_diffmic.config.site import SiteConfig
+    from fed_diffmic.config.spec import parse_dataclass
     from fed_diffmic.exchange.policy import SitePolicy
     from fed_diffmic.privacy.continuity import witness_of
     from fed_diffmic.provision.keys import load_private, load_public
-    from fed_diffmic.spec import parse_dataclass
     from fed_diffmic.transport.contact import read_contact
     from fed_diffmic.transport.worker import serve
 

@@ -19,7 +19,7 @@ from fed_diffmic.console import Parser, check_command, run_command, split_settin
 from fed_diffmic.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
-    from fed_diffmic.config import SimulateConfig
+    from fed_diffmic.config.simulation import SimulateConfig
     from fed_diffmic.provision.keys import PublicKey
 
 _ABOUT = """Federated training of the DiffMIC-v2 medical image classifier. For research; not a medical device.
@@ -154,8 +154,8 @@ def _add_data_commands(data: Parser) -> None:
 
 
 def _simulate(arguments: argparse.Namespace, hint: list[str]) -> int:
-    from fed_diffmic.compose import compose, to_yaml
-    from fed_diffmic.config_checks import check_same_run, check_start, with_run_dir
+    from fed_diffmic.config.checks import check_same_run, check_start, with_run_dir
+    from fed_diffmic.config.compose import compose, to_yaml
 
     config = compose(arguments.config, arguments.settings)
     saved = Path(config.run.dir or "") / "config.yaml"
@@ -181,7 +181,7 @@ def _simulate(arguments: argparse.Namespace, hint: list[str]) -> int:
 
 def _warn_if_unstartable(config: SimulateConfig, resume: bool) -> None:
     """``--show-config`` answers for any machine, and says on stderr why this one could not start."""
-    from fed_diffmic.config_checks import check_start
+    from fed_diffmic.config.checks import check_start
 
     try:
         check_start(config, resume=resume)
@@ -218,8 +218,8 @@ def _public(arguments: argparse.Namespace) -> PublicKey | None:
 
 
 def _inspect(arguments: argparse.Namespace, hint: list[str]) -> int:
-    from fed_diffmic.compose import compose, mentions
-    from fed_diffmic.config_checks import check_start
+    from fed_diffmic.config.checks import check_start
+    from fed_diffmic.config.compose import compose, mentions
 
     config = compose(arguments.config, arguments.settings)
     check_start(config, resume=False)
@@ -238,7 +238,7 @@ def _inspect(arguments: argparse.Namespace, hint: list[str]) -> int:
 
 
 def _purge(arguments: argparse.Namespace, hint: list[str]) -> int:
-    from fed_diffmic.compose import compose
+    from fed_diffmic.config.compose import compose
 
     config = compose(arguments.config, arguments.settings)
     from fed_diffmic.data.cache_files import purge
@@ -292,7 +292,7 @@ def _medmnist(arguments: argparse.Namespace, hint: list[str]) -> int:
 
 
 def _options(arguments: argparse.Namespace, hint: list[str]) -> int:
-    from fed_diffmic.reference import options_text
+    from fed_diffmic.config.reference import options_text
 
     print(options_text(arguments.group))
     return 0

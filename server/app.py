@@ -3,7 +3,7 @@
 Flower's run configuration holds flat scalars only. These are read:
 
 =============  ====================================================================================
-config-json    resolved configuration (:func:`fed_diffmic.compose.to_json`), or ``overrides``
+config-json    resolved configuration (:func:`fed_diffmic.config.compose.to_json`), or ``overrides``
 spec-json      what all sites have in common; without it, it is made from the configuration
 stages         names separated by commas; without it, those of guidance and diffusion that have rounds, else plain
 sites          names of the expected sites separated by ``|``; without it, whoever is there
@@ -26,19 +26,20 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fed_diffmic.compose import config_from_run_config
-from fed_diffmic.config import SimulateConfig
+from fed_diffmic.config.compose import config_from_run_config
+from fed_diffmic.config.simulation import SimulateConfig
+from fed_diffmic.config.spec import RunSpec, make_spec
+from fed_diffmic.config.stages import trained_stages
+from fed_diffmic.release.final import FinalModel
 from fed_diffmic.reporting.events import EventLog
-from fed_diffmic.spec import RunSpec, make_spec
 from fed_diffmic.transport.folders import run_dir_of
 from server.bounds import Bounds
-from server.checkpoints import CheckpointStore, FinalModel
+from server.checkpoints import CheckpointStore
 from server.hooks import Hooks
 from server.labels import agreed_labels
 from server.replies import Events
 from server.rounds import run_federation
 
-STAGES = ("guidance", "diffusion")
 JOIN_S = 300.0
 
 app = ServerApp()
@@ -94,7 +95,7 @@ def train(
         spec,
         CheckpointStore(str(run_config.get("folder") or run_dir)),
         events,
-        stages=named_stages.split(",") if named_stages else stages_of(config),
+        stages=named_stages.split(",") if named_stages else list(trained_stages(config.stages)),
         quorum=config.run.quorum,
         deadline_s=config.run.deadline_s,
         sites=sites,
@@ -102,17 +103,6 @@ def train(
         test_s=float(run_config.get("test-s") or 0.0),
         hooks=replace(hooks or Hooks(), bounds=Bounds.of(config.run)),
     )
-
-
-def stages_of(config: SimulateConfig) -> list[str]:
-    """The stages that a configuration trains, in order; the plain classifier where it trains neither of the two."""
-    return [stage for stage in STAGES if wanted(config, stage)] or ["plain"]
-
-
-def wanted(config: SimulateConfig, stage: str) -> bool:
-    """Whether a stage has rounds, or a file to be used as given."""
-    cfg = getattr(config.stages, stage)
-    return cfg.rounds != 0 or cfg.init is not None
 
 
 def spec_of(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fed_diffmic.algorithms.shares import LEAST_SITES, effective_share
-from fed_diffmic.config import RunConfig
+from fed_diffmic.config.simulation import RunConfig
 
 OFF, CLIP, REFUSE = "off", "clip", "refuse"
 

@@ -11,85 +11,25 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from fed_diffmic.algorithms.base import Tensors
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import MachineError, ModelFileError
 from fed_diffmic.exchange.audit import Head
 from fed_diffmic.files import load_tensors, read_json, save_tensors, tensors_digest, write_json
-from fed_diffmic.final import FinalModel, has_final, load_final, write_final
-from fed_diffmic.spec import RunSpec
+from fed_diffmic.release.final import FinalModel, load_final, write_final
 from fed_diffmic.training.calibration import Calibration
 from server.hooks import Hooks
 from server.provenance import provenance_facts
+from server.run_state import RunState, StageProgress
 
 FORMAT = 1
-__all__ = ["CheckpointStore", "FinalModel", "RunState", "StageProgress", "has_final", "load_final"]
 
 GROUPS = ("frozen", "current", "average", "best", "algorithm")
-
-
-@dataclass
-class StageProgress:
-    """Where a stage stands after its last completed round.
-
-    Attributes:
-        name: the stage.
-        round: rounds completed.
-        frozen: the part of the base that never changes (sent once, kept by sites).
-        current: exchanged tensors, the round's global weights.
-        average: their exponential moving average (empty: none is kept, or no round yet).
-        best: exchanged tensors of the best round so far (empty: no round yet).
-        algorithm: the algorithm's state.
-        best_round: from 1; 0 before the first.
-        best_score: what the selection compares; larger is better.
-        site_states: digest of the state that each site's next round builds on.
-        best_states: digest of the state that each site had in the best round.
-    """
-
-    name: str
-    frozen: Tensors
-    current: Tensors
-    round: int = 0
-    average: Tensors = field(default_factory=dict)
-    best: Tensors = field(default_factory=dict)
-    algorithm: Tensors = field(default_factory=dict)
-    best_round: int = 0
-    best_score: list[float] = field(default_factory=list)
-    site_states: dict[str, str] = field(default_factory=dict)
-    best_states: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class RunState:
-    """Everything that a resumed run continues from.
-
-    Attributes:
-        settings: what must be the same for the run to be the same (spec, stages, quorum).
-        counts: each site's images a class in training, as it said at the start.
-        claims: what each site said of its images when it was first found in this run, those that came late included.
-        results: full state of each finished stage.
-        progress: the stage under way, or none.
-        history: one mapping of figures a round.
-        bytes_sent: tensor bytes both ways, all completed rounds.
-        ledgers: head of each site's privacy ledger (``length:digest``) as it last said.
-        personal: for each finished stage, digest of each site's state that belongs to its result, where the
-            algorithm keeps a part of the model at the sites.
-    """
-
-    settings: dict[str, Any]
-    counts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    claims: dict[str, dict[str, Any]] = field(default_factory=dict)
-    results: dict[str, Tensors] = field(default_factory=dict)
-    progress: StageProgress | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)
-    bytes_sent: int = 0
-    ledgers: dict[str, str] = field(default_factory=dict)
-    personal: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 class CheckpointStore:

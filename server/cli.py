@@ -45,7 +45,7 @@ def _run(arguments: list[str], hint: list[str]) -> int:
 
 
 def _coordinate(given: argparse.Namespace, hint: list[str]) -> int:
-    from fed_diffmic.compose import compose_server, to_yaml
+    from fed_diffmic.config.compose import compose_server, to_yaml
     from server.start import check_same_run, check_start, with_run_dir
 
     settings = [*given.settings, *([f"run.dir={given.resume.absolute()}"] if given.resume else [])]
@@ -85,7 +85,7 @@ def _study(arguments: list[str]) -> int:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="as for the run: run.dir=RUN, ...")
     known, left = parser.parse_known_args(arguments)
     settings = split_settings(parser, known.settings, left)
-    from fed_diffmic.compose import compose_server
+    from fed_diffmic.config.compose import compose_server
 
     config = compose_server(known.config, settings)
     if config.run.dir is None:

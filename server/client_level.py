@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from fed_diffmic.algorithms.base import SiteUpdate, Tensors
-from fed_diffmic.config import StrategyConfig
+from fed_diffmic.config.simulation import StrategyConfig
 from fed_diffmic.errors import ConfigError, ModelFileError
 from fed_diffmic.files import read_json, write_json
 from fed_diffmic.privacy.accounting import Mechanism, epsilon

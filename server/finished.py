@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fed_diffmic.algorithms.base import Tensors
-from fed_diffmic.spec import RunSpec
-from server.checkpoints import RunState
+from fed_diffmic.config.spec import RunSpec
+from server.run_state import RunState
 from server.sites import StageTask
 from server.stage import exchanged_kinds
 from server.strategy import server_algorithm

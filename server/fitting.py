@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from fed_diffmic.algorithms.shares import LEAST_SITES, capped, trimmed
-from fed_diffmic.spec import RunSpec
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.training import calibration
 from fed_diffmic.training.calibration import Calibration
-from server.checkpoints import RunState
 from server.finished import finished_task
 from server.replies import Events
+from server.run_state import RunState
 from server.sites import Sites
 
 

@@ -14,13 +14,13 @@ from typing import Any
 from flwr.app import MessageType
 from flwr.serverapp import Grid
 
+from fed_diffmic.config.spec import RunSpec, without_paths
 from fed_diffmic.errors import RoundError
 from fed_diffmic.exchange.audit import Head
 from fed_diffmic.exchange.failures import STUDY_WAITS, WITHDRAWN
 from fed_diffmic.exchange.payload import Payload, pack, request_name
 from fed_diffmic.exchange.screening import MAX_EXAMPLES, REFUSALS, Expected
 from fed_diffmic.exchange.study import Study
-from fed_diffmic.spec import RunSpec, without_paths
 from server.hooks import Hooks
 from server.replies import Events, Outcome, Request, Site, ask
 

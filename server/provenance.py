@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.exchange.audit import Head
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.privacy.statement import last_claims, last_client_level
-from fed_diffmic.provenance import code_facts
-from fed_diffmic.spec import RunSpec
+from fed_diffmic.release.provenance import code_facts
+from server.run_state import RunState
 from server.stage import exchanged_kinds
 from server.strategy import server_algorithm
-
-if TYPE_CHECKING:
-    from server.checkpoints import RunState
 
 
 def provenance_facts(

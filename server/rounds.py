@@ -16,14 +16,15 @@ import numpy as np
 from flwr.serverapp import Grid
 
 from fed_diffmic.algorithms.base import Algorithm, SiteUpdate, Tensors
-from fed_diffmic.config_text import flattened
+from fed_diffmic.config.spec import RunSpec
+from fed_diffmic.config.text import flattened
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.exchange.claims import parse_claim
-from fed_diffmic.spec import RunSpec
+from fed_diffmic.release.final import FinalModel, has_final, load_final
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.matrix import cell_from
 from server.bounds import Bounds
-from server.checkpoints import CheckpointStore, FinalModel, RunState, StageProgress, has_final, load_final
+from server.checkpoints import CheckpointStore
 from server.client_level import ClientLevel
 from server.culprit import aggregated
 from server.finished import finished_task
@@ -33,6 +34,7 @@ from server.leaving import leave_out, tell_clipped
 from server.outliers import plausible
 from server.prior import consortium_prior
 from server.replies import Events, Outcome
+from server.run_state import RunState, StageProgress
 from server.selection import NOBODY_SAYS, is_better, selection_score, weighted_mean
 from server.sites import Sites, StageTask
 from server.stage import (

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from fed_diffmic.algorithms.base import Algorithm, Tensors
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import ConfigError, RoundError
 from fed_diffmic.files import load_tensors
-from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.stages import GUIDANCE_PREFIX, build_module, exchanged, full_state, initial_state, load_state
 
 

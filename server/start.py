@@ -10,16 +10,16 @@ from pathlib import Path
 
 from cryptography import x509
 
-from fed_diffmic.compose import to_json
-from fed_diffmic.config import DatasetConfig, RunConfig, SimulateConfig
-from fed_diffmic.config_checks import differences, holds_run
-from fed_diffmic.config_network_checks import check_server_start
-from fed_diffmic.config_server import ServerConfig
+from fed_diffmic.config.checks import differences, holds_run
+from fed_diffmic.config.compose import to_json
+from fed_diffmic.config.network_checks import check_server_start
+from fed_diffmic.config.server import ServerConfig
+from fed_diffmic.config.simulation import DatasetConfig, RunConfig, SimulateConfig
+from fed_diffmic.config.spec import RunSpec, make_spec
 from fed_diffmic.errors import ConfigError, UsageError
 from fed_diffmic.provision.certificates import leads_to, load_certificate, load_certificates, load_pem_key
 from fed_diffmic.provision.keys import PrivateKey, load_private, read_credential
 from fed_diffmic.provision.roster import Roster
-from fed_diffmic.spec import RunSpec, make_spec
 from server.ledgers import LedgerMemory, memory_path
 
 MAY_CHANGE = (

@@ -26,7 +26,7 @@ from flwr.serverapp.strategy import Strategy
 from fed_diffmic.algorithms import Algorithm, SiteUpdate, Tensors, build_algorithm
 from fed_diffmic.algorithms.base import weighted_average
 from fed_diffmic.algorithms.shares import capped
-from fed_diffmic.config import StageConfig, StrategyConfig
+from fed_diffmic.config.simulation import StageConfig, StrategyConfig
 from fed_diffmic.errors import ConfigError, RoundError
 from fed_diffmic.transport.identity import ensure_task_identity
 

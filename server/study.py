@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from fed_diffmic.algorithms.base import Tensors
-from fed_diffmic.config_server import ServerConfig
+from fed_diffmic.config.server import ServerConfig
+from fed_diffmic.config.spec import RunSpec
+from fed_diffmic.config.stages import trained_stages
 from fed_diffmic.errors import ConfigError, ModelFileError
 from fed_diffmic.exchange.study import Study, make_study, parse_study
 from fed_diffmic.files import read_json, tensors_digest, write_json
-from fed_diffmic.provenance import code_facts
 from fed_diffmic.provision.keys import PrivateKey
-from fed_diffmic.spec import RunSpec
+from fed_diffmic.release.provenance import code_facts
 from server.stage import exchanged_kinds, start_state
 from server.start import as_simulation, expected_sites, run_config, signing_key
 from server.strategy import server_algorithm
@@ -80,8 +81,6 @@ def study_of_config(config: ServerConfig) -> Study:
         ConfigError: classes or task are left to the sites, so that nobody knows them yet.
         ModelFileError: the folder's study is damaged, or weights do not fit.
     """
-    from server.app import stages_of  # it loads Flower
-
     study = stored_study(Path(str(config.run.dir)))
     if study is not None:
         return study
@@ -89,7 +88,7 @@ def study_of_config(config: ServerConfig) -> Study:
     found = run_config(config, sites)
     if "spec-json" not in found:
         raise ConfigError("consortium.classes", "null", "the classes, and consortium.task, before a run is reviewed")
-    spec, stages = RunSpec.from_json(found["spec-json"]), stages_of(as_simulation(config))
+    spec, stages = RunSpec.from_json(found["spec-json"]), list(trained_stages(as_simulation(config).stages))
     return new_study(spec, stages=stages, sites=sites, test=config.run.test_s > 0, signer=signing_key(config))
 
 

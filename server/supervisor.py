@@ -15,14 +15,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fed_diffmic.config_server import ServerConfig
-from fed_diffmic.config_text import to_yaml
+from fed_diffmic.config.server import ServerConfig
+from fed_diffmic.config.text import to_yaml
 from fed_diffmic.console import Terminated
 from fed_diffmic.errors import FedDiffmicError, MachineError
 from fed_diffmic.exchange.audit import AuditLog
 from fed_diffmic.files import atomic_write, write_json
-from fed_diffmic.pinned import pin
 from fed_diffmic.privacy.statement import last_claims, last_client_level, statement
+from fed_diffmic.release.final import has_final, load_final
+from fed_diffmic.release.pinned import pin
 from fed_diffmic.reporting.curves import write_metrics_csv
 from fed_diffmic.reporting.events import EventLog, Observer, earlier_seconds, read_events
 from fed_diffmic.reporting.logs import set_up_logs
@@ -34,7 +35,6 @@ from fed_diffmic.transport.superlink import LinkSettings, RunningLink, counts, s
 from server.admission import Admission
 from server.app import app as server_app
 from server.app import shared_events
-from server.checkpoints import has_final, load_final
 from server.hooks import Hooks
 from server.monitor import Monitor
 from server.seals import Seals, forget_reply_key, run_reply_key

@@ -12,13 +12,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fed_diffmic.algorithms.base import Algorithm, Tensors
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.files import tensors_digest
-from fed_diffmic.spec import RunSpec
 from server.hooks import Hooks
 from server.replies import Outcome
 
 if TYPE_CHECKING:
-    from server.checkpoints import StageProgress
+    from server.run_state import StageProgress
 
 
 def sent_in_next(progress: StageProgress, algorithm: Algorithm) -> Tensors:

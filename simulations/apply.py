@@ -18,12 +18,12 @@ from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import normalise
 from fed_diffmic.errors import DataError, UsageError
 from fed_diffmic.files import write_json
-from fed_diffmic.personal import part_of_site
 from fed_diffmic.provision.keys import PublicKey
+from fed_diffmic.release.final import load_final
+from fed_diffmic.release.personal import part_of_site
 from fed_diffmic.training import calibration
 from fed_diffmic.training.evaluation import figures_of, start_draws
 from fed_diffmic.training.metrics import METRICS
-from server.checkpoints import load_final
 from simulations.figures import Predictor
 
 NOTICE = "For research, not a medical device."

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fed_diffmic.config import StagesConfig
+from fed_diffmic.config.simulation import StagesConfig
+from fed_diffmic.config.spec import STAGES
+from fed_diffmic.config.stages import trained_stages
 from fed_diffmic.files import safe_name
-from fed_diffmic.spec import STAGES
 from simulations.sites import POOLED
-
-TWO_STAGES = ("guidance", "diffusion")
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,7 @@ class Arm:
 
 def arms_of(baselines: Sequence[str], sites: Sequence[str], stages: StagesConfig) -> list[Arm]:
     """Every arm of a run, the federation first."""
-    both = tuple(stage for stage in TWO_STAGES if getattr(stages, stage).rounds != 0 or getattr(stages, stage).init)
-    both = both or ("plain",)  # the plain classifier alone, federated
+    both = trained_stages(stages)
     everyone = tuple(sorted(sites))
     arms = [Arm("federated", both, everyone)]
     if "local" in baselines:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fed_diffmic.config import SimulateConfig
+from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.training.features import normalised_images
 from simulations.figures import MethodResult, Predictor

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from fed_diffmic.algorithms import Tensors
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import Examples, SiteData
 from fed_diffmic.files import tensors_digest
-from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.comparison import difference, mean_over_sites
 from fed_diffmic.training.evaluation import figures_of, judged, predict_scores

@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 
 from client.app import app as site_app
 from client.site import Protection, Source, register_source
-from fed_diffmic.compose import config_from_run_config
+from fed_diffmic.config.compose import config_from_run_config
 from fed_diffmic.files import safe_name
 from fed_diffmic.transport.folders import run_dir_of
 from simulations.sites import open_virtual_site, pace_of, virtual_site_name

@@ -11,8 +11,8 @@ from pathlib import Path
 from client.state import SiteStore
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.files import safe_name
-from fed_diffmic.personal import part_of_state, personal_file, save_part
-from server.checkpoints import FinalModel
+from fed_diffmic.release.final import FinalModel
+from fed_diffmic.release.personal import part_of_state, personal_file, save_part
 
 
 def keep_personal(final: FinalModel, folder: Path, run_dir: Path) -> None:

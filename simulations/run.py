@@ -18,13 +18,15 @@ import torch
 from flwr.app import Context, RecordDict
 
 from client.state import SiteStore
-from fed_diffmic.compose import to_json, to_yaml
-from fed_diffmic.config import ModelConfig, SimulateConfig, StrategyConfig
-from fed_diffmic.config_checks import with_run_dir
+from fed_diffmic.config.checks import with_run_dir
+from fed_diffmic.config.compose import to_json, to_yaml
+from fed_diffmic.config.simulation import ModelConfig, SimulateConfig, StrategyConfig
+from fed_diffmic.config.spec import RunSpec, make_spec
 from fed_diffmic.errors import ConfigError, MachineError
 from fed_diffmic.files import atomic_write, save_tensors, write_json
-from fed_diffmic.personal import own_part
 from fed_diffmic.privacy.statement import last_claims, last_client_level, statement
+from fed_diffmic.release.final import FinalModel, has_final, load_final
+from fed_diffmic.release.personal import own_part
 from fed_diffmic.reporting.curves import write_metrics_csv
 from fed_diffmic.reporting.events import EventLog, earlier_seconds, read_events
 from fed_diffmic.reporting.examples import FILE as EXAMPLES
@@ -32,10 +34,8 @@ from fed_diffmic.reporting.progress import RichProgress, make_progress
 from fed_diffmic.reporting.report import write_report
 from fed_diffmic.reporting.table import print_summary
 from fed_diffmic.reporting.tracking import make_trackers
-from fed_diffmic.spec import RunSpec, make_spec
 from server.app import app as server_app
 from server.app import shared_events
-from server.checkpoints import FinalModel, has_final, load_final
 from simulations.arms import Arm, arms_of, scaled
 from simulations.examples import example_tensors, wanted
 from simulations.figures import Predictor, cross_site, differences, method_result, prediction_tensors

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from scipy.spatial.distance import jensenshannon
 
-from fed_diffmic.compose import config_from_run_config
-from fed_diffmic.config import SimulateConfig
-from fed_diffmic.config_checks import parse_absence, parse_slowness
+from fed_diffmic.config.checks import parse_absence, parse_slowness
+from fed_diffmic.config.compose import config_from_run_config
+from fed_diffmic.config.simulation import SimulateConfig
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.acquisition import AcquiredImages, Device, acquired_keys, device_of
 from fed_diffmic.data.manifest import SPLITS
 from fed_diffmic.data.open import open_dataset
@@ -25,7 +26,6 @@ from fed_diffmic.data.splits import split_site
 from fed_diffmic.errors import ConfigError, PartitionError
 from fed_diffmic.exchange.failures import ABSENT, SiteError
 from fed_diffmic.seeding import numpy_generator
-from fed_diffmic.spec import RunSpec
 from simulations.partitioners import partition, save_partition
 
 POOLED = "pooled"

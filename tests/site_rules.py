@@ -12,8 +12,8 @@ from flwr.app import Message
 
 from client import site as client_site
 from client.site import Rules
-from fed_diffmic.config_floors import Floors
-from fed_diffmic.config_site import PolicyConfig
+from fed_diffmic.config.policy_floors import Floors
+from fed_diffmic.config.site import PolicyConfig
 from fed_diffmic.exchange.audit import AuditLog
 from fed_diffmic.exchange.policy import SitePolicy
 from simulations.grid import InProcessGrid

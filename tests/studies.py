@@ -11,10 +11,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.site import Rules
 from client.studies import Studies
-from fed_diffmic.config_study import StudyRules
+from fed_diffmic.config.policy_study import StudyRules
+from fed_diffmic.config.spec import RunSpec, without_paths
 from fed_diffmic.exchange.payload import Payload
 from fed_diffmic.exchange.study import Study, make_study
-from fed_diffmic.spec import RunSpec, without_paths
 from tests import site_rules, toy
 
 COORDINATOR = ec.generate_private_key(ec.SECP256R1())

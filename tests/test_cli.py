@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fed_diffmic import __version__, cli
-from fed_diffmic.compose import compose, to_yaml
+from fed_diffmic.config.compose import compose, to_yaml
 from server import cli as server_cli
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fed_diffmic.cli import _parser
-from fed_diffmic.compose import CLIENT, SERVER, SIMULATE
-from fed_diffmic.config_text import all_keys
+from fed_diffmic.config.compose import CLIENT, SERVER, SIMULATE
+from fed_diffmic.config.text import all_keys
 from server.cli import main as flower_server
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import fed_diffmic
-from fed_diffmic.compose import FOLDER
+from fed_diffmic.config.compose import FOLDER
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"fed_diffmic", "server", "client", "simulations", "configs"}

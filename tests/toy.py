@@ -13,9 +13,9 @@ from torch import nn
 
 from client import site as client_site
 from client.app import app
-from fed_diffmic.config import ModelConfig, StageConfig, StagesConfig, StrategyConfig
+from fed_diffmic.config.simulation import ModelConfig, StageConfig, StagesConfig, StrategyConfig
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import Examples, SiteData
-from fed_diffmic.spec import RunSpec
 from fed_diffmic.training import stages
 from simulations.grid import InProcessGrid
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from cryptography import x509
 
 from client.preflight.check import Check, failed, guarded, passed, warning
-from fed_diffmic.config_site import CoordinatorConfig, SiteConfig
+from fed_diffmic.config.site import CoordinatorConfig, SiteConfig
 from fed_diffmic.errors import CredentialError, FedDiffmicError
 from fed_diffmic.provision.certificates import days_left, load_certificates
 from fed_diffmic.provision.keys import PrivateKey, fingerprint, load_private, load_public, public_text

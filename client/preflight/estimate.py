@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from fed_diffmic.algorithms.base import Algorithm
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import Examples, SiteData
-from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.evaluation import evaluate_scores, predict_scores
 from fed_diffmic.training.features import FeatureStore, all_features
 from fed_diffmic.training.local import local_update

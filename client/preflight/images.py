@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from client.preflight.check import Check, failed, of_error, passed, warning
-from fed_diffmic.config_site import SiteConfig
+from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.data.findings import Finding
 from fed_diffmic.data.manifest import OWN_GROUP, Manifest
 from fed_diffmic.data.open import OpenDataset, open_dataset

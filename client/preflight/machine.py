@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 from client.device import chosen_device
 from client.preflight.check import Check, failed, guarded, of_error, passed, warning
-from fed_diffmic.config_site import SiteConfig
+from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.data.open import cache_folder
 from fed_diffmic.errors import FedDiffmicError
 from fed_diffmic.files import private_folder

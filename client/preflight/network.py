@@ -15,7 +15,7 @@ import httpx
 from client.clock import TIMEOUT_S, Skew, http_client, measure_skew
 from client.preflight.check import Check, failed, passed, warning
 from fed_diffmic import __version__
-from fed_diffmic.config_site import CoordinatorConfig
+from fed_diffmic.config.site import CoordinatorConfig
 from fed_diffmic.provision.keys import PrivateKey
 from fed_diffmic.transport.fleet import sentence
 from fed_diffmic.transport.knock import ADMITTED, knock, versions_of

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from client.preflight.check import Check, failed, of_error, passed, warning
-from fed_diffmic.config_budget import BudgetRules
-from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config.policy_budget import BudgetRules
+from fed_diffmic.config.privacy import PrivacyConfig
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.manifest import OWN_GROUP
 from fed_diffmic.data.pixels import alike, difference_hash
 from fed_diffmic.data.site import Examples
@@ -27,7 +28,6 @@ from fed_diffmic.privacy.modules import check_private
 from fed_diffmic.privacy.shares import shares
 from fed_diffmic.privacy.units import unit_set
 from fed_diffmic.provision.keys import PrivateKey
-from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.stages import build_module, exchanged
 
 MOST_COMPARED = 20_000

@@ -14,9 +14,9 @@ from client.preflight.network import check_network
 from client.preflight.privacy import check_privacy
 from client.preflight.trial import check_trial, expected_spec
 from client.source import SiteSource
-from fed_diffmic.config import ModelConfig, StagesConfig
-from fed_diffmic.config_network_checks import check_site_start
-from fed_diffmic.config_site import SiteConfig
+from fed_diffmic.config.network_checks import check_site_start
+from fed_diffmic.config.simulation import ModelConfig, StagesConfig
+from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.privacy.continuity import witness_of
 

@@ -18,11 +18,11 @@ from typing import Any
 
 from client.preflight.check import Check, failed, passed, warning
 from client.preflight.estimate import StageEstimate, estimate_stage
-from fed_diffmic.config import ModelConfig, StagesConfig, StrategyConfig
-from fed_diffmic.config_site import SiteConfig
+from fed_diffmic.config.simulation import ModelConfig, StagesConfig, StrategyConfig
+from fed_diffmic.config.site import SiteConfig
+from fed_diffmic.config.spec import STAGES, RunSpec, parse_dataclass
 from fed_diffmic.errors import FedDiffmicError
 from fed_diffmic.files import read_json, write_json
-from fed_diffmic.spec import STAGES, RunSpec, parse_dataclass
 from fed_diffmic.transport.processes import child_env, die_with_parent, start_child
 
 LOG = "preflight.log"

@@ -1,8 +1,8 @@
 """Federated algorithms, one file each with both halves: what a site adds, what the server does.
 
 To add one: a file here with a class decorated by :func:`register_algorithm`, its name among the choices of
-``strategy.name`` and its options in the same group (fed_diffmic/config.py), ``configs/strategy/NAME.yaml``, and an
-import below. The tests run every registered algorithm through the same proofs.
+``strategy.name`` and its options in the same group (fed_diffmic/config/simulation.py), ``configs/strategy/NAME.yaml``,
+and an import below. The tests run every registered algorithm through the same proofs.
 """
 
 from fed_diffmic.algorithms.base import (

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from fed_diffmic.algorithms.shares import capped
-from fed_diffmic.config import StageConfig, StrategyConfig
+from fed_diffmic.config.simulation import StageConfig, StrategyConfig
 from fed_diffmic.errors import ConfigError, RoundError
 
 Tensors = dict[str, np.ndarray]

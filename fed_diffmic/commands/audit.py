@@ -66,7 +66,7 @@ def register(add: Add) -> None:
 
 
 def _privacy(arguments: argparse.Namespace, hint: list[str]) -> int:
-    from fed_diffmic.compose import compose, compose_site
+    from fed_diffmic.config.compose import compose, compose_site
     from fed_diffmic.files import write_json
 
     if not 0 < arguments.epsilon <= _MOST_EPSILON:

@@ -40,7 +40,7 @@ def add_inversion(command: Parser) -> None:
 
 def inversion(arguments: argparse.Namespace, hint: list[str]) -> int:
     """Attack, print a table and the verdict."""
-    from fed_diffmic.compose import compose, compose_site
+    from fed_diffmic.config.compose import compose, compose_site
     from fed_diffmic.files import write_json
 
     batches = _batches(str(arguments.batch))

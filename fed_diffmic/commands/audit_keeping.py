@@ -52,7 +52,7 @@ def rekey(arguments: argparse.Namespace, hint: list[str]) -> int:
 def stamp(arguments: argparse.Namespace, hint: list[str]) -> int:
     """Write a request for a timestamp of the log's head."""
     from fed_diffmic.exchange.audit import Head, read_lines
-    from fed_diffmic.timestamp import write_request
+    from fed_diffmic.exchange.timestamp import write_request
 
     lines = read_lines(arguments.log)
     if not lines:

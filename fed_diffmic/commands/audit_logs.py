@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from fed_diffmic.exchange.audit import Line, Problem
     from fed_diffmic.exchange.audit_findings import Finding
     from fed_diffmic.exchange.audit_heads import Seen
-    from fed_diffmic.final import FinalModel
     from fed_diffmic.provision.keys import PublicKey
+    from fed_diffmic.release.final import FinalModel
 
 _ONE_SIDE = "--against and --against-key belong together"
 
@@ -42,7 +42,7 @@ def add_model(model: Parser) -> None:
 def verify(arguments: argparse.Namespace, hint: list[str]) -> int:
     """Is a log whole, do both sides say the same, and who wrote another one than was seen."""
     from fed_diffmic.exchange import audit
-    from fed_diffmic.timestamp import verify_token
+    from fed_diffmic.exchange.timestamp import verify_token
 
     if bool(arguments.against) != bool(arguments.against_key):
         raise UsageError(_ONE_SIDE, "Give both, or neither.")
@@ -101,10 +101,10 @@ def model(arguments: argparse.Namespace, hint: list[str]) -> int:
     """Whose a final model is, and is it what a site was sent."""
     import json
 
-    from fed_diffmic.binding import is_bound
-    from fed_diffmic.final import load_final
-    from fed_diffmic.provenance import PROVENANCE, verify_statement
     from fed_diffmic.provision.keys import load_public
+    from fed_diffmic.release.binding import is_bound
+    from fed_diffmic.release.final import load_final
+    from fed_diffmic.release.provenance import PROVENANCE, verify_statement
 
     if bool(arguments.against) != bool(arguments.against_key):
         raise UsageError(_ONE_SIDE, "Give both, or neither.")
@@ -133,8 +133,8 @@ def _model_against(
     arguments: argparse.Namespace, statement: dict[str, object], final: FinalModel, key: PublicKey | None
 ) -> int:
     from fed_diffmic.exchange import audit, audit_heads
-    from fed_diffmic.model_audit import model_findings
-    from fed_diffmic.provenance import PROVENANCE, signed_key
+    from fed_diffmic.release.model_audit import model_findings
+    from fed_diffmic.release.provenance import PROVENANCE, signed_key
 
     lines, say, run = audit.read_lines(arguments.against), _Said(), final.spec.run_id
     site = owner_of(lines)

@@ -48,7 +48,7 @@ def register(add: Add) -> None:
 
 
 def _strategies(arguments: argparse.Namespace, hint: list[str]) -> int:
-    from fed_diffmic.reference import option_notes
+    from fed_diffmic.config.reference import option_notes
 
     notes = option_notes("strategy")
     width = max(map(len, notes))

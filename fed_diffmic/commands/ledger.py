@@ -12,7 +12,7 @@ from fed_diffmic.errors import LedgerError, UsageError
 
 if TYPE_CHECKING:
     from fed_diffmic.commands import Add
-    from fed_diffmic.config_site import SiteConfig
+    from fed_diffmic.config.site import SiteConfig
 
 _ABOUT = """The privacy ledger of this site: epsilon spent on the units of its data, over all runs.
 
@@ -51,7 +51,7 @@ def register(add: Add) -> None:
 
 
 def _site(arguments: argparse.Namespace) -> tuple[SiteConfig, Path]:
-    from fed_diffmic.compose import compose_site
+    from fed_diffmic.config.compose import compose_site
 
     config = compose_site(arguments.config, arguments.settings)
     if config.site.folder is None:

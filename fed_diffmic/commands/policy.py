@@ -13,7 +13,7 @@ from fed_diffmic.errors import UsageError
 if TYPE_CHECKING:
     from client.studies import Approval
     from fed_diffmic.commands import Add
-    from fed_diffmic.config_site import SiteConfig
+    from fed_diffmic.config.site import SiteConfig
     from fed_diffmic.exchange.study import Study
 
 _ABOUT = """What this site allows, and what a run asks of it.
@@ -40,7 +40,7 @@ def register(add: Add) -> None:
 
 
 def _explain(arguments: argparse.Namespace, hint: list[str]) -> int:
-    from fed_diffmic.compose import compose_site
+    from fed_diffmic.config.compose import compose_site
     from fed_diffmic.exchange.policy_text import explain
 
     config = compose_site(arguments.config, arguments.settings)
@@ -54,7 +54,7 @@ def _explain(arguments: argparse.Namespace, hint: list[str]) -> int:
 def _approve(arguments: argparse.Namespace, hint: list[str]) -> int:
     from client.start import site_audit, site_studies
     from client.studies import kept_study
-    from fed_diffmic.compose import compose_site
+    from fed_diffmic.config.compose import compose_site
 
     config = compose_site(arguments.config, arguments.settings)
     folder = _folder(config)

@@ -31,7 +31,7 @@ def register(add: Add) -> None:
 
 
 def _preflight(arguments: argparse.Namespace, hint: list[str]) -> int:
-    from fed_diffmic.compose import compose, compose_site
+    from fed_diffmic.config.compose import compose, compose_site
 
     parts = tuple(part.strip() for part in str(arguments.only).split(","))
     unknown = [part for part in parts if part not in _PARTS]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
     from fed_diffmic.commands import Add, Command
-    from fed_diffmic.config_server import ServerConfig
+    from fed_diffmic.config.server import ServerConfig
     from fed_diffmic.provision.keys import PublicKey
 
 DIGITS = "the thirty digits that the other side read by phone; without it they are asked for"
@@ -49,7 +49,7 @@ def below(parser: Parser) -> Add:
 
 def coordinator_config(arguments: argparse.Namespace) -> ServerConfig:
     """The coordinator's configuration that ``--config`` names."""
-    from fed_diffmic.compose import compose_server
+    from fed_diffmic.config.compose import compose_server
 
     return compose_server(arguments.config, [])
 

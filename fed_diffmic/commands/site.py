@@ -13,8 +13,8 @@ from fed_diffmic.console import Parser
 from fed_diffmic.errors import UsageError
 
 if TYPE_CHECKING:
-    from fed_diffmic.config_site import SiteConfig
-    from fed_diffmic.final import FinalModel
+    from fed_diffmic.config.site import SiteConfig
+    from fed_diffmic.release.final import FinalModel
 
 ACTIONS = ("run", "status", "pause", "continue", "withdraw", "compare")
 _ABOUT = """A site of a consortium. Only outbound connections are made, to coordinator.address.
@@ -58,7 +58,7 @@ def _client(arguments: argparse.Namespace, hint: list[str]) -> int:
             "fed-diffmic client needs the site's configuration",
             "fed-diffmic client --config site.yaml; `fed-diffmic provision open-kit` writes one to start from.",
         )
-    from fed_diffmic.compose import compose_site
+    from fed_diffmic.config.compose import compose_site
 
     config = compose_site(arguments.config, arguments.settings)
     if arguments.action == "run":
@@ -76,7 +76,7 @@ def _client(arguments: argparse.Namespace, hint: list[str]) -> int:
 def _run(config: SiteConfig) -> int:
     from client.start import LOGS
     from client.supervisor import run_site
-    from fed_diffmic.config_network_checks import check_site_start
+    from fed_diffmic.config.network_checks import check_site_start
     from fed_diffmic.reporting.logs import set_up_logs
 
     check_site_start(config)
@@ -117,7 +117,7 @@ def _compare(config: SiteConfig, arguments: argparse.Namespace) -> int:
     from client.compare import compare_models, comparison_text, take_over
     from client.kept import IN_USE, coordinator_key, load_kept, record, signing_key
     from client.personal import complete, own_parts
-    from fed_diffmic.final import load_final
+    from fed_diffmic.release.final import load_final
 
     folder = Path(str(config.site.folder))
     ours = folder / IN_USE

@@ -20,7 +20,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from fed_diffmic.config import SimulateConfig
+from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.manifest import OWN_GROUP, SPLITS, Manifest
 from fed_diffmic.data.open import OpenDataset, open_dataset

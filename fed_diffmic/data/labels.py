@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from fed_diffmic.config import DatasetConfig
+from fed_diffmic.config.simulation import DatasetConfig
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.manifest import SPLITS
 from fed_diffmic.data.spelling import alike

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fed_diffmic.config import DatasetConfig
+from fed_diffmic.config.simulation import DatasetConfig
 from fed_diffmic.data.cache import ImageCache, Progress, Room, build_cache
 from fed_diffmic.data.checks import (
     almost_black,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fed_diffmic.config import DatasetConfig
+from fed_diffmic.config.simulation import DatasetConfig
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.errors import ConfigError, MachineError
 

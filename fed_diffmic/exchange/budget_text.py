@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fed_diffmic.config_budget import BudgetRules
-from fed_diffmic.config_privacy import PrivacyConfig
-from fed_diffmic.config_site import PolicyConfig
+from fed_diffmic.config.policy_budget import BudgetRules
+from fed_diffmic.config.privacy import PrivacyConfig
+from fed_diffmic.config.site import PolicyConfig
 
 
 def privacy_sentences(policy: PolicyConfig, privacy: PrivacyConfig | None) -> list[str]:

@@ -1,7 +1,9 @@
-"""Floors: how much an update, a figure and a sequence of them must rest on (:class:`fed_diffmic.config_floors.Floors`).
+"""Floors: how much an update, a figure and a sequence of them must rest on.
+
+What may be set: :class:`fed_diffmic.config.policy_floors.Floors`.
 
 Upper bounds alone let a coordinator ask for an update of one image. These are the lower bounds; the site counts what
-went in (:mod:`fed_diffmic.training.exposure`) and keeps what left before (:mod:`client.floors`).
+went in (:mod:`fed_diffmic.exchange.exposure`) and keeps what left before (:mod:`client.floors`).
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fed_diffmic.config_floors import Floors
+from fed_diffmic.config.policy_floors import Floors
 from fed_diffmic.exchange.failures import FLOOR_REUSE, FLOOR_SHARE, FLOOR_STEP, FLOOR_UPDATE, SiteError
 
 _SMALLEST = 1e-10  # of a Gram matrix of whole numbers, below the largest eigenvalue: nothing but rounding

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fed_diffmic.config_floors import Floors
+from fed_diffmic.config.policy_floors import Floors
 
 
 def sentences(floors: Floors) -> list[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fed_diffmic.config_limits import Limits, most_threads
+from fed_diffmic.config.policy_limits import Limits, most_threads
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.exchange.failures import LIMIT_MEMORY, LIMIT_SIZE
-from fed_diffmic.spec import RunSpec
 
 Broken = tuple[int, str]
 """Code and detail of a limit that is exceeded."""

@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from fed_diffmic.config_site import PolicyConfig
+from fed_diffmic.config.hours import minutes_left, parse_hours
+from fed_diffmic.config.site import PolicyConfig
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.floors import Basis
-from fed_diffmic.exchange.hours import minutes_left, parse_hours
 from fed_diffmic.exchange.limits import beyond_limits
 from fed_diffmic.exchange.payload import Payload, Tensors
 from fed_diffmic.exchange.screening import update_norm
-from fed_diffmic.spec import RunSpec
 
 BASE = "base/"
 SUMS_OF = "nll/"

@@ -6,12 +6,12 @@ import json
 from collections.abc import Sequence
 from datetime import timedelta
 
-from fed_diffmic.config_privacy import PrivacyConfig
-from fed_diffmic.config_site import PolicyConfig
-from fed_diffmic.config_study import StudyRules
+from fed_diffmic.config.hours import parse_hours
+from fed_diffmic.config.policy_study import StudyRules
+from fed_diffmic.config.privacy import PrivacyConfig
+from fed_diffmic.config.site import PolicyConfig
 from fed_diffmic.exchange.budget_text import privacy_sentences
 from fed_diffmic.exchange.floors_text import sentences as floors_sentences
-from fed_diffmic.exchange.hours import parse_hours
 from fed_diffmic.exchange.limits import limit_sentences
 
 _STAGES = {

@@ -7,7 +7,7 @@ beside it: it may be made again without the digest changing.
 =========  =============================================================================================
 format     1
 run, arm   names of the run (ours) and of the training inside it
-spec       every number that the sites get (:class:`fed_diffmic.spec.RunSpec` without the coordinator's paths)
+spec       every number that the sites get (:class:`fed_diffmic.config.spec.RunSpec` without the coordinator's paths)
 stages     the stages that will be trained, in order
 test       whether figures over the sites' test images are asked for at the end, once for each stage's model
 sites      names of the sites that are expected, sorted; null: whoever is there
@@ -28,11 +28,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fed_diffmic.config.spec import STAGES, RunSpec, without_paths
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.exchange.payload import Payload, text_digest
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.provision.keys import PrivateKey, PublicKey, decode_signature, sign, verifies
-from fed_diffmic.spec import STAGES, RunSpec, without_paths
 
 FORMAT = 1
 LARGEST = 1024 * 1024  # characters; the spec is some 6,000, the rest are names

@@ -12,12 +12,12 @@ from typing import Any
 import yaml
 
 import configs
-from fed_diffmic.config import ModelConfig
-from fed_diffmic.config_study import PATHS, StudyRules, is_number, known_keys, range_for
+from fed_diffmic.config.policy_study import PATHS, StudyRules, is_number, known_keys, range_for
+from fed_diffmic.config.simulation import ModelConfig
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.exchange.payload import text_digest
 from fed_diffmic.exchange.policy import Names
 from fed_diffmic.exchange.study import canonical
-from fed_diffmic.spec import RunSpec
 
 _FOLDER = Path(next(iter(configs.__path__))) / "model"
 BACKBONES = tuple(f.name for f in fields(ModelConfig) if f.name.endswith("_backbone"))

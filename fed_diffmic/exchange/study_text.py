@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from fed_diffmic.config import StageConfig
-from fed_diffmic.config_study import StudyRules
-from fed_diffmic.config_text import flattened
+from fed_diffmic.config.policy_study import StudyRules
+from fed_diffmic.config.simulation import StageConfig
+from fed_diffmic.config.spec import RunSpec
+from fed_diffmic.config.text import flattened
 from fed_diffmic.exchange.policy_text import headed
 from fed_diffmic.exchange.study import Study
 from fed_diffmic.exchange.study_rules import BACKBONES, breaches, model_digest, preset_digests
-from fed_diffmic.spec import RunSpec
 
 _STAGES = {
     "guidance": "the network that finds salient regions",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fed_diffmic.config import ModelConfig
+from fed_diffmic.config.simulation import ModelConfig
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.models.backbones import Encoder, backbone_info, check_backbone_name
 from fed_diffmic.models.regions import window_count, window_side

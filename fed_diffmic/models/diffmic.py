@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fed_diffmic.config import ModelConfig
+from fed_diffmic.config.simulation import ModelConfig
+from fed_diffmic.deadline import check_time
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.models.backbones import Encoder
 from fed_diffmic.models.checks import check_architecture, check_model_config, encoder_arguments, encoder_grid
@@ -22,7 +23,6 @@ from fed_diffmic.models.guidance import GuidanceNetwork, cells_to_map, guidance_
 from fed_diffmic.models.normalisation import live_batch_norms
 from fed_diffmic.models.prior import ImagePrior
 from fed_diffmic.models.regions import RegionSearch
-from fed_diffmic.training.bound import check_time
 
 __all__ = [
     "DiffMIC",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fed_diffmic.config import ModelConfig
+from fed_diffmic.config.simulation import ModelConfig
 from fed_diffmic.models.backbones import Encoder
 from fed_diffmic.models.centre import FeatureCentre
 from fed_diffmic.models.checks import check_plain, plain_arguments

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from fed_diffmic.config import ModelConfig
+from fed_diffmic.config.simulation import ModelConfig
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.models.backbones import Encoder
 from fed_diffmic.models.normalisation import batch_norms

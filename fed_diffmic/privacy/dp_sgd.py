@@ -16,17 +16,17 @@ import numpy as np
 import torch
 
 from fed_diffmic.algorithms.base import Algorithm, SiteHalf, Tensors
-from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config.privacy import PrivacyConfig
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import augment, normalise
+from fed_diffmic.deadline import check_time
 from fed_diffmic.errors import BudgetError, ConfigError
 from fed_diffmic.privacy.accounting import Mechanism, epsilon, noise_multiplier_for
 from fed_diffmic.privacy.modules import check_private
 from fed_diffmic.privacy.per_sample import Units, clipped_sum, summed, trained
 from fed_diffmic.privacy.randomness import Randomness
 from fed_diffmic.privacy.shares import Allowance
-from fed_diffmic.spec import RunSpec
-from fed_diffmic.training.bound import check_time
 from fed_diffmic.training.centring import seeks_centre
 from fed_diffmic.training.features import FeatureStore, all_features
 from fed_diffmic.training.local import (

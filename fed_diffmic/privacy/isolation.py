@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import normalise
-from fed_diffmic.training.bound import check_time
+from fed_diffmic.deadline import check_time
 from fed_diffmic.training.stage import Batch, StageModule
 
 MOST_IMAGES = 16

@@ -25,8 +25,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fed_diffmic.config_budget import BudgetRules
-from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config.policy_budget import BudgetRules
+from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.errors import BudgetError, LedgerError, MachineError, RoundShareError, RunShareError
 from fed_diffmic.exchange.audit import AuditLog, Head, read_lines
 from fed_diffmic.files import private_folder, sync_folder, write_json

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.errors import LedgerError
 from fed_diffmic.exchange.audit import Head, Line
 from fed_diffmic.privacy.accounting import Mechanism

@@ -1,16 +1,16 @@
 """What a run, and one of its rounds, may take of a site's budget: shares of what was left when the run began.
 
 A lifetime's budget that one request can spend is no budget. So a run may take a share of it, and a round a share by
-itself (:class:`fed_diffmic.config_budget.BudgetRules`). Both are of what was left before the run's first line, so that
-the plan that was made then holds until the run ends.
+itself (:class:`fed_diffmic.config.policy_budget.BudgetRules`). Both are of what was left before the run's first line,
+so that the plan that was made then holds until the run ends.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fed_diffmic.config_budget import BudgetRules
-from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config.policy_budget import BudgetRules
+from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.privacy.account import Account
 from fed_diffmic.privacy.units import UnitSet
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from fed_diffmic.config_server import ServerConfig
+from fed_diffmic.config.server import ServerConfig
 from fed_diffmic.errors import ConfigError, CredentialError
 from fed_diffmic.files import atomic_write, private_folder
 from fed_diffmic.provision.authority import (

@@ -18,9 +18,9 @@ from typing import Any
 
 from cryptography import x509
 
-from fed_diffmic.config import DatasetConfig
-from fed_diffmic.config_checks import check_dataset
-from fed_diffmic.config_network_checks import ADDRESS
+from fed_diffmic.config.checks import check_dataset
+from fed_diffmic.config.network_checks import ADDRESS
+from fed_diffmic.config.simulation import DatasetConfig
 from fed_diffmic.errors import ConfigError, CredentialError
 from fed_diffmic.provision.certificates import load_certificates
 from fed_diffmic.provision.keys import (

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fed_diffmic.config_network_checks import check_site_name as _configured_name
+from fed_diffmic.config.network_checks import check_site_name as _configured_name
 from fed_diffmic.errors import ConfigError, CredentialError, MachineError
 from fed_diffmic.files import atomic_write
 from fed_diffmic.provision.keys import PublicKey, parse_public, public_text

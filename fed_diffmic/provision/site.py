@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from fed_diffmic.compose import compose_site
-from fed_diffmic.config_site import SiteConfig
+from fed_diffmic.config.compose import compose_site
+from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.errors import CredentialError, FedDiffmicError
 from fed_diffmic.files import atomic_write, private_folder
 from fed_diffmic.provision.certificates import days_left

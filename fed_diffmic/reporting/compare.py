@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from fed_diffmic.config_text import flattened
+from fed_diffmic.config.text import flattened
 from fed_diffmic.errors import ModelFileError, UsageError
 from fed_diffmic.files import atomic_write, load_tensors, read_json
 from fed_diffmic.reporting import page, plots

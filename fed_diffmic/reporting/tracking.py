@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from fed_diffmic.config_text import flattened
+from fed_diffmic.config.text import flattened
 from fed_diffmic.errors import ConfigError, MachineError
 from fed_diffmic.reporting.curves import GLOBAL, Row, metric_rows
 from fed_diffmic.reporting.events import Event

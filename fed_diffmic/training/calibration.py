@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, log_expit, log_softmax, logit, softmax
 
-from fed_diffmic.config import StageConfig
+from fed_diffmic.config.simulation import StageConfig
 from fed_diffmic.errors import ModelFileError
 
 DECISIONS = ("probability", "balanced")

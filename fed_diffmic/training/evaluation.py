@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import Examples
+from fed_diffmic.deadline import check_time
 from fed_diffmic.seeding import numpy_generator
-from fed_diffmic.spec import RunSpec
 from fed_diffmic.training import calibration
-from fed_diffmic.training.bound import check_time
 from fed_diffmic.training.features import CHUNK, FeatureStore, all_features, chunks, normalised_images, select
 from fed_diffmic.training.metrics import Scored, figures, quick
 from fed_diffmic.training.stage import StageModule

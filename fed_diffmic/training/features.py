@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from fed_diffmic.config.spec import RunSpec, without_paths
 from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import normalise
-from fed_diffmic.spec import RunSpec, without_paths
-from fed_diffmic.training.bound import check_time
+from fed_diffmic.deadline import check_time
 from fed_diffmic.training.stage import StageModule
 
 CHUNK = 64

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from fed_diffmic.algorithms.base import Algorithm, LocalContext, SiteHalf, Tensors
-from fed_diffmic.config import StageConfig
+from fed_diffmic.config.simulation import StageConfig
 from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import augment, normalise
+from fed_diffmic.deadline import check_time
 from fed_diffmic.models.diffmic import encoder_parameters
 from fed_diffmic.seeding import numpy_generator, torch_generator
-from fed_diffmic.training.bound import check_time
 from fed_diffmic.training.centring import find_centre, seeks_centre
 from fed_diffmic.training.features import CHUNK, FeatureStore, all_features, chunks, normalised_images, select
 from fed_diffmic.training.losses import label_prior, prior_offset

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fed_diffmic.config import ModelConfig, StageConfig, StagesConfig, StrategyConfig
+from fed_diffmic.config.simulation import ModelConfig, StageConfig, StagesConfig, StrategyConfig
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.models.diffmic import build_diffmic, build_guidance
 from fed_diffmic.models.plain import build_plain
-from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.features import CHUNK
 from fed_diffmic.training.stage import Batch, StageModule
 from fed_diffmic.training.stages import (

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fed_diffmic.spec import RunSpec
+from fed_diffmic.config.spec import RunSpec
 
 
 @dataclass(frozen=True)

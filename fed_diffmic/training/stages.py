@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from fed_diffmic.algorithms.base import Tensors
-from fed_diffmic.config_features import check_centred
+from fed_diffmic.config.features import check_centred
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.models.centre import centre_names
 from fed_diffmic.models.denoiser import ResidualDenoiser
@@ -28,7 +29,6 @@ from fed_diffmic.models.guidance import GuidanceNetwork
 from fed_diffmic.models.plain import PlainClassifier, build_plain
 from fed_diffmic.models.weights import load_pretrained
 from fed_diffmic.seeding import derive_seed
-from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.losses import balancing_weights, classification_loss, classification_losses
 from fed_diffmic.training.stage import Batch, StageModule
 

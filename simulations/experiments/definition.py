@@ -25,8 +25,8 @@ from typing import Any
 
 import yaml
 
-from fed_diffmic.compose import FOLDER, chosen_group, compose, to_yaml
-from fed_diffmic.config import SimulateConfig
+from fed_diffmic.config.compose import FOLDER, chosen_group, compose, to_yaml
+from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.errors import ConfigError, UsageError
 from fed_diffmic.files import safe_name
 

@@ -17,8 +17,8 @@ from typing import Any, TextIO
 
 from filelock import FileLock, Timeout
 
-from fed_diffmic.compose import compose, to_yaml
-from fed_diffmic.config_checks import check_start
+from fed_diffmic.config.checks import check_start
+from fed_diffmic.config.compose import compose, to_yaml
 from fed_diffmic.errors import FedDiffmicError, MachineError, ModelFileError, UsageError
 from fed_diffmic.files import atomic_write, read_json, write_json
 from simulations.experiments.definition import Experiment

@@ -1,7 +1,7 @@
 """Partitioners: how one data set is divided over virtual sites. One file each; groups stay whole.
 
 To add one: a file here with a function decorated by :func:`register_partitioner`, its name among the
-choices of ``partition.name`` (fed_diffmic/config.py), and an import below. The tests run every
+choices of ``partition.name`` (fed_diffmic/config/simulation.py), and an import below. The tests run every
 registered partitioner through the same proofs.
 """
 

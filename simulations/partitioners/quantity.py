@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fed_diffmic.config import PartitionConfig
+from fed_diffmic.config.simulation import PartitionConfig
 from fed_diffmic.data.groups import Groups
 from fed_diffmic.data.manifest import Manifest
 from simulations.partitioners.base import MIN_GROUPS, cut, register_partitioner, site_names

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fed_diffmic.algorithms import EXTRA, LocalContext, SiteUpdate, Tensors, build_algorithm
-from fed_diffmic.config import StageConfig, StrategyConfig
+from fed_diffmic.config.simulation import StageConfig, StrategyConfig
 
 KINDS = {"weight": "parameter"}
 

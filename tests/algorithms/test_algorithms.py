@@ -17,8 +17,8 @@ from fed_diffmic.algorithms import (
     register_algorithm,
 )
 from fed_diffmic.algorithms.base import weighted_average
-from fed_diffmic.compose import group_options
-from fed_diffmic.config import StrategyConfig
+from fed_diffmic.config.compose import group_options
+from fed_diffmic.config.simulation import StrategyConfig
 from fed_diffmic.errors import ConfigError
 
 KINDS = {"w": "parameter", "running_mean": "buffer", "num_batches_tracked": "counter"}

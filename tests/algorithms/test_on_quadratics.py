@@ -7,7 +7,7 @@ import pytest
 
 from fed_diffmic.algorithms import SiteUpdate, algorithm_names, build_algorithm
 from fed_diffmic.algorithms.fednova import accumulation
-from fed_diffmic.config import StageConfig, StrategyConfig
+from fed_diffmic.config.simulation import StageConfig, StrategyConfig
 from fed_diffmic.errors import RoundError
 from server.strategy import FlowerAlgorithm
 from tests.algorithms.quadratics import KINDS, Federation, Site

@@ -14,10 +14,10 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from client import site as client_site
 from client.app import app
+from fed_diffmic.config.spec import without_paths
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.payload import Limits, Payload, encode, request_name
 from fed_diffmic.files import tensors_digest
-from fed_diffmic.spec import without_paths
 from fed_diffmic.training import calibration
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.evaluation import predict_scores

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from client.clock import Skew, measure_skew
-from fed_diffmic.config_site import CoordinatorConfig
+from fed_diffmic.config.site import CoordinatorConfig
 
 
 class Health(BaseHTTPRequestHandler):

@@ -10,9 +10,9 @@ import pytest
 
 from client import compare
 from client.compare import BEFORE, IN_USE, Final, compare_models, comparison_text, take_over
-from fed_diffmic.config_site import SiteConfig, SiteGroup
+from fed_diffmic.config.site import SiteConfig, SiteGroup
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import DataError, UsageError
-from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.stages import initial_state
 from tests.toy import install_toy_networks, toy_site, toy_spec

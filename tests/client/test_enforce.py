@@ -26,7 +26,8 @@ from fed_diffmic.exchange.payload import Payload, encode
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.transport.identity import set_message_id
 from fed_diffmic.transport.messages import failure_of, from_record, task_message
-from server.checkpoints import CheckpointStore, RunState
+from server.checkpoints import CheckpointStore
+from server.run_state import RunState
 from simulations.grid import InProcessGrid
 from tests import site_rules, toy
 from tests.client.test_app import AMPLE, context, send, task
@@ -141,7 +142,7 @@ def test_every_rule_has_a_case_above() -> None:
 
 
 def test_the_closed_policy_refuses_everything(tmp_path: Path, site: Any) -> None:
-    from fed_diffmic.config_site import PolicyConfig
+    from fed_diffmic.config.site import PolicyConfig
 
     _, source = site(**{name: value for name, value in vars(PolicyConfig()).items() if name != "name"})
     for request, kind in ((task("train"), "train"), (task("evaluate"), "evaluate"), (query(), "query"),

@@ -14,11 +14,11 @@ from client.compare import IN_USE
 from client.housekeeping import KEPT
 from client.personal import complete, own_parts
 from fed_diffmic.cli import main
-from fed_diffmic.config import StrategyConfig
-from fed_diffmic.config_site import SiteConfig, SiteGroup
+from fed_diffmic.config.simulation import StrategyConfig
+from fed_diffmic.config.site import SiteConfig, SiteGroup
 from fed_diffmic.errors import ModelFileError, UsageError
-from fed_diffmic.final import load_final
-from fed_diffmic.personal import part_of_site, save_part
+from fed_diffmic.release.final import load_final
+from fed_diffmic.release.personal import part_of_site, save_part
 from server.checkpoints import CheckpointStore
 from server.rounds import run_federation
 from tests import toy

@@ -11,7 +11,7 @@ from torch import nn
 from client import privacy as client_privacy
 from client import site as client_site
 from client.site import Protection
-from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.errors import ConfigError, RoundError
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.claims import claim_text, parse_claim
@@ -338,7 +338,7 @@ def test_noised_counts_are_given_again_for_the_same_data_only(tmp_path):
 @pytest.mark.parametrize("strategy", ["ditto", "qfedavg"])
 def test_a_site_refuses_a_strategy_that_reads_images_outside_the_private_update(tmp_path, strategy):
     """Whatever the coordinator says: nothing is trained, and no training is spent."""
-    from fed_diffmic.config import StrategyConfig
+    from fed_diffmic.config.simulation import StrategyConfig
 
     made = replace(spec(), strategy=StrategyConfig(name=strategy))
     with pytest.raises(RoundError, match=failures.FAILURES[failures.UNPROTECTED]):
@@ -350,7 +350,7 @@ def test_a_site_refuses_a_strategy_that_reads_images_outside_the_private_update(
 @pytest.mark.parametrize("strategy", ["scaffold", "feddyn", "fedprox", "fednova", "fedadam", "median"])
 def test_the_others_train_with_privacy(tmp_path, strategy):
     """With next to no noise, all units in each step and a bound that nothing meets: as without privacy."""
-    from fed_diffmic.config import StrategyConfig
+    from fed_diffmic.config.simulation import StrategyConfig
 
     stage = {"optimizer": "sgd", "batch_size": 12, "lr": 0.05}
     made = replace(spec(rounds=2, **stage), strategy=StrategyConfig(name=strategy))

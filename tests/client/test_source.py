@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from client.source import FINDINGS, SiteSource
-from fed_diffmic.config import DatasetConfig
-from fed_diffmic.config_site import SiteConfig, SiteGroup
+from fed_diffmic.config.simulation import DatasetConfig
+from fed_diffmic.config.site import SiteConfig, SiteGroup
 from fed_diffmic.errors import DataError
 from tests.toy import toy_spec
 

@@ -22,10 +22,10 @@ from fed_diffmic.transport.processes import Child
 
 DRIVER = """
 import json, sys
-from fed_diffmic.config_site import SiteConfig
+from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.console import run_command
 from fed_diffmic.reporting.logs import set_up_logs
-from fed_diffmic.spec import parse_dataclass
+from fed_diffmic.config.spec import parse_dataclass
 from client.supervisor import run_site
 set_up_logs()
 config = parse_dataclass(SiteConfig, json.loads(sys.argv[1]), "config")

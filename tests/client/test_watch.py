@@ -13,7 +13,7 @@ import pytest
 from client import site as client_site
 from client.watch import COMPUTING, DOING, ENDED, OPENING, Doing, Mark, Watch, leave_mark, read_doing
 from client.watchdog import Verdict, Watchdog, machine_memory, memory_bound, record, resident_bytes
-from fed_diffmic.config_limits import Limits
+from fed_diffmic.config.policy_limits import Limits
 from fed_diffmic.errors import MachineError
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.payload import request_name
@@ -136,7 +136,7 @@ def test_a_request_that_was_ended_is_answered_until_more_is_allowed(tmp_path: Pa
 def test_images_that_take_too_long_to_read_end_the_task(
     tmp_path: Path, watched: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fed_diffmic.training.bound import check_time
+    from fed_diffmic.deadline import check_time
 
     watched(limits=Limits(prepare_s=1e-3))
 

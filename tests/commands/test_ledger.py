@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from fed_diffmic.commands import ledger
-from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.console import Parser
 from fed_diffmic.errors import LedgerError, UsageError
 from fed_diffmic.privacy.account import FILE, FOLDER

@@ -12,7 +12,7 @@ import yaml
 from client.start import site_audit, site_studies
 from client.studies import kept_approval, kept_study
 from fed_diffmic.cli import main
-from fed_diffmic.compose import compose_site
+from fed_diffmic.config.compose import compose_site
 from fed_diffmic.exchange.audit import read_lines, verify
 from fed_diffmic.exchange.failures import SiteError
 from fed_diffmic.provision.keys import load_private, make_site_key, public_text

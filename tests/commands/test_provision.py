@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from fed_diffmic import cli
-from fed_diffmic.compose import compose_server, compose_site
-from fed_diffmic.config_network_checks import check_server_start, check_site_start
+from fed_diffmic.config.compose import compose_server, compose_site
+from fed_diffmic.config.network_checks import check_server_start, check_site_start
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.provision.authority import make_authority
 from fed_diffmic.provision.certificates import issued_by, load_certificate, load_certificates, server_names

@@ -111,7 +111,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def same_bounds() -> list[str]:
     """What a coordinator bounds by default and a simulation does not, for the simulation."""
-    from fed_diffmic.config_server import ServerRunConfig
+    from fed_diffmic.config.server import ServerRunConfig
 
     run = ServerRunConfig()
     return [f"run.{key}={getattr(run, key)}" for key in ("max_share", "norm_rule", "norm_multiple")]
@@ -134,9 +134,9 @@ def weights_of_rounds(folder: Path, data: Path, common: Mapping[str, Any], round
     """
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    from fed_diffmic.compose import compose, to_json
+    from fed_diffmic.config.compose import compose, to_json
+    from fed_diffmic.config.spec import make_spec
     from fed_diffmic.exchange.audit import AuditLog
-    from fed_diffmic.spec import make_spec
     from server.bounds import Bounds
     from server.checkpoints import CheckpointStore
     from server.hooks import Hooks

@@ -10,7 +10,7 @@ import pytest
 from fed_diffmic.files import load_tensors
 from fed_diffmic.privacy.account import read_account
 from fed_diffmic.privacy.accounting import Mechanism, epsilon
-from fed_diffmic.provenance import PROVENANCE, verify_statement
+from fed_diffmic.release.provenance import PROVENANCE, verify_statement
 from tests.consortium.harness import BIN, SITES, START_S, consortium, environment, summary, training, wait
 
 DELTA = 1e-3

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from fed_diffmic.config import DatasetConfig, ModelConfig, SimulateConfig
+from fed_diffmic.config.simulation import DatasetConfig, ModelConfig, SimulateConfig
 from fed_diffmic.data.inspect import by_institution, draw_contact_sheet, inspect, original_sizes
 from fed_diffmic.data.open import open_dataset
 from fed_diffmic.errors import DataError, MachineError

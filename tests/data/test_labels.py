@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fed_diffmic.config import DatasetConfig
+from fed_diffmic.config.simulation import DatasetConfig
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.labels import (
     class_indices,

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fed_diffmic.cli import main
-from fed_diffmic.compose import compose
+from fed_diffmic.config.compose import compose
 from fed_diffmic.data.medmnist import KINDS, write_medmnist
 from fed_diffmic.data.open import open_dataset
 from fed_diffmic.errors import DataError, UsageError

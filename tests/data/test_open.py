@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from fed_diffmic.config import DatasetConfig
+from fed_diffmic.config.simulation import DatasetConfig
 from fed_diffmic.data.open import cache_folder, open_dataset, open_table
 from fed_diffmic.errors import ConfigError, DataError
 from tests.data.published import codes, one, write_image, write_table

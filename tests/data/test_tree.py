@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from fed_diffmic.config import DatasetConfig
+from fed_diffmic.config.simulation import DatasetConfig
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.tree import ImageTree, Located, NearNames, keep_found, root_folder
 from fed_diffmic.errors import ConfigError

@@ -14,8 +14,8 @@ import yaml
 
 import fed_diffmic
 from client.status import site_status
-from fed_diffmic.compose import compose_server
-from fed_diffmic.config_site import SiteConfig, SiteGroup
+from fed_diffmic.config.compose import compose_server
+from fed_diffmic.config.site import SiteConfig, SiteGroup
 from fed_diffmic.transport.loopback import LoopbackPages
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_diffmic.compose import compose
-from fed_diffmic.config_floors import Floors
+from fed_diffmic.config.compose import compose
+from fed_diffmic.config.policy_floors import Floors
 from fed_diffmic.exchange.failures import FLOOR_REUSE, FLOOR_SHARE, FLOOR_STEP, FLOOR_UPDATE, SiteError
 from fed_diffmic.exchange.floors import Exposure, check_exposure, check_reuse, check_share, largest_share
 from fed_diffmic.training.local import batches

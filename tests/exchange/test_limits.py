@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from fed_diffmic.compose import compose, compose_site
-from fed_diffmic.config_limits import Limits, most_threads
+from fed_diffmic.config.compose import compose, compose_site
+from fed_diffmic.config.policy_limits import Limits, most_threads
+from fed_diffmic.config.spec import RunSpec, make_spec
 from fed_diffmic.exchange import limits
 from fed_diffmic.exchange.failures import LIMIT_MEMORY, LIMIT_SIZE
 from fed_diffmic.exchange.limits import beyond_limits, limit_sentences
-from fed_diffmic.spec import RunSpec, make_spec
 
 
 def spec(*settings: str) -> RunSpec:

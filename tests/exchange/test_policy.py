@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_diffmic.compose import compose_site
-from fed_diffmic.config_budget import BudgetRules
-from fed_diffmic.config_limits import Limits
-from fed_diffmic.config_site import PolicyConfig
+from fed_diffmic.config.compose import compose_site
+from fed_diffmic.config.policy_budget import BudgetRules
+from fed_diffmic.config.policy_limits import Limits
+from fed_diffmic.config.site import PolicyConfig
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.payload import Payload

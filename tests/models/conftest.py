@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fed_diffmic.config import ModelConfig
+from fed_diffmic.config.simulation import ModelConfig
 
 TINY = "test_resnet"
 

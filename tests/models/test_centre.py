@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fed_diffmic.config import ModelConfig
+from fed_diffmic.config.simulation import ModelConfig
 from fed_diffmic.models.centre import FeatureCentre, centre_names
 from fed_diffmic.models.diffmic import build_diffmic, build_guidance
 from fed_diffmic.models.plain import build_plain

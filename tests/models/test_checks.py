@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_diffmic.config import ModelConfig
+from fed_diffmic.config.simulation import ModelConfig
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.models.checks import check_architecture
 from fed_diffmic.models.diffmic import build_diffmic, build_guidance, check_model_config

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from fed_diffmic.config import ModelConfig
+from fed_diffmic.config.simulation import ModelConfig
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.models.diffmic import DiffMIC, Features, build_diffmic, build_guidance, encoder_parameters
 from fed_diffmic.models.diffusion import alphas_cumprod, diffusion_loss, forward_diffusion

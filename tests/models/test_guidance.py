@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fed_diffmic.config import ModelConfig
+from fed_diffmic.config.simulation import ModelConfig
 from fed_diffmic.models.diffmic import build_guidance
 from fed_diffmic.models.guidance import cells_to_map, guidance_cells, guidance_map, top_cells_mean
 

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from fed_diffmic.config import ModelConfig
+from fed_diffmic.config.simulation import ModelConfig
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.models.diffmic import encoder_parameters
 from fed_diffmic.models.normalisation import live_batch_norms

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fed_diffmic.config import ModelConfig
+from fed_diffmic.config.simulation import ModelConfig
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.models import weights as weights_module
 from fed_diffmic.models.backbones import Encoder

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fed_diffmic.compose import compose
+from fed_diffmic.config.compose import compose
 from fed_diffmic.data.site import Examples
 from fed_diffmic.training.stages import build_module
 from tests.toy import CLASSES, ToyCache, toy_spec

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fed_diffmic.algorithms.base import Algorithm
-from fed_diffmic.config import StrategyConfig
-from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config.privacy import PrivacyConfig
+from fed_diffmic.config.simulation import StrategyConfig
 from fed_diffmic.privacy.dp_sgd import Plan, private_update
 from fed_diffmic.privacy.modules import check_private
 from fed_diffmic.privacy.randomness import Randomness

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fed_diffmic.algorithms.base import Algorithm
-from fed_diffmic.config import StrategyConfig
-from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config.privacy import PrivacyConfig
+from fed_diffmic.config.simulation import StrategyConfig
 from fed_diffmic.errors import BudgetError, ConfigError
 from fed_diffmic.privacy import dp_sgd
 from fed_diffmic.privacy.accounting import Mechanism, epsilon

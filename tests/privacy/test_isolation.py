@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fed_diffmic.compose import compose
+from fed_diffmic.config.compose import compose
 from fed_diffmic.privacy.inversion.craft import imprint, mask_all_but_one_class
 from fed_diffmic.privacy.inversion.linear import positions_of
 from fed_diffmic.privacy.inversion.subject import Subject, make_subject

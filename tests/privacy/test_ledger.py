@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from fed_diffmic.config_budget import BudgetRules
-from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config.policy_budget import BudgetRules
+from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.errors import BudgetError, LedgerError, MachineError, RoundShareError, RunShareError
 from fed_diffmic.exchange.audit import read_lines
 from fed_diffmic.privacy import continuity

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.privacy.dp_sgd import Source, unit_members
 from fed_diffmic.privacy.per_sample import MARGIN, clipped_sum, norms, summed, trained, unit_gradients
 from fed_diffmic.privacy.randomness import Randomness

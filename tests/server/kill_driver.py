@@ -25,10 +25,10 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from fed_diffmic.compose import compose  # noqa: E402
-from fed_diffmic.config import StrategyConfig  # noqa: E402
+from fed_diffmic.config.compose import compose  # noqa: E402
+from fed_diffmic.config.simulation import StrategyConfig  # noqa: E402
+from fed_diffmic.config.spec import make_spec  # noqa: E402
 from fed_diffmic.reporting.events import EventLog  # noqa: E402
-from fed_diffmic.spec import make_spec  # noqa: E402
 from fed_diffmic.training import calibration  # noqa: E402
 from server.checkpoints import CheckpointStore  # noqa: E402
 from server.rounds import run_federation  # noqa: E402

@@ -12,12 +12,12 @@ from client import tasks
 from client.site import Site
 from client.state import SiteStore
 from fed_diffmic.algorithms import algorithm_names
-from fed_diffmic.config import StrategyConfig
+from fed_diffmic.config.simulation import StrategyConfig
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import RoundError
 from fed_diffmic.exchange.payload import Payload
 from fed_diffmic.files import tensors_digest
-from fed_diffmic.final import FinalModel
-from fed_diffmic.spec import RunSpec
+from fed_diffmic.release.final import FinalModel
 from fed_diffmic.training.stages import initial_state
 from server.checkpoints import CheckpointStore
 from server.rounds import run_federation

@@ -10,13 +10,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.app import app as site_app
-from fed_diffmic.compose import compose, to_json
-from fed_diffmic.config import SimulateConfig
+from fed_diffmic.config.compose import compose, to_json
+from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.errors import ConfigError, RoundError
 from fed_diffmic.exchange.audit import AuditLog, read_lines
+from fed_diffmic.release.final import load_final
 from fed_diffmic.reporting.events import EventLog, read_events
 from server.app import app, shared_events, wanted
-from server.checkpoints import load_final
 from server.hooks import Hooks
 from server.labels import agreed_labels, wait_for_nodes
 from simulations.flower_app import VirtualClientApp

@@ -17,8 +17,8 @@ from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.audit import AuditLog, read_lines, verify
 from fed_diffmic.exchange.audit_compare import anchors, compare
 from fed_diffmic.exchange.failures import SiteError
-from fed_diffmic.final import architecture_of, load_final
 from fed_diffmic.provision.keys import fingerprint
+from fed_diffmic.release.final import architecture_of, load_final
 from server.checkpoints import CheckpointStore
 from server.hooks import Hooks
 from server.rounds import run_federation

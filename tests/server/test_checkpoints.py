@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from fed_diffmic.errors import MachineError, ModelFileError
+from fed_diffmic.release.final import has_final, load_final
 from fed_diffmic.training import calibration
-from server.checkpoints import CheckpointStore, RunState, StageProgress, has_final, load_final
+from server.checkpoints import CheckpointStore
+from server.run_state import RunState, StageProgress
 from tests import toy
 
 

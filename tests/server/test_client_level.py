@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fed_diffmic.algorithms.base import SiteUpdate
-from fed_diffmic.compose import compose
-from fed_diffmic.config import ModelConfig, StrategyConfig
+from fed_diffmic.config.compose import compose
+from fed_diffmic.config.simulation import ModelConfig, StrategyConfig
 from fed_diffmic.errors import ConfigError, ModelFileError
 from fed_diffmic.files import load_tensors, read_json
 from fed_diffmic.privacy.accounting import ORDERS

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fed_diffmic.config_server import ServerConfig, ServerRunConfig, ServerSecurityConfig
+from fed_diffmic.config.server import ServerConfig, ServerRunConfig, ServerSecurityConfig
 from fed_diffmic.errors import MachineError, ModelFileError
 from fed_diffmic.exchange.claims import claim_text
 from fed_diffmic.privacy.ledger_lines import parse_seen

@@ -19,13 +19,14 @@ from fed_diffmic.errors import ModelFileError, RoundError
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.payload import Payload
 from fed_diffmic.files import save_tensors, tensors_digest
+from fed_diffmic.release.final import FinalModel, load_final
 from fed_diffmic.training import calibration
 from fed_diffmic.training.evaluation import predict_scores
 from fed_diffmic.training.local import local_update
 from fed_diffmic.training.matrix import cell_from, matrix_cell
 from fed_diffmic.training.metrics import Scored
 from fed_diffmic.training.stages import build_module, exchanged, full_state, initial_state, load_state
-from server.checkpoints import CheckpointStore, FinalModel, load_final
+from server.checkpoints import CheckpointStore
 from server.rounds import run_federation
 from server.selection import selection_score, weighted_mean
 from server.sites import ASSESS

@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from fed_diffmic.compose import compose_server
-from fed_diffmic.config_server import ServerConfig
+from fed_diffmic.config.compose import compose_server
+from fed_diffmic.config.server import ServerConfig
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import ConfigError, CredentialError, UsageError
 from fed_diffmic.provision.authority import make_authority
 from fed_diffmic.provision.keys import make_site_key
 from fed_diffmic.provision.roster import Roster
-from fed_diffmic.spec import RunSpec
 from server import start
 from server.supervisor import banner, listening
 
@@ -128,8 +128,8 @@ def test_a_run_is_continued_with_its_own_settings(files, tmp_path):
 
 
 def test_the_spec_is_the_one_of_a_simulation_with_the_same_groups(files, tmp_path):
-    from fed_diffmic.compose import compose
-    from fed_diffmic.spec import make_spec
+    from fed_diffmic.config.compose import compose
+    from fed_diffmic.config.spec import make_spec
 
     settings = ["consortium.classes=[no,yes]", "consortium.task=multiclass", "seed=3", "stages=tiny"]
     given = start.run_config(config_of(files, tmp_path / "run", *settings), ["alpha", "beta"])

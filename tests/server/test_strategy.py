@@ -10,7 +10,7 @@ import pytest
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from fed_diffmic.algorithms import SiteUpdate, Tensors, build_algorithm
-from fed_diffmic.config import StrategyConfig
+from fed_diffmic.config.simulation import StrategyConfig
 from fed_diffmic.errors import ConfigError, RoundError
 from server.strategy import FlowerAlgorithm, server_algorithm
 

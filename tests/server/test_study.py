@@ -14,11 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.site import Rules
 from client.studies import kept_study
+from fed_diffmic.config.spec import without_paths
 from fed_diffmic.errors import ModelFileError, RoundError
 from fed_diffmic.exchange.audit import AuditLog, read_lines
 from fed_diffmic.exchange.failures import FAILURES, STUDY_RULES, STUDY_WAITS
 from fed_diffmic.files import tensors_digest
-from fed_diffmic.spec import without_paths
 from server import study as server_study
 from server.checkpoints import CheckpointStore
 from server.cli import main

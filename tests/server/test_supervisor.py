@@ -15,9 +15,9 @@ from fed_diffmic.provision.authority import make_authority
 from fed_diffmic.provision.certificates import load_pem_key
 from fed_diffmic.provision.keys import make_site_key, public_text
 from fed_diffmic.provision.roster import Roster
+from fed_diffmic.release.final import load_final
 from fed_diffmic.reporting.events import read_events
 from fed_diffmic.transport.processes import free_port
-from server.checkpoints import load_final
 
 BIN = Path(sys.executable).parent
 STAGES = [

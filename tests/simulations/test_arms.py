@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from fed_diffmic.config import StageConfig, StagesConfig
+from fed_diffmic.config.simulation import StageConfig, StagesConfig
 from simulations.arms import arms_of, scaled
 
 TWO = StagesConfig(guidance=StageConfig(rounds=2), diffusion=StageConfig(rounds=1))

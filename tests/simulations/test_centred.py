@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from fed_diffmic.compose import compose
+from fed_diffmic.config.compose import compose
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.files import load_tensors
-from fed_diffmic.final import load_final
+from fed_diffmic.release.final import load_final
 from fed_diffmic.reporting.events import read_events
 from simulations.apply import predict_run
 from simulations.run import simulate

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fed_diffmic.compose import compose
+from fed_diffmic.config.compose import compose
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.training.calibration import uncalibrated
 from fed_diffmic.training.features import normalised_images

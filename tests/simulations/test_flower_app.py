@@ -18,10 +18,10 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from fed_diffmic.exchange.payload import Limits, Payload, encode, request_name
+from fed_diffmic.release.final import load_final
 from fed_diffmic.reporting.events import read_events
 from fed_diffmic.transport.identity import set_message_id
 from fed_diffmic.transport.messages import from_record, task_message
-from server.checkpoints import load_final
 from simulations.flower_app import VirtualClientApp, client_app, virtual_site_folder
 from tests import toy
 

@@ -5,7 +5,7 @@ Two stages over four virtual sites, through the published layouts' own readers: 
 
 import pytest
 
-from fed_diffmic.compose import compose
+from fed_diffmic.config.compose import compose
 from fed_diffmic.data.phantoms import LAYOUTS, write_phantoms
 from simulations.run import simulate
 

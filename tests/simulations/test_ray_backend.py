@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from flwr.serverapp import ServerApp
 
-from fed_diffmic.compose import compose, to_json
+from fed_diffmic.config.compose import compose, to_json
+from fed_diffmic.config.spec import make_spec
 from fed_diffmic.errors import ConfigError
-from fed_diffmic.spec import make_spec
 from simulations import ray_backend
 from simulations.ray_backend import InterruptedRunError, StoppableGrid
 from tests import toy
@@ -29,7 +29,7 @@ import json, os, sys
 from pathlib import Path
 from client.app import app as site_app
 from server.app import app as server_app
-from server.checkpoints import load_final
+from fed_diffmic.release.final import load_final
 from simulations.flower_app import VirtualClientApp
 from simulations.grid import run_in_process
 from simulations.ray_backend import run_on_ray

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fed_diffmic.compose import compose
+from fed_diffmic.config.compose import compose
 from fed_diffmic.errors import ConfigError, DataError, ModelFileError, PartitionError
 from fed_diffmic.files import load_tensors, read_json
 from fed_diffmic.reporting.events import read_events

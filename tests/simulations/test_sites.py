@@ -2,7 +2,7 @@
 
 import pytest
 
-from fed_diffmic.compose import compose, to_json
+from fed_diffmic.config.compose import compose, to_json
 from fed_diffmic.errors import PartitionError
 from simulations import sites as sites_module
 from simulations.sites import POOLED, build_sites, one_class_notes, open_virtual_site

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fed_diffmic.compose import compose
+from fed_diffmic.config.compose import compose
 from fed_diffmic.errors import ConfigError, RoundError, UsageError
 from fed_diffmic.files import load_tensors
-from server.checkpoints import load_final
+from fed_diffmic.release.final import load_final
 from simulations.apply import final_predictor
 from simulations.figures import Predictor
 from simulations.run import simulate

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_diffmic.config import StageConfig
+from fed_diffmic.config.simulation import StageConfig
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.training.calibration import (
     Calibration,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fed_diffmic.algorithms import FedAvg, build_algorithm
-from fed_diffmic.config import ModelConfig, StageConfig, StagesConfig, StrategyConfig
+from fed_diffmic.config.simulation import ModelConfig, StageConfig, StagesConfig, StrategyConfig
 from fed_diffmic.training import local
 from fed_diffmic.training.features import FeatureStore
 from fed_diffmic.training.stages import build_module, exchanged, full_state, initial_state, load_state

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fed_diffmic.config import ModelConfig
+from fed_diffmic.config.simulation import ModelConfig
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.models.diffusion import forward_diffusion, residual_base
 from fed_diffmic.models.normalisation import live_batch_norms

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from flwr.app import Message
 
-from fed_diffmic.config import StrategyConfig
-from fed_diffmic.config_server import ServerRunConfig
+from fed_diffmic.config.server import ServerRunConfig
+from fed_diffmic.config.simulation import StrategyConfig
 from fed_diffmic.exchange.payload import Limits, Payload, Wire
 from fed_diffmic.transport.identity import set_message_id
 from fed_diffmic.transport.messages import from_record, reply_message, to_record

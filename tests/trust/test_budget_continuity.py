@@ -17,10 +17,10 @@ from client import site as client_site
 from client.app import app
 from client.site import Protection
 from client.source import SiteSource
-from fed_diffmic.config import DatasetConfig, ModelConfig
-from fed_diffmic.config_budget import BudgetRules
-from fed_diffmic.config_privacy import PrivacyConfig
-from fed_diffmic.config_site import SiteConfig, SiteGroup
+from fed_diffmic.config.policy_budget import BudgetRules
+from fed_diffmic.config.privacy import PrivacyConfig
+from fed_diffmic.config.simulation import DatasetConfig, ModelConfig
+from fed_diffmic.config.site import SiteConfig, SiteGroup
 from fed_diffmic.errors import RoundError
 from fed_diffmic.exchange import failures
 from fed_diffmic.privacy.account import read_account

@@ -15,16 +15,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from client import compare
 from client.kept import IN_USE
-from fed_diffmic import pinned
 from fed_diffmic.cli import main
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.exchange.audit import AuditLog, read_lines
 from fed_diffmic.exchange.audit_findings import PROBLEM
 from fed_diffmic.files import tensors_digest
-from fed_diffmic.final import FinalModel, load_final, write_final
-from fed_diffmic.model_audit import model_findings
-from fed_diffmic.provenance import PROVENANCE, verify_statement
 from fed_diffmic.provision.keys import PrivateKey, make_site_key, public_text
+from fed_diffmic.release import pinned as pinned
+from fed_diffmic.release.final import FinalModel, load_final, write_final
+from fed_diffmic.release.model_audit import model_findings
+from fed_diffmic.release.provenance import PROVENANCE, verify_statement
 from server.checkpoints import CheckpointStore
 from server.hooks import Hooks
 from server.rounds import run_federation
@@ -103,8 +103,8 @@ def test_a_coordinator_that_signs_another_model_with_the_old_rounds_is_refused(r
 
 def zeros_of(run: Path) -> FinalModel:
     value = json.loads((run / "final" / "model.json").read_text())
+    from fed_diffmic.config.spec import RunSpec, parse_dataclass
     from fed_diffmic.files import load_tensors
-    from fed_diffmic.spec import RunSpec, parse_dataclass
     from fed_diffmic.training.calibration import Calibration
 
     states = {stage: load_tensors(run / "final" / f"{stage}.safetensors") for stage in value["digests"]}

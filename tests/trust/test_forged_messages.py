@@ -24,7 +24,7 @@ from fed_diffmic.exchange.audit_compare import compare
 from fed_diffmic.exchange.payload import Payload, Wire, decode, encode, request_name
 from fed_diffmic.exchange.seal import check_request, read_reply_seal, read_request_seal, seal_reply
 from fed_diffmic.files import read_json
-from fed_diffmic.final import load_final
+from fed_diffmic.release.final import load_final
 from fed_diffmic.transport.identity import set_message_id
 from fed_diffmic.transport.messages import failure_of, reply_message, task_message, to_record, wire_of
 from server.checkpoints import CheckpointStore

@@ -25,10 +25,10 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.fleet_http_connection import remove_content_from_message
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from fed_diffmic.config.spec import RunSpec, without_paths
 from fed_diffmic.exchange.failures import UNSEALED
 from fed_diffmic.exchange.payload import Payload, Wire, encode
 from fed_diffmic.files import tensors_digest
-from fed_diffmic.spec import RunSpec, without_paths
 from fed_diffmic.training.stages import build_module, exchanged, initial_state
 from fed_diffmic.transport.messages import task_message
 from tests.consortium.harness import SITES, Consortium, consortium, summary, training, wait, write_data

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fed_diffmic.config import StrategyConfig
+from fed_diffmic.config.simulation import StrategyConfig
 from fed_diffmic.errors import FedDiffmicError, RoundError
 from fed_diffmic.exchange.payload import Payload, Wire, WireArray, encode, text_digest
 from server.checkpoints import CheckpointStore

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from fed_diffmic.config import RunConfig, StrategyConfig
-from fed_diffmic.config_server import ServerRunConfig
+from fed_diffmic.config.server import ServerRunConfig
+from fed_diffmic.config.simulation import RunConfig, StrategyConfig
 from fed_diffmic.errors import RoundError
 from fed_diffmic.exchange.payload import Payload
 from fed_diffmic.transport.identity import set_message_id

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import ConfigError
-from fed_diffmic.spec import RunSpec
 from tests import toy
 
 BAD: dict[str, Callable[[dict[str, Any]], Any]] = {

@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 
 from client.source import SiteSource
-from fed_diffmic.compose import compose, compose_site
-from fed_diffmic.config import DatasetConfig
-from fed_diffmic.config_site import PolicyConfig, SiteConfig, SiteGroup
+from fed_diffmic.config.compose import compose, compose_site
+from fed_diffmic.config.simulation import DatasetConfig
+from fed_diffmic.config.site import PolicyConfig, SiteConfig, SiteGroup
+from fed_diffmic.config.spec import RunSpec, make_spec
+from fed_diffmic.deadline import OutOfTimeError, time_bound
 from fed_diffmic.errors import MachineError
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.payload import Payload
 from fed_diffmic.exchange.policy import SitePolicy
-from fed_diffmic.spec import RunSpec, make_spec
-from fed_diffmic.training.bound import OutOfTimeError, time_bound
 from fed_diffmic.training.stages import build_module
 from fed_diffmic.transport.processes import child_env, start_child
 from tests import toy
@@ -116,7 +116,7 @@ def test_a_run_that_asks_at_many_sizes_leaves_one_copy(site: SiteConfig) -> None
 
 
 def test_many_runs_at_many_sizes_stay_within_the_limit(site: SiteConfig) -> None:
-    from fed_diffmic.config_limits import Limits
+    from fed_diffmic.config.policy_limits import Limits
 
     site = replace(site, policy=replace(site.policy, limits=Limits(cache_mib=1.0)))
     source = SiteSource(site)
@@ -203,7 +203,7 @@ def test_a_worker_that_hangs_or_grows_is_ended_and_its_request_answered(
 ) -> None:
     """A real process under the real supervisor's step; only the way to the coordinator is left out."""
     from client import supervisor
-    from fed_diffmic.config_limits import Limits
+    from fed_diffmic.config.policy_limits import Limits
 
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "a_worker.py").write_text(worker)

@@ -16,12 +16,12 @@ from flwr.app import Message
 
 from client import floors as client_floors
 from client import site as client_site
-from fed_diffmic.config_floors import Floors
+from fed_diffmic.config.policy_floors import Floors
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.payload import Payload
 from fed_diffmic.privacy.isolation import Isolation
-from fed_diffmic.spec import RunSpec
 from fed_diffmic.transport.messages import failure_of, from_record
 from tests import site_rules, toy
 from tests.client.test_app import AMPLE, context, send, task

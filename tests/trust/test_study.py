@@ -15,15 +15,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from client import site as client_site
 from client.site import Rules
 from client.studies import kept_study
-from fed_diffmic.compose import compose, compose_site
-from fed_diffmic.config_study import StudyRules
+from fed_diffmic.config.compose import compose, compose_site
+from fed_diffmic.config.policy_study import StudyRules
+from fed_diffmic.config.spec import RunSpec, make_spec
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.audit import read_lines, verify
 from fed_diffmic.exchange.payload import Payload
 from fed_diffmic.exchange.study import Study
 from fed_diffmic.exchange.study_rules import breaches
 from fed_diffmic.files import tensors_digest
-from fed_diffmic.spec import RunSpec, make_spec
 from fed_diffmic.transport.messages import failure_of, from_record
 from tests import site_rules, studies, toy
 from tests.client.test_app import AMPLE, context, send, task

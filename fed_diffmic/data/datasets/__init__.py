@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 
-from fed_diffmic.config import DatasetConfig
+from fed_diffmic.config.simulation import DatasetConfig
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.manifest import Manifest
 from fed_diffmic.errors import ConfigError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fed_diffmic.config import DatasetConfig
+from fed_diffmic.config.simulation import DatasetConfig
 from fed_diffmic.data.checks import ungrouped
 from fed_diffmic.data.datasets import register_dataset
 from fed_diffmic.data.findings import Findings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from fed_diffmic.config import DatasetConfig
+from fed_diffmic.config.simulation import DatasetConfig
 from fed_diffmic.data.datasets import get_dataset, register_dataset
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.manifest import Manifest

@@ -15,8 +15,8 @@ import torch
 
 from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import normalise
+from fed_diffmic.deadline import check_time
 from fed_diffmic.privacy.audit.subject import CLASSES, Observer, Subject, pictures, with_labels
-from fed_diffmic.training.bound import check_time
 from fed_diffmic.training.stage import Batch, StageModule
 
 _LEAST_SPREAD = 1e-6

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from fed_diffmic.algorithms import build_algorithm
-from fed_diffmic.compose import compose
-from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config.compose import compose
+from fed_diffmic.config.privacy import PrivacyConfig
+from fed_diffmic.config.spec import RunSpec, make_spec
 from fed_diffmic.data.site import Examples
 from fed_diffmic.privacy.accounting import Mechanism, epsilon
 from fed_diffmic.privacy.dp_sgd import Plan, make_plan, private_update
-from fed_diffmic.spec import RunSpec, make_spec
 from fed_diffmic.training.stage import Batch, StageModule
 from fed_diffmic.training.stages import build_module, exchanged, full_state, load_state, set_tensors
 

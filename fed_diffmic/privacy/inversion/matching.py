@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fed_diffmic.deadline import check_time
 from fed_diffmic.privacy.inversion.subject import Subject
-from fed_diffmic.training.bound import check_time
 from fed_diffmic.training.stage import Batch
 
 _STEP = 0.1

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fed_diffmic.config_floors import Floors
+from fed_diffmic.config.policy_floors import Floors
 from fed_diffmic.exchange.failures import SiteError
 from fed_diffmic.exchange.floors import Exposure, check_exposure
 from fed_diffmic.privacy.inversion.craft import PIXELS, imprint, imprinted_patches, mask_all_but_one_class

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from fed_diffmic.algorithms import build_algorithm
-from fed_diffmic.config import StageConfig, StrategyConfig
+from fed_diffmic.config.simulation import StageConfig, StrategyConfig
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.phantoms import draw
 from fed_diffmic.data.phantoms.canvas import site_style
 from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import normalise
 from fed_diffmic.models.weights import load_pretrained
 from fed_diffmic.seeding import numpy_generator
-from fed_diffmic.spec import RunSpec
 from fed_diffmic.training.local import local_update
 from fed_diffmic.training.stage import StageModule
 from fed_diffmic.training.stages import build_module, full_state, load_state

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fed_diffmic.config import DatasetConfig
-from fed_diffmic.config_site import CoordinatorConfig, SiteConfig, SiteGroup
+from fed_diffmic.config.simulation import DatasetConfig
+from fed_diffmic.config.site import CoordinatorConfig, SiteConfig, SiteGroup
 from fed_diffmic.provision.authority import Authority, make_authority
 from fed_diffmic.provision.keys import load_private, make_site_key, public_text
 from fed_diffmic.provision.kit import Kit

@@ -10,7 +10,7 @@ from client.preflight.estimate import estimate_stage
 from client.preflight.trial import expected_spec
 from client.source import SiteSource
 from fed_diffmic.algorithms.base import Algorithm
-from fed_diffmic.compose import compose
+from fed_diffmic.config.compose import compose
 from fed_diffmic.training.evaluation import evaluate_scores, predict_scores
 from fed_diffmic.training.features import FeatureStore
 from fed_diffmic.training.local import local_update

@@ -8,9 +8,9 @@ import pytest
 
 from client.preflight.privacy import check_privacy
 from client.preflight.run import Expected, preflight
-from fed_diffmic.compose import compose
-from fed_diffmic.config_budget import BudgetRules
-from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config.compose import compose
+from fed_diffmic.config.policy_budget import BudgetRules
+from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.data.manifest import OWN_GROUP
 from fed_diffmic.privacy.account import FILE, FOLDER, read_account
 from fed_diffmic.privacy.accounting import Mechanism, epsilon

@@ -12,8 +12,8 @@ from client.preflight.check import worst
 from client.preflight.estimate import StageEstimate
 from client.preflight.run import Expected, preflight
 from client.preflight.trial import Trial, _report, check_trial, measure
-from fed_diffmic.compose import compose
-from fed_diffmic.spec import parse_dataclass
+from fed_diffmic.config.compose import compose
+from fed_diffmic.config.spec import parse_dataclass
 
 
 def expected():
@@ -45,7 +45,7 @@ def test_a_site_that_is_ready(site, way, address, kit_of):
 
 
 def test_a_configuration_without_anything_gets_as_far_as_it_can():
-    from fed_diffmic.config_site import SiteConfig
+    from fed_diffmic.config.site import SiteConfig
 
     checks = look(SiteConfig(), ("machine", "credentials", "network", "data", "trial"))
     assert checks["configuration"].level == "failed"

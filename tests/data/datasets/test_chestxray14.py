@@ -2,7 +2,7 @@
 
 import pytest
 
-from fed_diffmic.config import DatasetConfig
+from fed_diffmic.config.simulation import DatasetConfig
 from fed_diffmic.data.datasets.chestxray14 import CLASSES, read
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.errors import ConfigError, DataError

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fed_diffmic.config import DatasetConfig
+from fed_diffmic.config.simulation import DatasetConfig
 from fed_diffmic.data.datasets.phantoms import read
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.open import open_dataset

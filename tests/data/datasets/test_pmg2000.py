@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from fed_diffmic.config import DatasetConfig
+from fed_diffmic.config.simulation import DatasetConfig
 from fed_diffmic.data.datasets.pmg2000 import read
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.errors import ConfigError, DataError

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from fed_diffmic.config import DatasetConfig
+from fed_diffmic.config.simulation import DatasetConfig
 from fed_diffmic.data.datasets import dataset_names, get_dataset, register_dataset
 from fed_diffmic.errors import ConfigError
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fed_diffmic.config import DatasetConfig
+from fed_diffmic.config.simulation import DatasetConfig
 from fed_diffmic.data.datasets import get_dataset
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.phantoms import LAYOUTS, MARKER, draw, write_phantoms

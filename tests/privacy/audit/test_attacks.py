@@ -7,7 +7,8 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config.privacy import PrivacyConfig
+from fed_diffmic.deadline import OutOfTimeError, time_bound
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.privacy import dp_sgd, per_sample
 from fed_diffmic.privacy.audit.attacks import (
@@ -21,7 +22,6 @@ from fed_diffmic.privacy.audit.attacks import (
 from fed_diffmic.privacy.audit.bound import assess
 from fed_diffmic.privacy.audit.subject import Observer, make_subject, pictures, with_labels
 from fed_diffmic.privacy.randomness import Randomness
-from fed_diffmic.training.bound import OutOfTimeError, time_bound
 from fed_diffmic.training.stage import StageModule
 
 DELTA = 1e-5

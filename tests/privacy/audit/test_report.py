@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from fed_diffmic.config_privacy import PrivacyConfig
+from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.privacy.audit.bound import Result
 from fed_diffmic.privacy.audit.report import CONSISTENT, REFUTED, WEAK, Report, Size, audit
 from fed_diffmic.privacy.audit.subject import make_subject

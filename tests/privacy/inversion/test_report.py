@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fed_diffmic.compose import compose, compose_site
-from fed_diffmic.config_floors import Floors
+from fed_diffmic.config.compose import compose, compose_site
+from fed_diffmic.config.policy_floors import Floors
 from fed_diffmic.privacy.inversion.report import CHANCE, INVERTED, Attempt, Report, audit_inversion, best_psnr
 
 NO_FLOORS = Floors(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, reject, settings
 from hypothesis import strategies as st
 
-from fed_diffmic.config import PartitionConfig
+from fed_diffmic.config.simulation import PartitionConfig
 from fed_diffmic.data.manifest import Manifest
 from fed_diffmic.data.splits import split_site
 from fed_diffmic.errors import ConfigError, PartitionError

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fed_diffmic.config import PartitionConfig
+from fed_diffmic.config.simulation import PartitionConfig
 from fed_diffmic.data.manifest import Manifest
 from fed_diffmic.data.splits import split_site
 from fed_diffmic.errors import PartitionError

@@ -1,0 +1,400 @@
+"""The configuration of a run: one frozen dataclass for each group, ranges checked when built.
+
+Every field declares its meaning, unit and range where it is declared (``metadata``); the same
+declaration drives the checks, the messages and ``fed-diffmic options``. How files and
+``key=value`` overrides become these objects is in :mod:`fed_diffmic.config.compose`.
+
+Symbols are those of docs/model.md: ``B`` images, ``C`` classes, ``K`` regions, ``D`` latent
+channels, ``T`` training timesteps, ``S`` sampling steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from fed_diffmic.config import bounds as config_bounds
+from fed_diffmic.config.fields import Checked, option
+from fed_diffmic.config.privacy import PrivacyConfig
+
+BASELINES = ("local", "pooled", "plain")
+SELECT_METRICS = ("auroc_macro", "balanced_accuracy", "loss")
+
+
+@dataclass(frozen=True)
+class DatasetConfig(Checked):
+    """Group ``dataset``: which published layout, where it lies, what is common to all sites."""
+
+    name: str = option(
+        "phantoms",
+        "published layout that reads the folder",
+        choices=("phantoms", "chestxray14", "ham10000", "aptos2019", "pmg2000", "table"),
+    )
+    root: str | None = option(
+        None, "folder of the data set (phantoms: where to draw them; default <run.dir>/phantoms)", path=True
+    )
+    on_bad_image: str = option(
+        "error",
+        "a missing or unreadable image: stop before any work, or leave it out and say how many",
+        choices=("error", "skip"),
+    )
+    task: str | None = option(
+        None,
+        "what is predicted; none: what the layout says (table: multilabel if any row holds '|', else multiclass)",
+        choices=("multiclass", "ordinal", "multilabel"),
+    )
+    classes: list[str] | None = option(
+        None, "class names in the order of the outputs; none: the published order (table: sorted names found)"
+    )
+    split: str = option(
+        "none",
+        "'published' keeps the data set's own train/test (HAM10000 and APTOS2019: DiffMIC's; ChestX-ray14: the lists); "
+        "'none' splits each site by group (a 'split' column of a table always wins)",
+        choices=("none", "published"),
+    )
+    no_finding: bool = option(False, "chestxray14 only: 'No Finding' as a 15th label, as in the paper")
+    mean: list[float] = option(
+        doc="normalisation constant for each channel of [0, 1] intensities (R, G, B)",
+        factory=lambda: [0.5, 0.5, 0.5],
+        ge=0,
+        le=1,
+    )
+    std: list[float] = option(
+        doc="normalisation constant for each channel of [0, 1] intensities (R, G, B)",
+        factory=lambda: [0.5, 0.5, 0.5],
+        gt=0,
+        le=1,
+    )
+    modality: str = option(
+        "none",
+        "decides the augmentation (flips, rotation; docs/data.md) and, for phantoms, what is drawn",
+        choices=("none", "dermoscopy", "fundus", "chest", "ultrasound"),
+    )
+    cache_dir: str | None = option(
+        None,
+        "folder for decoded copies of the images (holds patients' images; 0700); none: ~/.cache/fed_diffmic",
+        path=True,
+    )
+    phantom_images: int = option(480, "phantoms only: number of images to draw", ge=16, le=1_000_000)
+
+
+@dataclass(frozen=True)
+class ModelConfig(Checked):
+    """Group ``model``: the DiffMIC-v2 network (Yang et al. 2025); presets paper, compact, tiny."""
+
+    name: str = option("compact", "preset this started from", choices=("paper", "compact", "tiny"))
+    image_side: int = option(112, "input side H in pixels", ge=32, le=2048)
+    regions: int = option(4, "regions of interest K (paper 6)", ge=2, le=64)
+    crop: int = option(32, "side of a region's crop in pixels (paper 32)", ge=8, le=512)
+    crop_channels: str = option(
+        "all", "channels of a crop: all, or the first one repeated as in the paper's code", choices=("all", "first")
+    )
+    region_map: str = option(
+        "sum",
+        "where regions are sought: in the sum of all class maps as in the paper's code, or in maps weighed by their "
+        "class's probability (global logits)",
+        choices=("sum", "probable"),
+    )
+    latent: int = option(256, "latent channels D (paper 6144)", ge=8, le=65536)
+    timesteps: int = option(1000, "diffusion timesteps T in training", ge=10, le=10000)
+    sampling_steps: int = option(10, "DDIM steps S at inference", ge=1, le=1000)
+    sampling_starts: int = option(
+        1, "starts of the sampler that are averaged for each image (paper 1): one start is one sample", ge=1, le=1024
+    )
+    sampling_start: str = option(
+        "own",
+        "where an image's starts (sampling_starts of them) come from: draws of its own as in the paper, or the same "
+        "draws for all, so that no draw ranks an image above another",
+        choices=("own", "shared"),
+    )
+    denoiser: str = option(
+        "noise",
+        "the head predicts the noise as in the paper, or what the guidance network's probabilities leave of it "
+        "(residual): then it starts as good as the guidance network",
+        choices=("noise", "residual"),
+    )
+    features: str = option(
+        "raw",
+        "what the guidance network's heads and the plain classifier see of frozen encoders: raw features, or features "
+        "scaled to one length and centred by their mean over the sites, which a stage's first round finds",
+        choices=("raw", "centred"),
+    )
+    top_percent: float = option(100.0, "per cent of saliency cells that make the global logit", gt=0, le=100)
+    attention: int = option(128, "hidden width of the regions' attention (paper 128)", ge=1, le=4096)
+    guidance_backbone: str = option("resnet18", "timm name: global encoder of the guidance network")
+    local_backbone: str = option("resnet18", "timm name: crop encoder of the guidance network")
+    prior_backbone: str = option(
+        "resnet18", "timm name: global encoder of the image prior (paper: EfficientSAM's ViT-S)"
+    )
+    region_backbone: str = option("resnet18", "timm name: crop encoder of the image prior")
+    feature_stride: int = option(32, "pixels a cell of the saliency grid covers (convolutional encoders)", ge=4, le=64)
+    norm: str = option(
+        "batch",
+        "normalisation of what starts from scratch: batch, or group (per cell in the head)",
+        choices=("batch", "group"),
+    )
+    encoder_norm: str = option(
+        "frozen",
+        "batch norm inside convolutional encoders: trained, frozen at its public statistics (affine too), "
+        "or replaced by group norm",
+        choices=("train", "frozen", "group"),
+    )
+    frozen_blocks: int = option(0, "leading blocks of each convolutional encoder that are not trained", ge=0, le=100)
+    prior_init: str = option(
+        "own",
+        "encoders of the image prior start from their own weights, or from the trained guidance's (same backbone)",
+        choices=("own", "guidance"),
+    )
+    pretrained: bool = option(False, "fetch timm's published weights (needs the network)")
+    weights: str | None = option(
+        None, "local weights file (safetensors or state dict) for every encoder that it fits", path=True
+    )
+    prior_weights: str | None = option(
+        None,
+        "local weights file for the prior's global encoder alone (EfficientSAM's checkpoint is recognised)",
+        path=True,
+    )
+
+
+@dataclass(frozen=True)
+class StageConfig(Checked):
+    """One stage: how long, how each site's local update runs, how the best round is chosen."""
+
+    rounds: int | None = option(
+        3, "federated rounds; 0 skips the stage; none (stage plain only): guidance plus diffusion", ge=0, le=100_000
+    )
+    epochs: float = option(
+        1.0,
+        "passes over the site's training images in a local update, where steps is 0; 0.25 averages four times a pass",
+        gt=0,
+        le=1000,
+    )
+    steps: int = option(0, "optimizer steps in a local update; 0: count epochs instead", ge=0, le=1_000_000)
+    batch_size: int = option(32, "images in a step", ge=1, le=65536)
+    optimizer: str = option(
+        "adamw",
+        "local optimizer, started fresh each round unless strategy.keep_optimizer_state",
+        choices=("adamw", "sgd"),
+    )
+    lr: float = option(1e-3, "peak learning rate", gt=0, le=100)
+    encoder_lr_scale: float = option(1.0, "factor on lr for encoders (what may be pretrained)", ge=0, le=100)
+    weight_decay: float = option(1e-2, "weight decay (not on norms, biases and tables)", ge=0, le=100)
+    momentum: float = option(0.9, "momentum (sgd)", ge=0, lt=1)
+    clip_norm: float = option(1.0, "largest norm of a step's gradient; 0: no clipping", ge=0)
+    schedule: str = option("cosine", "learning rate over the stage's rounds", choices=("cosine", "constant"))
+    loss: str = option(
+        "cross_entropy",
+        "cross_entropy as published, or balanced: in guidance and plain the site's label prior is added to the logits "
+        "(balanced softmax: Ren et al. 2020, Menon et al. 2021), in diffusion images are weighted by prior^-balance",
+        choices=("cross_entropy", "balanced"),
+    )
+    balance: float = option(
+        1.0, "diffusion only, with loss=balanced: 1 weighs classes alike, 0 as often as the site has them", ge=0, le=1
+    )
+    encoders: str = option(
+        "train",
+        "train the encoders, or keep them frozen (in diffusion and plain features are computed once, without "
+        "augmentation)",
+        choices=("train", "frozen"),
+    )
+    draws: int = option(1, "diffusion only: independent noise draws for each image and step (paper 1)", ge=1, le=1024)
+    alpha: float = option(10.0, "diffusion only: weight of hard images in the loss (paper 10)", ge=0)
+    blend: bool = option(
+        False,
+        "diffusion only: the calibration mixes the sampler's log-probabilities with the guidance network's logits, the "
+        "share fitted on validation images; false (paper): the sampler's alone",
+    )
+    gamma: float = option(1.0, "diffusion only: exponent of hard images in the loss (paper 1)", ge=0)
+    augment: bool = option(True, "flip and rotate training images (by dataset.modality)")
+    amp: bool = option(True, "bfloat16 autocast where the device has it (CUDA only)")
+    ema: float = option(0.0, "decay a round of the averaged global weights used for evaluation; 0: none", ge=0, lt=1)
+    select: str = option("auroc_macro", "validation figure that chooses the round", choices=SELECT_METRICS)
+    init: str | None = option(None, "start this stage from the given safetensors file", path=True)
+
+    def local_steps(self, images: int) -> int:
+        """Optimizer steps of one local update of a site with that many training images (at least one)."""
+        return self.steps or max(1, round(self.epochs * math.ceil(images / self.batch_size)))
+
+
+@dataclass(frozen=True)
+class StagesConfig(Checked):
+    """Group ``stages``: guidance, then diffusion with the guidance frozen; plain is the baseline."""
+
+    guidance: StageConfig = field(default_factory=StageConfig)
+    diffusion: StageConfig = field(default_factory=StageConfig)
+    plain: StageConfig = field(default_factory=StageConfig)
+    decision: str = option(
+        "probability",
+        "class decided: highest probability (multi-label: > 0.5), or 'balanced': highest probability over class prior "
+        "(multi-label: above the prior)",
+        choices=("probability", "balanced"),
+    )
+
+
+@dataclass(frozen=True)
+class StrategyConfig(Checked):
+    """Group ``strategy``: what the server does with the updates, what sites add to theirs."""
+
+    name: str = option(
+        "fedavg",
+        "federated algorithm (`fed-diffmic strategies` says a line of each)",
+        choices=(
+            "fedavg",
+            "fedprox",
+            "fedavgm",
+            "fedadam",
+            "fedyogi",
+            "fedbn",
+            "scaffold",
+            "feddyn",
+            "fednova",
+            "ditto",
+            "qfedavg",
+            "median",
+            "trimmed_mean",
+            "krum",
+            "flower",
+        ),
+    )
+    weighting: str = option(
+        "examples",
+        "a site's weight in the average: its training images, or equal (median, trimmed_mean and krum: always equal)",
+        choices=("examples", "equal"),
+    )
+    participation: float = option(
+        1.0, "share of the sites that train in a round, drawn by the run's seed (at least one site)", gt=0, le=1
+    )
+    mu: float = option(0.01, "fedprox: weight of the proximal term", ge=0)
+    server_lr: float = option(
+        1.0, "fedavgm, fedadam, fedyogi, scaffold: learning rate of the server's step", gt=0, le=1000
+    )
+    server_momentum: float = option(
+        0.9, "fedavgm: momentum of the server; fedadam, fedyogi: decay beta1 of its first moment", ge=0, lt=1
+    )
+    server_beta2: float = option(0.99, "fedadam, fedyogi: decay of the server's second moment", ge=0, lt=1)
+    server_tau: float = option(1e-3, "fedadam, fedyogi: degree of adaptivity tau (the smaller, the more)", gt=0, le=1)
+    feddyn_alpha: float = option(0.1, "feddyn: weight alpha of the dynamic regulariser", gt=0, le=1000)
+    ditto_lambda: float = option(0.1, "ditto: pull of a site's own model towards the global one", ge=0, le=1000)
+    q: float = option(1.0, "qfedavg: fairness q; 0 is the plain mean", ge=0, le=20)
+    lipschitz_lr: float = option(
+        0.1, "qfedavg: one over the Lipschitz constant L, about the learning rate of the sites", gt=0, le=1000
+    )
+    trim: float = option(0.2, "trimmed_mean: share of the values left out at each end", ge=0, lt=0.5)
+    false_sites: int = option(0, "krum: number f of sites that may send anything", ge=0, le=10_000)
+    krum_keep: int = option(1, "krum: number m of sites whose weights are averaged", ge=1, le=10_000)
+    client_clip_norm: float = option(
+        1.0, "client-level privacy: largest L2 norm of a site's update, over all trained tensors, in the average", gt=0
+    )
+    client_noise_multiplier: float = option(
+        0.0,
+        "client-level privacy: standard deviation of the coordinator's noise on the sum of the clipped updates, over "
+        "client_clip_norm; 0: no noise, no clipping, no claim",
+        ge=0,
+        le=1e6,
+    )
+    client_delta: float = option(
+        1e-3, "client-level privacy: delta of the claim, well below one over the number of sites", gt=0, lt=1
+    )
+    keep_optimizer_state: bool = option(False, "keep each site's optimizer moments from round to round (site state)")
+    class_path: str | None = option(
+        None, "flower: import path of a strategy, for example flwr.serverapp.strategy.FedMedian"
+    )
+    options: dict[str, Any] = option(doc="flower: keyword arguments of the strategy", factory=dict)
+
+
+@dataclass(frozen=True)
+class PartitionConfig(Checked):
+    """Group ``partition``: how one data set is divided over virtual sites; groups stay whole."""
+
+    name: str = option(
+        "iid",
+        "partitioner",
+        choices=("institution", "iid", "dirichlet", "pathological", "quantity", "feature", "saved"),
+    )
+    sites: int = option(4, "number of virtual sites (institution, saved: given by the data)", ge=1, le=10_000)
+    alpha: float = option(0.5, "dirichlet: concentration; small values give unlike sites", gt=0, le=1e6)
+    classes_per_site: int = option(2, "pathological: classes that a site holds", ge=1, le=10_000)
+    skew: str = option("lognormal", "quantity: how the sites' sizes differ", choices=("lognormal", "zipf"))
+    spread: float = option(
+        1.0, "quantity: standard deviation of the logarithm of a site's share; zipf: the exponent", ge=0, le=10
+    )
+    acquisition: float = option(
+        0.0,
+        "strength of each site's own device: contrast, colour cast, resolution, noise (docs/experiments.md)",
+        ge=0,
+        le=1,
+    )
+    file: str | None = option(None, "saved: partition.csv of an earlier run, with its sites and splits", path=True)
+    min_images: int = option(10, "fewest images a site may have", ge=1)
+    val_fraction: float = option(0.15, "share of a site's images for validation", gt=0, lt=0.5)
+    test_fraction: float = option(0.2, "share of a site's images for the final test", gt=0, lt=0.5)
+
+
+@dataclass(frozen=True)
+class ConditionsConfig(Checked):
+    """Group ``conditions``: what goes wrong in a simulated consortium; a real one has its own."""
+
+    name: str = option("none", "preset this started from", choices=("none", "unreliable"))
+    dropout: float = option(
+        0.0,
+        "chance that a site does not answer in a round, drawn by the run's seed for each",
+        ge=0,
+        lt=1,
+    )
+    absent: list[str] = option(
+        doc="sites that are away in given rounds of every stage: SITE:ROUND or SITE:FIRST-LAST, for example site-2:3-5",
+        factory=list,
+    )
+    slow: list[str] = option(
+        doc="sites that are slower: SITE:TIMES, for example site-1:4 does a quarter of a round's steps (at least one)",
+        factory=list,
+    )
+
+
+@dataclass(frozen=True)
+class RunConfig(Checked):
+    """Group ``run``: where results go and how this machine is used."""
+
+    dir: str | None = option(None, "folder of the run; none: runs/<date>-<dataset>-<digest>", path=True)
+    backend: str = option("inprocess", "simulation engine", choices=("inprocess", "ray"))
+    threads_per_site: int = option(1, "torch threads of a local update (part of what makes bits equal)", ge=1, le=256)
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
+    quorum: float = option(1.0, "share of sites whose good replies a round needs", gt=0, le=1)
+    deadline_s: float = option(86400.0, "seconds a round may take", gt=0, le=7 * 86400)
+    max_share: float = config_bounds.max_share(1.0)
+    norm_rule: str = config_bounds.norm_rule("off")
+    norm_multiple: float = config_bounds.norm_multiple()
+    bootstrap: int = option(1000, "resamples of groups for the 95 % intervals; 0: none", ge=0, le=100_000)
+    examples: int | None = option(
+        None,
+        "test images of each class that the report shows with saliency and regions; null: 2 of drawn data, else 0. They"
+        " are then in report.html: only for data that everybody may see, never with dataset=table",
+        ge=0,
+        le=16,
+    )
+    lr_scales: list[float] = option(
+        doc="grid of factors on every lr; each method takes the best on its own validation sets",
+        factory=lambda: [1.0],
+        gt=0,
+        le=1000,
+    )
+    tracking: str = option(
+        "none", "extra log for a viewer (extra 'tracking' or 'mlflow')", choices=("none", "tensorboard", "mlflow")
+    )
+
+
+@dataclass(frozen=True)
+class SimulateConfig(Checked):
+    """Everything that ``fed-diffmic simulate`` needs; saved resolved as config.yaml in the run."""
+
+    seed: int = option(0, "seed of partition, split, initial weights, batches, noise", ge=0, lt=2**31)
+    baselines: list[str] = option(doc="what else to train under the same budget", factory=list, choices=BASELINES)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    stages: StagesConfig = field(default_factory=StagesConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+    conditions: ConditionsConfig = field(default_factory=ConditionsConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    run: RunConfig = field(default_factory=RunConfig)

@@ -1,0 +1,176 @@
+"""What the coordinator tells every site about a run: the part of the configuration that is common.
+
+A :class:`RunSpec` crosses the boundary as JSON. It is parsed strictly: unknown keys, wrong types
+and values out of range are refused, and strings are taken literally (no interpolation), because
+a site must not trust who sent it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import Any
+
+from fed_diffmic.config.simulation import ModelConfig, SimulateConfig, StageConfig, StagesConfig, StrategyConfig
+from fed_diffmic.config.spec_checks import check_spec
+from fed_diffmic.errors import ConfigError
+
+STAGES = ("guidance", "diffusion", "plain")
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What all sites of a run have in common.
+
+    Attributes:
+        run_id: name of the run (ours, not Flower's).
+        arm: which training inside the run: ``federated``, ``local/<site>``, ``pooled``, ...
+        seed: seed of initial weights, batches, augmentation and noise.
+        task: ``multiclass``, ``ordinal`` or ``multilabel``.
+        classes: names in the order of the outputs.
+        mean, std: normalisation constants for each channel.
+        modality: decides the augmentation.
+        model, stages, strategy: groups of the configuration.
+        threads: torch threads of a local update.
+        device: where a *virtual* site computes; a real site decides for itself.
+    """
+
+    run_id: str
+    arm: str
+    seed: int
+    task: str
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    modality: str
+    model: ModelConfig
+    stages: StagesConfig
+    strategy: StrategyConfig
+    threads: int = 1
+    device: str = "cpu"
+
+    @property
+    def num_classes(self) -> int:
+        """``C``."""
+        return len(self.classes)
+
+    def stage(self, name: str) -> StageConfig:
+        """Configuration of a stage, with ``plain.rounds=none`` resolved to the two stages' sum."""
+        if name not in STAGES:
+            raise ConfigError("stage", name, ", ".join(STAGES))
+        chosen: StageConfig = getattr(self.stages, name)
+        if chosen.rounds is None:
+            total = (self.stages.guidance.rounds or 0) + (self.stages.diffusion.rounds or 0)
+            chosen = replace(chosen, rounds=total)
+        return chosen
+
+    def to_json(self) -> str:
+        """Compact, sorted JSON."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @staticmethod
+    def from_json(text: str) -> RunSpec:
+        """Strict inverse of :meth:`to_json`: whoever reads it checks what the coordinator checks of its configuration.
+
+        Raises:
+            ConfigError: not JSON, unknown or missing key, wrong type, value out of range, values that exclude each
+                other.
+        """
+        try:
+            spec: RunSpec = parse_dataclass(RunSpec, json.loads(text, parse_constant=_no_number), "spec")
+        except (ValueError, RecursionError) as error:
+            raise ConfigError("spec", "(text)", "a JSON object") from error
+        check_spec(spec)
+        return spec
+
+
+def make_spec(
+    config: SimulateConfig, *, classes: typing.Sequence[str], task: str, run_id: str, arm: str, device: str
+) -> RunSpec:
+    """The spec of one arm of a simulated run.
+
+    Paths of weights files stay with the coordinator: sites receive the weights themselves.
+    """
+    return RunSpec(
+        run_id=run_id,
+        arm=arm,
+        seed=config.seed,
+        task=task,
+        classes=tuple(classes),
+        mean=tuple(config.dataset.mean),
+        std=tuple(config.dataset.std),
+        modality=config.dataset.modality,
+        model=config.model,
+        stages=config.stages,
+        strategy=config.strategy,
+        threads=config.run.threads_per_site,
+        device=device,
+    )
+
+
+def without_paths(spec: RunSpec) -> RunSpec:
+    """The spec as it leaves the coordinator: its local file names and downloads removed."""
+    stages = {name: replace(getattr(spec.stages, name), init=None) for name in STAGES}
+    return replace(
+        spec,
+        model=replace(spec.model, weights=None, prior_weights=None, pretrained=False),
+        stages=replace(spec.stages, **stages),
+    )
+
+
+def parse_dataclass(kind: type[Any], value: object, key: str) -> Any:
+    """Build a (nested) frozen dataclass from plain JSON values, refusing what does not fit."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(key, type(value).__name__, "a mapping")
+    hints = _hints(typing.cast(Any, kind))
+    known = {f.name for f in fields(kind)}
+    for name in value:
+        if name not in known:
+            raise ConfigError(f"{key}.{name}", value[name], f"one of {', '.join(sorted(known))}")
+    arguments = {name: _parse(hints[name], item, f"{key}.{name}") for name, item in value.items()}
+    try:
+        return kind(**arguments)
+    except TypeError as error:
+        missing = known - set(value)
+        raise ConfigError(key, f"without {', '.join(sorted(missing))}", "every required key") from error
+
+
+@functools.cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _parse(hint: Any, value: Any, key: str) -> Any:
+    if hint is Any:
+        return value
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if is_dataclass(hint):
+        return parse_dataclass(typing.cast(type, hint), value, key)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _parse(next(a for a in arguments if a is not type(None)), value, key)
+    if origin in (list, tuple):
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(key, value, "a list")
+        return origin(_parse(arguments[0], item, f"{key}[{n}]") for n, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
+            raise ConfigError(key, value, "a mapping of names")
+        return dict(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ConfigError(key, "(hundreds of digits)", "a number") from error
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(key, value, hint.__name__)
+    return value
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")

@@ -1,0 +1,56 @@
+"""The house as its imports draw it: few rooms, few floors, no circle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.house import circles, file_arrows, floors, room_arrows, room_of
+
+MOST_ROOMS, MOST_FLOORS = 25, 11
+
+
+def test_rooms_and_floors_are_few_and_no_circle_leads_through_them() -> None:
+    arrows = room_arrows(file_arrows())
+    assert circles(arrows) == []
+    assert len(arrows) <= MOST_ROOMS, sorted(arrows)
+    height = floors(arrows)
+    assert max(height.values()) <= MOST_FLOORS, sorted(height.items(), key=lambda item: -item[1])
+
+
+def test_no_module_of_a_side_leads_back_to_itself() -> None:
+    """Between files of one room too, but for annotations that a checker alone reads."""
+    for group in circles(file_arrows(types=False)):
+        pytest.fail(f"a circle of modules: {', '.join(group)}")
+
+
+def test_using_a_model_needs_neither_side_nor_simulation() -> None:
+    arrows, seen = file_arrows(), set()
+    waiting = [name for name in arrows if name.startswith(("fed_diffmic.release", "fed_diffmic.inference"))]
+    assert waiting
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting.extend(arrows[name])
+    assert not {room_of(name) for name in seen} & {"server", "client", "simulations", "fed_diffmic.commands"}
+
+
+def test_a_circle_and_a_climb_are_seen() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert floors({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == {"a": 3, "b": 2, "c": 1}
+
+
+def test_imports_are_seen_wherever_they_stand(tmp_path: Path) -> None:
+    for package, text in {
+        "fed_diffmic/low": "",
+        "fed_diffmic/high": "def f():\n    from fed_diffmic.low import x\n",
+        "fed_diffmic/types": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import fed_diffmic.high\n",
+    }.items():
+        folder = tmp_path / package
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text(text)
+    rooms = room_arrows(file_arrows(tmp_path))
+    assert rooms["fed_diffmic.high"] == {"fed_diffmic.low"} and rooms["fed_diffmic.types"] == {"fed_diffmic.high"}
+    assert file_arrows(tmp_path, types=False)["fed_diffmic.types"] == set()
