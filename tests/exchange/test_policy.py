@@ -110,7 +110,9 @@ def test_hours_are_read_when_the_site_starts() -> None:
 
 def values_of(field: Field[Any]) -> st.SearchStrategy[Any]:
     """Values of a field, or a nested group with one field changed."""
-    kind = {"float": NUMBERS, "bool": st.booleans(), "int": st.integers(0, 10**6)}
+    low, high = field.metadata.get("ge"), field.metadata.get("le")
+    whole = st.integers(0 if low is None else int(low), 10**6 if high is None else min(10**6, int(high)))
+    kind = {"float": NUMBERS, "bool": st.booleans(), "int": whole}
     if field.name == "largest_share":
         return st.floats(0.01, 1.0)
     return VALUES[field.name] if field.name in VALUES else kind.get(str(field.type), TEXTS)

@@ -92,7 +92,7 @@ def test_a_payloads_line_says_what_left(audited: Path) -> None:
     assert ["head.weight", "float32", [3, 8]] in facts["tensors"]
     assert 0 < facts["norm"] < 100
     assert facts["figures"]["num_examples"] == 12
-    assert set(facts["figures"]) == {"num_examples", "loss", "steps", "seconds"}
+    assert set(facts["figures"]) == {"num_examples", "loss", "loss_images", "steps", "seconds"}
     assert len(facts["digest"]) == 64
     assert facts["bytes"] == 4 * (4 * 8 + 3 * 8 + 3) + 8
 

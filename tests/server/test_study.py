@@ -182,7 +182,7 @@ def test_a_site_whose_folder_is_another_gets_the_study_again(tmp_path: Path) -> 
         def emit(self, kind: str, **facts: Any) -> None:
             super().emit(kind, **facts)
             if kind == "round_done" and facts["round"] == 1:
-                (tmp_path / "b" / "studies" / "toy.json").rename(tmp_path / "lost")
+                (tmp_path / "b" / "studies" / "toy.study.json").rename(tmp_path / "lost")
 
     log = Lost([])
     final = run(tmp_path, rules, log, spec=replace(SPEC, stages=replace(SPEC.stages, guidance=replace(

@@ -118,7 +118,7 @@ def test_a_coordinator_alone(processes, tmp_path):
     assert gone(link)
     assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
     said = [json.loads(line)["message"] for line in (tmp_path / "first.log").read_text().splitlines()]
-    assert sum(line.startswith("INSECURE") for line in said) == 5
+    assert sum(line.startswith("INSECURE") for line in said) == 6
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

@@ -150,7 +150,7 @@ def test_a_text_that_would_not_fit_into_the_next_request_is_refused(tmp_path: Pa
 @pytest.mark.parametrize(
     ("where", "error"),
     [
-        ("from_record", OverflowError), ("from_record", ValueError), ("from_record", MemoryError),
+        ("decode", OverflowError), ("decode", ValueError), ("decode", MemoryError),
         ("screen", RecursionError), ("payload_facts", KeyError), ("failure_of", TypeError),
     ],
 )  # fmt: skip
