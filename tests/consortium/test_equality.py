@@ -61,6 +61,7 @@ def test_weights_and_test_figures_equal_the_simulation(standing, simulated, undi
     assert HospitalProxy.asked and set(HospitalProxy.asked) == {f"{OUTSIDE}:{standing.port}"}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_others_go_on_without_a_site_that_withdraws_while_it_trains(standing):
     standing.new_run("second")

@@ -32,6 +32,7 @@ def begun(folder, number):
     return any(e.what == "train" and e.round == number and not e.settled for e in read_account(folder).entries())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_one_is_killed_and_one_runs_out_of_budget(tmp_path, data):
     common = training()

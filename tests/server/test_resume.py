@@ -30,12 +30,12 @@ def drive(folder: Path, variant: str, stride: int, offset: int, timeout: float) 
 @pytest.mark.parametrize(
     ("variant", "stride", "offset"),
     [
-        ("plain", 60, 11),
-        ("state", 40, 5),
-        ("recompute", 70, 29),
-        ("scaffold", 90, 31),
-        ("fedbn", 90, 53),
-        ("ditto", 90, 67),
+        ("plain", 100, 11),
+        ("state", 100, 5),
+        ("recompute", 110, 29),
+        ("scaffold", 130, 31),
+        ("fedbn", 130, 53),
+        ("ditto", 130, 67),
         ("diffmic", 130, 77),
     ],
 )

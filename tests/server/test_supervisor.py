@@ -121,6 +121,7 @@ def test_a_coordinator_alone(processes, tmp_path):
     assert sum(line.startswith("INSECURE") for line in said) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_second_signal_ends_it_at_once_and_a_run_without_sites_fails(processes, tmp_path):
     run = tmp_path / "run"

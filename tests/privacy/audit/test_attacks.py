@@ -143,6 +143,7 @@ def pieces_clipped_alone(split):
     return summed
 
 
+@pytest.mark.slow
 def test_fault_each_noise_draw_clipped_by_itself(monkeypatch):
     def draws(units):
         return (

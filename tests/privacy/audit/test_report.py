@@ -42,6 +42,7 @@ def test_the_size_in_proportion():
     assert (small.gradient_runs, small.picture_runs, small.again_runs) == (2, 2, 7)
 
 
+@pytest.mark.slow
 def test_noise_that_can_be_had_again_is_attacked_with_all_runs():
     privacy = PrivacyConfig(name="dp_sgd", unit="image", physical_batch=64, test_seed=3)
     subject = make_subject(privacy, target=1.0, ordinary=2)

@@ -59,6 +59,7 @@ def test_run_again_nothing_is_run_and_the_table_is_the_same(finished, drawn, mon
     assert table_of(finished / "out") == before
 
 
+@pytest.mark.slow
 def test_killed_and_continued_in_two_processes_the_table_is_the_same_bit_for_bit(finished, tmp_path, drawn):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "fed_diffmic.cli", "experiment", "run", str(finished / "small.yaml")]
