@@ -9,17 +9,18 @@ already learnt has next to no gradient and a hard one stands alone. For every te
 - *effective images*: ``(sum_i n_i)^2 / sum_i n_i^2`` for the norms ``n_i`` of the images' gradients in that tensor: all
   of them where they weigh alike, 1 where one image stands alone. The least over tensors counts.
 - *own rows*: the share of the tensor's energy that lies in rows which one image has nearly to itself, or, of the steps
-  from each row to the one that comes next in size, the share that is nearly one image's. The largest over tensors
-  counts.
+  from each row to the one that comes next in size, the share that is nearly one image's; where at least three images
+  have such rows, for one odd image has them in honest networks too. The largest over tensors counts.
 - *label*: the mean norm for the wrong label that moves the tensor least, over that for the one that moves it most: next
   to 0 where only images of one class are let through. The least over tensors counts.
 
 And of the whole: *silent*, whether encoders are trained and no image moves any of them: the image that would is not
 among those looked at.
 
-Bounds were measured on honest networks (random, with published weights, trained) and on made ones (docs/privacy.md).
-Whoever knows them can stay within: this finds what is known, and proves nothing. In particular weights that fit all
-images of a site but one are honest weights too, and an update from them tells of that one.
+Bounds were measured on honest networks (random, with published weights, and in training until all images were learnt)
+and on made ones (docs/privacy.md). Whoever knows them can stay within: this finds what is known, and proves nothing.
+In particular weights that fit all images of a site but one are honest weights too, and an update from them tells of
+that one.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ MOST_IMAGES = 16
 LEAST_ROWS = 8
 LEAST_EFFECTIVE = 1.5
 MOST_OWN_ROWS = 0.5
+LEAST_OWNERS = 3
 LEAST_LABEL = 1e-2
 WRONG_LABELS = 2
 _NEARLY = 0.9
@@ -161,20 +163,29 @@ def _judged(
 
 
 def own_rows(energy: Tensor) -> float:
-    """How much of the energy ``(n, R)`` of n images in R rows belongs to single images, 0 to 1.
+    """How much of the energy ``(n, R)`` of n images in R rows lets several images be told apart, 0 to 1.
 
     The larger of two shares: of the energy, what lies in rows that one image has nearly to itself; and of the steps
-    from each row to the next larger one, what is nearly one image's doing.
+    from each row to the next larger one, what is nearly one image's doing. Either counts only where at least
+    :data:`LEAST_OWNERS` images have such rows: in honest networks one odd image now and then has a row of its own.
     """
     whole = energy.sum(dim=0)
     if len(energy) < 2 or not bool(whole.sum() > 0):
         return 0.0
-    mine = energy.max(dim=0).values > _NEARLY * whole
     steps = energy.sqrt()[:, whole.argsort()].diff(dim=1).square()
-    size = steps.sum(dim=0)
-    single = steps.max(dim=0).values > _NEARLY * size
-    of_steps = float(size[single].sum() / size.sum()) if bool(size.sum() > 0) else 0.0
-    return max(float(whole[mine].sum() / whole.sum()), of_steps)
+    return max(_single(energy), _single(steps))
+
+
+def _single(energy: Tensor) -> float:
+    """The share in columns that are nearly one image's, 0 where they are those of few images."""
+    size = energy.sum(dim=0)
+    most, owner = energy.max(dim=0)
+    mine = most > _NEARLY * size
+    if not bool(mine.any()) or not bool(size.sum() > 0):
+        return 0.0
+    owned = torch.zeros(len(energy), dtype=energy.dtype).index_add_(0, owner[mine], size[mine])
+    owners = float(owned.sum() ** 2 / owned.square().sum())
+    return float(owned.sum() / size.sum()) if owners >= min(LEAST_OWNERS, len(energy)) else 0.0
 
 
 @contextmanager
