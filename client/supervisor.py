@@ -66,7 +66,7 @@ def run_site(config: SiteConfig) -> int:
     way = config.coordinator
     if not way.insecure:
         ca_certificates(way.ca)
-        load_private(str(way.key))
+        load_private(str(way.key), way.key_passphrase)
         load_public(str(way.public_key))
     with ExitStack() as held:
         held.enter_context(lock_file(folder / RUN / "site.lock", f"the folder of site {config.site.name}"))
@@ -316,6 +316,7 @@ class _Site:
             secret=secret,
             ca=way.ca,
             key=None if way.insecure else way.key,
+            key_passphrase=None if way.insecure else way.key_passphrase,
             insecure=way.insecure,
             port=self.port,
             heartbeat_s=way.heartbeat_s,
