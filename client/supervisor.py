@@ -202,6 +202,8 @@ class _Site:
             logger.warning("INSECURE: no TLS, nobody is authenticated; for trials on one machine only")
         if self.control.state != RUNNING:
             logger.warning("this site is %s: every request is answered with that", self.control.state)
+        if self.control.state == WITHDRAW:  # decided while nobody ran, or what was begun then was not finished
+            self.housekeeping.forget()
         try:
             while self.signal is None:
                 self.step(time.time())

@@ -1,24 +1,12 @@
 """What a stolen disk, a backup or a copied folder gives away: no key that opens, no image of a site that withdrew."""
 
-import json
-import os
 import re
-import subprocess
-import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pytest
 from cryptography.hazmat.primitives import serialization as S
-from PIL import Image
 
-from client.control import WITHDRAW, decide
-from client.copies import site_copies
-from client.housekeeping import Housekeeping
-from fed_diffmic import cli
-from fed_diffmic.compose import compose_site
 from fed_diffmic.errors import CredentialError
 from fed_diffmic.provision.authority import make_authority
 from fed_diffmic.provision.credentials import read_passphrase
