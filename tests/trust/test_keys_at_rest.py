@@ -1,12 +1,21 @@
 """What a stolen disk, a backup or a copied folder gives away: no key that opens, no image of a site that withdrew."""
 
+import gc
 import re
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives import serialization as S
+from PIL import Image
 
+from client.control import WITHDRAW, read_control
+from client.copies import copies_folder, site_copies
+from client.housekeeping import Housekeeping
+from fed_diffmic import cli
+from fed_diffmic.compose import compose_site
+from fed_diffmic.data.cache import build_cache
 from fed_diffmic.errors import CredentialError
 from fed_diffmic.provision.authority import make_authority
 from fed_diffmic.provision.credentials import read_passphrase
@@ -14,7 +23,7 @@ from fed_diffmic.provision.keys import load_private, make_site_key, private_byte
 from fed_diffmic.provision.roster import Roster, RosterEntry, utc_now
 from fed_diffmic.transport.contact import read_contact
 from fed_diffmic.transport.control import Control
-from fed_diffmic.transport.processes import free_port
+from fed_diffmic.transport.processes import free_port, lock_file
 from fed_diffmic.transport.superlink import LinkSettings, start_superlink
 from fed_diffmic.transport.supernode import NodeSettings, start_supernode
 
@@ -123,3 +132,72 @@ def test_the_search_finds_an_open_copy(tmp_path, phrase):
     (tmp_path / "log").write_bytes(b"words " + private_bytes(key) + b" words")
     (tmp_path / "raw").write_bytes(b"x" + secrets_of(key)[0])
     assert sorted(path.name for path in open_copies(tmp_path, key)) == ["log", "raw"]
+
+
+KEPT_OF_A_SITE = ("audit.jsonl", "privacy/ledger.jsonl", "floors.json", "studies/r.json", "model/m.safetensors")
+
+
+def withdrawing_site(tmp_path, cache: Path | None):
+    """A site with images, their decoded copy, what it kept of runs, and what it must go on keeping."""
+    site, images = tmp_path / "site", tmp_path / "data"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(images / f"{number}.png")
+    for name in (*KEPT_OF_A_SITE, "bases/b.safetensors", "states/s.safetensors", "updates/u.safetensors"):
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(name)
+    config = tmp_path / "site.yaml"
+    place = "" if cache is None else f", cache_dir: {cache}"
+    config.write_text(f"site: {{name: a, folder: {site}}}\ndataset: {{name: table, root: {images}{place}}}\n")
+    composed = compose_site(config, [])
+    paths = sorted(map(str, images.iterdir()))
+    built = build_cache(paths, image_side=16, folder=copies_folder(composed))
+    site_copies(composed).use("run", built.name)
+    decoded = built.images([0]).numpy().tobytes()
+    return config, composed, built, decoded
+
+
+def holding(folder: Path, pixels: bytes) -> list[Path]:
+    """Files below a folder that hold the pixels of an image."""
+    return [path for path in folder.rglob("*") if path.is_file() and pixels in path.read_bytes()]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_withdrawn_site_keeps_no_image_and_what_it_must_answer_for(tmp_path, elsewhere, capsys):
+    cache = tmp_path / "cache" if elsewhere else None
+    config, composed, built, decoded = withdrawing_site(tmp_path, cache)
+    site = tmp_path / "site"
+    home = copies_folder(composed)
+    others = home / "images-cache" / "other.u8"  # of another site that shares the place
+    if elsewhere:
+        others.write_bytes(b"not this site's")
+    pixels = decoded[:64]
+    assert holding(home, pixels)
+    # while a process holds the copy, that is said, and nothing pretends to be done
+    assert cli.main(["client", "withdraw", "--config", str(config)]) == 6
+    assert "NOT removed: 1 decoded copies that another process uses" in capsys.readouterr().out
+    del built
+    gc.collect()
+    assert cli.main(["client", "withdraw", "--config", str(config)]) == 0
+    assert "MB of decoded images" in capsys.readouterr().out
+    assert holding(site, pixels) == holding(home, pixels) == []
+    assert list(home.rglob("*.u8")) == ([others] if elsewhere else [])
+    assert all((site / name).read_text() == name for name in KEPT_OF_A_SITE)
+    assert not [part for part in ("bases", "states", "updates") if (site / part).exists()]
+
+
+def test_a_running_client_is_left_to_remove_it_and_one_that_starts_withdrawn_does(tmp_path, capsys, caplog):
+    config, composed, built, decoded = withdrawing_site(tmp_path, None)
+    site = tmp_path / "site"
+    del built
+    gc.collect()
+    (site / "run").mkdir()
+    with lock_file(site / "run" / "site.lock"):
+        assert cli.main(["client", "withdraw", "--config", str(config)]) == 0
+    assert "The running client removes" in capsys.readouterr().out
+    assert holding(site, decoded[:64])
+    assert read_control(site).state == WITHDRAW
+    Housekeeping(composed, site).forget()
+    assert not holding(site, decoded[:64])
+    assert "0.0 MB of decoded images" in caplog.text
