@@ -10,7 +10,7 @@ STAMP := $(VENV)/.fed_diffmic-installed
 COMPILE := --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet
 export UV_HTTP_TIMEOUT ?= 300
 
-.PHONY: demo test test-slow lint format setup requirements docs wheel clean
+.PHONY: demo test test-slow lint format setup requirements docs wheel sbom audit clean
 
 demo: setup
 	$(VENV)/bin/fed-diffmic simulate
@@ -64,6 +64,15 @@ docs: setup
 
 wheel: setup
 	$(PYTHON_IN) -m build --no-isolation --wheel --outdir dist .
+
+# What a deployment installs, for whoever must answer for it: dist/sbom.cdx.json (CycloneDX) and dist/licences.txt.
+sbom: setup
+	$(PYTHON_IN) deploy/sbom.py deploy/requirements.txt --out dist \
+	  --version $$($(PYTHON_IN) -c 'import fed_diffmic; print(fed_diffmic.__version__)')
+
+# Known weaknesses in it; needs the advisory service of the public package index.
+audit: setup
+	$(PYTHON_IN) deploy/audit.py deploy/requirements.txt
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -99,9 +99,13 @@ class Copies:
         for copy in self._counted(uses):
             if older_than is None or copy.used < older_than:
                 removed += remove_copy(self._home, copy.name) or 0
-        if older_than is None:
+        if older_than is None and not self._counted(uses):  # what was left must be known when this is done again
             self._file.unlink(missing_ok=True)
         return removed
+
+    def count(self) -> int:
+        """How many decoded copies of this site there are."""
+        return len(self._counted(self._uses()))
 
     def _counted(self, uses: dict[str, Any]) -> list[Copy]:
         """Copies of this site: all where the folder is its own, else those that its runs used."""

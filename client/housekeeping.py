@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import threading
 from pathlib import Path
 
 from client.clock import measure_skew
 from client.copies import site_copies
+from client.leaving import KEPT, forget
 from client.start import LOGS, SITE_LOG
-from client.watch import ENDED
 from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.errors import FedDiffmicError
-from fed_diffmic.transport.spool import Spool
-from fed_diffmic.transport.supernode import INBOX
+from fed_diffmic.reporting.rotation import set_aside
 
 CLOCK_S = 900.0
 CLOCK_LEAST_S = 20.0
 PURGE_S = 86400.0
 LOGS_S = 60.0
-LOG_BYTES = 10 * 2**20
-KEPT = ("bases", "states", "updates", ENDED)
 
 logger = logging.getLogger(__name__)
 
@@ -63,21 +58,13 @@ class Housekeeping:
         self._next_clock = self._next_purge = self._next_logs = float("inf")
 
     def forget(self) -> None:
-        """Remove what was kept of bases, states and updates, decoded images, and the reply to the request in hand.
-
-        The request itself, which holds nothing of this site's, stays until it is answered, with the code of the
-        site's decision: a coordinator that hears nothing would wait until the round's deadline.
-        """
-        for part in KEPT:
-            shutil.rmtree(self._folder / part, ignore_errors=True)
-        Spool(self._folder / INBOX).drop_reply()
+        """Remove what a site that withdraws does not keep (:mod:`client.leaving`), and say what it was."""
         try:
-            site_copies(self._config).forget()
+            removed = forget(self._config, self._folder)
         except FedDiffmicError as error:
             logger.error("decoded images were left: %s", error)
-        logger.warning(
-            "kept updates, states, bases, decoded images, and what was computed for the request in hand, were removed"
-        )
+        else:
+            logger.log(logging.WARNING if removed.complete else logging.ERROR, "%s", removed)
 
     def _look_at_clock(self) -> None:
         try:
@@ -117,24 +104,10 @@ class Housekeeping:
 
 
 def shorten_logs(folder: Path) -> None:
-    """Set aside what has grown long, one old part of each: the children's logs, and the site's own of failures.
-
-    A child holds its log open and appends to it, so the log is copied and cut rather than renamed; lines written
-    between the two are lost.
-    """
-    for path in [*(folder / LOGS).glob("*.log"), folder / SITE_LOG]:
+    """Set aside what has grown long: the children's logs, which they hold open, our own, and the one of failures."""
+    held = list((folder / LOGS).glob("*.log"))
+    for path in [*held, *(folder / LOGS).glob("*.jsonl"), folder / SITE_LOG]:
         try:
-            if path.stat().st_size <= LOG_BYTES:
-                continue
-            old = path.with_name(path.name + ".1")
-            with path.open("rb") as source, open(old, "wb", opener=_private) as target:
-                shutil.copyfileobj(source, target)
-            os.truncate(path, 0)
-        except FileNotFoundError:
-            continue
+            set_aside(path, held=path in held)
         except OSError as error:
             logger.warning("a log could not be shortened: %s", error.strerror)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

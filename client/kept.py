@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from client.start import AUDIT, site_audit, site_key
+from client.start import AUDIT, site_audit, site_signer
 from fed_diffmic.algorithms import Tensors
 from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.exchange.audit_lines import Line, read_lines
 from fed_diffmic.files import tensors_digest
-from fed_diffmic.provision.keys import PrivateKey, PublicKey, load_private, load_public
+from fed_diffmic.provision.keys import PrivateKey, PublicKey, load_public
 from fed_diffmic.release.final import FinalModel, load_final
 
 IN_USE = "model"
@@ -34,7 +34,7 @@ def signing_key(config: SiteConfig) -> PrivateKey | None:
         CredentialError: it cannot be used.
     """
     named = config.coordinator.key is not None or config.coordinator.insecure
-    return load_private(site_key(config)) if named else None
+    return site_signer(config) if named else None
 
 
 def coordinator_key(config: SiteConfig) -> PublicKey | None:

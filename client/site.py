@@ -6,6 +6,7 @@ Where the data come from is the site's own business: whoever starts the process 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import traceback
@@ -29,6 +30,7 @@ from fed_diffmic.exchange.payload import Payload
 from fed_diffmic.exchange.policy import SitePolicy
 from fed_diffmic.files import append_line, private_folder
 from fed_diffmic.provision.keys import PrivateKey, load_private, make_site_key
+from fed_diffmic.reporting.rotation import set_aside
 from fed_diffmic.training.stage import StageModule
 
 
@@ -220,4 +222,6 @@ def log_failure(folder: Path, task: str, code: int, error: BaseException) -> Non
     """Write the whole story into the site's own log (0600); none of it crosses."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     facts = {"time": time.time(), "task": task, "code": code, "detail": "".join(traceback.format_exception(error))}
+    with contextlib.suppress(OSError):  # it grows then, until there is space again
+        set_aside(folder / SITE_LOG)
     append_line(folder / SITE_LOG, json.dumps(facts), mode=0o600)

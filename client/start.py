@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.exchange.audit import AuditLog
-from fed_diffmic.provision.keys import load_private, load_public, make_site_key
+from fed_diffmic.provision.keys import PrivateKey, load_private, load_public, make_site_key
 from fed_diffmic.transport.processes import Child, child_env, start_child
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def site_audit(config: SiteConfig) -> AuditLog:
         MachineError, ModelFileError: see :class:`fed_diffmic.exchange.audit.AuditLog`.
     """
     folder = Path(str(config.site.folder))
-    return AuditLog(folder / AUDIT, load_private(site_key(config)), owner=config.site.name)
+    return AuditLog(folder / AUDIT, site_signer(config), owner=config.site.name)
 
 
 def site_studies(config: SiteConfig, audit: AuditLog) -> Studies:
@@ -75,7 +75,16 @@ def site_studies(config: SiteConfig, audit: AuditLog) -> Studies:
 
     way = config.coordinator
     known = None if way.insecure or way.public_key is None else load_public(way.public_key)  # none: nobody signs
-    return Studies(Path(str(config.site.folder)), config.policy.study, audit, load_private(site_key(config)), known)
+    return Studies(Path(str(config.site.folder)), config.policy.study, audit, site_signer(config), known)
+
+
+def site_signer(config: SiteConfig) -> PrivateKey:
+    """The site's private key, opened by its passphrase where it is locked.
+
+    Raises:
+        CredentialError: it cannot be used.
+    """
+    return load_private(site_key(config), config.coordinator.key_passphrase)
 
 
 def site_key(config: SiteConfig) -> Path:

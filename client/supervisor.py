@@ -66,7 +66,7 @@ def run_site(config: SiteConfig) -> int:
     way = config.coordinator
     if not way.insecure:
         ca_certificates(way.ca)
-        load_private(str(way.key))
+        load_private(str(way.key), way.key_passphrase)
         load_public(str(way.public_key))
     with ExitStack() as held:
         held.enter_context(lock_file(folder / RUN / "site.lock", f"the folder of site {config.site.name}"))
@@ -202,6 +202,8 @@ class _Site:
             logger.warning("INSECURE: no TLS, nobody is authenticated; for trials on one machine only")
         if self.control.state != RUNNING:
             logger.warning("this site is %s: every request is answered with that", self.control.state)
+        if self.control.state == WITHDRAW:  # decided while nobody ran, or what was begun then was not finished
+            self.housekeeping.forget()
         try:
             while self.signal is None:
                 self.step(time.time())
@@ -316,6 +318,7 @@ class _Site:
             secret=secret,
             ca=way.ca,
             key=None if way.insecure else way.key,
+            key_passphrase=None if way.insecure else way.key_passphrase,
             insecure=way.insecure,
             port=self.port,
             heartbeat_s=way.heartbeat_s,

@@ -59,13 +59,13 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
     from client.seals import SiteSeals
     from client.site import Protection, Rules, register_source
     from client.source import SiteSource
-    from client.start import STATE, site_audit, site_key, site_studies
+    from client.start import STATE, site_audit, site_key, site_signer, site_studies
     from client.watch import Watch
     from fed_diffmic.config.site import SiteConfig
     from fed_diffmic.config.spec import parse_dataclass
     from fed_diffmic.exchange.policy import SitePolicy
     from fed_diffmic.privacy.continuity import witness_of
-    from fed_diffmic.provision.keys import load_private, load_public
+    from fed_diffmic.provision.keys import load_public
     from fed_diffmic.transport.contact import read_contact
     from fed_diffmic.transport.worker import serve
 
@@ -74,7 +74,7 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
     private = config.privacy.name == "dp_sgd"
     policy = SitePolicy(config.policy, config.privacy.stages if private else ())
     key, way, audit = site_key(config), config.coordinator, site_audit(config)
-    signer = load_private(key)
+    signer = site_signer(config)
     seals = None if way.insecure else SiteSeals(config.site.name, load_public(str(way.public_key)), signer, folder)
     rules = Rules(
         policy,

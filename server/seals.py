@@ -20,7 +20,8 @@ from fed_diffmic.exchange.envelope import new_reply_key, reply_key_text
 from fed_diffmic.exchange.payload import Limits, Wire
 from fed_diffmic.exchange.seal import FORGED, ReplySeal, SealError, open_reply, seal_request
 from fed_diffmic.files import write_new
-from fed_diffmic.provision.keys import PrivateKey, PublicKey, read_credential
+from fed_diffmic.provision.credentials import read_credential
+from fed_diffmic.provision.keys import PrivateKey, PublicKey
 
 REPLY_KEY = "reply.key"
 

@@ -18,7 +18,8 @@ from fed_diffmic.config.simulation import DatasetConfig, RunConfig, SimulateConf
 from fed_diffmic.config.spec import RunSpec, make_spec
 from fed_diffmic.errors import ConfigError, UsageError
 from fed_diffmic.provision.certificates import leads_to, load_certificate, load_certificates, load_pem_key
-from fed_diffmic.provision.keys import PrivateKey, load_private, read_credential
+from fed_diffmic.provision.credentials import read_credential
+from fed_diffmic.provision.keys import PrivateKey, load_private
 from fed_diffmic.provision.roster import Roster
 from server.ledgers import LedgerMemory, memory_path
 
@@ -93,7 +94,7 @@ def check_credentials(config: ServerConfig) -> None:
     """
     security = config.security
     certificate = load_certificate(str(security.certificate))
-    private = load_pem_key(str(security.key))
+    private = load_pem_key(str(security.key), security.key_passphrase)
     authorities = load_certificates(read_credential(Path(str(security.ca)), "certificate"), str(security.ca))
     chain = load_certificates(read_credential(Path(str(security.certificate)), "certificate"), "security.certificate")
     if not leads_to(chain, authorities):
@@ -166,10 +167,10 @@ def signing_key(config: ServerConfig) -> PrivateKey | None:
         CredentialError: it cannot be used.
     """
     if config.security.signing_key is not None:
-        return load_private(config.security.signing_key)
+        return load_private(config.security.signing_key, config.security.key_passphrase)
     if config.security.insecure or config.security.key is None:
         return None
-    return load_pem_key(config.security.key)
+    return load_pem_key(config.security.key, config.security.key_passphrase)
 
 
 def ledger_memory(config: ServerConfig) -> LedgerMemory | None:

@@ -157,6 +157,7 @@ def link_settings(config: ServerConfig, folder: Path, private_port: int) -> Link
         port=listen.port,
         certificate=security.certificate if secure else None,
         key=security.key if secure else None,
+        key_passphrase=security.key_passphrase if secure else None,
         ca=security.ca if secure else None,
         roster=security.roster if secure else None,
         heartbeat_s=listen.heartbeat_s,

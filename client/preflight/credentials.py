@@ -11,6 +11,7 @@ from client.preflight.check import Check, failed, guarded, passed, warning
 from fed_diffmic.config.site import CoordinatorConfig, SiteConfig
 from fed_diffmic.errors import CredentialError, FedDiffmicError
 from fed_diffmic.provision.certificates import days_left, load_certificates
+from fed_diffmic.provision.credentials import is_locked
 from fed_diffmic.provision.keys import PrivateKey, fingerprint, load_private, load_public, public_text
 from fed_diffmic.provision.kit import Kit, load_kit
 from fed_diffmic.provision.site import OPENED
@@ -23,7 +24,7 @@ def read_key(way: CoordinatorConfig) -> PrivateKey | None:
     if way.key is None:
         return None
     try:
-        return load_private(way.key)
+        return load_private(way.key, way.key_passphrase)
     except FedDiffmicError:
         return None
 
@@ -93,8 +94,14 @@ def _key(way: CoordinatorConfig) -> Check:
             "Make one here: `fed-diffmic provision site-key`.",
             exit_code=2,
         )
-    key = load_private(way.key)
+    key = load_private(way.key, way.key_passphrase)
     said = fingerprint(key.public_key())
+    if way.key_passphrase is not None and not is_locked(Path(way.key)):
+        return warning(
+            "credentials.key",
+            f"coordinator.key_passphrase is set, but the key lies open (its digits: {said})",
+            f"Lock it: `fed-diffmic provision passphrase {way.key} --new {way.key_passphrase}`.",
+        )
     return passed("credentials.key", f"the key can be used and is its owner's alone; it reads {said}", fingerprint=said)
 
 

@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fed_diffmic.commands.provision_passphrase import add_passphrase
 from fed_diffmic.errors import ModelFileError, UsageError
 
 if TYPE_CHECKING:
     from fed_diffmic.console import Parser
-    from fed_diffmic.provision.keys import PrivateKey
 
 
 def add_rekey(parser: Parser) -> None:
@@ -18,6 +18,7 @@ def add_rekey(parser: Parser) -> None:
     parser.add_argument("log", type=Path, metavar="LOG", help="audit log that the old key kept")
     parser.add_argument("--key", required=True, type=Path, metavar="KEY", help="the new private key")
     parser.add_argument("--old", type=Path, metavar="KEY", help="the old private key, which signs that it hands over")
+    add_passphrase(parser, "opens either key that is locked")
     parser.add_argument("--accept", action="store_true", help="the old key is gone: it is your word that stands there")
 
 
@@ -32,6 +33,7 @@ def rekey(arguments: argparse.Namespace, hint: list[str]) -> int:
     from fed_diffmic.commands.audit_logs import owner_of
     from fed_diffmic.exchange.audit import AuditLog, read_lines
     from fed_diffmic.provision.keys import fingerprint
+    from fed_diffmic.provision.locking import load_either
 
     if (arguments.old is None) != arguments.accept:
         raise UsageError(
@@ -41,8 +43,8 @@ def rekey(arguments: argparse.Namespace, hint: list[str]) -> int:
     owner = owner_of(read_lines(arguments.log))
     if not owner:
         raise ModelFileError(f"{arguments.log} does not say whose log it is", "Check the path.")
-    key = _private(arguments.key)
-    old = None if arguments.old is None else _private(arguments.old)
+    key = load_either(arguments.key, arguments.passphrase_file)
+    old = None if arguments.old is None else load_either(arguments.old, arguments.passphrase_file)
     AuditLog(arguments.log, key, owner=owner, old=old, accept=arguments.accept)
     print(f"The log of {owner} goes on with the key {fingerprint(key.public_key())}. Keep both public keys:")
     print("`fed-diffmic audit verify` is given each with --key.")
@@ -63,12 +65,3 @@ def stamp(arguments: argparse.Namespace, hint: list[str]) -> int:
     )
     print(f"fed-diffmic audit verify {arguments.log} --key PUB --token RESPONSE.tsr --token-ca AUTHORITY.pem")
     return 0
-
-
-def _private(path: Path) -> PrivateKey:
-    """A signing key: OpenSSH, or PEM where the coordinator signs with its TLS key."""
-    from fed_diffmic.provision.certificates import load_pem_key
-    from fed_diffmic.provision.keys import load_private, read_credential
-
-    pem = b"-----BEGIN OPENSSH" not in read_credential(path, "private key", private=True)
-    return load_pem_key(path) if pem else load_private(path)

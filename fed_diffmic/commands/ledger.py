@@ -87,18 +87,17 @@ def _show(arguments: argparse.Namespace, hint: list[str]) -> int:
 
 
 def _verify(arguments: argparse.Namespace, hint: list[str]) -> int:
-    from client.start import site_key
+    from client.start import site_key, site_signer
     from fed_diffmic.exchange.audit import read_lines
     from fed_diffmic.privacy.account import FILE, FOLDER
     from fed_diffmic.privacy.continuity import kept_echo, problems, witness_of
     from fed_diffmic.privacy.ledger_lines import REMEDY
-    from fed_diffmic.provision.keys import load_private
 
     config, folder = _site(arguments)
     path = folder / FOLDER / FILE
     key = site_key(config)
     echo = kept_echo(folder)
-    found = problems(folder, load_private(key), echo, witness_of(key))
+    found = problems(folder, site_signer(config), echo, witness_of(key))
     for problem in found:
         print(f"problem: line {problem.line}: {problem.text}" if problem.line else f"problem: {problem.text}")
     count = len(read_lines(path)) if path.exists() else 0
@@ -138,18 +137,17 @@ def _project(arguments: argparse.Namespace, hint: list[str]) -> int:
 
 
 def _grant(arguments: argparse.Namespace, hint: list[str]) -> int:
-    from client.start import site_key
+    from client.start import site_key, site_signer
     from fed_diffmic.privacy.account import read_account
     from fed_diffmic.privacy.continuity import witness_of
     from fed_diffmic.privacy.ledger import Ledger
-    from fed_diffmic.provision.keys import load_private
 
     config, folder = _site(arguments)
     read_account(folder)  # a grant begins no ledger
     if not 0 < arguments.epsilon < math.inf or not arguments.reason.strip():
         raise UsageError("a grant needs a finite --epsilon above zero and a --reason")
     key = site_key(config)
-    with Ledger(folder, config.privacy, load_private(key), witness=witness_of(key)) as ledger:
+    with Ledger(folder, config.privacy, site_signer(config), witness=witness_of(key)) as ledger:
         before = ledger.terms.budget
         ledger.grant(arguments.epsilon, arguments.reason)
     print(f"budget: {before:g} before, {arguments.epsilon:g} now")
@@ -159,9 +157,8 @@ def _grant(arguments: argparse.Namespace, hint: list[str]) -> int:
 
 
 def _accept(arguments: argparse.Namespace, hint: list[str]) -> int:
-    from client.start import site_key
+    from client.start import site_key, site_signer
     from fed_diffmic.privacy.continuity import accept, kept_echo, witness_of
-    from fed_diffmic.provision.keys import load_private
 
     config, folder = _site(arguments)
     if not 0 <= arguments.spent < math.inf or not arguments.reason.strip():
@@ -170,7 +167,7 @@ def _accept(arguments: argparse.Namespace, hint: list[str]) -> int:
     echo = arguments.echoed or kept_echo(folder)
     counted = accept(
         folder,
-        load_private(key),
+        site_signer(config),
         reason=arguments.reason,
         spent=arguments.spent,
         echoed=echo,

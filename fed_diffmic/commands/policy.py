@@ -68,16 +68,15 @@ def _approve(arguments: argparse.Namespace, hint: list[str]) -> int:
 
 
 def _explained(config: SiteConfig, run: str, file: Path) -> str:
-    from client.start import site_key
+    from client.start import site_signer
     from client.studies import kept_approval, kept_study, last_approved
     from fed_diffmic.exchange.study_text import Standing, explain_study
-    from fed_diffmic.provision.keys import load_private
 
     folder = _folder(config)
     study = kept_study(folder, run)
     if study is None:
         raise _no_study(run)
-    key = load_private(site_key(config)).public_key()
+    key = site_signer(config).public_key()
     approval = kept_approval(folder, study, key)
     before = last_approved(folder, key, but=run)
     standing = Standing(

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fed_diffmic.commands import provision_renew
+from fed_diffmic.commands import provision_passphrase, provision_renew
 from fed_diffmic.commands.provision_parts import (
     DIGITS,
     add_config,
@@ -22,6 +22,7 @@ from fed_diffmic.commands.provision_parts import (
     until,
     warn_of,
 )
+from fed_diffmic.commands.provision_passphrase import add_passphrase
 from fed_diffmic.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def register(add: Add) -> None:
     add_below = below(provision)
     _register_coordinator(add_below)
     _register_site(add_below)
+    provision_passphrase.register(add_below)
     renew = add_below("renew", None, "replace what expires, or a key that may have leaked")
     provision_renew.register(below(renew))
 
@@ -55,6 +57,7 @@ def _register_coordinator(add: Add) -> None:
     ca.add_argument("folder", type=Path, metavar="FOLDER", help="new; keep it off the coordinator if you can")
     ca.add_argument("--name", default="fed_diffmic consortium", metavar="TEXT", help="of the consortium")
     ca.add_argument("--days", type=float, default=3650, metavar="N", help="valid for (3650)")
+    add_passphrase(ca, "locks ca.key")
 
     server = add("server", _server, "make what a coordinator starts from (coordinator, once)")
     server.add_argument("folder", type=Path, metavar="FOLDER", help="new")
@@ -63,6 +66,7 @@ def _register_coordinator(add: Add) -> None:
     server.add_argument(
         "--bind", default="127.0.0.1", metavar="IP", help="what it listens on: 0.0.0.0 for every network (127.0.0.1)"
     )
+    add_passphrase(server, "locks server.key and signing.key; server.yaml names it")
 
     enrol = add("enrol", _enrol, "admit a site by its public key (coordinator)")
     enrol.add_argument("name", metavar="SITE", help="its name in every log and table")
@@ -96,6 +100,7 @@ def _register_coordinator(add: Add) -> None:
 def _register_site(add: Add) -> None:
     key = add("site-key", _site_key, "make a site's key, at the site; only FILE.pub travels")
     key.add_argument("file", type=Path, metavar="FILE", help="new; FILE.pub is written beside it")
+    add_passphrase(key, "locks the key")
 
     opened = add("open-kit", _open_kit, "open the coordinator's kit, at the site")
     opened.add_argument("kit", type=Path, metavar="FILE")
@@ -104,15 +109,17 @@ def _register_site(add: Add) -> None:
     opened.add_argument("--data", type=Path, metavar="PATH", help="the site's table or its folder, for site.yaml")
     opened.add_argument("--fingerprint", metavar="DIGITS", help=DIGITS)
     opened.add_argument("--update", action="store_true", help="over an opened kit; site.yaml stays as it is")
+    add_passphrase(opened, "opens the site's key, if it is locked; site.yaml names it")
 
     show = add("fingerprint", _fingerprint, "the digits of a key or a kit, to be read by phone")
     show.add_argument("file", type=Path, metavar="FILE", help="a public or private key, or a kit")
+    add_passphrase(show, "opens a private key that is locked")
 
 
 def _ca(arguments: argparse.Namespace, hint: list[str]) -> int:
     from fed_diffmic.provision.authority import make_authority
 
-    authority = make_authority(arguments.folder, arguments.name, arguments.days)
+    authority = make_authority(arguments.folder, arguments.name, arguments.days, arguments.passphrase_file)
     print(f"{authority.folder}: ca.crt (goes to everyone), ca.key (0600, goes to no one)")
     print(f"valid until {authority.certificate.not_valid_after_utc:%Y-%m-%d}")
     print("Back up the folder to a medium that is locked away: who has ca.key can pose as the coordinator.")
@@ -128,12 +135,13 @@ def _server(arguments: argparse.Namespace, hint: list[str]) -> int:
         raise UsageError(f"--port {arguments.port} is not a port", "Use 1 to 65535; ports below 1024 need privileges.")
     config = set_up_coordinator(
         arguments.folder,
-        Authority.load(arguments.ca),
+        Authority.load(arguments.ca, arguments.ca_passphrase_file),
         arguments.name,
         arguments.address,
         port=arguments.port,
         host=arguments.bind,
         days=arguments.days,
+        passphrase=arguments.passphrase_file,
     )
     certificate = load_certificate(config.with_name("server.crt"))
     names, addresses = server_names(certificate)
@@ -146,9 +154,11 @@ def _server(arguments: argparse.Namespace, hint: list[str]) -> int:
 
 
 def _site_key(arguments: argparse.Namespace, hint: list[str]) -> int:
+    from fed_diffmic.provision.credentials import read_passphrase
     from fed_diffmic.provision.keys import fingerprint, make_site_key, parse_public
 
-    text = make_site_key(arguments.file)
+    file = arguments.passphrase_file
+    text = make_site_key(arguments.file, None if file is None else read_passphrase(file, new=True))
     print(f"{arguments.file} (0600): the private key. It stays here: nobody else needs it, the coordinator neither.")
     print(f"{arguments.file}.pub: the public key. Send this file to the coordinator.")
     print(f"Read these digits to the coordinator by phone: {fingerprint(parse_public(text))}")
@@ -193,14 +203,25 @@ def _open_kit(arguments: argparse.Namespace, hint: list[str]) -> int:
         return asked(arguments.fingerprint, f"The coordinator reads the digits of the kit for {kit.site}")
 
     if not arguments.update:
-        config = open_kit(arguments.kit, arguments.key, arguments.folder, digits, data=arguments.data)
+        config = open_kit(
+            arguments.kit,
+            arguments.key,
+            arguments.folder,
+            digits,
+            data=arguments.data,
+            passphrase=arguments.passphrase_file,
+        )
         print(f"The kit is the coordinator's. {config.parent}: site.yaml, ca.crt, coordinator.pub, opened.kit")
         print(f"Next: look through {config}, then fed-diffmic preflight --config {config}")
         return 0
     if arguments.data is not None:
         raise UsageError("--data has no use with --update: site.yaml stays as it is", "Change dataset.root there.")
     differences = update_kit(
-        arguments.kit, arguments.key, arguments.folder, digits if arguments.fingerprint is not None else None
+        arguments.kit,
+        arguments.key,
+        arguments.folder,
+        digits if arguments.fingerprint is not None else None,
+        passphrase=arguments.passphrase_file,
     )
     print(f"{arguments.folder}: ca.crt, coordinator.pub and opened.kit are those of the new kit.")
     for sentence in differences:
@@ -210,7 +231,8 @@ def _open_kit(arguments: argparse.Namespace, hint: list[str]) -> int:
 
 
 def _fingerprint(arguments: argparse.Namespace, hint: list[str]) -> int:
-    from fed_diffmic.provision.keys import fingerprint, load_private, load_public, read_credential
+    from fed_diffmic.provision.credentials import read_credential
+    from fed_diffmic.provision.keys import fingerprint, load_private, load_public
     from fed_diffmic.provision.kit import load_kit
 
     start = read_credential(arguments.file, "file").lstrip()
@@ -218,7 +240,8 @@ def _fingerprint(arguments: argparse.Namespace, hint: list[str]) -> int:
         kit = load_kit(arguments.file)
         print(f"kit for {kit.site}, of {kit.made}: {kit.fingerprint}")
     elif start.startswith(b"-----BEGIN OPENSSH PRIVATE KEY-----"):
-        print(f"public half of this private key: {fingerprint(load_private(arguments.file).public_key())}")
+        key = load_private(arguments.file, arguments.passphrase_file)
+        print(f"public half of this private key: {fingerprint(key.public_key())}")
     else:
         print(f"public key: {fingerprint(load_public(arguments.file))}")
     return 0

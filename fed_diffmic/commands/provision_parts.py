@@ -32,6 +32,9 @@ def add_issue(parser: Parser) -> None:
     parser.add_argument(
         "--address", action="append", default=[], metavar="IP", help="IP address that sites use; repeat"
     )
+    parser.add_argument(
+        "--ca-passphrase-file", type=Path, metavar="FILE", help="one line, 0600: opens ca.key, if it is locked"
+    )
     parser.add_argument("--days", type=float, default=365, metavar="N", help="valid for, at most as the CA (365)")
 
 

@@ -15,6 +15,7 @@ from fed_diffmic.commands.provision_parts import (
     roster_path,
     until,
 )
+from fed_diffmic.commands.provision_passphrase import add_passphrase
 
 if TYPE_CHECKING:
     from fed_diffmic.commands import Add
@@ -25,10 +26,12 @@ def register(add: Add) -> None:
     server = add("server", _renew_server, "the coordinator's certificate: same key, same names (or more)")
     server.add_argument("folder", type=Path, metavar="FOLDER", help="of the coordinator")
     add_issue(server)
+    add_passphrase(server, "opens server.key, if it is locked")
 
     ca = add("ca", _renew_ca, "a longer life for the CA: same key; new kits follow")
     ca.add_argument("folder", type=Path, metavar="CA_FOLDER")
     ca.add_argument("--days", type=float, default=3650, metavar="N", help="valid for, from now (3650)")
+    add_passphrase(ca, "opens ca.key, if it is locked")
 
     trust = add("trust", _renew_trust, "which CAs the coordinator's next kits tell sites to trust")
     trust.add_argument("folder", type=Path, metavar="FOLDER", help="of the coordinator")
@@ -49,8 +52,15 @@ def _renew_server(arguments: argparse.Namespace, hint: list[str]) -> int:
     from fed_diffmic.provision.certificates import server_names
     from fed_diffmic.provision.coordinator import renew_server
 
-    authority = Authority.load(arguments.ca)
-    certificate = renew_server(arguments.folder, authority, arguments.name, arguments.address, arguments.days)
+    authority = Authority.load(arguments.ca, arguments.ca_passphrase_file)
+    certificate = renew_server(
+        arguments.folder,
+        authority,
+        arguments.name,
+        arguments.address,
+        arguments.days,
+        arguments.passphrase_file,
+    )
     names, addresses = server_names(certificate)
     print(f"server.crt names {', '.join([*names, *addresses])}; valid until {until(certificate)}")
     print("Restart the coordinator to use it. Sites need nothing new.")
@@ -60,7 +70,7 @@ def _renew_server(arguments: argparse.Namespace, hint: list[str]) -> int:
 def _renew_ca(arguments: argparse.Namespace, hint: list[str]) -> int:
     from fed_diffmic.provision.authority import Authority
 
-    authority = Authority.load(arguments.folder).renew(arguments.days)
+    authority = Authority.load(arguments.folder, arguments.passphrase_file).renew(arguments.days)
     print(f"ca.crt is valid until {until(authority.certificate)}; what it issued before stays valid.")
     print("Next: fed-diffmic provision renew trust FOLDER --ca CA_FOLDER, then a new kit for each site.")
     return 0

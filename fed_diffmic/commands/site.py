@@ -70,7 +70,7 @@ def _client(arguments: argparse.Namespace, hint: list[str]) -> int:
         return _status(config, folder, as_json=arguments.json)
     if arguments.action == "compare":
         return _compare(config, arguments)
-    return _decide(arguments.action, folder, rejoin=arguments.rejoin)
+    return _decide(arguments.action, config, folder, rejoin=arguments.rejoin)
 
 
 def _run(config: SiteConfig) -> int:
@@ -86,7 +86,7 @@ def _run(config: SiteConfig) -> int:
     return run_site(config)
 
 
-def _decide(action: str, folder: Path, *, rejoin: bool) -> int:
+def _decide(action: str, config: SiteConfig, folder: Path, *, rejoin: bool) -> int:
     from client.control import PAUSE, RUNNING, WITHDRAW, decide
 
     state = {"pause": PAUSE, "continue": RUNNING, "withdraw": WITHDRAW}[action]
@@ -95,10 +95,32 @@ def _decide(action: str, folder: Path, *, rejoin: bool) -> int:
         {
             PAUSE: "Paused: what is being computed is finished; then every request is answered with that.",
             RUNNING: "The site takes part.",
-            WITHDRAW: "Withdrawn: what was being computed is stopped and what was kept is removed.",
+            WITHDRAW: "Withdrawn: what was being computed is stopped, and every request is answered with that.",
         }[state]
     )
-    return 0
+    return _leave(config, folder) if state == WITHDRAW else 0
+
+
+def _leave(config: SiteConfig, folder: Path) -> int:
+    """Remove what a withdrawn site does not keep, unless a running client does it; says which, and what went."""
+    from client.leaving import forget
+    from client.start import RUN
+    from fed_diffmic.errors import MachineError
+    from fed_diffmic.transport.processes import lock_file
+
+    (folder / RUN).mkdir(mode=0o700, exist_ok=True)
+    lock = lock_file(folder / RUN / "site.lock")
+    try:
+        lock.__enter__()
+    except MachineError:
+        print("The running client removes what was kept, decoded images too; its log says what. (`client status`)")
+        return 0
+    try:
+        removed = forget(config, folder)
+    finally:
+        lock.__exit__(None, None, None)
+    print(removed)
+    return 0 if removed.complete else MachineError.exit_code
 
 
 def _status(config: SiteConfig, folder: Path, *, as_json: bool) -> int:

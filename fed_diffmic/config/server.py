@@ -88,6 +88,12 @@ class ServerSecurityConfig(Checked):
         "key that signs the coordinator's audit log and the final model (OpenSSH EC, 0600); none: security.key",
         path=True,
     )
+    key_passphrase: str | None = option(
+        None,
+        "file of the passphrase that opens `key` and `signing_key` (0600), elsewhere than the keys; none: the "
+        "credentials `<name of the key's file>.passphrase` of the service, for keys that are locked",
+        path=True,
+    )
     ledgers: str | None = option(
         None,
         "file that all runs share: the heads of the sites' privacy ledgers and what they had spent when they were last "

@@ -42,6 +42,12 @@ class CoordinatorConfig(Checked):
     address: str | None = option(None, "host:port of the coordinator's public listener")
     ca: str | None = option(None, "certificate of the consortium's CA (PEM), from the kit", path=True)
     key: str | None = option(None, "this site's private key (OpenSSH EC, 0600)", path=True)
+    key_passphrase: str | None = option(
+        None,
+        "file of the passphrase that opens `key` (0600), elsewhere than the key; none: the credential "
+        "`<name of the key's file>.passphrase` of the service, if the key is locked",
+        path=True,
+    )
     public_key: str | None = option(
         None,
         "the coordinator's public signing key (OpenSSH), coordinator.pub of the kit: requests are taken only under its "

@@ -22,6 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fed_diffmic.errors import CredentialError
 from fed_diffmic.files import atomic_write, private_folder
 from fed_diffmic.provision.certificates import load_certificate, load_pem_key, pem, pem_key, server_names
+from fed_diffmic.provision.credentials import read_passphrase
 from fed_diffmic.provision.keys import PublicKey, place_new
 
 CA_CERTIFICATE, CA_KEY = "ca.crt", "ca.key"
@@ -41,19 +42,21 @@ class Authority:
     Args:
         folder: holds ``ca.crt`` and ``ca.key``; nobody but the coordinator's administrator needs to reach it.
         certificate: the CA's own.
+        passphrase: file of what opens ``ca.key``, if it is locked.
     """
 
     folder: Path
     certificate: x509.Certificate
+    passphrase: Path | None = None
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Authority:
+    def load(cls, folder: str | os.PathLike[str], passphrase: Path | None = None) -> Authority:
         """Read an authority and see that its key fits its certificate.
 
         Raises:
             CredentialError: missing, damaged, a key that others may read, a key of another certificate.
         """
-        authority = cls(Path(folder), load_certificate(Path(folder) / CA_CERTIFICATE))
+        authority = cls(Path(folder), load_certificate(Path(folder) / CA_CERTIFICATE), passphrase)
         if authority.key().public_key() != authority.certificate.public_key():
             raise CredentialError(
                 f"{CA_KEY} and {CA_CERTIFICATE} in {folder} do not belong together", "Restore both from one backup."
@@ -67,7 +70,7 @@ class Authority:
 
     def key(self) -> ec.EllipticCurvePrivateKey:
         """The CA's private key."""
-        return load_pem_key(self.folder / CA_KEY)
+        return load_pem_key(self.folder / CA_KEY, self.passphrase)
 
     def issue_server(
         self,
@@ -98,12 +101,16 @@ class Authority:
         return folder / SERVER_CERTIFICATE, folder / SERVER_KEY
 
     def server_files(
-        self, names: Sequence[str], addresses: Sequence[str], days: float = SERVER_DAYS
+        self,
+        names: Sequence[str],
+        addresses: Sequence[str],
+        days: float = SERVER_DAYS,
+        passphrase: bytes | None = None,
     ) -> dict[str, tuple[bytes, int]]:
         """What :meth:`issue_server` writes: contents and mode by file name."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self.sign_server(key.public_key(), names, addresses, days)
-        return {SERVER_KEY: (pem_key(key), 0o600), SERVER_CERTIFICATE: (pem(certificate), 0o644)}
+        return {SERVER_KEY: (pem_key(key, passphrase), 0o600), SERVER_CERTIFICATE: (pem(certificate), 0o644)}
 
     def renew_server(
         self,
@@ -111,6 +118,7 @@ class Authority:
         names: Sequence[str] = (),
         addresses: Sequence[str] = (),
         days: float = SERVER_DAYS,
+        passphrase: Path | None = None,
     ) -> x509.Certificate:
         """A new certificate over the key and the names of the one in ``folder``, in its place (atomically).
 
@@ -120,13 +128,14 @@ class Authority:
             folder: holds ``server.crt`` and ``server.key``.
             names, addresses: more of them.
             days: how long the new one is valid; never longer than the CA.
+            passphrase: file of what opens ``server.key``, if it is locked.
 
         Raises:
             CredentialError: no certificate there, or the key is not its own.
         """
         path = Path(folder) / SERVER_CERTIFICATE
         old = load_certificate(path)
-        key = load_pem_key(Path(folder) / SERVER_KEY)
+        key = load_pem_key(Path(folder) / SERVER_KEY, passphrase)
         if key.public_key() != old.public_key():
             raise CredentialError(f"{SERVER_KEY} in {folder} is not the key of {SERVER_CERTIFICATE}", "Restore both.")
         old_names, old_addresses = server_names(old)
@@ -144,7 +153,7 @@ class Authority:
         name = self.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
         certificate = self_signed(self.key(), str(name), days)
         atomic_write(self.certificate_path, pem(certificate))
-        return Authority(self.folder, certificate)
+        return Authority(self.folder, certificate, self.passphrase)
 
     def sign_server(
         self, public: PublicKey, names: Sequence[str], addresses: Sequence[str], days: float
@@ -173,7 +182,10 @@ class Authority:
 
 
 def make_authority(
-    folder: str | os.PathLike[str], name: str = "fed_diffmic consortium", days: float = CA_DAYS
+    folder: str | os.PathLike[str],
+    name: str = "fed_diffmic consortium",
+    days: float = CA_DAYS,
+    passphrase: Path | None = None,
 ) -> Authority:
     """Make a CA in ``folder`` (0700): ``ca.crt`` and ``ca.key`` (0600), never over others.
 
@@ -181,15 +193,17 @@ def make_authority(
         folder: new, or without these two files.
         name: of the consortium, as it stands in the certificate.
         days: how long it is valid.
+        passphrase: file of what locks ``ca.key``; none: it lies open.
 
     Raises:
-        CredentialError: one of the files is there already.
+        CredentialError: one of the files is there already, or the passphrase cannot be used.
     """
     folder = private_folder(folder)
+    phrase = None if passphrase is None else read_passphrase(passphrase, new=True)
     key = ec.generate_private_key(ec.SECP384R1())
     certificate = self_signed(key, name, days)
-    place_new({folder / CA_KEY: (pem_key(key), 0o600), folder / CA_CERTIFICATE: (pem(certificate), 0o644)})
-    return Authority(folder, certificate)
+    place_new({folder / CA_KEY: (pem_key(key, phrase), 0o600), folder / CA_CERTIFICATE: (pem(certificate), 0o644)})
+    return Authority(folder, certificate, passphrase)
 
 
 def self_signed(key: ec.EllipticCurvePrivateKey, name: str, days: float) -> x509.Certificate:

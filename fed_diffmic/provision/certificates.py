@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fed_diffmic.errors import CredentialError
-from fed_diffmic.provision.keys import read_credential
+from fed_diffmic.provision.credentials import WrongPassphraseError, read_credential, unlocked
 
 
 def load_certificate(path: str | os.PathLike[str]) -> x509.Certificate:
@@ -40,20 +40,26 @@ def load_certificates(data: bytes, what: str) -> list[x509.Certificate]:
         ) from error
 
 
-def load_pem_key(path: str | os.PathLike[str]) -> ec.EllipticCurvePrivateKey:
+def load_pem_key(
+    path: str | os.PathLike[str], passphrase: str | os.PathLike[str] | None = None
+) -> ec.EllipticCurvePrivateKey:
     """A private EC key from a PEM file that only its owner may read.
 
+    Args:
+        path: the key.
+        passphrase: file of its passphrase, if it is locked; none: as :func:`fed_diffmic.provision.keys.load_private`.
+
     Raises:
-        CredentialError: missing, readable by others, or no such key.
+        CredentialError: missing, readable by others, no such key, or locked and no passphrase opens it.
     """
     path = Path(path)
     data = read_credential(path, "private key", private=True)
     try:
-        key = serialization.load_pem_private_key(data, password=None)
+        key = unlocked(serialization.load_pem_private_key, data, path, passphrase)
+    except WrongPassphraseError as error:
+        raise error.said from error
     except (TypeError, ValueError) as error:
-        raise CredentialError(
-            f"{path} is not a private key in PEM form without a passphrase", "Check that it is the right file."
-        ) from error
+        raise CredentialError(f"{path} is not a private key in PEM form", "Check that it is the right file.") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise CredentialError(f"{path} is not an EC key", "Use the files that `fed-diffmic provision` made.")
     return key
@@ -100,11 +106,12 @@ def days_left(certificate: x509.Certificate) -> float:
     return (certificate.not_valid_after_utc - datetime.now(UTC)) / timedelta(days=1)
 
 
-def pem_key(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A private key as PEM (PKCS8), which is what TLS servers read."""
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+def pem_key(key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:
+    """A private key as PEM (PKCS8), which TLS servers read; locked (AES-256-CBC) where there is a passphrase."""
+    lock: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if passphrase is not None:
+        lock = serialization.BestAvailableEncryption(passphrase)
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, lock)
 
 
 def pem(certificate: x509.Certificate) -> bytes:

@@ -33,7 +33,8 @@ from fed_diffmic.provision.certificates import (
     pem,
     server_names,
 )
-from fed_diffmic.provision.keys import PrivateKey, load_private, new_key_files, place_new, read_credential
+from fed_diffmic.provision.credentials import read_credential, read_passphrase
+from fed_diffmic.provision.keys import PrivateKey, load_private, new_key_files, place_new
 from fed_diffmic.provision.kit import Kit, kit_for
 from fed_diffmic.provision.roster import Roster
 from fed_diffmic.provision.templates import server_yaml
@@ -52,6 +53,7 @@ def set_up_coordinator(
     port: int,
     host: str = "127.0.0.1",
     days: float = SERVER_DAYS,
+    passphrase: Path | None = None,
 ) -> Path:
     """Write everything that a coordinator starts from into ``folder`` (0700), never over what is there.
 
@@ -64,6 +66,7 @@ def set_up_coordinator(
         names, addresses: by which sites reach the coordinator.
         port, host: where it listens; ``host`` is what it binds, this machine only unless it is told otherwise.
         days: how long the certificate is valid.
+        passphrase: file of what locks the two private keys; none: they lie open.
 
     Returns:
         The path of ``server.yaml``.
@@ -72,11 +75,12 @@ def set_up_coordinator(
         CredentialError: something is there already, or :meth:`Authority.server_files` refuses.
     """
     folder = private_folder(folder).absolute()
-    files = {folder / name: value for name, value in authority.server_files(names, addresses, days).items()}
+    phrase = None if passphrase is None else read_passphrase(passphrase, new=True)
+    files = {folder / name: value for name, value in authority.server_files(names, addresses, days, phrase).items()}
     files[folder / CA_CERTIFICATE] = (pem(authority.certificate), 0o644)
-    files |= new_key_files(folder / SIGNING_KEY)[1]
+    files |= new_key_files(folder / SIGNING_KEY, phrase)[1]
     files[folder / ROSTER] = (Roster().to_json(), 0o644)
-    files[folder / CONFIG] = (server_yaml(folder, host, port).encode(), 0o644)
+    files[folder / CONFIG] = (server_yaml(folder, host, port, passphrase).encode(), 0o644)
     place_new(files)
     return folder / CONFIG
 
@@ -88,8 +92,8 @@ def signing_key(config: ServerConfig) -> PrivateKey:
         ConfigError, CredentialError: none is configured, or it cannot be used.
     """
     if config.security.signing_key is not None:
-        return load_private(config.security.signing_key)
-    return load_pem_key(needed(config, "key"))
+        return load_private(config.security.signing_key, config.security.key_passphrase)
+    return load_pem_key(needed(config, "key"), config.security.key_passphrase)
 
 
 def needed(config: ServerConfig, name: str) -> Path:
@@ -217,8 +221,13 @@ def renew_server(
     names: Sequence[str] = (),
     addresses: Sequence[str] = (),
     days: float = SERVER_DAYS,
+    passphrase: Path | None = None,
 ) -> x509.Certificate:
     """A new certificate in place of the coordinator's, over the same key and names, and over names more.
+
+    Args:
+        folder, names, addresses, days, passphrase: see :meth:`Authority.renew_server`.
+        authority: issues it.
 
     Raises:
         CredentialError: ``ca.crt`` in ``folder`` does not hold this authority: sites would refuse the result.
@@ -230,7 +239,7 @@ def renew_server(
             f"{path} does not hold the certificate of this CA, so no site would accept what it issues",
             "Have sites trust it first: `fed-diffmic provision renew trust FOLDER --ca NEWFOLDER`, then new kits.",
         )
-    return authority.renew_server(folder, names, addresses, days)
+    return authority.renew_server(folder, names, addresses, days, passphrase)
 
 
 def expiries(config: ServerConfig) -> list[tuple[str, float]]:

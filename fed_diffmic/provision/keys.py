@@ -19,21 +19,24 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fed_diffmic.errors import CredentialError
 from fed_diffmic.files import private_folder, write_all_new
+from fed_diffmic.provision.credentials import OPENSSH, PUBLIC, WrongPassphraseError, read_credential, unlocked
 
 PrivateKey = ec.EllipticCurvePrivateKey
 PublicKey = ec.EllipticCurvePublicKey
 _CURVES = {"secp256r1": "P-256", "secp384r1": "P-384"}
 _GROUPS, _GROUP_DIGITS = 6, 5
-_LARGEST = 64 * 1024
-_PUBLIC = (b"ecdsa-sha2-", b"ssh-")
+_KDF_ROUNDS = 32
+"""Of bcrypt, twice what ssh-keygen took long: about 0.3 s, and a key is read a few times in a process."""
+
 _MAKE = "Make one at the site with `fed-diffmic provision site-key FILE`."
 
 
-def make_site_key(path: str | os.PathLike[str]) -> str:
+def make_site_key(path: str | os.PathLike[str], passphrase: bytes | None = None) -> str:
     """Make a private key (0600, never over another file) and ``<path>.pub`` beside it.
 
     Args:
         path: file of the private key; its folder is made (0700) if it is missing.
+        passphrase: that locks it; none: it lies open to whoever may read the file.
 
     Returns:
         The public key: one line of OpenSSH text, which is what travels to the coordinator.
@@ -44,17 +47,17 @@ def make_site_key(path: str | os.PathLike[str]) -> str:
     """
     path = Path(path)
     private_folder(path.parent)
-    text, files = new_key_files(path)
+    text, files = new_key_files(path, passphrase)
     place_new(files)
     return text
 
 
-def new_key_files(path: Path) -> tuple[str, dict[Path, tuple[bytes, int]]]:
+def new_key_files(path: Path, passphrase: bytes | None = None) -> tuple[str, dict[Path, tuple[bytes, int]]]:
     """A new key: its public text, and the two files that hold it (contents and mode)."""
     key = ec.generate_private_key(ec.SECP384R1())
     text = public_text(key.public_key())
     public_path = path.with_name(path.name + ".pub")
-    return text, {path: (private_bytes(key), 0o600), public_path: (text.encode() + b"\n", 0o644)}
+    return text, {path: (private_bytes(key, passphrase), 0o600), public_path: (text.encode() + b"\n", 0o644)}
 
 
 def place_new(files: Mapping[Path, tuple[bytes, int]]) -> None:
@@ -74,11 +77,13 @@ def place_new(files: Mapping[Path, tuple[bytes, int]]) -> None:
         ) from error
 
 
-def private_bytes(key: PrivateKey) -> bytes:
-    """``key`` in OpenSSH's private form, without a passphrase (a service starts unattended)."""
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    )
+def private_bytes(key: PrivateKey, passphrase: bytes | None = None) -> bytes:
+    """``key`` in OpenSSH's private form; locked (bcrypt, AES-256-CTR) where there is a passphrase."""
+    form = serialization.PrivateFormat.OpenSSH
+    lock: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if passphrase is not None:
+        lock = form.encryption_builder().kdf_rounds(_KDF_ROUNDS).build(passphrase)
+    return key.private_bytes(serialization.Encoding.PEM, form, lock)
 
 
 def public_text(key: PublicKey) -> str:
@@ -91,27 +96,30 @@ def public_pem(key: PublicKey) -> bytes:
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
-def load_private(path: str | os.PathLike[str]) -> PrivateKey:
+def load_private(path: str | os.PathLike[str], passphrase: str | os.PathLike[str] | None = None) -> PrivateKey:
     """Read a private key that Flower accepts.
 
+    Args:
+        path: the key.
+        passphrase: file of its passphrase, if it is locked; none: the credential of the service
+            (:func:`fed_diffmic.provision.credentials.passphrase_of`).
+
     Raises:
-        CredentialError: missing, readable by others, locked by a passphrase, of another kind or another form.
+        CredentialError: missing, readable by others, locked and no passphrase opens it, of another kind or form.
     """
     path = Path(path)
     data = read_credential(path, "private key", private=True)
     what = f"the private key {path}"
-    if data.startswith(_PUBLIC):
+    if data.startswith(PUBLIC):
         raise CredentialError(f"{what} is a public key", f"Name the file without `.pub`. {_MAKE}")
-    if b"-----BEGIN OPENSSH PRIVATE KEY-----" not in data:
+    if OPENSSH not in data:
         raise CredentialError(f"{what} {_other_form(data)}", f"Flower takes EC keys in OpenSSH's form only. {_MAKE}")
     try:
-        key = serialization.load_ssh_private_key(data, password=None)
+        key = unlocked(serialization.load_ssh_private_key, data, path, passphrase)
     except (TypeError, UnsupportedAlgorithm) as error:
-        locked = "password" in str(error).lower()
-        raise CredentialError(
-            f"{what} {'is locked by a passphrase' if locked else 'is of a kind that is not known here'}",
-            "A service starts unattended, so its key has none; protect the file (0600) and the disk. " + _MAKE,
-        ) from error
+        raise CredentialError(f"{what} is of a kind that is not known here", _MAKE) from error
+    except WrongPassphraseError as error:
+        raise error.said from error
     except (ValueError, NotImplementedError) as error:
         raise CredentialError(f"{what} is damaged", f"Restore it from the backup, or start afresh. {_MAKE}") from error
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in _CURVES:
@@ -156,39 +164,6 @@ def parse_public(text: str, what: str = "the public key") -> PublicKey:
     if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CURVES:
         return key
     raise CredentialError(f"{what} is {_kind(key)}", f"Flower takes EC P-256 or P-384 only. {_MAKE}")
-
-
-def read_credential(path: Path, kind: str, *, private: bool = False) -> bytes:
-    """Read a small file of keys or certificates, in words where that fails.
-
-    Args:
-        path: the file.
-        kind: how messages call it, for example ``private key``.
-        private: it must be readable by its owner only.
-
-    Raises:
-        CredentialError: missing, a folder, empty, far too large, not readable, readable by others.
-    """
-    try:
-        with path.open("rb") as stream:
-            mode = os.fstat(stream.fileno()).st_mode
-            data = stream.read(_LARGEST + 1)
-    except FileNotFoundError as error:
-        raise CredentialError(f"there is no {kind} {path}", "Check the path.") from error
-    except OSError as error:
-        raise CredentialError(
-            f"the {kind} {path} cannot be read: {error.strerror}",
-            "It must be a file that the account which runs this may read.",
-        ) from error
-    if private and mode & 0o077 and not data.startswith(_PUBLIC):
-        raise CredentialError(
-            f"the {kind} {path} may be read by others (mode {mode & 0o777:03o})",
-            f"Run `chmod 600 {path}`. If others used this machine meanwhile, make a new key.",
-        )
-    if not data.strip() or len(data) > _LARGEST:
-        raise CredentialError(f"the {kind} {path} is {'empty' if not data.strip() else 'too large to be one'}",
-                              "Check that it is the right file.")  # fmt: skip
-    return data
 
 
 def digits(domain: str, data: bytes) -> str:

@@ -23,6 +23,7 @@ from fed_diffmic.config.network_checks import ADDRESS
 from fed_diffmic.config.simulation import DatasetConfig
 from fed_diffmic.errors import ConfigError, CredentialError
 from fed_diffmic.provision.certificates import load_certificates
+from fed_diffmic.provision.credentials import read_credential
 from fed_diffmic.provision.keys import (
     PrivateKey,
     PublicKey,
@@ -30,7 +31,6 @@ from fed_diffmic.provision.keys import (
     digits,
     parse_public,
     public_text,
-    read_credential,
     sign,
     verifies,
 )

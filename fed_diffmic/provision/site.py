@@ -11,7 +11,8 @@ from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.errors import CredentialError, FedDiffmicError
 from fed_diffmic.files import atomic_write, private_folder
 from fed_diffmic.provision.certificates import days_left
-from fed_diffmic.provision.keys import load_private, place_new, read_credential, same_digits
+from fed_diffmic.provision.credentials import read_credential
+from fed_diffmic.provision.keys import load_private, place_new, same_digits
 from fed_diffmic.provision.kit import Kit, check_follows, check_for_site, load_kit
 from fed_diffmic.provision.templates import site_yaml
 
@@ -25,6 +26,7 @@ def open_kit(
     digits: Callable[[Kit], str],
     *,
     data: Path | None = None,
+    passphrase: Path | None = None,
 ) -> Path:
     """Open the first kit of a site: ``ca.crt``, ``coordinator.pub``, ``opened.kit`` and a ``site.yaml``, all new.
 
@@ -34,6 +36,7 @@ def open_kit(
         folder: of the site's configuration (0700).
         digits: asks for the digits that the coordinator reads by phone; called once everything else is well.
         data: the site's table or its folder, for ``site.yaml``.
+        passphrase: file of what opens the key, if it is locked; ``site.yaml`` names it.
 
     Returns:
         The path of ``site.yaml``.
@@ -42,10 +45,10 @@ def open_kit(
         CredentialError: the kit is damaged, for another site's key, expired, not the one whose digits were given; or
             one of the files is there already.
     """
-    kit = _kit_for_key(path, key)
+    kit = _kit_for_key(path, key, passphrase)
     _check_digits(kit, digits(kit))
     folder = private_folder(folder).absolute()
-    text = site_yaml(kit, folder, Path(key).absolute(), None if data is None else data.absolute())
+    text = site_yaml(kit, folder, Path(key).absolute(), None if data is None else data.absolute(), passphrase)
     files = {folder / name: (value, 0o644) for name, value in _brought(path, kit).items()}
     place_new({**files, folder / CONFIG: (text.encode(), 0o644)})
     return folder / CONFIG
@@ -56,6 +59,8 @@ def update_kit(
     key: str | os.PathLike[str],
     folder: str | os.PathLike[str],
     digits: Callable[[Kit], str] | None = None,
+    *,
+    passphrase: Path | None = None,
 ) -> list[str]:
     """Open a later kit over an opened one; ``site.yaml`` stays as it is.
 
@@ -66,6 +71,7 @@ def update_kit(
         key: the site's private key, which may be new too.
         folder: where the earlier kit was opened.
         digits: what was read by phone; none: the signature must do.
+        passphrase: file of what opens the key, if it is locked.
 
     Returns:
         What in ``site.yaml`` no longer agrees with the kit, a sentence for each.
@@ -75,7 +81,7 @@ def update_kit(
     """
     folder = Path(folder).absolute()
     opened = load_kit(folder / OPENED)
-    kit = _kit_for_key(path, key)
+    kit = _kit_for_key(path, key, passphrase)
     if digits is None:
         check_follows(kit, opened)
     else:
@@ -89,9 +95,9 @@ def update_kit(
     return _differences(folder / CONFIG, kit, Path(key).absolute())
 
 
-def _kit_for_key(path: str | os.PathLike[str], key: str | os.PathLike[str]) -> Kit:
+def _kit_for_key(path: str | os.PathLike[str], key: str | os.PathLike[str], passphrase: Path | None) -> Kit:
     kit = load_kit(path)
-    check_for_site(kit, load_private(key).public_key())
+    check_for_site(kit, load_private(key, passphrase).public_key())
     if all(days_left(ca) <= 0 for ca in kit.certificates):
         raise CredentialError(
             f"the CA in this kit expired on {kit.certificates[0].not_valid_after_utc:%Y-%m-%d}",

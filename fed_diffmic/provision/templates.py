@@ -10,13 +10,14 @@ if TYPE_CHECKING:
     from fed_diffmic.provision.kit import Kit
 
 
-def server_yaml(folder: Path, host: str, port: int) -> str:
+def server_yaml(folder: Path, host: str, port: int, passphrase: Path | None = None) -> str:
     """A ``server.yaml`` over the files that ``provision server`` wrote.
 
     Args:
         folder: where they lie, absolute.
         host: address to bind.
         port: public port.
+        passphrase: file of what opens the two private keys; none: they lie open.
     """
     return f"""\
 # The coordinator, as `fed-diffmic provision server` wrote it. `fed-diffmic options flower-server` explains every key.
@@ -42,10 +43,10 @@ security:
   ca: {_text(folder / "ca.crt")}
   roster: {_text(folder / "roster.json")}
   signing_key: {_text(folder / "signing.key")}
-"""
+{_opened_by(passphrase)}"""
 
 
-def site_yaml(kit: Kit, folder: Path, key: Path, data: Path | None) -> str:
+def site_yaml(kit: Kit, folder: Path, key: Path, data: Path | None, passphrase: Path | None = None) -> str:
     """A ``site.yaml`` over the files that ``provision open-kit`` wrote.
 
     Args:
@@ -53,6 +54,7 @@ def site_yaml(kit: Kit, folder: Path, key: Path, data: Path | None) -> str:
         folder: where they lie, absolute.
         key: the site's private key, absolute.
         data: the site's table or its folder, if it was given.
+        passphrase: file of what opens the key; none: it lies open, or the service is handed its passphrase.
     """
     return f"""\
 # Site {kit.site}, from the kit of {kit.made}. This file is the site's own: the coordinator neither sees nor changes it.
@@ -69,7 +71,7 @@ coordinator:
   address: {_text(kit.address)}
   ca: {_text(folder / "ca.crt")}
   key: {_text(key)}
-  public_key: {_text(folder / "coordinator.pub")}
+{_opened_by(passphrase)}  public_key: {_text(folder / "coordinator.pub")}
   # If the way out leads through a proxy:
   # proxy: http://proxy.example.org:3128
 
@@ -93,6 +95,10 @@ dataset:
 # `fed-diffmic policy explain --config FILE` says in sentences what the policy allows.
 policy: closed
 """
+
+
+def _opened_by(passphrase: Path | None) -> str:
+    return "" if passphrase is None else f"  key_passphrase: {_text(passphrase.absolute())}\n"
 
 
 def _text(value: object) -> str:

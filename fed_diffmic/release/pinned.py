@@ -45,7 +45,7 @@ def pinned_key(folder: Path) -> PublicKey | None:
         if path is None:
             continue
         try:
-            return load(str(path)).public_key()
+            return load(str(path), security.get("key_passphrase")).public_key()
         except CredentialError:  # another machine, or another account: that it must be signed is known all the same
             return None
     return None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from fed_diffmic.files import append_line
+from fed_diffmic.reporting.rotation import set_aside
 
 _HANDLER = "fed_diffmic"
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -47,7 +48,7 @@ class HumanFormatter(logging.Formatter):
 
 
 class _File(logging.Handler):
-    """JSON lines into a file (0600)."""
+    """JSON lines into a file (0600), of which a few old parts are kept (:mod:`fed_diffmic.reporting.rotation`)."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -57,6 +58,7 @@ class _File(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Append one line; a full disk must not stop what is being logged."""
         try:
+            set_aside(self._path)
             append_line(self._path, self.format(record), mode=0o600)
         except OSError:
             self.handleError(record)

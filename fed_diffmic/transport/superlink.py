@@ -36,6 +36,7 @@ class LinkSettings:
         folder: its database, its log and Flower's own files (0700); holds sites' updates while they travel.
         host, port: public listener.
         certificate, key, ca: PEM files; all none: plain HTTP and nobody authenticated (insecure trials).
+        key_passphrase: file of what opens ``key``, if it is locked; the child opens it in its own memory.
         roster: who is admitted; read again when it changes. None only without TLS.
         secret: hexadecimal; SuperExec's secret, and the private listener's token is derived from it.
         nonce: what the private health answers.
@@ -51,6 +52,7 @@ class LinkSettings:
     port: int
     certificate: str | None = None
     key: str | None = None
+    key_passphrase: str | None = None
     ca: str | None = None
     roster: str | None = None
     secret: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)

@@ -179,6 +179,7 @@ async def serve(settings: LinkSettings, private: socket.socket, public: socket.s
         timeout_keep_alive=60,
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.key,
+        ssl_keyfile_password=passphrase(settings),
     )
     server = uvicorn.Server(config)
     inner = asyncio.ensure_future(server.serve(sockets=[private]))
@@ -197,6 +198,20 @@ async def serve(settings: LinkSettings, private: socket.socket, public: socket.s
     await inner
 
 
+def passphrase(settings: LinkSettings) -> str:
+    """What opens the TLS key; empty where it lies open (none would have OpenSSL ask at the terminal).
+
+    Raises:
+        CredentialError: it is locked, and there is no passphrase that can be read.
+    """
+    from fed_diffmic.provision.credentials import is_locked, passphrase_of
+
+    key = Path(str(settings.key))
+    if settings.key is None or not is_locked(key):
+        return ""
+    return passphrase_of(key, settings.key_passphrase).decode()
+
+
 async def renew(tls: ssl.SSLContext | None, settings: LinkSettings, pause_s: float = RENEW_S) -> None:
     """Take a renewed certificate for new connections, without ending those that are open.
 
@@ -211,8 +226,8 @@ async def renew(tls: ssl.SSLContext | None, settings: LinkSettings, pause_s: flo
         now = _stamps(files)
         if now != seen and None not in now:
             try:
-                tls.load_cert_chain(files[0], files[1])
-            except (OSError, ssl.SSLError) as error:
+                tls.load_cert_chain(files[0], files[1], passphrase(settings))
+            except (OSError, ssl.SSLError, CredentialError) as error:
                 logging.getLogger("fed_diffmic.guard").error("the certificate in use stays: %s", error)
             else:
                 seen = now

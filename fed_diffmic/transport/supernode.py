@@ -44,6 +44,7 @@ class NodeSettings:
         address: host:port of the coordinator.
         ca: file of CA certificates; none: the system's.
         key: file of the site's private key; none: unauthenticated (insecure only).
+        key_passphrase: file of what opens it, if it is locked: the child opens it in its own memory.
         insecure: no TLS.
         folder: the site's own, below which the request in hand is kept.
         run: folder of the file that says how it goes.
@@ -58,6 +59,7 @@ class NodeSettings:
     secret: str
     ca: str | None = None
     key: str | None = None
+    key_passphrase: str | None = None
     insecure: bool = False
     port: int = 0
     heartbeat_s: float = 30.0
@@ -122,9 +124,9 @@ def _leave(code: int) -> NoReturn:
 
 def run_supernode(settings: NodeSettings) -> None:
     """Connect and serve until the connection is over; Flower's exits come out as ``SystemExit``."""
-    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
     from flwr.supernode import fleet_http_connection, start_client_internal
 
+    from fed_diffmic.provision.keys import load_private
     from fed_diffmic.transport import fleet, keptcalls
     from fed_diffmic.transport.contact import Reporter
     from fed_diffmic.transport.heartbeats import set_heartbeat
@@ -174,7 +176,7 @@ def run_supernode(settings: NodeSettings) -> None:
 
     key = None
     if settings.key is not None:
-        private: Any = load_ssh_private_key(Path(settings.key).read_bytes(), None)
+        private = load_private(settings.key, settings.key_passphrase)
         key = (private, private.public_key())
     try:
         internal.start_client_internal(

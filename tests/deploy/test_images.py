@@ -56,6 +56,30 @@ def test_hadolint_finds_nothing():
     assert lint(DEPLOY / "Dockerfile") == []
 
 
+@pytest.mark.parametrize(
+    ("base", "tag", "builds"),
+    [
+        ("python:3.12-slim-bookworm", "no", False),
+        ("python:3.12-slim-bookworm", "", False),
+        ("registry.example:5000/python:3.12", "no", False),
+        ("python:yes", "no", False),
+        ("python@sha256:" + "0" * 64, "no", True),
+        ("python:3.12@sha256:" + "0" * 64, "no", True),
+        ("python:3.12-slim-bookworm", "yes", True),
+    ],
+)
+def test_a_base_without_a_digest_is_refused_unless_a_person_says_so(base, tag, builds):
+    [first, *_] = [rest for word, rest in stages()["libraries"] if word == "RUN"]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON_IMAGE": base, "ALLOW_TAG": tag}
+    done = subprocess.run(["sh", "-c", first], capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode == 0) is builds
+    if not builds:
+        assert f"--build-arg PYTHON_IMAGE={base}@sha256:" in done.stderr
+        assert "--build-arg ALLOW_TAG=yes" in done.stderr
+    words = [word for word, _ in stages()["libraries"]]
+    assert words.index("RUN") < words.index("COPY")  # before anything is fetched
+
+
 @ON_LINUX
 def test_hadolint_would_find_something(tmp_path):
     bad = tmp_path / "Dockerfile"
@@ -151,6 +175,14 @@ def test_containers_have_no_rights_they_do_not_need(files):
     assert [volume.rsplit(":", 1)[1] for volume in writable] == ["/var/lib/fed-diffmic"]
     assert (ROOT / "deploy" / "compose" / found["build"]["context"]).resolve() == ROOT
     assert found["build"]["target"] in stages()
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_container_is_bounded_and_leaves_no_core_or_swap(side):
+    found = service(f"{side}.yaml")
+    assert found["mem_limit"] == found["memswap_limit"] == "${FED_DIFFMIC_MEMORY:-24g}"
+    assert found["ulimits"] == {"core": 0}
+    assert found["build"]["args"]["ALLOW_TAG"] == "${FED_DIFFMIC_ALLOW_TAG:-no}"
 
 
 def test_a_site_publishes_nothing_and_a_coordinator_one_port():

@@ -1,10 +1,13 @@
 """The units for systemd, by systemd's own tools where there are any, and by their text everywhere."""
 
+import ipaddress
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from fed_diffmic.provision.credentials import passphrase_of
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
 CLIENT, SERVER = "fed-diffmic-client.service", "fed-diffmic-server@.service"
@@ -78,9 +81,34 @@ def test_what_a_unit_promises(unit):
     assert found["StateDirectoryMode"] == ["0700"]
     assert found["ProtectSystem"] == ["strict"]
     assert found["LimitCORE"] == ["0"]  # a core file would hold images
+    assert found["MemorySwapMax"] == ["0"]
+    assert (found["MemoryHigh"], found["MemoryMax"], found["TasksMax"]) == (["80%"], ["90%"], ["4096"])
     assert "ReadWritePaths" not in found
     assert found["CapabilityBoundingSet"] == [""]
     # 2 3 4: configuration, data, files of a model; 1 5 6 may pass by themselves; 130 and 143 were asked for.
     assert found["RestartPreventExitStatus"] == ["2 3 4"]
     assert found["SuccessExitStatus"] == ["130 143"]
     assert found["KillMode"] == ["mixed"]
+
+
+def test_the_example_of_egress_lets_nothing_out_but_what_it_names():
+    found = settings("egress.conf.example")
+    assert found["IPAddressDeny"] == ["any"]
+    allowed = [ipaddress.ip_address(value) for value in found["IPAddressAllow"] if value != "localhost"]
+    assert "localhost" in found["IPAddressAllow"]
+    assert all(address in ipaddress.ip_network("192.0.2.0/24") for address in allowed)  # of examples, nobody's
+
+
+def test_the_example_of_a_passphrase_has_the_name_by_which_it_is_found(tmp_path, monkeypatch):
+    [line] = settings("passphrase.conf.example")["LoadCredential"]
+    name = line.split(":")[0]
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    (tmp_path / name).write_text("handed over by systemd")
+    (tmp_path / name).chmod(0o400)
+    assert passphrase_of(Path("/etc/fed-diffmic/site.key"), None) == b"handed over by systemd"
+
+
+@WITH_SYSTEMD
+@pytest.mark.parametrize("example", ["egress.conf.example", "passphrase.conf.example"])
+def test_systemd_accepts_the_unit_with_an_example(example, tmp_path):
+    assert verify(CLIENT, tmp_path, (UNITS / CLIENT).read_text() + (UNITS / example).read_text()) == ""

@@ -28,7 +28,7 @@ def private_file(path, key, form=OPENSSH, lock=None):
 
 
 def locked_file(path):
-    """A key in OpenSSH's form whose header says that it is locked (to lock one needs bcrypt, not installed)."""
+    """A key in OpenSSH's form whose header says that it is locked."""
     field = lambda data: struct.pack(">I", len(data)) + data  # noqa: E731
     public = base64.b64decode(public_line(ec.generate_private_key(ec.SECP384R1())).split()[1])
     options = field(b"s" * 16) + struct.pack(">I", 16)
