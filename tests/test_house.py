@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
 
-from tests.house import circles, file_arrows, floors, room_arrows, room_of
+from tests.house import ROOT, circles, file_arrows, floors, room_arrows, room_of
 
 MOST_ROOMS, MOST_FLOORS = 25, 11
 
@@ -54,3 +55,31 @@ def test_imports_are_seen_wherever_they_stand(tmp_path: Path) -> None:
     rooms = room_arrows(file_arrows(tmp_path))
     assert rooms["fed_diffmic.high"] == {"fed_diffmic.low"} and rooms["fed_diffmic.types"] == {"fed_diffmic.high"}
     assert file_arrows(tmp_path, types=False)["fed_diffmic.types"] == set()
+
+
+def chain_of_a_round() -> list[tuple[int, str, str]]:
+    """The lines of the figure in docs/architecture.md: how far in, file, function."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    figure = text.split("```")[1].strip("\n").split("\n")
+    return [((len(line) - len(line.lstrip())) // 2, *line.strip().split(": ")) for line in figure]  # type: ignore[misc]
+
+
+def names_in(path: str, function: str) -> set[str]:
+    """Everything that a function's body names."""
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    (body,) = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == function]
+    names = {node.id for node in ast.walk(body) if isinstance(node, ast.Name)}
+    return names | {node.attr for node in ast.walk(body) if isinstance(node, ast.Attribute)}
+
+
+def test_the_chain_of_a_round_is_what_the_code_does() -> None:
+    """Each function names those one step further in; from `ask` on it is a message that leads to the site."""
+    chain = chain_of_a_round()
+    assert len(chain) > 12
+    for place, (depth, path, function) in enumerate(chain):
+        names = names_in(path, function)  # there is exactly one function of that name in that file
+        for further, file, inner in chain[place + 1 :]:
+            if further <= depth:
+                break
+            if further == depth + 1 and function != "ask":
+                assert inner in names, f"{path}: {function} does not call {inner} of {file}"
