@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from fed_diffmic.config.site import SiteConfig
     from fed_diffmic.release.final import FinalModel
 
+logger = logging.getLogger(__name__)
+
+SAFE_PARTS = ("floors", "limits", "study", "budget")
 ACTIONS = ("run", "status", "pause", "continue", "withdraw", "compare")
 _ABOUT = """A site of a consortium. Only outbound connections are made, to coordinator.address.
 
@@ -58,11 +62,11 @@ def _client(arguments: argparse.Namespace, hint: list[str]) -> int:
             "fed-diffmic client needs the site's configuration",
             "fed-diffmic client --config site.yaml; `fed-diffmic provision open-kit` writes one to start from.",
         )
-    from fed_diffmic.config.compose import compose_site
+    from fed_diffmic.config.compose import compose_site, unsaid
 
     config = compose_site(arguments.config, arguments.settings)
     if arguments.action == "run":
-        return _run(config)
+        return _run(config, unsaid("policy", SAFE_PARTS, arguments.config, arguments.settings))
     if config.site.folder is None:
         raise UsageError("site.folder is not set", "Name the site's own folder in its configuration.")
     folder = Path(config.site.folder)
@@ -73,7 +77,8 @@ def _client(arguments: argparse.Namespace, hint: list[str]) -> int:
     return _decide(arguments.action, config, folder, rejoin=arguments.rejoin)
 
 
-def _run(config: SiteConfig) -> int:
+def _run(config: SiteConfig, defaults: list[str]) -> int:
+    """Take part; a file of an earlier version is told which rules it has now without having said them."""
     from client.start import LOGS
     from client.supervisor import run_site
     from fed_diffmic.config.network_checks import check_site_start
@@ -83,6 +88,10 @@ def _run(config: SiteConfig) -> int:
     logs = Path(str(config.site.folder)) / LOGS
     logs.mkdir(mode=0o700, parents=True, exist_ok=True)
     set_up_logs(file=logs / "client.jsonl")
+    if defaults:
+        named = ", ".join(f"policy.{part}" for part in defaults)
+        logger.info("not said in the configuration, so the safe values of %r hold: %s (fed-diffmic policy explain)",
+                    config.policy.name, named)  # fmt: skip
     return run_site(config)
 
 

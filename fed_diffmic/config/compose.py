@@ -44,6 +44,7 @@ __all__ = [
     "mentions",
     "to_json",
     "to_yaml",
+    "unsaid",
 ]
 
 FOLDER = Path(next(iter(configs.__path__))).absolute()
@@ -131,6 +132,19 @@ def mentions(group: str, config_file: Path | None, overrides: Sequence[str]) -> 
     return (isinstance(tree, dict) and group in tree) or any(
         override.partition("=")[0].partition(".")[0].strip() == group for override in overrides
     )
+
+
+def unsaid(group: str, parts: Sequence[str], config_file: Path | None, overrides: Sequence[str]) -> list[str]:
+    """Those of a group's nested parts of which neither the file nor the command line says anything: defaults hold."""
+    tree = {} if config_file is None else parse_text(_read(config_file), str(config_file))
+    said = tree.get(group) if isinstance(tree, dict) else None
+    in_file = set(said) if isinstance(said, dict) else set()
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    return [
+        part
+        for part in parts
+        if part not in in_file and not any(f"{key}.".startswith(f"{group}.{part}.") for key in keys)
+    ]
 
 
 def to_json(config: SimulateConfig) -> str:

@@ -357,3 +357,17 @@ def test_the_result_is_frozen_and_of_our_own_classes():
     assert type(config.strategy.options) is dict
     with pytest.raises(AttributeError):
         config.seed = 3
+
+
+def test_parts_of_a_group_that_nobody_said_anything_of(tmp_path):
+    file = tmp_path / "site.yaml"
+    file.write_text("policy: {name: standard, floors: {step_images: 8}}\n", encoding="utf-8")
+    parts = ["floors", "limits", "study", "budget"]
+    assert room.unsaid("policy", parts, file, []) == ["limits", "study", "budget"]
+    assert room.unsaid("policy", parts, file, ["policy.study.approval=rule", "policy.limitsx=1"]) == [
+        "limits",
+        "budget",
+    ]
+    assert room.unsaid("policy", parts, None, ["policy=standard"]) == parts
+    file.write_text("policy: standard\n", encoding="utf-8")
+    assert room.unsaid("policy", parts, file, []) == parts
