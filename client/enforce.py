@@ -137,11 +137,11 @@ class Enforcement:
         site = replace(site, data=floors.settled(site.data, self._about(site, request)))
         if self.kind != "train" or is_private(site, request.header["stage"]):
             return site
+        of_round = place(request.header)
         return replace(
             site,
-            examine=lambda module: floors.check_isolation(
-                module, site.data.train, site.device, request_name(request.header)
-            ),
+            draws=floors.draws(request.header["run"]),
+            examine=lambda module: floors.check_isolation(module, site.data.train, site.device, of_round),
         )
 
     def ready(self, site: Site, spec: RunSpec, request: Payload) -> None:
@@ -164,7 +164,7 @@ class Enforcement:
         # Noise bounds what a private update tells, and its batches are drawn by the site itself: no floor is needed.
         if self.kind == "train" and not is_private(site, header["stage"]):
             train, index = site.data.train, header["round"]
-            planned = planned_exposure(spec, header["stage"], train, site=site.name, round_index=index, pace=site.pace)
+            planned = planned_exposure(spec, header["stage"], train, site=site.drawn_by, round_index=index, pace=site.pace)
             self._floors(site).check_update(key, request_name(header), train, planned)
             self._planned = planned
 

@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,18 @@ class SiteFloors:
         except LedgerError as error:
             raise _damaged(self.folder / split) from error
 
+    def draws(self, run: str) -> str:
+        """What the site's random draws in training depend on beside the run's seed; empty: nothing.
+
+        Whoever knows which image was in which step knows with what weight: steps weigh differently in momentum, in a
+        changing rate of learning and in running statistics, so that whole passes, which tell nothing by the number of
+        times that an image is in them, could be solved for single images. Another run draws anew, whatever its seed:
+        batches of two sizes from one order would differ by single images.
+        """
+        if not self.floors.secret_draws:
+            return ""
+        return hmac.new(self._secret, f"draws\0{run}".encode(), hashlib.sha256).hexdigest()
+
     # ---- updates -------------------------------------------------------------------------------
     def check_update(self, key: tuple[str, str, str], request: str, train: Examples, planned: Exposure) -> None:
         """Refuse an update that rests on too little, by itself or together with those of before.
@@ -137,18 +150,23 @@ class SiteFloors:
         joined = _joined(history, images, patients, planned.counts)
         check_share(self.floors, joined["counts"], _numbers(joined["patients"]))
 
-    def check_isolation(self, module: StageModule, train: Examples, device: str, request: str) -> None:
+    def check_isolation(
+        self, module: StageModule, train: Examples, device: str, of_round: Mapping[str, object]
+    ) -> None:
         """Refuse weights that let single images stand out in an update.
 
-        Which images are looked at follows from the request and the site's secret: the same for the same request, and
-        nothing that its sender could know.
+        Which images are looked at follows from the round and the site's secret: nothing that the sender could know,
+        and the same for whatever is asked in that round, so that asking again does not draw more fortunate ones.
+
+        Args:
+            of_round: run, arm, stage and round.
 
         Raises:
             SiteError: says what was measured, for the site's own log.
         """
         if not self.floors.isolation or len(train) < 2:
             return
-        seed = hmac.new(self._secret, request.encode(), hashlib.sha256).digest()
+        seed = hmac.new(self._secret, json.dumps(of_round, sort_keys=True).encode(), hashlib.sha256).digest()
         found = measure_isolation(module, train, device, np.random.default_rng(list(seed)))
         if found.found:
             raise SiteError(FLOOR_ISOLATED, f"{found}; policy.floors.isolation")
@@ -260,6 +278,8 @@ def _damaged(path: Path) -> MachineError:
 
 def _secret(folder: Path) -> bytes:
     path = folder / "secret"
+    if not path.exists() and next(folder.rglob("*.safetensors"), None) is not None:
+        raise _damaged(path)  # under a new secret nothing of what is remembered would be recognised
     with contextlib.suppress(FileExistsError):
         write_new(path, os.urandom(32).hex().encode(), 0o600)
     try:

@@ -62,6 +62,7 @@ class Site:
         signer: signs the privacy ledger; none: a virtual site makes a key.
         witness: file beside the site's key that remembers the ledger's head; none: a virtual site.
         budget: what a run and a round may take of the privacy budget; none: a virtual site.
+        draws: secret of the site that its random draws in training depend on beside the run's seed; empty: none.
         examine: called with the stage's module, the weights that came in it, before it is trained; raises
             :class:`SiteError` where the site does not train from such weights.
     """
@@ -77,7 +78,13 @@ class Site:
     signer: PrivateKey | None = None
     witness: Path | None = None
     budget: BudgetRules | None = None
+    draws: str = ""
     examine: Callable[[StageModule], None] | None = None
+
+    @property
+    def drawn_by(self) -> str:
+        """What every seed of its training is made from beside the run's: its name, and its secret where it has one."""
+        return f"{self.name}\0{self.draws}" if self.draws else self.name
 
     def key(self) -> PrivateKey:
         """What signs the privacy ledger: the site's key; a virtual site makes one in its folder."""

@@ -194,7 +194,7 @@ def update(
             module,
             data,
             algorithm,
-            site=site.name,
+            site=site.drawn_by,
             round_index=index,
             device=torch.device(site.device),
             optimizer_state=moments,

@@ -23,7 +23,7 @@ KEY = ec.generate_private_key(ec.SECP256R1())  # P-256: signs ten times as fast;
 # No floor at all: the toy federation's sites have a dozen images.
 NO_FLOORS = Floors(
     step_images=0, step_patients=0, update_images=0, update_patients=0, steps=0, figure_patients=0, sums_images=0,
-    few_images=0, few_rounds=0, largest_share=1.0, changed_patients=0, isolation=False,
+    few_images=0, few_rounds=0, largest_share=1.0, changed_patients=0, isolation=False, secret_draws=False,
 )  # fmt: skip
 OPEN = PolicyConfig(
     name="standard",

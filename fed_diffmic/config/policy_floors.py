@@ -38,6 +38,12 @@ class Floors(Checked):
         gt=0,
         le=1,
     )
+    secret_draws: bool = option(
+        True,
+        "draw the order of the images in an update, its noise and its augmentation from a secret of the site beside "
+        "the run's seed, so that nobody else knows which image went into which step; false: from the seed alone, and "
+        "an update is that of a simulation on the same images, bit for bit",
+    )
     changed_patients: int = option(
         5,
         "patients whose images must have changed before a changed data set is used: until then the set of before is",

@@ -15,6 +15,12 @@ def sentences(floors: Floors) -> list[str]:
             f"than {floors.largest_share!r} of it, where updates are taken as sums over their images: that ends series "
             "of updates on parts of the images, and pairs that differ in few."
         )
+    draws = "Which image goes into which step follows from the run's seed, which the coordinator knows."
+    if floors.secret_draws:
+        draws = (
+            "Which image goes into which step, noise and augmentation depend on a secret of the site: an update is not "
+            "that of a simulation bit for bit, and nobody else can compute with what weight an image is in it."
+        )
     changed = "A changed data set is used at once, even if one patient came or went."
     if floors.changed_patients:
         changed = (
@@ -41,6 +47,7 @@ def sentences(floors: Floors) -> list[str]:
         f"{_many(floors.update_patients, 'patient')}, and on at least {_many(floors.steps, 'training step')}.",
         f"{few}an image may go into {_many(floors.few_rounds, 'such update')} at most, in all runs together.",
         share,
+        draws,
         isolation,
         "In every stage:",
         f"No figure and no number of images leaves that is about fewer than "

@@ -10,7 +10,8 @@ already learnt has next to no gradient and a hard one stands alone. For every te
   of them where they weigh alike, 1 where one image stands alone. The least over tensors counts.
 - *own rows*: the share of the tensor's energy that lies in rows which one image has nearly to itself, or, of the steps
   from each row to the one that comes next in size, the share that is nearly one image's; where at least three images
-  have such rows, for one odd image has them in honest networks too. The largest over tensors counts.
+  have such rows, for one odd image has them in honest networks too. The same of its columns, one for each input: a
+  frozen part that sorts images leaves each image inputs of its own. The largest over tensors counts.
 - *label*: the mean norm for the wrong label that moves the tensor least, over that for the one that moves it most: next
   to 0 where only images of one class are let through. The least over tensors counts.
 
@@ -56,7 +57,7 @@ class Isolation:
     Attributes:
         images: whose gradients were looked at.
         effective, effective_at: least number of effective images over tensors, and the tensor's name.
-        own_rows, own_rows_at: largest share of rows with one image each, and the tensor's name.
+        own_rows, own_rows_at: largest share of rows, or columns, with one image each, and the tensor's name.
         label, label_at: least ratio of labels' norms, and the tensor's name.
         silent: no image moves any tensor of the encoders, though they are trained.
     """
@@ -108,6 +109,7 @@ def measure_isolation(
     norms: list[Tensor] = []
     given: list[int] = []
     rows = [torch.zeros(len(index), len(p) if p.ndim else 1, dtype=torch.float64) for p in parameters]
+    columns = [torch.zeros(len(index), p.shape[1] if p.ndim > 1 else 0, dtype=torch.float64) for p in parameters]
     with _batch_statistics(module, images):
         for i, label in enumerate(train.labels[index]):
             for number, wrong in wrong_labels(label, module.spec.num_classes):
@@ -115,13 +117,15 @@ def measure_isolation(
                 draws = tuple(value.to(device) for value in module.draws(1, generator, torch.device("cpu")))
                 batch = Batch(module.inputs(images[i : i + 1]), wrong.to(device))
                 found = torch.autograd.grad(module.losses(batch, draws).mean(), parameters, allow_unused=True)
-                energies = [_rows(p) if g is None else _rows(g) for p, g in zip(parameters, found, strict=True)]
-                energies = [e * (g is not None) for e, g in zip(energies, found, strict=True)]
-                for kept, energy in zip(rows, energies, strict=True):
-                    kept[i] += energy
+                gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+                energies = [_rows(g) for g in gradients]
+                for row, column, energy, gradient in zip(rows, columns, energies, gradients, strict=True):
+                    row[i] += energy
+                    if gradient.ndim > 1:
+                        column[i] += _rows(gradient.transpose(0, 1))
                 norms.append(torch.stack([energy.sum().sqrt() for energy in energies]))
                 given.append(number)
-    return _judged(names, parameters, torch.stack(norms), np.array(given), rows)
+    return _judged(names, torch.stack(norms), np.array(given), rows, columns)
 
 
 def wrong_labels(label: np.ndarray, classes: int) -> list[tuple[int, Tensor]]:
@@ -141,9 +145,9 @@ def _rows(value: Tensor) -> Tensor:
 
 
 def _judged(
-    names: list[str], parameters: list[nn.Parameter], norms: Tensor, given: np.ndarray, rows: list[Tensor]
+    names: list[str], norms: Tensor, given: np.ndarray, rows: list[Tensor], columns: list[Tensor]
 ) -> Isolation:
-    """Args: norms ``(G, T)`` of each gradient in each tensor; the label ``(G,)`` each was of; energies of rows."""
+    """Args: norms ``(G, T)`` of each gradient in each tensor; the label ``(G,)`` each was of; energies."""
     total = torch.stack([energy.sum(dim=1) for energy in rows]).sum(dim=0)
     alive, largest = total > 0, float(norms.square().sum(dim=1).max().sqrt())
     effective, own, label = (float(len(total)), ""), (0.0, ""), (1.0, "")
@@ -156,8 +160,9 @@ def _judged(
         effective = min(effective, (float(size.sum() ** 2 / size.square().sum()), name))
         strength = [float(norms[torch.from_numpy(given == n), place].mean()) for n in np.unique(given)]
         label = min(label, (min(strength) / max(strength), name))
-        if parameters[place].ndim > 1 and rows[place].shape[1] >= LEAST_ROWS:
-            own = max(own, (own_rows(rows[place][alive] / total[alive].unsqueeze(1)), name))
+        for energy in (rows[place], columns[place]):
+            if columns[place].shape[1] and energy.shape[1] >= LEAST_ROWS:
+                own = max(own, (own_rows(energy[alive] / total[alive].unsqueeze(1)), name))
     encoders = {name for name in names if "encoder" in name}
     return Isolation(len(total), *effective, *own, *label, bool(encoders) and not encoders & moved)
 

@@ -44,6 +44,7 @@ MODEL = {
     "feature_stride": 16, "prior_init": "guidance",
 }  # fmt: skip
 FLOORS = {
+    "secret_draws": False,  # the simulation, to which weights are compared, has no secret
     "step_images": 0,
     "step_patients": 0,
     "update_images": 0,

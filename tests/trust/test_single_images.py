@@ -127,6 +127,15 @@ def test_what_left_before_is_remembered_by_another_process(tmp_path: Path, site:
     assert 0 < count <= 16
 
 
+def test_a_memory_whose_secret_is_gone_is_not_begun_anew(tmp_path: Path, site: Any) -> None:
+    """Under a new secret no image that left before would be known again."""
+    site()
+    assert code(asked(tmp_path, one_step(12, rounds=100), round=1)) == 0
+    (tmp_path / "a" / "floors" / "secret").unlink()
+    assert code(asked(tmp_path, one_step(12, rounds=100), round=2)) == failures.MACHINE
+    assert not (tmp_path / "a" / "floors" / "secret").exists()
+
+
 def test_a_set_that_grew_by_one_patient_gives_the_old_sets_figures(tmp_path: Path, site: Any) -> None:
     """Two answers about sets that differ in one patient would tell that patient's loss."""
     whole = toy.toy_site("a", 1, count=128)
