@@ -53,7 +53,7 @@ def test_images_are_normalised_as_in_training(images):
 
 def test_prediction_is_in_evaluation_mode_whatever_was_done_before(images):
     """In training mode batch norm would look at the other images, and remember them."""
-    predictor = tiny_predictor("model.encoder_norm=train")
+    predictor = tiny_predictor("model.encoder_norm=train", stage="guidance")
     expected = predict_files(predictor, images[:16])
     before = {name: value.clone() for name, value in predictor.module.network.state_dict().items()}
     predictor.module.train()
@@ -61,14 +61,9 @@ def test_prediction_is_in_evaluation_mode_whatever_was_done_before(images):
     np.testing.assert_array_equal(again.probabilities, expected.probabilities)
     after = predictor.module.network.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    predictor.module.train()
-    module = predictor.module
+    batch, module = torch.randn(16, 3, SIDE, SIDE), predictor.module
     with torch.no_grad():  # the mode matters to this model
-        batch = torch.randn(16, 3, SIDE, SIDE)
-        starts = torch.full((16, 1, 2, 3), 0.5)
-        trained = module.scores(module.inputs(batch), starts)
-        module.eval()
-        assert (trained - module.scores(module.inputs(batch), starts)).abs().max() > 1e-3
+        assert (module.train().logits(batch) - module.eval().logits(batch)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("settings", [(), ("stages.diffusion.encoders=frozen",), ("stages.diffusion.blend=true",)])
@@ -83,7 +78,7 @@ def test_predict_says_what_an_evaluation_says_bit_for_bit(images, tmp_path, sett
     assert len(found) == 70  # more than a batch
     np.testing.assert_array_equal(found.probabilities, scored.probabilities)
     np.testing.assert_array_equal(found.decided, scored.decided)
-    assert len(np.unique(found.probabilities.round(3))) > 20  # the images are told apart
+    assert len(np.unique(found.probabilities)) > 100  # the images are told apart
 
 
 def test_predict_says_what_an_evaluation_of_a_table_says(images, predictor, tmp_path):
@@ -95,9 +90,9 @@ def test_predict_says_what_an_evaluation_of_a_table_says(images, predictor, tmp_
 
 
 def test_the_batch_size_moves_nothing_but_rounding(images, predictor):
-    usual = predict_files(predictor, images)
-    for batch in (1, 7, 32, 70):
-        other = predict_files(predictor, images, batch)
+    usual = predict_files(predictor, images[:18])
+    for batch in (1, 7, 16):
+        other = predict_files(predictor, images[:18], batch)
         assert other.names == usual.names
         np.testing.assert_allclose(other.probabilities, usual.probabilities, atol=1e-3)
         np.testing.assert_array_equal(other.decided, usual.decided)
@@ -106,7 +101,8 @@ def test_the_batch_size_moves_nothing_but_rounding(images, predictor):
             predict_files(predictor, images, batch)
 
 
-def test_memory_holds_one_batch_however_many_images_there_are(images, predictor, monkeypatch):
+def test_memory_holds_one_batch_however_many_images_there_are(images, monkeypatch):
+    predictor = tiny_predictor(stage="guidance")
     seen, alive = [], []
     usual = predictor.predict_pixels
 

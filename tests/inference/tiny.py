@@ -25,8 +25,9 @@ def tiny_spec(*settings: str, task: str = "multiclass", classes: tuple[str, ...]
     return make_spec(config, classes=classes, task=task, run_id="tiny", arm="federated", device="cpu")
 
 
-def tiny_model(spec: RunSpec, scale: float = 40.0) -> FinalModel:
-    """A large scale, so that the seeded start's small scores tell the images apart."""
+def tiny_model(spec: RunSpec) -> FinalModel:
+    """Calibrated with a scale at which the seeded start's scores tell the images apart."""
+    scale = 2.0 if spec.task == "multilabel" else 40.0
     guidance = initial_state(spec, "guidance")
     states = {"guidance": guidance, "diffusion": initial_state(spec, "diffusion", guidance)}
     prior = tuple(np.linspace(1, 2, spec.num_classes) / np.linspace(1, 2, spec.num_classes).sum())
