@@ -53,7 +53,7 @@ def test_a_run_is_its_folder(page):
 def test_settings_reach_the_run_by_every_way(page):
     saved = compose(page[0] / "first" / "config.yaml", [])
     assert (saved.model.name, saved.model.image_side, saved.model.regions) == ("tiny", 32, 2)
-    assert (saved.dataset.modality, saved.dataset.phantom_images, saved.partition.sites) == ("fundus", 64, 2)
+    assert (saved.dataset.modality, saved.dataset.phantom_images, saved.partition.sites) == ("fundus", 48, 2)
     assert (saved.stages.guidance.rounds, saved.run.bootstrap) == (1, 20)
     assert saved.dataset.cache_dir == str(page[0] / "cache")
 
@@ -62,14 +62,14 @@ def test_a_model_says_the_same_however_it_is_asked(page, monkeypatch):
     folder, names = page
     monkeypatch.chdir(folder)
     found, model = names["found"], names["model"]
-    assert len(found) == 64 and found.unreadable == () and model.classes == tuple(names["run"].summary["classes"])
+    assert len(found) == 48 and found.unreadable == () and model.classes == tuple(names["run"].summary["classes"])
     np.testing.assert_allclose(found.probabilities.sum(axis=1), 1)
     again = names["run"].model().predict(list(found.names))
     np.testing.assert_array_equal(again.probabilities, found.probabilities)
     frame = found.to_pandas()
     assert frame["decided"].tolist() == [model.classes[i] for i in found.decided]
     predictions = [name for name in found.names if name.startswith("first/phantoms/train_images/")]
-    assert len(predictions) == 64
+    assert len(predictions) == 48
     assert str(names["run"].model()).startswith("<fed_diffmic model of run first: ")
 
 

@@ -35,8 +35,8 @@ from fed_diffmic.errors import ConfigError, UsageError
         ),
         (
             {},
-            {"strategy": {"name": "flower", "flower": "FedMedian", "options": {"fraction_train": 0.5}}},
-            ["strategy=flower", "strategy.flower=FedMedian", "strategy.options.fraction_train=0.5"],
+            {"strategy": {"name": "flower", "class_path": "a.B", "options": {"fraction_train": 0.5}}},
+            ["strategy=flower", "strategy.class_path=a.B", "strategy.options.fraction_train=0.5"],
         ),
     ],
 )
