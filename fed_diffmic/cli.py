@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fed_diffmic import __version__
-from fed_diffmic.commands import ROOMS, Command
+from fed_diffmic.commands import ROOMS, Command, use
 from fed_diffmic.console import Parser, check_command, run_command, split_settings
 from fed_diffmic.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from fed_diffmic.config.simulation import SimulateConfig
-    from fed_diffmic.provision.keys import PublicKey
 
 _ABOUT = """Federated training of the DiffMIC-v2 medical image classifier. For research; not a medical device.
 
@@ -80,25 +79,7 @@ def _parser() -> Parser:
     simulate.add_argument("--resume", action="store_true", help="continue the run in run.dir")
     simulate.add_argument("--show-config", action="store_true", help="print the resolved configuration and stop")
 
-    evaluate = add("evaluate", _evaluate, "figures of a run's final model on a table of images")
-    evaluate.add_argument("--run", required=True, type=Path, dest="folder", metavar="DIR", help="folder of the run")
-    evaluate.add_argument(
-        "--manifest",
-        required=True,
-        type=Path,
-        metavar="FILE",
-        help="table: image,label[,patient_id]",
-    )
-    evaluate.add_argument("--json", type=Path, metavar="OUT", help="write the figures to this file")
-
-    predict = add("predict", _predict, "class probabilities of images by a run's final model")
-    predict.add_argument("--run", required=True, type=Path, dest="folder", metavar="DIR", help="folder of the run")
-    for command in (evaluate, predict):
-        command.add_argument("--site", metavar="NAME", help="whose own part of the model to use (fedbn, ditto)")
-        command.add_argument(
-            "--key", type=Path, metavar="PUB", help="the coordinator's public key: it must have signed"
-        )
-    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    use.register(add)
 
     data = add("data", None, "look at data before training, and clean up after")
     _add_data_commands(data)
@@ -189,34 +170,6 @@ def _warn_if_unstartable(config: SimulateConfig, resume: bool) -> None:
         print(f"note: this would not start here: {error}", file=sys.stderr)
 
 
-def _evaluate(arguments: argparse.Namespace, hint: list[str]) -> int:
-    _need_folder("--run", arguments.folder)
-    _need_file("--manifest", arguments.manifest)
-    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
-        raise UsageError(f"--json {arguments.json}: its folder does not exist", "Make that folder.")
-    from simulations.apply import evaluate_run
-
-    evaluate_run(arguments.folder, arguments.manifest, arguments.json, site=arguments.site, key=_public(arguments))
-    return 0
-
-
-def _predict(arguments: argparse.Namespace, hint: list[str]) -> int:
-    _need_folder("--run", arguments.folder)
-    for image in arguments.images:
-        _need_file("IMAGE", image)
-    from simulations.apply import predict_run
-
-    predict_run(arguments.folder, arguments.images, site=arguments.site, key=_public(arguments))
-    return 0
-
-
-def _public(arguments: argparse.Namespace) -> PublicKey | None:
-    """The key that ``--key`` names."""
-    from fed_diffmic.provision.keys import load_public
-
-    return None if arguments.key is None else load_public(arguments.key)
-
-
 def _inspect(arguments: argparse.Namespace, hint: list[str]) -> int:
     from fed_diffmic.config.checks import check_start
     from fed_diffmic.config.compose import compose, mentions
@@ -301,11 +254,6 @@ def _options(arguments: argparse.Namespace, hint: list[str]) -> int:
 def _need_new(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not an empty folder", "Name a new folder.")
-
-
-def _need_folder(name: str, path: Path) -> None:
-    if not path.is_dir():
-        raise UsageError(f"{name} {path}: there is no such folder", "Give the folder of a finished run.")
 
 
 def _need_file(name: str, path: Path) -> None:

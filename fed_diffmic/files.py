@@ -12,6 +12,7 @@ import json
 import os
 import re
 import stat
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,6 +84,29 @@ def _write_all(fd: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(fd, rest) :]
+
+
+def is_output(target: str | os.PathLike[str]) -> bool:
+    """Whether a name means this process's standard output: ``-``, ``/dev/stdout``, or the file that it is led into."""
+    if str(target) == "-":
+        return True
+    try:
+        return os.path.samestat(os.stat(target), os.fstat(1))
+    except OSError:
+        return False
+
+
+def write_out(target: str | os.PathLike[str], data: bytes, mode: int = 0o644) -> None:
+    """Write a result where a user asked for it: UTF-8 text to standard output (:func:`is_output`), else a file.
+
+    Raises:
+        MachineError: as :func:`atomic_write`.
+    """
+    if not is_output(target):
+        atomic_write(target, data, mode)
+        return
+    sys.stdout.write(data.decode())
+    sys.stdout.flush()
 
 
 def write_new(path: str | os.PathLike[str], data: bytes, mode: int = 0o600) -> Path:

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.data.site import SiteData
+from fed_diffmic.inference.predictor import Predictor
 from fed_diffmic.training.features import normalised_images
-from simulations.figures import MethodResult, Predictor
+from simulations.figures import MethodResult
 
 DRAWN = 2  # of each class, where the data are drawn and nothing else was asked for
 LARGEST = 192  # pixels of the side that is kept

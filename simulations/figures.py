@@ -11,59 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from fed_diffmic.algorithms import Tensors
-from fed_diffmic.config.spec import RunSpec
-from fed_diffmic.data.site import Examples, SiteData
-from fed_diffmic.files import tensors_digest
-from fed_diffmic.training.calibration import Calibration
+from fed_diffmic.data.site import SiteData
+from fed_diffmic.inference.predictor import Predictor
 from fed_diffmic.training.comparison import difference, mean_over_sites
-from fed_diffmic.training.evaluation import figures_of, judged, predict_scores
-from fed_diffmic.training.features import SHARED, feature_key
+from fed_diffmic.training.evaluation import figures_of
 from fed_diffmic.training.matrix import matrix_cell
 from fed_diffmic.training.metrics import Scored
-from fed_diffmic.training.stages import build_module, exchanged, load_state
 
 SPLITS = ("val", "test")
 MOST_MODELS = 16
-
-
-class Predictor:
-    """A trained stage with its calibration.
-
-    Args:
-        spec: of the arm.
-        stage: ``guidance``, ``diffusion`` or ``plain``.
-        state: its full state.
-        fitted: its calibration.
-        device: where to compute.
-        own: what of the state is a site's own.
-    """
-
-    def __init__(
-        self,
-        spec: RunSpec,
-        stage: str,
-        state: Tensors,
-        fitted: Calibration,
-        device: str = "cpu",
-        own: Tensors | None = None,
-    ) -> None:
-        self.spec = spec
-        self.fitted = fitted
-        self.device = device
-        self.module = build_module(spec, stage)
-        whole = {**state, **(own or {})}
-        load_state(self.module.network, whole, f"stage {stage}")
-        kinds = exchanged(self.module)
-        self.base = tensors_digest({name: value for name, value in whole.items() if name not in kinds})
-
-    def predict(self, examples: Examples) -> Scored:
-        """Calibrated probabilities and the decisions of the run's rule (``stages.decision``), ``N >= 1`` examples."""
-        key = feature_key(self.spec, self.module.stage, self.base, examples)
-        scores = predict_scores(self.module, examples, torch.device(self.device), SHARED, key)
-        return judged(scores, examples, self.fitted, self.spec)
 
 
 def join(parts: Sequence[Scored]) -> Scored:

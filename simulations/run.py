@@ -24,6 +24,7 @@ from fed_diffmic.config.simulation import ModelConfig, SimulateConfig, StrategyC
 from fed_diffmic.config.spec import RunSpec, make_spec
 from fed_diffmic.errors import ConfigError, MachineError
 from fed_diffmic.files import atomic_write, save_tensors, write_json
+from fed_diffmic.inference.predictor import Predictor
 from fed_diffmic.privacy.statement import last_claims, last_client_level, statement
 from fed_diffmic.release.final import FinalModel, has_final, load_final
 from fed_diffmic.release.personal import own_part
@@ -38,7 +39,7 @@ from server.app import app as server_app
 from server.app import shared_events
 from simulations.arms import Arm, arms_of, scaled
 from simulations.examples import example_tensors, wanted
-from simulations.figures import Predictor, cross_site, differences, method_result, prediction_tensors
+from simulations.figures import cross_site, differences, method_result, prediction_tensors
 from simulations.flower_app import client_app
 from simulations.grid import InProcessGrid
 from simulations.personal import keep_personal

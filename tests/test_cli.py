@@ -31,7 +31,6 @@ def rooms(monkeypatch):
         return call
 
     room("simulations.run", simulate={})
-    room("simulations.apply", evaluate_run=None, predict_run=None)
     room("simulations.sites", with_phantoms=compose(None, ["seed=7"]))
     room("fed_diffmic.data.inspect", inspect=3)
     room("fed_diffmic.models.checks", check_model_config=None)
@@ -180,32 +179,6 @@ def test_ctrl_c_says_how_to_go_on(rooms, monkeypatch, capsys, tmp_path):
 
 
 # --- the other commands
-
-
-def test_evaluate(rooms, capsys, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "m.csv").touch()
-    assert cli.main(["evaluate", "--run", "run", "--manifest", "m.csv", "--json", "o.json"]) == 0
-    assert rooms.pop() == ("evaluate_run", (Path("run"), Path("m.csv"), Path("o.json")), {"site": None, "key": None})
-    assert cli.main(["evaluate", "--run", "run", "--manifest", "m.csv"]) == 0
-    assert rooms.pop()[1][2] is None
-    assert cli.main(["evaluate", "--run", "run", "--manifest", "m.csv", "--site", "a"]) == 0
-    assert rooms.pop()[2] == {"site": "a", "key": None}
-    assert "--run none" in fails(capsys, "evaluate", "--run", "none", "--manifest", "m.csv")
-    assert "--manifest none" in fails(capsys, "evaluate", "--run", "run", "--manifest", "none")
-    assert "does not exist" in fails(capsys, "evaluate", "--run", "run", "--manifest", "m.csv", "--json", "x/o.json")
-    assert "required: --run, --manifest" in fails(capsys, "evaluate")
-    assert "cannot use more" in fails(capsys, "evaluate", "--run", "run", "--manifest", "m.csv", "more")
-    assert rooms == []
-
-
-def test_predict(rooms, capsys, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "a.png").touch()
-    assert cli.main(["predict", "--run", "run", "a.png", "a.png"]) == 0
-    assert rooms.pop() == ("predict_run", (Path("run"), [Path("a.png")] * 2), {"site": None, "key": None})
-    assert "no such file" in fails(capsys, "predict", "--run", "run", "a.png", "b.png")
-    assert "required" in fails(capsys, "predict", "--run", "run")
 
 
 def test_data_inspect(rooms, capsys):

@@ -3,7 +3,10 @@
 import errno
 import os
 import stat
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -183,3 +186,21 @@ def test_a_pipe_that_takes_little_at_a_time_gets_everything():
     thread.join(30)
     os.close(reader)
     assert b"".join(got) == data
+
+
+def test_a_result_goes_to_a_file_or_to_standard_output(tmp_path, capsys):
+    files.write_out("-", b"one\n")
+    assert capsys.readouterr().out == "one\n"
+    assert files.is_output("-") and not files.is_output(tmp_path / "none")
+    files.write_out(tmp_path / "-", b"two", mode=0o600)
+    assert (tmp_path / "-").read_bytes() == b"two" and stat.S_IMODE((tmp_path / "-").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "-", "all.txt"])
+def test_standard_output_that_is_led_into_a_file_is_written_on(tmp_path, name):
+    """Renamed over, the file would lose what is printed after."""
+    program = f"from fed_diffmic.files import write_out; write_out({name!r}, b'result\\n'); print('after')"
+    with (tmp_path / "all.txt").open("w") as out:
+        path = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        subprocess.run([sys.executable, "-c", program], stdout=out, cwd=tmp_path, env=path, check=True, timeout=120)
+    assert (tmp_path / "all.txt").read_text() == "result\nafter\n"

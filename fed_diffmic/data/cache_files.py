@@ -60,7 +60,9 @@ def prepare_folder(folder: Path) -> Path:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         home.mkdir(mode=0o700, exist_ok=True)
         if home.is_symlink() or home.stat().st_uid != os.getuid():
-            raise MachineError(f"{home} belongs to somebody else or is a link", "Name another dataset.cache_dir.")
+            raise MachineError(
+                f"{home} belongs to somebody else or is a link", "Name another folder: dataset.cache_dir=..."
+            )
         os.chmod(home, 0o700)
         tag = home / TAG
         if not tag.exists():
@@ -210,5 +212,5 @@ def no_space(folder: Path, needed: int, why: str) -> MachineError:
     """The error of a cache of ``needed`` bytes that does not fit into ``folder``."""
     return MachineError(
         f"the image cache needs {needed / 1e6:,.1f} MB in {folder}: {why}",
-        "Free space, or name another folder: dataset.cache_dir=...; a smaller model.image_side needs less.",
+        "Free space, or name another folder: dataset.cache_dir=...; a run with a smaller model.image_side needs less.",
     )

@@ -119,6 +119,27 @@ def decode(data: bytes, side: int) -> np.ndarray:
         raise BadImageError("unreadable") from None
 
 
+def stretched(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Pixels that are decoded already, resized to a square as :func:`decode` resizes those of a lossless file.
+
+    Args:
+        pixels: (h, w, 3) uint8, RGB, upright.
+        side: H, pixels.
+
+    Returns:
+        (3, H, H) uint8, RGB.
+
+    Raises:
+        BadImageError: nothing in it, or more pixels than a file may have.
+    """
+    if pixels.size == 0:
+        raise BadImageError("empty")
+    if pixels.shape[0] * pixels.shape[1] > MAX_PIXELS:
+        raise BadImageError("too_large")
+    square = Image.fromarray(np.ascontiguousarray(pixels)).resize((side, side), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+
+
 def _decode(data: bytes, side: int) -> np.ndarray:
     image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:

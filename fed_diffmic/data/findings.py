@@ -75,10 +75,12 @@ class Findings:
 
     Args:
         path: the findings file that the caller will write, named in the error's remedy; None: there will be none.
+        trained: the data are for a model that is trained already: no remedy may ask for other classes.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, *, trained: bool = False) -> None:
         self.path = path
+        self.trained = trained
         self._items: list[Finding] = []
 
     def add(

@@ -202,7 +202,9 @@ def _report_unknown(
         table=table,
         rows=lines[wrong],
         field=field,
-        remedy="Correct these labels, or name all classes in dataset.classes.",
+        remedy="Correct these labels, or leave these rows out: the model has no other classes."
+        if findings.trained
+        else "Correct these labels, or name all classes in dataset.classes.",
         names=values[wrong],
     )
 

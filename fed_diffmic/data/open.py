@@ -77,7 +77,7 @@ def open_dataset(
     """
     reader = get_dataset(cfg.name)
     making = _Making(workers, progress, room)
-    return _open(reader, cfg, image_side, findings_path, making, raise_errors)
+    return _open(reader, cfg, image_side, Findings(findings_path), making, raise_errors)
 
 
 def open_table(
@@ -115,7 +115,8 @@ def open_table(
         cache_dir=None if cache_dir is None else str(cache_dir),
     )
     reader = partial(read_table_of_images, own_split=False)
-    return _open(reader, cfg, image_side, findings_path, _Making(), raise_errors=True)
+    findings = Findings(findings_path, trained=True)
+    return _open(reader, cfg, image_side, findings, _Making(), raise_errors=True)
 
 
 @dataclass(frozen=True)
@@ -131,11 +132,10 @@ def _open(
     reader: Reader,
     cfg: DatasetConfig,
     image_side: int,
-    findings_path: Path | None,
+    findings: Findings,
     making: _Making,
     raise_errors: bool,
 ) -> OpenDataset:
-    findings = Findings(findings_path)
     try:
         result = _read_and_check(reader(cfg, findings), cfg, image_side, findings, making)
         if raise_errors:
@@ -193,7 +193,9 @@ def _without_bad(manifest: Manifest, cache: ImageCache, cfg: DatasetConfig, find
     good = np.ones(len(manifest), dtype=bool)
     good[list(cache.bad)] = False
     if not good.any():
-        findings.add("no-images", "error", "none of the images can be read", table=manifest.source, count=len(manifest))
+        remedy = "Give readable images in a format that is known (JPEG, PNG, TIFF, BMP, GIF, WEBP, PPM, JPEG 2000)."
+        message = "none of the images can be read"
+        findings.add("no-images", "error", message, table=manifest.source, count=len(manifest), remedy=remedy)
         findings.raise_if_errors()
     return manifest.subset(good)
 

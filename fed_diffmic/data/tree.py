@@ -38,7 +38,8 @@ def root_folder(cfg: DatasetConfig) -> Path:
     if root.is_file() and cfg.name != "table":
         raise ConfigError("dataset.root", cfg.root, f"a folder; this is a file, and {cfg.name} is read from a folder")
     if not os.access(root, os.R_OK | (os.X_OK if root.is_dir() else 0)):
-        raise MachineError("dataset.root is there but may not be read", "Ask for permission to read the folder.")
+        what = "folder" if root.is_dir() else "table"
+        raise MachineError(f"the {what} {root} is there but may not be read", f"Ask for permission to read the {what}.")
     return root
 
 
@@ -106,7 +107,7 @@ class ImageTree:
     @classmethod
     def scan(cls, *folders: Path) -> ImageTree:
         """Index the images under ``folders``; hidden files and folders are passed over."""
-        return cls(path for folder in folders for path in _images_under(str(folder)))
+        return cls(path for folder in folders for path in images_under(str(folder)))
 
     def locate(self, names: np.ndarray, *, ending: bool) -> Located:
         """The image of each name, ``(N,)`` object.
@@ -136,12 +137,17 @@ def _distinct(paths: Sequence[str]) -> list[str]:
         return list(paths)
 
 
-def _images_under(top: str) -> Iterable[str]:
+def images_under(top: str) -> Iterable[str]:
+    """Paths of the images under a folder; hidden files and folders are passed over, links to folders followed once.
+
+    Raises:
+        MachineError: a folder may not be read.
+    """
     seen: set[tuple[int, int]] = set()
 
     def stop(error: OSError) -> None:
         raise MachineError(
-            f"a folder under dataset.root cannot be read: {error.strerror}", "Ask for permission to read it."
+            f"a folder of the images cannot be read: {error.strerror}", "Ask for permission to read it."
         ) from None
 
     for folder, folders, files in os.walk(top, followlinks=True, onerror=stop):
@@ -173,21 +179,26 @@ def keep_found(
         names: ``(N,)`` object, what the table calls the image (findings file only).
         lines: ``(N,)`` int64, line of each row.
     """
+    # A hospital's own table names its images from where it lies itself; a published one, images below dataset.root.
+    own = cfg.name == "table"
+    place = "the folder of the table" if own else "dataset.root"
     paths, several, hint = located.paths, located.several, located.near.sentence()
     found = paths != ""
     severity = "warning" if cfg.on_bad_image == "skip" else "error"
     total = f"of {len(paths)} images that the table names"
     missing = ~found & ~several
     if not found.any():
-        message = f"no image {total} is under dataset.root{hint}"
+        message = f"no image {total} is under {place}{hint}"
         remedy = "Point dataset.root at the folder that holds both the table and the images."
+        if own:
+            remedy = "Put the table into the folder that its image paths start from, or correct the paths."
         findings.add("no-images", "error", message, table=table, field=field, count=len(paths), remedy=remedy)
     elif missing.any():
         tail = "; the others are left out" if severity == "warning" else ""
         findings.add(
             "missing-image",
             severity,
-            f"{int(missing.sum())} {total} are not under dataset.root{hint}, {int(found.sum())} are{tail}",
+            f"{int(missing.sum())} {total} are not under {place}{hint}, {int(found.sum())} are{tail}",
             table=table,
             rows=lines[missing],
             field=field,

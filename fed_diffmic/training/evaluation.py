@@ -10,6 +10,7 @@ import torch
 
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import Examples
+from fed_diffmic.data.transforms import normalise
 from fed_diffmic.deadline import check_time
 from fed_diffmic.seeding import numpy_generator
 from fed_diffmic.training import calibration
@@ -57,6 +58,28 @@ def predict_scores(
         )
         parts.append(module.scores(inputs, starts[torch.from_numpy(index).to(device)]).float().cpu().numpy())
     return np.concatenate(parts).astype(np.float64) if parts else np.zeros((0, module.spec.num_classes))
+
+
+@torch.no_grad()
+def score_images(
+    module: StageModule, images: torch.Tensor, keys: np.ndarray, device: torch.device | str = "cpu"
+) -> np.ndarray:
+    """Scores ``(n, C)`` (a blended stage's: ``(n, 2, C)``) float64 of a batch of decoded images, in evaluation mode.
+
+    The steps are those of :func:`predict_scores`: the same images in batches of :data:`CHUNK`, in the same order, have
+    the same scores bit for bit. In batches of another size they differ by rounding (a few units of the last place).
+
+    Args:
+        module: a stage with its state.
+        images: ``(n, 3, H, H)`` uint8, ``n >= 1``.
+        keys: ``(n,)`` each image's own number, for its starts of the sampler.
+        device: where to compute.
+    """
+    torch.set_num_threads(module.spec.threads)
+    module.to(device).eval()
+    starts = torch.from_numpy(start_draws(keys, module.spec)).to(device)
+    inputs = module.inputs(normalise(images.to(device), module.spec.mean, module.spec.std))
+    return np.asarray(module.scores(inputs, starts).float().cpu().numpy(), dtype=np.float64)
 
 
 def evaluate_scores(

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fed_diffmic.data import decode as module
-from fed_diffmic.data.decode import REASONS, BadImageError, decode, read_content
+from fed_diffmic.data.decode import REASONS, BadImageError, decode, read_content, stretched
 
 SIDE = 8
 
@@ -217,3 +217,19 @@ def test_a_png_with_megabytes_of_text_is_read(kind):
         with pytest.raises(ValueError, match="too large"):  # Pillow itself
             Image.open(io.BytesIO(long)).load()
     assert np.array_equal(decode(long, SIDE), decode(plain, SIDE))
+
+
+@pytest.mark.parametrize("size", [(20, 12), (8, 8), (3, 50)])
+def test_pixels_in_memory_are_stretched_as_those_of_a_file(size):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    expected = decode(encode(Image.fromarray(pixels)), SIDE)
+    np.testing.assert_array_equal(stretched(pixels, SIDE), expected)
+    np.testing.assert_array_equal(stretched(np.asfortranarray(pixels), SIDE), expected)  # however it lies in memory
+
+
+def test_pixels_in_memory_are_bounded_as_those_of_a_file(monkeypatch):
+    monkeypatch.setattr(module, "MAX_PIXELS", 99)
+    for pixels, why in ((np.zeros((10, 10, 3), np.uint8), "too_large"), (np.zeros((0, 9, 3), np.uint8), "empty")):
+        with pytest.raises(BadImageError) as caught:
+            stretched(pixels, SIDE)
+        assert caught.value.reason == why

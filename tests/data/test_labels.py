@@ -83,3 +83,12 @@ def test_published_classes_and_tasks():
     assert task_of(DatasetConfig(), "ordinal", ("ordinal", "multiclass")) == "ordinal"
     with pytest.raises(ConfigError, match=r"dataset\.task"):
         task_of(DatasetConfig(task="multilabel"), "ordinal", ("ordinal",))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_only_a_model_that_is_not_trained_yet_can_be_given_other_classes(trained):
+    findings = Findings(trained=trained)
+    values, lines = np.array(["a", "x"], dtype=object), np.array([2, 3])
+    class_indices(values, ("a", "b"), lines=lines, table="t.csv", field="label", findings=findings)
+    [found] = findings
+    assert ("dataset.classes" in found.remedy) == (not trained) and found.remedy.startswith("Correct these labels")

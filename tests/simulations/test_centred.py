@@ -6,9 +6,11 @@ import pytest
 from fed_diffmic.config.compose import compose
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.files import load_tensors
+from fed_diffmic.inference.images import image_files
+from fed_diffmic.inference.predictions import predict_files
+from fed_diffmic.inference.predictor import final_predictor
 from fed_diffmic.release.final import load_final
 from fed_diffmic.reporting.events import read_events
-from simulations.apply import predict_run
 from simulations.run import simulate
 from tests.simulations.test_run import SMALL
 
@@ -39,7 +41,7 @@ def test_a_run_finds_the_centre_in_its_first_round_and_keeps_it(tmp_path, privat
     assert losses["guidance", 1] is None
     assert (losses["guidance", 2] is None) == private
     images = sorted((tmp_path / "run" / "phantoms" / "train_images").iterdir())[:3]
-    assert len(predict_run(tmp_path / "run", images)) == 3
+    assert len(predict_files(final_predictor(tmp_path / "run"), image_files(images))) == 3
 
 
 def test_a_started_stage_keeps_the_centre_that_it_is_given(tmp_path):

@@ -8,11 +8,12 @@ import torch
 
 from fed_diffmic.config.compose import compose
 from fed_diffmic.errors import ConfigError
+from fed_diffmic.inference.predictor import Predictor
 from fed_diffmic.training.calibration import uncalibrated
 from fed_diffmic.training.features import normalised_images
 from fed_diffmic.training.stages import initial_state
 from simulations.examples import LARGEST, _small, example_tensors, pick, wanted
-from simulations.figures import Predictor, method_result
+from simulations.figures import method_result
 from tests.toy import toy_site
 from tests.training.test_local import tiny_spec
 

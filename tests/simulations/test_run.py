@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fed_diffmic.cli import main
 from fed_diffmic.config.compose import compose
-from fed_diffmic.errors import ConfigError, DataError, ModelFileError, PartitionError
+from fed_diffmic.errors import ConfigError, DataError, PartitionError
 from fed_diffmic.files import load_tensors, read_json
 from fed_diffmic.reporting.events import read_events
 from fed_diffmic.training.metrics import METRICS
-from simulations.apply import evaluate_run, predict_run
 from simulations.run import choose_device, model_notes, simulate
 from simulations.sites import build_sites
 
@@ -126,7 +126,7 @@ def test_a_finished_run_resumes_to_itself(finished):
     assert all(np.array_equal(before[n], after[n]) for n in before)
 
 
-def test_evaluate_on_another_table_and_predict(finished, tmp_path):
+def test_evaluate_on_another_table_and_predict(finished, tmp_path, capsys):
     folder, summary = finished
     root = folder / "run" / "phantoms"
     images = sorted((root / "train_images").iterdir())[:12]
@@ -136,30 +136,17 @@ def test_evaluate_on_another_table_and_predict(finished, tmp_path):
         shutil.copy(image, tmp_path / image.name)
         lines.append(f"{image.name},{summary['classes'][int(labels[image.stem])]}")
     (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
-    result = evaluate_run(folder / "run", tmp_path / "table.csv", tmp_path / "out.json")
-    assert result["n"] == 12 and read_json(tmp_path / "out.json") == result
-    rows = predict_run(folder / "run", images[:3])
-    one = predict_run(folder / "run", images[1:2])
-    assert [sum(row["probabilities"].values()) for row in rows] == pytest.approx([1, 1, 1])
-    for name, value in one[0]["probabilities"].items():
-        assert rows[1]["probabilities"][name] == pytest.approx(value, abs=1e-5)
-
-
-def test_predict_says_which_image_is_unreadable(finished, tmp_path):
-    (tmp_path / "patient_4711.png").write_bytes(b"not an image")
-    with pytest.raises(DataError, match="image 1 of 1") as raised:
-        predict_run(finished[0] / "run", [tmp_path / "patient_4711.png"])
-    assert "4711" not in str(raised.value)
-
-
-def test_a_changed_final_model_is_refused(finished, tmp_path):
-    shutil.copytree(finished[0] / "run" / "final", tmp_path / "final")
-    path = tmp_path / "final" / "diffusion.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(ModelFileError, match="does not hold the weights"):
-        predict_run(tmp_path, [tmp_path / "x.png"])
+    run, out = str(folder / "run"), tmp_path / "out.json"
+    assert main(["evaluate", "--run", run, "--manifest", str(tmp_path / "table.csv"), "--json", str(out)]) == 0
+    assert read_json(out)["n"] == 12 and read_json(out)["run"] == "run"
+    assert str(folder / "cache") in capsys.readouterr().out.replace("\n", "")
+    found = {}
+    for name, given in (("three", images[:3]), ("one", images[1:2])):
+        assert main(["predict", "--run", run, *map(str, given), "--json", str(tmp_path / name)]) == 0
+        found[name] = read_json(tmp_path / name)["images"]
+    assert [sum(row["probabilities"].values()) for row in found["three"]] == pytest.approx([1, 1, 1])
+    for name, value in found["one"][0]["probabilities"].items():
+        assert found["three"][1]["probabilities"][name] == pytest.approx(value, abs=1e-5)
 
 
 def test_a_site_with_too_few_images_is_named_before_training(tmp_path):

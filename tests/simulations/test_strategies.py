@@ -8,9 +8,8 @@ import pytest
 from fed_diffmic.config.compose import compose
 from fed_diffmic.errors import ConfigError, RoundError, UsageError
 from fed_diffmic.files import load_tensors
+from fed_diffmic.inference.predictor import Predictor, final_predictor
 from fed_diffmic.release.final import load_final
-from simulations.apply import final_predictor
-from simulations.figures import Predictor
 from simulations.run import simulate
 from simulations.sites import build_sites
 from tests.simulations.test_run import SMALL

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fed_diffmic.training.evaluation import evaluate_scores, predict_scores, start_draws
+from fed_diffmic.training.evaluation import evaluate_scores, predict_scores, score_images, start_draws
 from fed_diffmic.training.stages import build_module, initial_state, load_state
 from tests.training.test_local import tiny_site, tiny_spec
 
@@ -63,3 +63,18 @@ def test_figures_that_leave_a_site():
 def test_a_figure_that_is_undefined_here_is_left_out():
     figures = evaluate_scores(np.zeros((4, 3)), np.zeros(4, int), np.full(3, 1 / 3), "multiclass")
     assert "auroc_macro" not in figures and "loss" in figures
+
+
+@pytest.mark.parametrize("stage", ["guidance", "diffusion"])
+def test_images_without_labels_have_the_scores_of_those_with(stage):
+    """And are predicted in evaluation mode, whatever was done with the module before."""
+    spec, site = tiny_spec(), tiny_site()
+    module = build_module(spec, stage)
+    guidance = initial_state(spec, "guidance")
+    load_state(module.network, initial_state(spec, stage, guidance), stage)
+    examples = site.train
+    expected = predict_scores(module, examples)
+    module.train()
+    found = score_images(module, examples.images(np.arange(len(examples))), examples.keys)
+    assert found.dtype == np.float64 and not module.training
+    np.testing.assert_array_equal(found, expected)

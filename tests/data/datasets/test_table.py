@@ -240,3 +240,13 @@ def test_doubtful_patients_are_said(tmp_path):
     _, findings = hospital(tmp_path, ["image", "label", "patient_id"], rows)
     assert one(findings, "group-spelt-twice").count == 2
     assert one(findings, "group-placeholder").count == 1
+
+
+def test_missing_images_are_looked_for_where_the_table_lies(tmp_path):
+    """Its paths start there: another dataset.root would not find them."""
+    _, findings = hospital(tmp_path, ["image", "label"], [["x/a.png", "mel"], ["x/b.png", "nv"]])
+    [none] = [item for item in findings if item.code == "no-images"]
+    assert "under the folder of the table" in none.message and "Put the table into the folder" in none.remedy
+    _, findings = hospital(tmp_path, ["image", "label"], [["a.png", "mel"], ["gone.png", "nv"]])
+    [one_gone] = [item for item in findings if item.code == "missing-image"]
+    assert one_gone.message.startswith("1 of 2 images that the table names are not under the folder of the table")

@@ -1,0 +1,146 @@
+"""What to predict: files, folders or pixels in memory, decoded a batch at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fed_diffmic.data.cache import content_key
+from fed_diffmic.data.decode import REASONS, BadImageError, decode, read_content, stretched
+from fed_diffmic.data.tree import IMAGE_ENDINGS, images_under
+from fed_diffmic.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that could not be used.
+
+    Attributes:
+        name: as it was given, or found below a folder that was given. For whoever gave it: never for a log.
+        reason: a key of :data:`fed_diffmic.data.decode.REASONS`.
+    """
+
+    name: str
+    reason: str
+
+    @property
+    def words(self) -> str:
+        """Why not."""
+        return REASONS[self.reason]
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedBatch:
+    """Images side by side.
+
+    Attributes:
+        names: of each.
+        pixels: ``(n, 3, H, H)`` uint8.
+        keys: ``(n,)`` uint64, from each image's content.
+    """
+
+    names: tuple[str, ...]
+    pixels: np.ndarray
+    keys: np.ndarray
+
+
+def image_files(given: Sequence[str | Path]) -> list[str]:
+    """Files as given; of a folder every image below it, by path, in the order of their names.
+
+    Raises:
+        UsageError: nothing was given; one is not there; a folder holds no image.
+        MachineError: a folder may not be read.
+    """
+    if not given:
+        raise UsageError("no image was given", "fed-diffmic predict --run DIR IMAGE [IMAGE ...]")
+    files: list[str] = []
+    for path in map(Path, given):
+        if path.is_dir():
+            below = sorted(images_under(str(path)))
+            if not below:
+                raise UsageError(
+                    f"{path} holds no image: no file below it ends in {', '.join(IMAGE_ENDINGS)}",
+                    "Give the folder of the images, or the files themselves, whatever their ending.",
+                )
+            files += below
+        elif path.is_file():
+            files.append(str(path))
+        else:
+            raise UsageError(f"IMAGE {path}: there is no such file", "A relative path starts at the current folder.")
+    return files
+
+
+def decoded_files(files: Sequence[str], side: int, batch: int, bad: list[Unreadable]) -> Iterator[DecodedBatch]:
+    """Decode files in order, ``batch`` readable ones at a time; no more than these are held.
+
+    Args:
+        side: H, pixels.
+        bad: what cannot be read is added here.
+    """
+    names: list[str] = []
+    pixels: list[np.ndarray] = []
+    keys: list[int] = []
+    for name in files:
+        try:
+            content = read_content(name)
+            pixels.append(decode(content.data, side))
+        except BadImageError as error:
+            bad.append(Unreadable(name, error.reason))
+            continue
+        names.append(name)
+        keys.append(content_key(content.digest))
+        if len(names) == batch:
+            yield _batch(names, pixels, keys)
+            names, pixels, keys = [], [], []
+    if names:
+        yield _batch(names, pixels, keys)
+
+
+def decoded_arrays(
+    images: Sequence[np.ndarray], side: int, batch: int, bad: list[Unreadable]
+) -> Iterator[DecodedBatch]:
+    """As :func:`decoded_files`, of pixels in memory, ``(h, w, 3)`` uint8 each; their names are their positions from 0.
+
+    An image's number comes from its pixels here and from the file's bytes there, so under
+    ``model.sampling_start=own`` the sampler starts elsewhere for the same image in a file.
+    """
+    for start in range(0, len(images), batch):
+        names, pixels, keys = [], [], []
+        for position in range(start, min(start + batch, len(images))):
+            image = np.ascontiguousarray(images[position])
+            try:
+                pixels.append(stretched(image, side))
+            except BadImageError as error:
+                bad.append(Unreadable(str(position), error.reason))
+                continue
+            names.append(str(position))
+            digest = hashlib.sha256(f"{image.shape}\0".encode())
+            digest.update(image.data)
+            keys.append(content_key(digest.hexdigest()))
+        if names:
+            yield _batch(names, pixels, keys)
+
+
+def as_arrays(images: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
+    """One image ``(h, w, 3)``, several ``(n, h, w, 3)`` or a list of images of any sizes, as a list.
+
+    Raises:
+        UsageError: another shape or type of number; says which.
+    """
+    several = [images] if isinstance(images, np.ndarray) and images.ndim == 3 else list(images)
+    for position, image in enumerate(several):
+        if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise UsageError(
+                f"image {position} is {what}; an image in memory is uint8 (height, width, 3), red green blue",
+                "Scale intensities to 0 to 255; repeat what is grey: np.repeat(grey[..., None], 3, axis=2).",
+            )
+    return several
+
+
+def _batch(names: list[str], pixels: list[np.ndarray], keys: list[int]) -> DecodedBatch:
+    return DecodedBatch(tuple(names), np.stack(pixels), np.array(keys, dtype=np.uint64))

@@ -1,0 +1,37 @@
+"""Which files are meant by what was given."""
+
+from pathlib import Path
+
+import pytest
+
+from fed_diffmic.errors import UsageError
+from fed_diffmic.inference.images import image_files
+from tests.inference.tiny import draw_images
+
+
+def test_folders_are_searched_in_order_and_hidden_files_left_alone(tmp_path):
+    draw_images(tmp_path / "b", 1)
+    draw_images(tmp_path / "a" / "z", 2)
+    draw_images(tmp_path, 1, ending=".JPG")
+    draw_images(tmp_path / ".hidden", 1)
+    (tmp_path / "a" / "table.csv").touch()
+    (tmp_path / "loop").symlink_to(tmp_path)
+    names = [Path(name).relative_to(tmp_path).as_posix() for name in image_files([tmp_path])]
+    assert names == ["a/z/image-000.png", "a/z/image-001.png", "b/image-000.png", "image-000.JPG"]
+
+
+def test_files_are_taken_as_they_are_given(tmp_path):
+    """Any ending, any order, and twice where it is asked for twice."""
+    (tmp_path / "b").touch()
+    (tmp_path / "a.dat").touch()
+    given = [str(tmp_path / name) for name in ("b", "a.dat", "b")]
+    assert image_files(given) == given
+
+
+def test_nothing_missing_and_empty_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="no image was given"):
+        image_files([])
+    with pytest.raises(UsageError, match="no such file"):
+        image_files([tmp_path / "gone.png"])
+    with pytest.raises(UsageError, match="holds no image"):
+        image_files([tmp_path])
