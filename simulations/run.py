@@ -18,7 +18,7 @@ import torch
 from flwr.app import Context, RecordDict
 
 from client.state import SiteStore
-from fed_diffmic.config.checks import with_run_dir
+from fed_diffmic.config.folders import with_run_dir
 from fed_diffmic.config.compose import to_json, to_yaml
 from fed_diffmic.config.simulation import ModelConfig, SimulateConfig, StrategyConfig
 from fed_diffmic.config.spec import RunSpec, make_spec
