@@ -332,7 +332,7 @@ def check_same_settings(stored: dict[str, Any], given: dict[str, Any]) -> None:
     name = before.get("spec.run_id")
     if name != now.get("spec.run_id") and {**before, "spec.run_id": ""} == {**now, "spec.run_id": ""}:
         raise ModelFileError(
-            *renamed(name, str(now.get("spec.run_id"))),
+            *renamed(str(name), str(now.get("spec.run_id"))),
         )
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:

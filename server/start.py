@@ -11,8 +11,8 @@ from pathlib import Path
 from cryptography import x509
 
 from fed_diffmic.config.checks import differences
-from fed_diffmic.config.folders import holds_run
 from fed_diffmic.config.compose import to_json
+from fed_diffmic.config.folders import holds_run
 from fed_diffmic.config.network_checks import check_server_start
 from fed_diffmic.config.server import ServerConfig
 from fed_diffmic.config.simulation import DatasetConfig, RunConfig, SimulateConfig

@@ -18,8 +18,8 @@ import torch
 from flwr.app import Context, RecordDict
 
 from client.state import SiteStore
-from fed_diffmic.config.folders import with_run_dir
 from fed_diffmic.config.compose import to_json, to_yaml
+from fed_diffmic.config.folders import with_run_dir
 from fed_diffmic.config.simulation import ModelConfig, SimulateConfig, StrategyConfig
 from fed_diffmic.config.spec import RunSpec, make_spec
 from fed_diffmic.errors import ConfigError, MachineError
@@ -43,6 +43,7 @@ from simulations.flower_app import client_app
 from simulations.grid import InProcessGrid
 from simulations.personal import keep_personal
 from simulations.sites import VirtualSites, check_named_sites, heterogeneity, shared_sites
+from simulations.why import reasons
 
 PACKAGES = ("fed-diffmic", "flwr", "torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn")
 
@@ -212,7 +213,7 @@ def run_arm(
             {"site": site, "partition-id": number, "num-partitions": len(arm.sites)}
             for number, site in enumerate(arm.sites)
         ]
-        with shared_events(events):
+        with shared_events(events), reasons(run_dir):
             if config.run.backend == "ray":
                 from simulations.ray_backend import run_on_ray
 

@@ -6,8 +6,8 @@ import pytest
 
 from fed_diffmic.config import checks as config_checks
 from fed_diffmic.config.checks import check_same_run, check_start, differences
-from fed_diffmic.config.folders import RUN_MARKS, holds_run, with_run_dir
 from fed_diffmic.config.compose import compose
+from fed_diffmic.config.folders import RUN_MARKS, holds_run, with_run_dir
 from fed_diffmic.errors import ConfigError, UsageError
 
 PRIVATE = ["privacy=dp_sgd", "model.norm=group", "model.encoder_norm=group"]

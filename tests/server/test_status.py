@@ -38,7 +38,8 @@ def test_events_become_a_status(writer, tmp_path):
     assert (value["state"], value["stage"], value["round"], value["rounds"]) == ("running", "guidance", 1, 4)
     assert value["left_s"] == pytest.approx(60.0)
     assert (value["quorum"], value["restarts"], value["bytes_sent"]) == (2, 1, 2_000_000)
-    assert value["sites"]["a"] == {"contact": 0.0, "state": "replied", "round": 1, "reason": "", "images": 39}
+    well = {"reason": "", "since": 0.0, "remedy": ""}
+    assert value["sites"]["a"] == {"contact": 0.0, "state": "replied", "round": 1, "images": 39, **well}
     assert value["sites"]["b"]["reason"] == "it did not reply"
     assert set(value["sites"]) == {"a", "b"}
 
