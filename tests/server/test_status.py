@@ -4,6 +4,7 @@ import time
 import pytest
 
 from fed_diffmic.errors import UsageError
+from fed_diffmic.exchange.failures import FAILURES, NODE_FAILED, PAUSED, POLICY_RUN
 from fed_diffmic.reporting.events import EventLog
 from fed_diffmic.transport.processes import lock_file
 from server.status import LOCK, STATUS, RunStatus, StatusWriter, show_status
@@ -83,3 +84,39 @@ def test_an_insecure_run_says_so(tmp_path):
 def test_another_folder_is_refused(tmp_path):
     with pytest.raises(UsageError, match="not the folder of a run"):
         show_status(tmp_path)
+
+
+def site_lines(writer, tmp_path, *events):
+    with EventLog(tmp_path / "events.jsonl", observers=[writer]) as log:
+        for kind, facts in events:
+            log.emit(kind, stage="guidance", round=2, site="South", **facts)
+    writer.write()
+    return show_status(tmp_path)
+
+
+def test_a_site_that_is_paused_is_said_with_since_when_and_what_to_do(writer, tmp_path, monkeypatch):
+    now = [time.time() - 600]
+    monkeypatch.setattr("server.status.time.time", lambda: now[0])
+    waits = ("site_waits", {"code": PAUSED, "reason": FAILURES[PAUSED]})
+    site_lines(writer, tmp_path, ("site_done", {}), waits)
+    now[0] += 600
+    text = site_lines(writer, tmp_path, waits)  # asked again: it is paused since then
+    assert "South: the site is paused (since" in text and "10 min" in text
+    assert "`fed-diffmic client continue`" in text
+    text = site_lines(writer, tmp_path, ("site_done", {}))
+    assert "paused" not in text and "replied" in text
+
+
+def test_a_refusal_is_said_with_the_key_that_the_site_would_change(writer, tmp_path):
+    text = site_lines(writer, tmp_path, ("site_failed", {"code": POLICY_RUN, "reason": FAILURES[POLICY_RUN]}))
+    assert "South: the site's policy does not name the run (since" in text
+    assert "its people change policy.runs" in text
+
+
+def test_a_revoked_site_is_off_the_roster_whatever_its_node_does(writer, tmp_path):
+    lost = ("site_failed", {"code": 5, "reason": FAILURES[NODE_FAILED]})
+    text = site_lines(writer, tmp_path, ("site_removed", {}), lost)
+    assert "removed" in text and "South: the coordinator's roster no longer names the site (since" in text
+    assert "`fed-diffmic provision enrol`" in text and "Flower" not in text
+    text = site_lines(writer, tmp_path, ("site_admitted", {}))  # which that command brings about
+    assert "no longer names" not in text and "expected" in text
