@@ -155,6 +155,7 @@ class SiteError(Exception):
     def __init__(self, code: int, detail: str = "") -> None:
         super().__init__(f"{FAILURES[code]} ({detail})" if detail else FAILURES[code])
         self.code = code
+        self.detail = detail
 
 
 def failure_code(error: BaseException) -> int:
