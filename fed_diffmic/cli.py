@@ -80,6 +80,8 @@ def _parser() -> Parser:
     simulate.add_argument("--resume", action="store_true", help="continue the run in run.dir")
     simulate.add_argument("--show-config", action="store_true", help="print the resolved configuration and stop")
 
+    simulate.add_argument("--plan", action="store_true", help="say sites, images, rounds, bytes and time, and stop")
+
     evaluate = add("evaluate", _evaluate, "figures of a run's final model on a table of images")
     evaluate.add_argument("--run", required=True, type=Path, dest="folder", metavar="DIR", help="folder of the run")
     evaluate.add_argument(
@@ -173,6 +175,12 @@ def _simulate(arguments: argparse.Namespace, hint: list[str]) -> int:
     from fed_diffmic.models.checks import check_model_config
 
     check_model_config(config.model)
+    if arguments.plan:
+        print("reading images and measuring a few steps", file=sys.stderr, flush=True)
+        from simulations.plan import make_plan, plan_text
+
+        print(plan_text(make_plan(config), config.run.dir))
+        return 0
     config = with_run_dir(config)
     hint.append(f"resume with: fed-diffmic simulate --resume run.dir={config.run.dir}")
     print(f"run {config.run.dir}: loading libraries, then reading images", file=sys.stderr, flush=True)
