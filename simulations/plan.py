@@ -81,7 +81,7 @@ def make_plan(config: SimulateConfig) -> Plan:
 
 
 def _stage_bytes(spec: RunSpec, stage: str, measured: StageEstimate, sites: int) -> int:
-    """To each site once what the stage never changes; then each round the weights there, back, and there to be judged."""
+    """To each site once what the stage never changes; each round the weights there, back, and there to be judged."""
     rounds = int(spec.stage(stage).rounds or 0)
     return sites * (measured.base_bytes - measured.update_bytes + 3 * rounds * measured.update_bytes)
 
