@@ -229,13 +229,18 @@ def show_status(folder: Path) -> str:
     lines = [f"run      {value['run']}: {state}" + (f" ({value['message']})" if value.get("message") else "")]
     if value.get("insecure"):
         lines[0] = f"INSECURE {lines[0]}"
-    lines.append(f"listens  {value['address']}, {value['connections']} connections, {_age(value['updated'])}")
+    over = state in OVER
+    if over:
+        lines.append(f"ended    {_age(value['updated'])}; it listened on {value['address']}")
+    else:
+        lines.append(f"listens  {value['address']}, {value['connections']} connections, {_age(value['updated'])}")
     if value["stage"]:
         lines.append(f"stage    {value['stage']}, {value['round']} of {value['rounds']} rounds done")
     if value["figures"]:
         lines.append("last     " + ", ".join(f"{k} {v:.3f}" for k, v in value["figures"].items()))
+    sent = f"{value['bytes_sent'] / 1e6:,.1f} MB of tensors"
     left = duration(round(value["left_s"])) if value["left_s"] is not None else "unknown"
-    lines.append(f"left     {left} in this stage; {value['bytes_sent'] / 1e6:,.1f} MB of tensors so far")
+    lines.append(f"sent     {sent}" if over else f"left     {left} in this stage; {sent} so far")
     lines.append(f"quorum   {value['quorum']} of {len(value['sites'])} sites; {value['restarts']} restarts of the link")
     if value["refused"]:
         lines.append("refused  " + ", ".join(f"{k} {v}" for k, v in sorted(value["refused"].items())))

@@ -120,3 +120,11 @@ def test_a_revoked_site_is_off_the_roster_whatever_its_node_does(writer, tmp_pat
     assert "`fed-diffmic provision enrol`" in text and "Flower" not in text
     text = site_lines(writer, tmp_path, ("site_admitted", {}))  # which that command brings about
     assert "no longer names" not in text and "expected" in text
+
+
+def test_a_run_that_is_over_is_not_said_to_listen_or_to_have_time_left(writer, tmp_path):
+    follow(writer, tmp_path)
+    writer.finish("done")
+    text = show_status(tmp_path)
+    assert "ended    " in text and "it listened on 127.0.0.1:9443" in text and "sent     2.0 MB of tensors" in text
+    assert "connections" not in text and "left" not in text
