@@ -127,4 +127,6 @@ def perform(
     reply = rules.release(reply, request, site)
     wire = encode(reply)
     rules.sending(reply, wire, request)
-    return reply_message(reply, message, rules.seal(wire, request))
+    sealed = rules.seal(wire, request)
+    rules.told(reply, site)
+    return reply_message(reply, message, sealed)

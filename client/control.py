@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 
 from fed_diffmic.errors import ModelFileError, UsageError
 from fed_diffmic.exchange.failures import PAUSED, WITHDRAWN, SiteError
+from fed_diffmic.exchange.remedies import at_site
 from fed_diffmic.files import read_json, write_json
 
 FILE = "control.json"
@@ -42,6 +44,18 @@ def read_control(folder: Path) -> Control:
     except (ModelFileError, TypeError):
         return Control(PAUSE, 0.0)
     return value if value.state in (RUNNING, PAUSE, WITHDRAW) else Control(PAUSE, 0.0)
+
+
+def control_text(control: Control) -> str:
+    """State, since when, and how to leave it, in words."""
+    if control.state == RUNNING:
+        return RUNNING
+    since = (
+        datetime.fromtimestamp(control.since).astimezone().strftime(" since %Y-%m-%d %H:%M") if control.since else ""
+    )
+    unread = "" if control.since else f" ({FILE} in its folder cannot be read)"
+    code = PAUSED if control.state == PAUSE else WITHDRAWN
+    return f"{control.state}{since}{unread}: every request is answered with that. {at_site(code)}"
 
 
 def decide(folder: Path, state: str, *, rejoin: bool = False) -> Control:

@@ -7,6 +7,7 @@ leaves; and nothing leaves without its line in the audit log, or unsealed where 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -18,6 +19,7 @@ from client.floors import SiteFloors
 from client.privacy import is_private, planned_batches
 from client.site import Rules, Site
 from client.state import SiteStore
+from client.studies import kept_study
 from client.watch import COMPUTING, OPENING, Mark
 from client.watchdog import memory_bound
 from fed_diffmic.config.spec import RunSpec
@@ -52,6 +54,8 @@ class Enforcement:
         self._planned: Exposure | None = None
         self._asked: RequestSeal | None = None
         self._request = ""
+        self._told: dict[str, Any] = {}
+        self._began = time.monotonic()
 
     def unseal(self, read: Callable[[], Wire]) -> Wire:
         """The request without its seal, once that is known to be the coordinator's, over this request, for this site.
@@ -94,6 +98,9 @@ class Enforcement:
         if self.rules is None:
             return
         self._facts = request_facts(request, digest, request.tensor_bytes)
+        self._told = place(request.header)
+        if spec is not None and "stage" in request.header:
+            self._told["rounds"] = int(spec.stage(request.header["stage"]).rounds or 0)
         proof: dict[str, str] = {}
         if self.rules.seals is not None and self._asked is not None:
             self.rules.seals.follow(self._asked, request.header["run"])
@@ -164,7 +171,9 @@ class Enforcement:
         # Noise bounds what a private update tells, and its batches are drawn by the site itself: no floor is needed.
         if self.kind == "train" and not is_private(site, header["stage"]):
             train, index = site.data.train, header["round"]
-            planned = planned_exposure(spec, header["stage"], train, site=site.drawn_by, round_index=index, pace=site.pace)
+            planned = planned_exposure(
+                spec, header["stage"], train, site=site.drawn_by, round_index=index, pace=site.pace
+            )
             self._floors(site).check_update(key, request_name(header), train, planned)
             self._planned = planned
 
@@ -272,6 +281,18 @@ class Enforcement:
             return wire
         return self.rules.seals.seal(wire, self._asked, request_name(request.header), self.rules.audit.head())
 
+    def told(self, reply: Payload, site: Site | None) -> None:
+        """Tell the site's people what was answered.
+
+        Raises:
+            MachineError: what the site agreed to cannot be read.
+        """
+        if self.rules is None or self.rules.journal is None or reply.kind != f"{self.kind}.reply":
+            return
+        study = None if site is None else kept_study(site.folder, self._told["run"])
+        last = study is not None and study.stages[-1] == self._told.get("stage")
+        self.rules.journal.add(self.kind, {**self._told, "last": last}, seconds=time.monotonic() - self._began)
+
     def refused(self, code: int) -> bool:
         """The line of a refusal or a failure; false where it was only counted: strangers must not fill the disk.
 
@@ -283,6 +304,8 @@ class Enforcement:
         more = self.rules.refusals.facts(code)
         if more is not None:
             self.rules.audit.append("refusal", **self._facts, code=code, reason=failures.FAILURES[code], **more)
+            if self.rules.journal is not None:
+                self.rules.journal.add(self.kind, self._told, code=code)
         return more is not None
 
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from flwr.app import Context
 
+from client.journal import Journal
 from client.seals import Refusals, SiteSeals
 from client.start import SITE_LOG
 from client.watch import Watch
@@ -24,6 +25,7 @@ from fed_diffmic.config.policy_budget import BudgetRules
 from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import SiteData
+from fed_diffmic.errors import FedDiffmicError
 from fed_diffmic.exchange.audit import AuditLog
 from fed_diffmic.exchange.failures import LABELS, SETTINGS, SiteError
 from fed_diffmic.exchange.payload import Payload
@@ -111,6 +113,7 @@ class Rules:
             which takes requests without seals only.
         refusals: counts what was refused over its seal.
         watch: tells the supervisor what is being done; none: nobody watches from outside.
+        journal: tells the site's people what was done; none: nobody reads it.
     """
 
     policy: SitePolicy
@@ -120,6 +123,7 @@ class Rules:
     seals: SiteSeals | None = None
     refusals: Refusals = field(default_factory=Refusals)
     watch: Watch | None = None
+    journal: Journal | None = None
     studies: Agreement = field(kw_only=True)
 
 
@@ -225,10 +229,18 @@ def open_site(context: Context, spec: RunSpec, header: Mapping[str, Any]) -> Sit
     )
 
 
+def _cause(error: BaseException) -> str:
+    """What our own errors, which hold no name of an image or a patient, say of themselves; else the machine's word."""
+    if isinstance(error, FedDiffmicError):
+        return error.cause
+    return (error.strerror or "") if isinstance(error, OSError) else type(error).__name__
+
+
 def log_failure(folder: Path, task: str, code: int, error: BaseException) -> None:
     """Write the whole story into the site's own log (0600); none of it crosses."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    facts = {"time": time.time(), "task": task, "code": code, "detail": "".join(traceback.format_exception(error))}
+    facts = {"time": time.time(), "task": task, "code": code, "cause": _cause(error)}
+    facts["detail"] = "".join(traceback.format_exception(error))
     with contextlib.suppress(OSError):  # it grows then, until there is space again
         set_aside(folder / SITE_LOG)
     append_line(folder / SITE_LOG, json.dumps(facts), mode=0o600)

@@ -20,14 +20,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from client.control import RUNNING, WITHDRAW, read_control
+from client.control import RUNNING, WITHDRAW, control_text, read_control
 from client.housekeeping import Housekeeping, shorten_logs
+from client.journal import Journal
 from client.start import LOGS, RUN, STATE, site_audit, start_worker
 from client.watch import DOING
 from client.watchdog import Watchdog, record
 from fed_diffmic.config.site import CoordinatorConfig, SiteConfig
 from fed_diffmic.console import INTERRUPTED, TERMINATED
 from fed_diffmic.errors import FedDiffmicError, MachineError
+from fed_diffmic.exchange.policy_text import names_nothing
 from fed_diffmic.provision.keys import load_private, load_public
 from fed_diffmic.transport.contact import Contact, read_contact
 from fed_diffmic.transport.processes import Child, lock_file
@@ -185,6 +187,7 @@ class _Site:
         self.control = read_control(folder)
         self.audit = site_audit(config)
         self.housekeeping = Housekeeping(config, folder)
+        self.journal = Journal(self.run_folder)
         self.watchdog = Watchdog(config.policy.limits, self.run_folder)
         self.signal: int | None = None
         self.last_contact = time.time()
@@ -201,9 +204,12 @@ class _Site:
         if way.insecure:
             logger.warning("INSECURE: no TLS, nobody is authenticated; for trials on one machine only")
         if self.control.state != RUNNING:
-            logger.warning("this site is %s: every request is answered with that", self.control.state)
+            logger.warning("this site is %s", control_text(self.control))
         if self.control.state == WITHDRAW:  # decided while nobody ran, or what was begun then was not finished
             self.housekeeping.forget()
+        if closed := names_nothing(self.config.policy):
+            logger.warning("%s", closed)
+        self.journal.forget()
         try:
             while self.signal is None:
                 self.step(time.time())
@@ -226,6 +232,8 @@ class _Site:
             self.connected = False
         self.worker.step(now)
         self._watch_worker()
+        for entry in self.journal.news():
+            logger.log(logging.WARNING if entry.code else logging.INFO, "%s", entry.sentence())
         contact = self._contact()
         if contact is not None:
             self._follow(contact, now)
@@ -238,7 +246,8 @@ class _Site:
         silent = now - self.last_contact
         if silent > self.config.coordinator.give_up_s:
             raise MachineError(
-                f"nothing was heard of the coordinator for {silent:.0f} s: {self.problem or 'it cannot be reached'}",
+                f"nothing was heard of the coordinator ({self.config.coordinator.address}) for {silent:.0f} s: "
+                f"{self.problem or 'it cannot be reached'}",
                 "Check network, certificate and clock with `fed-diffmic preflight --config FILE`.",
             )
         self.housekeeping.step(now)
@@ -259,11 +268,11 @@ class _Site:
         self.port = contact.port
         self.last_contact = max(self.last_contact, contact.contact)
         if contact.problem and (contact.problem != self.problem or now - self.said > QUIET_S):
-            logger.warning("%s", contact.problem)
+            logger.warning("coordinator %s: %s", self.config.coordinator.address, contact.problem)
             self.said = now
             self.housekeeping.clock_due()
         elif not contact.problem and contact.connected and (not self.connected or self.problem):
-            logger.info("connected to the coordinator")
+            logger.info("connected to the coordinator %s", self.config.coordinator.address)
             self._note("connected", address=str(self.config.coordinator.address))
         if contact.dropped and self.dropped != (contact.pid, contact.dropped):
             logger.warning("an undelivered reply was dropped: %s", contact.why)
@@ -296,7 +305,7 @@ class _Site:
         if control == self.control:
             return
         before, self.control = self.control, control
-        logger.warning("this site is now %s (it was %s)", control.state, before.state)
+        logger.warning("this site is now %s (it was %s)", control_text(control), before.state)
         self._note("control", state=control.state)
         if control.state == WITHDRAW:
             self.worker.kill("the site withdraws")

@@ -56,6 +56,7 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
     from client.app import app
     from client.control import gate
     from client.device import chosen_device
+    from client.journal import Journal
     from client.seals import SiteSeals
     from client.site import Protection, Rules, register_source
     from client.source import SiteSource
@@ -83,6 +84,7 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
         gate=lambda _: gate(folder),
         seals=seals,
         watch=Watch(run, folder),
+        journal=Journal(run),
         studies=site_studies(config, audit),
     )
     protection = Protection(config.privacy, signer, witness_of(key))

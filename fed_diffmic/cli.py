@@ -79,6 +79,8 @@ def _parser() -> Parser:
     simulate.add_argument("--resume", action="store_true", help="continue the run in run.dir")
     simulate.add_argument("--show-config", action="store_true", help="print the resolved configuration and stop")
 
+    simulate.add_argument("--plan", action="store_true", help="say sites, images, rounds, bytes and time, and stop")
+
     use.register(add)
 
     data = add("data", None, "look at data before training, and clean up after")
@@ -111,8 +113,9 @@ def _add_data_commands(data: Parser) -> None:
     _add_settings(inspect)
     inspect.add_argument("--out", type=Path, default=Path("inspect"), metavar="DIR", help="folder for the pictures")
 
-    purge = add("purge", _purge, "remove the decoded copies of images in dataset.cache_dir")
+    purge = add("purge", _purge, "say which decoded copies of images are kept in dataset.cache_dir, and remove them")
     _add_settings(purge)
+    purge.add_argument("--yes", action="store_true", help="remove them without asking (so does dataset.cache_dir=DIR)")
 
     phantoms = add("phantoms", _phantoms, "draw images with known signs, in a published layout")
     phantoms.add_argument("out", type=Path, metavar="DIR", help="folder to write, new or empty")
@@ -135,8 +138,9 @@ def _add_data_commands(data: Parser) -> None:
 
 
 def _simulate(arguments: argparse.Namespace, hint: list[str]) -> int:
-    from fed_diffmic.config.checks import check_same_run, check_start, with_run_dir
+    from fed_diffmic.config.checks import check_same_run, check_start
     from fed_diffmic.config.compose import compose, to_yaml
+    from fed_diffmic.config.folders import with_run_dir
 
     config = compose(arguments.config, arguments.settings)
     saved = Path(config.run.dir or "") / "config.yaml"
@@ -152,8 +156,15 @@ def _simulate(arguments: argparse.Namespace, hint: list[str]) -> int:
     from fed_diffmic.models.checks import check_model_config
 
     check_model_config(config.model)
+    if arguments.plan:
+        print("reading images and measuring a few steps", file=sys.stderr, flush=True)
+        from simulations.plan import make_plan, plan_text
+
+        print(plan_text(make_plan(config), config.run.dir))
+        return 0
     config = with_run_dir(config)
     hint.append(f"resume with: fed-diffmic simulate --resume run.dir={config.run.dir}")
+    print(f"run {config.run.dir}: loading libraries, then reading images", file=sys.stderr, flush=True)
     from simulations.run import simulate
 
     simulate(config, resume=arguments.resume)
@@ -194,12 +205,30 @@ def _purge(arguments: argparse.Namespace, hint: list[str]) -> int:
     from fed_diffmic.config.compose import compose
 
     config = compose(arguments.config, arguments.settings)
-    from fed_diffmic.data.cache_files import purge
+    from fed_diffmic.data.cache_files import purge, survey
     from fed_diffmic.data.open import cache_folder
 
     folder = cache_folder(config.dataset)
+    free, used = survey(folder)
+    print(f"{folder}: {len(free)} set(s) of decoded images, {sum(copy.bytes for copy in free) / 1e6:,.1f} MB")
+    if used:
+        size = sum(copy.bytes for copy in used) / 1e6
+        print(f"left as they are: {len(used)} set(s), {size:,.1f} MB, which a process is using")
+    if config.dataset.cache_dir is None and not arguments.yes and free and not _agreed("Remove them? [y/N] "):
+        raise UsageError(
+            "nothing was removed: this is the cache of every run and site of this account",
+            "Say `--yes`, or name the folder that is meant: dataset.cache_dir=DIR.",
+        )
     print(f"removed {purge(folder) / 1e6:,.1f} MB of decoded images from {folder}")
     return 0
+
+
+def _agreed(question: str) -> bool:
+    """What somebody at the terminal answers; no, where nobody is there."""
+    try:
+        return sys.stdin.isatty() and input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def _phantoms(arguments: argparse.Namespace, hint: list[str]) -> int:

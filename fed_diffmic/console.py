@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import io
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -29,6 +31,7 @@ _NO_REPORTS_HOME = {
     "RAY_DEDUP_LOGS": "1",
 }
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE)
+_OF_A_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class Terminated(KeyboardInterrupt):
@@ -78,6 +81,27 @@ def quiet_libraries() -> None:
     os.environ.update(_NO_REPORTS_HOME)
 
 
+def show_any_name() -> None:
+    """Let a terminal or a file of another encoding show names that it has no letters for, as their numbers."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def check_working_folder() -> None:
+    """Refuse to work in a folder that is not there any more: no relative path means anything in it.
+
+    Raises:
+        MachineError: it was removed, or may not be entered.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise MachineError(
+            f"the current folder cannot be used: {error.strerror}", "Change to a folder that exists, and try again."
+        ) from error
+
+
 def run_command(body: Callable[[], int], resume_hint: Callable[[], str] | None = None) -> int:
     """Run a command and turn what goes wrong into words on stderr and an exit code.
 
@@ -89,8 +113,10 @@ def run_command(body: Callable[[], int], resume_hint: Callable[[], str] | None =
         The exit code of docs/errors.md.
     """
     quiet_libraries()
+    show_any_name()
     before = _on_sigterm(_raise_terminated)
     try:
+        check_working_folder()
         return body()
     except FedDiffmicError as error:
         return _say(error)
@@ -125,6 +151,8 @@ def _say(error: FedDiffmicError) -> int:
 
 def _machine_error(error: Exception) -> MachineError | None:
     """Failures of the machine that no room turned into our words."""
+    if isinstance(error, OSError) and error.errno in _OF_A_PATH:
+        return MachineError(f"a path cannot be used: {error.strerror}", "Give a shorter path, with no loop of links.")
     if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
         return MachineError(
             f"the machine refused: {error.strerror}",

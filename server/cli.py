@@ -64,6 +64,7 @@ def _coordinate(given: argparse.Namespace, hint: list[str]) -> int:
 
     check_model_config(config.model)
     hint.append(f"continue with: flower-server --resume {config.run.dir}")
+    print(f"run {config.run.dir}: loading libraries", file=sys.stderr, flush=True)
     from server.supervisor import coordinate
 
     return coordinate(config, resume=given.resume is not None)

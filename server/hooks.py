@@ -115,6 +115,10 @@ class Hooks:
         known = None if bound is None else bound.get(node)
         return known or self.labels.setdefault(node, new_label())
 
+    def is_removed(self, node: int, site: str) -> bool:
+        """Whether the roster no longer names the site that this node was."""
+        return self.names_of_nodes is not None and self.names_of_nodes().get(node) != site
+
     def fingerprint_of(self, site: str) -> str:
         """Of an admitted site's key; empty where there is no roster."""
         key = None if self.seals is None else self.seals.key_of(site)

@@ -283,6 +283,9 @@ class _Exchange:
 
     def _failed(self, request: Request, code: int, sentence: str) -> None:
         site = request.site.name
+        if self._hooks.is_removed(request.site.node, site):  # Flower says only that its node is not there
+            self._refuse(request, Refusal("roster"))
+            return
         first, longest = (LOST_S, LONGEST_LOST_S) if code in LOST else (AGAIN_S, LONGEST_AGAIN_S)
         pause = min(self._pauses.get(site, first), longest)
         if code not in LATER | LOST or time.monotonic() + pause >= self.deadline:

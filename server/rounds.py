@@ -16,6 +16,7 @@ import numpy as np
 from flwr.serverapp import Grid
 
 from fed_diffmic.algorithms.base import Algorithm, SiteUpdate, Tensors
+from fed_diffmic.config.folders import renamed
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.config.text import flattened
 from fed_diffmic.errors import ModelFileError
@@ -328,6 +329,11 @@ def check_same_settings(stored: dict[str, Any], given: dict[str, Any]) -> None:
         ModelFileError: names the keys that differ.
     """
     before, now = flattened(stored), flattened(given)
+    name = before.get("spec.run_id")
+    if name != now.get("spec.run_id") and {**before, "spec.run_id": ""} == {**now, "spec.run_id": ""}:
+        raise ModelFileError(
+            *renamed(str(name), str(now.get("spec.run_id"))),
+        )
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
         raise ModelFileError(

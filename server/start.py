@@ -10,8 +10,9 @@ from pathlib import Path
 
 from cryptography import x509
 
-from fed_diffmic.config.checks import differences, holds_run
+from fed_diffmic.config.checks import differences
 from fed_diffmic.config.compose import to_json
+from fed_diffmic.config.folders import holds_run, renamed
 from fed_diffmic.config.network_checks import check_server_start
 from fed_diffmic.config.server import ServerConfig
 from fed_diffmic.config.simulation import DatasetConfig, RunConfig, SimulateConfig
@@ -50,6 +51,7 @@ def check_same_run(saved: ServerConfig, config: ServerConfig) -> None:
 
     Raises:
         ConfigError: names the first key that differs.
+        UsageError: the run's folder has another name.
     """
     for key, before, now in differences(saved, config):
         if not any(key == may or (may.endswith(".") and key.startswith(may)) for may in MAY_CHANGE):
@@ -59,6 +61,9 @@ def check_same_run(saved: ServerConfig, config: ServerConfig) -> None:
                 f"{before}, with which the run was started",
                 "Leave the key out to continue that run, or start another one in another run.dir.",
             )
+    names = [Path(str(one.run.dir)).name for one in (saved, config)]
+    if names[0] != names[1]:
+        raise UsageError(*renamed(*names))
 
 
 def check_start(config: ServerConfig, *, resume: bool) -> None:

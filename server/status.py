@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fed_diffmic.errors import FedDiffmicError, MachineError, ModelFileError, UsageError
+from fed_diffmic.exchange.remedies import at_coordinator
+from fed_diffmic.exchange.screening import REFUSALS
 from fed_diffmic.files import read_json, write_json
 from fed_diffmic.reporting.events import Event
 from fed_diffmic.reporting.view import duration
@@ -31,6 +33,8 @@ class SiteStatus:
             ``removed``.
         round: last round to which it replied.
         reason: why it failed last, or for what it waits.
+        since: Unix time at which that began; 0: there is no reason.
+        remedy: what the coordinator's people can do about it.
         images: training images it said it has.
     """
 
@@ -39,6 +43,19 @@ class SiteStatus:
     round: int = 0
     reason: str = ""
     images: int = 0
+    since: float = 0.0
+    remedy: str = ""
+
+    def is_well(self, state: str) -> None:
+        """It does what it should."""
+        self.state, self.reason, self.since, self.remedy = state, "", 0.0, ""
+
+    def is_not(self, state: str, event: Event) -> None:
+        """It does not, and why; since when stays as long as the reason does."""
+        reason = str(event.get("reason") or event.get("code") or "")
+        if reason != self.reason:
+            self.since = time.time()
+        self.state, self.reason, self.remedy = state, reason, at_coordinator(event.get("code"))
 
 
 @dataclass
@@ -179,17 +196,21 @@ class StatusWriter:
 
 def _follow_site(site: SiteStatus, kind: str, event: Event) -> None:
     if kind == "site_found":
-        site.state, site.reason, site.images = "ready", "", int((event.get("images") or {}).get("train", 0))
+        site.is_well("ready")
+        site.images = int((event.get("images") or {}).get("train", 0))
     elif kind in ("site_done", "site_evaluated"):
-        site.state, site.round, site.reason = "replied", max(site.round, int(event.get("round") or 0)), ""
-    elif kind == "site_waits":
-        site.state, site.reason = "waits", str(event.get("reason") or "")
-    elif kind in ("site_failed", "site_refused"):
-        site.state, site.reason = "failed", str(event.get("reason") or event.get("code") or "")
+        site.is_well("replied")
+        site.round = max(site.round, int(event.get("round") or 0))
     elif kind == "site_removed":
-        site.state = "removed"
+        site.is_not("removed", {**event, "code": "roster", "reason": REFUSALS["roster"]})
     elif kind == "site_admitted" and site.state == "removed":
-        site.state = "expected"
+        site.is_well("expected")
+    elif site.state == "removed":  # whatever its node does now, that is why
+        return
+    elif kind == "site_waits":
+        site.is_not("waits", event)
+    elif kind in ("site_failed", "site_refused"):
+        site.is_not("failed", event)
 
 
 def show_status(folder: Path) -> str:
@@ -208,21 +229,30 @@ def show_status(folder: Path) -> str:
     lines = [f"run      {value['run']}: {state}" + (f" ({value['message']})" if value.get("message") else "")]
     if value.get("insecure"):
         lines[0] = f"INSECURE {lines[0]}"
-    lines.append(f"listens  {value['address']}, {value['connections']} connections, {_age(value['updated'])}")
+    over = state in OVER
+    if over:
+        lines.append(f"ended    {_age(value['updated'])}; it listened on {value['address']}")
+    else:
+        lines.append(f"listens  {value['address']}, {value['connections']} connections, {_age(value['updated'])}")
     if value["stage"]:
         lines.append(f"stage    {value['stage']}, {value['round']} of {value['rounds']} rounds done")
     if value["figures"]:
         lines.append("last     " + ", ".join(f"{k} {v:.3f}" for k, v in value["figures"].items()))
+    sent = f"{value['bytes_sent'] / 1e6:,.1f} MB of tensors"
     left = duration(round(value["left_s"])) if value["left_s"] is not None else "unknown"
-    lines.append(f"left     {left} in this stage; {value['bytes_sent'] / 1e6:,.1f} MB of tensors so far")
+    lines.append(f"sent     {sent}" if over else f"left     {left} in this stage; {sent} so far")
     lines.append(f"quorum   {value['quorum']} of {len(value['sites'])} sites; {value['restarts']} restarts of the link")
     if value["refused"]:
         lines.append("refused  " + ", ".join(f"{k} {v}" for k, v in sorted(value["refused"].items())))
     lines.append(f"{'site':<24} {'state':<9} {'round':>5} {'images':>7}  last contact")
     for name, site in sorted(value["sites"].items()):
         contact = _age(site["contact"]) if site["contact"] else "none yet"
-        why = f"  {site['reason']}" if site["reason"] else ""
-        lines.append(f"{name:<24} {site['state']:<9} {site['round']:>5} {site['images']:>7}  {contact}{why}")
+        lines.append(f"{name:<24} {site['state']:<9} {site['round']:>5} {site['images']:>7}  {contact}")
+        if site["reason"]:
+            since = f" (since {_age(site['since'])})" if site.get("since") else ""
+            lines.append(f"  {name}: {site['reason']}{since}")
+            if site.get("remedy"):
+                lines.append(f"    {site['remedy']}")
     return "\n".join(lines)
 
 

@@ -6,7 +6,6 @@ and ClientApp that hospitals run -> figures for the union and for each site -> s
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from dataclasses import dataclass, replace
@@ -17,12 +16,11 @@ from typing import Any
 import torch
 from flwr.app import Context, RecordDict
 
-from client.state import SiteStore
-from fed_diffmic.config.checks import with_run_dir
 from fed_diffmic.config.compose import to_json, to_yaml
+from fed_diffmic.config.folders import with_run_dir
 from fed_diffmic.config.simulation import ModelConfig, SimulateConfig, StrategyConfig
 from fed_diffmic.config.spec import RunSpec, make_spec
-from fed_diffmic.errors import ConfigError, MachineError
+from fed_diffmic.errors import ConfigError, FedDiffmicError
 from fed_diffmic.files import atomic_write, save_tensors, write_json
 from fed_diffmic.inference.predictor import Predictor
 from fed_diffmic.privacy.statement import last_claims, last_client_level, statement
@@ -41,9 +39,11 @@ from simulations.arms import Arm, arms_of, scaled
 from simulations.examples import example_tensors, wanted
 from simulations.figures import cross_site, differences, method_result, prediction_tensors
 from simulations.flower_app import client_app
+from simulations.folder import forget_site_files, leave_nothing, prepare_run_dir
 from simulations.grid import InProcessGrid
 from simulations.personal import keep_personal
 from simulations.sites import VirtualSites, check_named_sites, heterogeneity, shared_sites
+from simulations.why import reasons
 
 PACKAGES = ("fed-diffmic", "flwr", "torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn")
 
@@ -76,12 +76,18 @@ def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
     """
     started = time.monotonic()
     config = with_run_dir(config)
+    fresh = not Path(str(config.run.dir)).exists()
     run_dir = prepare_run_dir(config)
     config = replace(config, run=replace(config.run, dir=str(run_dir)))
     device = choose_device(config.run.device)
     # Before anything marks the folder as a run: data that need mending leave it free to be used again.
-    sites = shared_sites(config, run_dir)
-    check_named_sites(config, sites.sites)
+    try:
+        sites = shared_sites(config, run_dir)
+        check_named_sites(config, sites.sites)
+    except FedDiffmicError:
+        if fresh:
+            leave_nothing(run_dir)
+        raise
     atomic_write(run_dir / "config.yaml", to_yaml(config).encode())
     progress, trackers = make_progress(), make_trackers(config.run.tracking, run_dir)
     events = EventLog(run_dir / "events.jsonl", observers=[progress, *trackers])
@@ -119,28 +125,6 @@ def model_notes(model: ModelConfig) -> list[str]:
             "model.encoder_norm=frozen keep part of them so: give model.weights=FILE (or model.pretrained=true)"
         ]
     return []
-
-
-def forget_site_files(run_dir: Path) -> None:
-    """Remove what virtual sites kept to resume (bases, states, updates); their logs stay."""
-    for folder in sorted((run_dir / "sites").glob("*")):
-        SiteStore(folder).purge()
-
-
-def prepare_run_dir(config: SimulateConfig) -> Path:
-    """The run's folder, made if needed.
-
-    Raises:
-        MachineError: it cannot be made or written.
-    """
-    run_dir = Path(str(config.run.dir)).resolve()
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MachineError(f"run.dir cannot be made: {error.strerror}", "Choose a folder you may write to.") from error
-    if not os.access(run_dir, os.W_OK):
-        raise MachineError("run.dir cannot be written", "Choose a folder you may write to.")
-    return run_dir
 
 
 def choose_device(name: str) -> str:
@@ -213,7 +197,7 @@ def run_arm(
             {"site": site, "partition-id": number, "num-partitions": len(arm.sites)}
             for number, site in enumerate(arm.sites)
         ]
-        with shared_events(events):
+        with shared_events(events), reasons(run_dir):
             if config.run.backend == "ray":
                 from simulations.ray_backend import run_on_ray
 

@@ -26,6 +26,7 @@ from fed_diffmic.data.splits import split_site
 from fed_diffmic.errors import ConfigError, PartitionError
 from fed_diffmic.exchange.failures import ABSENT, SiteError
 from fed_diffmic.seeding import numpy_generator
+from simulations.drawn_from import keep_or_check
 from simulations.partitioners import partition, save_partition
 
 POOLED = "pooled"
@@ -72,12 +73,14 @@ def build_sites(config: SimulateConfig, run_dir: Path) -> VirtualSites:
     The partition and the splits are saved under ``run_dir``, with the findings (0600).
 
     Raises:
-        DataError: what is wrong with the tables or images, all together.
+        DataError: what is wrong with the tables or images, all together; or they are others than those with which the
+            run in ``run_dir`` was started.
         PartitionError: a site would have too little.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     config = with_phantoms(config, run_dir)
     opened = open_dataset(config.dataset, config.model.image_side, findings_path=run_dir / "findings.csv")
+    keep_or_check(run_dir, opened.manifest)
     cfg = config.partition
     parts = {
         name: split_site(part, name, config.seed, cfg.val_fraction, cfg.test_fraction)

@@ -9,6 +9,7 @@ import pytest
 
 from fed_diffmic import __version__, cli
 from fed_diffmic.config.compose import compose, to_yaml
+from fed_diffmic.data.cache_files import hold
 from server import cli as server_cli
 
 
@@ -204,6 +205,37 @@ def test_data_purge_removes_decoded_images_only(capsys, tmp_path):
     assert "removed 2.0 MB" in capsys.readouterr().out
     assert not cache.exists()
     assert (tmp_path / "cache" / "mine.txt").exists()
+
+
+def test_data_purge_of_the_accounts_cache_asks_first(capsys, tmp_path, monkeypatch):
+    cache = tmp_path / "home" / "images-cache"
+    cache.mkdir(parents=True)
+    for name, size in (("a", 2_000_000), ("b", 1_000_000)):
+        (cache / f"{name}.u8").write_bytes(b"x" * size)
+    monkeypatch.setattr("fed_diffmic.data.open.DEFAULT_CACHE", tmp_path / "home")
+    capsys.readouterr()
+    with hold(cache / "b.u8"):  # as a process does that trains on them
+        assert cli.main(["data", "purge"]) == 2
+        out, err = capsys.readouterr()
+        assert "1 set(s) of decoded images, 2.0 MB" in out and str(tmp_path / "home") in out
+        assert "left as they are: 1 set(s), 1.0 MB, which a process is using" in out
+        assert "nothing was removed" in err and "`--yes`" in err and "dataset.cache_dir=DIR" in err
+        assert (cache / "a.u8").exists()
+        assert cli.main(["data", "purge", "--yes"]) == 0
+        assert "removed 2.0 MB" in capsys.readouterr().out
+        assert [path.name for path in cache.glob("*.u8")] == ["b.u8"]
+    monkeypatch.setattr("sys.stdin", types.SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", lambda _: "n")
+    assert cli.main(["data", "purge"]) == 2
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    assert cli.main(["data", "purge"]) == 0
+    assert not cache.exists()
+    assert cli.main(["data", "purge"]) == 0  # there is nothing to ask about
+
+
+def test_a_start_says_at_once_what_it_does(rooms, capsys):
+    assert cli.main(["simulate", "run.dir=r"]) == 0
+    assert "run r: loading libraries, then reading images" in capsys.readouterr().err.replace(str(Path.cwd()) + "/", "")
 
 
 def test_data_phantoms(rooms, capsys, tmp_path):

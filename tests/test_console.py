@@ -1,5 +1,6 @@
 import argparse
 import errno
+import io
 import os
 import signal
 import subprocess
@@ -123,3 +124,31 @@ def test_every_class_of_error_is_documented_with_its_codes():
     assert len({c.code for c in classes}) == len(classes)
     for c in classes:
         assert f"| {c.code} | `{c.__name__}` | {c.exit_code} |" in text
+
+
+def test_a_working_folder_that_is_gone_is_said(tmp_path):
+    (tmp_path / "gone").mkdir()
+    program = "import os, sys; os.rmdir(os.getcwd()); from fed_diffmic.cli import main; sys.exit(main(['options']))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path / "gone",
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        timeout=60,
+    )
+    assert done.returncode == 6, done.stderr
+    assert done.stderr.startswith("error FD007: the current folder cannot be used")
+    assert "Change to a folder that exists" in done.stderr
+
+
+def test_names_that_the_output_has_no_letters_for_are_shown_as_numbers(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1"))
+    assert run_command(lambda: print("run.dir: \u4e2d\u6587, caf\xe9", flush=True) or 0) == 0
+    assert raw.getvalue() == b"run.dir: \\u4e2d\\u6587, caf\xe9\n"
+
+
+def test_a_path_that_is_too_long_is_said(capsys):
+    assert run_command(raising(OSError(errno.ENAMETOOLONG, "File name too long", "a" * 300))) == 6
+    assert "a path cannot be used: File name too long" in capsys.readouterr().err

@@ -12,11 +12,13 @@ from client.preflight.images import check_groups, check_labels, check_outliers, 
 from client.preflight.machine import check_machine
 from client.preflight.network import check_network
 from client.preflight.privacy import check_privacy
+from client.preflight.rules import check_policy
 from client.preflight.trial import check_trial, expected_spec
 from client.source import SiteSource
 from fed_diffmic.config.network_checks import check_site_start
 from fed_diffmic.config.simulation import ModelConfig, StagesConfig
 from fed_diffmic.config.site import SiteConfig
+from fed_diffmic.data.site import SiteData
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.privacy.continuity import witness_of
 
@@ -71,7 +73,7 @@ def _checks(config: SiteConfig, expected: Expected, parts: tuple[str, ...]) -> I
     if "network" in parts and way.address is not None:
         yield from guarded("network", lambda: check_network(way, read_key(way)))
     if "data" in parts and ready and config.dataset.root is not None:
-        data = list(guarded("data", lambda: _data(config, expected.model.image_side)))
+        data = list(guarded("data", lambda: _data(config, expected)))
         yield from data
         if "trial" in parts and any(check.exit_code for check in data):
             yield failed("trial.step", "not tried: the data cannot be used", "Mend the data first.", exit_code=3)
@@ -92,11 +94,14 @@ def _privacy(config: SiteConfig, expected: Expected) -> Iterator[Check]:
     )
 
 
-def _data(config: SiteConfig, side: int) -> Iterator[Check]:
-    checks, images = open_images(config, side)
+def _data(config: SiteConfig, expected: Expected) -> Iterator[Check]:
+    checks, images = open_images(config, expected.model.image_side)
     yield from checks
     if images is None:
         return
     yield from check_labels(config, images.opened.manifest, read_kit(config.coordinator))
     yield check_groups(images.opened.manifest)
+    data = SiteData.from_manifest(config.site.name, images.split, images.opened.cache)
+    spec = expected_spec(config, data.classes, data.task, expected.model, expected.stages)
+    yield from guarded("policy", lambda: check_policy(config, data, spec))
     yield from guarded("data.outliers", lambda: check_outliers(images, config.dataset.modality))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +38,7 @@ def add_model(model: Parser) -> None:
     model.add_argument("folder", type=Path, metavar="RUN", help="folder of the run (it holds `final`)")
     model.add_argument("--key", type=Path, metavar="PUB", help="the coordinator's public key, from the kit")
     model.add_argument("--against", type=Path, metavar="LOG", help="a site's audit log: is it what that site was sent?")
+    model.add_argument("--json", action="store_true", help="print all that was signed, as JSON; the checks on stderr")
     _keys(model, "--against-key", "the site's public key; again for each that it had")
 
 
@@ -98,9 +101,19 @@ def _compare(
 
 
 def model(arguments: argparse.Namespace, hint: list[str]) -> int:
-    """Whose a final model is, and is it what a site was sent."""
+    """Whose a final model is, and is it what a site was sent: a line a check; with ``--json`` all that was signed."""
     import json
 
+    if not arguments.json:
+        return _model(arguments, lambda statement: None)
+    kept: list[dict[str, object]] = []
+    with contextlib.redirect_stdout(sys.stderr):
+        code = _model(arguments, kept.append)
+    print(json.dumps(kept[0] if kept else {}, indent=2))
+    return code
+
+
+def _model(arguments: argparse.Namespace, keep: Callable[[dict[str, object]], None]) -> int:
     from fed_diffmic.provision.keys import load_public
     from fed_diffmic.release.binding import is_bound
     from fed_diffmic.release.final import load_final
@@ -116,7 +129,9 @@ def model(arguments: argparse.Namespace, hint: list[str]) -> int:
             raise UsageError("the model is not signed: there is no statement to hold against a log")
         return 0
     statement, _ = verify_statement(arguments.folder / "final" / PROVENANCE, key)
-    print(json.dumps(statement, indent=2))
+    keep(statement)
+    rounds = statement.get("rounds") or []
+    print(f"Its statement names {len(rounds)} rounds, the payloads of each, and heads of the sites' logs (--json).")
     if key is None:
         print("Whether that is the coordinator's key was not checked: give --key.")
     if is_bound(statement):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -190,6 +191,13 @@ def _kit(arguments: argparse.Namespace, hint: list[str]) -> int:
     config = coordinator_config(arguments)
     kit = make_kit(config, arguments.name, arguments.address)
     place_new({arguments.out: (kit.sealed(signing_key(config)), 0o644)})
+    if kit.classes is None or kit.task is None:
+        print(
+            f"WARNING: the kit says no {'classes' if kit.classes is None else 'task'}: no site can compare its own "
+            f"with them. Set consortium.classes and consortium.task in {arguments.config}, and make the kit anew "
+            "under another name (at a site that opened this one: open-kit --update)",
+            file=sys.stderr,
+        )
     print(f"{arguments.out}: for {kit.site}, coordinator {kit.address}, classes {_classes(kit.classes)}")
     warn_of(expiries(config))
     print(f"Send the file, and read these digits to the site by phone: {kit.fingerprint}")
@@ -212,6 +220,10 @@ def _open_kit(arguments: argparse.Namespace, hint: list[str]) -> int:
             passphrase=arguments.passphrase_file,
         )
         print(f"The kit is the coordinator's. {config.parent}: site.yaml, ca.crt, coordinator.pub, opened.kit")
+        if "classes: null" in config.read_text(encoding="utf-8"):
+            print(
+                "The kit names no classes: set dataset.classes to the consortium's, or ask for a kit that names them."
+            )
         print(f"Next: look through {config}, then fed-diffmic preflight --config {config}")
         return 0
     if arguments.data is not None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import fields, is_dataclass, replace
-from datetime import UTC, datetime
-from hashlib import sha256
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from fed_diffmic.config.features import Trained, check_features
+from fed_diffmic.config.folders import check_folders, renamed
 from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.config.server import ServerConfig
 from fed_diffmic.config.simulation import DatasetConfig, SimulateConfig, StagesConfig
@@ -23,7 +22,6 @@ from fed_diffmic.config.stages import check_stage_values
 from fed_diffmic.errors import ConfigError, UsageError
 
 MEAN_OF_UPDATES = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "flower")  # ask the sites for updates alone
-RUN_MARKS = ("config.yaml", "events.jsonl", "summary.json", "checkpoints")
 MAY_CHANGE = ("run.dir", "run.deadline_s", "run.tracking", "dataset.cache_dir")
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
 
@@ -280,16 +278,12 @@ def check_once(key: str, values: list[str] | list[float]) -> None:
         raise ConfigError(key, values, "each value once")
 
 
-def holds_run(folder: Path) -> bool:
-    """Whether a run has written into ``folder``."""
-    return any((folder / name).exists() for name in RUN_MARKS)
-
-
 def check_same_run(saved: SimulateConfig, config: SimulateConfig) -> None:
     """Refuse to continue a run under another configuration: the result would be neither run's.
 
     Raises:
         ConfigError: names the first key that differs and what the run was started with.
+        UsageError: the run's folder has another name.
     """
     for key, before, now in differences(saved, config):
         if key not in MAY_CHANGE:
@@ -299,6 +293,9 @@ def check_same_run(saved: SimulateConfig, config: SimulateConfig) -> None:
                 f"{before}, with which the run was started",
                 "Leave the key out to continue that run, or start another one in another run.dir.",
             )
+    before, now = Path(saved.run.dir or "").name, Path(config.run.dir or "").name
+    if before and before != now:
+        raise UsageError(*renamed(before, now))
 
 
 def differences(first: Any, second: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -318,7 +315,7 @@ def check_start(config: SimulateConfig, *, resume: bool) -> None:
         ConfigError: names the key, its value and what is allowed.
         UsageError: ``--resume`` with nothing to resume.
     """
-    _check_folders(config, resume)
+    check_folders(config, resume)
     paths = {
         "model.weights": config.model.weights,
         "model.prior_weights": config.model.prior_weights,
@@ -340,40 +337,3 @@ def check_start(config: SimulateConfig, *, resume: bool) -> None:
             raise ConfigError(
                 key, value, f"this only where {module} is installed", f"Install it: pip install 'fed-diffmic[{extra}]'."
             )
-
-
-def _check_folders(config: SimulateConfig, resume: bool) -> None:
-    root = config.dataset.root
-    if config.dataset.name == "phantoms":
-        if root is not None and Path(root).exists() and not Path(root).is_dir():
-            raise ConfigError("dataset.root", root, "a folder")
-    elif root is None:
-        raise ConfigError("dataset.root", "null", f"the folder that holds the images of dataset={config.dataset.name}")
-    elif not Path(root).is_dir() and not (config.dataset.name == "table" and Path(root).is_file()):
-        what = "an existing folder or table" if config.dataset.name == "table" else "an existing folder"
-        raise ConfigError("dataset.root", root, what, "Check the path; a relative one starts at the current folder.")
-    if config.run.dir is None:
-        if resume:
-            raise UsageError(
-                "--resume needs to know which run", "Say run.dir=DIR, the folder of the run that was interrupted."
-            )
-        return
-    folder = Path(config.run.dir)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError("run.dir", folder, "a folder, existing or not")
-    if holds_run(folder) and not resume:
-        raise ConfigError(
-            "run.dir", folder, "a folder without a run", "Choose another folder, or continue that run with --resume."
-        )
-    if resume and not holds_run(folder):
-        raise UsageError(f"--resume: there is no run in {folder}", "Check run.dir, or leave --resume out to start one.")
-
-
-def with_run_dir(config: SimulateConfig, now: datetime | None = None) -> SimulateConfig:
-    """The configuration with ``run.dir`` decided: ``runs/<UTC time>-<dataset>-<digest>`` if it was none."""
-    if config.run.dir is not None:
-        return config
-    stamp = (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S")
-    digest = sha256(repr(config).encode()).hexdigest()[:8]
-    folder = Path("runs").absolute() / f"{stamp}-{config.dataset.name}-{digest}"
-    return replace(config, run=replace(config.run, dir=str(folder)))

@@ -60,6 +60,8 @@ stages:
   asked for; a list is `[a, b]` or `a,b`. Paths are relative to the current folder, and `~` is your home.
 - `--show-config` prints the resolved configuration. The same text is saved as `config.yaml` in the run's
   folder, and given as `--config` it starts the same run again (with another `run.dir`).
+- `simulate --plan` says what a run would do: images at each site, rounds, bytes that would cross, and a rough time,
+  for which a few real steps are measured.
 """
 
 

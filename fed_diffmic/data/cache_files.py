@@ -163,6 +163,17 @@ def remove_unfinished(home: Path, but: str = "") -> None:
                 part.unlink(missing_ok=True)
 
 
+def survey(folder: Path) -> tuple[list[Copy], list[Copy]]:
+    """The copies under ``folder`` that a purge would remove, and those that a process uses and that would stay."""
+    home = Path(folder) / SUBFOLDER
+    free: list[Copy] = []
+    used: list[Copy] = []
+    for copy in copies(home) if home.is_dir() else []:
+        with contextlib.suppress(FileNotFoundError):
+            (free if _free(home / f"{copy.name}.u8") else used).append(copy)
+    return free, used
+
+
 def purge(folder: Path) -> int:
     """Remove every decoded copy of images under ``folder`` that no process uses; nothing else is touched.
 

@@ -33,6 +33,9 @@ PAUSED = 2010
 WITHDRAWN = 2011
 ABSENT = 2012
 REPLY_SIZE = 2013
+PRIVATE_NETWORK = 2014
+PRIVATE_SETTINGS = 2015
+MODEL_SETTINGS = 2016
 POLICY_RUN = 2020
 POLICY_DATASET = 2021
 POLICY_CLASSES = 2022
@@ -88,6 +91,10 @@ FAILURES: dict[int, str] = {
     WITHDRAWN: "the site withdrew from the run",
     ABSENT: "the site takes no part in this round",
     REPLY_SIZE: "the site's reply is larger than the coordinator takes (listen.reply_mib, listen.site_mib)",
+    PRIVATE_NETWORK: "the site trains with differential privacy, which the run's network does not allow (model.norm, "
+    "model.encoder_norm)",
+    PRIVATE_SETTINGS: "a setting of the site's own privacy cannot be kept in this run (its group privacy)",
+    MODEL_SETTINGS: "the run's own settings cannot be met at the site (its model, stages or strategy)",
     POLICY_RUN: "the site's policy does not name the run",
     POLICY_DATASET: "the site's policy does not name its dataset for use",
     POLICY_CLASSES: "the site's policy does not name all classes of the run",
@@ -148,6 +155,7 @@ class SiteError(Exception):
     def __init__(self, code: int, detail: str = "") -> None:
         super().__init__(f"{FAILURES[code]} ({detail})" if detail else FAILURES[code])
         self.code = code
+        self.detail = detail
 
 
 def failure_code(error: BaseException) -> int:
@@ -167,7 +175,7 @@ def failure_code(error: BaseException) -> int:
     if isinstance(error, ModelFileError):
         return BAD_MODEL
     if isinstance(error, ConfigError):
-        return SETTINGS
+        return _settings_code(error.key)
     if isinstance(error, SpaceLimitError):
         return LIMIT_CACHE
     if isinstance(error, (MachineError, MemoryError, OSError)):
@@ -175,6 +183,16 @@ def failure_code(error: BaseException) -> int:
     if isinstance(error, FedDiffmicError):
         return SETTINGS
     return UNEXPECTED
+
+
+def _settings_code(key: str) -> int:
+    """Which code stands for a key that is not allowed: whose it is, the coordinator's or the site's."""
+    group = key.partition(".")[0]
+    if key == "privacy.name":  # the site's rule is allowed; the network is not one that it can be kept for
+        return PRIVATE_NETWORK
+    if group in ("model", "stages", "strategy"):
+        return MODEL_SETTINGS
+    return PRIVATE_SETTINGS if group == "privacy" else SETTINGS
 
 
 def failure_sentence(code: int) -> str:

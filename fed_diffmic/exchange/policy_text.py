@@ -95,6 +95,27 @@ def _uses(policy: PolicyConfig) -> list[str]:
     ]
 
 
+def names_nothing(policy: PolicyConfig) -> str:
+    """What keeps every run out of a site, with what to change; empty where some run could be let in."""
+    empty = [
+        f"policy.{name}"
+        for name in ("runs", "datasets", "classes", "stages", "strategies", "tensors", "dtypes", "metrics", "hours")
+        if not getattr(policy, name)
+    ]
+    empty += [
+        f"policy.{name}"
+        for name in ("max_update_norm", "max_rounds", "max_epochs", "max_steps", "max_seconds")
+        if not getattr(policy, name) > 0
+    ]
+    if not empty:
+        return ""
+    names = ", ".join(empty[:4]) + (f" and {len(empty) - 4} more" if len(empty) > 4 else "")
+    return (
+        f"policy: {policy.name}, nothing is named in {names}: every request will be refused. Name what is allowed in "
+        "site.yaml (start from policy: standard); `fed-diffmic policy explain --config FILE` says what that means"
+    )
+
+
 def _leaves(policy: PolicyConfig) -> list[str]:
     figures = [f"{name} ({_FIGURES[name]})" if name in _FIGURES else name for name in policy.metrics]
     types = [f"{name} ({_TYPES[name]})" if name in _TYPES else name for name in policy.dtypes]

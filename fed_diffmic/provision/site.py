@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fed_diffmic.config.compose import compose_site
 from fed_diffmic.config.site import SiteConfig
-from fed_diffmic.errors import CredentialError, FedDiffmicError
+from fed_diffmic.errors import CredentialError, FedDiffmicError, UsageError
 from fed_diffmic.files import atomic_write, private_folder
 from fed_diffmic.provision.certificates import days_left
 from fed_diffmic.provision.credentials import read_credential
@@ -44,8 +44,19 @@ def open_kit(
     Raises:
         CredentialError: the kit is damaged, for another site's key, expired, not the one whose digits were given; or
             one of the files is there already.
+        UsageError: there are no such data.
     """
+    if data is not None and not data.exists():
+        raise UsageError(
+            f"--data {data}: there is no such file or folder",
+            "Give the table, or the folder that holds it; or leave --data out and set dataset.root in site.yaml.",
+        )
     kit = _kit_for_key(path, key, passphrase)
+    if (Path(folder) / OPENED).exists():
+        raise CredentialError(
+            f"a kit was opened in {folder} already, and nothing is overwritten: {OPENED} is there already",
+            "For a newer kit of the same site: the same command with --update and without --data; site.yaml stays.",
+        )
     _check_digits(kit, digits(kit))
     folder = private_folder(folder).absolute()
     text = site_yaml(kit, folder, Path(key).absolute(), None if data is None else data.absolute(), passphrase)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,8 @@ def write_deployment_report(
         page.paragraph(DISCLAIMER, "soft"),
         _opening(summary),
         warnings_notice(events),
-        _tiles(summary),
-        _sites(summary),
+        _tiles(summary, events),
+        _sites(summary, events),
         matrix_section(summary, metric, interactive),
         curves_section(kept_rows(events), metric, interactive),
         privacy_section(summary),
@@ -93,10 +93,12 @@ def _opening(summary: Mapping[str, Any]) -> Html:
         headline = "No site let out figures on its test images: how good this model is, only the sites can say."
     else:
         low, high = (pick(told, key=lambda site: told[site]["value"]) for pick in (min, max))
-        headline = (
-            f"On the test images of {len(told)} of {len(row)} sites the model's macro AUROC is between "
-            f"{number(told[low]['value'])} ({low}) and {number(told[high]['value'])} ({high})."
-        )
+        if len(told) == 1:
+            span = f"{number(told[low]['value'])} ({low}, the only site that let it out)"
+        else:
+            span = f"between {number(told[low]['value'])} ({low}) and {number(told[high]['value'])} ({high})"
+        of = "site" if len(row) == 1 else "sites"
+        headline = f"On the test images of {len(told)} of {len(row)} {of} the model's macro AUROC is {span}."
     points = []
     if told and silent:
         points.append(f"No figure came from {', '.join(silent)}: its policy, too few images, or it was not there.")
@@ -108,30 +110,54 @@ def _opening(summary: Mapping[str, Any]) -> Html:
     return Html(f'<div class="story unknown">{page.paragraph(headline, "headline")}<ul>{items}</ul></div>')
 
 
-def _tiles(summary: Mapping[str, Any]) -> Html:
+def missed_replies(summary: Mapping[str, Any], events: Sequence[Event]) -> dict[str, set[tuple[str, int]]]:
+    """Stage and round of every request that a site did not answer well, by site.
+
+    Rounds that failed and were done again by a resumed run are in the events alone; they happened all the same.
+    """
+    missed: dict[str, set[tuple[str, int]]] = {}
+    for row in summary.get("rounds") or []:
+        for site in row.get("missing") or {}:
+            missed.setdefault(site, set()).add((str(row["stage"]), int(row["round"])))
+    for event in events:
+        if event["kind"] in ("site_failed", "site_refused") and event.get("stage") and event.get("round"):
+            missed.setdefault(str(event.get("site")), set()).add((str(event["stage"]), int(event["round"])))
+    return missed
+
+
+def _tiles(summary: Mapping[str, Any], events: Sequence[Event]) -> Html:
     rounds = summary.get("rounds") or []
-    missed = sum(len(row.get("missing") or {}) for row in rounds)
+    missed = sum(len(places) for places in missed_replies(summary, events).values())
+    again = sum(event["kind"] == "resumed" for event in events)
+    resumed = "" if not again else f"; resumed {'once' if again == 1 else f'{again} times'}"
     tiles = [
         (str(len(summary.get("sites") or {})), f"sites, {len(summary['classes'])} classes"),
-        (str(len(rounds)), f"rounds; replies missing: {missed}" if missed else "rounds, no reply missing"),
+        (str(len(rounds)), (f"rounds; replies missing: {missed}" if missed else "rounds, no reply missing") + resumed),
         (duration(summary.get("seconds")), f"and {size(summary.get('bytes_sent'))} sent between sites and coordinator"),
     ]
     return page.tiles(tiles)
 
 
-def _sites(summary: Mapping[str, Any]) -> Html:
+def _training_images(site: str, facts: Mapping[str, Any], noisy: Collection[str]) -> object:
+    """How many images a site trained on, as it said it; a private site's number is none of images."""
+    count = facts.get("train") or DASH
+    return page.stacked(str(count), "a public number or noised, not a count") if site in noisy else count
+
+
+def _sites(summary: Mapping[str, Any], events: Sequence[Event]) -> Html:
     _, row = _judged(summary)
-    rounds = summary.get("rounds") or []
+    gone = missed_replies(summary, events)
+    noisy = {name for line in summary.get("rounds") or [] for name in line.get("privacy") or {}}
     lines = []
     for site, facts in sorted((summary.get("sites") or {}).items()):
-        missed = sum(site in (line.get("missing") or {}) for line in rounds)
+        missed = len(gone.get(site, ()))
         cell = row.get(site) or {}
         withheld = "" if not cell.get("n") or cell["complete"] else "some counts kept back"
         least = rarest(cell)
         mark = "a class has few: read with care" if 0 < (least or 0) < LEAST_POSITIVES else withheld
         tested = page.stacked(str(cell["n"]), mark) if cell.get("n") else DASH
         figures = [figure_cell(cell.get(name)) for name in ("auroc_macro", "balanced_accuracy", "ece")]
-        lines.append([site, facts.get("train") or DASH, missed, tested, *figures])
+        lines.append([site, _training_images(site, facts, noisy), missed, tested, *figures])
     columns = ["site", "training images", "replies missing", "test images", "macro AUROC", "balanced accuracy"]
     caption = "The final model on each site's own test images, 95 % interval below, as far as the site let it out."
     note = (

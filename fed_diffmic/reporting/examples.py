@@ -19,9 +19,11 @@ from fed_diffmic.errors import ModelFileError
 from fed_diffmic.files import load_tensors
 from fed_diffmic.reporting import page, plots
 from fed_diffmic.reporting.page import Html
+from fed_diffmic.reporting.view import plain_names
 
 FILE = "examples.safetensors"
 PANEL = 1.35  # inches
+PANELS = ("image", "where it responds", "regions looked at")
 _BOX = "#56B4E9"
 _NDIM = {"images": 4, "saliency": 3, "boxes": 3, "attention": 2, "probabilities": 2, "classes": 1}
 
@@ -57,16 +59,23 @@ def examples_section(examples: Tensors | None, classes: Sequence[str]) -> Html:
     for index in np.unique(examples["classes"]):
         rows = np.flatnonzero(examples["classes"] == index)
         said = "; ".join(_said(examples["probabilities"][row], classes) for row in rows)
-        caption = f"Test images of class {classes[index]}. The model says: {said}."
+        caption = f"Test images of class {_named(classes[index], classes)}. The model says: {said}."
         drawn.append(page.picture(plots.data_uri(example_plot(examples, rows)), caption))
     note = (
-        "Left the image; right, over it, the guidance network's saliency map of the class that the final model holds "
-        "for most probable, from its lowest value in this image (dark) to its highest (bright), and the regions cut "
-        "out for a closer look, the heavier the line the more they weigh (model.region_map says in which maps they are "
-        "sought). It shows where the network responds, not why, and not that it is right to. The images are the first "
-        "of each class in an order that has nothing to do with how well they were classified."
+        "Left the image. In the middle, over it, the guidance network's saliency map of one class only, the one that "
+        "the final model holds for most probable, from its lowest value in this image (dark) to its highest (bright). "
+        "Right, by themselves, the regions cut out for a closer look, the heavier the line the more they weigh: they "
+        "are sought in the maps of all classes together (model.region_map), so they may lie where the map in the "
+        "middle is dark. Both show where the network responds, not why, and not that it is right to. The images are "
+        "the first of each class in an order that has nothing to do with how well they were classified."
     )
     return page.section("What the model looks at", page.figures(drawn), page.paragraph(note, "soft"))
+
+
+def _named(name: str, classes: Sequence[str]) -> str:
+    """A class with what its abbreviation stands for, where that is known."""
+    plain = plain_names(classes).get(name)
+    return f"{name} ({plain})" if plain else name
 
 
 def _said(probabilities: np.ndarray, classes: Sequence[str]) -> str:
@@ -75,22 +84,28 @@ def _said(probabilities: np.ndarray, classes: Sequence[str]) -> str:
 
 
 def example_plot(examples: Tensors, rows: Sequence[int] | np.ndarray) -> Figure:
-    """Each image beside itself with saliency and regions, one pair below the other."""
-    drawing = Figure(figsize=(2 * PANEL + 0.1, (PANEL + 0.05) * len(rows)), layout="constrained")
+    """Each image beside itself with saliency, and with regions, one triple below the other: one thing at a time."""
+    drawing = Figure(figsize=(3 * PANEL + 0.15, (PANEL + 0.05) * len(rows) + 0.2), layout="constrained")
     FigureCanvasAgg(drawing)
-    axes = drawing.subplots(len(rows), 2, squeeze=False)
-    for (left, right), row in zip(axes, rows, strict=True):
+    axes = drawing.subplots(len(rows), 3, squeeze=False)
+    for ax, title in zip(axes[0], PANELS, strict=True):
+        ax.set_title(title, fontsize=8)
+    for (left, middle, right), row in zip(axes, rows, strict=True):
         pixels = examples["images"][row].transpose(1, 2, 0)
-        for ax in (left, right):
+        for ax in (left, middle, right):
             ax.imshow(pixels, interpolation="nearest")
             ax.set_axis_off()
-        _look(right, examples["saliency"][row], examples["boxes"][row], examples["attention"][row], len(pixels))
+        _saliency(middle, examples["saliency"][row], len(pixels))
+        _regions(right, examples["boxes"][row], examples["attention"][row], len(pixels))
     return drawing
 
 
-def _look(ax: Axes, saliency: np.ndarray, boxes: np.ndarray, attention: np.ndarray, side: int) -> None:
+def _saliency(ax: Axes, saliency: np.ndarray, side: int) -> None:
     extent = (-0.5, side - 0.5, side - 0.5, -0.5)
     ax.imshow(saliency, cmap="inferno", vmin=0, vmax=1, alpha=0.55, extent=extent, interpolation="bilinear")
+
+
+def _regions(ax: Axes, boxes: np.ndarray, attention: np.ndarray, side: int) -> None:
     for (top, left, size), weight in zip(boxes * side, attention, strict=True):
         width = 0.6 + 2.4 * float(weight)
         ax.add_patch(Rectangle((left - 0.5, top - 0.5), size, size, fill=False, edgecolor=_BOX, linewidth=width))

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+NARROW = 4
+"""Columns that a phone shows beside each other."""
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 :root { color-scheme: light; --ink: #1d2430; --soft: #5b6472; --line: #dfe3e8; --blue: #0072b2; --back: #f6f7f9; }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--back); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-main { max-width: 74rem; margin: 0 auto; padding: 1.25rem; }
+main { max-width: 80rem; margin: 0 auto; padding: 1.25rem; }
 header.top { padding: .5rem 0 .25rem; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: .2rem 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 0 0 .6rem; }
@@ -40,10 +42,15 @@ section, .story { background: #fff; border: 1px solid var(--line); border-radius
 figure { margin: 0; break-inside: avoid; }
 figure img { width: 100%; max-width: 34rem; height: auto; display: block; }
 figcaption { font-size: .87rem; margin-top: .3rem; max-width: 34rem; }
-.scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
+.scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; scrollbar-width: auto; scrollbar-color: #8a94a3 #eceff3;
+  background: linear-gradient(to left, #fff 2.5rem, transparent) right / 5rem 100% no-repeat local,
+    linear-gradient(to left, #0003, transparent) right / 1.4rem 100% no-repeat scroll; }
+.scroll::-webkit-scrollbar { height: .7rem; }
+.scroll::-webkit-scrollbar-track { background: #eceff3; border-radius: .35rem; }
+.scroll::-webkit-scrollbar-thumb { background: #8a94a3; border-radius: .35rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; min-width: 60%; }
 caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
-th, td { text-align: right; padding: .35rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { text-align: right; padding: .35rem .5rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; vertical-align: bottom; }
 th:first-child, td:first-child, .words th, .words td { text-align: left; }
 td:first-child { font-weight: 500; position: sticky; left: 0; background: #fff; max-width: 16rem; white-space: normal;
@@ -52,6 +59,7 @@ td { white-space: nowrap; }
 th small, td small { display: block; font-weight: 400; }
 td:first-child small { white-space: normal; }
 .words td { white-space: normal; overflow-wrap: anywhere; }
+.wide { display: none; color: var(--soft); font-size: .85rem; margin: .6rem 0 .2rem; }
 .figures + .scroll, details { margin-top: 1rem; }
 tr.sum td { background: #f2f6fa; font-weight: 600; }
 tr.sum td small { font-weight: 400; }
@@ -65,8 +73,12 @@ footer { color: var(--soft); font-size: .9rem; padding: .5rem 0 2rem; }
   section, .story { padding: .9rem; }
   h1 { font-size: 1.35rem; }
   .story p.headline { font-size: 1.08rem; }
-  th, td { padding: .3rem .45rem; }
-  td:first-child { max-width: 8.5rem; }
+  th, td { padding: .3rem .4rem; }
+  table { font-size: .82rem; }
+  th { hyphens: auto; max-width: 6.5rem; }
+  td:first-child { max-width: 6.5rem; }
+  td:not(:first-child) small { white-space: normal; max-width: 5.2rem; margin-left: auto; }
+  .wide { display: block; }
   .tiles { grid-template-columns: 1fr 1fr; gap: .5rem; }
   .tile b { font-size: 1.15rem; }
 }
@@ -75,7 +87,8 @@ footer { color: var(--soft); font-size: .9rem; padding: .5rem 0 2rem; }
   main { max-width: none; padding: 0; }
   section, .story, .tile { border-radius: 0; }
   .figures { grid-template-columns: 1fr 1fr; }
-  .scroll { overflow: visible; }
+  .scroll { overflow: visible; background: none; }
+  .wide { display: none; }
   table { font-size: 8pt; }
   th, td { padding: .2rem .35rem; }
   td, td small { white-space: normal; }
@@ -130,7 +143,7 @@ def table(
     sums: int = 0,
     words: bool = False,
 ) -> Html:
-    """A table that scrolls sideways on a phone; the first column stays.
+    """A table that scrolls sideways where it does not fit, with a bar and a shadow to show it; the first column stays.
 
     Args:
         columns: headings.
@@ -146,7 +159,13 @@ def table(
     ]
     title = f"<caption>{text(caption)}</caption>" if caption else ""
     body = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{join(map(Html, lines))}\n</tbody>"
-    return Html(f'<div class="scroll"><table{" class=words" if words else ""}>{title}\n{body}</table></div>')
+    hint = (
+        ""
+        if words or len(columns) <= NARROW
+        else f'<p class="wide">{len(columns)} columns: move the table sideways.</p>'
+    )
+    kind = " class=words" if words else ""
+    return Html(f'{hint}<div class="scroll" tabindex="0"><table{kind}>{title}\n{body}</table></div>')
 
 
 def picture(address: str, caption: str, attribute: str = "") -> Html:

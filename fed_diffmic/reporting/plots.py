@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fed_diffmic.reporting.curves import GLOBAL, Row
-from fed_diffmic.reporting.view import FEDERATED, METRIC_NAMES, arm_name, arms, figure, mean_figure, paired
+from fed_diffmic.reporting.view import FEDERATED, METRIC_NAMES, arm_name, arms, chance, figure, mean_figure, paired
 
 WIDTH = 5.4  # inches
 MOST_ROWS = 60  # sites in one figure; more are in the tables only
@@ -100,6 +100,9 @@ def site_plot(summary: Mapping[str, Any], metric: str) -> Figure:
             _whisker(ax, entry, row + shift, LOOK[arm], label)
             label = label if entry.get("value") is None else None
     _site_rows(ax, ["mean over sites", *sites])
+    known = chance(metric, summary["task"], len(figure(models[FEDERATED], metric).get("classes") or []))
+    if known is not None:
+        ax.axvline(known, color="#777777", lw=1, ls=(0, (2, 2)), label="chance")
     ax.set_xlabel(f"{METRIC_NAMES[metric]} on test images (95 % interval)")
     drawing.legend(loc="outside upper left", ncols=1 if len(models) < 3 else 2, handletextpad=0.2)
     return drawing
@@ -147,6 +150,17 @@ def kind_and_look(arm: str) -> tuple[str, tuple[str, str, str]]:
     return (kind, LOOK[kind]) if kind in LOOK else (arm, _OTHER)
 
 
+def _round_axis(ax: Axes, rounds: Sequence[int]) -> None:
+    """Whole numbers, however few: a single round has no width of its own, and its ticks would be fractions."""
+    first, last = min(rounds, default=0), max(rounds, default=1)
+    if last - first < 3:
+        ax.set_xlim(first - 0.5, last + 0.5)
+        ax.set_xticks(range(first, last + 1))
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("round")
+
+
 @mpl.rc_context(STYLE)
 def curve_plot(rows: Sequence[Row], stage: str, split: str, metric: str) -> Figure | None:
     """A number by round, a line for each arm; ``None`` if no round of the stage has it.
@@ -173,8 +187,7 @@ def curve_plot(rows: Sequence[Row], stage: str, split: str, metric: str) -> Figu
             label=None if label in named else arm_name(label),
         )
         named.add(label)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("round")
+    _round_axis(ax, [row.round or 0 for points in lines.values() for row in points])
     ax.set_ylabel(METRIC_NAMES.get(metric, metric) + (" (validation)" if split == "val" else " (training)"))
     drawing.legend(loc="outside upper left", ncols=1 if len(named) < 3 else 2)
     return drawing
@@ -190,8 +203,7 @@ def runs_plot(lines: Mapping[str, Sequence[tuple[int, float]]], metric: str) -> 
     for number, (label, points) in enumerate(lines.items()):
         color, marker, style = looks[number % len(looks)]
         ax.plot(*zip(*points, strict=True), linestyle=style, marker=marker, ms=4, lw=1.8, color=color, label=label)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("round")
+    _round_axis(ax, [index for points in lines.values() for index, _ in points])
     ax.set_ylabel(f"{METRIC_NAMES.get(metric, metric)} (validation)")
     drawing.legend(loc="outside upper left", ncols=1 if len(lines) < 3 else 2)
     return drawing

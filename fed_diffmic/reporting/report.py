@@ -19,11 +19,13 @@ from fed_diffmic.reporting.view import (
     METRIC_NAMES,
     arm_name,
     arms,
+    chance,
     duration,
     figure,
     mean_figure,
     number,
     paired,
+    plain_names,
     size,
 )
 from fed_diffmic.training.matrix import AT_SPECIFICITY, LEAST_POSITIVES, SPECIFICITY, comparable, rarest
@@ -117,6 +119,9 @@ def _site_table(summary: Mapping[str, Any], metric: str) -> Html:
         rows.append(
             line(site, " / ".join(str(sites[site].get(f"n_{s}", DASH)) for s in ("train", "val", "test")), site, False)
         )
+    known = chance(metric, summary["task"], len(figure(models[FEDERATED], metric).get("classes") or []))
+    if known is not None:
+        rows.append([page.stacked("chance", "a model that knows nothing"), number(known), *[""] * (len(columns) - 2)])
     return page.table(columns, rows, caption=f"{METRIC_NAMES[metric]} on test images, 95 % interval below", sums=2)
 
 
@@ -194,7 +199,10 @@ def _classes(summary: Mapping[str, Any]) -> Html:
             "line is right; larger points hold more predictions."
         )
         drawn.append(page.picture(plots.data_uri(plots.reliability_plot(test["reliability"])), caption))
-    return page.section("Classes and probabilities", page.figures(drawn), _per_class(summary), _calibration(summary))
+    known = plain_names(summary["classes"])
+    names = page.paragraph("; ".join(f"{name}: {said}" for name, said in known.items()) + ".", "soft") if known else ""
+    parts = (page.figures(drawn), names, _per_class(summary), _calibration(summary))
+    return page.section("Classes and probabilities", *parts)
 
 
 def _calibration(summary: Mapping[str, Any]) -> Html:

@@ -13,7 +13,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fed_diffmic.reporting.view import FEDERATED, LOWER_IS_BETTER, METRIC_NAMES, arms, mean_figure, number, paired
+from fed_diffmic.reporting.view import (
+    FEDERATED,
+    LOWER_IS_BETTER,
+    METRIC_NAMES,
+    arms,
+    chance,
+    figure,
+    mean_figure,
+    number,
+    paired,
+)
 
 HELPED, WORSE, UNCLEAR, UNKNOWN = "helped", "worse", "unclear", "unknown"
 MAIN_METRICS = {
@@ -90,6 +100,36 @@ def _headline(found: Mapping[str, Any] | None, metric: str, has_local: bool) -> 
     return said, f"{opening}: {amount}."
 
 
+def single_class(summary: Mapping[str, Any]) -> str | None:
+    """The class that the federated model calls every test image, or none: then it decides between classes."""
+    table = ((summary.get("global") or {}).get("test") or {}).get("confusion")
+    decided = [sum(row[column] for row in table) for column in range(len(table))] if table else []
+    called = [column for column, count in enumerate(decided) if count]
+    held = sum(1 for row in table or [] if sum(row))
+    return str(summary["classes"][called[0]]) if len(called) == 1 and held > 1 else None
+
+
+def by_chance(summary: Mapping[str, Any]) -> str:
+    """A sentence where the model is not shown to be better than chance on all test images; else empty."""
+    found = figure(arms(summary)[FEDERATED], "balanced_accuracy")
+    known = chance("balanced_accuracy", summary["task"], len(found.get("classes") or []))
+    if known is None or found["low"] is None or found["low"] > known:
+        return ""
+    return (
+        f"Not shown to be better than chance: balanced accuracy {number(found['value'])} "
+        f"({number(found['low'])} to {number(found['high'])}), chance {number(known)}."
+    )
+
+
+def _called_one(summary: Mapping[str, Any], name: str) -> str:
+    found = figure(arms(summary)[FEDERATED], "balanced_accuracy")
+    known = chance("balanced_accuracy", summary["task"], len(found.get("classes") or summary["classes"]))
+    return (
+        f"The federated model calls every test image {name}: its decisions are no better than chance (balanced "
+        f"accuracy {number(found['value'])}, chance {number(known)})."
+    )
+
+
 def _whom(summary: Mapping[str, Any], metric: str) -> list[str]:
     by_verdict: dict[str, list[str]] = {}
     for site in sorted(summary.get("sites") or {}):
@@ -118,4 +158,8 @@ def tell(summary: Mapping[str, Any]) -> Story:
         if difference is not None:
             words = {HELPED: "better", WORSE: "worse", UNCLEAR: "no clear difference", UNKNOWN: "difference"}
             points.append(f"{opening}: {words[verdict(difference, metric)]}, {_amount(difference, metric)}.")
-    return Story(said, headline, tuple(points))
+    only = single_class(summary)
+    if only is not None:  # whoever reads one sentence must read this one
+        return Story(WORSE, _called_one(summary, only), (headline, *points))
+    doubt = by_chance(summary)
+    return Story(said, headline, (doubt, *points) if doubt else tuple(points))

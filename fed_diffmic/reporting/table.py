@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fed_diffmic.reporting.story import by_chance, single_class, tell
 from fed_diffmic.reporting.view import DASH, FEDERATED, arms, figure, mean_figure, number, with_interval
 
 ALL, MEAN = "all sites", "mean over sites"
@@ -105,6 +106,10 @@ def print_summary(summary: Mapping[str, Any], report_path: Path | str, console: 
     console = console or Console()
     for table in summary_tables(summary, console.width):
         console.print(table)
+    for said in (single_class(summary) and tell(summary).headline, by_chance(summary)):
+        if said:
+            console.print(said, style="bold", markup=False, highlight=False)
+            break
     for line in summary.get("privacy") or []:
         console.print(f"Privacy: {line}", markup=False, highlight=False)
     console.print("For research. Not a medical device.", style="dim")

@@ -10,7 +10,7 @@ a run did not make are simply not there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 FEDERATED = "federated"
@@ -42,6 +42,22 @@ _ARM_NAMES = {
     "guidance/pooled": "guidance network alone, all data pooled",
 }
 _BLOCKS = ("global", "sites", "mean")
+
+
+_SKIN = {  # of HAM10000 (Tschandl, Rosendahl and Kittler 2018)
+    "akiec": "actinic keratosis or intraepithelial carcinoma",
+    "bcc": "basal cell carcinoma",
+    "bkl": "benign keratosis-like lesion",
+    "df": "dermatofibroma",
+    "mel": "melanoma",
+    "nv": "melanocytic nevus",
+    "vasc": "vascular lesion",
+}
+
+
+def plain_names(classes: Sequence[str]) -> dict[str, str]:
+    """What published abbreviations stand for; empty unless every class is one, for a hospital's `df` may be another."""
+    return {name: _SKIN[name] for name in classes} if set(classes) <= set(_SKIN) else {}
 
 
 def arm_name(arm: str) -> str:
@@ -85,6 +101,21 @@ def mean_figure(block: Mapping[str, Any], metric: str, split: str = "test") -> d
     value = sum(defined.values()) / len(defined) if defined else None
     n = sum(each[name]["n"] for name in defined)
     return {"value": value, "low": None, "high": None, "n": n, "sites": list(defined)}
+
+
+def chance(metric: str, task: str, classes: int) -> float | None:
+    """What a model reaches that knows nothing of the images; none where that depends on the images' own mix.
+
+    Args:
+        metric: a figure's name.
+        task: of the model.
+        classes: over which the figure is a mean: those that the images hold.
+    """
+    if classes < 1:
+        return None
+    if metric == "balanced_accuracy":
+        return 0.5 if task == "multilabel" else 1.0 / classes
+    return {"auroc_macro": 0.5, "kappa_quadratic": 0.0}.get(metric)
 
 
 def paired(summary: Mapping[str, Any], arm: str, metric: str, site: str | None = None) -> dict[str, Any] | None:

@@ -161,4 +161,6 @@ def test_a_signal_ends_it_cleanly_and_no_contact_ends_it_with_the_reason(
     assert not any(alive(pid) for pid in pids)
     silent = start(give_up_s=4.0)
     assert silent.wait(120) == MachineError.exit_code
-    assert "nothing was heard of the coordinator" in silent.communicate()[1]
+    said = silent.communicate()[1]
+    assert "nothing was heard of the coordinator (127.0.0.1:1)" in said
+    assert "policy: closed, nothing is named in policy.runs" in said and "every request will be refused" in said

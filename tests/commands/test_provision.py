@@ -460,3 +460,36 @@ def test_a_roster_made_by_commands_is_what_make_authority_and_tests_use(consorti
     assert sorted(os.listdir(tmp_path / "other")) == ["server.crt", "server.key"]
     assert stat.S_IMODE(key.stat().st_mode) == stat.S_IMODE(Path("coordinator/server.key").stat().st_mode)
     assert server_names(load_certificate(certificate)) == (["localhost"], ["127.0.0.1", "::1"])
+
+
+def test_data_that_are_not_there_open_no_kit(consortium, tmp_path):
+    consortium.enrol("a", consortium.digits(consortium.runs("site-key", "a/site.key")))
+    opening = ("open-kit", "a.kit", *consortium.opening("a"), "--fingerprint", consortium.kit("a"))
+    err = consortium.fails(*opening, "--data", "tabel.csv")
+    assert "--data tabel.csv: there is no such file or folder" in err and "leave --data out" in err
+    assert not Path("a/site.yaml").exists()
+    consortium.runs(*opening)  # which the remedy says
+
+
+def test_a_kit_opened_twice_says_how_a_newer_one_is_opened(consortium):
+    consortium.site("a")
+    digits = consortium.kit("a", "a2.kit")
+    err = consortium.fails("open-kit", "a2.kit", *consortium.opening("a"), "--fingerprint", digits)
+    assert "a kit was opened in a already" in err and "the same command with --update" in err and "renew" not in err
+    consortium.runs("open-kit", "a2.kit", *consortium.opening("a"), "--fingerprint", digits, "--update")
+
+
+def test_a_kit_made_before_the_classes_are_set_is_said_on_both_sides(consortium):
+    config = Path("coordinator/server.yaml")
+    set_later = config.read_text()
+    config.write_text(set_later.replace("classes: [benign, malignant]", "classes: null"))
+    consortium.enrol("a", consortium.digits(consortium.runs("site-key", "a/site.key")))
+    said = consortium.runs("kit", "a", "--out", "a.kit", *CONFIG)
+    assert "WARNING: the kit says no classes" in said and "Set consortium.classes" in said
+    opening = ("a.kit", *consortium.opening("a"), "--fingerprint", consortium.digits(said))
+    assert "The kit names no classes" in consortium.runs("open-kit", *opening)
+    config.write_text(set_later)  # and a new kit, as it says
+    said = consortium.runs("kit", "a", "--out", "a2.kit", *CONFIG)
+    assert "WARNING" not in said
+    said = consortium.runs("open-kit", "a2.kit", *consortium.opening("a"), "--update")
+    assert "dataset.classes is None, the kit says ['benign', 'malignant']" in said

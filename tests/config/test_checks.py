@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from fed_diffmic.config import checks as config_checks
-from fed_diffmic.config.checks import check_same_run, check_start, differences, holds_run, with_run_dir
+from fed_diffmic.config.checks import check_same_run, check_start, differences
 from fed_diffmic.config.compose import compose
+from fed_diffmic.config.folders import RUN_MARKS, holds_run, with_run_dir
 from fed_diffmic.errors import ConfigError, UsageError
 
 PRIVATE = ["privacy=dp_sgd", "model.norm=group", "model.encoder_norm=group"]
@@ -90,7 +91,7 @@ def test_weights_that_do_not_exist(key, tmp_path):
     check_start(compose(None, [f"{key}={tmp_path / 'w.safetensors'}"]), resume=False)
 
 
-@pytest.mark.parametrize("mark", config_checks.RUN_MARKS)
+@pytest.mark.parametrize("mark", RUN_MARKS)
 def test_a_folder_that_holds_a_run_is_not_overwritten(mark, tmp_path):
     config = compose(None, [f"run.dir={tmp_path}"])
     check_start(config, resume=False)
@@ -123,7 +124,7 @@ def test_an_extra_that_is_not_installed(override, extra, monkeypatch):
 
 def test_a_run_is_continued_only_as_it_was_started():
     config = compose(None, ["run.dir=/a"])
-    check_same_run(config, compose(None, ["run.dir=/b", "run.deadline_s=5"]))
+    check_same_run(config, compose(None, ["run.dir=/moved/a", "run.deadline_s=5"]))
     started = rf"stages\.guidance\.lr=0\.5 .* {config.stages.guidance.lr}, with which the run was started"
     with pytest.raises(ConfigError, match=started):
         check_same_run(config, compose(None, ["run.dir=/a", "stages.guidance.lr=0.5"]))
@@ -150,3 +151,19 @@ def test_batch_norm_over_one_image_is_refused(stage):
     assert "model.norm=group" in str(caught.value) + caught.value.remedy
     compose(None, ["model.norm=group", f"stages.{stage}.batch_size=1"])
     compose(None, ["model.norm=batch", f"stages.{stage}.batch_size=2"])
+
+
+def test_a_run_has_its_name_from_its_folder(tmp_path):
+    saved = compose(None, [f"run.dir={tmp_path / 'first'}"])
+    with pytest.raises(UsageError, match="started in a folder named first, which is named second now") as caught:
+        check_same_run(saved, compose(None, [f"run.dir={tmp_path / 'second'}"]))
+    assert "Name the folder first again (it may lie elsewhere)" in caught.value.remedy
+    check_same_run(saved, compose(None, [f"run.dir={tmp_path / 'elsewhere' / 'first'}"]))
+
+
+@pytest.mark.parametrize("key", ["run.dir", "dataset.root", "dataset.cache_dir"])
+def test_a_name_that_no_file_system_takes(key, tmp_path):
+    with pytest.raises(ConfigError, match="at most 255 bytes") as caught:
+        check_start(compose(None, [f"{key}={tmp_path / ('a' * 300)}"]), resume=False)
+    assert caught.value.key == key and len(str(caught.value)) < 300
+    check_start(compose(None, [f"run.dir={tmp_path / ('a' * 200)}"]), resume=False)

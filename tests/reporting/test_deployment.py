@@ -116,3 +116,31 @@ def test_the_command_writes_it_again(
     out = tmp_path / "again.html"
     assert runs[0](parser.parse_args(["report", str(tmp_path), "--out", str(out)]), []) == 0
     assert out.read_text(encoding="utf-8") == first and str(out) in capsys.readouterr().out
+
+
+def test_one_site_that_let_figures_out_is_no_range(tmp_path: Path, summary: dict[str, Any]) -> None:
+    sites = sorted(COUNTS)
+    silent = dict.fromkeys(sites, cell_from({}, CLASSES))
+    summary["matrix"] = {"diffusion": {**silent, sites[0]: cell(sites[0], 2.0)}}
+    page = written(tmp_path, summary)
+    value = summary["matrix"]["diffusion"][sites[0]]["auroc_macro"]["value"]
+    assert f"macro AUROC is {value:.3f} ({sites[0]}, the only site that let it out)" in page
+    assert "between" not in page[page.index("headline") : page.index("No figure came from")]
+
+
+def test_replies_that_were_missing_before_a_resumption_are_counted(tmp_path: Path, summary: dict[str, Any]) -> None:
+    """A round that failed is done again by the resumed run: its history has no gap, the events do."""
+    summary["rounds"][1]["missing"] = {}
+    with EventLog(tmp_path / "events.jsonl") as log:
+        log.emit("resumed", run="pilot-1", seed=3)
+    page = written(tmp_path, summary)  # whose events say that vienna_dias did not reply in round 1 of diffusion
+    assert "replies missing: 1; resumed once" in page and "no reply missing" not in page
+    row = page[page.index("<td>vienna_dias</td>") :]
+    assert row.split("</td>")[2].endswith("<td>1")
+
+
+def test_a_private_sites_number_is_not_called_a_count(tmp_path: Path, summary: dict[str, Any]) -> None:
+    summary["rounds"][0]["privacy"] = {"rosendahl": {}}
+    page = written(tmp_path, summary)
+    marked = [row for row in page.split("<tr>") if "a public number or noised, not a count" in row]
+    assert len(marked) == 1 and "rosendahl" in marked[0]

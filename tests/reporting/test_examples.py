@@ -51,8 +51,16 @@ def test_each_class_has_a_picture_that_says_what_the_model_says():
 
 
 def test_regions_are_drawn_where_they_were_cut_and_as_heavy_as_they_weigh():
-    left, right = example_plot(kept(), [0]).axes
-    assert left.patches == [] or list(left.patches) == []
+    left, middle, right = example_plot(kept(), [0]).axes
+    assert not list(left.patches) and not list(middle.patches)  # one thing is shown at a time
+    assert [ax.get_title() for ax in (left, middle, right)] == ["image", "where it responds", "regions looked at"]
     boxes = [(*patch.get_xy(), patch.get_width(), patch.get_height(), patch.get_linewidth()) for patch in right.patches]
     assert boxes == [(3.5, -0.5, 2.0, 2.0, 3.0), (-0.5, 3.5, 2.0, 2.0, 0.6)]
-    assert right.images[1].get_array().shape == (2, 2)
+    assert middle.images[1].get_array().shape == (2, 2)
+    assert len(left.images) == len(right.images) == 1
+
+
+def test_a_section_says_what_abbreviations_stand_for_and_that_regions_are_of_all_classes():
+    section = examples_section(kept(), ["mel", "akiec"])
+    assert "Test images of class akiec (actinic keratosis or intraepithelial carcinoma)." in section
+    assert "the maps of all classes together" in section

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fed_diffmic.reporting import plots
-from fed_diffmic.reporting.curves import Row, metric_rows
+from fed_diffmic.reporting.curves import GLOBAL, Row, metric_rows
 from fed_diffmic.reporting.events import Event
 
 
@@ -118,3 +118,19 @@ def test_many_sites_still_fit(make_summary: Callable[..., dict[str, Any]], summa
 def test_arms_differ_in_colour_and_in_marker() -> None:
     looks = list(plots.LOOK.values())
     assert len({color for color, _, _ in looks}) == len(looks) == len({marker for _, marker, _ in looks})
+
+
+@pytest.mark.parametrize(("rounds", "ticks"), [([1], [1]), ([1, 2], [1, 2]), ([3, 4, 5], [3, 4, 5])])
+def test_a_round_axis_has_whole_numbers_however_few(rounds, ticks):
+    rows = [Row("federated", 1.0, "guidance", r, GLOBAL, "val", "auroc_macro", 0.6) for r in rounds]
+    drawing = plots.curve_plot(rows, "guidance", "val", "auroc_macro")
+    assert drawing.axes[0].get_xticks().tolist() == ticks
+    drawing = plots.runs_plot({"a": [(r, 0.6) for r in rounds]}, "auroc_macro")
+    assert drawing.axes[0].get_xticks().tolist() == ticks
+
+
+def test_chance_is_drawn_beside_the_sites(summary):
+    ax = plots.site_plot(summary, "balanced_accuracy").axes[0]
+    (line,) = [line for line in ax.lines if line.get_label() == "chance"]
+    assert set(line.get_xdata()) == {1 / 7}
+    assert not [line for line in plots.site_plot(summary, "accuracy").axes[0].lines if line.get_label() == "chance"]

@@ -15,8 +15,9 @@ import pytest
 from fed_diffmic.errors import MachineError
 from fed_diffmic.reporting.events import Event
 from fed_diffmic.reporting.report import DISCLAIMER, write_report
-from fed_diffmic.reporting.view import number
+from fed_diffmic.reporting.view import number, plain_names
 from fed_diffmic.training import calibration
+from tests.reporting.test_story import one_class
 
 
 class Parsed(HTMLParser):
@@ -167,3 +168,29 @@ def test_same_run_same_bytes_and_whole_or_not_at_all(
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
     with pytest.raises(MachineError):
         write_report(tmp_path / "missing", summary, events=[], config_yaml="")
+
+
+def test_chance_stands_in_the_tables_and_the_headline_says_what_is_no_better(
+    whole: tuple[str, Parsed], summary: dict[str, Any], events: list[Event], tmp_path: Path
+) -> None:
+    assert "chance a model that knows nothing 0.500" in whole[1].text
+    assert "chance a model that knows nothing 0.143" in whole[1].text
+    _, parsed = render(tmp_path, one_class(summary), events)
+    assert "calls every test image nv: its decisions are no better than chance" in parsed.text
+    assert ("div", {"class": "story worse"}) in parsed.tags
+
+
+def test_a_table_that_does_not_fit_shows_that_it_scrolls(whole: tuple[str, Parsed]) -> None:
+    document, parsed = whole
+    style = document[: document.index("</style>")]
+    assert "overflow-x: auto" in style and "::-webkit-scrollbar { height" in style and "linear-gradient" in style
+    assert "8 columns: move the table sideways." in parsed.text
+    assert all(tag.get("tabindex") == "0" for _, tag in parsed.tags if tag.get("class") == "scroll")  # by keyboard too
+    assert ".wide { display: block; }" in style[style.index("@media (max-width") : style.index("@media print")]
+
+
+def test_published_abbreviations_are_explained_and_a_hospitals_own_are_not(
+    whole: tuple[str, Parsed], summary: dict[str, Any]
+) -> None:
+    assert "akiec: actinic keratosis or intraepithelial carcinoma" in whole[1].text
+    assert plain_names(["nv", "mel"])["mel"] == "melanoma" and plain_names(["df", "other"]) == {}

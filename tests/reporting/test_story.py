@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fed_diffmic.reporting.story import HELPED, UNCLEAR, UNKNOWN, WORSE, tell, verdict
-from fed_diffmic.reporting.view import MINUS
+from fed_diffmic.reporting.story import HELPED, UNCLEAR, UNKNOWN, WORSE, by_chance, single_class, tell, verdict
+from fed_diffmic.reporting.view import MINUS, chance
 
 
 @pytest.mark.parametrize(
@@ -77,3 +77,50 @@ def test_without_local_baseline_or_defined_figures(summary: dict[str, Any]) -> N
     undefined["differences"]["local"]["mean"]["auroc_macro"] = {"value": None, "low": None, "high": None, "n": 0}
     undefined["mean"]["test"]["auroc_macro"]["value"] = None
     assert "too few test images" in tell(undefined).headline
+
+
+def one_class(summary: dict[str, Any], name: str = "nv") -> dict[str, Any]:
+    """The summary of a run whose federated model calls every test image the same, measured by our own functions."""
+    changed = copy.deepcopy(summary)
+    test = changed["global"]["test"]
+    column = summary["classes"].index(name)
+    truth = [sum(row) for row in test["confusion"]]
+    test["confusion"] = [[n if c == column else 0 for c in range(len(truth))] for n in truth]
+    test["balanced_accuracy"] |= {"value": 1 / 7, "low": 1 / 7, "high": 1 / 7}
+    return changed
+
+
+def test_a_model_that_calls_every_image_the_same_is_said_first(summary: dict[str, Any]) -> None:
+    assert single_class(summary) is None and by_chance(summary) == ""
+    told, before = tell(one_class(summary)), tell(summary)
+    assert told.headline == (
+        "The federated model calls every test image nv: its decisions are no better than chance (balanced accuracy "
+        "0.143, chance 0.143)."
+    )
+    assert told.verdict == WORSE and told.points == (before.headline, *before.points)
+
+
+def test_a_model_that_is_not_shown_to_beat_chance_is_said(summary: dict[str, Any]) -> None:
+    doubtful = copy.deepcopy(summary)
+    doubtful["global"]["test"]["balanced_accuracy"] |= {"value": 0.19, "low": 0.13, "high": 0.25}
+    point = tell(doubtful).points[0]
+    assert point == "Not shown to be better than chance: balanced accuracy 0.190 (0.130 to 0.250), chance 0.143."
+    single = copy.deepcopy(summary)  # test images of one class alone: every decision is that class, and right
+    single["global"]["test"]["confusion"] = [[0] * 7 for _ in range(6)] + [[0] * 6 + [9]]
+    assert single_class(single) is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "task", "classes", "value"),
+    [
+        ("auroc_macro", "multilabel", 3, 0.5),
+        ("balanced_accuracy", "multiclass", 4, 0.25),
+        ("balanced_accuracy", "multilabel", 4, 0.5),
+        ("kappa_quadratic", "ordinal", 5, 0.0),
+        ("accuracy", "multiclass", 4, None),  # it depends on how common the classes are
+        ("auprc_macro", "multilabel", 4, None),
+        ("balanced_accuracy", "multiclass", 0, None),
+    ],
+)
+def test_chance(metric: str, task: str, classes: int, value: float | None) -> None:
+    assert chance(metric, task, classes) == value

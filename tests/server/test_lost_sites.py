@@ -6,6 +6,7 @@ from flwr.app import Error, Message
 from client.app import app
 from fed_diffmic.errors import RoundError
 from server.checkpoints import CheckpointStore
+from server.hooks import Hooks
 from server.rounds import run_federation
 from simulations.grid import InProcessGrid
 from tests import toy
@@ -61,3 +62,25 @@ def test_a_quorum_does_not_wait_for_it(tmp_path):
 def test_what_the_apps_own_failure_says_is_final(tmp_path):
     with pytest.raises(RoundError):
         federate(tmp_path, lost=1, code=2)
+
+
+def test_a_site_that_was_revoked_is_not_called_lost(tmp_path):
+    """Flower knows only that the node is not there; the roster knows why, and it is not waited for."""
+    toy_grid, _ = toy.toy_grid(tmp_path)
+    bound = {1: "a", 2: "b"}
+
+    class Revoking(LosingGrid):
+        def _run(self, message):
+            if message.metadata.message_type == "train":
+                bound.pop(2, None)
+            return super()._run(message)
+
+    grid = Revoking(app, [context.node_config for context in toy_grid._contexts.values()])
+    grid.lost = 10**6
+    hooks, events = Hooks(lambda: bound), toy.Events([])
+    store = CheckpointStore(tmp_path / "run")
+    spec = toy.toy_spec()
+    run_federation(grid, spec, store, events, stages=["guidance"], quorum=0.5, sites=["a", "b"], hooks=hooks)
+    assert events.of("site_waits") == []
+    refused = events.of("site_refused")[0]
+    assert (refused["site"], refused["code"], refused["stage"], refused["round"]) == ("b", "roster", "guidance", 1)

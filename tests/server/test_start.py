@@ -125,6 +125,11 @@ def test_a_run_is_continued_with_its_own_settings(files, tmp_path):
     start.check_same_run(config, replace(config, listen=replace(config.listen, port=1234)))
     with pytest.raises(ConfigError, match="seed"):
         start.check_same_run(config, replace(config, seed=7))
+    elsewhere = replace(config, run=replace(config.run, dir=str(tmp_path / "moved" / "run")))
+    start.check_same_run(config, elsewhere)
+    with pytest.raises(UsageError, match="started in a folder named run, which is named other now") as caught:
+        start.check_same_run(config, replace(config, run=replace(config.run, dir=str(tmp_path / "other"))))
+    assert "Name the folder run again" in caught.value.remedy
 
 
 def test_the_spec_is_the_one_of_a_simulation_with_the_same_groups(files, tmp_path):

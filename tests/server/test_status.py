@@ -4,6 +4,7 @@ import time
 import pytest
 
 from fed_diffmic.errors import UsageError
+from fed_diffmic.exchange.failures import FAILURES, NODE_FAILED, PAUSED, POLICY_RUN
 from fed_diffmic.reporting.events import EventLog
 from fed_diffmic.transport.processes import lock_file
 from server.status import LOCK, STATUS, RunStatus, StatusWriter, show_status
@@ -38,7 +39,8 @@ def test_events_become_a_status(writer, tmp_path):
     assert (value["state"], value["stage"], value["round"], value["rounds"]) == ("running", "guidance", 1, 4)
     assert value["left_s"] == pytest.approx(60.0)
     assert (value["quorum"], value["restarts"], value["bytes_sent"]) == (2, 1, 2_000_000)
-    assert value["sites"]["a"] == {"contact": 0.0, "state": "replied", "round": 1, "reason": "", "images": 39}
+    well = {"reason": "", "since": 0.0, "remedy": ""}
+    assert value["sites"]["a"] == {"contact": 0.0, "state": "replied", "round": 1, "images": 39, **well}
     assert value["sites"]["b"]["reason"] == "it did not reply"
     assert set(value["sites"]) == {"a", "b"}
 
@@ -82,3 +84,47 @@ def test_an_insecure_run_says_so(tmp_path):
 def test_another_folder_is_refused(tmp_path):
     with pytest.raises(UsageError, match="not the folder of a run"):
         show_status(tmp_path)
+
+
+def site_lines(writer, tmp_path, *events):
+    with EventLog(tmp_path / "events.jsonl", observers=[writer]) as log:
+        for kind, facts in events:
+            log.emit(kind, stage="guidance", round=2, site="South", **facts)
+    writer.write()
+    return show_status(tmp_path)
+
+
+def test_a_site_that_is_paused_is_said_with_since_when_and_what_to_do(writer, tmp_path, monkeypatch):
+    now = [time.time() - 600]
+    monkeypatch.setattr("server.status.time.time", lambda: now[0])
+    waits = ("site_waits", {"code": PAUSED, "reason": FAILURES[PAUSED]})
+    site_lines(writer, tmp_path, ("site_done", {}), waits)
+    now[0] += 600
+    text = site_lines(writer, tmp_path, waits)  # asked again: it is paused since then
+    assert "South: the site is paused (since" in text and "10 min" in text
+    assert "`fed-diffmic client continue`" in text
+    text = site_lines(writer, tmp_path, ("site_done", {}))
+    assert "paused" not in text and "replied" in text
+
+
+def test_a_refusal_is_said_with_the_key_that_the_site_would_change(writer, tmp_path):
+    text = site_lines(writer, tmp_path, ("site_failed", {"code": POLICY_RUN, "reason": FAILURES[POLICY_RUN]}))
+    assert "South: the site's policy does not name the run (since" in text
+    assert "its people change policy.runs" in text
+
+
+def test_a_revoked_site_is_off_the_roster_whatever_its_node_does(writer, tmp_path):
+    lost = ("site_failed", {"code": 5, "reason": FAILURES[NODE_FAILED]})
+    text = site_lines(writer, tmp_path, ("site_removed", {}), lost)
+    assert "removed" in text and "South: the coordinator's roster no longer names the site (since" in text
+    assert "`fed-diffmic provision enrol`" in text and "Flower" not in text
+    text = site_lines(writer, tmp_path, ("site_admitted", {}))  # which that command brings about
+    assert "no longer names" not in text and "expected" in text
+
+
+def test_a_run_that_is_over_is_not_said_to_listen_or_to_have_time_left(writer, tmp_path):
+    follow(writer, tmp_path)
+    writer.finish("done")
+    text = show_status(tmp_path)
+    assert "ended    " in text and "it listened on 127.0.0.1:9443" in text and "sent     2.0 MB of tensors" in text
+    assert "connections" not in text and "left" not in text

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fed_diffmic.cli import main
 from fed_diffmic.config.compose import compose
@@ -14,6 +15,7 @@ from fed_diffmic.errors import ConfigError, DataError, PartitionError
 from fed_diffmic.files import load_tensors, read_json
 from fed_diffmic.reporting.events import read_events
 from fed_diffmic.training.metrics import METRICS
+from simulations import sites as sites_module
 from simulations.run import choose_device, model_notes, simulate
 from simulations.sites import build_sites
 
@@ -180,3 +182,47 @@ def test_frozen_random_encoders_are_said():
     assert "model.weights" in model_notes(compose(None, ["model=compact"]).model)[0]
     assert model_notes(compose(None, ["model=compact", "model.weights=w.safetensors"]).model) == []
     assert model_notes(compose(None, ["model=tiny"]).model) == []
+
+
+def own_table(folder: Path, count: int = 40) -> Path:
+    """A table of small drawn images, one a patient."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = ["image,label,patient_id"]
+    for index in range(count):
+        pixels = np.random.default_rng(index).integers(0, 255, (32, 32, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        lines.append(f"{index}.png,{'ab'[index % 2]},p{index}")
+    (folder / "list.csv").write_text("\n".join(lines) + "\n")
+    return folder / "list.csv"
+
+
+def test_a_partition_that_fails_leaves_no_folder(tmp_path):
+    table = own_table(tmp_path / "data")
+    ours = ("dataset=table", f"dataset.root={table}", "partition.sites=8", "partition.min_images=20")
+    with pytest.raises(PartitionError):
+        simulate(config(tmp_path, *ours))
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()  # one that was there before stays
+    with pytest.raises(PartitionError):
+        simulate(config(tmp_path, *ours))
+    assert (tmp_path / "run").is_dir()
+
+
+def test_data_that_changed_are_not_resumed_and_the_remedy_works(tmp_path, monkeypatch):
+    """As a person meets it: stopped, twelve rows more, resumed in a new process."""
+    table = own_table(tmp_path / "data")
+    ours = ("dataset=table", f"dataset.root={table}", "baselines=[]", "run.bootstrap=0")
+    monkeypatch.setattr("simulations.run.train_arm", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        simulate(config(tmp_path, *ours))
+    partition = (tmp_path / "run" / "partition.csv").read_bytes()
+    before = table.read_text()
+    own_table(tmp_path / "data", 52)
+    sites_module._BUILT.clear()
+    with pytest.raises(DataError, match=r"list\.csv changed since this run was started: 12 image\(s\) that it had not"):
+        simulate(config(tmp_path, *ours), resume=True)
+    assert (tmp_path / "run" / "partition.csv").read_bytes() == partition
+    table.write_text(before)  # the first remedy
+    sites_module._BUILT.clear()
+    with pytest.raises(KeyboardInterrupt):  # which is as far as this run goes here
+        simulate(config(tmp_path, *ours), resume=True)

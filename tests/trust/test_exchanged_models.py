@@ -147,7 +147,12 @@ def test_the_command_says_what_a_sites_log_proves(made: Path, run: Path, capsys:
     command = ["audit", "model", str(run), "--key", str(coordinator)]
     against = ["--against", str(made / "logs" / "a.audit.jsonl"), "--against-key", str(site)]
     assert main([*command, *against]) == 0
-    assert "compared with the log of the site a: no problems" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "compared with the log of the site a: no problems" in said
+    assert len(said.splitlines()) <= 6 and "{" not in said  # a line for each check, where all is well
+    assert main([*command, *against, "--json"]) == 0
+    whole, checks = capsys.readouterr()
+    assert json.loads(whole)["run"] == "toy" and checks.splitlines()[-1] == said.splitlines()[-1]
     facts = facts_of(run)
     facts["heads"]["a"]["digest"] = "ab" * 32
     facts["rounds"][0]["payloads"]["train"]["a"] = "cd" * 32

@@ -1,0 +1,80 @@
+"""What a run was drawn from: a line for each image in the run's folder, so that a resumed run is of the same data.
+
+The file holds no name: an image is its content key, and its label, group, institution and own split are a digest. A
+patient's number could still be guessed from a digest by trying, so the file is readable by its owner alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+
+from fed_diffmic.config.folders import holds_run
+from fed_diffmic.data.manifest import Manifest
+from fed_diffmic.errors import DataError, ModelFileError
+from fed_diffmic.files import read_json, write_json
+
+FILE = "drawn_from.json"
+FORMAT = 1
+
+
+def keep_or_check(run_dir: Path, manifest: Manifest) -> None:
+    """Write down what a run is drawn from when it starts; hold it to that from then on.
+
+    Args:
+        run_dir: the run's folder; one that no run has marked yet may be started again with mended data.
+        manifest: all images, content keys filled in.
+
+    Raises:
+        DataError: the data are others than those with which the run was started: says which table and how much.
+        ModelFileError: the file is damaged.
+        MachineError: it cannot be written.
+    """
+    path, now = run_dir / FILE, image_lines(manifest)
+    facts = {"format": FORMAT, "task": manifest.task, "classes": list(manifest.classes), "images": now}
+    if not (path.exists() and holds_run(run_dir)):
+        write_json(path, facts, mode=0o600)
+        return
+    before = read_json(path)
+    try:
+        said = changes(before["images"], now)
+        if before["task"] != manifest.task or before["classes"] != list(manifest.classes):
+            said.append("the classes or the task are others")
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ModelFileError(
+            f"{path} does not hold what a run was drawn from", "Start the run again in another run.dir."
+        ) from error
+    if said:
+        raise DataError(
+            f"{manifest.source or manifest.name} changed since this run was started: {'; '.join(said)}. Sites and "
+            "splits would be drawn again, and test images could become training images",
+            "Put the table and the images back as they were and resume, or start another run in another run.dir.",
+        )
+
+
+def image_lines(manifest: Manifest) -> dict[str, list[str]]:
+    """Content key of each image -> digests of what the table says of it (more than one where it stands twice)."""
+    table = manifest.table
+    columns = [table[name].tolist() for name in ("label", "group", "institution", "split")]
+    lines: dict[str, list[str]] = {}
+    for key, *said in zip(table["key"].tolist(), *columns, strict=True):
+        digest = hashlib.sha256(json.dumps([key, *said]).encode()).hexdigest()[:16]
+        lines.setdefault(str(key), []).append(digest)
+    return {key: sorted(digests) for key, digests in lines.items()}
+
+
+def changes(before: dict[str, list[str]], now: dict[str, list[str]]) -> list[str]:
+    """How two such sets of lines differ, in words; nothing where they are alike."""
+    both = before.keys() & now.keys()
+    counts = {
+        "image(s) that it had not": sum(len(now[key]) for key in now.keys() - both),
+        "image(s) fewer": sum(len(before[key]) for key in before.keys() - both),
+        "image(s) with another label, patient, institution or split": sum(
+            sum((Counter(now[key]) - Counter(before[key])).values()) or len(before[key]) - len(now[key])
+            for key in both
+            if before[key] != now[key]
+        ),
+    }
+    return [f"{count} {what}" for what, count in counts.items() if count]

@@ -1,0 +1,63 @@
+"""What a run would do, held against what such a run did."""
+
+from pathlib import Path
+
+import pytest
+
+from fed_diffmic import cli
+from fed_diffmic.config.compose import compose
+from simulations import plan as plan_module
+from simulations.plan import make_plan, plan_text
+from tests.simulations.test_run import SMALL, config
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plan")
+    plan_module_s, plan_module.MEASURED_S = plan_module.MEASURED_S, 0.05
+    try:
+        return folder, make_plan(config(folder, "baselines=[local,pooled]"))
+    finally:
+        plan_module.MEASURED_S = plan_module_s
+
+
+def test_sites_rounds_and_arms_are_those_of_the_run(planned):
+    folder, plan = planned
+    assert list(plan.sites) == ["site-1", "site-2"]
+    assert sum(sum(counts) for counts in plan.sites.values()) == 64
+    assert plan.rounds == {"guidance": 2, "diffusion": 2}
+    assert plan.arms == ("federated", "local/site-1", "local/site-2", "pooled")
+    assert plan.seconds > plan.federation_seconds > 0 and set(plan.steps) == {"guidance", "diffusion"}
+    assert not (folder / "run").exists()  # nothing is left where the run would go
+
+
+def test_people_read_it(planned):
+    text = plan_text(planned[1], "r")
+    assert text.startswith("plan of a run in r; nothing was trained")
+    assert "rounds  guidance 2, diffusion 2" in text and "arms    4: federated, local/site-1" in text
+    assert "between 2 sites and the coordinator" in text and "one step: guidance" in text
+    assert text.splitlines()[4].split() == ["all", *(str(sum(c)) for c in zip(*planned[1].sites.values(), strict=True))]
+
+
+def test_the_command_stops_there(planned, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan_module, "make_plan", lambda _: planned[1])
+    assert cli.main(["simulate", "--plan", *SMALL]) == 0
+    assert "bytes   about" in capsys.readouterr().out
+    assert list(Path().iterdir()) == []
+
+
+def test_bytes_are_about_those_of_a_run(planned, tmp_path_factory):
+    from simulations.run import simulate
+
+    folder = planned[0]
+    summary = simulate(config(folder, "baselines=[]", "run.bootstrap=0"))
+    assert planned[1].bytes == pytest.approx(sum(s["bytes_sent"] for s in summary["stages"].values()), rel=0.1)
+    assert {name: (s["n_train"], s["n_val"], s["n_test"]) for name, s in summary["sites"].items()} == planned[1].sites
+
+
+def test_what_the_run_would_refuse_the_plan_refuses(tmp_path):
+    from fed_diffmic.errors import PartitionError
+
+    with pytest.raises(PartitionError):
+        make_plan(compose(None, [*SMALL, f"dataset.cache_dir={tmp_path}", "partition.min_images=5000"]))
