@@ -1,0 +1,143 @@
+"""Faults planted one at a time, to see which of them the tests see: ``make planted``.
+
+Each entry of ``planted.toml`` is a small, realistic fault: a text of one file, what stands in its place, and the tests
+that should fail with it. Every fault is planted in a temporary copy of the tree, never in the tree itself, and taken
+out again before the next one. First the tests named run; where they pass, the whole files that hold them. Slow tests
+are left out, and nothing of this runs in CI: there ``tests/test_planted.py`` checks that the list still fits the tree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LIST = ROOT / "tests" / "planted.toml"
+LIMIT_S = 300.0
+FOUND, ELSEWHERE, MISSED, BROKEN = "found", "found elsewhere", "missed", "broken"
+"""By a test that is named; by another test of its file; by none; the fault stops the tests from being collected."""
+_LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "runs", "*.egg-info", ".hypothesis")
+
+
+class ListError(Exception):
+    """The list of faults does not fit the tree; says which entry and why."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One entry of the list.
+
+    Attributes:
+        file: that holds the text, from the tree's root.
+        what: goes wrong.
+        old, new: what stands there, and what is planted.
+        tests: expected to see it: files, or single tests (``FILE::NAME``).
+    """
+
+    file: str
+    what: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The test files that hold the tests."""
+        return tuple(dict.fromkeys(test.partition("::")[0] for test in self.tests))
+
+
+def read(path: Path = LIST) -> list[Fault]:
+    """The list."""
+    entries = tomllib.loads(path.read_text(encoding="utf-8"))["fault"]
+    return [Fault(**{**entry, "tests": tuple(entry["tests"])}) for entry in entries]
+
+
+def planted(fault: Fault, root: Path = ROOT) -> str:
+    """The file's text with the fault in it.
+
+    Raises:
+        ListError: the old text is not there exactly once, nothing changes, or the result is no Python.
+    """
+    path = root / fault.file
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    found = text.count(fault.old)
+    if found != 1:
+        raise ListError(f"{fault.file} holds {fault.old!r} {found} times, not once ({fault.what})")
+    changed = text.replace(fault.old, fault.new)
+    try:
+        same = ast.dump(ast.parse(changed)) == ast.dump(ast.parse(text))
+    except SyntaxError as error:
+        raise ListError(f"{fault.file} cannot be read with {fault.new!r} in it ({fault.what})") from error
+    if same:
+        raise ListError(f"{fault.new!r} changes nothing in {fault.file} ({fault.what})")
+    return changed
+
+
+def judge(fault: Fault, copy: Path) -> str:
+    """Plant a fault in a copy of the tree, run its tests, take it out again; what came of it."""
+    path = copy / fault.file
+    before = path.read_text(encoding="utf-8")
+    _write(path, planted(fault, copy))
+    try:
+        code = run_tests(fault.tests, copy)
+        if code == 0 and set(fault.tests) != set(fault.files):
+            return ELSEWHERE if run_tests(fault.files, copy) == 1 else MISSED
+        return {0: MISSED, 1: FOUND}.get(code, BROKEN)
+    finally:
+        _write(path, before)
+
+
+def run_tests(tests: Sequence[str], copy: Path) -> int:
+    """What pytest answers: 0 they pass, 1 one fails (or takes longer than :data:`LIMIT_S`), else they do not run."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", *tests]
+    # The copy comes before the tree that is installed, in the tests' own processes too.
+    env = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    try:
+        return subprocess.run(command, cwd=copy, env=env, capture_output=True, timeout=LIMIT_S, check=False).returncode
+    except subprocess.TimeoutExpired:
+        return 1
+
+
+def _write(path: Path, text: str) -> None:
+    """A text, and no bytecode of what stood there: that is looked up by size and whole seconds."""
+    path.write_text(text, encoding="utf-8")
+    Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Plant every fault of the list, or those whose file or words hold a text; print what was found."""
+    parser = argparse.ArgumentParser(prog="make planted", description=str(__doc__).partition("\n")[0])
+    parser.add_argument("only", nargs="*", help="plant those whose file or description holds one of these texts")
+    only = parser.parse_args(arguments).only
+    faults = [f for f in read() if not only or any(text in f"{f.file} {f.what}" for text in only)]
+    for fault in faults:
+        planted(fault)
+    outcomes = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "tree"
+        shutil.copytree(ROOT, copy, ignore=_LEFT_OUT, symlinks=True)
+        for number, fault in enumerate(faults, start=1):
+            started = time.monotonic()
+            outcomes.append(judge(fault, copy))
+            seconds = time.monotonic() - started
+            print(f"{number}/{len(faults)} {outcomes[-1]}: {fault.file}: {fault.what} ({seconds:.0f} s)", flush=True)
+    seen = sum(outcome in (FOUND, ELSEWHERE) for outcome in outcomes)
+    share = 100 * seen / max(1, len(outcomes))
+    named = outcomes.count(FOUND)
+    print(f"{seen} of {len(outcomes)} faults were found ({share:.0f} %), {named} of them by the tests that are named")
+    return int(seen < len(outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
