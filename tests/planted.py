@@ -10,24 +10,30 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import importlib.util
+import multiprocessing
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LIST = ROOT / "tests" / "planted.toml"
 LIMIT_S = 300.0
-FOUND, ELSEWHERE, MISSED, BROKEN = "found", "found elsewhere", "missed", "broken"
-"""By a test that is named; by another test of its file; by none; the fault stops the tests from being collected."""
+FOUND, ELSEWHERE, MISSED, BROKEN = "found", "found by another test", "missed", "broken"
+"""By a test that is named; by another one of its file; by none; the tests cannot be run with the fault."""
+PRELOADED = ["pytest", "torch", "timm", "flwr.serverapp", "flwr.clientapp", "sklearn.model_selection", "pandas"]
+PRELOADED += ["matplotlib.figure", "hypothesis", "rich.table"]
+"""What others wrote is imported once; what is under test never before its fault is planted."""
 _LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "runs", "*.egg-info", ".hypothesis")
+Run = Callable[[Sequence[str], Path], int]
 
 
 class ListError(Exception):
@@ -84,35 +90,51 @@ def planted(fault: Fault, root: Path = ROOT) -> str:
     return changed
 
 
-def judge(fault: Fault, copy: Path) -> str:
+def judge(fault: Fault, copy: Path, run: Run) -> str:
     """Plant a fault in a copy of the tree, run its tests, take it out again; what came of it."""
     path = copy / fault.file
     before = path.read_text(encoding="utf-8")
     _write(path, planted(fault, copy))
     try:
-        code = run_tests(fault.tests, copy)
+        code = run(fault.tests, copy)
         if code == 0 and set(fault.tests) != set(fault.files):
-            return ELSEWHERE if run_tests(fault.files, copy) == 1 else MISSED
+            return ELSEWHERE if run(fault.files, copy) == 1 else MISSED
         return {0: MISSED, 1: FOUND}.get(code, BROKEN)
     finally:
         _write(path, before)
-
-
-def run_tests(tests: Sequence[str], copy: Path) -> int:
-    """What pytest answers: 0 they pass, 1 one fails (or takes longer than :data:`LIMIT_S`), else they do not run."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", *tests]
-    # The copy comes before the tree that is installed, in the tests' own processes too.
-    env = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-    try:
-        return subprocess.run(command, cwd=copy, env=env, capture_output=True, timeout=LIMIT_S, check=False).returncode
-    except subprocess.TimeoutExpired:
-        return 1
 
 
 def _write(path: Path, text: str) -> None:
     """A text, and no bytecode of what stood there: that is looked up by size and whole seconds."""
     path.write_text(text, encoding="utf-8")
     Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
+
+
+def run_tests(tests: Sequence[str], copy: Path) -> int:
+    """What pytest answers: 0 they pass, 1 one fails (or takes longer than :data:`LIMIT_S`), else they do not run."""
+    process = multiprocessing.get_context("forkserver").Process(target=_pytest, args=(list(tests), str(copy)))
+    process.start()
+    process.join(LIMIT_S)
+    if process.exitcode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid or 0, signal.SIGKILL)  # with the processes that the tests started
+        process.join()
+        return 1
+    return process.exitcode
+
+
+def _pytest(tests: list[str], copy: str) -> None:
+    """In a process of its own group, with the copy before the tree that is installed."""
+    os.setsid()
+    os.chdir(copy)
+    os.environ["PYTHONPATH"] = copy
+    sys.path[:] = [copy, *(part for part in sys.path if not Path(part).is_relative_to(ROOT / "tests"))]
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 1)
+        os.dup2(nothing.fileno(), 2)
+    import pytest
+
+    sys.exit(int(pytest.main(["-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", *tests])))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,13 +145,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     faults = [f for f in read() if not only or any(text in f"{f.file} {f.what}" for text in only)]
     for fault in faults:
         planted(fault)
+    os.environ.update(OMP_NUM_THREADS="1", FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    multiprocessing.set_forkserver_preload(PRELOADED)
     outcomes = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "tree"
         shutil.copytree(ROOT, copy, ignore=_LEFT_OUT, symlinks=True)
+        if run_tests(sorted({test for fault in faults for test in fault.tests}), copy):
+            raise ListError("the named tests do not all pass, or cannot all be run, without any fault")
         for number, fault in enumerate(faults, start=1):
             started = time.monotonic()
-            outcomes.append(judge(fault, copy))
+            outcomes.append(judge(fault, copy, run_tests))
             seconds = time.monotonic() - started
             print(f"{number}/{len(faults)} {outcomes[-1]}: {fault.file}: {fault.what} ({seconds:.0f} s)", flush=True)
     seen = sum(outcome in (FOUND, ELSEWHERE) for outcome in outcomes)
