@@ -21,7 +21,14 @@ from tests.toy import ToyNet, toy_site, toy_spec
 
 MOMENT, OWN, SENT = {"exp_avg/head.weight": np.ones(2)}, {f"{EXTRA}own": np.ones(3)}, {f"{EXTRA}sent": np.ones(4)}
 PRIVACY = PrivacyConfig(
-    name="dp_sgd", stages=["plain"], unit="image", noise_multiplier=2.0, epsilon=None, budget=100.0, delta=1e-3, weight=3
+    name="dp_sgd",
+    stages=["plain"],
+    unit="image",
+    noise_multiplier=2.0,
+    epsilon=None,
+    budget=100.0,
+    delta=1e-3,
+    weight=3,
 )
 
 

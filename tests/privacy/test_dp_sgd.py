@@ -150,6 +150,24 @@ def test_noise_of_each_step_and_tensor_is_another_one(start):
     assert not np.allclose(alike[0], alike[1], atol=1e-4)
 
 
+def test_a_seeded_streams_noise_is_of_its_stage_site_and_round(start, monkeypatch):
+    parts = []
+    monkeypatch.setattr(dp_sgd, "Randomness", lambda *given: parts.append(given) or Randomness(*given))
+    update(start, PRIVACY, plan())
+    assert parts == [(5, "guidance", "s", 1)]
+
+
+def test_the_private_schedule_goes_on_from_round_to_round(start, monkeypatch):
+    spec, module, _ = start
+    progress, rounds = [], spec.stage("guidance").rounds
+    monkeypatch.setattr(dp_sgd, "set_learning_rate", lambda optimizer, cfg, share: progress.append(share))
+    examples = random_examples(spec.model.image_side, 4)
+    for round_index in (1, 2):
+        algorithm = Algorithm(StrategyConfig())
+        private_update(module, examples, algorithm, PRIVACY, plan(steps=2), site="s", round_index=round_index)
+    assert progress == pytest.approx([part / rounds for part in (0.0, 0.5, 1.0, 1.5)])
+
+
 def test_only_the_number_of_steps_leaves(start):
     result = update(start, PRIVACY, plan(steps=2))
     assert result.num_examples == 1 and result.metrics == {"steps": 2.0}

@@ -300,6 +300,17 @@ def test_what_is_accepted_twice_is_spent_twice(site, key):
         assert ledger.terms.unknown == 2.25 == ledger.spent(B)
 
 
+def test_what_was_spent_without_privacy_is_not_forgotten_with_the_lines(site, key):
+    """The coordinator saw infinity; whatever a person says, no epsilon holds for anybody any more."""
+    echoed = f"{spent_something(site, key)}:inf"
+    shutil.rmtree(site / FOLDER)
+    assert accept(site, key, reason="a new machine", spent=0.0, echoed=echoed) == math.inf
+    with Ledger(site, PRIVACY, key, echoed=echoed) as ledger:
+        assert ledger.spent(B) == math.inf == ledger.total()
+        with pytest.raises(BudgetError):
+            ledger.reserve(B, STEP, **PLACE)
+
+
 def test_what_the_coordinator_saw_is_counted_where_the_lines_are_lost(site, key):
     echoed = f"{spent_something(site, key)}:3.25"
     shutil.rmtree(site)

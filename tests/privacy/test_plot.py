@@ -50,7 +50,10 @@ def test_each_step_is_the_worst_units_total_up_to_that_line(tmp_path, drawn):
         assert np.asarray(curve.get_xdata()).tolist() == [0, 1, 2, 3]  # lines without privacy have no place
         np.testing.assert_allclose(curve.get_ydata(), [0, one, one, two])
         assert set(budget.get_ydata()) == {8.0} and curve.get_drawstyle() == "steps-post"
-        assert (axes.get_title(loc="left"), axes.get_ylabel()) == ("Spent by the patient that spent most", "epsilon at delta 1e-05")
+        assert (axes.get_title(loc="left"), axes.get_ylabel()) == (
+            "Spent by the patient that spent most",
+            "epsilon at delta 1e-05",
+        )
         assert (tmp_path / name).read_bytes() == b"pixels"
 
 

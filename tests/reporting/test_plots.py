@@ -125,7 +125,9 @@ def test_intervals_are_drawn_from_low_to_high_at_their_own_value() -> None:
         "mean": {"auroc_macro": {"value": 0.0, "low": -0.1, "high": 0.2}},
         "sites": {n: {"auroc_macro": {"value": v, "low": lo, "high": hi}} for n, (v, lo, hi) in sites.items()},
     }
-    found = plots.difference_plot({"differences": {"local": block}, "sites": {"a": {}, "b": {}}}, "local", "auroc_macro")
+    found = plots.difference_plot(
+        {"differences": {"local": block}, "sites": {"a": {}, "b": {}}}, "local", "auroc_macro"
+    )
     assert found is not None
     spans = [tuple(line.get_xdata()) for line in found.axes[0].lines if len(line.get_xdata()) == 2]
     assert [(-0.1, 0.2), (0.05, 0.3), (-0.25, -0.1)] == [span for span in spans if span[0] != span[1]]
@@ -134,7 +136,9 @@ def test_intervals_are_drawn_from_low_to_high_at_their_own_value() -> None:
 def test_reliability(summary: dict[str, Any]) -> None:
     bins = summary["global"]["test"]["reliability"]
     points = plots.reliability_plot(bins).axes[0].collections[0]
-    assert np.asarray(points.get_offsets()) == pytest.approx(np.array([[b["confidence"], b["frequency"]] for b in bins]))
+    assert np.asarray(points.get_offsets()) == pytest.approx(
+        np.array([[b["confidence"], b["frequency"]] for b in bins])
+    )
     areas = np.asarray(points.get_sizes()) - 20  # the area, beyond a least one, is the share of predictions
     assert areas / areas.sum() == pytest.approx([b["n"] / sum(b["n"] for b in bins) for b in bins])
 

@@ -104,7 +104,9 @@ def test_each_site_stands_where_its_own_interval_puts_it(summary: dict[str, Any]
     ]
 
 
-@pytest.mark.parametrize(("low", "high", "word"), [(0.1, 0.3, "better"), (-0.3, -0.1, "worse"), (-0.1, 0.1, "no clear")])
+@pytest.mark.parametrize(
+    ("low", "high", "word"), [(0.1, 0.3, "better"), (-0.3, -0.1, "worse"), (-0.1, 0.1, "no clear")]
+)
 def test_each_baseline_is_named_with_its_own_difference(
     summary: dict[str, Any], low: float, high: float, word: str
 ) -> None:

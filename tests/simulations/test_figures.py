@@ -123,7 +123,9 @@ def test_one_site_has_no_column_of_all():
 def test_predictions_are_kept_by_method_and_site_and_name_nobody():
     groups = np.array(["patient 9", "patient 1", "patient 9", "patient 5"])
     part = Scored(np.eye(3)[[0, 1, 2, 0]], np.array([0, 1, 2, 0]), np.array([0, 1, 1, 0]), groups, "multiclass")
-    other = SimpleNamespace(test={"a": Scored(np.eye(3)[[1, 1, 1, 1]], np.ones(4, int), part.labels, groups, "multiclass")})
+    other = SimpleNamespace(
+        test={"a": Scored(np.eye(3)[[1, 1, 1, 1]], np.ones(4, int), part.labels, groups, "multiclass")}
+    )
     found = prediction_tensors({"federated": SimpleNamespace(test={"a": part}), "plain/local": other})
     assert set(found) == {
         "federated|a|probabilities", "federated|a|decided", "plain/local|a|probabilities", "plain/local|a|decided",
