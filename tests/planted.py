@@ -22,6 +22,7 @@ import time
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -104,6 +105,12 @@ def judge(fault: Fault, copy: Path, run: Run) -> str:
         _write(path, before)
 
 
+def by_file(faults: Sequence[Fault]) -> list[list[str]]:
+    """The named tests, those of one file together."""
+    tests = sorted({test for fault in faults for test in fault.tests})
+    return [list(group) for _, group in groupby(tests, key=lambda test: test.partition("::")[0])]
+
+
 def _write(path: Path, text: str) -> None:
     """A text, and no bytecode of what stood there: that is looked up by size and whole seconds."""
     path.write_text(text, encoding="utf-8")
@@ -127,6 +134,7 @@ def _pytest(tests: list[str], copy: str) -> None:
     """In a process of its own group, with the copy before the tree that is installed."""
     os.setsid()
     os.chdir(copy)
+    sys.dont_write_bytecode = False  # else every run compiles the whole copy
     os.environ["PYTHONPATH"] = copy
     sys.path[:] = [copy, *(part for part in sys.path if not Path(part).is_relative_to(ROOT / "tests"))]
     with open(os.devnull, "wb") as nothing:
@@ -146,14 +154,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for fault in faults:
         planted(fault)
     os.environ.update(OMP_NUM_THREADS="1", FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1")
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     multiprocessing.set_forkserver_preload(PRELOADED)
     outcomes = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "tree"
         shutil.copytree(ROOT, copy, ignore=_LEFT_OUT, symlinks=True)
-        if run_tests(sorted({test for fault in faults for test in fault.tests}), copy):
-            raise ListError("the named tests do not all pass, or cannot all be run, without any fault")
+        for tests in by_file(faults):
+            if run_tests(tests, copy):
+                raise ListError(f"without any fault one of these fails, or cannot be run: {' '.join(tests)}")
         for number, fault in enumerate(faults, start=1):
             started = time.monotonic()
             outcomes.append(judge(fault, copy, run_tests))

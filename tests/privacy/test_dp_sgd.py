@@ -132,9 +132,8 @@ def test_two_updates_never_share_their_noise(start, monkeypatch):
     assert taken == [32, 32, 32]
     for name, one in first.items():
         assert np.array_equal(one, again[name]) and not np.array_equal(one, start[2][name]), name
-        assert not (one == second[name]).any() or one.size > 100, name
     both = [np.concatenate([made[name].ravel() for name in first]) for made in (first, second)]
-    assert (both[0] == both[1]).mean() < 1e-3  # of the keys above, not by chance: float32 has so many numbers
+    assert (both[0] == both[1]).mean() < 1e-3  # of the two keys above, so always the same share
 
 
 def test_noise_of_each_step_and_tensor_is_another_one(start):
@@ -144,7 +143,7 @@ def test_noise_of_each_step_and_tensor_is_another_one(start):
     for name, value in one.items():
         assert not np.allclose(two[name], 2 * value, atol=1e-4) and not np.allclose(two[name], value, atol=1e-4), name
     shapes = {}
-    for name, value in one.items():
+    for value in one.values():
         shapes.setdefault(value.shape, []).append(value)
     alike = next(values for values in shapes.values() if len(values) > 1)
     assert not np.allclose(alike[0], alike[1], atol=1e-4)

@@ -130,7 +130,7 @@ def test_intervals_are_drawn_from_low_to_high_at_their_own_value() -> None:
     )
     assert found is not None
     spans = [tuple(line.get_xdata()) for line in found.axes[0].lines if len(line.get_xdata()) == 2]
-    assert [(-0.1, 0.2), (0.05, 0.3), (-0.25, -0.1)] == [span for span in spans if span[0] != span[1]]
+    assert [span for span in spans if span[0] != span[1]] == [(-0.1, 0.2), (0.05, 0.3), (-0.25, -0.1)]
 
 
 def test_reliability(summary: dict[str, Any]) -> None:
