@@ -1,5 +1,6 @@
 # make demo    train on drawn images over four virtual sites, and show the figures
 # make test    the tests (the slow ones: make test-slow)
+# make planted faults planted one at a time in a copy of the tree: which of them do the tests see? (20 minutes)
 # make lint    style, types, and which room may import which
 # Nothing is needed before but make and Python 3.11 or later; everything goes into .venv.
 
@@ -10,7 +11,7 @@ STAMP := $(VENV)/.fed_diffmic-installed
 COMPILE := --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet
 export UV_HTTP_TIMEOUT ?= 300
 
-.PHONY: demo test test-slow lint format setup requirements docs wheel sbom audit clean
+.PHONY: demo test test-slow planted lint format setup requirements docs wheel sbom audit clean
 
 demo: setup
 	$(VENV)/bin/fed-diffmic simulate
@@ -20,6 +21,9 @@ test: setup
 
 test-slow: setup
 	OMP_NUM_THREADS=1 $(PYTHON_IN) -m pytest -m slow $(PYTEST_ARGS)
+
+planted: setup
+	$(PYTHON_IN) tests/planted.py $(PLANTED)
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from fed_diffmic.api.models import Model, load_model
 from fed_diffmic.api.settings import Given, configuration
-from fed_diffmic.config.checks import check_same_run, check_start, with_run_dir
+from fed_diffmic.config.checks import check_same_run, check_start
+from fed_diffmic.config.folders import with_run_dir
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.models.checks import check_model_config
 from fed_diffmic.provision.keys import PublicKey

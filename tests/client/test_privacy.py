@@ -335,6 +335,29 @@ def test_noised_counts_are_given_again_for_the_same_data_only(tmp_path):
     assert client_privacy.counts_of_run(other, replace(spec(), run_id="another")) != second
 
 
+def test_the_noise_of_counts_is_of_the_site_and_the_run(tmp_path):
+    """With a seed, which shows what goes into it: the same again, and another for each name and run."""
+    data, seeded = toy_site("a", 1), replace(PRIVACY, test_seed=1)
+
+    def counts(folder, name="a", run="toy"):
+        site = client_site.Site(name, tmp_path / folder, data, "cpu", privacy=seeded)
+        return tuple(client_privacy.counts_of_run(site, replace(spec(), run_id=run)))
+
+    first = counts("one")
+    assert counts("two") == first
+    assert len({first, counts("three", name="b"), counts("four", run="another")}) == 3
+
+
+def test_a_claim_says_what_the_run_and_what_all_runs_spent(tmp_path):
+    for number, run in enumerate(("first", "second"), start=1):
+        made = replace(spec(1), run_id=run)
+        final = federate(tmp_path / run, grid_of(tmp_path, {"a": PRIVACY, "b": PRIVACY}), made)
+        claim = final.history[-1]["privacy"]["a"]
+        assert claim["epsilon_run"] == pytest.approx(epsilon([ROUND, COUNTS], 1e-3))
+        assert claim["epsilon_total"] == pytest.approx(epsilon([ROUND, COUNTS] * number, 1e-3))
+        assert claim["budget"] == 100.0 and claim["delta"] == 1e-3
+
+
 @pytest.mark.parametrize("strategy", ["ditto", "qfedavg"])
 def test_a_site_refuses_a_strategy_that_reads_images_outside_the_private_update(tmp_path, strategy):
     """Whatever the coordinator says: nothing is trained, and no training is spent."""

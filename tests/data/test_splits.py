@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fed_diffmic.data import splits
 from fed_diffmic.data.groups import Groups
 from fed_diffmic.data.manifest import Manifest
 from fed_diffmic.data.splits import split_site
@@ -71,6 +72,22 @@ def test_the_seed_and_the_site_matter_and_the_order_does_not():
     assert run(data, site="t").table["split"].tolist() != first
     order = np.random.default_rng(0).permutation(100)
     assert run(data.subset(order)).table["split"].tolist() == [first[i] for i in order]
+
+
+@pytest.mark.parametrize("change", [{"site": "t"}, {"seed": 1}])
+def test_each_cut_is_the_sites_own_and_the_seeds(change, monkeypatch):
+    """Test and validation by themselves: that splits differ would be true while one of the two cuts did."""
+    cuts = []
+    monkeypatch.setattr(splits, "_cut", lambda groups, among, *rest, **_: cuts.append(rest[1]) or among[:2])
+    data = data_set(np.arange(30) % 3)
+    given = data_set([0] * 20, split=["train"] * 16 + ["test"] * 4)
+    for manifest in (data, given):
+        run(manifest)
+        run(manifest, **change)
+    assert len(cuts) == 6
+    (test, val, other_test, other_val), (cut, other_cut) = cuts[:4], cuts[4:]
+    assert test != other_test and val != other_val and cut != other_cut
+    assert test != val, "validation is no copy of the draw for test"
 
 
 @pytest.mark.parametrize("n", [3, 4, 5, 7])

@@ -16,7 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fed_diffmic.errors import FedDiffmicError, MachineError, ModelFileError
-from fed_diffmic.exchange.audit import AuditLog, Head, parse_line, read_lines, verify
+from fed_diffmic.exchange.audit import GENESIS, AuditLog, Head, parse_line, read_lines, verify
+from fed_diffmic.exchange.audit_lines import DOMAIN, canonical, line_digest
+from fed_diffmic.provision.keys import sign
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 OTHER = ec.generate_private_key(ec.SECP256R1())
@@ -193,3 +195,53 @@ def test_facts_are_json_and_a_missing_log_is_said(tmp_path: Path) -> None:
     assert verify(log.path, KEY.public_key()) == []
     with pytest.raises(ModelFileError, match="cannot be read"):
         verify(tmp_path / "none", KEY.public_key())
+
+
+def signed(number: int, previous: str, **facts: Any) -> bytes:
+    """A line that the keeper's own key signed, whatever it says."""
+    line: dict[str, Any] = {"n": number, "time": "2026-01-01T00:00:00.000+00:00", "kind": "payload", "facts": facts}
+    line["previous"] = previous
+    line["digest"] = line_digest(line)
+    line["signature"] = base64.b64encode(sign(KEY, DOMAIN + line["digest"].encode())).decode()
+    return (canonical(line) + "\n").encode()
+
+
+@pytest.mark.parametrize("place", [0, 3, 11])
+def test_a_line_that_the_keeper_wrote_anew_breaks_the_chain_behind_it(
+    tmp_path: Path, raw: list[bytes], place: int
+) -> None:
+    """Whole and signed: only that the next line names another one before it gives it away."""
+    old = parse_line(raw[place])
+    assert old is not None
+    again = signed(old.n, old.previous, index=99)
+    path = tmp_path / "checked.jsonl"
+    path.write_bytes(b"".join([*raw[:place], again, *raw[place + 1 :]]))
+    found = [(problem.line, problem.code) for problem in verify(path, KEY.public_key())]
+    assert found == ([(place + 2, "chain")] if place < 11 else [])  # behind the last line stands only an anchor
+    assert [p.code for p in verify(path, KEY.public_key(), [Head(old.n, old.digest)])][-1] == "rewritten"
+
+
+def test_the_first_line_continues_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "checked.jsonl"
+    path.write_bytes(signed(1, "f" * 64))
+    assert [(p.line, p.code) for p in verify(path, KEY.public_key())] == [(1, "chain")]
+    path.write_bytes(signed(1, GENESIS))
+    assert verify(path, KEY.public_key()) == []
+
+
+def test_missing_lines_are_counted_and_a_repeated_one_does_not_vouch_for_an_anchor(
+    tmp_path: Path, raw: list[bytes]
+) -> None:
+    path = tmp_path / "checked.jsonl"
+    path.write_bytes(b"".join([*raw[:3], *raw[6:]]))
+    (problem,) = verify(path, KEY.public_key())
+    assert (problem.line, problem.code, problem.text) == (4, "removed", "3 lines before line 7 are missing")
+    fifth = parse_line(raw[4])
+    assert fifth is not None
+    forged = signed(5, fifth.previous, index=99)
+    again = parse_line(forged)
+    assert again is not None
+    # Two lines of one number: the anchor is held against the first.
+    path.write_bytes(b"".join([*raw, forged]))
+    assert [p.code for p in verify(path, KEY.public_key(), [Head(5, fifth.digest)])] == ["reordered"]
+    assert [p.code for p in verify(path, KEY.public_key(), [Head(5, again.digest)])] == ["reordered", "rewritten"]

@@ -101,8 +101,11 @@ def test_a_broken_image_contributes_nothing(start, monkeypatch):
             for name, v in real(self, inputs).items()
         }
 
+    examples, whole = random_examples(start[0].model.image_side, 10), replace(PRIVACY, physical_batch=10)
+    others = vector(start, update(start, whole, plan(batch=1.0), examples.subset(np.arange(1, 10))))
     monkeypatch.setattr(type(module), "to_centre", broken)
-    assert np.isfinite(vector(start, update(start, PRIVACY, plan(batch=1.0)))).all()
+    with_it = vector(start, update(start, whole, plan(batch=1.0), examples))
+    np.testing.assert_allclose(with_it, others, rtol=2e-5, atol=1e-6)
 
 
 def test_chunks_do_not_change_it_and_sampling_draws_as_ever(start, monkeypatch):

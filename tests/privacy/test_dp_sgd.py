@@ -115,15 +115,56 @@ def test_one_unit_moves_the_update_by_no_more_than_the_bound(start):
         assert 0.2 <= difference <= 0.25 + 1e-4  # the gradients are far above the bound here
 
 
-def test_two_updates_never_share_their_noise(start):
-    real = replace(PRIVACY, test_seed=None)
+def test_two_updates_never_share_their_noise(start, monkeypatch):
+    """Each takes one key of its own from the operating system, and the noise follows from that key alone.
+
+    Said of the keys, which are known here: of the noise itself anything could only be said by chance.
+    """
+    real, given, taken = replace(PRIVACY, test_seed=None), [1, 2, 1], []
+
+    def urandom(count):
+        taken.append(count)
+        return bytes([given[len(taken) - 1]]) * count
+
+    monkeypatch.setattr("fed_diffmic.privacy.randomness.os.urandom", urandom)
     empty = random_examples(start[0].model.image_side, 10).subset(np.array([], dtype=int))
-    first, second = (moved(start, update(start, real, plan(), empty)) for _ in range(2))
+    first, second, again = (update(start, real, plan(steps=2), empty).tensors for _ in given)
+    assert taken == [32, 32, 32]
     for name, one in first.items():
-        other = second[name]
-        assert one.any() and not np.array_equal(one, other), name
-        if one.size >= 100:  # shared noise has correlation 1; chance goes beyond this once in 10^8
-            assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 6 / np.sqrt(one.size), name
+        assert np.array_equal(one, again[name]) and not np.array_equal(one, start[2][name]), name
+    both = [np.concatenate([made[name].ravel() for name in first]) for made in (first, second)]
+    assert (both[0] == both[1]).mean() < 1e-3  # of the two keys above, so always the same share
+
+
+def test_noise_of_each_step_and_tensor_is_another_one(start):
+    """One key, many draws: the second step does not take back what the first one added."""
+    empty = random_examples(start[0].model.image_side, 10).subset(np.array([], dtype=int))
+    one, two = (moved(start, update(start, PRIVACY, plan(steps=steps), empty)) for steps in (1, 2))
+    for name, value in one.items():
+        assert not np.allclose(two[name], 2 * value, atol=1e-4) and not np.allclose(two[name], value, atol=1e-4), name
+    shapes = {}
+    for value in one.values():
+        shapes.setdefault(value.shape, []).append(value)
+    alike = next(values for values in shapes.values() if len(values) > 1)
+    assert not np.allclose(alike[0], alike[1], atol=1e-4)
+
+
+def test_a_seeded_streams_noise_is_of_its_stage_site_and_round(start, monkeypatch):
+    parts = []
+    monkeypatch.setattr(dp_sgd, "Randomness", lambda *given: parts.append(given) or Randomness(*given))
+    update(start, PRIVACY, plan())
+    assert parts == [(5, "guidance", "s", 1)]
+
+
+def test_the_private_schedule_goes_on_from_round_to_round(start, monkeypatch):
+    spec, module, _ = start
+    progress, rounds = [], spec.stage("guidance").rounds
+    monkeypatch.setattr(dp_sgd, "set_learning_rate", lambda optimizer, cfg, share: progress.append(share))
+    examples = random_examples(spec.model.image_side, 4)
+    for round_index in (1, 2):
+        algorithm = Algorithm(StrategyConfig())
+        private_update(module, examples, algorithm, PRIVACY, plan(steps=2), site="s", round_index=round_index)
+    assert progress == pytest.approx([part / rounds for part in (0.0, 0.5, 1.0, 1.5)])
 
 
 def test_only_the_number_of_steps_leaves(start):

@@ -300,6 +300,17 @@ def test_what_is_accepted_twice_is_spent_twice(site, key):
         assert ledger.terms.unknown == 2.25 == ledger.spent(B)
 
 
+def test_what_was_spent_without_privacy_is_not_forgotten_with_the_lines(site, key):
+    """The coordinator saw infinity; whatever a person says, no epsilon holds for anybody any more."""
+    echoed = f"{spent_something(site, key)}:inf"
+    shutil.rmtree(site / FOLDER)
+    assert accept(site, key, reason="a new machine", spent=0.0, echoed=echoed) == math.inf
+    with Ledger(site, PRIVACY, key, echoed=echoed) as ledger:
+        assert ledger.spent(B) == math.inf == ledger.total()
+        with pytest.raises(BudgetError):
+            ledger.reserve(B, STEP, **PLACE)
+
+
 def test_what_the_coordinator_saw_is_counted_where_the_lines_are_lost(site, key):
     echoed = f"{spent_something(site, key)}:3.25"
     shutil.rmtree(site)
@@ -342,6 +353,65 @@ def test_the_file_beside_the_key_remembers_head_and_spending(site, key, tmp_path
     witness.write_text("x")
     with pytest.raises(LedgerError, match="damaged"):
         Ledger(other, PRIVACY, key, witness=witness)
+
+
+def test_what_the_file_beside_the_key_says_was_spent_never_falls(site, key, tmp_path):
+    """Others, who spent less, come after: whoever spent most is still remembered; without privacy it is infinite."""
+    witness = continuity.witness_of(tmp_path / "site.key")
+    with Ledger(site, PRIVACY, key, witness=witness) as ledger:
+        for _ in range(3):
+            ledger.reserve(A, STEP, **PLACE)
+        most = ledger.spent(A)
+        ledger.reserve(B, STEP, **{**PLACE, "run": "r2"})
+        assert continuity.read_witness(witness).spent == pytest.approx(most) and most > ledger.spent(B)
+    with Ledger(site, PRIVACY, key, witness=witness) as ledger:
+        ledger.reserve(B, STEP, **{**PLACE, "run": "r2"})
+        assert continuity.read_witness(witness).spent == pytest.approx(most)
+        ledger.unprotected(B, **PLACE)
+    assert continuity.read_witness(witness).spent == math.inf
+
+
+def test_training_without_privacy_is_written_once_a_stage_of_a_run(site, key):
+    with Ledger(site, PRIVACY, key) as ledger:
+        for run in ("r1", "r2"):
+            for stage in ("guidance", "diffusion"):
+                for index in (1, 2):
+                    ledger.unprotected(A, **{**PLACE, "run": run, "stage": stage, "round_index": index})
+        ledger.unprotected(B, **PLACE)
+        assert [(e.units, e.run, e.stage, e.round) for e in ledger.entries()] == [
+            *((A.name, run, stage, 1) for run in ("r1", "r2") for stage in ("guidance", "diffusion")),
+            (B.name, "r1", "guidance", 1),
+        ]
+
+
+def test_what_others_spent_takes_nothing_of_a_runs_share(site, key):
+    """A run's share is of what was left when it began; what counts against it is its own lines."""
+    rdp = replace(PRIVACY, accountant="rdp")
+    two, three = (epsilon([STEP] * n, 1e-5, "rdp") for n in (2, 3))
+    budget = three + 2 * two + 1e-6  # half of what three rounds leave is two rounds
+    with Ledger(site, replace(rdp, budget=budget), key, rules=BudgetRules(run_share=0.5, round_share=1.0)) as ledger:
+        before = ledger.allowance(A, "late")
+        assert (before.left, before.run) == (pytest.approx(budget), pytest.approx(budget / 2))
+        for _ in range(3):
+            ledger.reserve(A, STEP, **PLACE)
+        late = ledger.allowance(A, "late")
+        assert late.left == pytest.approx(budget - three) and late.run == pytest.approx(two)
+        assert ledger.allowance(A, "r1") == before, "its first line stands after nothing"
+        ledger.reserve(A, STEP, **{**PLACE, "run": "late"})
+        assert ledger.allowance(A, "late") == late
+        ledger.reserve(A, STEP, **{**PLACE, "run": "late"})
+        assert ledger.spent(A, run="late") == pytest.approx(two) and ledger.spent(A) > late.run
+        with pytest.raises(RunShareError):
+            ledger.reserve(A, STEP, **{**PLACE, "run": "late"})
+
+
+def test_a_release_of_counts_is_held_to_the_runs_share_and_not_to_a_rounds(site, key):
+    alone, rules = epsilon([STEP], 1e-5), BudgetRules(run_share=0.5, round_share=0.01)
+    with Ledger(site, replace(PRIVACY, budget=4 * alone), key, rules=rules) as ledger:
+        with pytest.raises(RoundShareError):
+            ledger.reserve(A, STEP, **PLACE)
+        ledger.reserve(A, STEP, **PLACE, what="counts")
+        assert [e.what for e in ledger.entries()] == ["counts"]
 
 
 def test_a_folder_that_cannot_be_written_beside_the_key_stops_nobody(site, key, tmp_path, monkeypatch):

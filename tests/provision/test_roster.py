@@ -102,6 +102,29 @@ def test_a_revoked_key_never_comes_back_the_name_may():
         roster.revoke("b", "again")
 
 
+def test_a_revoked_key_is_nobodys_under_whatever_name(tmp_path):
+    roster = TWO.revoke("b", "key stolen")
+    for name in ("c", "B", "a2"):
+        with pytest.raises(CredentialError, match=rf"key of site '{name}' was revoked \(key stolen\)"):
+            roster.enrol(name, KEYS[0], "Hospital C")
+    with pytest.raises(CredentialError, match="key of site 'a' was revoked"):
+        roster.rekey("a", KEYS[0])
+    value = json.loads(roster.to_json())  # and by hand
+    value["sites"][0]["public_key"] = KEYS[0]
+    (tmp_path / "roster.json").write_text(json.dumps(value))
+    with pytest.raises(CredentialError, match="was revoked"):
+        Roster.load(tmp_path / "roster.json")
+
+
+def test_a_new_key_changes_nothing_else_of_a_site():
+    """Whoever agreed to a number of images is not free of it with a new key."""
+    roster = Roster().enrol("a", KEYS[0], "Hospital A", "train", 500).enrol("b", KEYS[1], "Hospital B")
+    again = roster.rekey("a", KEYS[2]).site("a")
+    assert (again.institution, again.role, again.max_images) == ("Hospital A", "train", 500)
+    assert [gone.name for gone in roster.rekey("a", KEYS[2]).revoked] == ["a"]
+    assert roster.rekey("a", KEYS[2]).site("b") == roster.site("b")
+
+
 def test_a_new_key_takes_the_place_of_the_old_one_which_is_revoked():
     roster = TWO.rekey("a", KEYS[2])
     assert roster.site("a").role == "train"

@@ -96,10 +96,51 @@ def test_matrices_show_every_count(summary: dict[str, Any]) -> None:
     assert len(plots.confusion_plot(np.zeros((3, 3)), ["a", "b", "c"]).axes[0].texts) == 9  # no image at all
 
 
+def test_the_shade_of_a_confusion_is_the_share_of_its_row() -> None:
+    """What becomes of the images of a class: of two of a class one is right, of two hundred all."""
+    found = plots.confusion_plot([[1, 1, 0], [0, 200, 0], [0, 0, 0]], ["a", "b", "c"]).axes[0]
+    shade = np.asarray(found.images[0].get_array())
+    assert shade == pytest.approx(np.array([[0.5, 0.5, 0], [0, 1, 0], [0, 0, 0]]))
+    assert [text.get_color() == "white" for text in found.texts] == [v > 0.55 for v in shade.ravel()]
+    assert (found.get_ylabel(), found.get_xlabel()) == ("truth", "decided")
+    assert [text.get_position() for text in found.texts if text.get_text() == "200"] == [(1, 1)]
+
+
+def test_a_matrix_is_shaded_from_its_least_to_its_largest_value_model_by_model() -> None:
+    values = {"federated": {"x": 0.9, "y": 0.5}, "local": {"x": 0.7, "y": None}}
+    matrix = {
+        model: {site: {"auroc_macro": {"value": v}, "ranked": site == "x"} for site, v in row.items()}
+        for model, row in values.items()
+    }
+    found = plots.matrix_plot(matrix, "auroc_macro").axes[0]
+    assert np.asarray(found.images[0].get_array()) == pytest.approx(np.array([[1.0, 0.0], [0.5, 0.0]]))
+    assert [text.get_text() for text in found.texts] == ["0.90", "(0.50)", "0.70", "-"]
+    assert (labels(found.yaxis), labels(found.xaxis)) == (["federated", "each site alone"], ["x", "y"])
+
+
+def test_intervals_are_drawn_from_low_to_high_at_their_own_value() -> None:
+    """The whiskers of a difference: each site's own, in the order of the rows."""
+    sites = {"a": (0.1, 0.05, 0.3), "b": (-0.2, -0.25, -0.1)}
+    block = {
+        "mean": {"auroc_macro": {"value": 0.0, "low": -0.1, "high": 0.2}},
+        "sites": {n: {"auroc_macro": {"value": v, "low": lo, "high": hi}} for n, (v, lo, hi) in sites.items()},
+    }
+    found = plots.difference_plot(
+        {"differences": {"local": block}, "sites": {"a": {}, "b": {}}}, "local", "auroc_macro"
+    )
+    assert found is not None
+    spans = [tuple(line.get_xdata()) for line in found.axes[0].lines if len(line.get_xdata()) == 2]
+    assert [span for span in spans if span[0] != span[1]] == [(-0.1, 0.2), (0.05, 0.3), (-0.25, -0.1)]
+
+
 def test_reliability(summary: dict[str, Any]) -> None:
     bins = summary["global"]["test"]["reliability"]
-    points = plots.reliability_plot(bins).axes[0].collections[0].get_offsets()
-    assert np.asarray(points) == pytest.approx(np.array([[b["confidence"], b["frequency"]] for b in bins]))
+    points = plots.reliability_plot(bins).axes[0].collections[0]
+    assert np.asarray(points.get_offsets()) == pytest.approx(
+        np.array([[b["confidence"], b["frequency"]] for b in bins])
+    )
+    areas = np.asarray(points.get_sizes()) - 20  # the area, beyond a least one, is the share of predictions
+    assert areas / areas.sum() == pytest.approx([b["n"] / sum(b["n"] for b in bins) for b in bins])
 
 
 def test_names_are_never_markup_and_bytes_never_change() -> None:

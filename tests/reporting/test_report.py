@@ -15,7 +15,8 @@ import pytest
 from fed_diffmic.errors import MachineError
 from fed_diffmic.reporting.events import Event
 from fed_diffmic.reporting.report import DISCLAIMER, write_report
-from fed_diffmic.reporting.view import number, plain_names
+from fed_diffmic.reporting.story import verdict
+from fed_diffmic.reporting.view import METRIC_NAMES, number, plain_names
 from fed_diffmic.training import calibration
 from tests.reporting.test_story import one_class
 
@@ -60,11 +61,13 @@ def render(folder: Path, summary: dict[str, Any], events: list[Event], **kwargs:
     return document, parsed
 
 
+TABLES = {"Learning-rate grid": (["arm", "factor"], [["local", 0.3]])}
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, summary: dict[str, Any], events: list[Event]) -> tuple[str, Parsed]:
     """The report of the synthetic run."""
-    tables = {"Learning-rate grid": (["arm", "factor"], [["local", 0.3]])}
-    return render(tmp_path_factory.mktemp("report"), summary, events, tables=tables)
+    return render(tmp_path_factory.mktemp("report"), summary, events, tables=TABLES)
 
 
 def test_nothing_is_fetched_and_nothing_runs(whole: tuple[str, Parsed]) -> None:
@@ -105,6 +108,65 @@ def test_every_site_s_figures_are_the_summary_s(whole: tuple[str, Parsed], summa
             assert f"{entry['value']:.3f}<small>{entry['low']:.3f} to {entry['high']:.3f}</small>" in row[1]
         assert f"{number(gap['value'], sign=True)}<small>" in row[1]
     assert "without df" in document  # rosendahl has none
+
+
+def cells_of(document: str, caption: str) -> list[list[str]]:
+    """Cells of the table with that caption, what stands below a value behind a bar."""
+    body = document[document.index(f"<caption>{caption}") :].partition("</table>")[0]
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", body, re.DOTALL)
+    found = [re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL) for row in rows]
+    return [[cell.replace("<small>", "|").replace("</small>", "") for cell in row] for row in found if row]
+
+
+def shown(entry: dict[str, Any], *, sign: bool = False) -> str:
+    """A figure as a cell of the report."""
+    if entry["value"] is None:
+        return "\N{EN DASH}"
+    low, high = (number(entry[key], sign=sign) for key in ("low", "high"))
+    return number(entry["value"], sign=sign) + ("" if entry["low"] is None else f"|{low} to {high}")
+
+
+def test_every_class_has_its_own_figures_and_intervals_from_low_to_high(
+    whole: tuple[str, Parsed], summary: dict[str, Any]
+) -> None:
+    rows = cells_of(whole[0], "federated model, all test images, each class")
+    classes = summary["global"]["test"]["per_class"]
+    assert [row[0].partition("|")[0] for row in rows] == list(classes)
+    for row, (name, entry) in zip(rows, classes.items(), strict=True):
+        assert row[1] == str(entry["positives"]), name
+        for cell, key in zip(row[2:], ("auroc", "auprc", "sensitivity", "specificity", "f1"), strict=True):
+            low, high = (entry.get("intervals") or {}).get(key) or (None, None)
+            assert low is None or low <= high
+            assert cell == shown({"value": entry[key], "low": low, "high": high}), (name, key)
+    assert any(entry.get("intervals") for entry in classes.values())
+
+
+def test_every_models_figures_stand_under_their_names(whole: tuple[str, Parsed], summary: dict[str, Any]) -> None:
+    rows = cells_of(whole[0], "all test images together")
+    blocks = [summary, *(summary["baselines"][arm] for arm in ("local", "pooled"))]
+    blocks += [summary["baselines"]["plain"]["federated"], summary["baselines"]["guidance"]]
+    metrics = [m for m in METRIC_NAMES if m != "loss" and summary["global"]["test"][m]["value"] is not None]
+    assert [row[1:] for row in rows] == [[shown(b["global"]["test"][m]) for m in metrics] for b in blocks]
+
+
+def test_the_table_of_sites_is_the_summarys_cell_by_cell(whole: tuple[str, Parsed], summary: dict[str, Any]) -> None:
+    for metric in ("auroc_macro", "balanced_accuracy"):
+        rows = cells_of(whole[0], f"{METRIC_NAMES[metric]} on test images")
+        baselines = summary["baselines"]
+        others = [baselines["local"], baselines["pooled"], baselines["plain"]["federated"], baselines["guidance"]]
+        differences = summary["differences"]["local"]
+        for row, site in zip(rows[2:], sorted(summary["sites"]), strict=True):
+            gap = differences["sites"][site][metric]
+            counts = " / ".join(str(summary["sites"][site][f"n_{split}"]) for split in ("train", "val", "test"))
+            assert row[0].startswith(f"{site}|{counts}")
+            assert row[1:3] == [shown(summary["sites"][site]["test"][metric]), shown(gap, sign=True)]
+            sign = {"helped": "better", "worse": "worse", "unclear": "unclear"}[verdict(gap, metric)]
+            assert row[3].endswith(sign)
+            assert row[4:] == [shown(block["sites"][site]["test"][metric]) for block in others]
+        assert rows[1][1:3] == [shown(summary["mean"]["test"][metric]), shown(differences["mean"][metric], sign=True)]
+        assert rows[1][4:] == [shown(block["mean"]["test"][metric]) for block in others]
+        assert rows[0][1] == shown(summary["global"]["test"][metric]) and rows[0][2:4] == ["", ""]
+        assert rows[0][4:] == [shown(block["global"]["test"][metric]) for block in others]
 
 
 def test_absent_and_rare_classes_are_marked(
@@ -161,10 +223,9 @@ def test_a_run_without_baselines_or_end(tmp_path: Path, summary: dict[str, Any])
 
 
 def test_same_run_same_bytes_and_whole_or_not_at_all(
-    tmp_path: Path, summary: dict[str, Any], events: list[Event]
+    tmp_path: Path, whole: tuple[str, Parsed], summary: dict[str, Any], events: list[Event]
 ) -> None:
-    first = render(tmp_path, summary, events)[0]
-    assert render(tmp_path, summary, events)[0] == first
+    assert render(tmp_path, summary, events, tables=TABLES)[0] == whole[0]
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
     with pytest.raises(MachineError):
         write_report(tmp_path / "missing", summary, events=[], config_yaml="")

@@ -21,6 +21,11 @@ from fed_diffmic.reporting.view import MINUS, chance
         (0.0, 0.05, "auroc_macro", UNCLEAR),
         (-0.05, -0.01, "brier", HELPED),
         (0.01, 0.05, "ece", WORSE),
+        (-0.01, 0.05, "ece", UNCLEAR),
+        (-0.05, 0.01, "loss", UNCLEAR),
+        (-0.05, 0.0, "brier", UNCLEAR),
+        (0.0, 0.05, "brier", UNCLEAR),
+        (-0.05, 0.0, "auroc_macro", UNCLEAR),
         (None, None, "auroc_macro", UNKNOWN),
     ],
 )
@@ -124,3 +129,39 @@ def test_a_model_that_is_not_shown_to_beat_chance_is_said(summary: dict[str, Any
 )
 def test_chance(metric: str, task: str, classes: int, value: float | None) -> None:
     assert chance(metric, task, classes) == value
+
+
+def test_each_site_stands_where_its_own_interval_puts_it(summary: dict[str, Any]) -> None:
+    """Four sites, one of each kind; the global figure and the other baselines say otherwise and are not asked."""
+    given = copy.deepcopy(summary)
+    said = {
+        "rosendahl": (0.1, 0.05, 0.2),
+        "vidir_modern": (-0.1, -0.2, -0.05),
+        "vidir_molemax": (0.02, -0.1, 0.1),
+        "vienna_dias": (0.3, None, None),
+    }
+    for site, (value, low, high) in said.items():
+        given["differences"]["local"]["sites"][site]["auroc_macro"] = {"value": value, "low": low, "high": high}
+    points = list(tell(given).points)
+    assert points[:4] == [
+        "Better than alone, beyond chance: rosendahl (+0.100).",
+        f"Worse than alone, beyond chance: vidir_modern ({MINUS}0.100).",
+        "No clear difference: vidir_molemax (+0.020).",
+        "Cannot be said (figure undefined, or no interval): vienna_dias (+0.300).",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"), [(0.1, 0.3, "better"), (-0.3, -0.1, "worse"), (-0.1, 0.1, "no clear")]
+)
+def test_each_baseline_is_named_with_its_own_difference(
+    summary: dict[str, Any], low: float, high: float, word: str
+) -> None:
+    given = copy.deepcopy(summary)
+    value = (low + high) / 2
+    given["differences"]["plain/federated"]["mean"]["auroc_macro"] = {"value": value, "low": low, "high": high}
+    point = next(point for point in tell(given).points if "plain classifier" in point)
+    assert f": {word}" in point and f"{low:+.3f}".replace("-", MINUS) in point
+    assert next(point for point in tell(given).points if "all images in one place" in point) == next(
+        point for point in tell(summary).points if "all images in one place" in point
+    )

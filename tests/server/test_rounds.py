@@ -26,10 +26,13 @@ from fed_diffmic.training.local import local_update
 from fed_diffmic.training.matrix import cell_from, matrix_cell
 from fed_diffmic.training.metrics import Scored
 from fed_diffmic.training.stages import build_module, exchanged, full_state, initial_state, load_state
+from server import rounds
 from server.checkpoints import CheckpointStore
+from server.replies import Outcome
 from server.rounds import run_federation
+from server.run_state import RunState
 from server.selection import selection_score, weighted_mean
-from server.sites import ASSESS
+from server.sites import ASSESS, Sites
 from server.stage import moving_average
 from simulations.grid import InProcessGrid
 from tests import site_rules, toy
@@ -461,3 +464,41 @@ def test_a_kept_update_answers_the_same_request_without_training(
     assert len(calls) == 4  # both sites, both rounds; the second round reached no checkpoint
     assert federate(tmp_path, grid).digests == whole.digests
     assert len(calls) == 4
+
+
+def test_the_average_is_judged_and_of_the_best_round_it_is_what_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that grow by one a round, and scripted figures: which tensors are asked about, and which are kept."""
+    spec, asked = toy.toy_spec(ema=0.5, rounds=3), []
+    scripted = iter([0.5, 0.9, 0.7])
+
+    def train_round(members: Any, task: Any, progress: Any, *rest: Any) -> Any:
+        progress.current = {name: value + value.dtype.type(1) for name, value in progress.current.items()}
+        update = SiteUpdate("a", {}, 12)
+        return [update], Outcome(
+            replies={"a": Payload("train.reply", {"ledger": "head", "claim": ""}, metrics={"loss": 4.0, "steps": 3.0})}
+        )
+
+    class Members(Sites):
+        def everyone(self) -> set[str]:
+            return {"a"}
+
+        def evaluate(self, task: Any, tensors: Any, own: Any, prior: Any, index: int, *_: Any) -> Any:
+            asked.append((index, tensors["head.weight"], dict(own)))
+            return {"a": {"num_examples": 6.0, "auroc_macro": next(scripted), "loss": 1.0}}, Outcome()
+
+    monkeypatch.setattr(rounds, "train_round", train_round)
+    store, state, events = CheckpointStore(tmp_path), RunState(settings={}), toy.Events([])
+    members = Members(None, spec, events)
+    begun = initial_state(spec, "plain")["head.weight"]
+    with store.locked():
+        rounds.run_stage(members, spec, state, store, events, "plain", np.full(3, 1 / 3), 60.0)
+    for (index, tensor, own), grown in zip(asked, (1.0, 1.5, 2.25), strict=True):
+        np.testing.assert_allclose(tensor, begun + grown, rtol=1e-5, err_msg=str(index))
+        assert own == {}
+    np.testing.assert_allclose(state.results["plain"]["head.weight"], begun + 1.5, rtol=1e-5)
+    assert [row["round"] for row in state.history] == [1, 2, 3] == [index for index, _, _ in asked]
+    assert [row["best_round"] for row in state.history] == [1, 2, 2]
+    assert {row["loss"] for row in state.history} == {4.0}, "the training loss, not the validation loss"
+    assert state.history[0]["mean"]["loss"] == 1.0 and state.ledgers == {"a": "head"}

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,13 +12,18 @@ from PIL import Image
 
 from fed_diffmic.cli import main
 from fed_diffmic.config.compose import compose
+from fed_diffmic.config.simulation import StrategyConfig
 from fed_diffmic.errors import ConfigError, DataError, PartitionError
 from fed_diffmic.files import load_tensors, read_json
+from fed_diffmic.release.final import FinalModel
 from fed_diffmic.reporting.events import read_events
 from fed_diffmic.training.metrics import METRICS
+from simulations import run as run_module
 from simulations import sites as sites_module
-from simulations.run import choose_device, model_notes, simulate
-from simulations.sites import build_sites
+from simulations.arms import Arm
+from simulations.run import choose_device, model_notes, simulate, validation_score
+from simulations.sites import VirtualSites, build_sites
+from tests.toy import Events, toy_spec
 
 SMALL = [
     "dataset.modality=fundus",
@@ -76,6 +82,12 @@ def test_summary_has_the_stated_names(finished):
     assert set(summary["baselines"]["plain"]) == {"federated", "local", "pooled"}
     assert set(summary["baselines"]["guidance"]) == {"federated", "local", "pooled"}
     assert set(summary["differences"]) >= {"local", "pooled", "plain/federated", "guidance/federated"}
+    for name, found in summary["differences"].items():  # the federation less the other, at each site
+        outer, _, inner = name.partition("/")
+        other = summary["baselines"][outer][inner] if inner else summary["baselines"][outer]
+        for site, block in sites.items():
+            ours, theirs = (b["test"]["accuracy"]["value"] for b in (block, other["sites"][site]))
+            assert found["sites"][site]["accuracy"]["value"] == pytest.approx(ours - theirs)
 
 
 def test_a_blended_run_trains_the_same_weights_and_is_calibrated_by_the_better_share(finished, tmp_path):
@@ -226,3 +238,105 @@ def test_data_that_changed_are_not_resumed_and_the_remedy_works(tmp_path, monkey
     sites_module._BUILT.clear()
     with pytest.raises(KeyboardInterrupt):  # which is as far as this run goes here
         simulate(config(tmp_path, *ours), resume=True)
+
+
+def history(*rows, select="auroc_macro"):
+    """A final model that only has a history: ``(stage, figure, loss)`` a round."""
+    stages = toy_spec(select=select).stages
+    mean = [{k: v for k, v in (("auroc_macro", f), ("loss", loss)) if v is not None} for _, f, loss in rows]
+    made = [{"stage": stage, "mean": found} for (stage, *_), found in zip(rows, mean, strict=True)]
+    return FinalModel(replace(toy_spec(), stages=stages), {}, {}, made, 7, {})
+
+
+def test_a_rate_is_judged_by_the_best_round_of_the_stage_asked_for():
+    found = history(("guidance", 0.9, 0.1), ("diffusion", 0.6, 0.2), ("diffusion", 0.7, 0.9), ("diffusion", 0.5, 0.1))
+    assert validation_score(found, "diffusion") == (1.0, 0.7) and validation_score(found, "guidance") == (1.0, 0.9)
+    least = history(("plain", 0.9, 0.4), ("plain", 0.1, 0.3), select="loss")
+    assert validation_score(least, "plain") == (0.0, -0.3)
+    undefined = history(("plain", None, 0.4), ("plain", None, 0.6))
+    assert validation_score(undefined, "plain") == (0.0, -0.4)
+    assert validation_score(history(("plain", 0.01, 5.0)), "plain") > validation_score(undefined, "plain")
+    assert validation_score(history(("plain", None, None)), "plain") == (-1.0, 0.0)
+
+
+def test_the_rate_that_stays_did_best_in_the_last_stage_and_goes_to_every_stage(tmp_path, monkeypatch):
+    """The first stage says another one; the other arms' noise and names are their own."""
+    scores = {0.5: (0.9, 0.6), 1.0: (0.7, 0.8), 2.0: (0.8, 0.7)}
+    given = config(tmp_path, "run.lr_scales=[0.5,1,2]")
+    ran, real = [], given.stages.diffusion.lr
+
+    def run_arm(configured, spec, arm, folder, run_dir, events):
+        factor = spec.stages.diffusion.lr / real
+        ran.append((factor, spec.stages.guidance.lr / given.stages.guidance.lr, spec.arm, folder, configured))
+        guidance, diffusion = scores[round(factor, 6)]
+        return history(("guidance", guidance, 1.0), ("diffusion", diffusion, 1.0))
+
+    monkeypatch.setattr(run_module, "run_arm", run_arm)
+    arm = Arm("federated", ("guidance", "diffusion"), ("site-1", "site-2"))
+    sites = VirtualSites({}, ("x", "y", "z"), "multiclass", (), {})
+    events = Events([])
+    trained = run_module.train_arm(given, arm, sites, tmp_path / "run", events, "cpu")
+    assert (trained.lr_scale, trained.folder) == (1.0, tmp_path / "run" / "lr-1")
+    assert validation_score(trained.final, "diffusion") == (1.0, 0.8)
+    assert [row[0] for row in ran] == pytest.approx([0.5, 1, 2]) == [row[1] for row in ran]
+    assert {row[2] for row in ran} == {"federated"} and len({row[3] for row in ran}) == 3
+    assert [e["lr_scale"] for e in events.of("trial_started")] == [0.5, 1.0, 2.0]
+    assert [(e["arm"], e["lr_scale"], e["bytes_sent"]) for e in events.of("arm_done")] == [("federated", 1.0, 7)]
+
+
+def test_a_site_alone_is_hidden_from_nobody_and_a_federation_is():
+    noisy = StrategyConfig(client_noise_multiplier=1.5)
+    assert run_module.strategy_of(noisy, Arm("local/a", ("plain",), ("a",))).client_noise_multiplier == 0.0
+    assert run_module.strategy_of(noisy, Arm("federated", ("plain",), ("a", "b"))) == noisy
+
+
+def test_each_method_uses_its_arms_own_model_at_each_place(tmp_path, monkeypatch):
+    """Guidance alone is of the same arm; a site alone uses its own model; personal parts go to their owners only."""
+    made = []
+
+    def predictor(spec, stage, state, fitted, device, own):
+        made.append(SimpleNamespace(stage=stage, state=state, fitted=fitted, own=own))
+        return made[-1]
+
+    monkeypatch.setattr(run_module, "Predictor", predictor)
+    monkeypatch.setattr(run_module, "own_part", lambda folder, final, stage, site: f"{stage} of {site}")
+
+    def trained(name, **personal):
+        states = {stage: f"{name} {stage}" for stage in ("guidance", "diffusion", "plain")}
+        final = FinalModel(toy_spec(), states, dict(states), [], 0, {}, personal=personal)
+        return run_module.TrainedArm(final, tmp_path / name, 1.0)
+
+    both, places = ("guidance", "diffusion"), {"a": None, "b": None}
+    arms = [Arm("federated", both, ("a", "b")), Arm("local/a", both, ("a",)), Arm("local/b", both, ("b",))]
+    arms += [Arm("pooled", both, ("pooled",)), Arm("plain/local/a", ("plain",), ("a",))]
+    kept = {"federated": {"diffusion": {"a": "digest"}}}
+    final = {arm.name: trained(arm.name, **kept.get(arm.name, {})) for arm in arms}
+    sites = VirtualSites(places, ("x", "y"), "multiclass", (), {})
+    methods = dict(run_module.method_models(arms, final, sites, "cpu"))
+    shown = {name: {place: model.state for place, model in models.items()} for name, models in methods.items()}
+    assert shown == {
+        "federated": {"a": "federated diffusion", "b": "federated diffusion"},
+        "guidance/federated": {"a": "federated guidance", "b": "federated guidance"},
+        "local": {"a": "local/a diffusion", "b": "local/b diffusion"},
+        "guidance/local": {"a": "local/a guidance", "b": "local/b guidance"},
+        "pooled": {"a": "pooled diffusion", "b": "pooled diffusion"},
+        "guidance/pooled": {"a": "pooled guidance", "b": "pooled guidance"},
+        "plain/local": {"a": "plain/local/a plain"},
+    }
+    assert all(model.fitted == model.state for model in made)
+    assert methods["federated"]["a"] is not methods["federated"]["b"], "a has a part of its own"
+    assert methods["federated"]["a"].own == "diffusion of a"
+    assert methods["pooled"]["a"] is methods["pooled"]["b"] and methods["pooled"]["a"].own == "diffusion of pooled"
+
+
+def test_stage_facts_are_of_the_stage():
+    rows = [("guidance", 0.9, 1.0), ("plain", 0.5, 1.0), ("plain", 0.6, 1.0)]
+    final = history(*rows)
+    for number, row in enumerate(final.history):
+        row.update(best_round=number, seconds=10.0**number, bytes_sent=2**number)
+    facts = run_module.stage_facts(final, "plain")
+    assert (facts["rounds"], facts["best_round"], facts["seconds"], facts["bytes_sent"]) == (2, 2, 110.0, 6)
+    assert facts["history"] == final.history[1:] and facts["select"] == "auroc_macro"
+    assert run_module.nested({"local": 1, "plain/local": 2, "plain/pooled": 3}) == {
+        "local": 1, "plain": {"local": 2, "pooled": 3},
+    }  # fmt: skip

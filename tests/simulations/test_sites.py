@@ -1,11 +1,20 @@
 """Virtual sites: notes about them, the pooled site, who is who."""
 
+import numpy as np
 import pytest
 
 from fed_diffmic.config.compose import compose, to_json
 from fed_diffmic.errors import PartitionError
 from simulations import sites as sites_module
-from simulations.sites import POOLED, build_sites, one_class_notes, open_virtual_site
+from simulations.sites import (
+    POOLED,
+    build_sites,
+    heterogeneity,
+    is_away,
+    one_class_notes,
+    open_virtual_site,
+    pace_of,
+)
 
 
 def small(tmp_path, *more):
@@ -68,3 +77,58 @@ def test_phantoms_of_two_seeds_share_a_folder_and_differ_in_their_partition(tmp_
     second = build_sites(small(tmp_path, root, "seed=1"), tmp_path / "b")
     keys = [set(s.sites["site-1"].train.keys.tolist()) for s in (first, second)]
     assert keys[0] != keys[1]
+
+
+def splits_of(sites, name):
+    return {split: sorted(getattr(sites.sites[name], split).keys.tolist()) for split in ("train", "val", "test")}
+
+
+def test_a_sites_split_is_its_own_whoever_else_is_there(tmp_path, monkeypatch):
+    """A real site draws it alone: neither its place among others nor their number may matter, its name does."""
+    root = f"dataset.root={tmp_path / 'phantoms'}"
+    whole = build_sites(small(tmp_path, root), tmp_path / "a")
+    real = sites_module.partition
+
+    def alone(*given):
+        return {"site-3": real(*given)["site-3"]}
+
+    monkeypatch.setattr(sites_module, "partition", alone)
+    assert splits_of(build_sites(small(tmp_path, root), tmp_path / "b"), "site-3") == splits_of(whole, "site-3")
+    monkeypatch.setattr(sites_module, "partition", lambda *given: {"another": real(*given)["site-3"]})
+    renamed = splits_of(build_sites(small(tmp_path, root), tmp_path / "c"), "another")
+    assert renamed["test"] != splits_of(whole, "site-3")["test"]
+    together = [
+        sorted(key for keys in found.values() for key in keys) for found in (renamed, splits_of(whole, "site-3"))
+    ]
+    assert together[0] == together[1]
+    counts = whole.class_counts["site-3"]
+    assert counts == np.bincount(whole.sites["site-3"].train.labels, minlength=len(counts)).tolist()
+
+
+def test_shares_of_validation_and_test_are_not_exchanged(tmp_path):
+    sites = build_sites(small(tmp_path, "partition.val_fraction=0.1", "partition.test_fraction=0.4"), tmp_path / "run")
+    for data in sites.sites.values():
+        assert len(data.test) > 2 * len(data.val)
+
+
+def test_who_is_away_and_how_slow_is_of_the_site_the_stage_and_the_round(tmp_path):
+    named = small(tmp_path, "run.quorum=0.5", "conditions.absent=[site-1:2-3]", "conditions.slow=[site-2:4]")
+    assert [is_away(named, "site-1", "plain", r) for r in (1, 2, 3, 4)] == [False, True, True, False]
+    assert not is_away(named, "site-2", "plain", 2)
+    assert (pace_of(named, "site-2"), pace_of(named, "site-1")) == (0.25, 1.0)
+    often = small(tmp_path, "run.quorum=0.5", "conditions.dropout=0.5")
+
+    def away(site="site-1", stage="plain", config=often):
+        return [is_away(config, site, stage, r) for r in range(1, 41)]
+
+    assert away() == away() and 8 < sum(away()) < 32
+    assert len({tuple(found) for found in (away(), away("site-2"), away(stage="guidance"))}) == 3
+    assert away(config=small(tmp_path, "run.quorum=0.5", "conditions.dropout=0.5", "seed=1")) != away()
+    assert not any(away(POOLED)) and all(away(config=small(tmp_path, "run.quorum=0.5", "conditions.dropout=0.999")))
+
+
+def test_heterogeneity_is_zero_for_the_same_shares_and_one_for_no_class_in_common():
+    assert heterogeneity({"a": [3, 1], "b": [6, 2]}) == pytest.approx(0.0)
+    assert heterogeneity({"a": [3, 0], "b": [0, 5]}) == pytest.approx(1.0)
+    assert heterogeneity({"a": [3, 0], "b": [0, 5], "c": [7, 0]}) == pytest.approx(2 / 3)  # of three pairs
+    assert heterogeneity({"a": [3, 0], "b": [0, 0]}) is None

@@ -4,9 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from fed_diffmic.training.evaluation import evaluate_scores, predict_scores, score_images, start_draws
+from fed_diffmic.training import calibration, evaluation, stages
+from fed_diffmic.training.evaluation import evaluate_scores, judged, predict_scores, score_images, start_draws
+from fed_diffmic.training.stage import StageModule
 from fed_diffmic.training.stages import build_module, initial_state, load_state
+from tests.toy import ToyNet, toy_site, toy_spec
 from tests.training.test_local import tiny_site, tiny_spec
 
 
@@ -78,3 +82,51 @@ def test_images_without_labels_have_the_scores_of_those_with(stage):
     found = score_images(module, examples.images(np.arange(len(examples))), examples.keys)
     assert found.dtype == np.float64 and not module.training
     np.testing.assert_array_equal(found, expected)
+
+
+def test_scores_are_those_of_evaluation_mode_whatever_the_module_did_before(monkeypatch):
+    """With live batch norm: the running statistics, which stay as they are, and the images as training normalises."""
+    monkeypatch.setattr(stages, "build_plain", lambda *_: ToyNet())
+    spec = replace(toy_spec(), mean=(0.1, 0.4, 0.5), std=(0.5, 0.25, 0.5))
+    module, train = build_module(spec, "plain"), toy_site("a", 1).train
+    with torch.no_grad():
+        module.network.norm.running_mean.fill_(0.3)
+        module.network.norm.running_var.fill_(2.0)
+    before = {name: value.clone() for name, value in module.network.state_dict().items()}
+    module.train()
+    found = predict_scores(module, train)
+    assert not module.training
+    assert all(torch.equal(value, before[name]) for name, value in module.network.state_dict().items())
+    images = train.images(np.arange(len(train))).float() / 255
+    images = (images - torch.tensor(spec.mean).view(3, 1, 1)) / torch.tensor(spec.std).view(3, 1, 1)
+    with torch.no_grad():
+        hidden = (module.network.frozen(images.flatten(1)) - 0.3) / (2.0 + 1e-5) ** 0.5
+        wanted = module.network.head(hidden)
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5)
+
+
+def test_each_image_is_sampled_from_its_own_start(monkeypatch):
+    """In chunks of five: the draws go to the images, not to their places in the chunk."""
+
+    class Echo(StageModule):
+        def scores(self, inputs, starts):
+            return starts[:, 0, 0]
+
+    monkeypatch.setattr(evaluation, "CHUNK", 5)
+    spec, train = toy_spec(), toy_site("a", 1).train
+    found = predict_scores(Echo(spec, "plain", ToyNet()), train)
+    np.testing.assert_array_equal(found.astype(np.float32), start_draws(train.keys, spec)[:, 0, 0])
+
+
+def test_decisions_follow_the_runs_rule():
+    """A rare class is decided for by probability over prior, not by probability."""
+    spec, val = toy_spec(), toy_site("a", 1).val.subset(np.arange(2))
+    fitted = calibration.uncalibrated(np.array([0.9, 0.05, 0.05]), "multiclass")
+    scores = np.log(np.array([[0.6, 0.3, 0.1], [0.97, 0.02, 0.01]]))
+    decided = {}
+    for rule in ("probability", "balanced"):
+        scored = judged(scores, val, fitted, replace(spec, stages=replace(spec.stages, decision=rule)))
+        decided[rule] = scored.decided.tolist()
+        assert scored.labels.tolist() == val.labels.tolist() and scored.groups.tolist() == val.groups.tolist()
+        np.testing.assert_allclose(scored.probabilities, calibration.probabilities(scores, fitted))
+    assert decided == {"probability": [0, 0], "balanced": [1, 0]}

@@ -10,9 +10,10 @@ import torch
 from fed_diffmic.algorithms import FedAvg, build_algorithm
 from fed_diffmic.config.simulation import ModelConfig, StageConfig, StagesConfig, StrategyConfig
 from fed_diffmic.training import local
+from fed_diffmic.training import stages as stages_module
 from fed_diffmic.training.features import FeatureStore
 from fed_diffmic.training.stages import build_module, exchanged, full_state, initial_state, load_state
-from tests.toy import toy_site, toy_spec
+from tests.toy import ToyNet, toy_site, toy_spec
 
 TINY = ModelConfig(
     name="tiny",
@@ -67,12 +68,11 @@ def guidance():
 
 
 @pytest.mark.parametrize("stage", ["guidance", "diffusion", "plain"])
-def test_equal_bits_from_equal_seeds_and_others_from_another_round(stage, guidance):
+def test_equal_bits_from_equal_seeds(stage, guidance):
+    """What other seeds change is asked of each draw by itself (test_each_draw_is_of_its_round_site_and_seed)."""
     spec = tiny_spec()
     first, again = run(spec, stage, guidance=guidance), run(spec, stage, guidance=guidance)
-    other = run(spec, stage, round_index=2, guidance=guidance)
     assert same(first.tensors, again.tensors)
-    assert not same(first.tensors, other.tensors)
     assert first.num_examples == 12 and first.metrics["steps"] == 3
 
 
@@ -205,3 +205,127 @@ def test_neither_gradients_nor_an_unused_copy_of_the_weights_are_held(strategy, 
 def test_threads_are_set_by_the_local_update():
     run(tiny_spec(threads=1))
     assert torch.get_num_threads() == 1
+
+
+def drawn(monkeypatch, spec, *, round_index=1, site="a", count=12, strategy="fedavg", **stage):
+    """What a round draws, network or no network: of each pass the order, the noise, and the pixels that were seen."""
+    spec = replace(spec, stages=replace(spec.stages, plain=replace(spec.stages.plain, **stage)))
+    seen = []
+
+    def loss(self, batch, generator):
+        seen.append((batch.labels.tolist(), torch.rand(3, generator=generator).tolist(), batch.inputs.numpy().copy()))
+        return next(p for p in self.network.parameters() if p.requires_grad).sum() * 0 + 2.0 ** len(seen)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages_module, "build_plain", lambda *_: ToyNet())
+        patch.setattr(stages_module.ClassifierStage, "loss", loss)
+        module = start(spec, "plain")
+        algorithm = build_algorithm(StrategyConfig(name=strategy))
+        train = toy_site("a", 1).train  # images of ToyNet's side
+        train = replace(train, labels=np.arange(12)).subset(np.arange(count))
+        result = local.local_update(module, train, algorithm, site=site, round_index=round_index)
+    return seen, result
+
+
+def draws_of(seen):
+    return {
+        "order": [labels for labels, _, _ in seen],
+        "noise": [noise for _, noise, _ in seen],
+        "pixels": [pixels.tobytes() for _, _, pixels in seen],
+    }
+
+
+@pytest.mark.parametrize("other", ["round", "site", "seed"])
+@pytest.mark.parametrize("what", ["order", "noise", "pixels"])
+def test_each_draw_is_of_its_round_site_and_seed(monkeypatch, what, other):
+    """Each by itself: that the results differ would be true while any one of the seeds did."""
+    spec = replace(tiny_spec(), modality="dermoscopy")
+    # One image alone has one order: pixels then tell what augmentation does, labels what the order is.
+    given = {"augment": True, "count": 1, "steps": 4} if what == "pixels" else {"augment": False}
+    first, again = (draws_of(drawn(monkeypatch, spec, **given)[0])[what] for _ in range(2))
+    assert first == again and len(first) > 2
+    changed = {"round": {"round_index": 2}, "site": {"site": "b"}, "seed": {}}[other]
+    spec = replace(spec, seed=4) if other == "seed" else spec
+    assert draws_of(drawn(monkeypatch, spec, **given, **changed)[0])[what] != first
+
+
+def test_each_draw_is_of_its_stage(monkeypatch):
+    """The guidance network and the head of one site see other orders."""
+    names = []
+    monkeypatch.setattr(local, "torch_generator", lambda *parts, device: names.append(parts))
+    monkeypatch.setattr(local, "numpy_generator", lambda *parts: names.append(parts))
+    monkeypatch.setattr(local, "batches", lambda *_: iter(()))
+    monkeypatch.setattr(stages_module, "build_plain", lambda *_: ToyNet())
+    monkeypatch.setattr(stages_module, "build_guidance", lambda *_: ToyNet())
+    for stage in ("guidance", "plain"):
+        module = start(toy_spec(), stage)
+        work = local._Work(module, toy_site("a", 1).train, lambda index: index, None, "cpu", "a", 1, 3)
+        work.run(local.build_optimizer(module, module.spec.stage(stage)), lambda: None, None)
+    assert len(names) == 4 == len(set(names))
+
+
+def test_the_personal_pass_of_a_round_has_draws_of_its_own(monkeypatch):
+    seen, _ = drawn(monkeypatch, tiny_spec(), strategy="ditto", augment=False)
+    found = draws_of(seen)
+    half = len(seen) // 2
+    assert half == 3
+    for what in ("order", "noise"):
+        assert found[what][:half] != found[what][half:], what
+
+
+def test_the_loss_of_a_round_is_the_mean_over_its_steps(monkeypatch):
+    _, result = drawn(monkeypatch, tiny_spec(), augment=False)
+    assert result.metrics["loss"] == pytest.approx((2 + 4 + 8) / 3)
+
+
+def test_the_schedule_goes_on_from_round_to_round(monkeypatch):
+    progress = []
+    monkeypatch.setattr(local, "set_learning_rate", lambda optimizer, cfg, share: progress.append(share))
+    for round_index in (1, 2, 4):
+        drawn(monkeypatch, tiny_spec(), round_index=round_index, rounds=4, augment=False)
+    begun = np.array([[0.0], [0.25], [0.75]]) + np.array([0, 1, 2]) / 12
+    np.testing.assert_allclose(progress, begun.ravel(), atol=1e-12)
+
+
+def test_an_initial_loss_is_of_unaugmented_images_in_evaluation_mode_weighted_by_image(monkeypatch):
+    """70 images in chunks of 64 and 6: the mean over images, not over chunks; batch norm's statistics stay."""
+    monkeypatch.setattr(stages_module, "build_plain", lambda *_: ToyNet())
+    module = start(tiny_spec(), "plain")
+    data = toy_site("a", 1, count=140)
+    assert len(data.train) == 70
+    with torch.no_grad():
+        module.network.norm.running_mean.fill_(0.3)
+        module.network.norm.running_var.fill_(2.0)
+    before = full_state(module)
+    module.train()
+    found = local.mean_loss(module, data.train, None, torch.Generator(), "cpu")
+    assert module.training
+    assert same(before, full_state(module))
+    with torch.no_grad():
+        images = local.normalise(data.train.images(np.arange(70)), module.spec.mean, module.spec.std)
+        logits = module.network.eval()(images)
+        wanted = torch.nn.functional.cross_entropy(logits, torch.from_numpy(data.train.labels))
+    assert found == pytest.approx(float(wanted), abs=1e-5)
+
+
+def test_moments_come_back_by_name(monkeypatch):
+    """Two parameters of one shape must not take each other's moments."""
+    monkeypatch.setattr(stages_module, "build_plain", lambda *_: ToyNet())
+    module = start(tiny_spec(), "plain")
+    cfg = module.spec.stages.plain
+    optimizer = local.build_optimizer(module, cfg)
+    for number, parameter in enumerate(p for p in module.network.parameters() if p.requires_grad):
+        parameter.grad = torch.full_like(parameter, float(number + 1))
+    optimizer.step()
+    kept = local.optimizer_tensors(optimizer, module.network)
+    assert set(kept) == {
+        f"{moment}/{name}"
+        for moment in ("step", "exp_avg", "exp_avg_sq")
+        for name in ("norm.weight", "norm.bias", "head.weight", "head.bias")
+    }
+    fresh = local.build_optimizer(module, cfg)
+    local.load_optimizer_state(fresh, module.network, {**kept, "exp_avg/frozen.weight": kept["exp_avg/head.weight"]})
+    again = local.optimizer_tensors(fresh, module.network)
+    assert same(kept, again)
+    by_name = {name: float(kept[f"exp_avg/{name}"].ravel()[0]) for name in ("norm.weight", "norm.bias", "head.weight")}
+    assert by_name == pytest.approx({"norm.weight": 0.1, "norm.bias": 0.2, "head.weight": 0.3})
