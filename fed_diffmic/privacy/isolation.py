@@ -144,9 +144,7 @@ def _rows(value: Tensor) -> Tensor:
     return (value.flatten(1).square().sum(dim=1) if value.ndim > 1 else value.square().flatten()).double().cpu()
 
 
-def _judged(
-    names: list[str], norms: Tensor, given: np.ndarray, rows: list[Tensor], columns: list[Tensor]
-) -> Isolation:
+def _judged(names: list[str], norms: Tensor, given: np.ndarray, rows: list[Tensor], columns: list[Tensor]) -> Isolation:
     """Args: norms ``(G, T)`` of each gradient in each tensor; the label ``(G,)`` each was of; energies."""
     total = torch.stack([energy.sum(dim=1) for energy in rows]).sum(dim=0)
     alive, largest = total > 0, float(norms.square().sum(dim=1).max().sqrt())
