@@ -170,9 +170,9 @@ class Enforcement:
             raise SiteError(failures.REPLAY, f"round {header['round']}")
         # Noise bounds what a private update tells, and its batches are drawn by the site itself: no floor is needed.
         if self.kind == "train" and not is_private(site, header["stage"]):
-            train, index = site.data.train, header["round"]
+            train = site.data.train
             planned = planned_exposure(
-                spec, header["stage"], train, site=site.drawn_by, round_index=index, pace=site.pace
+                spec, header["stage"], train, site=site.drawn_by, round_index=header["round"], pace=site.pace
             )
             self._floors(site).check_update(key, request_name(header), train, planned)
             self._planned = planned

@@ -193,3 +193,21 @@ def test_weights_that_let_single_images_stand_out_are_refused(
     assert code(asked(tmp_path, spec)) == (failures.FLOOR_ISOLATED if found else 0)
     assert looked == [64]
     assert nothing_left(tmp_path) == found
+
+
+def test_asking_again_in_a_round_does_not_look_at_other_images(
+    tmp_path: Path, site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever is refused asks until the images that are looked at are fortunate ones."""
+    chosen: list[int] = []
+
+    def measured(module: Any, train: Any, device: Any, rng: np.random.Generator) -> Isolation:
+        chosen.append(int(rng.integers(2**31)))
+        return Isolation(16, 1.0, "x", 0.0, "", 1.0, "x", False)
+
+    monkeypatch.setattr(client_floors, "measure_isolation", measured)
+    site(floors=Floors())
+    spec = toy.toy_spec(batch_size=16, epochs=1.0)
+    for changes in ({}, {"keep": "0" * 64}, {"round": 2}):
+        assert code(asked(tmp_path, spec, **changes)) == failures.FLOOR_ISOLATED
+    assert chosen[0] == chosen[1] != chosen[2]
