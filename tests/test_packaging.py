@@ -58,7 +58,8 @@ def test_the_wheel_holds_our_packages_and_nothing_else(wheel):
     assert f"{info}/licenses/LICENSE" in names
     shipped = {name for name in names if name.startswith("configs/") and name.endswith(".yaml")}
     assert shipped == {f"configs/{path.relative_to(FOLDER).as_posix()}" for path in FOLDER.rglob("*.yaml")}
-    assert {Path(name).suffix for name in names if not name.startswith(info)} <= {".py", ".yaml", ".typed"}
+    assert {Path(name).suffix for name in names if not name.startswith(info)} <= {".py", ".pyi", ".yaml", ".typed"}
+    assert "fed_diffmic/__init__.pyi" in names  # what the interface for Python offers, for type checkers
 
 
 def test_the_wheel_works_in_an_environment_of_its_own_away_from_the_checkout(wheel, tmp_path):
