@@ -16,6 +16,7 @@ from fed_diffmic.reporting.events import read_events
 from fed_diffmic.training.metrics import METRICS
 from simulations import sites as sites_module
 from simulations.apply import evaluate_run, predict_run
+from simulations.plan import make_plan
 from simulations.run import choose_device, model_notes, simulate
 from simulations.sites import build_sites
 
@@ -101,6 +102,15 @@ def test_bytes_sent_are_those_of_the_stages_and_the_calibration(finished):
     _, summary = finished
     stages = sum(stage["bytes_sent"] for stage in summary["stages"].values())
     assert 0 < stages <= summary["bytes_sent"]
+
+
+def test_what_was_planned_is_what_was_done(finished, monkeypatch):
+    folder, summary = finished
+    monkeypatch.setattr("simulations.plan.MEASURED_S", 0.01)
+    plan = make_plan(config(folder, "baselines=[]"))
+    assert plan.bytes == pytest.approx(sum(stage["bytes_sent"] for stage in summary["stages"].values()), rel=0.1)
+    assert {name: (s["n_train"], s["n_val"], s["n_test"]) for name, s in summary["sites"].items()} == plan.sites
+    assert plan.rounds == {name: stage["rounds"] for name, stage in summary["stages"].items()}
 
 
 def test_the_report_asks_nothing_of_the_network(finished):
