@@ -16,7 +16,7 @@ from fed_diffmic.errors import ConfigError, RoundError
 from fed_diffmic.exchange.audit import AuditLog, read_lines
 from fed_diffmic.release.final import load_final
 from fed_diffmic.reporting.events import EventLog, read_events
-from server.app import app, shared_events, wanted
+from server.app import app, shared_events
 from server.hooks import Hooks
 from server.labels import agreed_labels, wait_for_nodes
 from simulations.flower_app import VirtualClientApp
@@ -108,14 +108,6 @@ def test_waiting_for_nodes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wait_for_nodes(two, 2, 100.0, 0.1) == [1, 2]
     assert wait_for_nodes(two, 3, 200.0, 0.1) == [1, 2]  # fewer came: the caller says who is missing
     assert now[0] >= 200.0
-
-
-def test_which_stages_are_wanted() -> None:
-    config = toy_config()
-    given = replace(config.stages.guidance, rounds=0, init="weights.safetensors")
-    config = replace(config, stages=replace(config.stages, guidance=given, diffusion=replace(given, init=None)))
-    assert wanted(config, "guidance")
-    assert not wanted(config, "diffusion")
 
 
 def test_a_question_for_labels_is_in_the_coordinators_log_too(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from fed_diffmic.training.metrics import METRICS
 from simulations import run as run_module
 from simulations import sites as sites_module
 from simulations.arms import Arm
+from simulations.plan import make_plan
 from simulations.run import choose_device, model_notes, simulate, validation_score
 from simulations.sites import VirtualSites, build_sites
 from tests.toy import Events, toy_spec
@@ -113,6 +114,15 @@ def test_bytes_sent_are_those_of_the_stages_and_the_calibration(finished):
     _, summary = finished
     stages = sum(stage["bytes_sent"] for stage in summary["stages"].values())
     assert 0 < stages <= summary["bytes_sent"]
+
+
+def test_what_was_planned_is_what_was_done(finished, monkeypatch):
+    folder, summary = finished
+    monkeypatch.setattr("simulations.plan.MEASURED_S", 0.01)
+    plan = make_plan(config(folder, "baselines=[]"))
+    assert plan.bytes == pytest.approx(sum(stage["bytes_sent"] for stage in summary["stages"].values()), rel=0.1)
+    assert {name: (s["n_train"], s["n_val"], s["n_test"]) for name, s in summary["sites"].items()} == plan.sites
+    assert plan.rounds == {name: stage["rounds"] for name, stage in summary["stages"].items()}
 
 
 def test_the_report_asks_nothing_of_the_network(finished):
