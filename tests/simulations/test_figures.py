@@ -1,5 +1,6 @@
 """Figures of methods at sites: whose predictions, of which split, minus whose; asked of predictions made by hand."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -78,10 +79,13 @@ def test_a_difference_is_the_federation_minus_the_other():
 
 
 def test_the_union_keeps_every_column_in_the_order_of_the_sites():
-    parts = [scored(SITES["a"].test, 3), scored(SITES["b"].test, 7)]
+    alike = [scored(SITES[name].test, right) for name, right in (("a", 3), ("b", 7))]
+    parts = [replace(part, groups=np.char.add(name, part.groups)) for name, part in zip("ab", alike, strict=True)]
+    parts[1] = replace(parts[1], labels=parts[1].labels[::-1])
     whole = join(parts)
     for column in ("probabilities", "decided", "labels", "groups"):
         both = [getattr(part, column) for part in parts]
+        assert not np.array_equal(*both), "alike, the test could not tell"
         np.testing.assert_array_equal(getattr(whole, column), np.concatenate(both))
     assert whole.task == "multiclass"
 

@@ -125,6 +125,19 @@ def test_a_request_whose_time_is_over_is_not_handed_out_again(tmp_path: Path) ->
     assert site.spool.request().messages_list[0].metadata.message_id == second.metadata.message_id  # type: ignore[union-attr]
 
 
+def test_a_reply_whose_time_is_over_is_dropped_unsent_and_the_site_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = request(2, ttl=10**6)
+    site = Site(tmp_path, [request(1), second])
+    site.keep_reply()
+    real = time.time
+    monkeypatch.setattr(keptcalls.time, "time", lambda: real() + 3600.0)
+    assert received(site) == second.metadata.message_id
+    assert site.announced == [] and site.pushed == []
+    assert (site.report.now.dropped, site.report.now.why) == (1, "its time is over")
+
+
 def test_a_request_that_never_comes_whole_is_given_up_over_any_number_of_starts(tmp_path: Path) -> None:
     first, second = request(1), request(2)
     site = Site(tmp_path, [first, second])
