@@ -110,11 +110,13 @@ def measure_isolation(
     given: list[int] = []
     rows = [torch.zeros(len(index), len(p) if p.ndim else 1, dtype=torch.float64) for p in parameters]
     columns = [torch.zeros(len(index), p.shape[1] if p.ndim > 1 else 0, dtype=torch.float64) for p in parameters]
+    # The same timesteps and noise for every image: a row of a timestep table that one draw alone reaches would else be
+    # one image's by the draw, whatever the weights are.
+    draws = tuple(value.to(device) for value in module.draws(1, generator, torch.device("cpu")))
     with _batch_statistics(module, images):
         for i, label in enumerate(train.labels[index]):
             for number, wrong in wrong_labels(label, module.spec.num_classes):
                 check_time()
-                draws = tuple(value.to(device) for value in module.draws(1, generator, torch.device("cpu")))
                 batch = Batch(module.inputs(images[i : i + 1]), wrong.to(device))
                 found = torch.autograd.grad(module.losses(batch, draws).mean(), parameters, allow_unused=True)
                 gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]

@@ -101,3 +101,15 @@ def test_an_honest_network_passes_until_it_has_learnt_every_image() -> None:
         assert not any(one.found for one in found), [str(one) for one in found]
         result = local_update(module, train, build_algorithm(spec.strategy), site="a", round_index=index)
     assert result.metrics["loss"] < 0.2
+
+
+@pytest.mark.parametrize("draws", [1, 8])
+def test_a_timestep_table_is_not_taken_for_an_imprint(draws: int) -> None:
+    """Each of its rows is reached by one draw, whatever the weights: with a draw of its own each image had rows."""
+    subject = subject_of()
+    cfg = replace(subject.spec.stages.diffusion, draws=draws)
+    spec = replace(subject.spec, stages=replace(subject.spec.stages, diffusion=cfg))
+    module = build_module(spec, "diffusion")
+    for seed in range(3):
+        found = measure_isolation(module, subject.site, "cpu", np.random.default_rng(seed))
+        assert not found.found, str(found)
