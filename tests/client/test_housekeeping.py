@@ -1,5 +1,6 @@
 """Chores: logs that grew long are cut and keep one old part, what is old goes, and each chore has its time."""
 
+import functools
 import os
 import time
 from types import SimpleNamespace
@@ -9,17 +10,18 @@ import pytest
 from client import housekeeping
 from client.housekeeping import KEPT, Housekeeping, shorten_logs
 from client.start import LOGS, SITE_LOG
+from fed_diffmic.reporting import rotation
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(housekeeping, "LOG_BYTES", 100)
+    monkeypatch.setattr(housekeeping, "set_aside", functools.partial(rotation.set_aside, most=100))
     (tmp_path / LOGS).mkdir()
     return tmp_path
 
 
 def test_a_long_log_is_set_aside_whole_and_cut_in_place(folder):
-    """Whoever holds it open goes on writing at its new end; the old part is private, and replaces the one before."""
+    """Whoever holds it open goes on writing at its new end; the old part is private, and the one before moves on."""
     log, site = folder / LOGS / "worker.log", folder / SITE_LOG
     log.write_bytes(b"a" * 101)
     site.write_bytes(b"s" * 500)
@@ -29,8 +31,10 @@ def test_a_long_log_is_set_aside_whole_and_cut_in_place(folder):
         held.write(b"next")
     assert log.read_bytes() == b"next"
     assert (folder / LOGS / "worker.log.1").read_bytes() == b"a" * 101
-    assert (site.read_bytes(), site.with_name(site.name + ".1").read_bytes()) == (b"", b"s" * 500)
-    assert site.with_name(site.name + ".1").stat().st_mode & 0o777 == 0o600
+    assert (folder / LOGS / "worker.log.2").read_bytes() == b"older"
+    assert (folder / LOGS / "worker.log.1").stat().st_mode & 0o777 == 0o600
+    # The site's own log is opened for each line, so it is renamed, and begins anew with the next one.
+    assert not site.exists() and site.with_name(site.name + ".1").read_bytes() == b"s" * 500
 
 
 def test_a_log_that_is_not_long_and_any_other_file_stay_as_they_are(folder):
@@ -51,7 +55,7 @@ def test_a_log_that_cannot_be_shortened_stops_no_other(folder, monkeypatch, capl
             raise PermissionError(1, "Operation not permitted")
         real(path, size)
 
-    monkeypatch.setattr(housekeeping.os, "truncate", truncate)
+    monkeypatch.setattr(rotation.os, "truncate", truncate)
     shorten_logs(folder)
     assert ((folder / LOGS / "b.log").read_bytes(), len((folder / LOGS / "a.log").read_bytes())) == (b"", 200)
     assert "could not be shortened: Operation not permitted" in caplog.text
