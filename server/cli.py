@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from fed_diffmic import __version__
 from fed_diffmic.console import Parser, run_command, split_settings
 from fed_diffmic.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 _ABOUT = """The coordinator of a federation. For research; not a medical device.
 
@@ -61,10 +64,12 @@ def _coordinate(given: argparse.Namespace, hint: list[str]) -> int:
     if saved is not None and saved.is_file():
         check_same_run(compose_server(saved, []), config)
     from fed_diffmic.models.checks import check_model_config
+    from fed_diffmic.reporting.logs import set_up_logs
 
     check_model_config(config.model)
     hint.append(f"continue with: flower-server --resume {config.run.dir}")
-    print(f"run {config.run.dir}: loading libraries", file=sys.stderr, flush=True)
+    set_up_logs()
+    logger.info("run %s: loading libraries", config.run.dir)
     from server.supervisor import coordinate
 
     return coordinate(config, resume=given.resume is not None)

@@ -175,7 +175,7 @@ def test_results_go_to_standard_output_and_devices(run, tmp_path, capsys):
     printed = capsys.readouterr()
     rows = list(csv.DictReader(io.StringIO(printed.out)))
     assert [row["image"] for row in rows] == list(map(str, images))
-    assert "image-001" in printed.err.replace("\n", "") and Path("/dev/null").is_char_device()
+    assert "image-001" in re.sub(r"[\s│┃]", "", printed.err) and Path("/dev/null").is_char_device()
     os.mkfifo("pipe")
     reader = subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE, text=True)
     assert main(["predict", "--run", str(run), str(images[0]), "--csv", "pipe"]) == 0

@@ -155,7 +155,9 @@ def test_the_table_of_sites_is_the_summarys_cell_by_cell(whole: tuple[str, Parse
         baselines = summary["baselines"]
         others = [baselines["local"], baselines["pooled"], baselines["plain"]["federated"], baselines["guidance"]]
         differences = summary["differences"]["local"]
-        for row, site in zip(rows[2:], sorted(summary["sites"]), strict=True):
+        *of_sites, chance = rows[2:]
+        assert chance[0].startswith("chance")
+        for row, site in zip(of_sites, sorted(summary["sites"]), strict=True):
             gap = differences["sites"][site][metric]
             counts = " / ".join(str(summary["sites"][site][f"n_{split}"]) for split in ("train", "val", "test"))
             assert row[0].startswith(f"{site}|{counts}")
