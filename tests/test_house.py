@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import pytest
-
 from tests.house import ROOT, circles, file_arrows, floors, room_arrows, room_of
 
 MOST_ROOMS, MOST_FLOORS = 25, 11
@@ -22,8 +20,7 @@ def test_rooms_and_floors_are_few_and_no_circle_leads_through_them() -> None:
 
 def test_no_module_of_a_side_leads_back_to_itself() -> None:
     """Between files of one room too, but for annotations that a checker alone reads."""
-    for group in circles(file_arrows(types=False)):
-        pytest.fail(f"a circle of modules: {', '.join(group)}")
+    assert circles(file_arrows(types=False)) == []
 
 
 def test_using_a_model_needs_neither_side_nor_simulation() -> None:
