@@ -161,9 +161,7 @@ class ModelConfig(Checked):
 class StageConfig(Checked):
     """One stage: how long, how each site's local update runs, how the best round is chosen."""
 
-    rounds: int | None = option(
-        3, "federated rounds; 0 skips the stage; none (stage plain only): guidance plus diffusion", ge=0, le=100_000
-    )
+    rounds: int | None = option(3, "federated rounds; 0: no stage; none (plain): the others' sum", ge=0, le=100_000)
     epochs: float = option(
         1.0,
         "passes over the site's training images in a local update, where steps is 0; 0.25 averages four times a pass",
