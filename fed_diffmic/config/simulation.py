@@ -1,11 +1,9 @@
 """The configuration of a run: one frozen dataclass for each group, ranges checked when built.
 
-Every field declares its meaning, unit and range where it is declared (``metadata``); the same
-declaration drives the checks, the messages and ``fed-diffmic options``. How files and
-``key=value`` overrides become these objects is in :mod:`fed_diffmic.config.compose`.
-
-Symbols are those of docs/model.md: ``B`` images, ``C`` classes, ``K`` regions, ``D`` latent
-channels, ``T`` training timesteps, ``S`` sampling steps.
+Every field declares its meaning, unit and range where it is declared (``metadata``); the same declaration drives the
+checks, the messages and ``fed-diffmic options``. How files and ``key=value`` overrides become these objects is in
+:mod:`fed_diffmic.config.compose`. Symbols are those of docs/model.md: ``B`` images, ``C`` classes, ``K`` regions, ``D``
+latent channels, ``T`` training timesteps, ``S`` sampling steps.
 """
 
 from __future__ import annotations
@@ -161,7 +159,9 @@ class ModelConfig(Checked):
 class StageConfig(Checked):
     """One stage: how long, how each site's local update runs, how the best round is chosen."""
 
-    rounds: int | None = option(3, "federated rounds; 0: no stage; none (plain): the others' sum", ge=0, le=100_000)
+    rounds: int | None = option(
+        3, "federated rounds; 0 skips the stage; none (stage plain only): guidance plus diffusion", ge=0, le=100_000
+    )
     epochs: float = option(
         1.0,
         "passes over the site's training images in a local update, where steps is 0; 0.25 averages four times a pass",
