@@ -85,6 +85,7 @@ def _listen(app: Any, arguments: argparse.Namespace, context: Any, origin: str) 
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((arguments.host, arguments.port))
+        listener.listen()  # who reads the line below and asks at once waits, and is not turned away
     except OSError as error:
         listener.close()
         raise MachineError(
