@@ -38,7 +38,8 @@ async function ask(path, options = {}) {
 }
 
 function percent(share) {
-  return share > 0 && share < 0.001 ? "below 0.1 %" : `${(100 * share).toFixed(1)} %`;
+  const shown = share < 0.001 ? "below 0.1" : share > 0.999 ? "above 99.9" : (100 * share).toFixed(1);
+  return `${shown} %`; // no calibration knows of 0 or 1
 }
 
 function cell(row, text) {
@@ -98,11 +99,14 @@ function draw() {
     context.drawImage(painted(heat), 0, 0, canvas.width, canvas.height);
   }
   if (layer() === "regions" && seen.regions) {
-    context.strokeStyle = "#56B4E9";
     for (const region of seen.regions) {
-      context.lineWidth = canvas.width * (0.004 + 0.012 * region.weight);
       const [left, top, size] = [region.left, region.top, region.side].map((share) => share * canvas.width);
-      context.strokeRect(left, top, size, size);
+      const width = canvas.width * (0.004 + 0.012 * region.weight);
+      // A dark edge, so that a line is seen on any ground.
+      for (const [colour, more] of [["#10151d", 0.006 * canvas.width], ["#56B4E9", 0]]) {
+        [context.strokeStyle, context.lineWidth] = [colour, width + more];
+        context.strokeRect(left, top, size, size);
+      }
     }
   }
   $("explained").textContent = EXPLAINED[layer()];
