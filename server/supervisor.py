@@ -28,6 +28,7 @@ from fed_diffmic.reporting.curves import write_metrics_csv
 from fed_diffmic.reporting.events import EventLog, Observer, earlier_seconds, read_events
 from fed_diffmic.reporting.logs import set_up_logs
 from fed_diffmic.reporting.progress import PlainProgress, RichProgress, make_progress
+from fed_diffmic.reporting.rotation import set_aside
 from fed_diffmic.transport.control import Control, LinkLostError
 from fed_diffmic.transport.processes import free_port, lock_file
 from fed_diffmic.transport.serverapp import run_server_app
@@ -290,7 +291,11 @@ class _Coordinator:
 
     def _counts(self) -> Mapping[str, Any] | None:
         link = self.link
-        return None if link is None else counts(link)
+        if link is None:
+            return None
+        with suppress(OSError):  # a full disk ends the run where results are written, not here
+            set_aside(link.child.log, held=True)
+        return counts(link)
 
     def _quorum(self, sites: int) -> int:
         return max(1, math.ceil(self.config.run.quorum * sites - 1e-9))

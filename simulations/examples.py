@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.data.site import SiteData
+from fed_diffmic.inference.look import look
 from fed_diffmic.inference.predictor import Predictor
-from fed_diffmic.training.features import normalised_images
 from simulations.figures import MethodResult
 
 DRAWN = 2  # of each class, where the data are drawn and nothing else was asked for
@@ -44,7 +44,6 @@ def _has(label: np.ndarray, index: int) -> bool:
     return bool(label[index]) if label.ndim else int(label) == index
 
 
-@torch.no_grad()
 def example_tensors(
     guidance: Mapping[str, Predictor], final: MethodResult, sites: Mapping[str, SiteData], count: int
 ) -> dict[str, np.ndarray]:
@@ -61,18 +60,12 @@ def example_tensors(
     chosen = pick(sites, count, classes)
     probabilities = np.array([final.test[site].probabilities[i] for site, i, _ in chosen]).reshape(-1, classes)
     for (site, i, _), stated in zip(chosen, probabilities, strict=True):
-        predictor, examples, index = guidance[site], sites[site].test, np.array([i])
-        module = predictor.module.to(predictor.device).eval()
-        output = module.network(normalised_images(module, examples, index, predictor.device))
-        heat = output.saliency[0, int(stated.argmax())].float().cpu()
-        span = float(heat.max() - heat.min())
-        side = float(examples.images(index).shape[-1])
-        corners = output.pixels[0].cpu().numpy() / side
-        size = np.full((len(corners), 1), module.spec.model.crop / side)
-        kept["images"].append(_small(examples.images(index))[0])
-        kept["saliency"].append(((heat - heat.min()) / (span or 1.0)).numpy())
-        kept["boxes"].append(np.concatenate([corners, size], axis=1).astype(np.float32))
-        kept["attention"].append(output.attention[0].float().cpu().numpy())
+        images = sites[site].test.images(np.array([i]))
+        seen = look(guidance[site], images[0].numpy(), int(stated.argmax()))
+        kept["images"].append(_small(images)[0])
+        kept["saliency"].append(seen.saliency)
+        kept["boxes"].append(seen.boxes)
+        kept["attention"].append(seen.attention)
     if not chosen:
         return {}
     stacked = {name: np.stack(values) for name, values in kept.items()}

@@ -19,4 +19,14 @@ Command = Callable[[argparse.Namespace, list[str]], int]
 Add = Callable[[str, Command | None, str], Parser]
 """Adds a command: name, what runs it (none: it only holds others), what it is about."""
 
-ROOMS: tuple[str, ...] = ("provision", "site", "preflight", "policy", "audit", "ledger", "experiment", "report")
+ROOMS: tuple[str, ...] = (
+    "provision",
+    "site",
+    "preflight",
+    "policy",
+    "audit",
+    "ledger",
+    "experiment",
+    "report",
+    "serve",
+)

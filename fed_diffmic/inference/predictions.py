@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fed_diffmic.data.cache import content_key
+from fed_diffmic.data.decode import decode
 from fed_diffmic.errors import UsageError
 from fed_diffmic.inference.images import DecodedBatch, Unreadable, decoded_arrays, decoded_files
 from fed_diffmic.inference.predictor import NOTICE, Predictor
@@ -116,6 +119,21 @@ def predict_arrays(predictor: Predictor, images: Sequence[np.ndarray], batch: in
     """As :func:`predict_files`, of pixels in memory, ``(h, w, 3)`` uint8 each."""
     bad: list[Unreadable] = []
     return _predicted(predictor, decoded_arrays(images, predictor.spec.model.image_side, _checked(batch), bad), bad)
+
+
+def predict_content(predictor: Predictor, data: bytes, name: str) -> Predictions:
+    """One image whose file's content is in memory, by itself: as ``predict_files`` of that one file, bit for bit.
+
+    Args:
+        data: of a file.
+        name: what it is called in the result.
+
+    Raises:
+        BadImageError: it cannot be read.
+    """
+    pixels = decode(data, predictor.spec.model.image_side)
+    keys = np.array([content_key(hashlib.sha256(data).hexdigest())], dtype=np.uint64)
+    return _predicted(predictor, [DecodedBatch((name,), pixels[None], keys)], [])
 
 
 def _checked(batch: int) -> int:

@@ -12,7 +12,7 @@ from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import Examples
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.provision.keys import PublicKey
-from fed_diffmic.release.final import load_final
+from fed_diffmic.release.final import FinalModel, load_final
 from fed_diffmic.release.personal import part_of_site
 from fed_diffmic.training.calibration import Calibration, decide, probabilities
 from fed_diffmic.training.evaluation import judged, predict_scores, score_images
@@ -88,7 +88,16 @@ def final_predictor(
         UsageError: a site must be named, or the run has no such site.
         ModelFileError: the run did not end, or its files are torn or changed.
     """
-    final = load_final(run_dir, public_key=key)
-    stage = next(s for s in ("diffusion", "guidance", "plain") if s in final.states)
+    return predictor_of(load_final(run_dir, public_key=key), run_dir, site, device)
+
+
+def predictor_of(final: FinalModel, run_dir: Path, site: str | None = None, device: str = "cpu") -> Predictor:
+    """As :func:`final_predictor`, of a final model that was read from ``run_dir`` already."""
+    stage = last_stage(final)
     own = part_of_site(Path(run_dir), final, stage, site)
     return Predictor(final.spec, stage, final.states[stage], final.calibration[stage], device, own)
+
+
+def last_stage(final: FinalModel) -> str:
+    """The stage that is the model."""
+    return next(stage for stage in ("diffusion", "guidance", "plain") if stage in final.states)

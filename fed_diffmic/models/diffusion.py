@@ -6,6 +6,8 @@ Forward process and loss: the paper's sections on heterologous diffusion and on 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -152,8 +154,9 @@ def ddim_step(y_t: Tensor, noise: Tensor, alpha_t: float, alpha_previous: float)
     return alpha_previous**0.5 * x0 + (1 - alpha_previous) ** 0.5 * noise
 
 
-def ddim_schedule(timesteps: int, steps: int) -> list[tuple[int, float, float]]:
+@functools.lru_cache(maxsize=16)
+def ddim_schedule(timesteps: int, steps: int) -> tuple[tuple[int, float, float], ...]:
     """For each step of sampling: timestep, ``abar`` there and ``abar`` one stride earlier (1 after the last)."""
     abar = alphas_cumprod(timesteps, device="cpu").tolist()
     stride = timesteps // steps
-    return [(t, abar[t], abar[t - stride] if t >= stride else 1.0) for t in ddim_timesteps(timesteps, steps)]
+    return tuple((t, abar[t], abar[t - stride] if t >= stride else 1.0) for t in ddim_timesteps(timesteps, steps))

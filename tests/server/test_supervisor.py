@@ -17,6 +17,7 @@ from fed_diffmic.provision.keys import make_site_key, public_text
 from fed_diffmic.provision.roster import Roster
 from fed_diffmic.release.final import load_final
 from fed_diffmic.reporting.events import read_events
+from fed_diffmic.reporting.rotation import LOG_BYTES
 from fed_diffmic.transport.processes import free_port
 
 BIN = Path(sys.executable).parent
@@ -101,6 +102,12 @@ def test_a_coordinator_alone(processes, tmp_path):
     assert second.wait(120) == 6
     assert f"in use by process {first.pid}" in (tmp_path / "second.log").read_text()
     assert not gone(link)
+
+    log = run / "link" / "superlink.log"
+    with log.open("a") as file:
+        file.write("x" * LOG_BYTES + "\n")
+    wait_for(log.with_name("superlink.log.1").exists, 20, "part of the SuperLink's log that was set aside")
+    assert wait_for(lambda: log.stat().st_size < LOG_BYTES, 5, "shortened log")
 
     first.kill()
     first.wait(10)

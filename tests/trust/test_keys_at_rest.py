@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives import serialization as S
+from flwr.supercore.inflatable.inflatable_object import get_object_id
 from PIL import Image
 
 from client.control import WITHDRAW, read_control
 from client.copies import copies_folder, site_copies
 from client.housekeeping import Housekeeping
+from client.leaving import forget
 from fed_diffmic import cli
 from fed_diffmic.config.compose import compose_site
 from fed_diffmic.data.cache import build_cache
@@ -24,8 +26,10 @@ from fed_diffmic.provision.roster import Roster, RosterEntry, utc_now
 from fed_diffmic.transport.contact import read_contact
 from fed_diffmic.transport.control import Control
 from fed_diffmic.transport.processes import free_port, lock_file
+from fed_diffmic.transport.spool import Spool
 from fed_diffmic.transport.superlink import LinkSettings, start_superlink
-from fed_diffmic.transport.supernode import NodeSettings, start_supernode
+from fed_diffmic.transport.supernode import INBOX, NodeSettings, start_supernode
+from tests.transport.test_spool import CONTENT, NAME, reply, request
 
 BOUND_S = 120.0
 
@@ -201,3 +205,18 @@ def test_a_running_client_is_left_to_remove_it_and_one_that_starts_withdrawn_doe
     Housekeeping(composed, site).forget()
     assert not holding(site, decoded[:64])
     assert "0.0 MB of decoded images" in caplog.text
+
+
+def test_what_was_computed_for_the_request_in_hand_goes_and_the_request_stays(tmp_path):
+    _, composed, built, _ = withdrawing_site(tmp_path, None)
+    del built
+    gc.collect()
+    spool = Spool(tmp_path / "site" / INBOX)
+    spool.begin(request())
+    spool.put(NAME, CONTENT)
+    computed = get_object_id(b"an update")
+    spool.put(computed, b"an update")
+    spool.keep_reply(reply())
+    forget(composed, tmp_path / "site")
+    assert spool.request() is not None and spool.get(NAME) == CONTENT
+    assert not spool.has_reply() and spool.get(computed) is None
