@@ -1,0 +1,85 @@
+"""``fed-diffmic export``: a finished run's model for other programs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fed_diffmic.errors import ModelFileError, UsageError
+
+if TYPE_CHECKING:
+    from fed_diffmic.commands import Add
+
+_ABOUT = """Write a finished run's model as one ONNX graph: pixels in, calibrated probabilities out.
+
+  fed-diffmic export --run DIR --key COORDINATOR.pub --out model.onnx
+
+The sampler's steps, the normalisation and the calibration are inside. What onnxruntime makes of the graph is held
+against this program before anything is written. Beside it FILE.json says what it is and how an image must come, and
+OUT.provenance.json who signed for the weights. Needs the extra onnx.
+"""
+
+
+def register(add: Add) -> None:
+    """Add ``export``."""
+    export = add("export", _export, "a run's model as one ONNX graph")
+    export.description = _ABOUT
+    export.add_argument("--run", required=True, type=Path, dest="folder", metavar="DIR", help="folder of the run")
+    export.add_argument("--key", type=Path, metavar="PUB", help="the coordinator's public key: it must have signed")
+    export.add_argument("--site", metavar="NAME", help="whose own part of the model to use (fedbn, ditto)")
+    export.add_argument("--format", choices=("onnx",), default="onnx", help="onnx")
+    export.add_argument("--out", required=True, type=Path, metavar="FILE", help="the graph, ending in .onnx")
+
+
+def _export(arguments: argparse.Namespace, hint: list[str]) -> int:
+    out: Path = arguments.out
+    if not arguments.folder.is_dir():
+        raise UsageError(f"--run {arguments.folder}: there is no such folder", "Give the folder of a finished run.")
+    if out.suffix != ".onnx":
+        raise UsageError(f"--out {out} does not end in .onnx", "Programs tell the format by it.")
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"--out {out}: its folder does not exist", "Make that folder.")
+    from fed_diffmic.files import atomic_write
+    from fed_diffmic.inference.card import model_card
+    from fed_diffmic.inference.export import export_onnx, needs_starts
+    from fed_diffmic.inference.predictor import predictor_of
+    from fed_diffmic.provision.keys import load_public
+    from fed_diffmic.release.final import load_final
+    from fed_diffmic.release.provenance import PROVENANCE
+
+    final = load_final(arguments.folder, public_key=None if arguments.key is None else load_public(arguments.key))
+    predictor = predictor_of(final, arguments.folder, arguments.site)
+    card = model_card(final)
+    spec = predictor.spec
+    card |= {
+        "input": {
+            "pixels": f"uint8 (1, 3, {spec.model.image_side}, {spec.model.image_side}), red green blue, the whole image "
+            "stretched to the square (bicubic, antialiased); normalised inside",
+            **({"starts": f"float32 (1, {spec.model.sampling_starts}, 2, {spec.num_classes}), uniform in [0, 1)"}
+               if needs_starts(predictor) else {}),
+        },
+        "output": {"probabilities": "float32 (1, C), calibrated, in the order of classes"},
+        "calibration": predictor.fitted.to_json(),
+        "decision": spec.stages.decision,
+        "own_part_of": arguments.site or "",
+    }  # fmt: skip
+    found = export_onnx(predictor, out, card)
+    card["largest_difference"] = found.difference
+    atomic_write(_beside(out, ".json"), (json.dumps(card, indent=2, allow_nan=False) + "\n").encode())
+    signed, copy = arguments.folder / "final" / PROVENANCE, _beside(out, f".{PROVENANCE}")
+    copy.unlink(missing_ok=True)  # of a model that was written here before
+    if signed.exists():
+        try:
+            shutil.copyfile(signed, copy)
+        except OSError as error:
+            raise ModelFileError(f"{copy} cannot be written: {error.strerror}", "Give another --out.") from error
+    print(f"{out}: onnxruntime agrees with this program to {found.difference:.1e}; the model is {final.origin}")
+    print(card["notice"])
+    return 0
+
+
+def _beside(out: Path, ending: str) -> Path:
+    return out.with_name(out.stem + ending)
