@@ -53,11 +53,11 @@ def _export(arguments: argparse.Namespace, hint: list[str]) -> int:
     final = load_final(arguments.folder, public_key=None if arguments.key is None else load_public(arguments.key))
     predictor = predictor_of(final, arguments.folder, arguments.site)
     card = model_card(final)
-    spec = predictor.spec
+    spec, side = predictor.spec, predictor.spec.model.image_side
     card |= {
         "input": {
-            "pixels": f"uint8 (1, 3, {spec.model.image_side}, {spec.model.image_side}), red green blue, the whole image "
-            "stretched to the square (bicubic, antialiased); normalised inside",
+            "pixels": f"uint8 (1, 3, {side}, {side}), red green blue, the whole image stretched to "
+            "the square (bicubic, antialiased); normalised inside",
             **({"starts": f"float32 (1, {spec.model.sampling_starts}, 2, {spec.num_classes}), uniform in [0, 1)"}
                if needs_starts(predictor) else {}),
         },

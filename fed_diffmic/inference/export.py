@@ -121,7 +121,7 @@ def export_onnx(predictor: Predictor, out: Path, facts: dict[str, Any]) -> Expor
     difference = largest_difference(predictor, session)
     if not difference <= TOLERANCE:
         raise ModelFileError(
-            f"onnxruntime's probabilities differ from the program's by up to {difference:.1e}; {TOLERANCE:g} is allowed",
+            f"onnxruntime's probabilities differ from the program's by up to {difference:.1e}; allowed: {TOLERANCE:g}",
             "Nothing was written. Other versions of onnx and onnxruntime may agree; say so to the authors.",
         )
     try:
