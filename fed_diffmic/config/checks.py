@@ -15,13 +15,14 @@ from typing import Any
 
 from fed_diffmic.config.features import Trained, check_features
 from fed_diffmic.config.folders import check_folders, renamed
+from fed_diffmic.config.owners import ALGORITHMS, DATASETS, PARTITIONERS, Kind, builtin, builtins
+from fed_diffmic.config.plugins import find
 from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.config.server import ServerConfig
 from fed_diffmic.config.simulation import DatasetConfig, SimulateConfig, StagesConfig
 from fed_diffmic.config.stages import check_stage_values
 from fed_diffmic.errors import ConfigError, UsageError
 
-MEAN_OF_UPDATES = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "flower")  # ask the sites for updates alone
 MAY_CHANGE = ("run.dir", "run.deadline_s", "run.tracking", "dataset.cache_dir")
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
 
@@ -46,20 +47,19 @@ def check_consistency(config: SimulateConfig) -> None:
     check_once("run.lr_scales", config.run.lr_scales)
     if not config.run.lr_scales:
         raise ConfigError("run.lr_scales", "[]", "at least one number, for example [1.0]")
-    if config.run.examples and config.dataset.name == "table":
+    if config.run.examples and not find(DATASETS, config.dataset.name).options.public:
         raise ConfigError(
             "run.examples",
             config.run.examples,
-            "0 or null with dataset=table",
+            f"0 or null with dataset={config.dataset.name}",
             "A report is passed on; it shows images of drawn or published data only.",
         )
 
 
 def check_dataset(data: DatasetConfig, group: str) -> None:
     """Values of a data set's group (called ``group`` in messages) that exclude each other."""
-    if data.no_finding and data.name != "chestxray14":
-        raise ConfigError("dataset.no_finding", "true", f"false with dataset={data.name}; only chestxray14 has it")
-    if data.split == "published" and data.name in ("phantoms", "table"):
+    check_exclusive(data, DATASETS)
+    if data.split == "published" and not find(DATASETS, data.name).options.published_split:
         raise ConfigError(
             "dataset.split",
             "published",
@@ -105,7 +105,8 @@ def check_privacy(config: SimulateConfig) -> None:
             "one number with privacy=dp_sgd",
             "A search reads the private data each time; try rates on public images.",
         )
-    if config.strategy.name in ("ditto", "qfedavg"):
+    made = find(ALGORITHMS, config.strategy.name).made
+    if made is not None and not made.private:
         raise ConfigError(
             "strategy.name",
             config.strategy.name,
@@ -175,7 +176,10 @@ def check_stages(config: SimulateConfig | ServerConfig) -> None:
 
 
 def check_strategy(config: Trained) -> None:
-    """A Flower strategy without its class, or a class without the strategy that takes it."""
+    """A Flower strategy without its class, a class without the strategy that takes it, or somebody else's options.
+
+    Nothing of an installed package is imported: the options of an algorithm of one are checked when it is built.
+    """
     strategy = config.strategy
     if strategy.name == "flower" and strategy.class_path is None:
         raise ConfigError(
@@ -183,12 +187,33 @@ def check_strategy(config: Trained) -> None:
             "null",
             "an import path, for example flwr.serverapp.strategy.FedMedian, with strategy=flower",
         )
-    if strategy.name != "flower":
-        for key, value, unset in (("class_path", strategy.class_path, None), ("options", strategy.options, {})):
-            if value != unset:
-                raise ConfigError(
-                    f"strategy.{key}", value, f"nothing with strategy={strategy.name}", "Choose strategy=flower."
-                )
+    check_exclusive(strategy, ALGORITHMS)
+    owner = builtin(ALGORITHMS, strategy.name) if strategy.options else None
+    if owner is not None and not owner.options.free:
+        if not owner.own_values(type(strategy)):
+            raise ConfigError(
+                "strategy.options", strategy.options, f"nothing with strategy={strategy.name}", "Choose strategy=flower."
+            )
+        owner.options.of(strategy)
+
+
+def check_exclusive(config: Any, kind: Kind) -> None:
+    """Refuse what belongs to another choice of the group alone, rather than pass it over.
+
+    Raises:
+        ConfigError: names the key and whose it is.
+    """
+    for f in fields(config):
+        owners, value = f.metadata.get("owners"), getattr(config, f.name)
+        if owners and config.name not in owners and value != f.default and f.metadata.get("exclusive"):
+            idle = "nothing" if f.default is None else str(f.default).lower()
+            shown = str(value).lower() if isinstance(value, bool) else value
+            raise ConfigError(
+                f"{kind.group}.{f.name}",
+                shown,
+                f"{idle} with {kind.group}={config.name}; only {', '.join(owners)} has it",
+                f"Choose {kind.group}={owners[0]}, or leave {kind.group}.{f.name} out.",
+            )
 
 
 def check_client_level(config: Trained) -> None:
@@ -196,11 +221,13 @@ def check_client_level(config: Trained) -> None:
     strategy, key = config.strategy, "strategy.client_noise_multiplier"
     if strategy.client_noise_multiplier == 0:
         return
-    if strategy.name not in MEAN_OF_UPDATES:
+    owner = builtin(ALGORITHMS, strategy.name)  # nobody vouches for what a package does with the noised average
+    if owner is None or not (owner.made is None or owner.made.mean_of_updates):
+        fitting = [n for n, o in builtins(ALGORITHMS).items() if o.made is None or o.made.mean_of_updates]
         raise ConfigError(
             "strategy.name",
             strategy.name,
-            f"one of {', '.join(MEAN_OF_UPDATES)} with {key}",
+            f"one of {', '.join(fitting)} with {key}",
             "The others need more of the sites than an average of updates.",
         )
     if strategy.weighting != "equal":
@@ -224,10 +251,9 @@ def check_client_level(config: Trained) -> None:
 
 def check_partition(config: SimulateConfig) -> None:
     """A saved partition without its file, or a file without it."""
-    cfg = config.partition
-    if (cfg.name == "saved") != (cfg.file is not None):
-        allowed = "the partition.csv of an earlier run" if cfg.file is None else "nothing unless partition=saved"
-        raise ConfigError("partition.file", "null" if cfg.file is None else cfg.file, allowed)
+    if config.partition.name == "saved" and config.partition.file is None:
+        raise ConfigError("partition.file", "null", "the partition.csv of an earlier run")
+    check_exclusive(config.partition, PARTITIONERS)
 
 
 def check_conditions(config: SimulateConfig) -> None:

@@ -1,8 +1,8 @@
 """From a file and ``key=value`` to a checked configuration: groups by Hydra, words by us.
 
-Hydra composes the group options that travel with the package (``configs/``), each against the
-dataclass that its first line names, so that a misspelt key or a wrong type in a shipped file is
-refused too. What a user writes is understood by :mod:`fed_diffmic.config.text` and laid over that, so
+Hydra composes the group options that travel with the package, each against the dataclass of its group, so
+that a misspelt key or a wrong type in one is refused too: the files of ``configs/``, and for the groups whose
+choices are code (:data:`fed_diffmic.config.owners.KINDS`) what the chosen one declares beside its code. What a user writes is understood by :mod:`fed_diffmic.config.text` and laid over that, so
 that nobody needs Hydra's grammar for a path with ``=``, a space or a comma in it, and every
 message is in our words.
 
@@ -20,13 +20,18 @@ import json
 import shlex
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import configs
 from fed_diffmic.config.checks import check_consistency, check_epochs_count
+from fed_diffmic.config.fields import as_written
 from fed_diffmic.config.network_checks import check_server_consistency, check_site_consistency
+from fed_diffmic.config.owners import DATASETS, KINDS, Owner
+from fed_diffmic.config.plugins import check_trusted, find, names, unknown
 from fed_diffmic.config.server import ServerConfig
 from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.config.site import SiteConfig
@@ -71,6 +76,7 @@ class Base:
 SIMULATE = Base("simulate", SimulateConfig, GROUPS, check_consistency)
 SERVER = Base("server", ServerConfig, ("model", "stages", "strategy"), check_server_consistency)
 CLIENT = Base("client", SiteConfig, ("dataset", "policy", "privacy"), check_site_consistency)
+_BASES = {base.name: base for base in (SIMULATE, SERVER, CLIENT)}
 
 
 def compose(config_file: Path | None, overrides: Sequence[str]) -> SimulateConfig:
@@ -118,9 +124,16 @@ def _from_text(base: Base, text: str, overrides: Sequence[str], source: str) -> 
     chosen = _take_choices(base, tree)
     for override in sorted(overrides, key=lambda o: chosen_group(o, base.groups) is None):
         _apply(base, override, tree, chosen)
+    owners = _owners(base, tree, chosen)
+    own = {group: _own_options(base, owner, tree) for group, owner in owners.items()}
     values = typed(base.config_type, tree)
+    for group, options in own.items():
+        if options is not None:
+            values.setdefault(group, {})["options"] = options
     given = {stage: set(said) for stage, said in values.get("stages", {}).items() if isinstance(said, dict)}
     config = _build(base, chosen, values)
+    for group, owner in owners.items():
+        owner.options.of(getattr(config, group))  # what only they can say of their options together
     check_epochs_count(given, getattr(config, "stages", None))
     base.check(config)
     return config
@@ -149,7 +162,7 @@ def unsaid(group: str, parts: Sequence[str], config_file: Path | None, overrides
 
 def to_json(config: SimulateConfig) -> str:
     """A resolved configuration as JSON, for Flower's run configuration (key ``config-json``)."""
-    return json.dumps(asdict(config), allow_nan=False)
+    return json.dumps(as_written(config), allow_nan=False)
 
 
 def config_from_run_config(run_config: Mapping[str, Any]) -> SimulateConfig:
@@ -187,8 +200,17 @@ def _from_json(text: str) -> SimulateConfig:
 
 
 def group_options(group: str) -> list[str]:
-    """The options of a group that travel with the package, sorted."""
+    """The options of a group, sorted: those that travel with the package, and those that installed packages offer."""
+    if group in KINDS:
+        return names(KINDS[group])
     return sorted(path.stem for path in (FOLDER / group).glob("*.yaml"))
+
+
+def default_option(base: Base, group: str) -> str:
+    """The option that the shipped default of a configuration starts a group from."""
+    tree = yaml.safe_load((FOLDER / f"{base.name}.yaml").read_text(encoding="utf-8"))
+    chosen: dict[str, str] = {k: v for item in tree["defaults"] if isinstance(item, dict) for k, v in item.items()}
+    return chosen[chosen[group][2:-1]] if chosen[group].startswith("${") else chosen[group]
 
 
 def _read(path: Path) -> str:
@@ -223,9 +245,48 @@ def _has_name(base: Base, group: str) -> bool:
 
 def _option(group: str, name: str) -> str:
     options = group_options(group)
-    if name not in options:
-        raise ConfigError(group, name, ", ".join(options), f"`fed-diffmic options {group}` says what each one is.")
-    return str(name)
+    if name in options:
+        return str(name)
+    if group in KINDS:
+        raise unknown(KINDS[group], name)
+    raise ConfigError(group, name, ", ".join(options), f"`fed-diffmic options {group}` says what each one is.")
+
+
+def _owners(base: Base, tree: Tree, chosen: Mapping[str, str]) -> dict[str, Owner]:
+    """The code behind each choice that was made; a site imports none that its policy does not name.
+
+    Raises:
+        ConfigError: it cannot be imported, or must not be.
+    """
+    if base is CLIENT and "dataset" in chosen:
+        policy = typed(typing.get_type_hints(SiteConfig)["policy"], tree.get("policy", {}), "policy.", SiteConfig)
+        check_trusted(DATASETS, chosen["dataset"], policy.get("plugins", []))
+    return {group: find(KINDS[group], name) for group, name in chosen.items() if group in KINDS}
+
+
+def _own_options(base: Base, owner: Owner, tree: Tree) -> dict[str, Any] | None:
+    """Every option that the group's mapping ``options`` holds for the chosen one; what was said is taken out of the tree.
+
+    None where there are no such options.
+
+    Raises:
+        ConfigError: one that it does not have, of a wrong type or out of range.
+    """
+    group = owner.kind.group
+    own = owner.own_values(typing.get_type_hints(base.config_type)[group])
+    said = tree.get(group)
+    if not own or not isinstance(said, dict):
+        return own or None
+    given = said.pop("options", {})
+    if isinstance(given, Scalar) and given.plain:
+        given = {} if given.null else parse_text(given, f"{group}.options")
+    if not isinstance(given, dict):
+        raise ConfigError(f"{group}.options", str(given), f"a mapping of {', '.join(own)}")
+    given |= {name: said.pop(name) for name in own if name in said}
+    for name in given:
+        if name not in own:
+            raise UnknownKeyError(owner.options, f"{group}.options.", name, given[name], base.config_type)
+    return {**own, **typed(owner.options, given, f"{group}.", base.config_type)}
 
 
 def chosen_group(override: str, groups: Sequence[str] = GROUPS) -> str | None:
@@ -285,11 +346,12 @@ def _build(base: Base, chosen: dict[str, str], values: Tree) -> Any:
     """Lay the values over the chosen options and build the frozen dataclasses."""
     from omegaconf import OmegaConf
 
-    options = values.get("strategy", {}).pop("options", None)
+    options = {group: values[group].pop("options", None) for group in KINDS if group in values}
     ranges = values.get("policy", {}).get("study", {}).pop("ranges", None)
     merged = OmegaConf.merge(_options(FOLDER, base.name, tuple(sorted(chosen.items()))), values)
-    if options is not None:  # a mapping replaces the option's mapping rather than mixing with it
-        merged.strategy.options = options
+    for group, own in options.items():
+        if own is not None:  # a mapping replaces the option's mapping rather than mixing with it
+            merged[group].options = own
     if ranges is not None:  # those of the preset hold beside them
         merged.policy.study.ranges = {**merged.policy.study.ranges, **flattened(ranges)}
     return OmegaConf.to_object(merged)
@@ -304,6 +366,7 @@ def _options(folder: Path, base: str, chosen: tuple[tuple[str, str], ...]) -> An
     from omegaconf import OmegaConf
 
     _register_schemas()
+    _register_owners(base, dict(chosen))
     hydra = GlobalHydra.instance()
     outer = hydra.hydra  # a program around us may use Hydra too: it gets its state back
     hydra.clear()
@@ -334,6 +397,19 @@ def _register_schemas() -> None:
         node = OmegaConf.structured(config_type)
         _make_writable(node)
         store.store(group="fed_diffmic_schema", name=name, node=node, provider="fed_diffmic")
+
+
+def _register_owners(base: str, chosen: Mapping[str, str]) -> None:
+    """Offer Hydra, as ``GROUP/NAME``, what each choice sets: what its own options and its registration say."""
+    from hydra.core.config_store import ConfigStore
+
+    kinds = _BASES[base]
+    hints = typing.get_type_hints(kinds.config_type)
+    for group in [group for group in kinds.groups if group in KINDS]:
+        name = chosen.get(group) or default_option(kinds, group)
+        values = find(KINDS[group], name).flat_values(hints[group])
+        node = {"defaults": [f"/fed_diffmic_schema/{group}@_here_", "_self_"], **values}
+        ConfigStore.instance().store(group=group, name=name, node=node, provider="fed_diffmic")
 
 
 def _make_writable(node: Any) -> None:

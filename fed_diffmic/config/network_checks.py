@@ -20,6 +20,8 @@ from fed_diffmic.config.checks import (
     check_strategy,
 )
 from fed_diffmic.config.hours import parse_hours
+from fed_diffmic.config.owners import DATASETS
+from fed_diffmic.config.plugins import find
 from fed_diffmic.config.policy_study import check_study_rules
 from fed_diffmic.config.server import ServerConfig
 from fed_diffmic.config.simulation import DatasetConfig
@@ -176,7 +178,8 @@ def check_site_start(config: SiteConfig) -> None:
         _need_file("coordinator.key", way.key, "Make it here: `fed-diffmic provision site-key`.")
         _need_file("coordinator.public_key", way.public_key, _PUBLIC)
     root = config.dataset.root
-    if root is None or not (Path(root).is_dir() or (config.dataset.name == "table" and Path(root).is_file())):
+    may_be_file = find(DATASETS, config.dataset.name).options.root_file
+    if root is None or not (Path(root).is_dir() or (may_be_file and Path(root).is_file())):
         raise ConfigError(
             "dataset.root", root or "null", f"the folder that holds the images of dataset={config.dataset.name}"
         )

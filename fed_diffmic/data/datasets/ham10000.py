@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from fed_diffmic.config.simulation import DatasetConfig
+from fed_diffmic.config.groups import DatasetConfig, DatasetOptions
 from fed_diffmic.data.checks import group_leak, ungrouped
 from fed_diffmic.data.datasets import register_dataset
 from fed_diffmic.data.findings import Findings
@@ -25,7 +27,15 @@ _TRUTH = ("ISIC2018_Task3_Training_GroundTruth.csv", "ISIC2018_Task3_*GroundTrut
 _LESIONS = ("ISIC2018_Task3_*LesionGroupings.csv",)
 
 
-@register_dataset("ham10000")
+@dataclass(frozen=True)
+class Options(DatasetOptions):
+    """HAM10000 dermatoscopy (Tschandl et al. 2018): 7 diagnoses; group = lesion, institution = column dataset."""
+
+    published_split: ClassVar[bool] = True
+    public: ClassVar[bool] = True
+
+
+@register_dataset("ham10000", Options, modality="dermoscopy")
 def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
     """Read the metadata table (comma or tab), or, where there is none, the ISIC 2018 one-hot ground truth.
 

@@ -7,13 +7,13 @@ As pickle: a list of dicts, read by :mod:`fed_diffmic.data.plain_pickle`. Grades
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from fed_diffmic.config.simulation import DatasetConfig
+from fed_diffmic.config.groups import DatasetConfig, DatasetOptions
 from fed_diffmic.data.checks import ungrouped
 from fed_diffmic.data.datasets import register_dataset
 from fed_diffmic.data.findings import Findings
@@ -31,7 +31,15 @@ _PATIENT = "patient_id"
 _CSV = ("pmg2000.csv", "manifest.csv")
 
 
-@register_dataset("pmg2000")
+@dataclass(frozen=True)
+class Options(DatasetOptions):
+    """PMG2000 placenta ultrasound (DiffMIC-v2's authors): 4 grades, from their own list."""
+
+    published_split: ClassVar[bool] = True
+    public: ClassVar[bool] = True
+
+
+@register_dataset("pmg2000", Options, modality="ultrasound")
 def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
     """Read ``pmg2000.csv``, ``manifest.csv``, the only ``.csv``, or every ``.pkl`` / ``.pickle`` list of the root.
 

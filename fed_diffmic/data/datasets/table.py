@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from fed_diffmic.config.simulation import DatasetConfig
+from fed_diffmic.config.groups import DatasetConfig, DatasetOptions
 from fed_diffmic.data.checks import ungrouped
 from fed_diffmic.data.datasets import register_dataset
 from fed_diffmic.data.findings import Findings
@@ -33,7 +34,14 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 _MANY_LABELS = 20
 
 
-@register_dataset("table")
+@dataclass(frozen=True)
+class Options(DatasetOptions):
+    """A hospital's own table: image,label[,patient_id,institution,split]. Say the modality to get its augmentation."""
+
+    root_file: ClassVar[bool] = True
+
+
+@register_dataset("table", Options)
 def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
     """Read ``manifest.csv``, or the only ``.csv`` or ``.tsv`` of the folder, or ``dataset.root`` if it is a file.
 
