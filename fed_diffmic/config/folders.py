@@ -9,8 +9,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
-from fed_diffmic.config.owners import DATASETS
-from fed_diffmic.config.plugins import find
+from fed_diffmic.config.groups import layout_options
 from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.errors import ConfigError, UsageError
 
@@ -44,7 +43,7 @@ def check_folders(config: SimulateConfig, resume: bool) -> None:
         ("dataset.cache_dir", config.dataset.cache_dir),
     ):
         check_path(key, path)
-    root, data = config.dataset.root, find(DATASETS, config.dataset.name).options
+    root, data = config.dataset.root, layout_options(config.dataset.name)
     if not data.needs_root:
         if root is not None and Path(root).exists() and not Path(root).is_dir():
             raise ConfigError("dataset.root", root, "a folder")

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fed_diffmic.config.fields import Checked, option
-from fed_diffmic.config.owners import Own, named, owned
+from fed_diffmic.config.owners import DATASETS, PARTITIONERS, Own, named, owned
+from fed_diffmic.config.plugins import find
 
 
 @dataclass(frozen=True)
@@ -162,3 +163,23 @@ class PartitionConfig(Checked):
     val_fraction: float = option(0.15, "share of a site's images for validation", gt=0, lt=0.5)
     test_fraction: float = option(0.2, "share of a site's images for the final test", gt=0, lt=0.5)
     options: dict[str, Any] = option(doc="what the partitioner chosen declares beyond these", factory=dict, sparse=True)
+
+
+def layout_options(name: str) -> type[DatasetOptions]:
+    """What a data set declares, and says of itself.
+
+    Raises:
+        ConfigError: no such data set.
+    """
+    options: type[Any] = find(DATASETS, name).options
+    return options
+
+
+def partition_options(name: str) -> type[PartitionOptions]:
+    """What a partitioner declares, and says of itself.
+
+    Raises:
+        ConfigError: no such partitioner.
+    """
+    options: type[Any] = find(PARTITIONERS, name).options
+    return options

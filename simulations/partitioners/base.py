@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fed_diffmic.config.groups import PartitionConfig, PartitionOptions
+from fed_diffmic.config.groups import PartitionConfig, PartitionOptions, partition_options
 from fed_diffmic.config.owners import PARTITIONERS, builtins, register
 from fed_diffmic.config.plugins import find
 from fed_diffmic.data.groups import Groups
@@ -91,7 +91,7 @@ def partition(manifest: Manifest, cfg: PartitionConfig, seed: int) -> dict[str, 
 
 def expected_sites(sites: np.ndarray, cfg: PartitionConfig) -> list[str]:
     """Names of the sites that must exist: those that got something, and those that were asked for."""
-    given = find(PARTITIONERS, cfg.name).options.given_sites
+    given = partition_options(cfg.name).given_sites
     return sorted({*np.unique(sites).tolist(), *(() if given else site_names(cfg.sites))})
 
 
