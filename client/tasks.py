@@ -13,7 +13,7 @@ import torch
 from client.privacy import check_stage, is_private, private_facts, private_round, public_weight, unprotected_round
 from client.site import Site
 from client.state import SiteStore
-from fed_diffmic.algorithms import EXTRA, Algorithm, Tensors, algorithm_names, build_algorithm
+from fed_diffmic.algorithms import EXTRA, Algorithm, Tensors, algorithm_class
 from fed_diffmic.config.spec import STAGES, RunSpec
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.errors import ModelFileError
@@ -335,9 +335,7 @@ def overlaid(state: Mapping[str, Any], own: Tensors) -> Tensors:
 def site_algorithm(spec: RunSpec, stage: str) -> Algorithm:
     """The algorithm of a stage, for its site half; under a Flower strategy, which has none, sites train freely."""
     cfg = spec.stage(stage)
-    if spec.strategy.name in algorithm_names():
-        return build_algorithm(spec.strategy, cfg)
-    return Algorithm(spec.strategy, cfg)
+    return algorithm_class(spec.strategy.name)(spec.strategy, cfg)
 
 
 def answer_header(header: Mapping[str, Any]) -> dict[str, Any]:
