@@ -26,6 +26,27 @@ _FORMAT = "fed_diffmic manifest 1"
 
 
 @dataclass(frozen=True, eq=False)
+class Rows:
+    """What a reader found, one image a row. ``N`` rows, ``C`` classes.
+
+    Attributes:
+        image: ``(N,)`` absolute paths.
+        label: ``(N,)`` class indices, or ``(N, C)`` of 0 and 1 (multi-label).
+        group: ``(N,)`` patient or lesion; empty: unknown.
+        line: ``(N,)`` 1-based line in the source table; 0: there is none.
+        institution: ``(N,)``, or one for all; empty: unknown.
+        split: ``(N,)``, or one for all: train, val, test; empty: not given.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    group: np.ndarray
+    line: np.ndarray
+    institution: np.ndarray | str = ""
+    split: np.ndarray | str = ""
+
+
+@dataclass(frozen=True, eq=False)
 class Manifest:
     """Images of one data set with their labels, groups, institutions and split. ``N`` rows, ``C`` classes.
 
@@ -71,35 +92,22 @@ class Manifest:
         self._check()
 
     @classmethod
-    def from_columns(
-        cls,
-        *,
-        name: str,
-        source: str,
-        root: Path,
-        classes: Sequence[str],
-        task: str,
-        image: np.ndarray,
-        label: np.ndarray,
-        group: np.ndarray,
-        line: np.ndarray,
-        institution: np.ndarray | str = "",
-        split: np.ndarray | str = "",
+    def from_rows(
+        cls, rows: Rows, *, name: str, source: str, root: Path, classes: Sequence[str], task: str
     ) -> Manifest:
-        """Build from arrays ``(N,)``; ``label`` is ``(N,)`` class indices or ``(N, C)`` of 0 and 1 (multi-label).
+        """Build from columns.
 
         An empty group becomes one of the image's own, named after its path below ``root``, so that what is derived from
         groups depends neither on the order of the rows nor on where the folder lies.
         """
-        labels = pd.Series(list(map(tuple, label.tolist())) if label.ndim == 2 else label.tolist(), dtype=object)
-        groups = [g or OWN_GROUP + path.removeprefix(f"{root}/") for g, path in zip(group, image, strict=True)]
+        label, ends = rows.label, zip(rows.group, rows.image, strict=True)
         columns = {
-            "image": image,
-            "label": labels,
-            "group": groups,
-            "institution": institution,
-            "split": split,
-            "line": line,
+            "image": rows.image,
+            "label": pd.Series(list(map(tuple, label.tolist())) if label.ndim == 2 else label.tolist(), dtype=object),
+            "group": [group or OWN_GROUP + path.removeprefix(f"{root}/") for group, path in ends],
+            "institution": rows.institution,
+            "split": rows.split,
+            "line": rows.line,
         }
         return cls(pd.DataFrame(columns), tuple(classes), task, name, source)
 

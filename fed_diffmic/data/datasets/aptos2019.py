@@ -12,7 +12,7 @@ from fed_diffmic.data.checks import ungrouped
 from fed_diffmic.data.datasets import register_dataset
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.labels import class_indices, grade_names, task_of
-from fed_diffmic.data.manifest import Manifest
+from fed_diffmic.data.manifest import Manifest, Rows
 from fed_diffmic.data.published import published_split
 from fed_diffmic.data.tables import check_filled, find_table, read_table
 from fed_diffmic.data.tree import ImageTree, keep_found, root_folder
@@ -66,15 +66,18 @@ def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
         cfg=cfg,
         findings=findings,
     )
-    return Manifest.from_columns(
-        name=cfg.name,
-        source=table.name,
-        root=root,
-        classes=classes,
-        task=task,
+    rows = Rows(
         image=located.paths[usable],
         label=labels[usable],
         group=nobody[usable],
         split=splits[usable],
         line=table.lines[usable],
+    )
+    return Manifest.from_rows(
+        rows,
+        name=cfg.name,
+        source=table.name,
+        root=root,
+        classes=classes,
+        task=task,
     )

@@ -18,7 +18,7 @@ from fed_diffmic.data.checks import ungrouped
 from fed_diffmic.data.datasets import register_dataset
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.labels import class_indices, grade_names, task_of
-from fed_diffmic.data.manifest import Manifest
+from fed_diffmic.data.manifest import Manifest, Rows
 from fed_diffmic.data.plain_pickle import MAX_BYTES, PlainPickleError, load_plain
 from fed_diffmic.data.tables import Table, check_filled, read_table
 from fed_diffmic.data.tree import ImageTree, Located, keep_found, root_folder
@@ -61,17 +61,20 @@ def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
     if len(parts) == 1:
         return parts[0]
     t = np.concatenate
-    return Manifest.from_columns(
-        name=cfg.name,
-        source=", ".join(part.source for part in parts),
-        root=root,
-        classes=classes,
-        task=task,
+    rows = Rows(
         image=t([part.table["image"] for part in parts]),
         label=t([part.labels for part in parts]),
         group=t([part.table["group"] for part in parts]),
         split=t([part.table["split"] for part in parts]),
         line=t([part.table["line"] for part in parts]),
+    )
+    return Manifest.from_rows(
+        rows,
+        name=cfg.name,
+        source=", ".join(part.source for part in parts),
+        root=root,
+        classes=classes,
+        task=task,
     )
 
 
@@ -101,17 +104,20 @@ def _manifest(
         cfg=cfg,
         findings=findings,
     )
-    return Manifest.from_columns(
-        name=cfg.name,
-        source=table.name,
-        root=root,
-        classes=classes,
-        task=task,
+    rows = Rows(
         image=located.paths[usable],
         label=labels[usable],
         group=table.text(_PATIENT)[usable],
         split=_split_of(cfg, table.name),
         line=table.lines[usable],
+    )
+    return Manifest.from_rows(
+        rows,
+        name=cfg.name,
+        source=table.name,
+        root=root,
+        classes=classes,
+        task=task,
     )
 
 

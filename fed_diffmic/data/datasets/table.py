@@ -23,7 +23,7 @@ from fed_diffmic.data.labels import (
     report_spellings,
     split_names,
 )
-from fed_diffmic.data.manifest import TASKS, Manifest
+from fed_diffmic.data.manifest import TASKS, Manifest, Rows
 from fed_diffmic.data.tables import Table, check_filled, read_table
 from fed_diffmic.data.tree import Located, NearNames, keep_found, root_folder
 from fed_diffmic.errors import DataError
@@ -83,18 +83,21 @@ def read_table_of_images(cfg: DatasetConfig, findings: Findings, *, own_split: b
         findings=findings,
     )
     usable &= named
-    return Manifest.from_columns(
-        name=cfg.name,
-        source=table.name,
-        root=path.parent,
-        classes=classes,
-        task=task,
+    rows = Rows(
         image=paths[usable],
         label=labels[usable],
         group=table.text("patient_id")[usable],
         institution=table.text("institution")[usable],
         split=splits[usable],
         line=table.lines[usable],
+    )
+    return Manifest.from_rows(
+        rows,
+        name=cfg.name,
+        source=table.name,
+        root=path.parent,
+        classes=classes,
+        task=task,
     )
 
 
