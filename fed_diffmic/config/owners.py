@@ -115,7 +115,19 @@ class Owner:
         return " ".join(inspect.cleandoc(own or "").split("\n\n")[0].split())
 
     def flat_values(self, config_type: type) -> dict[str, Any]:
-        """What choosing it sets among the fields of the group's dataclass."""
+        """What choosing it sets among the fields of the group's dataclass.
+
+        Raises:
+            ConfigError: it was registered with a setting that the group does not have.
+        """
+        common = [f.name for f in fields(config_type) if f.name not in ("name", "options")]
+        for key in self.preset:
+            if key not in common:
+                raise ConfigError(
+                    f"{self.kind.group}.{key}",
+                    self.preset[key],
+                    f"one of {', '.join(common)}, where {self.name} is registered",
+                )
         beside = {f.name for f in beside_flat(self.options, config_type)}
         own = {f.name: _default(f) for f in fields(self.options) if f.name not in beside}
         return {"name": self.name, **self.preset, **own}
