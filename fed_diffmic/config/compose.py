@@ -27,7 +27,7 @@ from fed_diffmic.config.checks import check_consistency, check_epochs_count
 from fed_diffmic.config.choices import CLIENT, FOLDER, GROUPS, SERVER, SIMULATE, Base, composed, group_options
 from fed_diffmic.config.fields import as_written
 from fed_diffmic.config.owners import DATASETS, KINDS, Owner
-from fed_diffmic.config.plugins import check_trusted, find, unknown
+from fed_diffmic.config.plugins import check_trusted, find, known, unknown
 from fed_diffmic.config.server import ServerConfig
 from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.config.site import SiteConfig
@@ -206,11 +206,13 @@ def _has_name(base: Base, group: str) -> bool:
 
 
 def _option(group: str, name: str) -> str:
+    if group in KINDS:
+        if not known(KINDS[group], str(name)):
+            raise unknown(KINDS[group], name)
+        return str(name)
     options = group_options(group)
     if name in options:
         return str(name)
-    if group in KINDS:
-        raise unknown(KINDS[group], name)
     raise ConfigError(group, name, ", ".join(options), f"`fed-diffmic options {group}` says what each one is.")
 
 

@@ -165,6 +165,11 @@ def register(kind: Kind, name: str, options: type[Own], made: Any = None, **pres
     return _OWNERS[kind.group][name]
 
 
+def registered_names(kind: Kind) -> list[str]:
+    """Every name that was registered so far, sorted."""
+    return sorted(_OWNERS[kind.group])
+
+
 def registered(kind: Kind, name: str) -> Owner | None:
     """What was registered under a name so far."""
     return _OWNERS[kind.group].get(name)

@@ -22,6 +22,7 @@ from fed_diffmic.config.owners import (
     builtin,
     builtins,
     registered,
+    registered_names,
 )
 from fed_diffmic.errors import ConfigError
 
@@ -69,6 +70,11 @@ def find(kind: Kind, name: str) -> Owner:
     return builtin(kind, name) or registered(kind, name) or _load(kind, name)
 
 
+def known(kind: Kind, name: str) -> bool:
+    """Whether that name can be chosen; packages are looked at where it is not built in, and none is imported."""
+    return builtin(kind, name) is not None or registered(kind, name) is not None or bool(offers(kind, name))
+
+
 def foreign(kind: Kind, name: str) -> str | None:
     """The package that a name comes from: none where it is built in, empty where no package offers it.
 
@@ -102,8 +108,8 @@ def check_trusted(kind: Kind, name: str, plugins: Collection[str]) -> None:
 
 
 def names(kind: Kind) -> list[str]:
-    """Every name that can be chosen: those built in, and those that packages offer, sorted."""
-    return sorted({*builtins(kind), *(offer.name for offer in offers(kind))})
+    """Every name that can be chosen, sorted: built in, offered by packages, registered by the running program."""
+    return sorted({*builtins(kind), *(offer.name for offer in offers(kind)), *registered_names(kind)})
 
 
 def listing(kind: Kind) -> tuple[list[Owner], list[str]]:
@@ -113,7 +119,8 @@ def listing(kind: Kind) -> tuple[list[Owner], list[str]]:
         what works, imported; what does not, and why.
     """
     works, faults, inside = [], [], builtins(kind)
-    for name in sorted({offer.name for offer in offers(kind)}):
+    offered = {offer.name for offer in offers(kind)}
+    for name in sorted(offered | set(registered_names(kind)) - set(inside)):
         if name in inside:
             packages = ", ".join(offer.package for offer in offers(kind, name))
             faults.append(f"{kind.group}={name} of {packages} is not used: that name is built in")
@@ -127,12 +134,12 @@ def listing(kind: Kind) -> tuple[list[Owner], list[str]]:
 
 def unknown(kind: Kind, name: str) -> ConfigError:
     """That there is no such choice, with those that there are."""
-    known = names(kind)
-    near = difflib.get_close_matches(name, known, n=1)
+    choices = names(kind)
+    near = difflib.get_close_matches(name, choices, n=1)
     return ConfigError(
         kind.group,
         name[:100],
-        ", ".join(known),
+        ", ".join(choices),
         (f"Did you mean {near[0]}? " if near else "") + f"`fed-diffmic options {kind.group}` says what each one is.",
     )
 
@@ -179,6 +186,7 @@ __all__ = [
     "check_trusted",
     "find",
     "foreign",
+    "known",
     "listing",
     "names",
     "offers",

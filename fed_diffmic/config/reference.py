@@ -123,7 +123,8 @@ def option_notes(group: str) -> dict[str, str]:
 def plugin_notes(group: str) -> tuple[dict[str, str], list[str]]:
     """What installed packages add to a group, by name, and a sentence for each that cannot be used."""
     works, faults = listing(KINDS[group]) if group in KINDS else ([], [])
-    return {owner.name: f"{owner.about} (package {owner.package})" for owner in works}, faults
+    origin = {owner.name: f"package {owner.package}" if owner.package else "of this program" for owner in works}
+    return {owner.name: f"{owner.about} ({origin[owner.name]})" for owner in works}, faults
 
 
 def options_text(name: str | None = None) -> str:

@@ -8,13 +8,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from fed_diffmic.errors import DataError
 from fed_diffmic.files import atomic_write
+
+if TYPE_CHECKING:  # listing the options of data sets need not wait for it
+    import pandas as pd
 
 TASKS = ("multiclass", "ordinal", "multilabel")
 SPLITS = ("train", "val", "test")
@@ -100,6 +102,8 @@ class Manifest:
         An empty group becomes one of the image's own, named after its path below ``root``, so that what is derived from
         groups depends neither on the order of the rows nor on where the folder lies.
         """
+        import pandas as pd
+
         label, ends = rows.label, zip(rows.group, rows.image, strict=True)
         columns = {
             "image": rows.image,
@@ -218,6 +222,8 @@ class Manifest:
         Raises:
             DataError: missing, not such a file, torn, or changed since it was written.
         """
+        import pandas as pd
+
         try:
             head_line, _, body = Path(path).read_bytes().decode("utf-8").partition("\n")
             head = json.loads(head_line)
@@ -239,6 +245,8 @@ class Manifest:
 
 def _integers(labels: pd.Series) -> pd.Series:
     """Class indices as int64; whatever is not a whole number becomes -1, which the check refuses."""
+    import pandas as pd
+
     numbers = pd.to_numeric(labels, errors="coerce").to_numpy(dtype=np.float64)
     whole = np.isfinite(numbers) & (numbers == np.floor(numbers)) & (np.abs(numbers) < 2**31)
     return pd.Series(np.where(whole, numbers, -1).astype(np.int64), index=labels.index)
