@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from client.state import SiteStore
-from fed_diffmic.algorithms import EXTRA, Algorithm, Tensors, algorithm_names, build_algorithm
+from fed_diffmic.algorithms import EXTRA, Algorithm, Tensors, algorithm_class
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.exchange.failures import BAD_MODEL, BAD_REQUEST, NO_STATE, SiteError
 from fed_diffmic.exchange.payload import Payload
@@ -100,6 +100,4 @@ def overlaid(whole: Mapping[str, Any], own: Tensors) -> Tensors:
 def site_algorithm(spec: RunSpec, stage: str) -> Algorithm:
     """The algorithm of a stage, for its site half; under a Flower strategy, which has none, sites train freely."""
     cfg = spec.stage(stage)
-    if spec.strategy.name in algorithm_names():
-        return build_algorithm(spec.strategy, cfg)
-    return Algorithm(spec.strategy, cfg)
+    return algorithm_class(spec.strategy.name)(spec.strategy, cfg)

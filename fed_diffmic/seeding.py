@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(seed: int, *parts: str | int) -> int:
@@ -17,6 +20,8 @@ def derive_seed(seed: int, *parts: str | int) -> int:
 
 def torch_generator(seed: int, *parts: str | int, device: str | torch.device = "cpu") -> torch.Generator:
     """A torch generator on ``device`` seeded by :func:`derive_seed`."""
+    import torch
+
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *parts))
 
 

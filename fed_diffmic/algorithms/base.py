@@ -14,14 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from fed_diffmic.algorithms.shares import capped
+from fed_diffmic.config.owners import ALGORITHMS, Own, builtins, register
+from fed_diffmic.config.plugins import find
 from fed_diffmic.config.simulation import StageConfig, StrategyConfig
 from fed_diffmic.errors import ConfigError, RoundError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 Tensors = dict[str, np.ndarray]
 """Named arrays: weights, buffers, or an algorithm's state."""
@@ -75,6 +80,8 @@ class LocalContext:
 
     def tensors(self, source: Tensors, prefix: str) -> dict[str, torch.Tensor]:
         """For each trainable parameter its tensor in ``source`` (``<prefix><name>``), zero where there is none."""
+        import torch
+
         return {
             name: torch.from_numpy(source[prefix + name].copy()).to(p)
             if prefix + name in source
@@ -113,7 +120,9 @@ class SiteHalf:
 
 
 class Algorithm:
-    """Base class: subclass and override one half or both; registered by name.
+    """Base class: subclass and override one half or both; registered by name, with its own options.
+
+    ``self.options`` are those of the run, of the class that :func:`register_algorithm` was given.
 
     Args:
         config: the run's ``strategy`` group.
@@ -121,6 +130,8 @@ class Algorithm:
         max_share: the largest share of one site in any sum that the server half takes over the sites.
     """
 
+    #: own options (:func:`register_algorithm`)
+    options_type: type[Own] = Own
     #: the site half sees weights and (noised) gradients only: differential privacy of the steps covers all that it does
     private = True
     #: what a site evaluates depends on state that it keeps (:meth:`overlay`)
@@ -131,9 +142,14 @@ class Algorithm:
     needs_steps = False
     #: the server half needs :attr:`SiteUpdate.initial_loss`
     needs_initial_loss = False
+    #: nothing is asked of the sites but updates, of which the server takes an average (client-level privacy noises it)
+    mean_of_updates = False
+
+    options: Any
 
     def __init__(self, config: StrategyConfig, stage: StageConfig | None = None, max_share: float = 1.0) -> None:
         self.config = config
+        self.options = self.options_type.of(config)
         self.stage = stage or StageConfig()
         self.max_share = max_share
 
@@ -259,37 +275,55 @@ def stated(updates: Sequence[SiteUpdate], figure: str, strategy: str) -> dict[st
     return {site: float(value) for site, value in values.items() if value is not None}
 
 
-_REGISTRY: dict[str, type[Algorithm]] = {}
+def register_algorithm(
+    name: str, options: type[Own] | None = None, **preset: Any
+) -> Callable[[type[Algorithm]], type[Algorithm]]:
+    """Class decorator: enter an algorithm, with its own options, under ``strategy.name``.
 
+    Args:
+        name: of the file too, for one that is built in.
+        options: declared beside the class; none: those of the class that it derives from.
+        preset: settings of the group ``strategy``, not its own, that choosing it sets.
 
-def register_algorithm(name: str) -> Callable[[type[Algorithm]], type[Algorithm]]:
-    """Class decorator; a name used twice is a defect and raises at import."""
+    Raises:
+        ValueError: the name is taken, or built in.
+    """
 
     def decorate(cls: type[Algorithm]) -> type[Algorithm]:
-        if name in _REGISTRY:
-            raise ValueError(f"algorithm {name!r} is registered twice")
-        _REGISTRY[name] = cls
+        if options is not None:
+            cls.options_type = options
+        if not cls.__module__.startswith(f"{ALGORITHMS.package}.") and "private" not in vars(cls):
+            cls.private = False  # what nobody vouched for is not covered by the noise of a private site
+        register(ALGORITHMS, name, cls.options_type, cls, **preset)
         return cls
 
     return decorate
 
 
 def algorithm_names() -> list[str]:
-    """Registered names, sorted."""
-    return sorted(_REGISTRY)
+    """Names of the built-in algorithms, sorted; ``flower``, which the coordinator builds, is not among them."""
+    return [name for name, owner in builtins(ALGORITHMS).items() if owner.made is not None]
 
 
 def algorithm_class(name: str) -> type[Algorithm]:
-    """The registered class; :class:`Algorithm` itself, with its idle site half, for what only a server knows."""
-    return _REGISTRY.get(name, Algorithm)
+    """The class of that name; :class:`Algorithm` itself, with its idle site half, for what only a server knows.
+
+    Raises:
+        ConfigError: no such algorithm here.
+    """
+    made: type[Algorithm] | None = find(ALGORITHMS, name).made
+    return made or Algorithm
 
 
 def build_algorithm(config: StrategyConfig, stage: StageConfig | None = None, max_share: float = 1.0) -> Algorithm:
     """The algorithm that ``strategy.name`` names, for one stage; no site has more than ``max_share`` in its sums.
 
     Raises:
-        ConfigError: no such algorithm here (``flower`` is built by the coordinator's room).
+        ConfigError: no such algorithm here (``flower`` is built by the coordinator's room), or its options are not
+            those of its package here.
     """
-    if config.name not in _REGISTRY:
+    owner = find(ALGORITHMS, config.name)
+    if owner.made is None:
         raise ConfigError("strategy.name", config.name, ", ".join(algorithm_names()))
-    return _REGISTRY[config.name](config, stage, max_share)
+    algorithm: Algorithm = owner.made(config, stage, max_share)
+    return algorithm

@@ -8,10 +8,16 @@ is saved as the run's model is the global one.
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fed_diffmic.algorithms.base import EXTRA, Algorithm, LocalContext, SiteHalf, Tensors, register_algorithm
 from fed_diffmic.algorithms.fedprox import Proximal
+from fed_diffmic.config.fields import option
+from fed_diffmic.config.owners import Own
+
+if TYPE_CHECKING:
+    import torch
 
 OWN = f"{EXTRA}personal."
 
@@ -40,16 +46,25 @@ class _Personal(SiteHalf):
         return {}, self._state
 
 
-@register_algorithm("ditto")
+@dataclass(frozen=True)
+class Options(Own):
+    """Ditto (Li et al. 2021): beside FedAvg's global model each site trains its own, held near it."""
+
+    ditto_lambda: float = option(0.1, "pull of a site's own model towards the global one", ge=0, le=1000)
+
+
+@register_algorithm("ditto", Options)
 class Ditto(Algorithm):
     """``strategy.ditto_lambda`` is ``lambda``. State of a site: ``algorithm/personal.<name>``."""
+
+    options: Options
 
     private = False
     personal = True
 
     def site_half(self, context: LocalContext) -> SiteHalf:
         """Trains the site's own model after the update."""
-        return _Personal(context, self.config.ditto_lambda)
+        return _Personal(context, self.options.ditto_lambda)
 
     def overlay(self, state: Tensors, *, training: bool) -> Tensors:
         """The site's own model, where it is evaluated."""

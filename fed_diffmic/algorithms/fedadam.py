@@ -8,6 +8,7 @@ With ``d_t = sum_k p_k (w_k - w_t)``: ``m_t = b1 m_{t-1} + (1 - b1) d_t``, ``v_t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,9 +21,21 @@ from fed_diffmic.algorithms.base import (
     register_algorithm,
     with_rest,
 )
+from fed_diffmic.config.fields import option
+from fed_diffmic.config.owners import Own
 
 
-@register_algorithm("fedadam")
+@dataclass(frozen=True)
+class Options(Own):
+    """FedAdam (Reddi et al. 2021): the server takes the sites' mean change as a gradient, for Adam."""
+
+    server_lr: float = option(0.01, "learning rate of the server's step", gt=0, le=1000)
+    server_momentum: float = option(0.9, "decay beta1 of the server's first moment", ge=0, lt=1)
+    server_beta2: float = option(0.99, "decay of the server's second moment", ge=0, lt=1)
+    server_tau: float = option(1e-3, "degree of adaptivity tau (the smaller, the more)", gt=0, le=1)
+
+
+@register_algorithm("fedadam", Options)
 class FedAdam(Algorithm):
     """Sites train freely. State: ``m/<name>`` and ``v/<name>``, float64.
 
@@ -30,9 +43,12 @@ class FedAdam(Algorithm):
     ``strategy.server_tau`` ``tau``.
     """
 
+    mean_of_updates = True
+    options: Options
+
     def second_moment(self, before: np.ndarray, change: np.ndarray) -> np.ndarray:
         """``v_t`` from ``v_{t-1}`` and ``d_t``, of one tensor."""
-        beta2 = self.config.server_beta2
+        beta2 = self.options.server_beta2
         return np.asarray(beta2 * before + (1.0 - beta2) * change**2)
 
     def aggregate(
@@ -45,15 +61,15 @@ class FedAdam(Algorithm):
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
         """One adaptive step of the server."""
-        cfg, weights, names = self.config, self.site_weights(updates), parameters_of(kinds)
+        own, weights, names = self.options, self.site_weights(updates), parameters_of(kinds)
         change = mean_change(current, updates, names, weights)
         moved, after = {}, {}
         for name in names:
             first = state.get(f"m/{name}", np.zeros_like(change[name]))
-            second = state.get(f"v/{name}", np.full_like(change[name], cfg.server_tau**2))
-            first = cfg.server_momentum * first + (1.0 - cfg.server_momentum) * change[name]
+            second = state.get(f"v/{name}", np.full_like(change[name], own.server_tau**2))
+            first = own.server_momentum * first + (1.0 - own.server_momentum) * change[name]
             second = self.second_moment(second, change[name])
             after[f"m/{name}"], after[f"v/{name}"] = first, second
-            step = cfg.server_lr * first / (np.sqrt(second) + cfg.server_tau)
+            step = own.server_lr * first / (np.sqrt(second) + own.server_tau)
             moved[name] = current[name].astype(np.float64) + step
         return with_rest(moved, current, kinds, updates, weights), after

@@ -7,6 +7,7 @@ With ``d_t = sum_k p_k (w_t - w_k)``: ``v_t = beta v_{t-1} + d_t`` and ``w_{t+1}
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,11 +20,24 @@ from fed_diffmic.algorithms.base import (
     register_algorithm,
     with_rest,
 )
+from fed_diffmic.config.fields import option
+from fed_diffmic.config.owners import Own
 
 
-@register_algorithm("fedavgm")
+@dataclass(frozen=True)
+class Options(Own):
+    """FedAvgM (Hsu et al. 2019): FedAvg with momentum at the server."""
+
+    server_lr: float = option(1.0, "learning rate of the server's step", gt=0, le=1000)
+    server_momentum: float = option(0.9, "momentum of the server", ge=0, lt=1)
+
+
+@register_algorithm("fedavgm", Options)
 class FedAvgM(Algorithm):
     """Sites train freely; the server's step has momentum. State: ``v/<name>``, float64."""
+
+    mean_of_updates = True
+    options: Options
 
     def aggregate(
         self,
@@ -40,7 +54,7 @@ class FedAvgM(Algorithm):
         moved, after = {}, {}
         for name in names:
             before = state.get(f"v/{name}", np.zeros_like(change[name]))
-            velocity = self.config.server_momentum * before - change[name]
+            velocity = self.options.server_momentum * before - change[name]
             after[f"v/{name}"] = velocity
-            moved[name] = current[name].astype(np.float64) - self.config.server_lr * velocity
+            moved[name] = current[name].astype(np.float64) - self.options.server_lr * velocity
         return with_rest(moved, current, kinds, updates, weights), after

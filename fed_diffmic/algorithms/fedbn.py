@@ -8,11 +8,14 @@ normalisation. The global model alone holds the normalisation that the run start
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from torch import nn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fed_diffmic.algorithms.base import EXTRA, Algorithm, LocalContext, SiteHalf, Tensors, register_algorithm
-from fed_diffmic.models.normalisation import normalisation_layers
+from fed_diffmic.config.owners import Own
+
+if TYPE_CHECKING:
+    from torch import nn
 
 KEPT = f"{EXTRA}kept."
 
@@ -28,7 +31,12 @@ class _KeepNorms(SiteHalf):
         return {}, {KEPT + name: own[name].detach().cpu().numpy().copy() for name in sorted(self._kept)}
 
 
-@register_algorithm("fedbn")
+@dataclass(frozen=True)
+class Options(Own):
+    """FedBN (Li et al. 2021): normalisation layers are trained and kept at each site, the rest is averaged."""
+
+
+@register_algorithm("fedbn", Options)
 class FedBN(Algorithm):
     """State of a site: ``algorithm/kept.<name>``."""
 
@@ -41,6 +49,8 @@ class FedBN(Algorithm):
 
     def kept(self, network: nn.Module, names: Mapping[str, str]) -> frozenset[str]:
         """Whatever belongs to a normalisation layer."""
+        from fed_diffmic.models.normalisation import normalisation_layers
+
         layers = normalisation_layers(network)
         return frozenset(name for name in names if name.rpartition(".")[0] in layers)
 

@@ -10,9 +10,10 @@ agree with the global one, whatever the number of local steps.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from fed_diffmic.algorithms.base import (
     EXTRA,
@@ -26,6 +27,11 @@ from fed_diffmic.algorithms.base import (
     register_algorithm,
     with_rest,
 )
+from fed_diffmic.config.fields import option
+from fed_diffmic.config.owners import Own
+
+if TYPE_CHECKING:
+    import torch
 
 LINEAR = f"{EXTRA}linear."
 
@@ -39,26 +45,37 @@ class _Dynamic(SiteHalf):
 
     def penalty(self) -> torch.Tensor | None:
         """``-<h_k, w> + alpha/2 ||w - w_t||^2``."""
+        import torch
+
         terms = [
             0.5 * self._alpha * (p - self._reference[name]).pow(2).sum() - (self._linear[name] * p).sum()
             for name, p in self._parameters
         ]
         return torch.stack(terms).sum()
 
-    @torch.no_grad()
     def finish(self) -> tuple[Tensors, Tensors]:
         """Nothing of its own for the server; ``h_k`` to keep."""
-        moved = {n: self._linear[n] - self._alpha * (p - self._reference[n]) for n, p in self._parameters}
+        reference = self._reference
+        moved = {n: self._linear[n] - self._alpha * (p.detach() - reference[n]) for n, p in self._parameters}
         return {}, {LINEAR + name: value.cpu().numpy().copy() for name, value in moved.items()}
 
 
-@register_algorithm("feddyn")
+@dataclass(frozen=True)
+class Options(Own):
+    """FedDyn (Acar et al. 2021): a dynamic regulariser makes the sites' minima agree with the global one."""
+
+    feddyn_alpha: float = option(0.1, "weight alpha of the dynamic regulariser", gt=0, le=1000)
+
+
+@register_algorithm("feddyn", Options)
 class FedDyn(Algorithm):
     """``strategy.feddyn_alpha`` is ``alpha``. State of the server: ``h/<name>``, float64; of a site: its ``h_k``."""
 
+    options: Options
+
     def site_half(self, context: LocalContext) -> SiteHalf:
         """Adds the dynamic regulariser."""
-        return _Dynamic(context, self.config.feddyn_alpha)
+        return _Dynamic(context, self.options.feddyn_alpha)
 
     def aggregate(
         self,
@@ -70,7 +87,7 @@ class FedDyn(Algorithm):
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
         """Algorithm 1, the server's lines."""
-        alpha, weights, names = self.config.feddyn_alpha, self.site_weights(updates), parameters_of(kinds)
+        alpha, weights, names = self.options.feddyn_alpha, self.site_weights(updates), parameters_of(kinds)
         change = mean_change(current, updates, names, weights)
         share = len(updates) / max(sites or len(updates), len(updates))
         moved, after = {}, {}

@@ -9,6 +9,7 @@ rho)) / (1 - rho)`` (the paper's table of local optimizers). The paper does not 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from fed_diffmic.algorithms.base import (
     with_rest,
 )
 from fed_diffmic.algorithms.shares import capped
+from fed_diffmic.config.owners import Own
 
 
 def accumulation(steps: float, momentum: float) -> float:
@@ -32,7 +34,12 @@ def accumulation(steps: float, momentum: float) -> float:
     return (steps - momentum * (1.0 - momentum**steps) / (1.0 - momentum)) / (1.0 - momentum)
 
 
-@register_algorithm("fednova")
+@dataclass(frozen=True)
+class Options(Own):
+    """FedNova (Wang et al. 2020): a site's change is divided by its steps, so that unequal work does not bias."""
+
+
+@register_algorithm("fednova", Options)
 class FedNova(Algorithm):
     """Sites train freely, and say how many steps they took; ``rho`` is the stage's momentum where it trains by SGD."""
 

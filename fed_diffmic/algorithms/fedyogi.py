@@ -5,17 +5,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from fed_diffmic.algorithms import fedadam
 from fed_diffmic.algorithms.base import register_algorithm
 from fed_diffmic.algorithms.fedadam import FedAdam
 
 
-@register_algorithm("fedyogi")
+@dataclass(frozen=True)
+class Options(fedadam.Options):
+    """FedYogi (Reddi et al. 2021): as FedAdam, its second moment shrinks more slowly."""
+
+
+@register_algorithm("fedyogi", Options)
 class FedYogi(FedAdam):
     """Options and state are FedAdam's."""
 
     def second_moment(self, before: np.ndarray, change: np.ndarray) -> np.ndarray:
         """``v_t`` from ``v_{t-1}`` and ``d_t``, of one tensor."""
         square = change**2
-        return np.asarray(before - (1.0 - self.config.server_beta2) * square * np.sign(before - square))
+        return np.asarray(before - (1.0 - self.options.server_beta2) * square * np.sign(before - square))

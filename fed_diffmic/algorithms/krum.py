@@ -8,11 +8,14 @@ needs ``K >= 2 f + 3``; ``m`` may be ``K - f`` at most. Sites count alike, whate
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from fed_diffmic.algorithms.base import Algorithm, SiteUpdate, Tensors, parameters_of, register_algorithm
 from fed_diffmic.algorithms.robust import coordinatewise
+from fed_diffmic.config.fields import option
+from fed_diffmic.config.owners import Own
 from fed_diffmic.errors import RoundError
 
 
@@ -28,9 +31,19 @@ def scores(updates: Sequence[SiteUpdate], names: Sequence[str], false: int) -> n
     return np.asarray(nearest.sum(axis=1))
 
 
-@register_algorithm("krum")
+@dataclass(frozen=True)
+class Options(Own):
+    """Krum (Blanchard et al. 2017): the site nearest to its neighbours; false_sites of 2 f + 3 may send anything."""
+
+    false_sites: int = option(0, "number f of sites that may send anything", ge=0, le=10_000)
+    krum_keep: int = option(1, "number m of sites whose weights are averaged", ge=1, le=10_000)
+
+
+@register_algorithm("krum", Options)
 class Krum(Algorithm):
     """``strategy.false_sites`` is ``f``, ``strategy.krum_keep`` is ``m``."""
+
+    options: Options
 
     def aggregate(
         self,
@@ -42,7 +55,7 @@ class Krum(Algorithm):
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
         """The chosen sites' mean; raises RoundError where too few replied for the proof, or for ``m``."""
-        false, keep = self.config.false_sites, self.config.krum_keep
+        false, keep = self.options.false_sites, self.options.krum_keep
         least = max(2 * false + 3, keep + false)
         if len(updates) < least:
             raise RoundError(

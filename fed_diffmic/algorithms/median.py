@@ -7,12 +7,19 @@ Every coordinate of the next global weights is the median of the sites' values. 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from fed_diffmic.algorithms.base import Algorithm, SiteUpdate, Tensors, register_algorithm
 from fed_diffmic.algorithms.robust import coordinatewise
+from fed_diffmic.config.owners import Own
 
 
-@register_algorithm("median")
+@dataclass(frozen=True)
+class Options(Own):
+    """Coordinate-wise median (Yin et al. 2018): fewer than half of the sites may send anything at all."""
+
+
+@register_algorithm("median", Options)
 class Median(Algorithm):
     """Sites train freely; fewer than half of them may send anything at all."""
 

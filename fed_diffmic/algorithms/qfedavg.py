@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,15 +30,29 @@ from fed_diffmic.algorithms.base import (
     with_rest,
 )
 from fed_diffmic.algorithms.shares import capped
+from fed_diffmic.config.fields import option
+from fed_diffmic.config.owners import Own
 from fed_diffmic.errors import RoundError
 
 LEAST_LOSS = 1e-10
 """In the place of a loss of zero, for ``F^(q-1)``."""
 
 
-@register_algorithm("qfedavg")
+@dataclass(frozen=True)
+class Options(Own):
+    """q-FedAvg (Li et al. 2020): the worse a site is served by the global model, the more it counts."""
+
+    q: float = option(1.0, "fairness q; 0 is the plain mean", ge=0, le=20)
+    lipschitz_lr: float = option(
+        0.1, "one over the Lipschitz constant L, about the learning rate of the sites", gt=0, le=1000
+    )
+
+
+@register_algorithm("qfedavg", Options)
 class QFedAvg(Algorithm):
     """``strategy.q`` is ``q``; ``L`` is one over ``strategy.lipschitz_lr``. Sites send their loss at ``w_t``."""
+
+    options: Options
 
     private = False
     needs_initial_loss = True
@@ -52,7 +67,7 @@ class QFedAvg(Algorithm):
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
         """Algorithm 2, line 8; raises RoundError where a site does not say its loss."""
-        q, lipschitz = self.config.q, 1.0 / self.config.lipschitz_lr
+        q, lipschitz = self.options.q, 1.0 / self.options.lipschitz_lr
         weights, names = self.site_weights(updates), parameters_of(kinds)
         losses = stated(updates, "initial_loss", "qfedavg")
         logarithms = {site: q * math.log(max(loss, LEAST_LOSS)) for site, loss in losses.items()}

@@ -12,9 +12,9 @@ differential privacy the gradients are the noised ones, so the control reveals n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from fed_diffmic.algorithms.base import (
     EXTRA,
@@ -28,6 +28,8 @@ from fed_diffmic.algorithms.base import (
     register_algorithm,
     with_rest,
 )
+from fed_diffmic.config.fields import option
+from fed_diffmic.config.owners import Own
 
 CONTROL = f"{EXTRA}control."
 OWN = f"{EXTRA}own."
@@ -38,18 +40,22 @@ class _Control(SiteHalf):
         self._parameters = context.trained()
         self._global = context.tensors(context.received, CONTROL)
         self._own = context.tensors(context.state, OWN)
+        import torch
+
         self._sum = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in self._parameters}
         self._steps = 0
 
-    @torch.no_grad()
     def correct(self) -> None:
         """``g <- g - c_k + c``; the step's own gradient is remembered."""
+        import torch
+
         self._steps += 1
-        for name, parameter in self._parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            self._sum[name] += parameter.grad
-            parameter.grad += self._global[name] - self._own[name]
+        with torch.no_grad():
+            for name, parameter in self._parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                self._sum[name] += parameter.grad
+                parameter.grad += self._global[name] - self._own[name]
 
     def finish(self) -> tuple[Tensors, Tensors]:
         """``c + c_k+ - c_k`` for the server, ``c_k+`` to keep."""
@@ -62,9 +68,18 @@ class _Control(SiteHalf):
         return sent, kept
 
 
-@register_algorithm("scaffold")
+@dataclass(frozen=True)
+class Options(Own):
+    """SCAFFOLD (Karimireddy et al. 2020): control variates against the drift of unlike sites; twice the bytes."""
+
+    server_lr: float = option(1.0, "learning rate of the server's step", gt=0, le=1000)
+
+
+@register_algorithm("scaffold", Options)
 class Scaffold(Algorithm):
     """State of the server: ``c/<name>``, float64; of a site: ``algorithm/own.<name>``, its ``c_k``."""
+
+    options: Options
 
     def site_half(self, context: LocalContext) -> SiteHalf:
         """Corrects every gradient."""
@@ -91,7 +106,7 @@ class Scaffold(Algorithm):
         """Algorithm 1, lines 16 and 17."""
         weights, names = self.site_weights(updates), parameters_of(kinds)
         change = mean_change(current, updates, names, weights)
-        moved = {name: current[name].astype(np.float64) + self.config.server_lr * change[name] for name in names}
+        moved = {name: current[name].astype(np.float64) + self.options.server_lr * change[name] for name in names}
         share = len(updates) / max(sites or len(updates), len(updates))
         sent = self.broadcast(current, state)
         after = {}

@@ -48,12 +48,15 @@ def register(add: Add) -> None:
 
 
 def _strategies(arguments: argparse.Namespace, hint: list[str]) -> int:
-    from fed_diffmic.config.reference import option_notes
+    from fed_diffmic.config.reference import option_notes, plugin_notes
 
-    notes = option_notes("strategy")
+    others, faults = plugin_notes("strategy")
+    notes = option_notes("strategy") | others
     width = max(map(len, notes))
     for name, note in notes.items():
         print(f"{name:<{width}}  {note}")
+    for fault in faults:
+        print(fault)
     return 0
 
 

@@ -15,13 +15,16 @@ from typing import Any
 
 from fed_diffmic.config.features import Trained, check_features
 from fed_diffmic.config.folders import check_folders, renamed
+from fed_diffmic.config.groups import layout_options
+from fed_diffmic.config.owner_checks import check_client_level, check_exclusive, check_strategy
+from fed_diffmic.config.owners import ALGORITHMS, DATASETS, PARTITIONERS
+from fed_diffmic.config.plugins import find
 from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.config.server import ServerConfig
 from fed_diffmic.config.simulation import DatasetConfig, SimulateConfig, StagesConfig
 from fed_diffmic.config.stages import check_stage_values
 from fed_diffmic.errors import ConfigError, UsageError
 
-MEAN_OF_UPDATES = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "flower")  # ask the sites for updates alone
 MAY_CHANGE = ("run.dir", "run.deadline_s", "run.tracking", "dataset.cache_dir")
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
 
@@ -46,20 +49,19 @@ def check_consistency(config: SimulateConfig) -> None:
     check_once("run.lr_scales", config.run.lr_scales)
     if not config.run.lr_scales:
         raise ConfigError("run.lr_scales", "[]", "at least one number, for example [1.0]")
-    if config.run.examples and config.dataset.name == "table":
+    if config.run.examples and not layout_options(config.dataset.name).public:
         raise ConfigError(
             "run.examples",
             config.run.examples,
-            "0 or null with dataset=table",
+            f"0 or null with dataset={config.dataset.name}",
             "A report is passed on; it shows images of drawn or published data only.",
         )
 
 
 def check_dataset(data: DatasetConfig, group: str) -> None:
     """Values of a data set's group (called ``group`` in messages) that exclude each other."""
-    if data.no_finding and data.name != "chestxray14":
-        raise ConfigError("dataset.no_finding", "true", f"false with dataset={data.name}; only chestxray14 has it")
-    if data.split == "published" and data.name in ("phantoms", "table"):
+    check_exclusive(data, DATASETS)
+    if data.split == "published" and not layout_options(data.name).published_split:
         raise ConfigError(
             "dataset.split",
             "published",
@@ -105,7 +107,8 @@ def check_privacy(config: SimulateConfig) -> None:
             "one number with privacy=dp_sgd",
             "A search reads the private data each time; try rates on public images.",
         )
-    if config.strategy.name in ("ditto", "qfedavg"):
+    made = find(ALGORITHMS, config.strategy.name).made
+    if made is not None and not made.private:
         raise ConfigError(
             "strategy.name",
             config.strategy.name,
@@ -174,60 +177,11 @@ def check_stages(config: SimulateConfig | ServerConfig) -> None:
         )
 
 
-def check_strategy(config: Trained) -> None:
-    """A Flower strategy without its class, or a class without the strategy that takes it."""
-    strategy = config.strategy
-    if strategy.name == "flower" and strategy.class_path is None:
-        raise ConfigError(
-            "strategy.class_path",
-            "null",
-            "an import path, for example flwr.serverapp.strategy.FedMedian, with strategy=flower",
-        )
-    if strategy.name != "flower":
-        for key, value, unset in (("class_path", strategy.class_path, None), ("options", strategy.options, {})):
-            if value != unset:
-                raise ConfigError(
-                    f"strategy.{key}", value, f"nothing with strategy={strategy.name}", "Choose strategy=flower."
-                )
-
-
-def check_client_level(config: Trained) -> None:
-    """Client-level noise with settings that it could not honour."""
-    strategy, key = config.strategy, "strategy.client_noise_multiplier"
-    if strategy.client_noise_multiplier == 0:
-        return
-    if strategy.name not in MEAN_OF_UPDATES:
-        raise ConfigError(
-            "strategy.name",
-            strategy.name,
-            f"one of {', '.join(MEAN_OF_UPDATES)} with {key}",
-            "The others need more of the sites than an average of updates.",
-        )
-    if strategy.weighting != "equal":
-        raise ConfigError("strategy.weighting", strategy.weighting, f"equal with {key}")
-    if isinstance(config, SimulateConfig) and len(config.run.lr_scales) > 1:
-        raise ConfigError(
-            "run.lr_scales", config.run.lr_scales, f"one number with {key}", "Each trial is a release of its own."
-        )
-    for name, value, good in (
-        ("model.norm", config.model.norm, ("group",)),
-        ("model.encoder_norm", config.model.encoder_norm, ("frozen", "group")),
-    ):
-        if value not in good:
-            raise ConfigError(
-                name,
-                value,
-                f"{' or '.join(good)} with {key}",
-                "The running statistics of batch norm would leave without noise.",
-            )
-
-
 def check_partition(config: SimulateConfig) -> None:
     """A saved partition without its file, or a file without it."""
-    cfg = config.partition
-    if (cfg.name == "saved") != (cfg.file is not None):
-        allowed = "the partition.csv of an earlier run" if cfg.file is None else "nothing unless partition=saved"
-        raise ConfigError("partition.file", "null" if cfg.file is None else cfg.file, allowed)
+    if config.partition.name == "saved" and config.partition.file is None:
+        raise ConfigError("partition.file", "null", "the partition.csv of an earlier run")
+    check_exclusive(config.partition, PARTITIONERS)
 
 
 def check_conditions(config: SimulateConfig) -> None:

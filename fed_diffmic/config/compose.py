@@ -1,10 +1,9 @@
 """From a file and ``key=value`` to a checked configuration: groups by Hydra, words by us.
 
-Hydra composes the group options that travel with the package (``configs/``), each against the
-dataclass that its first line names, so that a misspelt key or a wrong type in a shipped file is
-refused too. What a user writes is understood by :mod:`fed_diffmic.config.text` and laid over that, so
-that nobody needs Hydra's grammar for a path with ``=``, a space or a comma in it, and every
-message is in our words.
+What each group can be chosen to be is composed by Hydra (:mod:`fed_diffmic.config.choices`). What a user writes is
+understood by :mod:`fed_diffmic.config.text` and laid over that, so that nobody needs Hydra's grammar for a path with
+``=``, a space or a comma in it, and every message is in our words. What the chosen algorithm, data set or partitioner
+declares for itself (:mod:`fed_diffmic.config.owners`) is set like the group's own keys.
 
 Order, later wins: the option of each group, the user's file, ``key=value`` from left to right. Naming
 a group's option (``model=paper``, ``model.name=paper``, in a file ``model: paper`` or ``model: {name:
@@ -19,14 +18,16 @@ import functools
 import json
 import shlex
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import configs
 from fed_diffmic.config.checks import check_consistency, check_epochs_count
-from fed_diffmic.config.network_checks import check_server_consistency, check_site_consistency
+from fed_diffmic.config.choices import CLIENT, FOLDER, GROUPS, SERVER, SIMULATE, Base, composed, group_options
+from fed_diffmic.config.fields import as_written
+from fed_diffmic.config.owners import DATASETS, KINDS, Owner
+from fed_diffmic.config.plugins import check_trusted, find, known, unknown
 from fed_diffmic.config.server import ServerConfig
 from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.config.site import SiteConfig
@@ -35,6 +36,12 @@ from fed_diffmic.config.text import Scalar, Tree, UnknownKeyError, flattened, ne
 from fed_diffmic.errors import ConfigError, UsageError
 
 __all__ = [
+    "CLIENT",
+    "FOLDER",
+    "GROUPS",
+    "SERVER",
+    "SIMULATE",
+    "Base",
     "compose",
     "compose_server",
     "compose_site",
@@ -46,31 +53,6 @@ __all__ = [
     "to_yaml",
     "unsaid",
 ]
-
-FOLDER = Path(next(iter(configs.__path__))).absolute()
-GROUPS = tuple(f.name for f in fields(SimulateConfig) if is_dataclass(typing.get_type_hints(SimulateConfig)[f.name]))
-
-
-@dataclass(frozen=True)
-class Base:
-    """One of the configuration files that a command reads.
-
-    Attributes:
-        name: of the shipped default in ``configs/``, and of its schema.
-        config_type: the dataclass that declares it.
-        groups: its groups that have options to choose from.
-        check: refuses values that exclude each other.
-    """
-
-    name: str
-    config_type: type
-    groups: tuple[str, ...]
-    check: Callable[[Any], None]
-
-
-SIMULATE = Base("simulate", SimulateConfig, GROUPS, check_consistency)
-SERVER = Base("server", ServerConfig, ("model", "stages", "strategy"), check_server_consistency)
-CLIENT = Base("client", SiteConfig, ("dataset", "policy", "privacy"), check_site_consistency)
 
 
 def compose(config_file: Path | None, overrides: Sequence[str]) -> SimulateConfig:
@@ -118,9 +100,16 @@ def _from_text(base: Base, text: str, overrides: Sequence[str], source: str) -> 
     chosen = _take_choices(base, tree)
     for override in sorted(overrides, key=lambda o: chosen_group(o, base.groups) is None):
         _apply(base, override, tree, chosen)
+    owners = _owners(base, tree, chosen)
+    own = {group: _own_options(base, owner, tree) for group, owner in owners.items()}
     values = typed(base.config_type, tree)
+    for group, options in own.items():
+        if options is not None:
+            values.setdefault(group, {})["options"] = options
     given = {stage: set(said) for stage, said in values.get("stages", {}).items() if isinstance(said, dict)}
     config = _build(base, chosen, values)
+    for group, owner in owners.items():
+        owner.options.of(getattr(config, group))  # what only they can say of their options together
     check_epochs_count(given, getattr(config, "stages", None))
     base.check(config)
     return config
@@ -149,7 +138,7 @@ def unsaid(group: str, parts: Sequence[str], config_file: Path | None, overrides
 
 def to_json(config: SimulateConfig) -> str:
     """A resolved configuration as JSON, for Flower's run configuration (key ``config-json``)."""
-    return json.dumps(asdict(config), allow_nan=False)
+    return json.dumps(as_written(config), allow_nan=False)
 
 
 def config_from_run_config(run_config: Mapping[str, Any]) -> SimulateConfig:
@@ -186,11 +175,6 @@ def _from_json(text: str) -> SimulateConfig:
     return config
 
 
-def group_options(group: str) -> list[str]:
-    """The options of a group that travel with the package, sorted."""
-    return sorted(path.stem for path in (FOLDER / group).glob("*.yaml"))
-
-
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -222,10 +206,51 @@ def _has_name(base: Base, group: str) -> bool:
 
 
 def _option(group: str, name: str) -> str:
+    if group in KINDS:
+        if not known(KINDS[group], str(name)):
+            raise unknown(KINDS[group], name)
+        return str(name)
     options = group_options(group)
-    if name not in options:
-        raise ConfigError(group, name, ", ".join(options), f"`fed-diffmic options {group}` says what each one is.")
-    return str(name)
+    if name in options:
+        return str(name)
+    raise ConfigError(group, name, ", ".join(options), f"`fed-diffmic options {group}` says what each one is.")
+
+
+def _owners(base: Base, tree: Tree, chosen: Mapping[str, str]) -> dict[str, Owner]:
+    """The code behind each choice that was made; a site imports none that its policy does not name.
+
+    Raises:
+        ConfigError: it cannot be imported, or must not be.
+    """
+    if base is CLIENT and "dataset" in chosen:
+        policy = typed(typing.get_type_hints(SiteConfig)["policy"], tree.get("policy", {}), "policy.", SiteConfig)
+        check_trusted(DATASETS, chosen["dataset"], policy.get("plugins", []))
+    return {group: find(KINDS[group], name) for group, name in chosen.items() if group in KINDS}
+
+
+def _own_options(base: Base, owner: Owner, tree: Tree) -> dict[str, Any] | None:
+    """Every option that the group's mapping ``options`` holds for the chosen one; none: it has none.
+
+    What was said about them is taken out of the tree.
+
+    Raises:
+        ConfigError: one that it does not have, of a wrong type or out of range.
+    """
+    group = owner.kind.group
+    own = owner.own_values(typing.get_type_hints(base.config_type)[group])
+    said = tree.get(group)
+    if not own or not isinstance(said, dict):
+        return own or None
+    given = said.pop("options", {})
+    if isinstance(given, Scalar) and given.plain:
+        given = {} if given.null else parse_text(given, f"{group}.options")
+    if not isinstance(given, dict):
+        raise ConfigError(f"{group}.options", str(given), f"a mapping of {', '.join(own)}")
+    given |= {name: said.pop(name) for name in own if name in said}
+    for name in given:
+        if name not in own:
+            raise UnknownKeyError(owner.options, f"{group}.options.", name, given[name], base.config_type)
+    return {**own, **typed(owner.options, given, f"{group}.", base.config_type)}
 
 
 def chosen_group(override: str, groups: Sequence[str] = GROUPS) -> str | None:
@@ -285,62 +310,12 @@ def _build(base: Base, chosen: dict[str, str], values: Tree) -> Any:
     """Lay the values over the chosen options and build the frozen dataclasses."""
     from omegaconf import OmegaConf
 
-    options = values.get("strategy", {}).pop("options", None)
+    options = {group: values[group].pop("options", None) for group in KINDS if group in values}
     ranges = values.get("policy", {}).get("study", {}).pop("ranges", None)
-    merged = OmegaConf.merge(_options(FOLDER, base.name, tuple(sorted(chosen.items()))), values)
-    if options is not None:  # a mapping replaces the option's mapping rather than mixing with it
-        merged.strategy.options = options
+    merged = OmegaConf.merge(composed(FOLDER, base.name, tuple(sorted(chosen.items()))), values)
+    for group, own in options.items():
+        if own is not None:  # a mapping replaces the option's mapping rather than mixing with it
+            OmegaConf.update(merged, f"{group}.options", own, merge=False)
     if ranges is not None:  # those of the preset hold beside them
         merged.policy.study.ranges = {**merged.policy.study.ranges, **flattened(ranges)}
     return OmegaConf.to_object(merged)
-
-
-@functools.lru_cache(maxsize=64)
-def _options(folder: Path, base: str, chosen: tuple[tuple[str, str], ...]) -> Any:
-    """What Hydra makes of the shipped files, never changed by who gets it (a composition takes 0.2 s)."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
-
-    _register_schemas()
-    hydra = GlobalHydra.instance()
-    outer = hydra.hydra  # a program around us may use Hydra too: it gets its state back
-    hydra.clear()
-    try:
-        with initialize_config_dir(str(folder), job_name="fed_diffmic", version_base="1.3"):
-            composed = hydra_compose(base, overrides=[f"{group}={option}" for group, option in chosen])
-    finally:
-        GlobalHydra.instance().hydra = outer
-    OmegaConf.set_readonly(composed, True)
-    return composed
-
-
-def _register_schemas() -> None:
-    """Offer Hydra each dataclass as ``schema/GROUP``.
-
-    The nodes are made writable first: Hydra cannot choose a group inside a read-only (frozen) one.
-    ``to_object`` still gives the frozen class back.
-    """
-    from hydra.core.config_store import ConfigStore
-    from omegaconf import OmegaConf
-
-    store = ConfigStore.instance()
-    schemas: dict[str, type] = {}
-    for base in (SIMULATE, SERVER, CLIENT):
-        hints = typing.get_type_hints(base.config_type)
-        schemas |= {base.name: base.config_type, **{group: hints[group] for group in base.groups}}
-    for name, config_type in schemas.items():
-        node = OmegaConf.structured(config_type)
-        _make_writable(node)
-        store.store(group="fed_diffmic_schema", name=name, node=node, provider="fed_diffmic")
-
-
-def _make_writable(node: Any) -> None:
-    from omegaconf import DictConfig, OmegaConf
-
-    OmegaConf.set_readonly(node, False)
-    for key in node:
-        child = node._get_node(key)
-        if isinstance(child, DictConfig):
-            _make_writable(child)

@@ -6,7 +6,8 @@ The same declaration drives the checks, the messages and the reference (:mod:`fe
 from __future__ import annotations
 
 import math
-from dataclasses import MISSING, Field, field, fields
+import typing
+from dataclasses import MISSING, Field, asdict, field, fields, is_dataclass
 from typing import Any
 
 from fed_diffmic.errors import ConfigError
@@ -22,6 +23,8 @@ def option(
     lt: float | None = None,
     choices: tuple[str, ...] | None = None,
     path: bool = False,
+    exclusive: bool = False,
+    sparse: bool = False,
     factory: Any = MISSING,
 ) -> Any:
     """Declare one configuration field with its documentation and what it may hold.
@@ -32,9 +35,12 @@ def option(
         ge, gt, le, lt: bounds of a number (of each element, for a list).
         choices: the strings allowed (for each element, for a list).
         path: a file or folder; ``~`` is expanded and it is made absolute when read.
+        exclusive: of an owner's option: refused, rather than passed over, where another of its group is chosen.
+        sparse: left out of what is written where it is empty: what was written before it existed stays the same.
         factory: for mutable defaults.
     """
     metadata = {"doc": doc, "ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "path": path}
+    metadata |= {"exclusive": exclusive, "sparse": sparse}
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -51,7 +57,9 @@ _WORDS = {
 def allowed_text(f: Field[Any]) -> str:
     """What a field may hold, in words, for messages and documentation."""
     m = f.metadata
-    kind = str(f.type)
+    if m.get("words"):
+        return str(m["words"])
+    kind = type_text(f)
     null = " or null" if kind.endswith("| None") else ""
     kind = kind.removesuffix("| None").strip()
     many = kind.startswith("list[")
@@ -69,6 +77,11 @@ def allowed_text(f: Field[Any]) -> str:
     return f"a list of {text}{null}" if many else text + null
 
 
+def type_text(f: Field[Any]) -> str:
+    """A field's type as it is written, whether or not its module postpones annotations."""
+    return f.type.__name__ if isinstance(f.type, type) and not typing.get_args(f.type) else str(f.type)
+
+
 def _plain(number: float) -> str:
     """``number`` without an exponent where it is whole."""
     return str(int(number)) if float(number).is_integer() else f"{number:g}"
@@ -83,6 +96,8 @@ def check_value(f: Field[Any], value: object, key: str) -> None:
             continue
         if m.get("choices") and item not in m["choices"]:
             raise ConfigError(key, value, allowed_text(f))
+        if m.get("pattern") and not (isinstance(item, str) and m["pattern"].fullmatch(item)):
+            raise ConfigError(key, str(item)[:100], allowed_text(f))
         if isinstance(item, (int, float)) and not isinstance(item, bool):
             outside = (
                 not _finite(item)
@@ -103,9 +118,23 @@ def _finite(number: float) -> bool:
         return False
 
 
+def as_written(config: Any) -> dict[str, Any]:
+    """A configuration as plain values, for a file or a digest."""
+    values: dict[str, Any] = asdict(config)
+    for f in fields(config):
+        inner = getattr(config, f.name)
+        if f.metadata.get("sparse") and not inner:
+            del values[f.name]
+        elif is_dataclass(inner):
+            values[f.name] = as_written(inner)
+    return values
+
+
 class Checked:
     """Mixin: ranges hold for every object that exists, however it was built."""
 
     def __post_init__(self) -> None:
         for f in fields(self):  # type: ignore[arg-type]
-            check_value(f, getattr(self, f.name), f.name)
+            value = getattr(self, f.name)
+            if type(value) is not type(f.default) or value != f.default:  # a default is in its own range
+                check_value(f, value, f.name)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
+from fed_diffmic.config.groups import layout_options
 from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.errors import ConfigError, UsageError
 
@@ -42,14 +43,14 @@ def check_folders(config: SimulateConfig, resume: bool) -> None:
         ("dataset.cache_dir", config.dataset.cache_dir),
     ):
         check_path(key, path)
-    root = config.dataset.root
-    if config.dataset.name == "phantoms":
+    root, data = config.dataset.root, layout_options(config.dataset.name)
+    if not data.needs_root:
         if root is not None and Path(root).exists() and not Path(root).is_dir():
             raise ConfigError("dataset.root", root, "a folder")
     elif root is None:
         raise ConfigError("dataset.root", "null", f"the folder that holds the images of dataset={config.dataset.name}")
-    elif not Path(root).is_dir() and not (config.dataset.name == "table" and Path(root).is_file()):
-        what = "an existing folder or table" if config.dataset.name == "table" else "an existing folder"
+    elif not Path(root).is_dir() and not (data.root_file and Path(root).is_file()):
+        what = "an existing folder or table" if data.root_file else "an existing folder"
         raise ConfigError("dataset.root", root, what, "Check the path; a relative one starts at the current folder.")
     if config.run.dir is None:
         if resume:

@@ -11,15 +11,15 @@ from pathlib import Path
 
 from fed_diffmic.config.checks import (
     DEVICE,
-    check_client_level,
     check_dataset,
     check_model,
     check_once,
     check_privacy_group,
     check_stages,
-    check_strategy,
 )
+from fed_diffmic.config.groups import layout_options
 from fed_diffmic.config.hours import parse_hours
+from fed_diffmic.config.owner_checks import check_client_level, check_strategy
 from fed_diffmic.config.policy_study import check_study_rules
 from fed_diffmic.config.server import ServerConfig
 from fed_diffmic.config.simulation import DatasetConfig
@@ -176,7 +176,8 @@ def check_site_start(config: SiteConfig) -> None:
         _need_file("coordinator.key", way.key, "Make it here: `fed-diffmic provision site-key`.")
         _need_file("coordinator.public_key", way.public_key, _PUBLIC)
     root = config.dataset.root
-    if root is None or not (Path(root).is_dir() or (config.dataset.name == "table" and Path(root).is_file())):
+    may_be_file = layout_options(config.dataset.name).root_file
+    if root is None or not (Path(root).is_dir() or (may_be_file and Path(root).is_file())):
         raise ConfigError(
             "dataset.root", root or "null", f"the folder that holds the images of dataset={config.dataset.name}"
         )

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from fed_diffmic.config.choices import default_option
 from fed_diffmic.config.compose import (
     CLIENT,
     FOLDER,
@@ -28,6 +29,8 @@ from fed_diffmic.config.compose import (
     group_options,
 )
 from fed_diffmic.config.fields import allowed_text
+from fed_diffmic.config.owners import KINDS, Owner, beside_flat, builtins
+from fed_diffmic.config.plugins import listing
 from fed_diffmic.errors import UsageError
 
 _TITLES = {
@@ -37,7 +40,9 @@ _TITLES = {
 }
 _INTRO = """# Configuration
 
-Written by `make docs` from the dataclasses of `fed_diffmic/config*.py` and the files of `configs/`; do not edit. Three
+Written by `make docs` from the dataclasses of `fed_diffmic/config/`, what each algorithm, data set and partitioner
+declares beside its code, and the files of `configs/`; do not edit. What installed packages add to these
+([plugins.md](plugins.md)) `fed-diffmic options GROUP` shows where they are installed. Three
 commands read a configuration each: the simulation, the coordinator and a site; their keys stand below in that order.
 
 A setting is given as `key=value` on the command line, or under the same name in a YAML file
@@ -104,13 +109,22 @@ def _settings(base: Base) -> tuple[Setting, ...]:
 
 
 def option_notes(group: str) -> dict[str, str]:
-    """What the first lines of each option's file say about it."""
+    """What each option that travels with the package says about itself (a file: in its first lines)."""
+    if group in KINDS:
+        return {name: owner.about for name, owner in builtins(KINDS[group]).items()}
     notes = {}
     for name in group_options(group):
         lines = (FOLDER / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
         comment = [line.removeprefix("#").strip() for line in lines[: _comment_lines(lines)]]
         notes[name] = " ".join(comment)
     return notes
+
+
+def plugin_notes(group: str) -> tuple[dict[str, str], list[str]]:
+    """What installed packages add to a group, by name, and a sentence for each that cannot be used."""
+    works, faults = listing(KINDS[group]) if group in KINDS else ([], [])
+    origin = {owner.name: f"package {owner.package}" if owner.package else "of this program" for owner in works}
+    return {owner.name: f"{owner.about} ({origin[owner.name]})" for owner in works}, faults
 
 
 def options_text(name: str | None = None) -> str:
@@ -145,11 +159,16 @@ def _group_text(base: Base, group: str) -> str:
     if group:
         lines = [f"{group}=OPTION" if group in base.groups else group]
         if group in base.groups:
-            lines += [f"  {option:<12} {note}" for option, note in option_notes(group).items()]
+            notes, faults = plugin_notes(group)
+            lines += [f"  {option:<12} {note}" for option, note in (option_notes(group) | notes).items()]
+            lines += [f"  {fault}" for fault in faults]
     for s in chosen:
         lines.append(f"\n  {s.key}={s.default}\n      {s.doc}\n      allowed: {s.allowed}")
         if s.options:
             lines.append("      " + ", ".join(f"{option}: {value}" for option, value in s.options.items()))
+    for owner in [*builtins(KINDS[group]).values(), *listing(KINDS[group])[0]] if group in KINDS else []:
+        for s in own_settings(base, owner):
+            lines.append(f"\n  {s.key}={s.default}\n      {s.doc}\n      allowed: {s.allowed}")
     return "\n".join(lines)
 
 
@@ -161,17 +180,27 @@ def configuration_markdown() -> str:
         for group in ("", *groups_of(base)):
             parts.append(f"## {'`' + group + '`' if group else 'Top level'}\n")
             if base is not SIMULATE and group in SIMULATE.groups and group in base.groups:
-                parts.append(f"As above; the default is `{group}={_default_option(base, group)}`.\n")
+                parts.append(f"As above; the default is `{group}={default_option(base, group)}`.\n")
                 continue
             parts += _group_tables(base, group)
     return "\n".join(parts)
 
 
-def _default_option(base: Base, group: str) -> str:
-    """The option that the shipped default of a configuration starts a group from."""
-    tree = yaml.safe_load((FOLDER / f"{base.name}.yaml").read_text(encoding="utf-8"))
-    chosen: dict[str, str] = {k: v for item in tree["defaults"] if isinstance(item, dict) for k, v in item.items()}
-    return chosen[chosen[group][2:-1]] if chosen[group].startswith("${") else chosen[group]
+def own_settings(base: Base, owner: Owner) -> list[Setting]:
+    """The options that one choice of a group has for itself, beside the group's common ones."""
+    group = owner.kind.group
+    config_type = typing.get_type_hints(base.config_type)[group]
+    values, found = owner.own_values(config_type), beside_flat(owner.options, config_type)
+    return [
+        Setting(
+            f"{group}.{f.name}",
+            _shown(values[f.name]),
+            f"{allowed_text(f)}, with {group}={owner.name}",
+            f.metadata["doc"],
+            {},
+        )
+        for f in found
+    ]
 
 
 def _group_tables(base: Base, group: str) -> list[str]:
@@ -184,9 +213,15 @@ def _group_tables(base: Base, group: str) -> list[str]:
     for s in settings(base):
         if _group_of(s) == group:
             options = ", ".join(f"{name} `{value}`" for name, value in s.options.items())
-            cells = (f"`{s.key}`", f"`{s.default}`", s.allowed, s.doc, options)
-            parts.append("| " + " | ".join(_cell(c) for c in cells) + " |")
+            parts.append(_row(s, options))
+    for owner in builtins(KINDS[group]).values() if group in KINDS else []:
+        parts += [_row(s, "") for s in own_settings(base, owner)]
     return [*parts, ""]
+
+
+def _row(s: Setting, options: str) -> str:
+    cells = (f"`{s.key}`", f"`{s.default}`", s.allowed, s.doc, options)
+    return "| " + " | ".join(_cell(c) for c in cells) + " |"
 
 
 def _group_of(setting: Setting) -> str:
@@ -206,8 +241,9 @@ def _walk(base: Base, config_type: type, value: Any, prefix: str) -> Iterator[Se
 def _setting(base: Base, f: Field[Any], value: Any, key: str) -> Setting:
     group, _, rest = key.partition(".")
     options: dict[str, str] = {}
-    for name in group_options(group) if rest and rest != "name" and group in base.groups else []:
-        tree: Any = _option_tree(group, name)
+    named = rest and rest != "name" and group in base.groups
+    for name in (builtins(KINDS[group]) if group in KINDS else group_options(group)) if named else []:
+        tree: Any = _option_tree(base, group, name)
         for part in rest.split("."):
             tree = tree.get(part, _ABSENT) if isinstance(tree, dict) else _ABSENT
         if tree is not _ABSENT:
@@ -216,8 +252,10 @@ def _setting(base: Base, f: Field[Any], value: Any, key: str) -> Setting:
 
 
 @functools.cache
-def _option_tree(group: str, name: str) -> Any:
-    """What an option's file holds: asked once for each setting of its group."""
+def _option_tree(base: Base, group: str, name: str) -> Any:
+    """What an option sets: asked once for each setting of its group."""
+    if group in KINDS:
+        return builtins(KINDS[group])[name].flat_values(typing.get_type_hints(base.config_type)[group])
     return yaml.safe_load((FOLDER / group / f"{name}.yaml").read_text(encoding="utf-8"))
 
 

@@ -2,7 +2,8 @@
 
 Every field declares its meaning, unit and range where it is declared (``metadata``); the same declaration drives the
 checks, the messages and ``fed-diffmic options``. How files and ``key=value`` overrides become these objects is in
-:mod:`fed_diffmic.config.compose`. Symbols are those of docs/model.md: ``B`` images, ``C`` classes, ``K`` regions, ``D``
+:mod:`fed_diffmic.config.compose`; the groups whose choices are code (data set, algorithm, partitioner) are in
+:mod:`fed_diffmic.config.groups`. Symbols are those of docs/model.md: ``B`` images, ``C`` classes, ``K`` regions, ``D``
 latent channels, ``T`` training timesteps, ``S`` sampling steps.
 """
 
@@ -10,71 +11,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 from fed_diffmic.config import bounds as config_bounds
 from fed_diffmic.config.fields import Checked, option
+from fed_diffmic.config.groups import DatasetConfig, PartitionConfig, StrategyConfig
 from fed_diffmic.config.privacy import PrivacyConfig
+
+__all__ = [
+    "BASELINES",
+    "SELECT_METRICS",
+    "ConditionsConfig",
+    "DatasetConfig",
+    "ModelConfig",
+    "PartitionConfig",
+    "RunConfig",
+    "SimulateConfig",
+    "StageConfig",
+    "StagesConfig",
+    "StrategyConfig",
+]
 
 BASELINES = ("local", "pooled", "plain")
 SELECT_METRICS = ("auroc_macro", "balanced_accuracy", "loss")
-
-
-@dataclass(frozen=True)
-class DatasetConfig(Checked):
-    """Group ``dataset``: which published layout, where it lies, what is common to all sites."""
-
-    name: str = option(
-        "phantoms",
-        "published layout that reads the folder",
-        choices=("phantoms", "chestxray14", "ham10000", "aptos2019", "pmg2000", "table"),
-    )
-    root: str | None = option(
-        None, "folder of the data set (phantoms: where to draw them; default <run.dir>/phantoms)", path=True
-    )
-    on_bad_image: str = option(
-        "error",
-        "a missing or unreadable image: stop before any work, or leave it out and say how many",
-        choices=("error", "skip"),
-    )
-    task: str | None = option(
-        None,
-        "what is predicted; none: what the layout says (table: multilabel if any row holds '|', else multiclass)",
-        choices=("multiclass", "ordinal", "multilabel"),
-    )
-    classes: list[str] | None = option(
-        None, "class names in the order of the outputs; none: the published order (table: sorted names found)"
-    )
-    split: str = option(
-        "none",
-        "'published' keeps the data set's own train/test (HAM10000 and APTOS2019: DiffMIC's; ChestX-ray14: the lists); "
-        "'none' splits each site by group (a 'split' column of a table always wins)",
-        choices=("none", "published"),
-    )
-    no_finding: bool = option(False, "chestxray14 only: 'No Finding' as a 15th label, as in the paper")
-    mean: list[float] = option(
-        doc="normalisation constant for each channel of [0, 1] intensities (R, G, B)",
-        factory=lambda: [0.5, 0.5, 0.5],
-        ge=0,
-        le=1,
-    )
-    std: list[float] = option(
-        doc="normalisation constant for each channel of [0, 1] intensities (R, G, B)",
-        factory=lambda: [0.5, 0.5, 0.5],
-        gt=0,
-        le=1,
-    )
-    modality: str = option(
-        "none",
-        "decides the augmentation (flips, rotation; docs/data.md) and, for phantoms, what is drawn",
-        choices=("none", "dermoscopy", "fundus", "chest", "ultrasound"),
-    )
-    cache_dir: str | None = option(
-        None,
-        "folder for decoded copies of the images (holds patients' images; 0700); none: ~/.cache/fed_diffmic",
-        path=True,
-    )
-    phantom_images: int = option(480, "phantoms only: number of images to draw", ge=16, le=1_000_000)
 
 
 @dataclass(frozen=True)
@@ -228,105 +186,6 @@ class StagesConfig(Checked):
         "(multi-label: above the prior)",
         choices=("probability", "balanced"),
     )
-
-
-@dataclass(frozen=True)
-class StrategyConfig(Checked):
-    """Group ``strategy``: what the server does with the updates, what sites add to theirs."""
-
-    name: str = option(
-        "fedavg",
-        "federated algorithm (`fed-diffmic strategies` says a line of each)",
-        choices=(
-            "fedavg",
-            "fedprox",
-            "fedavgm",
-            "fedadam",
-            "fedyogi",
-            "fedbn",
-            "scaffold",
-            "feddyn",
-            "fednova",
-            "ditto",
-            "qfedavg",
-            "median",
-            "trimmed_mean",
-            "krum",
-            "flower",
-        ),
-    )
-    weighting: str = option(
-        "examples",
-        "a site's weight in the average: its training images, or equal (median, trimmed_mean and krum: always equal)",
-        choices=("examples", "equal"),
-    )
-    participation: float = option(
-        1.0, "share of the sites that train in a round, drawn by the run's seed (at least one site)", gt=0, le=1
-    )
-    mu: float = option(0.01, "fedprox: weight of the proximal term", ge=0)
-    server_lr: float = option(
-        1.0, "fedavgm, fedadam, fedyogi, scaffold: learning rate of the server's step", gt=0, le=1000
-    )
-    server_momentum: float = option(
-        0.9, "fedavgm: momentum of the server; fedadam, fedyogi: decay beta1 of its first moment", ge=0, lt=1
-    )
-    server_beta2: float = option(0.99, "fedadam, fedyogi: decay of the server's second moment", ge=0, lt=1)
-    server_tau: float = option(1e-3, "fedadam, fedyogi: degree of adaptivity tau (the smaller, the more)", gt=0, le=1)
-    feddyn_alpha: float = option(0.1, "feddyn: weight alpha of the dynamic regulariser", gt=0, le=1000)
-    ditto_lambda: float = option(0.1, "ditto: pull of a site's own model towards the global one", ge=0, le=1000)
-    q: float = option(1.0, "qfedavg: fairness q; 0 is the plain mean", ge=0, le=20)
-    lipschitz_lr: float = option(
-        0.1, "qfedavg: one over the Lipschitz constant L, about the learning rate of the sites", gt=0, le=1000
-    )
-    trim: float = option(0.2, "trimmed_mean: share of the values left out at each end", ge=0, lt=0.5)
-    false_sites: int = option(0, "krum: number f of sites that may send anything", ge=0, le=10_000)
-    krum_keep: int = option(1, "krum: number m of sites whose weights are averaged", ge=1, le=10_000)
-    client_clip_norm: float = option(
-        1.0, "client-level privacy: largest L2 norm of a site's update, over all trained tensors, in the average", gt=0
-    )
-    client_noise_multiplier: float = option(
-        0.0,
-        "client-level privacy: standard deviation of the coordinator's noise on the sum of the clipped updates, over "
-        "client_clip_norm; 0: no noise, no clipping, no claim",
-        ge=0,
-        le=1e6,
-    )
-    client_delta: float = option(
-        1e-3, "client-level privacy: delta of the claim, well below one over the number of sites", gt=0, lt=1
-    )
-    keep_optimizer_state: bool = option(False, "keep each site's optimizer moments from round to round (site state)")
-    class_path: str | None = option(
-        None, "flower: import path of a strategy, for example flwr.serverapp.strategy.FedMedian"
-    )
-    options: dict[str, Any] = option(doc="flower: keyword arguments of the strategy", factory=dict)
-
-
-@dataclass(frozen=True)
-class PartitionConfig(Checked):
-    """Group ``partition``: how one data set is divided over virtual sites; groups stay whole."""
-
-    name: str = option(
-        "iid",
-        "partitioner",
-        choices=("institution", "iid", "dirichlet", "pathological", "quantity", "feature", "saved"),
-    )
-    sites: int = option(4, "number of virtual sites (institution, saved: given by the data)", ge=1, le=10_000)
-    alpha: float = option(0.5, "dirichlet: concentration; small values give unlike sites", gt=0, le=1e6)
-    classes_per_site: int = option(2, "pathological: classes that a site holds", ge=1, le=10_000)
-    skew: str = option("lognormal", "quantity: how the sites' sizes differ", choices=("lognormal", "zipf"))
-    spread: float = option(
-        1.0, "quantity: standard deviation of the logarithm of a site's share; zipf: the exponent", ge=0, le=10
-    )
-    acquisition: float = option(
-        0.0,
-        "strength of each site's own device: contrast, colour cast, resolution, noise (docs/experiments.md)",
-        ge=0,
-        le=1,
-    )
-    file: str | None = option(None, "saved: partition.csv of an earlier run, with its sites and splits", path=True)
-    min_images: int = option(10, "fewest images a site may have", ge=1)
-    val_fraction: float = option(0.15, "share of a site's images for validation", gt=0, lt=0.5)
-    test_fraction: float = option(0.2, "share of a site's images for the final test", gt=0, lt=0.5)
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,11 @@ class PolicyConfig(Checked):
     classes: list[str] = option(doc="class names that a run may ask for", factory=list)
     stages: list[str] = option(doc="stages", factory=list, choices=("guidance", "diffusion", "plain"))
     strategies: list[str] = option(doc="federated algorithms", factory=list)
+    plugins: list[str] = option(
+        doc="packages from outside this program, or single names that they offer, whose code may be run here: "
+        "algorithms that a run asks for, the site's own data set. In full, without *",
+        factory=list,
+    )
     tensors: list[str] = option(doc="names of tensors that may leave in an update", factory=list)
     dtypes: list[str] = option(doc="types in which they may leave", factory=list)
     max_update_norm: float = option(

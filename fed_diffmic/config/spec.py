@@ -7,17 +7,16 @@ a site must not trust who sent it.
 
 from __future__ import annotations
 
-import functools
 import json
-import types
-import typing
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 
+from fed_diffmic.config.parse import parse_dataclass
 from fed_diffmic.config.simulation import ModelConfig, SimulateConfig, StageConfig, StagesConfig, StrategyConfig
 from fed_diffmic.config.spec_checks import check_spec
 from fed_diffmic.errors import ConfigError
+
+__all__ = ["STAGES", "RunSpec", "make_spec", "parse_dataclass", "without_paths"]
 
 STAGES = ("guidance", "diffusion", "plain")
 
@@ -89,7 +88,7 @@ class RunSpec:
 
 
 def make_spec(
-    config: SimulateConfig, *, classes: typing.Sequence[str], task: str, run_id: str, arm: str, device: str
+    config: SimulateConfig, *, classes: Sequence[str], task: str, run_id: str, arm: str, device: str
 ) -> RunSpec:
     """The spec of one arm of a simulated run.
 
@@ -120,56 +119,6 @@ def without_paths(spec: RunSpec) -> RunSpec:
         model=replace(spec.model, weights=None, prior_weights=None, pretrained=False),
         stages=replace(spec.stages, **stages),
     )
-
-
-def parse_dataclass(kind: type[Any], value: object, key: str) -> Any:
-    """Build a (nested) frozen dataclass from plain JSON values, refusing what does not fit."""
-    if not isinstance(value, Mapping):
-        raise ConfigError(key, type(value).__name__, "a mapping")
-    hints = _hints(typing.cast(Any, kind))
-    known = {f.name for f in fields(kind)}
-    for name in value:
-        if name not in known:
-            raise ConfigError(f"{key}.{name}", value[name], f"one of {', '.join(sorted(known))}")
-    arguments = {name: _parse(hints[name], item, f"{key}.{name}") for name, item in value.items()}
-    try:
-        return kind(**arguments)
-    except TypeError as error:
-        missing = known - set(value)
-        raise ConfigError(key, f"without {', '.join(sorted(missing))}", "every required key") from error
-
-
-@functools.cache
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-def _parse(hint: Any, value: Any, key: str) -> Any:
-    if hint is Any:
-        return value
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if is_dataclass(hint):
-        return parse_dataclass(typing.cast(type, hint), value, key)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _parse(next(a for a in arguments if a is not type(None)), value, key)
-    if origin in (list, tuple):
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(key, value, "a list")
-        return origin(_parse(arguments[0], item, f"{key}[{n}]") for n, item in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
-            raise ConfigError(key, value, "a mapping of names")
-        return dict(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError as error:
-            raise ConfigError(key, "(hundreds of digits)", "a number") from error
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(key, value, hint.__name__)
-    return value
 
 
 def _no_number(constant: str) -> None:

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 from fed_diffmic.config.checks import (
     DEVICE,
-    check_client_level,
     check_dataset,
     check_model,
-    check_strategy,
 )
 from fed_diffmic.config.features import check_features
 from fed_diffmic.config.fields import check_value
+from fed_diffmic.config.owner_checks import check_client_level, check_strategy
 from fed_diffmic.config.simulation import DatasetConfig, RunConfig, SimulateConfig
 from fed_diffmic.config.stages import check_stage_values
 from fed_diffmic.errors import ConfigError

@@ -14,13 +14,13 @@ import re
 import types
 import typing
 from collections.abc import Hashable, Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fed_diffmic.config.fields import allowed_text, check_value
+from fed_diffmic.config.fields import allowed_text, as_written, check_value
 from fed_diffmic.errors import ConfigError, UsageError
 
 Tree = dict[str, Any]
@@ -172,7 +172,7 @@ def nearest_keys(key: str, root: type) -> list[str]:
 
 def to_yaml(config: Any) -> str:
     """A resolved configuration as YAML that :func:`parse_text` and :func:`typed` read back."""
-    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(as_written(config), sort_keys=False, allow_unicode=True)
 
 
 def _names(config_type: type) -> list[str]:

@@ -23,11 +23,10 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import PIL
-import torch
 from filelock import FileLock, Timeout
 
 from fed_diffmic.data.cache_files import FORMAT, CacheIndex, hold, intact_index, no_space, prepare_folder, purge
@@ -35,6 +34,9 @@ from fed_diffmic.data.decode import DECODE_VERSION, BadImageError, decode, read_
 from fed_diffmic.data.memo import DigestMemo
 from fed_diffmic.errors import DataError, MachineError
 from fed_diffmic.files import sync_folder, write_json
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["ImageCache", "build_cache", "content_key", "purge"]
 
@@ -105,6 +107,8 @@ class ImageCache:
         Raises:
             DataError: a row holds no usable image.
         """
+        import torch  # the tables of a data set are read, and its options listed, without it
+
         slots = self._slots[np.asarray(rows, dtype=np.int64)]
         if (slots < 0).any():
             raise DataError(

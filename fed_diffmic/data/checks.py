@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-import pandas as pd
 
 from fed_diffmic.data.cache import ImageCache
 from fed_diffmic.data.findings import Findings
@@ -34,6 +33,8 @@ def group_leak(
         unit: what a group is, in the singular, for the message.
         published: the split is the data set's own and was asked for: a warning, not an error.
     """
+    import pandas as pd
+
     given = splits != ""
     codes, names = pd.factorize(groups[given])
     present = np.zeros((len(names), len(SPLITS)), dtype=bool)
@@ -96,6 +97,8 @@ def look_at(manifest: Manifest, cache: ImageCache) -> tuple[np.ndarray, np.ndarr
         ``(N,)`` int64, equal for two images exactly when their pixels are equal (pixels rather than bytes: the same
         image exported twice often differs in the file's metadata alone); ``(N,)`` uint8, the brightest value of each.
     """
+    import pandas as pd
+
     rows = manifest.table["row"].to_numpy()
     digests: list[bytes] = []
     brightest = np.zeros(len(rows), dtype=np.uint8)
@@ -137,6 +140,8 @@ def settle_duplicates(manifest: Manifest, codes: np.ndarray, *, published: bool,
     Args:
         codes: ``(N,)`` from :func:`look_at`.
     """
+    import pandas as pd
+
     copies = np.bincount(codes, minlength=1)[codes] > 1
     if not copies.any():
         return manifest

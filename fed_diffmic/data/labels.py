@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 
 from fed_diffmic.config.simulation import DatasetConfig
 from fed_diffmic.data.findings import Findings
@@ -124,6 +123,8 @@ def label_sets(
     Args:
         known: names that are no classes of this run but rightly there (their bits are dropped).
     """
+    import pandas as pd
+
     codes, texts = pd.factorize(values)
     index = {name: i for i, name in enumerate(classes)}
     passed = {*known, NO_FINDING}

@@ -8,13 +8,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from fed_diffmic.errors import DataError
 from fed_diffmic.files import atomic_write
+
+if TYPE_CHECKING:  # listing the options of data sets need not wait for it
+    import pandas as pd
 
 TASKS = ("multiclass", "ordinal", "multilabel")
 SPLITS = ("train", "val", "test")
@@ -23,6 +25,27 @@ _DEFAULTS: dict[str, Any] = {"institution": "", "split": "", "row": -1, "key": 0
 OWN_GROUP = "image:"
 """Prefix of the group of an image whose patient or lesion is unknown."""
 _FORMAT = "fed_diffmic manifest 1"
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What a reader found, one image a row. ``N`` rows, ``C`` classes.
+
+    Attributes:
+        image: ``(N,)`` absolute paths.
+        label: ``(N,)`` class indices, or ``(N, C)`` of 0 and 1 (multi-label).
+        group: ``(N,)`` patient or lesion; empty: unknown.
+        line: ``(N,)`` 1-based line in the source table; 0: there is none.
+        institution: ``(N,)``, or one for all; empty: unknown.
+        split: ``(N,)``, or one for all: train, val, test; empty: not given.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    group: np.ndarray
+    line: np.ndarray
+    institution: np.ndarray | str = ""
+    split: np.ndarray | str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,35 +94,24 @@ class Manifest:
         self._check()
 
     @classmethod
-    def from_columns(
-        cls,
-        *,
-        name: str,
-        source: str,
-        root: Path,
-        classes: Sequence[str],
-        task: str,
-        image: np.ndarray,
-        label: np.ndarray,
-        group: np.ndarray,
-        line: np.ndarray,
-        institution: np.ndarray | str = "",
-        split: np.ndarray | str = "",
+    def from_rows(
+        cls, rows: Rows, *, name: str, source: str, root: Path, classes: Sequence[str], task: str
     ) -> Manifest:
-        """Build from arrays ``(N,)``; ``label`` is ``(N,)`` class indices or ``(N, C)`` of 0 and 1 (multi-label).
+        """Build from columns.
 
         An empty group becomes one of the image's own, named after its path below ``root``, so that what is derived from
         groups depends neither on the order of the rows nor on where the folder lies.
         """
-        labels = pd.Series(list(map(tuple, label.tolist())) if label.ndim == 2 else label.tolist(), dtype=object)
-        groups = [g or OWN_GROUP + path.removeprefix(f"{root}/") for g, path in zip(group, image, strict=True)]
+        import pandas as pd
+
+        label, ends = rows.label, zip(rows.group, rows.image, strict=True)
         columns = {
-            "image": image,
-            "label": labels,
-            "group": groups,
-            "institution": institution,
-            "split": split,
-            "line": line,
+            "image": rows.image,
+            "label": pd.Series(list(map(tuple, label.tolist())) if label.ndim == 2 else label.tolist(), dtype=object),
+            "group": [group or OWN_GROUP + path.removeprefix(f"{root}/") for group, path in ends],
+            "institution": rows.institution,
+            "split": rows.split,
+            "line": rows.line,
         }
         return cls(pd.DataFrame(columns), tuple(classes), task, name, source)
 
@@ -210,6 +222,8 @@ class Manifest:
         Raises:
             DataError: missing, not such a file, torn, or changed since it was written.
         """
+        import pandas as pd
+
         try:
             head_line, _, body = Path(path).read_bytes().decode("utf-8").partition("\n")
             head = json.loads(head_line)
@@ -231,6 +245,8 @@ class Manifest:
 
 def _integers(labels: pd.Series) -> pd.Series:
     """Class indices as int64; whatever is not a whole number becomes -1, which the check refuses."""
+    import pandas as pd
+
     numbers = pd.to_numeric(labels, errors="coerce").to_numpy(dtype=np.float64)
     whole = np.isfinite(numbers) & (numbers == np.floor(numbers)) & (np.abs(numbers) < 2**31)
     return pd.Series(np.where(whole, numbers, -1).astype(np.int64), index=labels.index)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fed_diffmic.config.simulation import DatasetConfig
+from fed_diffmic.config.groups import DatasetConfig, layout_options
 from fed_diffmic.data.cache import ImageCache, Progress, Room, build_cache
 from fed_diffmic.data.checks import (
     almost_black,
@@ -202,7 +202,7 @@ def _without_bad(manifest: Manifest, cache: ImageCache, cfg: DatasetConfig, find
 
 def _check_across(manifest: Manifest, cache: ImageCache, cfg: DatasetConfig, findings: Findings) -> Manifest:
     """The checks across rows, in the order in which they leave rows out."""
-    published = cfg.split == "published" and cfg.name != "table"
+    published = cfg.split == "published" and layout_options(cfg.name).published_split
     if not published:
         t = manifest.table
         groups, splits, lines = t["group"].to_numpy(), t["split"].to_numpy(), t["line"].to_numpy()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fed_diffmic.config.simulation import DatasetConfig
+from fed_diffmic.config.groups import DatasetConfig, layout_options
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.errors import ConfigError, MachineError
 
@@ -35,7 +35,7 @@ def root_folder(cfg: DatasetConfig) -> Path:
         raise ConfigError(
             "dataset.root", cfg.root, f"the folder of the {cfg.name} data set; there is nothing of that name"
         )
-    if root.is_file() and cfg.name != "table":
+    if root.is_file() and not layout_options(cfg.name).root_file:
         raise ConfigError("dataset.root", cfg.root, f"a folder; this is a file, and {cfg.name} is read from a folder")
     if not os.access(root, os.R_OK | (os.X_OK if root.is_dir() else 0)):
         what = "folder" if root.is_dir() else "table"

@@ -15,8 +15,11 @@ from datetime import datetime
 from typing import Any
 
 from fed_diffmic.config.hours import minutes_left, parse_hours
+from fed_diffmic.config.owners import ALGORITHMS
+from fed_diffmic.config.plugins import check_trusted
 from fed_diffmic.config.site import PolicyConfig
 from fed_diffmic.config.spec import RunSpec
+from fed_diffmic.errors import ConfigError
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.floors import Basis
 from fed_diffmic.exchange.limits import beyond_limits
@@ -252,6 +255,10 @@ class SitePolicy:
             return None
         if spec.strategy.name not in Names(rules.strategies):
             return Denial(failures.POLICY_STRATEGY, f"policy.strategies does not name {spec.strategy.name}")
+        try:  # before anything builds the algorithm: until here no code of its package was imported
+            check_trusted(ALGORITHMS, spec.strategy.name, rules.plugins)
+        except ConfigError as error:
+            return Denial(failures.POLICY_PLUGIN, f"{error.cause}. {error.remedy}")
         stage = header.get("stage")
         protected = bool(self.protected) if stage is None else stage in self.protected
         if rules.privacy == "required" and not protected:

@@ -92,6 +92,11 @@ def _uses(policy: PolicyConfig) -> list[str]:
         _named("Classes that a run may ask for", policy.classes, "No class may be asked for, so no run can start."),
         _named("Stages of training that may run", stages, "No stage of training may run."),
         _named("Federated algorithms that may be used", policy.strategies, "No federated algorithm may be used."),
+        _named(
+            "Packages from outside this program, or single names that they offer, whose code may be run here",
+            policy.plugins,
+            "No code of a package from outside this program may be run here, whatever is installed.",
+        ),
     ]
 
 

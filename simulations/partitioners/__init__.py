@@ -1,33 +1,19 @@
 """Partitioners: how one data set is divided over virtual sites. One file each; groups stay whole.
 
-To add one: a file here with a function decorated by :func:`register_partitioner`, its name among the
-choices of ``partition.name`` (fed_diffmic/config/simulation.py), and an import below. The tests run every
-registered partitioner through the same proofs.
+To add one: a file here with a function decorated by :func:`register_partitioner`, under the file's name, with its own
+options beside it. Nothing else names it; files are imported when their name is asked for. The tests run every
+partitioner through the same proofs. From outside this package: docs/plugins.md.
 """
 
-from simulations.partitioners import dirichlet, feature, iid, institution, pathological, quantity
-from simulations.partitioners.base import (
-    PARTITIONERS,
-    SAVED,
-    Partitioner,
-    partition,
-    register_partitioner,
-    site_names,
-)
-from simulations.partitioners.saved import load_partition, save_partition
+from simulations.partitioners.base import Partitioner, partition, partitioner_names, register_partitioner, site_names
+from simulations.partitioners.saved import SAVED, load_partition, save_partition
 
 __all__ = [
-    "PARTITIONERS",
     "SAVED",
     "Partitioner",
-    "dirichlet",
-    "feature",
-    "iid",
-    "institution",
     "load_partition",
     "partition",
-    "pathological",
-    "quantity",
+    "partitioner_names",
     "register_partitioner",
     "save_partition",
     "site_names",

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from fed_diffmic.config.simulation import PartitionConfig
+from fed_diffmic.config.groups import PartitionConfig, PartitionOptions, partition_options
+from fed_diffmic.config.owners import PARTITIONERS, builtins, register
+from fed_diffmic.config.plugins import find
 from fed_diffmic.data.groups import Groups
 from fed_diffmic.data.manifest import Manifest
-from fed_diffmic.errors import ConfigError, PartitionError
+from fed_diffmic.errors import PartitionError
 from fed_diffmic.seeding import numpy_generator
-from simulations.partitioners.saved import load_partition
-
-SAVED = "saved"
-"""``partition.name`` of a file that an earlier run saved; its sites and splits are taken as they are."""
+from simulations.partitioners.saved import SAVED, load_partition
 
 MIN_GROUPS = 3
 """Fewest groups a site may have: one each for training, validation and test."""
@@ -26,23 +26,31 @@ The manifest's rows and the groups come in an order that does not depend on the 
 drawn from the generator given.
 """
 
-PARTITIONERS: dict[str, Partitioner] = {}
 
+def register_partitioner(
+    name: str, options: type[PartitionOptions] = PartitionOptions, **preset: Any
+) -> Callable[[Partitioner], Partitioner]:
+    """Enter a partitioner, with its own options, under ``partition.name``.
 
-def register_partitioner(name: str) -> Callable[[Partitioner], Partitioner]:
-    """Enter a partitioner under ``partition.name``.
+    Args:
+        name: of the file too, for one that is built in.
+        options: declared beside the function, which reads them by ``Options.of(cfg)``.
+        preset: settings of the group ``partition``, not its own, that choosing it sets.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken, or built in.
     """
 
-    def register(function: Partitioner) -> Partitioner:
-        if name in PARTITIONERS:
-            raise ValueError(f"a partitioner named {name!r} is registered already")
-        PARTITIONERS[name] = function
+    def enter(function: Partitioner) -> Partitioner:
+        register(PARTITIONERS, name, options, function, **preset)
         return function
 
-    return register
+    return enter
+
+
+def partitioner_names() -> list[str]:
+    """Names of the built-in partitioners, sorted; a saved partition, which divides nothing, is not among them."""
+    return [name for name, owner in builtins(PARTITIONERS).items() if owner.made is not None]
 
 
 def partition(manifest: Manifest, cfg: PartitionConfig, seed: int) -> dict[str, Manifest]:
@@ -63,11 +71,10 @@ def partition(manifest: Manifest, cfg: PartitionConfig, seed: int) -> dict[str, 
     """
     if cfg.name == SAVED:
         return load_partition(str(cfg.file), manifest.in_stable_order())
-    if cfg.name not in PARTITIONERS:
-        raise ConfigError("partition.name", cfg.name, ", ".join(sorted([*PARTITIONERS, SAVED])))
+    assign: Partitioner = find(PARTITIONERS, cfg.name).made
     manifest = manifest.in_stable_order()
     groups = Groups.of(manifest)
-    sites = PARTITIONERS[cfg.name](manifest, groups, cfg, numpy_generator(seed, "partition", cfg.name))
+    sites = assign(manifest, groups, cfg, numpy_generator(seed, "partition", cfg.name))
     too_small = [
         f"{site} has {int(groups.sizes[sites == site].sum())} image(s) in {int((sites == site).sum())} group(s)"
         for site in expected_sites(sites, cfg)
@@ -84,7 +91,8 @@ def partition(manifest: Manifest, cfg: PartitionConfig, seed: int) -> dict[str, 
 
 def expected_sites(sites: np.ndarray, cfg: PartitionConfig) -> list[str]:
     """Names of the sites that must exist: those that got something, and those that were asked for."""
-    return sorted({*np.unique(sites).tolist(), *(() if cfg.name == "institution" else site_names(cfg.sites))})
+    given = partition_options(cfg.name).given_sites
+    return sorted({*np.unique(sites).tolist(), *(() if given else site_names(cfg.sites))})
 
 
 def cut(sizes: np.ndarray, shares: np.ndarray) -> np.ndarray:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from fed_diffmic.config.simulation import PartitionConfig
+from fed_diffmic.config.groups import PartitionConfig, PartitionOptions
 from fed_diffmic.data.groups import Groups
 from fed_diffmic.data.manifest import Manifest
 from simulations.partitioners.base import register_partitioner, site_names
 
 
-@register_partitioner("iid")
+@dataclass(frozen=True)
+class Options(PartitionOptions):
+    """Groups dealt out at random: sites of equal size and alike."""
+
+
+@register_partitioner("iid", Options)
 def assign(manifest: Manifest, groups: Groups, cfg: PartitionConfig, rng: np.random.Generator) -> np.ndarray:
     """Shuffle the groups and cut the row of their images into ``partition.sites`` equal lengths."""
     order = rng.permutation(len(groups))

@@ -8,17 +8,26 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from fed_diffmic.config.simulation import PartitionConfig
+from fed_diffmic.config.groups import PartitionConfig, PartitionOptions
 from fed_diffmic.data.groups import Groups
 from fed_diffmic.data.manifest import Manifest
 from fed_diffmic.errors import PartitionError
 from simulations.partitioners.base import register_partitioner
 
 
-@register_partitioner("institution")
+@dataclass(frozen=True)
+class Options(PartitionOptions):
+    """One site for each institution that the data name."""
+
+    given_sites: ClassVar[bool] = True
+
+
+@register_partitioner("institution", Options)
 def assign(manifest: Manifest, groups: Groups, cfg: PartitionConfig, rng: np.random.Generator) -> np.ndarray:
     """Give each group the site named after its institution; the rest of the arguments are not used.
 

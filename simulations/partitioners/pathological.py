@@ -6,16 +6,26 @@ its stratum (``Groups.strata``): for multi-label data the rarest label it carrie
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from fed_diffmic.config.simulation import PartitionConfig
+from fed_diffmic.config.fields import option
+from fed_diffmic.config.groups import PartitionConfig, PartitionOptions
 from fed_diffmic.data.groups import Groups
 from fed_diffmic.data.manifest import Manifest
 from fed_diffmic.errors import PartitionError
 from simulations.partitioners.base import cut, register_partitioner, site_names
 
 
-@register_partitioner("pathological")
+@dataclass(frozen=True)
+class Options(PartitionOptions):
+    """Each site holds few classes (McMahan et al. 2017); groups stay whole."""
+
+    classes_per_site: int = option(2, "classes that a site holds", ge=1, le=10_000)
+
+
+@register_partitioner("pathological", Options)
 def assign(manifest: Manifest, groups: Groups, cfg: PartitionConfig, rng: np.random.Generator) -> np.ndarray:
     """Deal classes to sites, then each class's groups to its sites.
 
@@ -23,7 +33,7 @@ def assign(manifest: Manifest, groups: Groups, cfg: PartitionConfig, rng: np.ran
         PartitionError: the sites cannot hold all classes, or a class has too few groups for its sites.
     """
     classes = rng.permutation(np.unique(groups.strata))
-    each = min(cfg.classes_per_site, len(classes))
+    each = min(Options.of(cfg).classes_per_site, len(classes))
     if cfg.sites * each < len(classes):
         raise PartitionError(
             f"partition=pathological: {cfg.sites} sites of {each} class(es) hold {cfg.sites * each} of the "

@@ -6,9 +6,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from fed_diffmic.config.simulation import PartitionConfig
+from fed_diffmic.config.fields import option
+from fed_diffmic.config.groups import PartitionConfig, PartitionOptions
 from fed_diffmic.data.groups import Groups
 from fed_diffmic.data.manifest import Manifest
 from simulations.partitioners.base import MIN_GROUPS, cut, register_partitioner, site_names
@@ -17,16 +20,26 @@ DRAWS = 200
 """Log-normal draws before giving up on ``partition.min_images`` at every site."""
 
 
-@register_partitioner("quantity")
+@dataclass(frozen=True)
+class Options(PartitionOptions):
+    """Sites of unlike size and alike otherwise: log-normal or Zipf shares."""
+
+    skew: str = option("lognormal", "how the sites' sizes differ", choices=("lognormal", "zipf"))
+    spread: float = option(
+        1.0, "standard deviation of the logarithm of a site's share; zipf: the exponent", ge=0, le=10
+    )
+
+
+@register_partitioner("quantity", Options)
 def assign(manifest: Manifest, groups: Groups, cfg: PartitionConfig, rng: np.random.Generator) -> np.ndarray:
     """Draw shares until every site has ``partition.min_images`` images; ``partition`` judges the last draw."""
-    site = np.zeros(len(groups), dtype=np.int64)
-    for _ in range(DRAWS if cfg.skew == "lognormal" else 1):
+    own, site = Options.of(cfg), np.zeros(len(groups), dtype=np.int64)
+    for _ in range(DRAWS if own.skew == "lognormal" else 1):
         order = rng.permutation(len(groups))
-        if cfg.skew == "lognormal":
-            shares = np.exp(cfg.spread * rng.standard_normal(cfg.sites))
+        if own.skew == "lognormal":
+            shares = np.exp(own.spread * rng.standard_normal(cfg.sites))
         else:
-            shares = np.arange(1, cfg.sites + 1, dtype=np.float64) ** -cfg.spread
+            shares = np.arange(1, cfg.sites + 1, dtype=np.float64) ** -own.spread
         site[order] = cut(groups.sizes[order], shares / shares.sum())
         images = np.bincount(site, weights=groups.sizes, minlength=cfg.sites)
         if (images >= cfg.min_images).all() and (np.bincount(site, minlength=cfg.sites) >= MIN_GROUPS).all():

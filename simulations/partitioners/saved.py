@@ -10,15 +10,37 @@ import csv
 import hashlib
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
+from fed_diffmic.config.fields import option
+from fed_diffmic.config.groups import PartitionOptions
+from fed_diffmic.config.owners import PARTITIONERS, register
 from fed_diffmic.data.manifest import SPLITS, Manifest
 from fed_diffmic.errors import PartitionError
 from fed_diffmic.files import atomic_write
 
+SAVED = "saved"
+"""``partition.name`` of a file that an earlier run saved; its sites and splits are taken as they are."""
+
 _HEAD = "# fed_diffmic partition 1 sha256="
+
+
+@dataclass(frozen=True)
+class Options(PartitionOptions):
+    """A partition with its splits as an earlier run saved it; give partition.file."""
+
+    given_sites: ClassVar[bool] = True
+
+    file: str | None = option(
+        None, "partition.csv of an earlier run, with its sites and splits", path=True, exclusive=True
+    )
+
+
+register(PARTITIONERS, SAVED, Options)
 
 
 def save_partition(path: str | Path, parts: Mapping[str, Manifest]) -> str:

@@ -18,6 +18,7 @@ from client import site as client_site
 from client.app import app
 from client.site import Rules
 from client.state import EVALUATIONS, SiteStore
+from fed_diffmic.config.simulation import StrategyConfig
 from fed_diffmic.errors import MachineError, ModelFileError
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.audit import Line, read_lines, verify
@@ -91,6 +92,11 @@ BEYOND: dict[str, tuple[dict[str, Any], Callable[[], Payload], int]] = {
     "a class not named": ({"classes": ["benign", "malig"]}, lambda: task("train"), failures.POLICY_CLASSES),
     "a stage not named": ({"stages": ["plain"]}, lambda: task("train"), failures.POLICY_STAGE),
     "an algorithm not named": ({"strategies": ["fedprox"]}, query, failures.POLICY_STRATEGY),
+    "a package not named": (
+        {"strategies": ["*"], "plugins": ["fed-other"]},
+        lambda: query(strategy=StrategyConfig(name="halfway")),
+        failures.POLICY_PLUGIN,
+    ),
     "tensors not named": ({"tensors": ["head.*"]}, lambda: task("train"), failures.POLICY_TENSORS),
     "more tensors": (
         {"tensors": ["head.*", "norm.*"]},

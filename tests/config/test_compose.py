@@ -23,6 +23,7 @@ from fed_diffmic.config.compose import (
     to_json,
     to_yaml,
 )
+from fed_diffmic.config.owners import KINDS
 from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.errors import ConfigError, UsageError
 
@@ -75,25 +76,25 @@ def test_every_option_composes_and_is_named_after_its_file(group, option):
     assert getattr(chosen, "name", option) == option
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
+@pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair[0] not in KINDS])
 def test_every_shipped_file_names_its_schema_and_says_what_it_is(group, option):
     text = (FOLDER / group / f"{option}.yaml").read_text()
     assert yaml.safe_load(text)["defaults"] == [f"/fed_diffmic_schema/{group}@_here_", "_self_"]
     assert text.startswith("# ")
 
 
-@pytest.mark.parametrize("wrong", ["nmae: x", "sites: many", "alpha: [1]"])
+@pytest.mark.parametrize("wrong", ["nmae: x", "dropout: many", "dropout: [1]"])
 def test_a_shipped_file_with_a_wrong_key_or_type_is_refused(wrong, tmp_path, monkeypatch):
     """The schema line is what refuses it: the same file without that line is accepted in silence."""
-    for group in GROUPS:
+    for group in set(GROUPS) - set(KINDS):
         (tmp_path / group).mkdir()
         for option in group_options(group):
             (tmp_path / group / f"{option}.yaml").write_text((FOLDER / group / f"{option}.yaml").read_text())
     (tmp_path / "simulate.yaml").write_text((FOLDER / "simulate.yaml").read_text())
-    with (tmp_path / "partition" / "iid.yaml").open("a") as stream:
-        stream.write(f"\n{wrong}\n".replace("sites: many", "min_images: many"))
+    with (tmp_path / "conditions" / "none.yaml").open("a") as stream:
+        stream.write(f"\n{wrong}\n")
     monkeypatch.setattr(room, "FOLDER", tmp_path)
-    with pytest.raises(Exception, match="nmae|many|alpha"):
+    with pytest.raises(Exception, match="nmae|many|dropout"):
         compose(None, [])
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fed_diffmic.data.manifest import OWN_GROUP, Manifest
+from fed_diffmic.data.manifest import OWN_GROUP, Manifest, Rows
 from fed_diffmic.errors import DataError
 
 
@@ -112,16 +112,19 @@ def test_the_digest_follows_content_not_folders():
 
 
 def test_an_unknown_group_is_named_after_the_image_below_the_root():
-    manifest = Manifest.from_columns(
+    rows = Rows(
+        image=np.array(["/d/s/a.png", "/d/b.png"], dtype=object),
+        label=np.array([0, 1]),
+        group=np.array(["", "p7"], dtype=object),
+        line=np.array([2, 3]),
+    )
+    manifest = Manifest.from_rows(
+        rows,
         name="toy",
         source="t.csv",
         root=Path("/d"),
         classes=("x", "y"),
         task="multiclass",
-        image=np.array(["/d/s/a.png", "/d/b.png"], dtype=object),
-        label=np.array([0, 1]),
-        group=np.array(["", "p7"], dtype=object),
-        line=np.array([2, 3]),
     )
     assert manifest.table["group"].tolist() == [f"{OWN_GROUP}s/a.png", "p7"]
 

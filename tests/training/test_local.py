@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fed_diffmic.algorithms import FedAvg, build_algorithm
+from fed_diffmic.algorithms import build_algorithm
+from fed_diffmic.algorithms.fedavg import FedAvg
 from fed_diffmic.config.simulation import ModelConfig, StageConfig, StagesConfig, StrategyConfig
 from fed_diffmic.training import local
 from fed_diffmic.training import stages as stages_module

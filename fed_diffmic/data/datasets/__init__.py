@@ -1,4 +1,7 @@
-"""The published layouts, one file each. To add one: a file in this folder with a registered ``read``.
+"""The published layouts, one file each, with their own options.
+
+To add one: a file in this folder with a reader decorated by :func:`register_dataset`, under the file's name. Nothing
+else names it; files are imported when their name is asked for. From outside this package: docs/plugins.md.
 
 A reader turns a folder into a :class:`~fed_diffmic.data.manifest.Manifest` and collects what is wrong in
 :class:`~fed_diffmic.data.findings.Findings`. It leaves out rows it has reported, so that the rest can still be
@@ -7,34 +10,37 @@ checked; whoever called it raises. It decodes no image.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
+from typing import Any
 
-from fed_diffmic.config.simulation import DatasetConfig
+from fed_diffmic.config.groups import DatasetConfig, DatasetOptions
+from fed_diffmic.config.owners import DATASETS, builtins, register
+from fed_diffmic.config.plugins import find
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.manifest import Manifest
-from fed_diffmic.errors import ConfigError
 
 Reader = Callable[[DatasetConfig, Findings], Manifest]
 
-_READERS: dict[str, Reader] = {}
 
+def register_dataset(
+    name: str, options: type[DatasetOptions] = DatasetOptions, **preset: Any
+) -> Callable[[Reader], Reader]:
+    """Enter a reader, with its own options, under the name that ``dataset=NAME`` selects.
 
-def register_dataset(name: str) -> Callable[[Reader], Reader]:
-    """Register a reader under the name that ``dataset=NAME`` selects.
+    Args:
+        name: of the file too, for one that is built in.
+        options: declared beside the reader, which reads them by ``Options.of(cfg)``.
+        preset: settings of the group ``dataset``, not its own, that choosing it sets.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken, or built in.
     """
 
-    def register(reader: Reader) -> Reader:
-        if name in _READERS:
-            raise ValueError(f"two data sets are registered as {name!r}")
-        _READERS[name] = reader
+    def enter(reader: Reader) -> Reader:
+        register(DATASETS, name, options, reader, **preset)
         return reader
 
-    return register
+    return enter
 
 
 def get_dataset(name: str) -> Reader:
@@ -43,13 +49,10 @@ def get_dataset(name: str) -> Reader:
     Raises:
         ConfigError: no such layout.
     """
-    if name not in dataset_names():
-        raise ConfigError("dataset", name, ", ".join(dataset_names()))
-    return _READERS[name]
+    reader: Reader = find(DATASETS, name).made
+    return reader
 
 
 def dataset_names() -> tuple[str, ...]:
-    """Every registered layout, sorted (imports the files of this folder)."""
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
-    return tuple(sorted(_READERS))
+    """Every built-in layout, sorted."""
+    return tuple(builtins(DATASETS))

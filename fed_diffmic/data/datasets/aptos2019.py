@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 
-from fed_diffmic.config.simulation import DatasetConfig
+from fed_diffmic.config.groups import DatasetConfig, DatasetOptions
 from fed_diffmic.data.checks import ungrouped
 from fed_diffmic.data.datasets import register_dataset
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.labels import class_indices, grade_names, task_of
-from fed_diffmic.data.manifest import Manifest
+from fed_diffmic.data.manifest import Manifest, Rows
 from fed_diffmic.data.published import published_split
 from fed_diffmic.data.tables import check_filled, find_table, read_table
 from fed_diffmic.data.tree import ImageTree, keep_found, root_folder
@@ -17,7 +20,15 @@ from fed_diffmic.data.tree import ImageTree, keep_found, root_folder
 GRADES = 5
 
 
-@register_dataset("aptos2019")
+@dataclass(frozen=True)
+class Options(DatasetOptions):
+    """APTOS 2019 fundus photographs: 5 ordered grades of diabetic retinopathy."""
+
+    published_split: ClassVar[bool] = True
+    public: ClassVar[bool] = True
+
+
+@register_dataset("aptos2019", Options, modality="fundus")
 def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
     """Read ``train.csv`` (``id_code,diagnosis``) and the images below ``train_images/`` (or anywhere below the root).
 
@@ -55,15 +66,18 @@ def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
         cfg=cfg,
         findings=findings,
     )
-    return Manifest.from_columns(
-        name=cfg.name,
-        source=table.name,
-        root=root,
-        classes=classes,
-        task=task,
+    rows = Rows(
         image=located.paths[usable],
         label=labels[usable],
         group=nobody[usable],
         split=splits[usable],
         line=table.lines[usable],
+    )
+    return Manifest.from_rows(
+        rows,
+        name=cfg.name,
+        source=table.name,
+        root=root,
+        classes=classes,
+        task=task,
     )

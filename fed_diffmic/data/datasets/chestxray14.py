@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from fed_diffmic.config.simulation import DatasetConfig
+from fed_diffmic.config.fields import option
+from fed_diffmic.config.groups import DatasetConfig, DatasetOptions
 from fed_diffmic.data.checks import group_leak, ungrouped
 from fed_diffmic.data.datasets import register_dataset
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.labels import CHESTXRAY14_LABELS, NO_FINDING, label_sets, published_classes, task_of
-from fed_diffmic.data.manifest import Manifest
+from fed_diffmic.data.manifest import Manifest, Rows
 from fed_diffmic.data.published import report_unlisted
 from fed_diffmic.data.tables import Table, check_filled, find_table, read_table, read_text
 from fed_diffmic.data.tree import ImageTree, keep_found, root_folder
@@ -31,7 +33,17 @@ _LISTS = (
 _REVISED = 0.01
 
 
-@register_dataset("chestxray14")
+@dataclass(frozen=True)
+class Options(DatasetOptions):
+    """NIH ChestX-ray14 (Wang et al. 2017): 14 labels, several at once; group = patient."""
+
+    published_split: ClassVar[bool] = True
+    public: ClassVar[bool] = True
+
+    no_finding: bool = option(False, "'No Finding' as a 15th label, as in the paper", exclusive=True)
+
+
+@register_dataset("chestxray14", Options, modality="chest")
 def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
     """Read ``Data_Entry_2017*.csv``; images lie anywhere below the root.
 
@@ -46,7 +58,7 @@ def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
     root = root_folder(cfg)
     task = task_of(cfg, "multilabel", ("multilabel",))
     known = (*CLASSES, NO_FINDING)
-    classes = published_classes(cfg, known) if cfg.classes else known if cfg.no_finding else CLASSES
+    classes = published_classes(cfg, known) if cfg.classes else known if Options.of(cfg).no_finding else CLASSES
     path = find_table(root, ("Data_Entry_2017_v2020.csv", "Data_Entry_2017*.csv"), "table of ChestX-ray14", findings)
     table = read_table(path, findings, required=(_IMAGE, _LABELS, _PATIENT))
     table = table.take(check_filled(table, (_IMAGE, _LABELS), findings))
@@ -72,17 +84,20 @@ def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
         cfg=cfg,
         findings=findings,
     )
-    return Manifest.from_columns(
-        name=cfg.name,
-        source=table.name,
-        root=root,
-        classes=classes,
-        task=task,
+    rows = Rows(
         image=located.paths[usable],
         label=labels[usable],
         group=table[_PATIENT][usable],
         split=splits[usable],
         line=table.lines[usable],
+    )
+    return Manifest.from_rows(
+        rows,
+        name=cfg.name,
+        source=table.name,
+        root=root,
+        classes=classes,
+        task=task,
     )
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from fed_diffmic.config.simulation import DatasetConfig
+from fed_diffmic.config.groups import DatasetConfig, DatasetOptions
 from fed_diffmic.data.checks import group_leak, ungrouped
 from fed_diffmic.data.datasets import register_dataset
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.labels import class_indices, published_classes, task_of
-from fed_diffmic.data.manifest import Manifest
+from fed_diffmic.data.manifest import Manifest, Rows
 from fed_diffmic.data.published import published_split
 from fed_diffmic.data.tables import Table, check_filled, find_table, read_table
 from fed_diffmic.data.tree import ImageTree, keep_found, root_folder
@@ -25,7 +27,15 @@ _TRUTH = ("ISIC2018_Task3_Training_GroundTruth.csv", "ISIC2018_Task3_*GroundTrut
 _LESIONS = ("ISIC2018_Task3_*LesionGroupings.csv",)
 
 
-@register_dataset("ham10000")
+@dataclass(frozen=True)
+class Options(DatasetOptions):
+    """HAM10000 dermatoscopy (Tschandl et al. 2018): 7 diagnoses; group = lesion, institution = column dataset."""
+
+    published_split: ClassVar[bool] = True
+    public: ClassVar[bool] = True
+
+
+@register_dataset("ham10000", Options, modality="dermoscopy")
 def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
     """Read the metadata table (comma or tab), or, where there is none, the ISIC 2018 one-hot ground truth.
 
@@ -71,18 +81,21 @@ def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
         cfg=cfg,
         findings=findings,
     )
-    return Manifest.from_columns(
-        name=cfg.name,
-        source=table.name,
-        root=root,
-        classes=classes,
-        task=task,
+    rows = Rows(
         image=located.paths[usable],
         label=labels[usable],
         group=table.text("lesion_id")[usable],
         institution=table.text("dataset")[usable],
         split=splits[usable],
         line=table.lines[usable],
+    )
+    return Manifest.from_rows(
+        rows,
+        name=cfg.name,
+        source=table.name,
+        root=root,
+        classes=classes,
+        task=task,
     )
 
 

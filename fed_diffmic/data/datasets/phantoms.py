@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
-from fed_diffmic.config.simulation import DatasetConfig
+from fed_diffmic.config.fields import option
+from fed_diffmic.config.groups import DatasetConfig, DatasetOptions
 from fed_diffmic.data.datasets import get_dataset, register_dataset
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.manifest import Manifest
@@ -17,7 +19,17 @@ SEED = 0
 """Of what is drawn here; whoever wants other images draws them first (``write_phantoms``)."""
 
 
-@register_dataset("phantoms")
+@dataclass(frozen=True)
+class Options(DatasetOptions):
+    """Procedurally drawn images, for trying things out without any data; no clinical meaning."""
+
+    public: ClassVar[bool] = True
+    needs_root: ClassVar[bool] = False
+
+    phantom_images: int = option(480, "number of images to draw", ge=16, le=1_000_000)
+
+
+@register_dataset("phantoms", Options, modality="dermoscopy")
 def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
     """Read the phantoms in ``dataset.root``; where there is nothing yet, draw ``dataset.phantom_images`` of them first.
 
@@ -31,12 +43,13 @@ def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
     root = Path(cfg.root).expanduser().absolute()
     modality = "dermoscopy" if cfg.modality == "none" else cfg.modality
     if not (root / MARKER).is_file():
-        write_phantoms(root, modality, cfg.phantom_images, SEED)
+        images = Options.of(cfg).phantom_images
+        write_phantoms(root, modality, images, SEED)
         findings.add(
             "drawn-images",
             "warning",
-            f"{cfg.phantom_images} images were drawn into {root} now: no figure on them says anything about patients",
-            count=cfg.phantom_images,
+            f"{images} images were drawn into {root} now: no figure on them says anything about patients",
+            count=images,
             remedy="For images of your own name their layout: dataset=table (or `fed-diffmic options dataset`).",
         )
     drawn = read_json(root / MARKER)

@@ -7,18 +7,18 @@ As pickle: a list of dicts, read by :mod:`fed_diffmic.data.plain_pickle`. Grades
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from fed_diffmic.config.simulation import DatasetConfig
+from fed_diffmic.config.groups import DatasetConfig, DatasetOptions
 from fed_diffmic.data.checks import ungrouped
 from fed_diffmic.data.datasets import register_dataset
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.labels import class_indices, grade_names, task_of
-from fed_diffmic.data.manifest import Manifest
+from fed_diffmic.data.manifest import Manifest, Rows
 from fed_diffmic.data.plain_pickle import MAX_BYTES, PlainPickleError, load_plain
 from fed_diffmic.data.tables import Table, check_filled, read_table
 from fed_diffmic.data.tree import ImageTree, Located, keep_found, root_folder
@@ -31,7 +31,15 @@ _PATIENT = "patient_id"
 _CSV = ("pmg2000.csv", "manifest.csv")
 
 
-@register_dataset("pmg2000")
+@dataclass(frozen=True)
+class Options(DatasetOptions):
+    """PMG2000 placenta ultrasound (DiffMIC-v2's authors): 4 grades, from their own list."""
+
+    published_split: ClassVar[bool] = True
+    public: ClassVar[bool] = True
+
+
+@register_dataset("pmg2000", Options, modality="ultrasound")
 def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
     """Read ``pmg2000.csv``, ``manifest.csv``, the only ``.csv``, or every ``.pkl`` / ``.pickle`` list of the root.
 
@@ -53,17 +61,20 @@ def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
     if len(parts) == 1:
         return parts[0]
     t = np.concatenate
-    return Manifest.from_columns(
-        name=cfg.name,
-        source=", ".join(part.source for part in parts),
-        root=root,
-        classes=classes,
-        task=task,
+    rows = Rows(
         image=t([part.table["image"] for part in parts]),
         label=t([part.labels for part in parts]),
         group=t([part.table["group"] for part in parts]),
         split=t([part.table["split"] for part in parts]),
         line=t([part.table["line"] for part in parts]),
+    )
+    return Manifest.from_rows(
+        rows,
+        name=cfg.name,
+        source=", ".join(part.source for part in parts),
+        root=root,
+        classes=classes,
+        task=task,
     )
 
 
@@ -93,17 +104,20 @@ def _manifest(
         cfg=cfg,
         findings=findings,
     )
-    return Manifest.from_columns(
-        name=cfg.name,
-        source=table.name,
-        root=root,
-        classes=classes,
-        task=task,
+    rows = Rows(
         image=located.paths[usable],
         label=labels[usable],
         group=table.text(_PATIENT)[usable],
         split=_split_of(cfg, table.name),
         line=table.lines[usable],
+    )
+    return Manifest.from_rows(
+        rows,
+        name=cfg.name,
+        source=table.name,
+        root=root,
+        classes=classes,
+        task=task,
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from fed_diffmic.config.simulation import DatasetConfig
+from fed_diffmic.config.groups import DatasetConfig, DatasetOptions
 from fed_diffmic.data.checks import ungrouped
 from fed_diffmic.data.datasets import register_dataset
 from fed_diffmic.data.findings import Findings
@@ -22,7 +23,7 @@ from fed_diffmic.data.labels import (
     report_spellings,
     split_names,
 )
-from fed_diffmic.data.manifest import TASKS, Manifest
+from fed_diffmic.data.manifest import TASKS, Manifest, Rows
 from fed_diffmic.data.tables import Table, check_filled, read_table
 from fed_diffmic.data.tree import Located, NearNames, keep_found, root_folder
 from fed_diffmic.errors import DataError
@@ -33,7 +34,14 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 _MANY_LABELS = 20
 
 
-@register_dataset("table")
+@dataclass(frozen=True)
+class Options(DatasetOptions):
+    """A hospital's own table: image,label[,patient_id,institution,split]. Say the modality to get its augmentation."""
+
+    root_file: ClassVar[bool] = True
+
+
+@register_dataset("table", Options)
 def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
     """Read ``manifest.csv``, or the only ``.csv`` or ``.tsv`` of the folder, or ``dataset.root`` if it is a file.
 
@@ -75,18 +83,21 @@ def read_table_of_images(cfg: DatasetConfig, findings: Findings, *, own_split: b
         findings=findings,
     )
     usable &= named
-    return Manifest.from_columns(
-        name=cfg.name,
-        source=table.name,
-        root=path.parent,
-        classes=classes,
-        task=task,
+    rows = Rows(
         image=paths[usable],
         label=labels[usable],
         group=table.text("patient_id")[usable],
         institution=table.text("institution")[usable],
         split=splits[usable],
         line=table.lines[usable],
+    )
+    return Manifest.from_rows(
+        rows,
+        name=cfg.name,
+        source=table.name,
+        root=path.parent,
+        classes=classes,
+        task=task,
     )
 
 
