@@ -27,7 +27,7 @@ def ids(path: Path) -> str:
 def spans(page: Path) -> list[str]:
     """What stands in code: spans between backticks, and the lines of blocks, continued lines joined."""
     text = page.read_text(encoding="utf-8")
-    blocks = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
+    blocks = re.findall(r"```[^\n]*\n(.*?)```", text, re.DOTALL)
     lines = [line.split(" #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [*re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)), *lines]
 
