@@ -1,0 +1,140 @@
+"""The documents as a site: built strictly, every link and anchor leads somewhere, nothing is asked of another machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import yaml
+
+from tests.documents import ROOT
+
+FETCHED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "embed": "src"}
+FETCHED |= {"object": "data", "link": "href", "form": "action", "input": "src", "use": "href"}
+NOT_FETCHED = {"canonical", "prev", "next", "alternate", "license"}
+"""Kinds of ``link`` that only say something."""
+THEIRS = {
+    "api.github.com": "md-source",  # stars of a repository: only where one is named
+    "${e}": "md-source",  # the same of GitLab
+    "unpkg.com": "mermaid",  # draws diagrams: only where a page holds one; and ResizeObserver for browsers without it
+    "clipboardjs.com": "a comment",
+}
+"""Machines that the theme's own script names, and what on a page would make it ask them."""
+
+
+@dataclass
+class Page(HTMLParser):
+    """What a page points at, what it fetches, and the names that can be pointed at."""
+
+    path: Path
+    links: list[str] = field(default_factory=list)
+    fetched: list[str] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+    classes: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.feed(self.path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        self.names |= {given[name] for name in ("id", "name") if name in given}
+        self.classes |= set(given.get("class", "").split())
+        if tag == "a" and "href" in given:
+            self.links.append(given["href"])
+        if tag in FETCHED and FETCHED[tag] in given and given.get("rel") not in NOT_FETCHED:
+            self.fetched.append(given[FETCHED[tag]])
+        self.fetched += re.findall(r"url\(['\"]?([^)'\"]+)", given.get("style", ""))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site as `make site` builds it."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(site: Path) -> dict[Path, Page]:
+    return {path: Page(path) for path in sorted(site.rglob("*.html"))}
+
+
+def test_the_target_of_make_builds_what_is_tested_here() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "mkdocs build --strict" in text.split("\nsite:", 1)[1].split("\n\n", 1)[0]
+
+
+def test_every_document_is_a_page_of_the_site_and_stands_in_its_menu(site: Path) -> None:
+    documents = {path.relative_to(ROOT / "docs").with_suffix(".html") for path in (ROOT / "docs").rglob("*.md")}
+    notebooks = {path.relative_to(ROOT / "docs").with_suffix(".html") for path in (ROOT / "docs").rglob("*.ipynb")}
+    assert len(notebooks) == 2
+    assert [path for path in sorted(documents | notebooks) if not (site / path).is_file()] == []
+
+
+def test_every_link_and_anchor_within_the_site_leads_somewhere(site: Path, pages: dict[Path, Page]) -> None:
+    count = 0
+    for path, page in pages.items():
+        if path.name == "404.html":  # its links start at the root of a server
+            continue
+        for link in page.links:
+            target = urlsplit(link)
+            if target.scheme or target.netloc:
+                continue
+            count += 1
+            other = (path.parent / unquote(target.path)).resolve() if target.path else path
+            assert other.is_file(), f"{path.relative_to(site)}: {link}"
+            if target.fragment and other in pages:
+                assert unquote(target.fragment) in pages[other].names, f"{path.relative_to(site)}: {link}"
+    assert count > 1000
+
+
+def test_nothing_is_fetched_from_anywhere_else(site: Path, pages: dict[Path, Page]) -> None:
+    for path, page in pages.items():
+        outside = [url for url in page.fetched if re.match(r"(\w+:)?//", url)]
+        assert outside == [], path.relative_to(site)
+        assert "mermaid" not in page.classes and "md-source" not in page.classes, path.relative_to(site)
+    for path in site.rglob("*.css"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"url\(['\"]?(https?:)?//|@import", text), path.relative_to(site)
+
+
+def test_scripts_name_no_machine_but_those_that_the_theme_never_asks_here(site: Path) -> None:
+    named = set()
+    for path in site.rglob("*.js"):
+        if path.name != "search_index.js" and "lunr" not in path.parts:
+            named |= {urlsplit(url).netloc for url in re.findall(r"https?://[^\"'`\s)]+", path.read_text(encoding="utf-8"))}
+    assert named - {"bit.ly", "www.w3.org", "lunrjs.com", "tartarus.org"} <= set(THEIRS)
+
+
+def test_the_search_of_a_page_opened_as_a_file_finds_what_every_page_says(site: Path, pages: dict[Path, Page]) -> None:
+    index = (site / "search" / "search_index.js").read_text(encoding="utf-8")
+    for words in ("differential privacy", "policy explain", "fd.simulate", "Not a medical device"):
+        assert words in index, words
+    for path, page in pages.items():
+        if path.name != "404.html":
+            scripts = [url for url in page.fetched if url.endswith(".js")]
+            assert scripts[0].endswith("assets/iframe-worker.js"), path.relative_to(site)
+
+
+def test_every_role_finds_its_page_with_three_commands_and_its_answers_first() -> None:
+    menu = yaml.safe_load(re.sub(r"!!python\S*", "", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")))["nav"]
+    roles = next(entry["Start here"] for entry in menu if "Start here" in entry)
+    files = [file for role in roles for file in role.values()]
+    assert len(files) == 5
+    for file in files:
+        text = (ROOT / "docs" / file).read_text(encoding="utf-8")
+        first, _, rest = text.partition("## Three commands")
+        assert first.count("\n- **") >= 5 and text.count("\n") < 60, file
+        block = rest.split("```sh\n")[1].split("```")[0].strip().splitlines()
+        assert len(block) == 3, file
