@@ -13,7 +13,9 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 KINDS = ("sh", "console", "yaml", "python", "csv", "text")
 """What a fenced block may say that it is: ``text`` is output or a drawing, everything else is parsed or run."""
 
-_FENCE = re.compile(r"^(?P<indent> *)```(?P<kind>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<body>.*?)^(?P=indent)```$", re.M | re.S)
+_FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<kind>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<body>.*?)^(?P=indent)```$", re.M | re.S
+)
 _OPENING = re.compile(r"^ *```")
 _VARIABLES = {"S": "S", "W": "model.weights=FILE", "seed": "1", "cell": "CELL", "status": "0"}
 """What the variables of examples stand for."""

@@ -28,7 +28,9 @@ from tests.documents import KINDS, PAGES, ROOT, Block, blocks, commands, script_
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 RUN = {"docs/api.md", "docs/tutorials/researcher.md", "docs/tutorials/hospital.md"}
 """Pages whose Python a test runs."""
-SYSTEM = set("cat cd cp curl docker install jupyter ln nft openssl read sleep systemctl systemd-sysusers umask".split())
+SYSTEM = set(
+    "cat cd cp curl docker install jupyter ln nft openssl read sed sleep systemctl systemd-sysusers umask".split()
+)
 """Programs of others: what they are told is not checked here, but for files of ours that they are given."""
 SETTINGS = {"simulate": compose, "data": compose, "client": compose_site, "preflight": compose_site}
 

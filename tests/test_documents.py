@@ -13,7 +13,8 @@ from fed_diffmic.config.text import all_keys
 from server.cli import main as flower_server
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+"""Of them ``docs/lab`` is a record of its day: files that it names may have moved since."""
 OPERATIONS = [ROOT / "docs" / name for name in ("hospital-it.md", "operations.md", "threat-model.md")]
 KEYS = {key for base in (SERVER, CLIENT, SIMULATE) for key in all_keys(base.config_type)}
 
@@ -55,7 +56,7 @@ def names_of_tests(path: Path) -> set[str]:
     return set(re.findall(r"^(?:async )?def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=ids)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "lab"], ids=ids)
 def test_every_test_and_file_of_the_project_that_is_named_exists(page):
     folders = "fed_diffmic|server|client|simulations|configs|tests|deploy|docs|benchmarks"
     for span in spans(page):

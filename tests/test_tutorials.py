@@ -202,4 +202,6 @@ def test_an_answer_that_differs_is_seen(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(AssertionError, match="and there stood"):
         typist.type(console("nothing"))
     with pytest.raises(AssertionError, match="error FD002"):
-        typist.type(Block(ROOT / "README.md", 1, "sh", "", "fed-diffmic provision kit A --out x.kit --config none.yaml\n"))
+        typist.type(
+            Block(ROOT / "README.md", 1, "sh", "", "fed-diffmic provision kit A --out x.kit --config none.yaml\n")
+        )

@@ -6,6 +6,7 @@ A hook of MkDocs. The notebook itself lies beside its page, to be downloaded.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +43,8 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
         page = page_of(json.loads(path.read_text(encoding="utf-8")), path.name)
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=page))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Links to a notebook, which code hosts show, lead to its page here."""
+    return re.sub(r"\]\(((?:\.\./)?notebooks/\w+)\.ipynb\)", r"](\1.md)", markdown)

@@ -37,7 +37,7 @@ _TITLES = {
 }
 _INTRO = """# Configuration
 
-Written by `make docs` from the dataclasses of `fed_diffmic/config*.py` and the files of `configs/`; do not edit. Three
+Written by `make docs` from the dataclasses of `fed_diffmic/config/` and the files of `configs/`; do not edit. Three
 commands read a configuration each: the simulation, the coordinator and a site; their keys stand below in that order.
 
 A setting is given as `key=value` on the command line, or under the same name in a YAML file
@@ -157,9 +157,9 @@ def configuration_markdown() -> str:
     """docs/configuration.md."""
     parts = [_INTRO]
     for command, base in COMMANDS.items():
-        parts.append(f"# {_TITLES[command]}\n")
+        parts.append(f"## {_TITLES[command]}\n")
         for group in ("", *groups_of(base)):
-            parts.append(f"## {'`' + group + '`' if group else 'Top level'}\n")
+            parts.append(f"### {'`' + group + '`' if group else 'Top level'}\n")
             if base is not SIMULATE and group in SIMULATE.groups and group in base.groups:
                 parts.append(f"As above; the default is `{group}={_default_option(base, group)}`.\n")
                 continue
