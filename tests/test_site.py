@@ -1,4 +1,4 @@
-"""The documents as a site: built strictly, every link and anchor leads somewhere, nothing is asked of another machine."""
+"""The documents as a site: built strictly, every link and anchor leads somewhere, no other machine is asked."""
 
 from __future__ import annotations
 
