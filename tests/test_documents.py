@@ -128,3 +128,13 @@ def test_a_metric_that_is_named_is_exported():
     text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     named = {name.removesuffix("_total") for name in re.findall(r"`(fed_diffmic_\w+)`", text)}
     assert named == exported
+
+
+def test_the_glossary_stands_on_one_page_and_its_words_are_used():
+    """A word that no other document uses is no word of the house."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = [row for row in text.split("## Words")[1].split("\n## ")[0].splitlines() if row.startswith("| **")]
+    words = [word for row in rows for word in re.findall(r"\*\*([\w ]+)\*\*", row.split(" | ")[0])]
+    assert len(rows) > 20 and len(words) == len(set(words)) and {"coordinator", "site", "arm", "stage"} <= set(words)
+    others = " ".join(page.read_text(encoding="utf-8").lower() for page in PAGES if page.name != "architecture.md")
+    assert [word for word in words if not re.search(rf"\b{word}s?\b", others)] == []

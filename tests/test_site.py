@@ -146,5 +146,5 @@ def test_every_role_finds_its_page_with_three_commands_and_its_answers_first() -
         text = (ROOT / "docs" / file).read_text(encoding="utf-8")
         first, _, rest = text.partition("## Three commands")
         assert first.count("\n- **") >= 5 and first.count("\n") < 30, file
-        block = rest.split("```sh\n")[1].split("```")[0].strip().splitlines()
+        block = rest.split("```sh\n")[1].split("```")[0].replace("\\\n", " ").strip().splitlines()
         assert len(block) == 3, file

@@ -195,12 +195,12 @@ def test_an_answer_that_differs_is_seen(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     typist = Typist(monkeypatch)
 
-    def console(answer: str) -> Block:
-        return Block(ROOT / "README.md", 1, "console", "", f"$ fed-diffmic options partition\n{answer}\n")
+    def console(folder: str, answer: str) -> Block:
+        return Block(ROOT / "README.md", 1, "console", "", f"$ fed-diffmic provision ca {folder}\n{answer}\n")
 
-    typist.type(console("partition...partition.alpha..."))
+    typist.type(console("ca", "ca: ca.crt...valid until ...-..."))
     with pytest.raises(AssertionError, match="and there stood"):
-        typist.type(console("nothing"))
+        typist.type(console("other", "ca: ca.crt...valid until ...-..."))
     with pytest.raises(AssertionError, match="error FD002"):
         typist.type(
             Block(ROOT / "README.md", 1, "sh", "", "fed-diffmic provision kit A --out x.kit --config none.yaml\n")
