@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from tests.documents import ROOT
+from tests.reporting.test_browser import BROWSER, open_page
 
 FETCHED = {
     "script": "src",
@@ -148,3 +149,17 @@ def test_every_role_finds_its_page_with_three_commands_and_its_answers_first() -
         assert first.count("\n- **") >= 5 and first.count("\n") < 30, file
         block = rest.split("```sh\n")[1].split("```")[0].replace("\\\n", " ").strip().splitlines()
         assert len(block) == 3, file
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine: the site was not opened in a browser")
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", ["index", "start/data-protection", "reference/python", "notebooks/hospital"])
+def test_a_browser_finds_nothing_to_complain_of_and_asks_nobody(
+    name: str, width: int, site: Path, tmp_path: Path
+) -> None:
+    """Opened as a file, as a hospital's reader does who has the folder and no network."""
+    path = site / f"{name}.html"
+    _, console, asked = open_page(path, tmp_path, width)
+    assert console == []
+    assert [url for url in asked if not url.startswith(("data:", "file:"))] == []
