@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 import yaml
 
 from tests.documents import ROOT
-from tests.reporting.test_browser import BROWSER, open_page
+from tests.reporting.test_browser import BROWSER, QUIET
 
 FETCHED = {
     "script": "src",
@@ -36,6 +38,12 @@ THEIRS = {
     "clipboardjs.com": "a comment",
 }
 """Machines that the theme's own script names, and what on a page would make it ask them."""
+
+
+def in_a_browser(test: Callable[..., None]) -> Callable[..., None]:
+    """Slow, and skipped where there is no browser."""
+    skipped = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine: the site was not opened in it")
+    return pytest.mark.slow(skipped(test))  # type: ignore[no-any-return]
 
 
 @dataclass
@@ -151,15 +159,33 @@ def test_every_role_finds_its_page_with_three_commands_and_its_answers_first() -
         assert len(block) == 3, file
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine: the site was not opened in a browser")
+def opened(address: str, scratch: Path, width: int) -> tuple[str, list[str], list[str]]:
+    """A page as the browser made it, what it said on its console, and every address that was asked for."""
+    log = scratch / "net.json"
+    size = [f"--window-size={width},1600", "--virtual-time-budget=10000"]
+    options = [*QUIET, *size, f"--user-data-dir={scratch / 'profile'}", f"--log-net-log={log}", "--dump-dom"]
+    done = subprocess.run([str(BROWSER), *options, address], capture_output=True, text=True, timeout=120, check=True)
+    facts = [event.get("params", {}) for event in json.loads(log.read_text())["events"]]
+    # The browser asks its maker for things of its own; what the page asks for is isolated under the page's address.
+    asked = [f["url"] for f in facts if "url" in f and f.get("network_isolation_key", "").startswith("file:")]
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line], asked
+
+
+@in_a_browser
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("name", ["index", "start/data-protection", "reference/python", "notebooks/hospital"])
 def test_a_browser_finds_nothing_to_complain_of_and_asks_nobody(
     name: str, width: int, site: Path, tmp_path: Path
 ) -> None:
     """Opened as a file, as a hospital's reader does who has the folder and no network."""
-    path = site / f"{name}.html"
-    _, console, asked = open_page(path, tmp_path, width)
+    _, console, asked = opened((site / f"{name}.html").as_uri(), tmp_path, width)
     assert console == []
     assert [url for url in asked if not url.startswith(("data:", "file:"))] == []
+
+
+@in_a_browser
+def test_the_search_answers_in_a_browser_without_a_server(site: Path, tmp_path: Path) -> None:
+    page, console, asked = opened((site / "index.html").as_uri() + "?q=epsilon+ledger", tmp_path, 1280)
+    assert console == [] and [url for url in asked if not url.startswith(("data:", "file:"))] == []
+    results = re.findall(r'<a href="[^"]*?/(\w+)\.html[^"]*" class="md-search-result__link', page)
+    assert "privacy" in results
