@@ -11,7 +11,7 @@ STAMP := $(VENV)/.fed_diffmic-installed
 COMPILE := --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet
 export UV_HTTP_TIMEOUT ?= 300
 
-.PHONY: demo test test-slow planted lint format setup requirements docs wheel sbom audit clean
+.PHONY: demo test test-slow planted lint format setup requirements docs site wheel sbom audit clean
 
 demo: setup
 	$(VENV)/bin/fed-diffmic simulate
@@ -65,6 +65,10 @@ requirements:
 
 docs: setup
 	$(PYTHON_IN) -m fed_diffmic.config.reference docs/configuration.md
+
+# The documents as a site in build/site: open index.html there. It asks nothing of any other machine.
+site: setup
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 wheel: setup
 	$(PYTHON_IN) -m build --no-isolation --wheel --outdir dist .

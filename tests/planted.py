@@ -85,7 +85,8 @@ def planted(fault: Fault, root: Path = ROOT) -> str:
         raise ListError(f"{fault.new!r} changes nothing in {fault.file} ({fault.what})")
     changed = text.replace(fault.old, fault.new)
     try:
-        ast.parse(changed)
+        if path.suffix == ".py":
+            ast.parse(changed)
     except SyntaxError as error:
         raise ListError(f"{fault.file} cannot be read with {fault.new!r} in it ({fault.what})") from error
     return changed

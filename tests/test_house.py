@@ -104,7 +104,7 @@ def test_a_round_reads_in_the_order_of_the_algorithm() -> None:
 def chain_of_a_round() -> list[tuple[int, str, str]]:
     """The lines of the figure in docs/architecture.md: how far in, file, function."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    figure = text.split("```")[1].strip("\n").split("\n")
+    figure = text.split("```text\n")[1].split("```")[0].strip("\n").split("\n")
     return [((len(line) - len(line.lstrip())) // 2, *line.strip().split(": ")) for line in figure]  # type: ignore[misc]
 
 

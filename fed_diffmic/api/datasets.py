@@ -16,7 +16,13 @@ __all__ = ["load", "names", "partition"]
 
 
 def names() -> tuple[str, ...]:
-    """The layouts that :func:`load` knows."""
+    """The layouts that :func:`load` knows.
+
+    Examples:
+        >>> import fed_diffmic as fd
+        >>> "table" in fd.datasets.names()
+        True
+    """
     return dataset_names()
 
 
@@ -35,6 +41,12 @@ def load(name: str, root: str | Path, *, image_side: int | None = None, **settin
     Raises:
         ConfigError: no such layout or setting.
         DataError: everything that is wrong with the data, together.
+
+    Examples:
+        >>> import fed_diffmic as fd
+        >>> manifest = fd.datasets.load("aptos2019", "first/phantoms")
+        >>> manifest.task, len(manifest)
+        ('ordinal', 48)
     """
     cfg = configuration({"dataset": name, "dataset.root": root}, {"dataset": settings}).dataset
     if image_side is None:
@@ -66,6 +78,13 @@ def partition(manifest: Manifest, name: str = "iid", *, seed: int = 0, **setting
     Raises:
         ConfigError: no such partition or setting.
         PartitionError: a site would have too few images.
+
+    Examples:
+        >>> import fed_diffmic as fd
+        >>> manifest = fd.datasets.load("aptos2019", "first/phantoms")
+        >>> sites = fd.partition(manifest, "iid", sites=2, min_images=4)
+        >>> {name: len(part) for name, part in sites.items()}
+        {'site-1': 24, 'site-2': 24}
     """
     config = configuration({"partition": name, "seed": seed}, {"partition": settings})
     from simulations.partitioners import partition as divide

@@ -24,6 +24,14 @@ class Model:
 
     Args:
         predictor: its last stage with its calibration.
+
+    Examples:
+        >>> import fed_diffmic as fd
+        >>> model = fd.load_model("first")
+        >>> model
+        <fed_diffmic model of run first: ordinal, classes 0, 1, 2, 3, 4>
+        >>> model.spec.model.image_side
+        32
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -57,6 +65,13 @@ class Model:
 
         Raises:
             UsageError: neither of these; a file that is not there; a folder without images.
+
+        Examples:
+            >>> import numpy as np
+            >>> import fed_diffmic as fd
+            >>> grey = np.full((48, 64, 3), 128, dtype=np.uint8)
+            >>> fd.load_model("first").predict([grey, grey[:40]]).probabilities.shape
+            (2, 5)
         """
         given = [images] if isinstance(images, (str, Path)) else images
         threads = torch.get_num_threads()
@@ -95,6 +110,14 @@ def load_model(
         UsageError: a site must be named, or the run has no such site.
         ModelFileError: the run did not end; files are torn, changed or not signed as they must be.
         CredentialError: the key cannot be read.
+
+    Examples:
+        >>> import fed_diffmic as fd
+        >>> len(fd.load_model("first").classes)
+        5
+        >>> fd.load_model("first", key="coordinator.pub")
+        Traceback (most recent call last):
+        fed_diffmic.errors.CredentialError: ...coordinator.pub...
     """
     public = load_public(Path(key)) if isinstance(key, (str, Path)) else key
     return Model(final_predictor(Path(path), site, public, device))

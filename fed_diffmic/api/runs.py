@@ -26,6 +26,16 @@ class Run:
 
     Attributes:
         path: the folder.
+
+    Examples:
+        >>> import fed_diffmic as fd
+        >>> run = fd.load_run("first")
+        >>> sorted(run.summary["sites"])
+        ['site-1', 'site-2']
+        >>> list(run.metrics.columns)
+        ['arm', 'lr_scale', 'stage', 'round', 'site', 'split', 'metric', 'value']
+        >>> run.model().classes
+        ('0', '1', '2', '3', '4')
     """
 
     path: Path
@@ -70,6 +80,14 @@ def load_run(path: str | Path) -> Run:
     Raises:
         UsageError: there is none, or it has not ended.
         ModelFileError: its summary is torn.
+
+    Examples:
+        >>> import fed_diffmic as fd
+        >>> fd.load_run("first").summary["status"]
+        'done'
+        >>> fd.load_run("nowhere")
+        Traceback (most recent call last):
+        fed_diffmic.errors.UsageError: ...nowhere...
     """
     run = Run(Path(path).expanduser().absolute())
     run.summary  # noqa: B018 - says at once that there is none
@@ -89,6 +107,17 @@ def simulate(config: Given = None, *, resume: bool = False, **settings: Any) -> 
 
     Raises:
         FedDiffmicError: its kinds say what is wrong and what to do (:mod:`fed_diffmic.errors`).
+
+    Examples:
+        Settings are checked before anything starts (docs/api.md trains a run):
+
+        >>> import fed_diffmic as fd
+        >>> fd.simulate(model="tiny", stages={"guidance": {"rounds": -1}})
+        Traceback (most recent call last):
+        fed_diffmic.errors.ConfigError: ...stages.guidance.rounds=-1 is not allowed...
+        >>> fd.simulate({"partition.alfa": 0.3})
+        Traceback (most recent call last):
+        fed_diffmic.config.text.UnknownKeyError: ...Did you mean partition.alpha...
     """
     checked = configuration(config, settings)
     saved = Path(checked.run.dir or "") / "config.yaml"

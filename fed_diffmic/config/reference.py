@@ -176,9 +176,9 @@ def configuration_markdown() -> str:
     """docs/configuration.md."""
     parts = [_INTRO]
     for command, base in COMMANDS.items():
-        parts.append(f"# {_TITLES[command]}\n")
+        parts.append(f"## {_TITLES[command]}\n")
         for group in ("", *groups_of(base)):
-            parts.append(f"## {'`' + group + '`' if group else 'Top level'}\n")
+            parts.append(f"### {'`' + group + '`' if group else 'Top level'}\n")
             if base is not SIMULATE and group in SIMULATE.groups and group in base.groups:
                 parts.append(f"As above; the default is `{group}={default_option(base, group)}`.\n")
                 continue

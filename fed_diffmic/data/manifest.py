@@ -66,6 +66,12 @@ class Manifest:
 
     Raises:
         DataError: a column is missing or holds what it may not; the message counts rows and names no image.
+
+    Examples:
+        >>> import fed_diffmic as fd
+        >>> manifest = fd.datasets.load("aptos2019", "first/phantoms")
+        >>> manifest.classes, int(manifest.class_counts().sum())
+        (('0', '1', '2', '3', '4'), 48)
     """
 
     table: pd.DataFrame

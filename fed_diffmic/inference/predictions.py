@@ -39,6 +39,14 @@ class Predictions:
         task: multiclass, ordinal or multilabel.
         rule: the run's rule.
         unreadable: what could not be read, and so has no row.
+
+    Examples:
+        >>> import fed_diffmic as fd
+        >>> found = fd.load_model("first").predict("first/phantoms/train_images")
+        >>> len(found), found.probabilities.shape, found.unreadable
+        (48, (48, 5), ())
+        >>> list(found.to_pandas().columns)
+        ['image', 'decided', 'p_0', 'p_1', 'p_2', 'p_3', 'p_4']
     """
 
     names: tuple[str, ...]

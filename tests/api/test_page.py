@@ -1,5 +1,6 @@
 """docs/api.md, run from its first block to its last, and what its names then hold."""
 
+import doctest
 import re
 import warnings
 from pathlib import Path
@@ -9,9 +10,12 @@ import pandas as pd
 import pytest
 
 import fed_diffmic as fd
+from fed_diffmic.api import datasets, models, runs
 from fed_diffmic.config.compose import compose
+from fed_diffmic.data import manifest as manifests
 from fed_diffmic.errors import ConfigError, UsageError
 from fed_diffmic.files import read_json
+from fed_diffmic.inference import predictions
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 
@@ -148,3 +152,38 @@ def test_a_key_must_have_signed(page, tmp_path):
     path = tmp_path / "signing.key.pub"
     with pytest.raises(ModelFileError, match="is not signed"):
         fd.load_model(page[0] / "first", key=path)
+
+
+EXAMPLES = {
+    "simulate": runs.simulate,
+    "load_run": runs.load_run,
+    "Run": runs.Run,
+    "load_model": models.load_model,
+    "Model": models.Model,
+    "Model.predict": models.Model.predict,
+    "Predictions": predictions.Predictions,
+    "datasets.load": datasets.load,
+    "datasets.names": datasets.names,
+    "partition": datasets.partition,
+    "Manifest": manifests.Manifest,
+}
+"""What `fed_diffmic` offers and what that returns: the docstring of each shows its use."""
+
+
+def test_everything_that_is_offered_has_an_example():
+    offered = set(fd.__all__) - {"__version__", "datasets"} | {f"datasets.{name}" for name in datasets.__all__}
+    assert offered - {"datasets.partition"} <= set(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.filterwarnings("ignore")
+def test_the_examples_of_docstrings(name, page, monkeypatch):
+    """In the folder of the page, in which the run `first` lies."""
+    monkeypatch.chdir(page[0])
+    found = [
+        test for test in doctest.DocTestFinder(recurse=False).find(EXAMPLES[name], name, globs={}) if test.examples
+    ]
+    assert len(found) == 1
+    said: list[str] = []
+    failed, tried = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(found[0], out=said.append)
+    assert tried and not failed, "".join(said)
