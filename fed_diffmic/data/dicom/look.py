@@ -36,6 +36,15 @@ _CODES = {
     "photometric": "PhotometricInterpretation",
 }
 _DEVICES = {"manufacturer": "Manufacturer", "scanner": "ManufacturerModelName"}
+NAMED_FACTS = (*_CODES, *_DEVICES)
+"""Columns whose value a person or a device chose."""
+
+FACTS = (
+    *NAMED_FACTS,
+    *("age_band", "rows", "columns", "bits_stored", "spacing", "row_mm", "column_mm", "transfer_syntax", "lossy"),
+)
+"""Columns of the table that the header fills; empty where it does not say."""
+
 _CODE = re.compile(r"[A-Z0-9_ ]{1,16}")
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+()-]{0,39}")
 _AGE = re.compile(r"(\d{3})([DWMY])")
