@@ -1,12 +1,12 @@
 """Text that is burnt into a picture: found by how it looks, not by what it says.
 
 Letters are small, sharp, of one brightness, alike in height, and stand in a line with small gaps. Strokes that are
-brighter (or darker) than all that is around them are cut out by a top-hat; what hangs together and is of a letter's size
-is a candidate; four or more candidates of like height on one line, close to each other, are text. The outer part of the
-picture is looked at, where devices write names, dates and numbers.
+brighter (or darker) than all that is around them are cut out by a top-hat; what hangs together and is of a letter's
+size is a candidate; several candidates of like height and brightness on one line, close to each other, are text. The
+outer part of the picture is looked at, where devices write names, dates and numbers.
 
-Nothing is read: a line of text is reported, and a person looks. How many drawn lines it finds, and how often it sees text
-where there is none, is measured in ``tests/data/dicom/test_burnt_in.py`` and written in docs/dicom.md.
+Nothing is read: a line of text is reported, and a person looks. How many drawn lines it finds, and how often it sees
+text where there is none, is measured in ``tests/data/dicom/test_burnt_in.py`` and written in docs/dicom.md.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _lines(boxes: _Boxes, width: int) -> int:
     order = np.argsort(boxes.left, kind="stable")
     top, bottom = boxes.top[order], boxes.bottom[order]
     left, right, peak = boxes.left[order], boxes.right[order], boxes.peak[order]
-    height, middle = bottom - top, (top + bottom) / 2
+    height = bottom - top
     letters = np.maximum(1, np.rint((right - left) / (_LETTER * np.maximum(height, 1)))).astype(np.int64)
     longest = letters.copy()
     parts = np.ones(len(order), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Which files of an export become images, by stated rules (:mod:`.kinds`); everything that is left is counted by reason."""
+"""Which files of an export become images, by stated rules (:mod:`.kinds`); what is left is counted by reason."""
 
 from __future__ import annotations
 

@@ -1,22 +1,19 @@
 """Fetch images of an archive over DICOMweb (PS3.18: QIDO-RS finds them, WADO-RS gives them) into a folder of the site.
 
-Only what is asked for is fetched, within a bound on files, bytes and time. A file appears under its name when all of it is
-there (never torn), and is not fetched again when the same download is continued. The names of files are digests: a listing of the
-folder tells nothing. TLS is checked against the CA that is named; a redirect is not followed, so that a token goes nowhere else;
-proxies are what the configuration says and nothing else.
+Only what is asked for is fetched, within a bound on files, bytes and time. A file appears under its name when all of
+it is there (never torn), and is not fetched again when the same download is continued. The names of files are digests:
+a listing of the folder tells nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -24,14 +21,13 @@ from fed_diffmic.config.dicom import DicomWebConfig
 from fed_diffmic.data.dicom.multipart import first_part
 from fed_diffmic.data.dicom.reasons import is_dicom
 from fed_diffmic.data.dicom.sources import Item
+from fed_diffmic.data.dicom.web_access import checked_url, tls_context, token_of
 from fed_diffmic.data.findings import Findings
-from fed_diffmic.errors import ConfigError, CredentialError, DataError, MachineError, UsageError
+from fed_diffmic.errors import ConfigError, CredentialError, DataError, MachineError
 from fed_diffmic.files import atomic_write, private_folder
 
 STUDY, SERIES, SOP, CLASS = "0020000D", "0020000E", "00080018", "00080016"
 _UID = re.compile(r"[0-9.]{1,64}")
-_QUERY = re.compile(r"[A-Za-z0-9.]{1,64}=[^&#?\x00-\x1f]{1,128}")
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _MOST_LIST = 64 * 2**20  # bytes of one answer of a query
 _MIB = 2**20
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
@@ -86,13 +82,13 @@ class Archive:
     """
 
     def __init__(self, url: str, config: DicomWebConfig) -> None:
-        self.url, self.config = _checked(url, config), config
+        self.url, self.config = checked_url(url, config), config
         headers = {"User-Agent": "fed-diffmic"}
         if config.token_file is not None:
-            headers["Authorization"] = f"Bearer {_token(Path(config.token_file))}"
+            headers["Authorization"] = f"Bearer {token_of(Path(config.token_file))}"
         try:
             self._client = httpx.Client(
-                verify=_context(config.ca),
+                verify=tls_context(config.ca),
                 proxy=config.proxy,
                 trust_env=False,
                 follow_redirects=False,
@@ -217,7 +213,7 @@ class Archive:
     def _too_much(self) -> DataError:
         return DataError(
             f"the images of this query take more than {self.config.max_mib:,.0f} MiB",
-            "Ask for less (dicom.web.query), or raise dicom.web.max_mib; what was fetched is kept, and not fetched again.",
+            "Ask for less (dicom.web.query), or raise dicom.web.max_mib; what was fetched is kept.",
         )
 
     def _get(self, path: str, accept: str, most: int, params: dict[str, str]) -> tuple[int, str, bytes]:
@@ -279,48 +275,3 @@ def _uid(entry: dict[str, Any], tag: str) -> str:
             "Ask the archive's vendor; nothing was fetched for this query.",
         )
     return uid
-
-
-def _checked(url: str, config: DicomWebConfig) -> str:
-    parts = urlsplit(url)
-    if not parts.hostname or parts.username or parts.query or parts.fragment:
-        raise UsageError(
-            f"{url.split('@')[-1]} is not the address of a DICOMweb service",
-            "Write https://host/path, without name, password or query; a token goes into dicom.web.token_file.",
-        )
-    if parts.scheme == "http" and parts.hostname not in _LOOPBACK and not config.insecure:
-        raise ConfigError(
-            "dicom.web.insecure",
-            "false",
-            "true for an address with http://",
-            "Use https://: with http:// patients' images and the token cross the network in the clear.",
-        )
-    for part in config.query:
-        if not _QUERY.fullmatch(part):
-            raise ConfigError("dicom.web.query", part, "Attribute=value, for example Modality=CR")
-    return url.rstrip("/")
-
-
-def _token(path: Path) -> str:
-    try:
-        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise CredentialError(f"others may read the token in {path}", f"Run `chmod 600 {path}`.")
-        token = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CredentialError(
-            f"the token in {path} cannot be read", "Name the file in dicom.web.token_file."
-        ) from error
-    if not token or any(character.isspace() for character in token):
-        raise CredentialError(f"{path} holds no token", "Write the token alone into it, on one line.")
-    return token
-
-
-def _context(ca: str | None) -> Any:
-    import ssl
-
-    try:
-        return ssl.create_default_context(cafile=ca)
-    except (OSError, ValueError) as error:
-        raise CredentialError(
-            f"the certificate {ca} cannot be read", "Name the CA's certificate (PEM) in dicom.web.ca."
-        ) from error

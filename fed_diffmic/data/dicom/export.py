@@ -198,7 +198,7 @@ def _say_made(made: Sequence[Made], chooser: Chooser, config: DicomConfig, findi
         (
             "narrow-range",
             [one for one in made if one.narrow],
-            "images say that they use more than 12 bits and hold no value above 4,095: 12 bits in 16, or a dark picture",
+            "images state more than 12 bits and hold no value above 4,095: 12 bits in 16, or a dark picture",
             "With dicom.window=auto or percentile they are not dark; with header check what the archive exports.",
         ),
         (
@@ -250,7 +250,7 @@ def _say_identity(looks: Sequence[Look], findings: Findings) -> None:
 
 
 def _hide_originals(rows: Sequence[dict[str, str]], names: Names, findings: Findings) -> None:
-    """Empty the facts that hold a number of a patient, study or image after all: some device wrote it into the wrong place."""
+    """Empty the facts that hold a number of a patient, study or image after all, where a device put it."""
     originals = {original.casefold() for _, original in names.given if len(original) >= _SHORTEST}
     hidden = 0
     for row in rows:

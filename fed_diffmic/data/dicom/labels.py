@@ -113,8 +113,8 @@ def _say_doubled(
         findings.add(
             "contradicting-labels",
             "warning",
-            f"{len(set(keys[torn]))} keys stand under different labels, in {int(torn.sum())} rows; their images are left "
-            "out, since no label can be trusted",
+            f"{len(set(keys[torn]))} keys stand under different labels, in {int(torn.sum())} rows; their images are "
+            "left out, since no label can be trusted",
             table=table,
             rows=lines[torn],
             field=column,

@@ -77,7 +77,7 @@ def _below(root: Path, findings: Findings) -> Iterator[Item]:
     def refused(error: OSError) -> None:
         raise MachineError(
             f"a folder below {root} may not be read: {error.strerror}",
-            "Ask for permission to read it, or leave it out.",
+            "Ask for permission, or leave it out.",
         ) from error
 
     for folder, folders, files in os.walk(root, onerror=refused):
@@ -97,13 +97,13 @@ def _named_by(path: Path, findings: Findings) -> Iterator[Item]:
     try:
         answer, _ = DECODERS.ask({"what": "references"}, read_file(path, 2**30))
     except UnusableError as error:
-        why = REASONS.get(error.reason, "it is not one")
         if error.reason == "dicom_not_installed":
             raise UsageError(
                 "the packages that read DICOM are not installed", "Run pip install 'fed-diffmic[dicom]'."
             ) from None
+        why = "it is none" if error.reason == "dicom_no_picture" else REASONS.get(error.reason, "it is no DICOM file")
         raise DataError(
-            f"{path.name} cannot be read as a {DIRECTORY}: {why if error.reason != 'dicom_no_picture' else 'it is none'}",
+            f"{path.name} cannot be read as a {DIRECTORY}: {why}",
             f"Name the folder that holds the images, or the file {DIRECTORY} of a medium.",
         ) from None
     below = {entry.name.casefold(): entry.name for entry in os.scandir(path.parent)}
@@ -124,7 +124,7 @@ def _named_by(path: Path, findings: Findings) -> Iterator[Item]:
         (
             "path-outside",
             outside,
-            f"{len(outside)} paths in the {DIRECTORY} lead out of its folder; they are passed over",
+            f"{len(outside)} paths in the {DIRECTORY} lead out of its folder; passed over",
         ),
     ):
         if names:
