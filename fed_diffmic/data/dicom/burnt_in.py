@@ -23,10 +23,8 @@ _LONGEST = 2048  # larger pictures are looked at in blocks of pixels that each b
 _TALLEST, _SMALLEST = 48, 5  # height of a letter, pixels
 _STROKE = 9  # pixels; wider structures are no strokes
 _CONTRAST = 0.22  # of the full range, between a stroke and what is around it
-_ALIKE = 0.15  # difference of brightness between neighbouring letters, of the full range
-_JOINED = 2.5  # widest candidate, in heights: letters of a small font run into each other
-_PARTS = 3
-_LETTER = 0.8  # width of a letter, in heights, by which joined ones are counted
+_ALIKE = 0.08  # difference of brightness between neighbouring letters, of the full range
+_WIDEST = 1.6  # width of a letter, in heights
 _CENTRE = 0.25  # this much from each edge is looked at, and what lies further in is not
 _WHITE = 65535.0
 
@@ -51,7 +49,7 @@ def lines_of_text(pixels: np.ndarray) -> int:
     grey = pixels / _WHITE if pixels.ndim == 2 else pixels.max(axis=2) / 255.0
     grey = grey.astype(np.float32)
     factor = -(-max(grey.shape) // _LONGEST)
-    return max(_lines(_candidates(_shrunk(bright, factor)), bright.shape[1] // factor) for bright in (grey, 1 - grey))
+    return max(_lines(_candidates(_shrunk(bright, factor))) for bright in (grey, 1 - grey))
 
 
 def _shrunk(grey: np.ndarray, factor: int) -> np.ndarray:
@@ -74,35 +72,34 @@ def _candidates(grey: np.ndarray) -> _Boxes:
     strokes[inner] = False
     labels, count = ndimage.label(strokes, structure=np.ones((3, 3)))
     if not count:
-        return _Boxes(*(np.zeros(0) for _ in range(5)))
+        nothing = np.zeros(0)
+        return _Boxes(nothing, nothing, nothing, nothing, nothing)
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     boxes = np.array([(y.start, y.stop, x.start, x.stop) for y, x in ndimage.find_objects(labels)], dtype=np.float64)
     height, width = boxes[:, 1] - boxes[:, 0], boxes[:, 3] - boxes[:, 2]
     filled = areas / (height * width)
-    letter = (height >= _SMALLEST) & (height <= _TALLEST) & (width <= _JOINED * height) & (width >= 0.08 * height)
+    letter = (height >= _SMALLEST) & (height <= _TALLEST) & (width <= _WIDEST * height) & (width >= 0.08 * height)
     letter &= (filled > 0.12) & ((filled < 0.9) | (width < 0.4 * height))
     peaks = np.asarray(ndimage.maximum(grey, labels, np.arange(1, count + 1)))
-    return _Boxes(*boxes[letter].T, peaks[letter])
+    top, bottom, left, right = boxes[letter].T
+    return _Boxes(top, bottom, left, right, peaks[letter])
 
 
-def _lines(boxes: _Boxes, width: int) -> int:
-    """Lines of :data:`LETTERS` letters or more: each is followed by one of like height, on its line, not far away."""
+def _lines(boxes: _Boxes) -> int:
+    """Lines of :data:`LETTERS` or more: each letter is followed by one of like height and brightness, not far away."""
     order = np.argsort(boxes.left, kind="stable")
     top, bottom = boxes.top[order], boxes.bottom[order]
     left, right, peak = boxes.left[order], boxes.right[order], boxes.peak[order]
     height = bottom - top
-    letters = np.maximum(1, np.rint((right - left) / (_LETTER * np.maximum(height, 1)))).astype(np.int64)
-    longest = letters.copy()
-    parts = np.ones(len(order), dtype=np.int64)
+    letters = np.ones(len(order), dtype=np.int64)
     starts = np.arange(len(order))
     for i in range(len(order)):
-        near = slice(i + 1, np.searchsorted(left, right[i] + 1.2 * height[i], side="right"))
-        like = (np.maximum(height[near], height[i]) <= 1.6 * np.minimum(height[near], height[i])) & (
-            np.abs(bottom[near] - bottom[i]) <= 0.25 * height[i]
-        )
+        near = slice(i + 1, int(np.searchsorted(left, right[i] + 1.2 * height[i], side="right")))
+        like = np.maximum(height[near], height[i]) <= 1.6 * np.minimum(height[near], height[i])
+        like &= np.abs(bottom[near] - bottom[i]) <= 0.25 * height[i]
         like &= np.abs(peak[near] - peak[i]) <= _ALIKE
         like &= left[near] >= right[i] - 0.25 * height[i]
         for j in np.flatnonzero(like) + i + 1:
-            if longest[i] + letters[j] > longest[j]:
-                longest[j], starts[j], parts[j] = longest[i] + letters[j], starts[i], parts[i] + 1
-    return len(set(starts[(longest >= LETTERS) & (parts >= _PARTS)].tolist()))
+            if letters[i] + 1 > letters[j]:
+                letters[j], starts[j] = letters[i] + 1, starts[i]
+    return len(set(starts[letters >= LETTERS].tolist()))
