@@ -109,6 +109,8 @@ def look_at(data: bytes) -> Look:
     ds = parse(data)
     try:
         kind = kind_of(ds)
+        if kind == "no_picture" and "Rows" in ds:
+            raise UnusableError("truncated")  # a header of pixels, and none of them
         count = frames_of(ds)
         shown = representative(ds)
         private, dates, people = _counted(ds, 0)
