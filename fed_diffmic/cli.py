@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fed_diffmic import __version__
-from fed_diffmic.commands import ROOMS, Command, use
+from fed_diffmic.commands import ROOMS, Command, dicom, use
 from fed_diffmic.console import Parser, check_command, run_command, split_settings
 from fed_diffmic.errors import ConfigError, UsageError
 
@@ -124,6 +124,8 @@ def _add_data_commands(data: Parser) -> None:
     phantoms.add_argument("--seed", type=int, default=0, metavar="N")
     phantoms.add_argument("--sites", type=int, default=4, metavar="N", help="styles of acquisition (4)")
     phantoms.add_argument("--shuffle-labels", action="store_true", help="labels that say nothing, as a control")
+
+    dicom.register(add)
 
     medmnist = add(
         "medmnist", _medmnist, "MedMNIST+ as a table of images: fetched by the package medmnist, or from its .npz"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fed_diffmic.config.dicom import DicomConfig
 from fed_diffmic.config.fields import Checked, option
 from fed_diffmic.config.policy_budget import BudgetRules
 from fed_diffmic.config.policy_floors import Floors
@@ -121,3 +122,4 @@ class SiteConfig(Checked):
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    dicom: DicomConfig = field(default_factory=DicomConfig)

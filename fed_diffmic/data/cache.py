@@ -31,6 +31,7 @@ from filelock import FileLock, Timeout
 
 from fed_diffmic.data.cache_files import FORMAT, CacheIndex, hold, intact_index, no_space, prepare_folder, purge
 from fed_diffmic.data.decode import DECODE_VERSION, BadImageError, decode, read_content
+from fed_diffmic.data.dicom.reasons import readers
 from fed_diffmic.data.memo import DigestMemo
 from fed_diffmic.errors import DataError, MachineError
 from fed_diffmic.files import sync_folder, write_json
@@ -199,6 +200,7 @@ def build_cache(
 
 def _key(contents: list[str], side: int) -> str:
     settings = {"format": FORMAT, "decode": DECODE_VERSION, "pillow": PIL.__version__, "side": side}
+    settings["dicom"] = readers()  # a file that no package could read is read when one is there
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for content in contents:
         digest.update(bytes.fromhex(content))

@@ -16,11 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fed_diffmic.data.dicom import reasons
+
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
 MAX_PIXELS = 89_478_485
 """Most pixels an image may have (Pillow's own limit, about 9,459 squared); more is taken for a bomb."""
 
-DECODE_VERSION = 2
+DECODE_VERSION = 3
 """Part of the cache key: raised when the same file would give other pixels."""
 
 _ORIENTATION = 0x0112
@@ -37,6 +39,7 @@ REASONS = {
     "too_large": f"the image has more than {MAX_PIXELS:,} pixels",
     "unknown_range": "intensities are floating point or 32 bit, so that black and white are not known",
     "unreadable": "the image is damaged",
+    **reasons.REASONS,
 }
 """Reason codes of images that cannot be used, in words."""
 
@@ -94,6 +97,7 @@ def decode(data: bytes, side: int) -> np.ndarray:
       in a PNG are passed over, however long.
     - The whole image is stretched to the square, as the paper's pipelines do; nothing is cut away.
     - Of several frames the first is taken.
+    - DICOM is rendered as :mod:`fed_diffmic.data.dicom` does it (docs/dicom.md), in a process of its own.
 
     Args:
         data: content of the file.
@@ -105,6 +109,9 @@ def decode(data: bytes, side: int) -> np.ndarray:
     Raises:
         BadImageError: the content is not an image that can be used.
     """
+    if reasons.is_dicom(data):
+        pixels = dicom_pixels(data)
+        return stretched(pixels, side) if pixels.ndim == 3 else _square_of_grey(pixels, side)
     try:
         return _decode(_without_texts(data), side)
     except BadImageError:
@@ -117,6 +124,23 @@ def decode(data: bytes, side: int) -> np.ndarray:
         raise BadImageError("truncated" if "truncated" in str(error) else "unreadable") from None
     except Exception:  # decoders raise SyntaxError, struct.error, ValueError, MemoryError and more on damaged bytes
         raise BadImageError("unreadable") from None
+
+
+def dicom_pixels(data: bytes) -> np.ndarray:
+    """A DICOM file's picture at its own size: ``(h, w)`` uint16, 0 black, or ``(h, w, 3)`` uint8 RGB.
+
+    Brightness is made in one way everywhere, in training and in use: that of ``dicom.window=auto``.
+
+    Raises:
+        BadImageError: it holds none, or none that can be used.
+        MachineError: no process can be started to open it.
+    """
+    from fed_diffmic.data.dicom.bounded import rendered
+
+    try:
+        return rendered(data, window="auto", most_pixels=MAX_PIXELS)[0]
+    except reasons.UnusableError as error:
+        raise BadImageError(error.reason) from None
 
 
 def stretched(pixels: np.ndarray, side: int) -> np.ndarray:
@@ -154,9 +178,7 @@ def _decode(data: bytes, side: int) -> np.ndarray:
         values = np.asarray(image, dtype=np.float32)
         if _white_is_zero(image):  # Pillow turns 1 and 8 bits back itself, not 16
             values = np.float32(65535) - values
-        scaled = Image.fromarray(values * np.float32(255 / 65535))
-        grey = np.asarray(scaled.resize((side, side), Image.Resampling.BICUBIC))
-        square = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8)).convert("RGB")
+        square = _square(values, side)
     elif image.mode in ("I", "F"):
         raise BadImageError("unknown_range")
     else:
@@ -167,6 +189,17 @@ def _decode(data: bytes, side: int) -> np.ndarray:
     square.info.pop("exif", None)  # what was read of it is all that is used
     square.getexif()[_ORIENTATION] = orientation  # after the stretch: on a square it comes to the same
     return np.ascontiguousarray(np.asarray(ImageOps.exif_transpose(square)).transpose(2, 0, 1))
+
+
+def _square(values: np.ndarray, side: int) -> Image.Image:
+    """Grey of 0 to 65,535, ``(h, w)``, as a square of 8-bit RGB."""
+    scaled = Image.fromarray(values.astype(np.float32) * np.float32(255 / 65535))
+    grey = np.asarray(scaled.resize((side, side), Image.Resampling.BICUBIC))
+    return Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _square_of_grey(values: np.ndarray, side: int) -> np.ndarray:
+    return np.ascontiguousarray(np.asarray(_square(values, side)).transpose(2, 0, 1))
 
 
 def _orientation(image: Image.Image) -> int:

@@ -193,7 +193,7 @@ def _without_bad(manifest: Manifest, cache: ImageCache, cfg: DatasetConfig, find
     good = np.ones(len(manifest), dtype=bool)
     good[list(cache.bad)] = False
     if not good.any():
-        remedy = "Give readable images in a format that is known (JPEG, PNG, TIFF, BMP, GIF, WEBP, PPM, JPEG 2000)."
+        remedy = "Give readable images in a format that is known (JPEG, PNG, TIFF, BMP, GIF, WEBP, DICOM, ...)."
         message = "none of the images can be read"
         findings.add("no-images", "error", message, table=manifest.source, count=len(manifest), remedy=remedy)
         findings.raise_if_errors()

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from fed_diffmic.data.decode import FORMATS, MAX_PIXELS, BadImageError, read_content
+from fed_diffmic.data.decode import FORMATS, MAX_PIXELS, BadImageError, dicom_pixels, read_content
+from fed_diffmic.data.dicom.reasons import is_dicom
 from fed_diffmic.errors import MachineError
 from fed_diffmic.files import private_folder, write_json
 
@@ -32,6 +33,11 @@ logger = logging.getLogger(__name__)
 
 def pixel_digest(data: bytes) -> str:
     """SHA-256 (hex) of what a file's content decodes to; empty where it cannot be decoded."""
+    if is_dicom(data):
+        try:
+            return _digest(dicom_pixels(data))  # the same as of the PNG that `data from-dicom` writes
+        except BadImageError:
+            return ""
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
@@ -46,6 +52,10 @@ def pixel_digest(data: bytes) -> str:
         pixels = np.ascontiguousarray(np.asarray(image))
     except Exception:  # decoders raise anything on damaged bytes; such an image is not trained on
         return ""
+    return _digest(pixels)
+
+
+def _digest(pixels: np.ndarray) -> str:
     named = f"{_VERSION} {pixels.dtype.kind} {pixels.shape}\0".encode()
     if pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2:
         pixels = pixels.astype("<u2")

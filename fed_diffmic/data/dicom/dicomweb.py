@@ -1,0 +1,277 @@
+"""Fetch images of an archive over DICOMweb (PS3.18: QIDO-RS finds them, WADO-RS gives them) into a folder of the site.
+
+Only what is asked for is fetched, within a bound on files, bytes and time. A file appears under its name when all of
+it is there (never torn), and is not fetched again when the same download is continued. The names of files are digests:
+a listing of the folder tells nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from fed_diffmic.config.dicom import DicomWebConfig
+from fed_diffmic.data.dicom.multipart import first_part
+from fed_diffmic.data.dicom.reasons import is_dicom
+from fed_diffmic.data.dicom.sources import Item
+from fed_diffmic.data.dicom.web_access import checked_url, tls_context, token_of
+from fed_diffmic.data.findings import Findings
+from fed_diffmic.errors import ConfigError, CredentialError, DataError, MachineError
+from fed_diffmic.files import atomic_write, private_folder
+
+STUDY, SERIES, SOP, CLASS = "0020000D", "0020000E", "00080018", "00080016"
+_UID = re.compile(r"[0-9.]{1,64}")
+_MOST_LIST = 64 * 2**20  # bytes of one answer of a query
+_MIB = 2**20
+_AGAIN = (408, 425, 429, 500, 502, 503, 504)
+
+Progress = Callable[[str, int, int], None]
+
+
+class Failed(Exception):  # noqa: N818 - never leaves this module
+    """One request that failed for good; the text holds no name."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """An image of the archive, by its identifiers."""
+
+    study: str
+    series: str
+    sop: str
+
+    @property
+    def path(self) -> str:
+        """Where WADO-RS gives it."""
+        return f"studies/{self.study}/series/{self.series}/instances/{self.sop}"
+
+    @property
+    def file(self) -> str:
+        """Name of the fetched file."""
+        return f"{hashlib.sha256(self.path.encode()).hexdigest()[:40]}.dcm"
+
+
+def is_url(source: str) -> bool:
+    """Whether a source is the address of an archive."""
+    return source.lower().startswith(("http://", "https://"))
+
+
+def download_folder(private: Path, url: str, config: DicomWebConfig) -> Path:
+    """The folder of one download: that of the same address and the same query is the same."""
+    named = "\0".join([url.rstrip("/"), *sorted(config.query)])
+    return private / "downloads" / hashlib.sha256(named.encode()).hexdigest()[:24]
+
+
+class Archive:
+    """An archive that answers QIDO-RS and WADO-RS.
+
+    Args:
+        url: of the service, ending where ``/studies`` begins.
+        config: group ``dicom.web``.
+
+    Raises:
+        ConfigError: the address or the query cannot be used.
+        CredentialError: the token or the certificate cannot be read.
+    """
+
+    def __init__(self, url: str, config: DicomWebConfig) -> None:
+        self.url, self.config = checked_url(url, config), config
+        headers = {"User-Agent": "fed-diffmic"}
+        if config.token_file is not None:
+            headers["Authorization"] = f"Bearer {token_of(Path(config.token_file))}"
+        try:
+            self._client = httpx.Client(
+                verify=tls_context(config.ca),
+                proxy=config.proxy,
+                trust_env=False,
+                follow_redirects=False,
+                headers=headers,
+                timeout=httpx.Timeout(config.timeout_s, connect=min(30.0, config.timeout_s)),
+            )
+        except (ValueError, OSError) as error:
+            raise ConfigError("dicom.web.proxy", config.proxy, "http://host:port") from error
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def fetch(self, folder: Path, findings: Findings, progress: Progress | None = None) -> list[Item]:
+        """Fetch what the query finds; what an earlier, interrupted call fetched is not fetched again.
+
+        Returns:
+            The files, in the order in which the archive names them.
+
+        Raises:
+            DataError: the archive has nothing, or more than the bounds allow; it answers otherwise than DICOMweb.
+            CredentialError: it refuses the token.
+            MachineError: it cannot be reached, or there is no space.
+        """
+        report = progress or (lambda what, done, total: None)
+        for torn in private_folder(private_folder(folder.parent) / folder.name).glob(".*.part"):
+            torn.unlink()
+        wanted = self._instances()
+        there = {path.name: path.stat().st_size for path in folder.glob("*.dcm")}
+        used = sum(there.get(name, 0) for name in {one.file for one in wanted})
+        items, failed = [], []
+        for place, one in enumerate(wanted):
+            path = folder / one.file
+            if one.file not in there:
+                try:
+                    data = self._retrieve(one, int(self.config.max_mib * _MIB) - used)
+                except Failed as error:
+                    failed.append((one.sop, str(error)))
+                    continue
+                atomic_write(path, data, mode=0o600)
+                used += len(data)
+                there[one.file] = len(data)
+            items.append(Item(path, one.sop))
+            report("fetching", place + 1, len(wanted))
+        for why in sorted({why for _, why in failed}):
+            names = [sop for sop, reason in failed if reason == why]
+            findings.add(
+                "not-fetched", "warning", f"{len(names)} images left out: {why}", count=len(names), names=names
+            )
+        return items
+
+    def _instances(self) -> list[Instance]:
+        """Every instance of every study that the query finds, each once, within the bound on files."""
+        found: dict[str, Instance] = {}
+        for study in self._studies():
+            for entry in self._listed(f"studies/{study}/instances", {}):
+                series, sop = _uid(entry, SERIES), _uid(entry, SOP)
+                found.setdefault(sop, Instance(study, series, sop))
+                if len(found) > self.config.max_files:
+                    raise DataError(
+                        f"the archive holds more than {self.config.max_files:,} files for this query",
+                        "Ask for less (dicom.web.query), or raise dicom.web.max_files.",
+                    )
+        if not found:
+            raise DataError(
+                "the archive has no image for this query",
+                "Compare dicom.web.query with what the archive holds, for example "
+                "dicom.web.query=[Modality=CR,StudyDate=20240101-20241231].",
+            )
+        return list(found.values())
+
+    def _studies(self) -> Iterator[str]:
+        params: dict[str, str] = {}
+        for part in self.config.query:
+            name, _, value = part.partition("=")
+            params[name] = value
+        seen: set[str] = set()
+        while True:
+            page = self._listed("studies", {**params, "limit": str(self.config.page), "offset": str(len(seen))})
+            fresh = [uid for uid in dict.fromkeys(_uid(entry, STUDY) for entry in page) if uid not in seen]
+            yield from fresh
+            seen.update(fresh)
+            # An archive that knows no offset gives the first page again; one that knows no limit gives all at once.
+            if not fresh or len(page) < self.config.page:
+                return
+
+    def _listed(self, path: str, params: dict[str, str]) -> list[dict[str, Any]]:
+        try:
+            status, _, body = self._get(path, "application/dicom+json", _MOST_LIST, params)
+            if status == 204 or not body:
+                return []
+            entries = httpx.Response(200, content=body).json()
+        except Failed as error:
+            raise MachineError(
+                f"the archive does not answer a query: {error}",
+                "Check the address, the proxy and the archive; then go on.",
+            ) from None
+        except ValueError:
+            entries = None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise DataError(
+                "the archive's answer to a query is not DICOM JSON",
+                "Name the address of its DICOMweb service, which ends where /studies begins.",
+            )
+        return entries
+
+    def _retrieve(self, one: Instance, left: int) -> bytes:
+        accept = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+        if left <= 0:
+            raise self._too_much()
+        try:
+            _, kind, body = self._get(one.path, accept, left, {})
+        except OverflowError:
+            raise self._too_much() from None
+        data = first_part(body, kind) if kind.lower().startswith("multipart/") else body
+        if data is None or not is_dicom(data):
+            raise Failed("the archive's answer holds no DICOM file")
+        return data
+
+    def _too_much(self) -> DataError:
+        return DataError(
+            f"the images of this query take more than {self.config.max_mib:,.0f} MiB",
+            "Ask for less (dicom.web.query), or raise dicom.web.max_mib; what was fetched is kept.",
+        )
+
+    def _get(self, path: str, accept: str, most: int, params: dict[str, str]) -> tuple[int, str, bytes]:
+        """One answer, with further tries.
+
+        Raises:
+            Failed: every try failed, or the archive says that it will not.
+            OverflowError: more than ``most`` bytes.
+            CredentialError: the archive refuses who asks.
+        """
+        why = ""
+        for attempt in range(self.config.retries + 1):
+            if attempt:
+                time.sleep(min(30.0, 2.0 ** (attempt - 1)))
+            try:
+                return self._once(path, accept, most, params)
+            except httpx.TransportError as error:
+                why = f"no connection ({type(error).__name__})"
+            except TimeoutError:
+                why = f"the answer took longer than {self.config.timeout_s:g} s"
+            except ConnectionResetError as error:
+                why = str(error)
+        raise Failed(why)
+
+    def _once(self, path: str, accept: str, most: int, params: dict[str, str]) -> tuple[int, str, bytes]:
+        until = time.monotonic() + self.config.timeout_s
+        request = self._client.stream("GET", f"{self.url}/{path}", headers={"Accept": accept}, params=params)
+        with request as answer:
+            status = answer.status_code
+            if status in (401, 403):
+                raise CredentialError(
+                    f"the archive refuses access (HTTP {status})",
+                    "Put a token that it takes into dicom.web.token_file.",
+                )
+            if status in _AGAIN:
+                raise ConnectionResetError(f"the archive answers HTTP {status}")
+            if not 200 <= status < 300:
+                moved = "; a redirect is not followed, name the address that it leads to" if 300 <= status < 400 else ""
+                raise Failed(f"the archive answers HTTP {status}{moved}")
+            parts, size = [], 0
+            for part in answer.iter_bytes():
+                size += len(part)
+                if size > most:
+                    raise OverflowError
+                if time.monotonic() > until:
+                    raise TimeoutError
+                parts.append(part)
+        return status, answer.headers.get("content-type", ""), b"".join(parts)
+
+
+def _uid(entry: dict[str, Any], tag: str) -> str:
+    """An identifier of an entry; what is none would lead elsewhere in an address."""
+    element = entry.get(tag)
+    values = element.get("Value") if isinstance(element, dict) else None
+    uid = values[0] if isinstance(values, list) and values else ""
+    if not isinstance(uid, str) or not _UID.fullmatch(uid):
+        raise DataError(
+            f"the archive names an image without a usable identifier ({tag[:4]},{tag[4:]})",
+            "Ask the archive's vendor; nothing was fetched for this query.",
+        )
+    return uid
