@@ -39,6 +39,7 @@ def check_consistency(config: SimulateConfig) -> None:
     check_client_level(config)
     check_conditions(config)
     check_partition(config)
+    check_external(config)
     if not DEVICE.fullmatch(config.run.device):
         raise ConfigError("run.device", config.run.device, "auto, cpu, cuda, cuda:N, mps")
     check_once("baselines", config.baselines)
@@ -223,11 +224,24 @@ def check_client_level(config: Trained) -> None:
 
 
 def check_partition(config: SimulateConfig) -> None:
-    """A saved partition without its file, or a file without it."""
+    """A saved partition without its file, or a file without it; folds that are none."""
     cfg = config.partition
     if (cfg.name == "saved") != (cfg.file is not None):
         allowed = "the partition.csv of an earlier run" if cfg.file is None else "nothing unless partition=saved"
         raise ConfigError("partition.file", "null" if cfg.file is None else cfg.file, allowed)
+    if cfg.folds == 1:
+        raise ConfigError("partition.folds", 1, "0, or 2 and more", "One fold would leave nothing to train on.")
+    if cfg.fold >= max(cfg.folds, 1):
+        raise ConfigError("partition.fold", cfg.fold, f"0 to {max(cfg.folds, 1) - 1} with partition.folds={cfg.folds}")
+    if cfg.folds and cfg.name == "saved":
+        raise ConfigError("partition.folds", cfg.folds, "0 with partition=saved, which holds its own splits")
+
+
+def check_external(config: SimulateConfig) -> None:
+    """Names of tables from elsewhere that could not stand in files and tables of figures."""
+    for name in config.external:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", name):
+            raise ConfigError(f"external.{name}", name, "a name of up to 40 letters, digits, '.', '_' and '-'")
 
 
 def check_conditions(config: SimulateConfig) -> None:
@@ -320,6 +334,7 @@ def check_start(config: SimulateConfig, *, resume: bool) -> None:
         "model.weights": config.model.weights,
         "model.prior_weights": config.model.prior_weights,
         "partition.file": config.partition.file,
+        **{f"external.{name}": path for name, path in config.external.items()},
         **{f"stages.{name}.init": getattr(config.stages, name).init for name in ("guidance", "diffusion", "plain")},
     }
     for key, path in paths.items():

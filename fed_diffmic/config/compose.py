@@ -287,9 +287,13 @@ def _build(base: Base, chosen: dict[str, str], values: Tree) -> Any:
 
     options = values.get("strategy", {}).pop("options", None)
     ranges = values.get("policy", {}).get("study", {}).pop("ranges", None)
+    external = values.pop("external", None) if base is SIMULATE else None
     merged = OmegaConf.merge(_options(FOLDER, base.name, tuple(sorted(chosen.items()))), values)
     if options is not None:  # a mapping replaces the option's mapping rather than mixing with it
         merged.strategy.options = options
+    if external is not None:
+        OmegaConf.set_readonly(merged, False)
+        merged.external = {name: str(Path(str(path)).expanduser().absolute()) for name, path in external.items()}
     if ranges is not None:  # those of the preset hold beside them
         merged.policy.study.ranges = {**merged.policy.study.ranges, **flattened(ranges)}
     return OmegaConf.to_object(merged)
