@@ -17,6 +17,7 @@ from fed_diffmic.config.simulation import StagesConfig
 from fed_diffmic.config.spec import STAGES
 from fed_diffmic.config.stages import trained_stages
 from fed_diffmic.files import safe_name
+from fed_diffmic.release.final import FinalModel
 from simulations.sites import POOLED
 
 
@@ -37,6 +38,21 @@ class Arm:
     def folder(self, run_dir: Path) -> Path:
         """Where the arm's checkpoints and final model lie; the federation's is the run's own folder."""
         return run_dir if self.name == "federated" else run_dir / "arms" / safe_name(self.name)
+
+
+@dataclass(frozen=True)
+class TrainedArm:
+    """What came of an arm.
+
+    Attributes:
+        final: its model, with the learning rate that did best on its own validation images.
+        folder: where that lies.
+        lr_scale: the factor on every learning rate.
+    """
+
+    final: FinalModel
+    folder: Path
+    lr_scale: float
 
 
 def arms_of(baselines: Sequence[str], sites: Sequence[str], stages: StagesConfig) -> list[Arm]:

@@ -332,7 +332,10 @@ class PartitionConfig(Checked):
         0.2, "share of a site's images for the final test (folds: one over their number)", gt=0, lt=0.5
     )
     folds: int = option(
-        0, "cross-validation: number of folds K, in each of which other images are the test images; 0: none", ge=0, le=20
+        0,
+        "cross-validation: number of folds K, in each of which other images are the test images; 0: none",
+        ge=0,
+        le=20,
     )
     fold: int = option(0, "which of the folds: 0 to K - 1", ge=0, le=19)
 
@@ -397,8 +400,8 @@ class SimulateConfig(Checked):
     seed: int = option(0, "seed of partition, split, initial weights, batches, noise", ge=0, lt=2**31)
     baselines: list[str] = option(doc="what else to train under the same budget", factory=list, choices=BASELINES)
     external: dict[str, str] = option(
-        doc="tables of images from elsewhere (image,label[,patient_id]) by name, for example external.other=FILE: judged "
-        "once, when everything has been trained and chosen",
+        doc="tables of images from elsewhere (image,label[,patient_id]) by name, as external.NAME=FILE: judged once, when "
+        "everything has been trained and chosen",
         factory=dict,
     )
     dataset: DatasetConfig = field(default_factory=DatasetConfig)

@@ -63,7 +63,9 @@ def test_folds_hold_as_much_of_each_class_as_those_of_scikit_learn():
     found = Groups.of(manifest)
     ours = fold_of_groups(found, 5, seed=0)[found.of_row]
     theirs = np.empty(len(labels), dtype=int)
-    for fold, (_, test) in enumerate(StratifiedGroupKFold(5, shuffle=True, random_state=0).split(labels, labels, groups)):
+    for fold, (_, test) in enumerate(
+        StratifiedGroupKFold(5, shuffle=True, random_state=0).split(labels, labels, groups)
+    ):
         theirs[test] = fold
     for label in range(3):
         spread = [np.bincount(f[labels == label], minlength=5).std() / (labels == label).sum() for f in (ours, theirs)]
