@@ -15,7 +15,7 @@ from fed_diffmic.training.comparison import difference
 from simulations.figures import MethodResult, Row
 
 METRIC = "auroc_macro"
-CANDIDATES = ("federated", "local", "finetune", "mixture")
+CANDIDATES = ("federated", "local", "finetune", "head", "mixture")
 
 
 def advice(

@@ -7,6 +7,7 @@ and ClientApp that hospitals run -> figures for the union and for each site -> s
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,11 @@ from fed_diffmic.reporting.tracking import make_trackers
 from server.app import app as server_app
 from server.app import shared_events
 from simulations.arms import Arm, TrainedArm, arms_of, scaled
+from simulations.figures import Judge
 from simulations.flower_app import client_app
 from simulations.folder import forget_site_files, leave_nothing, prepare_run_dir
 from simulations.grid import InProcessGrid
-from simulations.personal import keep_personal
+from simulations.personal import keep_personal, personal_methods
 from simulations.sites import VirtualSites, check_named_sites, shared_sites
 from simulations.summary import summarise
 from simulations.why import reasons
@@ -75,8 +77,11 @@ def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
             events.emit("warning", code="note", message=note)
         arms = arms_of(config.baselines, list(sites.sites), config.stages)
         trained = {arm.name: train_arm(config, arm, sites, run_dir, events, device) for arm in arms}
-        methods = dict(method_models(arms, trained, sites, device))
-        summary = summarise(config, sites, arms, trained, methods, device)
+        methods: dict[str, Mapping[str, Judge]] = dict(method_models(arms, trained, sites, device))
+        kinds = config.strategy.personal
+        personal, facts = personal_methods(kinds, sites.sites, trained["federated"], methods, device)
+        summary = summarise(config, sites, arms, trained, {**methods, **personal}, device)
+        summary["personal"] = facts
         before = earlier_seconds(read_events(run_dir / "events.jsonl"))
         summary["seconds"] = round(before + time.monotonic() - started, 1)
         write_json(run_dir / "summary.json", summary)

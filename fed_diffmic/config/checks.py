@@ -178,6 +178,14 @@ def check_stages(config: SimulateConfig | ServerConfig) -> None:
 def check_strategy(config: Trained) -> None:
     """A Flower strategy without its class, or a class without the strategy that takes it."""
     strategy = config.strategy
+    check_once("strategy.personal", strategy.personal)
+    if isinstance(config, SimulateConfig) and "mixture" in strategy.personal and "local" not in config.baselines:
+        raise ConfigError(
+            "strategy.personal",
+            strategy.personal,
+            "finetune and head without baselines=[local]",
+            "A mixture is of the global model and the one that each site trained alone.",
+        )
     if strategy.name == "flower" and strategy.class_path is None:
         raise ConfigError(
             "strategy.class_path",

@@ -19,6 +19,7 @@ from fed_diffmic.config.fields import Checked, option
 from fed_diffmic.config.privacy import PrivacyConfig
 
 BASELINES = ("local", "pooled", "plain")
+PERSONAL = ("finetune", "head", "mixture")
 SELECT_METRICS = ("auroc_macro", "balanced_accuracy", "loss")
 
 
@@ -296,6 +297,12 @@ class StrategyConfig(Checked):
     client_delta: float = option(
         1e-3, "client-level privacy: delta of the claim, well below one over the number of sites", gt=0, lt=1
     )
+    personal: list[str] = option(
+        doc="what a site makes of the finished global model on its own images: fine-tuned, its heads alone fine-tuned, "
+        "or mixed with the model that it trained alone; []: nothing",
+        factory=list,
+        choices=PERSONAL,
+    )
     keep_optimizer_state: bool = option(False, "keep each site's optimizer moments from round to round (site state)")
     class_path: str | None = option(
         None, "flower: import path of a strategy, for example flwr.serverapp.strategy.FedMedian"
@@ -400,8 +407,8 @@ class SimulateConfig(Checked):
     seed: int = option(0, "seed of partition, split, initial weights, batches, noise", ge=0, lt=2**31)
     baselines: list[str] = option(doc="what else to train under the same budget", factory=list, choices=BASELINES)
     external: dict[str, str] = option(
-        doc="tables of images from elsewhere (image,label[,patient_id]) by name, as external.NAME=FILE: judged once, when "
-        "everything has been trained and chosen",
+        doc="tables of images from elsewhere (image,label[,patient_id]) by name, as external.NAME=FILE: judged once, "
+        "when everything has been trained and chosen",
         factory=dict,
     )
     dataset: DatasetConfig = field(default_factory=DatasetConfig)

@@ -17,7 +17,7 @@ from simulations.experiments.elsewhere import Elsewhere
 
 NAMES = {"balanced_accuracy": "balanced accuracy", "auroc_macro": "macro AUROC"}
 RANKED = "auroc_macro"
-PERSONAL = ("finetune", "mixture")
+PERSONAL = ("finetune", "head", "mixture")
 
 
 def gap_text(gap: Difference | None) -> str:
