@@ -32,7 +32,7 @@ from fed_diffmic.reporting.table import print_summary
 from fed_diffmic.reporting.tracking import make_trackers
 from server.app import app as server_app
 from server.app import shared_events
-from simulations.arms import Arm, TrainedArm, arms_of, scaled
+from simulations.arms import Arm, TrainedArm, Trial, arms_of, trials_of
 from simulations.figures import Judge
 from simulations.flower_app import client_app
 from simulations.folder import forget_site_files, leave_nothing, prepare_run_dir
@@ -140,23 +140,24 @@ def train_arm(
     """
     events.emit("arm_started", arm=arm.name, stages=list(arm.stages), sites=list(arm.sites))
     folder = arm.folder(run_dir)
-    candidates: list[tuple[float, FinalModel, Path]] = []
-    for factor in config.run.lr_scales:
-        trial = folder if len(config.run.lr_scales) == 1 else folder / f"lr-{factor:g}"
-        trial.mkdir(parents=True, exist_ok=True)
+    candidates: list[tuple[Trial, FinalModel, Path]] = []
+    trials = trials_of(arm, config.run)
+    for trial in trials:
+        place = folder if len(trials) == 1 else folder / trial.name
+        place.mkdir(parents=True, exist_ok=True)
         spec = make_spec(
-            replace(config, stages=scaled(config.stages, factor), strategy=strategy_of(config.strategy, arm)),
+            replace(config, stages=trial.stages(config.stages), strategy=strategy_of(config.strategy, arm)),
             classes=sites.classes,
             task=sites.task,
             run_id=run_dir.name,
             arm=arm.name,
             device=device,
         )
-        events.emit("trial_started", arm=arm.name, lr_scale=factor)
-        candidates.append((factor, run_arm(config, spec, arm, trial, run_dir, events), trial))
-    factor, best, chosen = max(candidates, key=lambda found: validation_score(found[1], arm.stages[-1]))
-    events.emit("arm_done", arm=arm.name, lr_scale=factor, bytes_sent=best.bytes_sent)
-    return TrainedArm(best, chosen, factor)
+        events.emit("trial_started", arm=arm.name, lr_scale=trial.lr_scale)
+        candidates.append((trial, run_arm(config, spec, arm, place, run_dir, events), place))
+    trial, best, chosen = max(candidates, key=lambda found: validation_score(found[1], arm.stages[-1]))
+    events.emit("arm_done", arm=arm.name, lr_scale=trial.lr_scale, bytes_sent=best.bytes_sent)
+    return TrainedArm(best, chosen, trial.lr_scale, trial.optimizer)
 
 
 def strategy_of(strategy: StrategyConfig, arm: Arm) -> StrategyConfig:

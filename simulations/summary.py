@@ -107,6 +107,7 @@ def summarise(
             "fold": config.partition.fold,
         },
         "lr_scales": {arm.name: trained[arm.name].lr_scale for arm in arms},
+        "local_optimizers": {arm.name: trained[arm.name].optimizer for arm in arms if trained[arm.name].optimizer},
         "calibration": main.calibration[last].to_json(),
         "bytes_sent": main.bytes_sent,
         "notes": [*sites.notes, *(note for table in external.values() for note in table.notes)],

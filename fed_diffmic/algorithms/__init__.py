@@ -17,6 +17,7 @@ from fed_diffmic.algorithms.base import (
     build_algorithm,
     register_algorithm,
 )
+from fed_diffmic.algorithms.clipped_mean import ClippedMean
 from fed_diffmic.algorithms.ditto import Ditto
 from fed_diffmic.algorithms.fedadam import FedAdam
 from fed_diffmic.algorithms.fedavg import FedAvg
@@ -24,6 +25,7 @@ from fed_diffmic.algorithms.fedavgm import FedAvgM
 from fed_diffmic.algorithms.fedbn import FedBN
 from fed_diffmic.algorithms.feddyn import FedDyn
 from fed_diffmic.algorithms.fednova import FedNova
+from fed_diffmic.algorithms.fedper import FedPer
 from fed_diffmic.algorithms.fedprox import FedProx
 from fed_diffmic.algorithms.fedyogi import FedYogi
 from fed_diffmic.algorithms.krum import Krum
@@ -35,6 +37,7 @@ from fed_diffmic.algorithms.trimmed_mean import TrimmedMean
 __all__ = [
     "EXTRA",
     "Algorithm",
+    "ClippedMean",
     "Ditto",
     "FedAdam",
     "FedAvg",
@@ -42,6 +45,7 @@ __all__ = [
     "FedBN",
     "FedDyn",
     "FedNova",
+    "FedPer",
     "FedProx",
     "FedYogi",
     "Krum",

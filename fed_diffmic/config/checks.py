@@ -45,6 +45,7 @@ def check_consistency(config: SimulateConfig) -> None:
     check_once("baselines", config.baselines)
     check_privacy(config)
     check_once("run.lr_scales", config.run.lr_scales)
+    check_once("run.local_optimizers", config.run.local_optimizers)
     if not config.run.lr_scales:
         raise ConfigError("run.lr_scales", "[]", "at least one number, for example [1.0]")
     if config.run.examples and config.dataset.name == "table":
@@ -99,13 +100,14 @@ def check_privacy(config: SimulateConfig) -> None:
     check_privacy_group(config.privacy)
     if config.privacy.name == "none":
         return
-    if len(config.run.lr_scales) > 1:
-        raise ConfigError(
-            "run.lr_scales",
-            config.run.lr_scales,
-            "one number with privacy=dp_sgd",
-            "A search reads the private data each time; try rates on public images.",
-        )
+    for key, grid in (("lr_scales", config.run.lr_scales), ("local_optimizers", config.run.local_optimizers)):
+        if len(grid) > 1:
+            raise ConfigError(
+                f"run.{key}",
+                grid,
+                "at most one with privacy=dp_sgd",
+                "A search reads the private data each time; try rates on public images.",
+            )
     if config.strategy.name in ("ditto", "qfedavg"):
         raise ConfigError(
             "strategy.name",

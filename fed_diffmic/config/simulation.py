@@ -247,6 +247,7 @@ class StrategyConfig(Checked):
             "fedadam",
             "fedyogi",
             "fedbn",
+            "fedper",
             "scaffold",
             "feddyn",
             "fednova",
@@ -255,6 +256,7 @@ class StrategyConfig(Checked):
             "median",
             "trimmed_mean",
             "krum",
+            "clipped_mean",
             "flower",
         ),
     )
@@ -283,6 +285,11 @@ class StrategyConfig(Checked):
     )
     trim: float = option(0.2, "trimmed_mean: share of the values left out at each end", ge=0, lt=0.5)
     false_sites: int = option(0, "krum: number f of sites that may send anything", ge=0, le=10_000)
+    update_norm: float = option(
+        0.0,
+        "clipped_mean: largest L2 norm of a site's change, over all parameters; 0: the median of the sites' norms",
+        ge=0,
+    )
     krum_keep: int = option(1, "krum: number m of sites whose weights are averaged", ge=1, le=10_000)
     client_clip_norm: float = option(
         1.0, "client-level privacy: largest L2 norm of a site's update, over all trained tensors, in the average", gt=0
@@ -394,6 +401,12 @@ class RunConfig(Checked):
         factory=lambda: [1.0],
         gt=0,
         le=1000,
+    )
+    local_optimizers: list[str] = option(
+        doc="optimizers that each site alone tries beside the learning rates, the better on its own validation (sgd "
+        "has 100 times adamw's rate); []: the stage's",
+        factory=list,
+        choices=("adamw", "sgd"),
     )
     tracking: str = option(
         "none", "extra log for a viewer (extra 'tracking' or 'mlflow')", choices=("none", "tensorboard", "mlflow")
