@@ -2,8 +2,8 @@
 
 A site's change ``d_k = w_k - w`` of the parameters is cut to the length ``M``: ``w + sum_k p_k min(1, M / ||d_k||)
 d_k``. One site can then move the model by ``p_k M`` at most, whatever it sends, and sites keep their weights, which the
-median and Krum take from them. ``M`` is ``strategy.update_norm``, or where that is 0 the median of the sites' own norms,
-so that it follows the training: half of the sites are never cut. It does not withstand many small steps into one
+median and Krum take from them. ``M`` is ``strategy.update_norm``, or where that is 0 the median of the sites' own
+norms, so that it follows the training: half of the sites are never cut. It does not withstand many small steps into one
 direction, nor half of the sites. Buffers and counters, which are no change to be cut, take the coordinate-wise median.
 """
 

@@ -10,7 +10,8 @@ from tests.toy import toy_spec
 
 TINY = ModelConfig(
     name="tiny", image_side=32, regions=2, crop=16, latent=16, attention=8, feature_stride=16,
-    guidance_backbone="test_resnet", local_backbone="test_resnet", prior_backbone="test_resnet", region_backbone="test_resnet",
+    guidance_backbone="test_resnet", local_backbone="test_resnet", prior_backbone="test_resnet",
+    region_backbone="test_resnet",
 )  # fmt: skip
 
 
