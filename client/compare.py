@@ -28,6 +28,7 @@ from fed_diffmic.release.personal import save_part, sign_parts
 from fed_diffmic.release.pinned import pin
 from fed_diffmic.release.provenance import PROVENANCE, signed_key
 from fed_diffmic.training.calibration import Calibration
+from fed_diffmic.training.choice import choose_model
 from fed_diffmic.training.comparison import difference
 from fed_diffmic.training.evaluation import figures_of, judged, predict_scores
 from fed_diffmic.training.metrics import METRICS, Scored
@@ -37,6 +38,8 @@ BEFORE, NEW = "model.before", ".model.part"
 STAGES = ("diffusion", "guidance", "plain")
 BOOTSTRAP = 1000
 SMALLER_IS_BETTER = ("brier", "ece")
+CAME, KEPT = "the model that came", "the model in use"
+RANKED = "auroc_macro"
 
 
 class Final(Protocol):
@@ -64,6 +67,8 @@ class Comparison:
         figures: of the model that came: ``{metric: {value, low, high}}``.
         other: of the one in use, if there is one.
         difference: the model that came minus the one in use.
+        take: the one to use: :data:`CAME` or :data:`KEPT`.
+        why: in a sentence.
     """
 
     site: str
@@ -72,6 +77,8 @@ class Comparison:
     figures: dict[str, Any]
     other: dict[str, Any] | None
     difference: dict[str, Any] | None
+    take: str = CAME
+    why: str = ""
 
 
 def compare_models(
@@ -96,14 +103,37 @@ def compare_models(
     site = config.site.name
     own = _figures(scored, model.spec, bootstrap)
     if other is None:
-        return Comparison(site, split, len(scored.labels), own, None, None)
+        return Comparison(site, split, len(scored.labels), own, None, None, CAME, "There is no model in use.")
     before = score(source, other, split, device)
     try:
         paired = difference({site: scored}, {site: before}, bootstrap=bootstrap, seed=model.spec.seed)
     except ValueError as error:
         raise DataError(f"the two models cannot be compared: {error}") from error
     theirs = _figures(before, other.spec, bootstrap)
-    return Comparison(site, split, len(scored.labels), own, theirs, paired["sites"][site])
+    take, why = which_to_take(paired["sites"][site])
+    return Comparison(site, split, len(scored.labels), own, theirs, paired["sites"][site], take, why)
+
+
+def which_to_take(gap: Mapping[str, Any]) -> tuple[str, str]:
+    """The model to use and why, from the paired difference that came minus in use (:mod:`fed_diffmic.training.choice`).
+
+    The model that came is the default: it has seen other sites' patients too, whom these images cannot show.
+    """
+    cell = gap[RANKED]
+    turned = {
+        name: None if cell[key] is None else -cell[key]
+        for name, key in (("value", "value"), ("low", "high"), ("high", "low"))
+    }
+    choice = choose_model([CAME, KEPT], lambda *_: turned)
+    step = choice.steps[0]
+    if step.value is None or step.low is None or step.high is None:
+        return choice.model, f"No interval of the difference in macro AUROC can be given, so {CAME} is the default."
+    amount = f"macro AUROC {-step.value:+.3f} ({-step.high:+.3f} to {-step.low:+.3f}) against the one in use"
+    if step.taken:
+        return choice.model, f"The model that came is shown to be worse on this site's own images: {amount}."
+    said = "is shown to be better" if step.worse else "is not shown to be better or worse"
+    default = "" if step.worse else "; it is the default, for it has seen other sites' patients too"
+    return choice.model, f"The model that came {said} on this site's own images: {amount}{default}."
 
 
 def score(source: SiteSource, model: Final, split: str, device: str) -> Scored:
@@ -197,6 +227,8 @@ def comparison_text(result: Comparison) -> str:
             note = " (smaller is better)" if metric in SMALLER_IS_BETTER else ""
             line += f"{result.other[metric]['value']:>8.3f}{cell['value']:>+12.3f}  {span}{note}"
         lines.append(line)
+    if result.other is not None:
+        lines.append(f"Take {result.take}. {result.why}")
     lines.append("For research, not a medical device.")
     return "\n".join(lines)
 

@@ -4,7 +4,7 @@ Every arm is a federation run by the same coordinator and the same local update;
 differ. *local* is a federation of one site; *pooled* is one site that holds the union; *plain*
 trains a plain classifier on the same backbone in the same three ways. All have the same number of
 rounds and passes over each image, the same grid of learning rates, and choose their round on their
-own validation images.
+own validation images. ``run.local_optimizers`` lets a site alone try what a hospital would try besides.
 """
 
 from __future__ import annotations
@@ -12,12 +12,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from fed_diffmic.config.simulation import StagesConfig
+from fed_diffmic.config.simulation import RunConfig, StagesConfig
 from fed_diffmic.config.spec import STAGES
 from fed_diffmic.config.stages import trained_stages
 from fed_diffmic.files import safe_name
+from fed_diffmic.release.final import FinalModel
 from simulations.sites import POOLED
+
+SGD_RATE = 100.0
+"""How much larger a learning rate SGD with momentum takes than AdamW: 0.1 and 0.001 are the usual ones."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,23 @@ class Arm:
         return run_dir if self.name == "federated" else run_dir / "arms" / safe_name(self.name)
 
 
+@dataclass(frozen=True)
+class TrainedArm:
+    """What came of an arm.
+
+    Attributes:
+        final: its model, with the learning rate that did best on its own validation images.
+        folder: where that lies.
+        lr_scale: the factor on every learning rate.
+        optimizer: that a site alone chose; empty: the stage's.
+    """
+
+    final: FinalModel
+    folder: Path
+    lr_scale: float
+    optimizer: str = ""
+
+
 def arms_of(baselines: Sequence[str], sites: Sequence[str], stages: StagesConfig) -> list[Arm]:
     """Every arm of a run, the federation first."""
     both = trained_stages(stages)
@@ -53,6 +75,47 @@ def arms_of(baselines: Sequence[str], sites: Sequence[str], stages: StagesConfig
         arms += [Arm(f"plain/local/{site}", ("plain",), (site,)) for site in everyone]
         arms.append(Arm("plain/pooled", ("plain",), (POOLED,)))
     return arms
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to train an arm.
+
+    Attributes:
+        lr_scale: factor on every learning rate.
+        optimizer: ``adamw`` or ``sgd`` in every stage; empty: each stage's own.
+    """
+
+    lr_scale: float
+    optimizer: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its folder, where there are several."""
+        return f"{self.optimizer}{'-' if self.optimizer else ''}lr-{self.lr_scale:g}"
+
+    def stages(self, stages: StagesConfig) -> StagesConfig:
+        """The stages trained so."""
+        return scaled(with_optimizer(stages, self.optimizer) if self.optimizer else stages, self.lr_scale)
+
+
+def trials_of(arm: Arm, run: RunConfig) -> list[Trial]:
+    """The grid of an arm: the learning rates and, for one site alone, the optimizers that a hospital would try."""
+    alone = len(arm.sites) == 1 and arm.sites != (POOLED,)
+    optimizers = run.local_optimizers if alone and run.local_optimizers else [""]
+    return [Trial(factor, optimizer) for optimizer in optimizers for factor in run.lr_scales]
+
+
+def with_optimizer(stages: StagesConfig, optimizer: str) -> StagesConfig:
+    """Every stage with that optimizer; one that had the other has its learning rate times or over :data:`SGD_RATE`."""
+    changed: dict[str, Any] = {}
+    for name in STAGES:
+        cfg = getattr(stages, name)
+        if cfg.optimizer != optimizer:
+            changed[name] = replace(
+                cfg, optimizer=optimizer, lr=cfg.lr * SGD_RATE if optimizer == "sgd" else cfg.lr / SGD_RATE
+            )
+    return replace(stages, **changed)
 
 
 def scaled(stages: StagesConfig, factor: float) -> StagesConfig:

@@ -6,14 +6,14 @@ union of predictions. Test images are read once, when every arm has been trained
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from fed_diffmic.data.site import SiteData
-from fed_diffmic.inference.predictor import Predictor
+from fed_diffmic.config.spec import RunSpec
+from fed_diffmic.data.site import Examples, SiteData
 from fed_diffmic.training.comparison import difference, mean_over_sites
 from fed_diffmic.training.evaluation import figures_of
 from fed_diffmic.training.matrix import matrix_cell
@@ -21,6 +21,17 @@ from fed_diffmic.training.metrics import Scored
 
 SPLITS = ("val", "test")
 MOST_MODELS = 16
+
+
+class Judge(Protocol):
+    """A model with its calibration: what figures are computed of."""
+
+    @property
+    def spec(self) -> RunSpec:
+        """What it was trained as."""
+
+    def predict(self, examples: Examples) -> Scored:
+        """Calibrated probabilities and decisions, at least one example."""
 
 
 def join(parts: Sequence[Scored]) -> Scored:
@@ -47,7 +58,7 @@ class MethodResult:
     test: dict[str, Scored]
 
 
-def method_result(predictors: Mapping[str, Predictor], sites: Mapping[str, SiteData], bootstrap: int) -> MethodResult:
+def method_result(predictors: Mapping[str, Judge], sites: Mapping[str, SiteData], bootstrap: int) -> MethodResult:
     """Figures of one method at every site, over their union, and the mean over sites.
 
     Args:
@@ -69,37 +80,61 @@ def method_result(predictors: Mapping[str, Predictor], sites: Mapping[str, SiteD
     return MethodResult(result, test)
 
 
-def cross_site(
-    methods: Mapping[str, Mapping[str, Predictor]],
-    results: Mapping[str, MethodResult],
-    sites: Mapping[str, SiteData],
-    bootstrap: int,
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Every model on every site's test images, and on all of them together (``all``).
+@dataclass(frozen=True)
+class Row:
+    """One model's test predictions at every site.
 
-    A method whose sites share a model is one row; one that has a model for each site (training alone, personal models)
-    is a row ``<method>/<site>`` for each, unless there are more than :data:`MOST_MODELS` sites.
+    Attributes:
+        spec: what it was trained as.
+        parts: predictions by site.
+    """
+
+    spec: RunSpec
+    parts: dict[str, Scored]
+
+
+def models_of(methods: Mapping[str, Mapping[str, Judge]]) -> Iterator[tuple[str, str, Judge]]:
+    """Row name, the site that would use it, and the model: one row where a method's sites share a model.
+
+    A method that has a model for each site (training alone, personal models) is a row ``<method>/<site>`` for each,
+    unless there are more than :data:`MOST_MODELS` sites.
+    """
+    for method, predictors in methods.items():
+        alike = len({id(predictor) for predictor in predictors.values()}) == 1
+        if not alike and len(predictors) > MOST_MODELS:
+            continue
+        for place, predictor in [next(iter(predictors.items()))] if alike else predictors.items():
+            yield (method if alike else f"{method}/{place}"), place, predictor
+
+
+def everywhere(
+    methods: Mapping[str, Mapping[str, Judge]], results: Mapping[str, MethodResult], sites: Mapping[str, SiteData]
+) -> dict[str, Row]:
+    """Test predictions of every model at every site, by row (:func:`models_of`)."""
+    rows = {}
+    for model, place, predictor in models_of(methods):
+        alike = model in methods
+        own = results[model if alike else model.removesuffix(f"/{place}")].test
+        parts = {
+            name: own[name] if alike or name == place else predictor.predict(data.test) for name, data in sites.items()
+        }
+        rows[model] = Row(predictor.spec, parts)
+    return rows
+
+
+def cross_site(rows: Mapping[str, Row], bootstrap: int) -> dict[str, dict[str, dict[str, Any]]]:
+    """The figures of :func:`everywhere`, and those on all sites' test images together (``all``).
 
     Returns:
         model -> site -> :func:`fed_diffmic.training.matrix.matrix_cell`.
     """
     matrix: dict[str, dict[str, dict[str, Any]]] = {}
-    for method, predictors in methods.items():
-        alike = len({id(predictor) for predictor in predictors.values()}) == 1
-        if not alike and len(sites) > MOST_MODELS:
-            continue
-        own = results[method].test
-        for place, predictor in [next(iter(predictors.items()))] if alike else predictors.items():
-            parts = {
-                name: own[name] if alike or name == place else predictor.predict(data.test)
-                for name, data in sites.items()
-            }
-            row = {**parts, "all": join(list(parts.values()))} if len(parts) > 1 else parts
-            spec = predictor.spec
-            matrix[method if alike else f"{method}/{place}"] = {
-                name: matrix_cell(part, spec.classes, bootstrap=bootstrap, seed=spec.seed, name=name)
-                for name, part in row.items()
-            }
+    for model, row in rows.items():
+        parts = {**row.parts, "all": join(list(row.parts.values()))} if len(row.parts) > 1 else row.parts
+        matrix[model] = {
+            name: matrix_cell(part, row.spec.classes, bootstrap=bootstrap, seed=row.spec.seed, name=name)
+            for name, part in parts.items()
+        }
     return matrix
 
 
@@ -108,13 +143,14 @@ def differences(own: MethodResult, others: Mapping[str, MethodResult], bootstrap
     return {name: difference(own.test, other.test, bootstrap=bootstrap, seed=seed) for name, other in others.items()}
 
 
-def prediction_tensors(results: Mapping[str, MethodResult]) -> dict[str, np.ndarray]:
-    """Test predictions for comparisons over seeds and runs.
+def prediction_tensors(results: Mapping[str, MethodResult], sites: Mapping[str, SiteData]) -> dict[str, np.ndarray]:
+    """Test predictions for comparisons over folds, seeds and runs.
 
-    ``<method>|<site>|probabilities`` and ``|decided``; ``<site>|labels`` and ``<site>|groups``, where groups are
-    numbered by site and nothing tells which patient a number is.
+    ``<method>|<site>|probabilities`` and ``|decided``; ``<site>|labels``, ``<site>|keys`` (each image's number from its
+    content, as in ``partition.csv``) and ``<site>|groups``, where groups are numbered by site and nothing tells which
+    patient a number is.
     """
-    tensors: dict[str, np.ndarray] = {}
+    tensors = {f"{site}|keys": data.test.keys.astype(np.int64) for site, data in sites.items()}
     for method, result in results.items():
         for site, scored in result.test.items():
             tensors[f"{method}|{site}|probabilities"] = scored.probabilities.astype(np.float32)

@@ -15,7 +15,7 @@ from client.preflight.estimate import StageEstimate, estimate_stage
 from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.config.spec import RunSpec, make_spec
 from fed_diffmic.reporting.view import duration, size
-from simulations.arms import Arm, arms_of
+from simulations.arms import Arm, arms_of, trials_of
 from simulations.run import choose_device
 from simulations.sites import VirtualSites, build_sites
 
@@ -65,7 +65,9 @@ def make_plan(config: SimulateConfig) -> Plan:
         trials = len(config.run.lr_scales)
         at_once = len(sites.sites) if config.run.backend == "ray" else 1
         seconds = {
-            arm.name: trials * _arm_seconds(spec, arm, sites, measured, len(largest.val), at_once) for arm in arms
+            arm.name: len(trials_of(arm, config.run))
+            * _arm_seconds(spec, arm, sites, measured, len(largest.val), at_once)
+            for arm in arms
         }
         return Plan(
             device=device,

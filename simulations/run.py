@@ -6,10 +6,9 @@ and ClientApp that hospitals run -> figures for the union and for each site -> s
 
 from __future__ import annotations
 
-import platform
 import time
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,46 +20,27 @@ from fed_diffmic.config.folders import with_run_dir
 from fed_diffmic.config.simulation import ModelConfig, SimulateConfig, StrategyConfig
 from fed_diffmic.config.spec import RunSpec, make_spec
 from fed_diffmic.errors import ConfigError, FedDiffmicError
-from fed_diffmic.files import atomic_write, save_tensors, write_json
+from fed_diffmic.files import atomic_write, write_json
 from fed_diffmic.inference.predictor import Predictor
-from fed_diffmic.privacy.statement import last_claims, last_client_level, statement
 from fed_diffmic.release.final import FinalModel, has_final, load_final
 from fed_diffmic.release.personal import own_part
 from fed_diffmic.reporting.curves import write_metrics_csv
 from fed_diffmic.reporting.events import EventLog, earlier_seconds, read_events
-from fed_diffmic.reporting.examples import FILE as EXAMPLES
 from fed_diffmic.reporting.progress import RichProgress, make_progress
 from fed_diffmic.reporting.report import write_report
 from fed_diffmic.reporting.table import print_summary
 from fed_diffmic.reporting.tracking import make_trackers
 from server.app import app as server_app
 from server.app import shared_events
-from simulations.arms import Arm, arms_of, scaled
-from simulations.examples import example_tensors, wanted
-from simulations.figures import cross_site, differences, method_result, prediction_tensors
+from simulations.arms import Arm, TrainedArm, Trial, arms_of, trials_of
+from simulations.figures import Judge
 from simulations.flower_app import client_app
 from simulations.folder import forget_site_files, leave_nothing, prepare_run_dir
 from simulations.grid import InProcessGrid
-from simulations.personal import keep_personal
-from simulations.sites import VirtualSites, check_named_sites, heterogeneity, shared_sites
+from simulations.personal import keep_personal, personal_methods
+from simulations.sites import VirtualSites, check_named_sites, shared_sites
+from simulations.summary import summarise
 from simulations.why import reasons
-
-PACKAGES = ("fed-diffmic", "flwr", "torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn")
-
-
-@dataclass(frozen=True)
-class TrainedArm:
-    """What came of an arm.
-
-    Attributes:
-        final: its model, with the learning rate that did best on its own validation images.
-        folder: where that lies.
-        lr_scale: the factor on every learning rate.
-    """
-
-    final: FinalModel
-    folder: Path
-    lr_scale: float
 
 
 def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
@@ -97,7 +77,11 @@ def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
             events.emit("warning", code="note", message=note)
         arms = arms_of(config.baselines, list(sites.sites), config.stages)
         trained = {arm.name: train_arm(config, arm, sites, run_dir, events, device) for arm in arms}
-        summary = summarise(config, sites, arms, trained, device)
+        methods: dict[str, Mapping[str, Judge]] = dict(method_models(arms, trained, sites, device))
+        kinds = config.strategy.personal
+        personal, facts = personal_methods(kinds, sites.sites, trained["federated"], methods, device)
+        summary = summarise(config, sites, arms, trained, {**methods, **personal}, device)
+        summary["personal"] = facts
         before = earlier_seconds(read_events(run_dir / "events.jsonl"))
         summary["seconds"] = round(before + time.monotonic() - started, 1)
         write_json(run_dir / "summary.json", summary)
@@ -156,23 +140,24 @@ def train_arm(
     """
     events.emit("arm_started", arm=arm.name, stages=list(arm.stages), sites=list(arm.sites))
     folder = arm.folder(run_dir)
-    candidates: list[tuple[float, FinalModel, Path]] = []
-    for factor in config.run.lr_scales:
-        trial = folder if len(config.run.lr_scales) == 1 else folder / f"lr-{factor:g}"
-        trial.mkdir(parents=True, exist_ok=True)
+    candidates: list[tuple[Trial, FinalModel, Path]] = []
+    trials = trials_of(arm, config.run)
+    for trial in trials:
+        place = folder if len(trials) == 1 else folder / trial.name
+        place.mkdir(parents=True, exist_ok=True)
         spec = make_spec(
-            replace(config, stages=scaled(config.stages, factor), strategy=strategy_of(config.strategy, arm)),
+            replace(config, stages=trial.stages(config.stages), strategy=strategy_of(config.strategy, arm)),
             classes=sites.classes,
             task=sites.task,
             run_id=run_dir.name,
             arm=arm.name,
             device=device,
         )
-        events.emit("trial_started", arm=arm.name, lr_scale=factor)
-        candidates.append((factor, run_arm(config, spec, arm, trial, run_dir, events), trial))
-    factor, best, chosen = max(candidates, key=lambda found: validation_score(found[1], arm.stages[-1]))
-    events.emit("arm_done", arm=arm.name, lr_scale=factor, bytes_sent=best.bytes_sent)
-    return TrainedArm(best, chosen, factor)
+        events.emit("trial_started", arm=arm.name, lr_scale=trial.lr_scale)
+        candidates.append((trial, run_arm(config, spec, arm, place, run_dir, events), place))
+    trial, best, chosen = max(candidates, key=lambda found: validation_score(found[1], arm.stages[-1]))
+    events.emit("arm_done", arm=arm.name, lr_scale=trial.lr_scale, bytes_sent=best.bytes_sent)
+    return TrainedArm(best, chosen, trial.lr_scale, trial.optimizer)
 
 
 def strategy_of(strategy: StrategyConfig, arm: Arm) -> StrategyConfig:
@@ -226,64 +211,6 @@ def validation_score(final: FinalModel, stage: str) -> tuple[float, float]:
     return max(scores, default=(-1.0, 0.0))
 
 
-def summarise(
-    config: SimulateConfig, sites: VirtualSites, arms: list[Arm], trained: dict[str, TrainedArm], device: str
-) -> dict[str, Any]:
-    """Every figure of the run; the only place where test images are read."""
-    draws = config.run.bootstrap
-    main = trained["federated"].final
-    last = arms[0].stages[-1]
-    methods = dict(method_models(arms, trained, sites, device))
-    results = {name: method_result(models, sites.sites, draws) for name, models in methods.items()}
-    save_tensors(Path(str(config.run.dir)) / "predictions.safetensors", prediction_tensors(results))
-    shown = wanted(config)
-    if shown and "guidance/federated" in methods:
-        examples = example_tensors(methods["guidance/federated"], results["federated"], sites.sites, shown)
-        if examples:  # no test image may have any of several labels
-            save_tensors(Path(str(config.run.dir)) / EXAMPLES, examples)
-    own = results["federated"]
-    others = {name: result for name, result in results.items() if name != "federated"}
-    return {
-        "status": "done",
-        "run": Path(str(config.run.dir)).name,
-        "seed": config.seed,
-        "dataset": config.dataset.name,
-        "task": sites.task,
-        "classes": list(sites.classes),
-        "stages": {stage: stage_facts(main, stage) for stage in arms[0].stages},
-        "final_stage": last,
-        "global": own.figures["global"],
-        "mean": own.figures["mean"],
-        "sites": {
-            name: {
-                "n_train": len(data.train),
-                "n_val": len(data.val),
-                "n_test": len(data.test),
-                "class_counts": dict(zip(sites.classes, sites.class_counts[name], strict=True)),
-                **own.figures["sites"][name],
-            }
-            for name, data in sites.sites.items()
-        },
-        "baselines": nested({name: result.figures for name, result in others.items()}),
-        "differences": differences(own, others, draws, config.seed),
-        "matrix": cross_site(methods, results, sites.sites, draws),
-        "strategy": config.strategy.name,
-        "partition": {
-            "name": config.partition.name,
-            "digest": sites.partition,
-            "heterogeneity": heterogeneity(sites.class_counts),
-        },
-        "lr_scales": {arm.name: trained[arm.name].lr_scale for arm in arms},
-        "calibration": main.calibration[last].to_json(),
-        "bytes_sent": main.bytes_sent,
-        "notes": list(sites.notes),
-        "privacy": statement(last_claims(main.history), sites.sites, last_client_level(main.history)),
-        "versions": {**{name: version(name) for name in PACKAGES}, "python": platform.python_version()},
-        "device": device,
-        "digests": main.digests,
-    }
-
-
 def method_models(
     arms: list[Arm], trained: dict[str, TrainedArm], sites: VirtualSites, device: str
 ) -> list[tuple[str, dict[str, Predictor]]]:
@@ -312,28 +239,3 @@ def method_models(
                     models[key] = Predictor(final.spec, stage, state, fitted, device, own)
                 methods.setdefault(name, {})[place] = models[key]
     return list(methods.items())
-
-
-def nested(methods: dict[str, Any]) -> dict[str, Any]:
-    """``plain/pooled`` becomes ``["plain"]["pooled"]``."""
-    result: dict[str, Any] = {}
-    for name, value in methods.items():
-        *outer, last = name.split("/")
-        place = result
-        for part in outer:
-            place = place.setdefault(part, {})
-        place[last] = value
-    return result
-
-
-def stage_facts(final: FinalModel, stage: str) -> dict[str, Any]:
-    """Rounds, the round chosen, seconds, bytes and the history of a stage."""
-    history = [row for row in final.history if row["stage"] == stage]
-    return {
-        "rounds": len(history),
-        "best_round": history[-1]["best_round"] if history else 0,
-        "select": final.spec.stage(stage).select,
-        "seconds": round(sum(row["seconds"] for row in history), 2),
-        "bytes_sent": sum(row["bytes_sent"] for row in history),
-        "history": history,
-    }

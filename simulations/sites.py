@@ -22,7 +22,7 @@ from fed_diffmic.data.manifest import SPLITS
 from fed_diffmic.data.open import open_dataset
 from fed_diffmic.data.phantoms import write_phantoms
 from fed_diffmic.data.site import SiteData, merge_sites
-from fed_diffmic.data.splits import split_site
+from fed_diffmic.data.splits import Fold, split_site
 from fed_diffmic.errors import ConfigError, PartitionError
 from fed_diffmic.exchange.failures import ABSENT, SiteError
 from fed_diffmic.seeding import numpy_generator
@@ -83,7 +83,7 @@ def build_sites(config: SimulateConfig, run_dir: Path) -> VirtualSites:
     keep_or_check(run_dir, opened.manifest)
     cfg = config.partition
     parts = {
-        name: split_site(part, name, config.seed, cfg.val_fraction, cfg.test_fraction)
+        name: split_site(part, name, config.seed, cfg.val_fraction, cfg.test_fraction, Fold(cfg.folds, cfg.fold))
         for name, part in partition(opened.manifest, cfg, config.seed).items()
     }
     if POOLED in parts:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 KEPT = f"{EXTRA}kept."
 
 
-class _KeepNorms(SiteHalf):
+class KeepTensors(SiteHalf):
+    """Trains freely and keeps some tensors of the network at the site."""
+
     def __init__(self, context: LocalContext, kept: frozenset[str]) -> None:
         self._context = context
         self._kept = kept
@@ -45,7 +47,7 @@ class FedBN(Algorithm):
 
     def site_half(self, context: LocalContext) -> SiteHalf:
         """Keeps the normalisation after the update."""
-        return _KeepNorms(context, self.kept(context.network, context.names))
+        return KeepTensors(context, self.kept(context.network, context.names))
 
     def kept(self, network: nn.Module, names: Mapping[str, str]) -> frozenset[str]:
         """Whatever belongs to a normalisation layer."""

@@ -42,7 +42,12 @@ def register(add: Add) -> None:
     client.add_argument("--rejoin", action="store_true", help="continue: take part again after withdrawing")
     client.add_argument("--model", type=Path, metavar="DIR", help="compare: folder of the model that came")
     client.add_argument("--with", type=Path, dest="other", metavar="DIR", help="compare: another than the one in use")
-    client.add_argument("--take-over", action="store_true", help="compare: and keep it as the one in use")
+    client.add_argument(
+        "--take-over",
+        action="store_true",
+        help="compare: and keep it as the one in use, unless that is shown to be better here",
+    )
+    client.add_argument("--even-if-worse", action="store_true", help="compare --take-over: in any case")
     client.add_argument(
         "--split", default="test", choices=("val", "test"), help="compare: which of the site's images (test)"
     )
@@ -145,7 +150,7 @@ def _compare(config: SiteConfig, arguments: argparse.Namespace) -> int:
         raise UsageError("fed-diffmic client compare needs --model", "Name the folder of the model that came.")
     from dataclasses import asdict
 
-    from client.compare import compare_models, comparison_text, take_over
+    from client.compare import KEPT, compare_models, comparison_text, take_over
     from client.kept import IN_USE, coordinator_key, load_kept, record, signing_key
     from client.personal import complete, own_parts
     from fed_diffmic.release.final import load_final
@@ -167,7 +172,9 @@ def _compare(config: SiteConfig, arguments: argparse.Namespace) -> int:
         before = complete(before, own_parts(config, before, in_use))
     result = compare_models(config, complete(came, parts), before, split=arguments.split)
     print(json.dumps(asdict(result), indent=2) if arguments.json else comparison_text(result))
-    if arguments.take_over:
+    if arguments.take_over and result.take == KEPT and not arguments.even_if_worse:
+        print(f"Not taken over: {result.why} To take it in any case: --even-if-worse.", file=sys.stderr)
+    elif arguments.take_over:
         take_over(
             arguments.model,
             folder,

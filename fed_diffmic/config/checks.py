@@ -16,8 +16,15 @@ from typing import Any
 from fed_diffmic.config.features import Trained, check_features
 from fed_diffmic.config.folders import check_folders, renamed
 from fed_diffmic.config.groups import layout_options
-from fed_diffmic.config.owner_checks import check_client_level, check_exclusive, check_strategy
-from fed_diffmic.config.owners import ALGORITHMS, DATASETS, PARTITIONERS
+from fed_diffmic.config.owner_checks import (
+    check_client_level,
+    check_exclusive,
+    check_external,
+    check_once,
+    check_partition,
+    check_strategy,
+)
+from fed_diffmic.config.owners import ALGORITHMS, DATASETS
 from fed_diffmic.config.plugins import find
 from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.config.server import ServerConfig
@@ -42,11 +49,13 @@ def check_consistency(config: SimulateConfig) -> None:
     check_client_level(config)
     check_conditions(config)
     check_partition(config)
+    check_external(config)
     if not DEVICE.fullmatch(config.run.device):
         raise ConfigError("run.device", config.run.device, "auto, cpu, cuda, cuda:N, mps")
     check_once("baselines", config.baselines)
     check_privacy(config)
     check_once("run.lr_scales", config.run.lr_scales)
+    check_once("run.local_optimizers", config.run.local_optimizers)
     if not config.run.lr_scales:
         raise ConfigError("run.lr_scales", "[]", "at least one number, for example [1.0]")
     if config.run.examples and not layout_options(config.dataset.name).public:
@@ -100,13 +109,14 @@ def check_privacy(config: SimulateConfig) -> None:
     check_privacy_group(config.privacy)
     if config.privacy.name == "none":
         return
-    if len(config.run.lr_scales) > 1:
-        raise ConfigError(
-            "run.lr_scales",
-            config.run.lr_scales,
-            "one number with privacy=dp_sgd",
-            "A search reads the private data each time; try rates on public images.",
-        )
+    for key, grid in (("lr_scales", config.run.lr_scales), ("local_optimizers", config.run.local_optimizers)):
+        if len(grid) > 1:
+            raise ConfigError(
+                f"run.{key}",
+                grid,
+                "at most one with privacy=dp_sgd",
+                "A search reads the private data each time; try rates on public images.",
+            )
     made = find(ALGORITHMS, config.strategy.name).made
     if made is not None and not made.private:
         raise ConfigError(
@@ -177,13 +187,6 @@ def check_stages(config: SimulateConfig | ServerConfig) -> None:
         )
 
 
-def check_partition(config: SimulateConfig) -> None:
-    """A saved partition without its file, or a file without it."""
-    if config.partition.name == "saved" and config.partition.file is None:
-        raise ConfigError("partition.file", "null", "the partition.csv of an earlier run")
-    check_exclusive(config.partition, PARTITIONERS)
-
-
 def check_conditions(config: SimulateConfig) -> None:
     """Conditions that cannot be read, or that no round of the run would survive."""
     conditions = config.conditions
@@ -224,12 +227,6 @@ def parse_slowness(entry: str) -> tuple[str, float]:
     if not site or re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", times) is None or float(times) < 1:
         raise ValueError("SITE:TIMES, a number from 1, for example site-1:4")
     return site, float(times)
-
-
-def check_once(key: str, values: list[str] | list[float]) -> None:
-    """Refuse a list that names something twice."""
-    if len(set(values)) != len(values):
-        raise ConfigError(key, values, "each value once")
 
 
 def check_same_run(saved: SimulateConfig, config: SimulateConfig) -> None:
@@ -274,6 +271,7 @@ def check_start(config: SimulateConfig, *, resume: bool) -> None:
         "model.weights": config.model.weights,
         "model.prior_weights": config.model.prior_weights,
         "partition.file": config.partition.file,
+        **{f"external.{name}": path for name, path in config.external.items()},
         **{f"stages.{name}.init": getattr(config.stages, name).init for name in ("guidance", "diffusion", "plain")},
     }
     for key, path in paths.items():

@@ -312,10 +312,14 @@ def _build(base: Base, chosen: dict[str, str], values: Tree) -> Any:
 
     options = {group: values[group].pop("options", None) for group in KINDS if group in values}
     ranges = values.get("policy", {}).get("study", {}).pop("ranges", None)
+    external = values.pop("external", None) if base is SIMULATE else None
     merged = OmegaConf.merge(composed(FOLDER, base.name, tuple(sorted(chosen.items()))), values)
     for group, own in options.items():
         if own is not None:  # a mapping replaces the option's mapping rather than mixing with it
             OmegaConf.update(merged, f"{group}.options", own, merge=False)
+    if external is not None:
+        OmegaConf.set_readonly(merged, False)
+        merged.external = {name: str(Path(str(path)).expanduser().absolute()) for name, path in external.items()}
     if ranges is not None:  # those of the preset hold beside them
         merged.policy.study.ranges = {**merged.policy.study.ranges, **flattened(ranges)}
     return OmegaConf.to_object(merged)

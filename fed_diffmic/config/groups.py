@@ -14,6 +14,8 @@ from fed_diffmic.config.fields import Checked, option
 from fed_diffmic.config.owners import DATASETS, PARTITIONERS, Own, named, owned
 from fed_diffmic.config.plugins import find
 
+PERSONAL = ("finetune", "head", "mixture")
+
 
 @dataclass(frozen=True)
 class DatasetOptions(Own):
@@ -133,6 +135,13 @@ class StrategyConfig(Checked):
     client_delta: float = option(
         1e-3, "client-level privacy: delta of the claim, well below one over the number of sites", gt=0, lt=1
     )
+    personal: list[str] = option(
+        doc="what a site makes of the finished global model on its own images: fine-tuned, its heads alone fine-tuned, "
+        "or mixed with the model that it trained alone; []: nothing",
+        factory=list,
+        choices=PERSONAL,
+        sparse=True,
+    )
     keep_optimizer_state: bool = option(False, "keep each site's optimizer moments from round to round (site state)")
     class_path: str | None = owned("strategy.class_path", None, ("flower",))
     options: dict[str, Any] = option(
@@ -161,7 +170,17 @@ class PartitionConfig(Checked):
     file: str | None = owned("partition.file", None, ("saved",))
     min_images: int = option(10, "fewest images a site may have", ge=1)
     val_fraction: float = option(0.15, "share of a site's images for validation", gt=0, lt=0.5)
-    test_fraction: float = option(0.2, "share of a site's images for the final test", gt=0, lt=0.5)
+    test_fraction: float = option(
+        0.2, "share of a site's images for the final test (folds: one over their number)", gt=0, lt=0.5
+    )
+    folds: int = option(
+        0,
+        "cross-validation: number of folds K, in each of which other images are the test images; 0: none",
+        ge=0,
+        le=20,
+        sparse=True,
+    )
+    fold: int = option(0, "which of the folds: 0 to K - 1", ge=0, le=19, sparse=True)
     options: dict[str, Any] = option(doc="what the partitioner chosen declares beyond these", factory=dict, sparse=True)
 
 

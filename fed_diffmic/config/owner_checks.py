@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from typing import Any
 
 from fed_diffmic.config.features import Trained
-from fed_diffmic.config.owners import ALGORITHMS, Kind, builtin, builtins
+from fed_diffmic.config.owners import ALGORITHMS, PARTITIONERS, Kind, builtin, builtins
 from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.errors import ConfigError
 
@@ -17,6 +18,14 @@ def check_strategy(config: Trained) -> None:
     Nothing of an installed package is imported: the options of an algorithm of one are checked when it is built.
     """
     strategy = config.strategy
+    check_once("strategy.personal", strategy.personal)
+    if isinstance(config, SimulateConfig) and "mixture" in strategy.personal and "local" not in config.baselines:
+        raise ConfigError(
+            "strategy.personal",
+            strategy.personal,
+            "finetune and head without baselines=[local]",
+            "A mixture is of the global model and the one that each site trained alone.",
+        )
     if strategy.name == "flower" and strategy.class_path is None:
         raise ConfigError(
             "strategy.class_path",
@@ -86,3 +95,30 @@ def check_client_level(config: Trained) -> None:
                 f"{' or '.join(good)} with {key}",
                 "The running statistics of batch norm would leave without noise.",
             )
+
+
+def check_partition(config: SimulateConfig) -> None:
+    """A saved partition without its file, or a file without it; folds that are none."""
+    cfg = config.partition
+    if cfg.name == "saved" and cfg.file is None:
+        raise ConfigError("partition.file", "null", "the partition.csv of an earlier run")
+    check_exclusive(cfg, PARTITIONERS)
+    if cfg.folds == 1:
+        raise ConfigError("partition.folds", 1, "0, or 2 and more", "One fold would leave nothing to train on.")
+    if cfg.fold >= max(cfg.folds, 1):
+        raise ConfigError("partition.fold", cfg.fold, f"0 to {max(cfg.folds, 1) - 1} with partition.folds={cfg.folds}")
+    if cfg.folds and cfg.name == "saved":
+        raise ConfigError("partition.folds", cfg.folds, "0 with partition=saved, which holds its own splits")
+
+
+def check_external(config: SimulateConfig) -> None:
+    """Names of tables from elsewhere that could not stand in files and tables of figures."""
+    for name in config.external:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", name):
+            raise ConfigError(f"external.{name}", name, "a name of up to 40 letters, digits, '.', '_' and '-'")
+
+
+def check_once(key: str, values: list[str] | list[float]) -> None:
+    """Refuse a list that names something twice."""
+    if len(set(values)) != len(values):
+        raise ConfigError(key, values, "each value once")

@@ -237,6 +237,13 @@ class RunConfig(Checked):
         gt=0,
         le=1000,
     )
+    local_optimizers: list[str] = option(
+        doc="optimizers that each site alone tries beside the learning rates, the better on its own validation (sgd "
+        "has 100 times adamw's rate); []: the stage's",
+        factory=list,
+        choices=("adamw", "sgd"),
+        sparse=True,
+    )
     tracking: str = option(
         "none", "extra log for a viewer (extra 'tracking' or 'mlflow')", choices=("none", "tensorboard", "mlflow")
     )
@@ -248,6 +255,12 @@ class SimulateConfig(Checked):
 
     seed: int = option(0, "seed of partition, split, initial weights, batches, noise", ge=0, lt=2**31)
     baselines: list[str] = option(doc="what else to train under the same budget", factory=list, choices=BASELINES)
+    external: dict[str, str] = option(
+        doc="tables of images from elsewhere (image,label[,patient_id]) by name, as external.NAME=FILE: judged once, "
+        "when everything has been trained and chosen",
+        factory=dict,
+        sparse=True,
+    )
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     stages: StagesConfig = field(default_factory=StagesConfig)

@@ -4,11 +4,15 @@ A group (patient, lesion) is never divided. scikit-learn draws candidates, strat
 rarest label where its size allows; because groups differ in size and may carry several labels, of the
 candidates the one is taken whose share of images, of all and of each class, is nearest to what was asked,
 while leaving as many classes as possible something to train on.
+
+With ``folds`` (cross-validation) every image is a test image in exactly one fold, and which images a site has does not
+depend on the fold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from sklearn.model_selection import ShuffleSplit, StratifiedShuffleSplit
@@ -21,7 +25,25 @@ from fed_diffmic.seeding import derive_seed
 CANDIDATES = 48
 
 
-def split_site(manifest: Manifest, site: str, seed: int, val_fraction: float, test_fraction: float) -> Manifest:
+@dataclass(frozen=True)
+class Fold:
+    """Which part of a site's images is held out for the test.
+
+    Attributes:
+        folds: K, from 2; 0: none, a share of the images is drawn for the test.
+        fold: which of them, 0 to K - 1.
+    """
+
+    folds: int = 0
+    fold: int = 0
+
+
+NO_FOLD = Fold()
+
+
+def split_site(
+    manifest: Manifest, site: str, seed: int, val_fraction: float, test_fraction: float, held_out: Fold = NO_FOLD
+) -> Manifest:
     """Fill the ``split`` column of one site's manifest.
 
     A split column that is filled already wins. If it holds training and test but no validation, validation
@@ -34,15 +56,26 @@ def split_site(manifest: Manifest, site: str, seed: int, val_fraction: float, te
         site: name of the site; with ``seed`` it seeds the draw, so that no site needs another's data.
         seed: of the run.
         val_fraction, test_fraction: shares of the site's images, each in (0, 1), together below 1.
+        held_out: with folds, the test images are those of one fold (``test_fraction`` has no say), and validation is
+            ``val_fraction`` of the site's images, of the others.
 
     Raises:
-        PartitionError: too few groups, or a given split that is incomplete; with the site and the counts.
+        PartitionError: too few groups, or a given split that is incomplete, or one beside folds; with the site and the
+            counts.
     """
     given = manifest.table["split"].to_numpy(dtype=object).astype(str)
     groups = Groups.of(manifest)
     split = np.full(len(manifest), "train", dtype=object)
     rest_fraction = val_fraction / (1 - test_fraction)
-    if (given == "").all():
+    if held_out.folds:
+        _check_folds(given, groups, site, held_out.folds)
+        test = np.flatnonzero(fold_of_groups(groups, held_out.folds, derive_seed(seed, "folds", site)) == held_out.fold)
+        left = np.setdiff1d(np.arange(len(groups)), test)
+        share = min(val_fraction / (1 - 1 / held_out.folds), 0.5)
+        val = _cut(groups, left, share, derive_seed(seed, "split", site, "val", held_out.fold), keep=1)
+        split[np.isin(groups.of_row, test)] = "test"
+        split[np.isin(groups.of_row, val)] = "val"
+    elif (given == "").all():
         if len(groups) < 3:
             raise PartitionError(
                 f"site {site} has {len(manifest)} image(s) in {len(groups)} group(s); training, validation and test "
@@ -62,6 +95,52 @@ def split_site(manifest: Manifest, site: str, seed: int, val_fraction: float, te
                 "val"
             )
     return manifest.with_table(manifest.table.assign(split=split))
+
+
+def fold_of_groups(groups: Groups, folds: int, seed: int) -> np.ndarray:
+    """(G,) the fold of each group: folds alike in images and in images of each class, no fold empty.
+
+    The groups are dealt out one at a time, large ones first and among equals in a random order; each goes to the fold
+    that has least of what the group holds, in shares of the whole, as scikit-learn's ``StratifiedGroupKFold`` does for
+    one label an image. Outside of every fold at least two groups are left, for training and validation.
+
+    Args:
+        groups: at least ``folds`` of them; of two folds at least four.
+        folds: K.
+        seed: of the draw; the same for every fold.
+    """
+    counts = np.column_stack([groups.sizes, groups.class_counts]).astype(np.float64)
+    weight = 1.0 / np.maximum(counts.sum(axis=0), 1.0) ** 2
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(groups))
+    held, sizes = np.zeros((folds, counts.shape[1])), np.zeros(folds, dtype=np.int64)
+    result = np.empty(len(groups), dtype=np.int64)
+    order = shuffled[np.argsort(-groups.sizes[shuffled], kind="stable")]
+    for left, group in zip(range(len(order), 0, -1), order, strict=True):
+        allowed = sizes < len(groups) - 2
+        if (sizes == 0).sum() >= left:
+            allowed &= sizes == 0
+        load = np.where(allowed, held @ (weight * counts[group]), np.inf)
+        fold = int(np.lexsort((held[:, 0], load))[0])
+        result[group] = fold
+        held[fold] += counts[group]
+        sizes[fold] += 1
+    return result
+
+
+def _check_folds(given: np.ndarray, groups: Groups, site: str, folds: int) -> None:
+    if (given != "").any():
+        raise PartitionError(
+            f"site {site}: {int((given != '').sum())} of {len(given)} images have a given split, and partition.folds "
+            "draws the test images itself",
+            "Set dataset.split=none (a table: drop its split column), or partition.folds=0.",
+        )
+    least = max(folds, 4 if folds == 2 else 3)
+    if len(groups) < least:
+        raise PartitionError(
+            f"site {site} has {len(given)} image(s) in {len(groups)} group(s); {folds} folds need {least} groups",
+            "Use fewer folds (partition.folds) or fewer sites, or leave this site out.",
+        )
 
 
 def _check_given(given: np.ndarray, site: str) -> None:

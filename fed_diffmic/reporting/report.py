@@ -9,6 +9,7 @@ from typing import Any
 from fed_diffmic.files import atomic_write
 from fed_diffmic.reporting import live, page, plots
 from fed_diffmic.reporting.curves import Row, kept_rows
+from fed_diffmic.reporting.elsewhere import external_section
 from fed_diffmic.reporting.events import Event, trouble
 from fed_diffmic.reporting.examples import examples_section, load_examples
 from fed_diffmic.reporting.page import Html
@@ -369,6 +370,7 @@ def write_report(
         _opening(summary, events),
         _tiles(summary),
         _results(summary, interactive),
+        external_section(summary, MAIN_METRICS[summary["task"]]),
         _classes(summary),
         _all_figures(summary),
         matrix_section(summary, metric, interactive),

@@ -3,8 +3,9 @@
 The rule is the same for every run, so that no run can choose its words. Compared is the test figure of the federated
 model with that of each baseline, as the mean over sites and at each site. ``helped`` (or ``worse``) is said only where
 the 95 % interval of the *paired* difference excludes zero; ``unclear`` where it does not; ``unknown`` where no
-paired interval exists. With many sites, one in twenty of those where nothing changed will be called changed by chance;
-the report says so next to the table.
+paired interval exists. The same holds for patients of other sites and from elsewhere. Which model a site should take is
+the run's own advice (:mod:`fed_diffmic.training.choice`), put into words here. With many sites, one in twenty of those
+where nothing changed will be called changed by chance; the report says so next to the table.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from fed_diffmic.reporting.view import (
     FEDERATED,
     LOWER_IS_BETTER,
     METRIC_NAMES,
+    arm_name,
     arms,
     chance,
     figure,
     mean_figure,
     number,
     paired,
+    with_interval,
 )
 
 HELPED, WORSE, UNCLEAR, UNKNOWN = "helped", "worse", "unclear", "unknown"
@@ -146,6 +149,66 @@ def _whom(summary: Mapping[str, Any], metric: str) -> list[str]:
     return [f"{words[said]}: {', '.join(by_verdict[said])}." for said in words if said in by_verdict]
 
 
+def _by_verdict(differences: Mapping[str, Mapping[str, Any] | None], metric: str) -> str:
+    """``better than alone: A (+0.1); no clear difference: B`` for differences federated minus alone."""
+    words = {HELPED: "better", WORSE: "worse", UNCLEAR: "no clear difference", UNKNOWN: "cannot be said"}
+    found: dict[str, list[str]] = {}
+    for name, entry in sorted(differences.items()):
+        value = (entry or {}).get("value")
+        amount = "" if value is None else f" ({number(value, sign=True)})"
+        found.setdefault(verdict(entry, metric), []).append(f"{name}{amount}")
+    return "; ".join(f"{words[said]}: {', '.join(found[said])}" for said in words if said in found)
+
+
+def _elsewhere(summary: Mapping[str, Any], metric: str) -> list[str]:
+    """On other sites' patients and on those from elsewhere, against the model that each site trained alone."""
+    points = []
+    advice = summary.get("advice") or {}
+    away = {site: said["elsewhere"]["local"] for site, said in advice.items() if "local" in said.get("elsewhere", {})}
+    if away:
+        points.append(
+            "On the other sites' patients, the federated model against the one that the site trained alone: "
+            f"{_by_verdict(away, metric)}."
+        )
+    for name, table in sorted((summary.get("external") or {}).items()):
+        own = {
+            model.removeprefix("local/"): gap.get(metric)
+            for model, gap in table["differences"].items()
+            if model.startswith("local/")
+        }
+        ours = (table["models"].get(FEDERATED) or {}).get(metric)
+        said = f": {METRIC_NAMES[metric]} {with_interval(ours)}" if ours else ""
+        against = f"; against the models that sites trained alone: {_by_verdict(own, metric)}" if own else ""
+        points.append(f"On {table['n']} images from elsewhere ({name}), the federated model{said}{against}.")
+    return points
+
+
+def _takes(summary: Mapping[str, Any]) -> list[str]:
+    """Which model each site should take, why, and how sure that is."""
+    advice = summary.get("advice") or {}
+    if not advice:
+        return []
+    chosen: dict[str, list[str]] = {}
+    for site, said in sorted(advice.items()):
+        take = said["take"]
+        reason = next((step for step in reversed(take["steps"]) if step["candidate"] == take["model"]), None)
+        why = "" if reason is None else f" (better on its own patients by {number(reason['value'])})"
+        chosen.setdefault(take["model"], []).append(f"{site}{why}")
+    names = {FEDERATED: "the federated one", "local": "its own, trained alone"}
+    which = "; ".join(f"{', '.join(sites)}: {names.get(model, arm_name(model))}" for model, sites in chosen.items())
+    images = ", ".join(
+        f"{site} {(summary.get('sites') or {}).get(site, {}).get('n_test', 0)}" for site in sorted(advice)
+    )
+    fold = summary.get("partition") or {}
+    part = f" This is fold {fold['fold'] + 1} of {fold['folds']}." if fold.get("folds") else ""
+    return [
+        f"Which model to take: {which}. The federated one is the default; another is named only where it is shown to "
+        "be better on the site's own test patients.",
+        f"How sure: own test images {images}. The intervals say what other patients of these sites would change, not "
+        f"what another training or another split would.{part}",
+    ]
+
+
 def tell(summary: Mapping[str, Any]) -> Story:
     """The story of a run, from its ``summary.json``."""
     metric = MAIN_METRICS[summary["task"]][0]
@@ -158,6 +221,7 @@ def tell(summary: Mapping[str, Any]) -> Story:
         if difference is not None:
             words = {HELPED: "better", WORSE: "worse", UNCLEAR: "no clear difference", UNKNOWN: "difference"}
             points.append(f"{opening}: {words[verdict(difference, metric)]}, {_amount(difference, metric)}.")
+    points += [*_elsewhere(summary, metric), *_takes(summary)]
     only = single_class(summary)
     if only is not None:  # whoever reads one sentence must read this one
         return Story(WORSE, _called_one(summary, only), (headline, *points))

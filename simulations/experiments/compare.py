@@ -10,13 +10,15 @@ for the generalization error", section 4): with ``J`` seeds, variance ``s^2`` of
 ``n_test`` and ``n_train`` images, ``mean +- t_{J-1} s sqrt(1/J + n_test/n_train)``. *Above* and *below* mean that it
 excludes zero, anything else is *not shown*. The p-values of all comparisons with one reference and figure are corrected
 together (Holm 1979).
+
+With an axis ``fold`` the interval is another: :mod:`simulations.experiments.folds`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,49 +27,12 @@ from scipy import stats
 
 from fed_diffmic.files import load_tensors, read_json
 from fed_diffmic.training import weighted
-from simulations.experiments.runner import CELLS, read_index
 
 LEAST_POSITIVES = 10
 FIGURES = ("balanced_accuracy", "auroc_macro")
 MEAN, WORST = "mean over sites", "worst site"
 REFERENCES = ("local", "pooled")
 Predictions = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Section:
-    """The cells that share every axis but ``seed`` and ``method``.
-
-    Attributes:
-        place: value of each other axis.
-        seeds: those of which every method has figures, in the order of the experiment.
-        left_out: seeds that some method lacks.
-        classes: names; judged: at each site the positions of those that count.
-        values: ``(J,)`` for each (method, place, figure); the places are the sites, :data:`MEAN` and :data:`WORST`.
-            ``nan`` where nothing is defined.
-        ratio: ``n_test / n_train`` of the splits, all sites together.
-        bytes_sent: mean tensor bytes of a method's federation.
-    """
-
-    place: Mapping[str, str]
-    seeds: tuple[str, ...]
-    left_out: tuple[str, ...]
-    classes: tuple[str, ...]
-    judged: Mapping[str, np.ndarray]
-    values: Mapping[tuple[str, str, str], np.ndarray]
-    ratio: float
-    bytes_sent: Mapping[str, float]
-
-    @property
-    def methods(self) -> list[str]:
-        """Names, references last."""
-        found = dict.fromkeys(method for method, _, _ in self.values)
-        return [m for m in found if m not in REFERENCES] + [m for m in REFERENCES if m in found]
-
-    @property
-    def places(self) -> list[str]:
-        """Mean, worst site, sites."""
-        return [MEAN, WORST, *sorted(self.judged)]
 
 
 @dataclass(frozen=True)
@@ -93,25 +58,58 @@ class Difference:
         return "above" if self.low > 0 else "below" if self.high < 0 else "not shown"
 
 
-def sections(out: Path) -> list[Section]:
-    """Every section of an experiment's folder that has figures.
+@dataclass(frozen=True)
+class Section:
+    """The cells that share every axis but ``seed`` and ``method``.
+
+    Attributes:
+        place: value of each other axis.
+        seeds: those of which every method has figures, in the order of the experiment.
+        left_out: seeds that some method lacks.
+        classes: names; judged: at each site the positions of those that count.
+        values: ``(J,)`` for each (method, place, figure); the places are the sites, :data:`MEAN` and :data:`WORST`.
+            ``nan`` where nothing is defined.
+        ratio: ``n_test / n_train`` of the splits, all sites together; ``nan`` with folds.
+        bytes_sent: mean tensor bytes of a method's federation.
+        folds: 0, or how many: every image is a test image once (:mod:`simulations.experiments.folds`).
+        images: with folds, images of each site, all of them tested.
+        gaps: with folds, difference of (method, reference, place, figure).
+    """
+
+    place: Mapping[str, str]
+    seeds: tuple[str, ...]
+    left_out: tuple[str, ...]
+    classes: tuple[str, ...]
+    judged: Mapping[str, np.ndarray]
+    values: Mapping[tuple[str, str, str], np.ndarray]
+    ratio: float
+    bytes_sent: Mapping[str, float]
+    folds: int = 0
+    images: Mapping[str, int] = field(default_factory=dict)
+    gaps: Mapping[tuple[str, str, str, str], Difference] = field(default_factory=dict)
+
+    @property
+    def methods(self) -> list[str]:
+        """Names, references last."""
+        found = dict.fromkeys(method for method, _, _ in self.values)
+        return [m for m in found if m not in REFERENCES] + [m for m in REFERENCES if m in found]
+
+    @property
+    def places(self) -> list[str]:
+        """Mean, worst site, sites."""
+        return [MEAN, WORST, *sorted(self.judged)]
+
+
+def seed_section(place: Mapping[str, str], methods: Mapping[str, Mapping[str, Path]]) -> Section:
+    """The section of the cells that share every axis but ``seed`` and ``method``, without folds.
+
+    Args:
+        place: value of each other axis.
+        methods: method -> seed -> folder of the finished run.
 
     Raises:
-        UsageError: it holds no experiment.
         ModelFileError: a finished cell's files are torn.
     """
-    index = read_index(out)
-    groups: dict[tuple[tuple[str, str], ...], dict[str, dict[str, Path]]] = {}
-    for cell in index["cells"]:
-        folder = out / CELLS / cell["name"]
-        if (folder / "summary.json").exists():
-            rest = tuple((axis, v) for axis, v in cell["place"].items() if axis not in ("seed", "method"))
-            method = cell["place"].get("method", "federated")
-            groups.setdefault(rest, {}).setdefault(method, {})[cell["place"]["seed"]] = folder
-    return [_section(dict(rest), methods) for rest, methods in groups.items()]
-
-
-def _section(place: dict[str, str], methods: dict[str, dict[str, Path]]) -> Section:
     everywhere = list(dict.fromkeys(seed for folders in methods.values() for seed in folders))
     seeds = [seed for seed in everywhere if all(seed in folders for folders in methods.values())]
     runs = {
@@ -229,16 +227,15 @@ def differences(section: Section, reference: str, figure: str) -> dict[tuple[str
     found: dict[tuple[str, str], Difference] = {}
     for method in section.methods:
         for place in section.places if method != reference else []:
-            gap = difference(
-                section.values[method, place, figure], section.values[reference, place, figure], section.ratio
-            )
+            if section.folds:
+                gap = section.gaps.get((method, reference, place, figure))
+            else:
+                ours, theirs = (section.values[name, place, figure] for name in (method, reference))
+                gap = difference(ours, theirs, section.ratio)
             if gap is not None:
                 found[method, place] = gap
     adjusted = holm([gap.p for gap in found.values()])
-    return {
-        key: Difference(g.mean, g.low, g.high, g.p, g.wins, a)
-        for (key, g), a in zip(found.items(), adjusted, strict=True)
-    }
+    return {key: replace(gap, adjusted=p) for (key, gap), p in zip(found.items(), adjusted, strict=True)}
 
 
 def ranks(section: Section, figure: str) -> dict[str, float]:

@@ -5,13 +5,15 @@ about: one line
 settings: [dataset=ham10000, partition=institution, stages=linear]
 axes:
   seed: [1, 2, 3]                                     # seed=1, seed=2, ...
+  fold: 5                                             # every image is a test image once (partition.folds=5)
   partition.alpha: [0.1, 1.0]                         # any setting
   method:                                             # named combinations of settings
     fedavg: [strategy=fedavg]
     fedprox: [strategy=fedprox, strategy.mu=0.1]
 ```
 
-Methods are compared with one another on the same seeds; along every other axis the report has a section for each value.
+Methods are compared with one another on the same seeds and folds; along every other axis the report has a section for
+each value.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from fed_diffmic.files import safe_name
 
 SHIPPED = FOLDER / "experiment"
 KEYS = ("about", "settings", "axes")
+FOLD = "fold"
 MOST_CELLS = 10_000
 EXAMPLE = "for example `axes: {seed: [1, 2, 3], method: {fedavg: [strategy=fedavg]}}`"
 
@@ -163,13 +166,21 @@ def _axes(value: Any, path: Path) -> dict[str, dict[str, list[str]]]:
         raise UsageError(f"{path}: axes must be a mapping that names at least seed", EXAMPLE)
     axes: dict[str, dict[str, list[str]]] = {}
     for axis, values in value.items():
-        if isinstance(values, list) and values and all(isinstance(v, (str, int, float)) for v in values):
+        if axis == FOLD:
+            axes[FOLD] = _folds(values, path)
+        elif isinstance(values, list) and values and all(isinstance(v, (str, int, float)) for v in values):
             axes[str(axis)] = {_text(v): [f"{axis}={_text(v)}"] for v in values}
         elif isinstance(values, dict) and values:
             axes[str(axis)] = {str(label): _texts(v, f"axes.{axis}.{label}", path) for label, v in values.items()}
         else:
             raise UsageError(f"{path}: axes.{axis} is neither a list of values nor a mapping of names", EXAMPLE)
     return axes
+
+
+def _folds(count: Any, path: Path) -> dict[str, list[str]]:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 2:
+        raise UsageError(f"{path}: axes.fold is the number of folds, a whole number from 2", "For example `fold: 5`.")
+    return {str(fold): [f"partition.folds={count}", f"partition.fold={fold}"] for fold in range(count)}
 
 
 def _narrowed(axes: dict[str, dict[str, list[str]]], override: str) -> dict[str, dict[str, list[str]]]:

@@ -6,39 +6,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from fed_diffmic.errors import UsageError
-from fed_diffmic.files import atomic_write, read_json
-from fed_diffmic.reporting.plots import STYLE
+from fed_diffmic.files import atomic_write
+from simulations.experiments.answer import NAMES, answer, gap_text, table
 from simulations.experiments.compare import (
     FIGURES,
     LEAST_POSITIVES,
-    MEAN,
     REFERENCES,
-    WORST,
-    Difference,
     Section,
-    critical_difference,
     differences,
-    mean_of,
-    ranks,
-    sections,
     verdicts,
 )
-from simulations.experiments.runner import CELLS, outcome, read_index
+from simulations.experiments.gather import elsewhere, sections
+from simulations.experiments.pictures import convergence, pictures, save_drawing
+from simulations.experiments.runner import outcome, read_index
 from simulations.experiments.table import write_table
-
-NAMES = {"balanced_accuracy": "balanced accuracy", "auroc_macro": "macro AUROC"}
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333", "#8C6D31", "#666666")
-MARKERS = "osD^vPX<>"
 
 
 def write_experiment_report(out: Path) -> list[Path]:
@@ -54,21 +41,37 @@ def write_experiment_report(out: Path) -> list[Path]:
     _, written = write_table(out)
     plots = out / "plots"
     plots.mkdir(exist_ok=True)
-    lines = list(_head(out, index))
+    lines = [*_head(out, index), *answer_lines(out), *_rules(any(section.folds for section in found))]
     tex: list[str] = []
     for number, section in enumerate((section for section in found if section.seeds), start=1):
         lines += _section_lines(section)
         tex += _latex(section)
-        drawn = [*_pictures(section), *_convergence(out, index, section)]
+        drawn = [*pictures(section), *convergence(out, index, section)]
         for name, about, figure in drawn:
             path = plots / f"{number}-{name}.svg"
-            _save(figure, path)
+            save_drawing(figure, path)
             written.append(path)
             lines += [f"![{about}](plots/{path.name})", "", f"*{about}*", ""]
     for path, text in ((out / "report.md", lines), (out / "report.tex", tex)):
         atomic_write(path, ("\n".join(text).rstrip() + "\n").encode())
         written.append(path)
     return written
+
+
+def answer_lines(out: Path) -> list[str]:
+    """The answer of each section, under the values of its other axes.
+
+    Raises:
+        UsageError, ModelFileError: as :func:`simulations.experiments.gather.sections`.
+    """
+    away = elsewhere(out)
+    lines: list[str] = []
+    for section in sections(out):
+        tables = next((tables for place, tables in away if place == dict(section.place)), [])
+        said = answer(section, tables)
+        title = [f"### {_title(section)}", ""] if said and section.place else []
+        lines += [*title, *said]
+    return lines
 
 
 def _head(out: Path, index: dict[str, object]) -> Iterator[str]:
@@ -87,11 +90,19 @@ def _head(out: Path, index: dict[str, object]) -> Iterator[str]:
     if found.failed:
         yield f"Without figures: {', '.join(f'{name} ({cause})' for name, cause in sorted(found.failed.items()))}."
         yield ""
+
+
+def _rules(folded: bool) -> Iterator[str]:
+    over = "all of its images" if folded else "its test images over the seeds"
+    interval = (
+        "over patients or lesions and over seeds (`simulations/experiments/folds.py`)"
+        if folded
+        else "over seeds (corrected resampled t-test of Nadeau and Bengio 2003, because the seeds share images)"
+    )
     yield (
-        f"At each site a class counts if its test images over the seeds hold at least {LEAST_POSITIVES} positives. "
-        "*Above* and *below* mean that the 95 % interval of the paired difference over seeds excludes zero (corrected "
-        "resampled t-test of Nadeau and Bengio 2003, because the seeds share images); anything else is *not shown*. "
-        "A star: also with p below 0.05 after Holm's correction over all comparisons of the table."
+        f"At each site a class counts if {over} hold at least {LEAST_POSITIVES} positives. *Above* and *below* mean "
+        f"that the 95 % interval of the paired difference excludes zero, {interval}; anything else is *not shown*. A "
+        "star: also with p below 0.05 after Holm's correction over all comparisons of the table."
     )
     yield ""
 
@@ -105,22 +116,15 @@ def number(values: np.ndarray) -> str:
     return f"{defined.mean():.3f}{spread}"
 
 
-def gap_text(gap: Difference | None) -> str:
-    """``+0.031 (+0.002 to +0.060) above*``."""
-    if gap is None:
-        return "-"
-    star = "*" if gap.adjusted < 0.05 and gap.verdict != "not shown" else ""
-    return f"{gap.mean:+.3f} ({gap.low:+.3f} to {gap.high:+.3f}) {gap.verdict}{star}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    cells = [head, ["---"] * len(head), *rows]
-    return [*(f"| {' | '.join(row)} |" for row in cells), ""]
+def _title(section: Section) -> str:
+    return ", ".join(f"{axis} {value}" for axis, value in section.place.items()) or "All methods"
 
 
 def _section_lines(section: Section) -> list[str]:
-    title = ", ".join(f"{axis} {value}" for axis, value in section.place.items()) or "All methods"
-    lines = [f"## {title}", "", f"{len(section.seeds)} seed(s): {', '.join(section.seeds)}."]
+    lines = [f"## {_title(section)}", "", f"{len(section.seeds)} seed(s): {', '.join(section.seeds)}."]
+    if section.folds:
+        held = "; ".join(f"{site} {count}" for site, count in section.images.items())
+        lines.append(f"{section.folds} folds; images, each tested once: {held}.")
     if section.left_out:
         lines.append(f"Left out, because some method lacks them: {', '.join(section.left_out)}.")
     counted = "; ".join(
@@ -133,7 +137,7 @@ def _section_lines(section: Section) -> list[str]:
             [method, *(number(section.values[method, place, figure]) for place in section.places)]
             for method in section.methods
         ]
-        lines += _table(["mean (standard deviation) over seeds", *section.places], rows)
+        lines += table(["mean (standard deviation) over seeds", *section.places], rows)
         for reference in REFERENCES:
             found = differences(section, reference, figure)
             if found:
@@ -142,10 +146,10 @@ def _section_lines(section: Section) -> list[str]:
                     for method in section.methods
                     if method != reference
                 ]
-                lines += _table([f"minus {reference}", *section.places], rows)
+                lines += table([f"minus {reference}", *section.places], rows)
         lines += _verdict_lines(section, figure)
     costs = [[method, f"{sent / 1e6:,.2f}"] for method, sent in section.bytes_sent.items()]
-    return [*lines, *_table(["method", "MB of tensors, both ways"], costs)]
+    return [*lines, *table(["method", "MB of tensors, both ways"], costs)]
 
 
 def _verdict_lines(section: Section, figure: str) -> list[str]:
@@ -162,7 +166,7 @@ def _verdict_lines(section: Section, figure: str) -> list[str]:
                 ),
             ]
         )
-    return _table(["method", "sites above local", "mean / pooled's mean", "worst site / pooled's worst"], rows)
+    return table(["method", "sites above local", "mean / pooled's mean", "worst site / pooled's worst"], rows)
 
 
 def _latex(section: Section) -> list[str]:
@@ -181,121 +185,3 @@ def _latex(section: Section) -> list[str]:
             lines.append(" & ".join(row) + " \\\\")
         lines += ["\\hline", "\\end{tabular}", ""]
     return lines
-
-
-def _drawing(height: float) -> Figure:
-    drawing = Figure(figsize=(6.4, height), layout="constrained")
-    FigureCanvasAgg(drawing)
-    return drawing
-
-
-def _save(drawing: Figure, path: Path) -> None:
-    with mpl.rc_context(STYLE), path.with_suffix(".part").open("wb") as stream:
-        drawing.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    path.with_suffix(".part").replace(path)
-
-
-def _pictures(section: Section) -> Iterator[tuple[str, str, Figure]]:
-    for figure in FIGURES:
-        found = differences(section, "local", figure)
-        if found:
-            yield f"gain-{figure}", f"{NAMES[figure]}: each site's gain over training alone", _gains(section, found)
-        yield f"worst-{figure}", f"{NAMES[figure]}: mean over sites against the worst site", _worst(section, figure)
-        ranked = ranks(section, figure)
-        if len(ranked) > 1 and len(section.seeds) > 1:
-            about = f"{NAMES[figure]}: mean rank over sites and seeds, with the critical difference (Nemenyi, 0.05)"
-            yield f"ranks-{figure}", about, _ranks(section, ranked)
-
-
-@mpl.rc_context(STYLE)
-def _gains(section: Section, found: dict[tuple[str, str], Difference]) -> Figure:
-    """A row for each method, a marker for each site, the mean over sites as a bar with its interval."""
-    methods = list(dict.fromkeys(method for method, _ in found))
-    drawing = _drawing(1.2 + 0.32 * len(methods))
-    ax = drawing.add_subplot()
-    for row, method in enumerate(methods):
-        mean = found.get((method, MEAN))
-        if mean is not None:
-            ax.plot([mean.low, mean.high], [row, row], color="#333333", lw=1.4)
-            ax.plot([mean.mean], [row], "|", color="#333333", ms=14, mew=2)
-        for position, site in enumerate(sorted(section.judged)):
-            gap = found.get((method, site))
-            if gap is not None:
-                style: Any = {"color": COLORS[position % len(COLORS)], "marker": MARKERS[position % len(MARKERS)]}
-                filled = "full" if gap.verdict != "not shown" else "none"
-                label = site if row == 0 else None
-                ax.plot([gap.mean], [row], ls="", ms=6, fillstyle=filled, label=label, **style)
-    ax.axvline(0, color="#999999", lw=1)
-    ax.set_yticks(range(len(methods)), methods)
-    ax.set_ylim(len(methods) - 0.5, -0.5)
-    ax.set_xlabel(
-        "difference from training alone\nfilled: the interval excludes zero; bar and line: mean over sites, 95 %"
-    )
-    drawing.legend(loc="outside upper left", ncols=4, fontsize=8)
-    return drawing
-
-
-@mpl.rc_context(STYLE)
-def _worst(section: Section, figure: str) -> Figure:
-    drawing = _drawing(4.0)
-    ax = drawing.add_subplot()
-    for position, method in enumerate(section.methods):
-        mean, worst = (mean_of(section.values[method, place, figure]) for place in (MEAN, WORST))
-        if math.isnan(mean) or math.isnan(worst):
-            continue
-        color, marker = COLORS[position % len(COLORS)], MARKERS[(position // len(COLORS)) % len(MARKERS)]
-        ax.plot([mean], [worst], marker, color=color, ms=7, label=method)
-    ax.set_xlabel(f"{NAMES[figure]}, mean over sites")
-    ax.set_ylabel("worst site")
-    if ax.lines:
-        drawing.legend(loc="outside right upper", fontsize=8)
-    return drawing
-
-
-@mpl.rc_context(STYLE)
-def _ranks(section: Section, ranked: dict[str, float]) -> Figure:
-    names = sorted(ranked, key=lambda name: ranked[name])
-    drawing = _drawing(1.1 + 0.25 * len(names))
-    ax = drawing.add_subplot()
-    width = critical_difference(len(names), len(section.seeds) * len(section.judged))
-    ax.barh(range(len(names)), [width] * len(names), left=[ranked[n] for n in names], height=0.25, color="#bbd7ea")
-    ax.plot([ranked[n] for n in names], range(len(names)), "o", color=COLORS[0])
-    ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.set_xlabel("mean rank (1 is best)\nbar: critical difference, were sites and seeds independent")
-    return drawing
-
-
-def _convergence(out: Path, index: dict[str, object], section: Section) -> Iterator[tuple[str, str, Figure]]:
-    """Validation figure by round and by byte, mean over seeds, of the last stage of each method's federation."""
-    curves: dict[str, list[list[tuple[float, float]]]] = {}
-    cells = index["cells"]
-    assert isinstance(cells, list)
-    for cell in cells:
-        place = cell["place"]
-        rest = {axis: v for axis, v in place.items() if axis not in ("seed", "method")}
-        path = out / CELLS / cell["name"] / "summary.json"
-        if rest == dict(section.place) and place["seed"] in section.seeds and path.exists():
-            summary = read_json(path)
-            history = summary["stages"][summary["final_stage"]]["history"]
-            points = [(row["bytes_sent"], row["mean"].get("auroc_macro", math.nan)) for row in history]
-            curves.setdefault(place.get("method", "federated"), []).append(points)
-    for name, label in (("round", "round"), ("byte", "MB of tensors, both ways")):
-        with mpl.rc_context(STYLE):
-            drawing = _drawing(4.0)
-            ax = drawing.add_subplot()
-            for position, (method, runs) in enumerate(curves.items()):
-                length = min(map(len, runs))
-                values = np.array([[v for _, v in run[:length]] for run in runs])
-                if not length or np.isnan(values).all():
-                    continue
-                sent = np.array([[b for b, _ in run[:length]] for run in runs]).cumsum(axis=1).mean(axis=0) / 1e6
-                x = np.arange(1, length + 1) if name == "round" else sent
-                style = ("-", "--", ":")[(position // len(COLORS)) % 3]
-                ax.plot(x, values.mean(axis=0), style, color=COLORS[position % len(COLORS)], lw=1.5, label=method)
-            if not ax.lines:
-                return
-            ax.set_xlabel(label)
-            ax.set_ylabel("macro AUROC on validation images")
-            drawing.legend(loc="outside right upper", fontsize=8)
-        yield f"convergence-{name}", f"Validation macro AUROC by {name}, mean over seeds", drawing

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from client import compare
-from client.compare import BEFORE, IN_USE, Final, compare_models, comparison_text, take_over
+from client.compare import BEFORE, CAME, IN_USE, KEPT, Final, compare_models, comparison_text, take_over, which_to_take
 from fed_diffmic.config.site import SiteConfig, SiteGroup
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import DataError, UsageError
@@ -77,3 +77,39 @@ def test_a_model_taken_over_leaves_the_one_before_beside_it(tmp_path: Path) -> N
     assert (folder / BEFORE / "final" / "model.json").read_text() == "first"
     with pytest.raises(UsageError, match="in use already"):
         take_over(folder / IN_USE, folder, "one")
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "take", "said"),
+    [
+        (
+            0.05,
+            0.01,
+            0.09,
+            CAME,
+            "is shown to be better on this site's own images: macro AUROC +0.050 (+0.010 to +0.090)",
+        ),
+        (
+            -0.05,
+            -0.09,
+            -0.01,
+            KEPT,
+            "is shown to be worse on this site's own images: macro AUROC -0.050 (-0.090 to -0.010)",
+        ),
+        (-0.05, -0.11, 0.01, CAME, "is not shown to be better or worse"),
+        (0.05, -0.01, 0.11, CAME, "it is the default, for it has seen other sites' patients too"),
+        (0.05, None, None, CAME, "No interval"),
+        (None, None, None, CAME, "No interval"),
+    ],
+)
+def test_which_model_to_take_follows_the_interval_and_says_why(
+    value: float | None, low: float | None, high: float | None, take: str, said: str
+) -> None:
+    found, why = which_to_take({"auroc_macro": {"value": value, "low": low, "high": high}})
+    assert found == take and said in why
+
+
+def test_the_comparison_names_the_model_to_take() -> None:
+    both = compare_models(CONFIG, model(1), model(2), bootstrap=20)
+    assert f"Take {both.take}. {both.why}" in comparison_text(both)
+    assert compare_models(CONFIG, model(1), None, bootstrap=0).take == CAME

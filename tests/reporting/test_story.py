@@ -165,3 +165,61 @@ def test_each_baseline_is_named_with_its_own_difference(
     assert next(point for point in tell(given).points if "all images in one place" in point) == next(
         point for point in tell(summary).points if "all images in one place" in point
     )
+
+
+def advised(summary: dict[str, Any]) -> dict[str, Any]:
+    sites = sorted(summary["sites"])
+    step = {"candidate": "local", "against": "federated", "value": -0.02, "low": -0.05, "high": 0.01}
+    taken = {"candidate": "local", "against": "federated", "value": 0.04, "low": 0.01, "high": 0.07}
+    gap = {"value": 0.1, "low": 0.05, "high": 0.15}
+    summary = copy.deepcopy(summary)
+    summary["advice"] = {
+        site: {
+            "take": {
+                "model": "local" if site == sites[0] else "federated",
+                "metric": "auroc_macro",
+                "steps": [taken if site == sites[0] else step],
+            },
+            "elsewhere": {"local": gap if site != sites[-1] else {"value": 0.0, "low": -0.1, "high": 0.1}},
+        }
+        for site in sites
+    }
+    figures = {"auroc_macro": {"value": 0.9, "low": 0.85, "high": 0.95}}
+    summary["external"] = {
+        "far": {
+            "n": 400,
+            "groups": 300,
+            "present": list(summary["classes"]),
+            "absent": [],
+            "models": {"federated": figures, f"local/{sites[0]}": figures},
+            "differences": {f"local/{sites[0]}": {"auroc_macro": gap}},
+        }
+    }
+    summary["partition"] = {"folds": 5, "fold": 1}
+    return summary
+
+
+def test_the_first_page_says_which_model_whom_it_helps_elsewhere_and_how_sure(summary: dict[str, Any]) -> None:
+    told = advised(summary)
+    first, *rest, last = sorted(told["sites"])
+    points = tell(told).points
+    assert points[-4] == (
+        "On the other sites' patients, the federated model against the one that the site trained alone: better: "
+        f"{', '.join(f'{site} (+0.100)' for site in [first, *rest])}; no clear difference: {last} (0.000)."
+    )
+    assert points[-3] == (
+        "On 400 images from elsewhere (far), the federated model: macro AUROC 0.900 (0.850 to 0.950); against the "
+        f"models that sites trained alone: better: {first} (+0.100)."
+    )
+    assert points[-2].startswith(
+        f"Which model to take: {first} (better on its own patients by 0.040): its own, trained alone; "
+        f"{', '.join([*rest, last])}: the federated one."
+    )
+    assert points[-1].startswith("How sure: own test images ") and points[-1].endswith("This is fold 2 of 5.")
+
+
+def test_without_advice_the_first_page_is_as_it_was(summary: dict[str, Any]) -> None:
+    told = advised(summary)
+    for name in ("advice", "external"):
+        del told[name]
+    assert tell(told).points == tell(summary).points

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from fed_diffmic.config.simulation import StageConfig, StagesConfig
-from simulations.arms import arms_of, scaled
+from fed_diffmic.config.simulation import RunConfig, StageConfig, StagesConfig
+from simulations.arms import arms_of, scaled, trials_of
 
 TWO = StagesConfig(guidance=StageConfig(rounds=2), diffusion=StageConfig(rounds=1))
 
@@ -37,3 +37,17 @@ def test_a_grid_of_learning_rates_scales_every_stage():
     changed = scaled(TWO, 0.5)
     assert [getattr(changed, s).lr for s in ("guidance", "diffusion", "plain")] == [5e-4] * 3
     assert changed.guidance.rounds == 2
+
+
+def test_a_site_alone_tries_what_a_hospital_would_and_the_others_do_not():
+    run = RunConfig(lr_scales=[0.5, 1.0], local_optimizers=["adamw", "sgd"])
+    federated, *alone, pooled = arms_of(["local", "pooled"], ["b", "a"], TWO)
+    assert [(t.lr_scale, t.optimizer) for t in trials_of(federated, run)] == [(0.5, ""), (1.0, "")]
+    assert trials_of(pooled, run) == trials_of(federated, run) == trials_of(alone[0], RunConfig(lr_scales=[0.5, 1.0]))
+    for arm in alone:
+        found = [(t.lr_scale, t.optimizer) for t in trials_of(arm, run)]
+        assert found == [(0.5, "adamw"), (1.0, "adamw"), (0.5, "sgd"), (1.0, "sgd")]
+        assert len({t.name for t in trials_of(arm, run)}) == 4
+    sgd = trials_of(alone[0], run)[2].stages(TWO)
+    assert (sgd.guidance.optimizer, sgd.guidance.lr, sgd.guidance.rounds) == ("sgd", 0.05, 2)
+    assert trials_of(alone[0], run)[0].stages(TWO).guidance == replace(TWO.guidance, lr=0.5e-3)

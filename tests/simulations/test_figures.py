@@ -8,7 +8,15 @@ import pytest
 
 from fed_diffmic.training.metrics import Scored
 from simulations import figures
-from simulations.figures import MethodResult, cross_site, differences, join, method_result, prediction_tensors
+from simulations.figures import (
+    MethodResult,
+    cross_site,
+    differences,
+    everywhere,
+    join,
+    method_result,
+    prediction_tensors,
+)
 from tests.toy import CLASSES, toy_site, toy_spec
 
 SITES = {name: toy_site(name, seed, count=48) for seed, name in enumerate(("a", "b"), start=1)}
@@ -94,7 +102,7 @@ def test_a_shared_model_is_one_row_and_models_of_sites_a_row_each_and_nothing_is
     shared, own = Fixed(test=9), {"a": Fixed(test=12), "b": Fixed(test=3)}
     methods = {"federated": {"a": shared, "b": shared}, "local": own}
     results = {"federated": result_of(a=9, b=9), "local": result_of(a=12, b=3)}
-    matrix = cross_site(methods, results, SITES, bootstrap=0)
+    matrix = cross_site(everywhere(methods, results, SITES), bootstrap=0)
     assert list(matrix) == ["federated", "local/a", "local/b"]
     assert shared.asked == [] and own["a"].asked == [("b", "test")] and own["b"].asked == [("a", "test")]
     shown = {
@@ -114,13 +122,17 @@ def test_with_many_sites_models_of_their_own_are_left_out_and_the_shared_one_sta
     monkeypatch.setattr(figures, "MOST_MODELS", 1)
     shared, own = Fixed(test=9), {"a": Fixed(test=12), "b": Fixed(test=3)}
     results = {"federated": result_of(a=9, b=9), "local": result_of(a=12, b=3)}
-    matrix = cross_site({"local": own, "federated": {"a": shared, "b": shared}}, results, SITES, bootstrap=0)
+    matrix = cross_site(
+        everywhere({"local": own, "federated": {"a": shared, "b": shared}}, results, SITES), bootstrap=0
+    )
     assert list(matrix) == ["federated"]
 
 
 def test_one_site_has_no_column_of_all():
     one = {"a": SITES["a"]}
-    matrix = cross_site({"federated": {"a": Fixed(test=9)}}, {"federated": result_of(a=9)}, one, bootstrap=0)
+    matrix = cross_site(
+        everywhere({"federated": {"a": Fixed(test=9)}}, {"federated": result_of(a=9)}, one), bootstrap=0
+    )
     assert list(matrix["federated"]) == ["a"]
 
 
@@ -130,11 +142,13 @@ def test_predictions_are_kept_by_method_and_site_and_name_nobody():
     other = SimpleNamespace(
         test={"a": Scored(np.eye(3)[[1, 1, 1, 1]], np.ones(4, int), part.labels, groups, "multiclass")}
     )
-    found = prediction_tensors({"federated": SimpleNamespace(test={"a": part}), "plain/local": other})
+    held = SimpleNamespace(test=SimpleNamespace(keys=np.array([7, 8, 9, 10], np.uint64)))
+    found = prediction_tensors({"federated": SimpleNamespace(test={"a": part}), "plain/local": other}, {"a": held})
     assert set(found) == {
         "federated|a|probabilities", "federated|a|decided", "plain/local|a|probabilities", "plain/local|a|decided",
-        "a|labels", "a|groups",
+        "a|labels", "a|groups", "a|keys",
     }  # fmt: skip
+    assert found["a|keys"].tolist() == [7, 8, 9, 10]
     assert found["a|groups"].tolist() == [2, 0, 2, 1] and found["a|labels"].tolist() == [0, 1, 1, 0]
     assert found["federated|a|decided"].tolist() == [0, 1, 2, 0]
     assert found["plain/local|a|probabilities"].tolist() == [[0, 1, 0]] * 4

@@ -24,6 +24,7 @@ from simulations.arms import Arm
 from simulations.plan import make_plan
 from simulations.run import choose_device, model_notes, simulate, validation_score
 from simulations.sites import VirtualSites, build_sites
+from simulations.summary import nested, stage_facts
 from tests.toy import Events, toy_spec
 
 SMALL = [
@@ -344,9 +345,9 @@ def test_stage_facts_are_of_the_stage():
     final = history(*rows)
     for number, row in enumerate(final.history):
         row.update(best_round=number, seconds=10.0**number, bytes_sent=2**number)
-    facts = run_module.stage_facts(final, "plain")
+    facts = stage_facts(final, "plain")
     assert (facts["rounds"], facts["best_round"], facts["seconds"], facts["bytes_sent"]) == (2, 2, 110.0, 6)
     assert facts["history"] == final.history[1:] and facts["select"] == "auroc_macro"
-    assert run_module.nested({"local": 1, "plain/local": 2, "plain/pooled": 3}) == {
+    assert nested({"local": 1, "plain/local": 2, "plain/pooled": 3}) == {
         "local": 1, "plain": {"local": 2, "pooled": 3},
     }  # fmt: skip

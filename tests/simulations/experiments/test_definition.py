@@ -84,3 +84,19 @@ def test_every_shipped_experiment_is_whole(name, tmp_path):
     assert len(shipped()[name]) > 10
     found = load_experiment(name)
     assert len(found.cells) > 3 and len({cell.digest for cell in found.cells}) == len(found.cells)
+
+
+@pytest.mark.parametrize("name", ["decide-small", "ham10000-decide"])
+def test_the_experiments_that_decide_test_every_image_once_and_name_their_method_first(name):
+    """Parsed with what a user gives; what the answer speaks of is the first method, with both references beside it."""
+    given = ["dataset.root=/x", "model.weights=/x/w", "external.elsewhere=/x/table.csv", "axes.seed=1"]
+    found = load_experiment(name, given)
+    assert found.axes == ("seed", "fold", "method")
+    configs = [cell.config for cell in found.cells]
+    folds = {config.partition.folds for config in configs}
+    assert len(folds) == 1 and {c.partition.fold for c in configs} == set(range(folds.pop()))
+    first = configs[0]
+    assert first.baselines == ["local", "pooled"] and "mixture" in first.strategy.personal
+    assert all(config.external == {"elsewhere": "/x/table.csv"} for config in configs)
+    assert len({config.partition.name for config in configs}) == 1
+    assert len(load_experiment(name).cells) >= 6

@@ -12,8 +12,8 @@ import pytest
 
 from fed_diffmic.cli import main
 from fed_diffmic.errors import UsageError
-from simulations.experiments.compare import sections
 from simulations.experiments.definition import load_experiment
+from simulations.experiments.gather import sections
 from simulations.experiments.runner import run_experiment
 from simulations.experiments.table import tidy_table, write_table
 

@@ -1,0 +1,192 @@
+"""A model of a site's own, made from the finished global one on the site's own images; nothing leaves the site.
+
+- :func:`fine_tuned`: a few more passes over the site's training images, stopped early by its validation images.
+- :func:`fit_mixture`: the mean of the probabilities of the model that the site trained alone and of the global one,
+  with the share of the first fitted on the site's validation images. This is APFL in its simplest form (Deng, Kamani
+  and Mahdavi 2020, "Adaptive personalized federated learning", section 3): there the models are mixed in training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from fed_diffmic.algorithms import Tensors
+from fed_diffmic.algorithms.fedavg import FedAvg
+from fed_diffmic.config.spec import RunSpec
+from fed_diffmic.data.site import SiteData
+from fed_diffmic.files import tensors_digest
+from fed_diffmic.models.diffmic import encoder_parameters
+from fed_diffmic.seeding import numpy_generator
+from fed_diffmic.training import calibration
+from fed_diffmic.training.calibration import Calibration
+from fed_diffmic.training.evaluation import predict_scores
+from fed_diffmic.training.features import SHARED, feature_key
+from fed_diffmic.training.local import local_update
+from fed_diffmic.training.stages import GUIDANCE_PREFIX, build_module, exchanged, full_state, load_state
+
+MOST_PASSES = 20
+PATIENCE = 3
+LR_SCALE = 0.1
+"""Fine-tuning takes a tenth of the stage's learning rate: the weights are good already."""
+SHARES = 21
+FOLDS = 5
+LEAST = 1e-6
+
+
+@dataclass(frozen=True)
+class Personal:
+    """A stage fine-tuned at a site.
+
+    Attributes:
+        state: full state of its network.
+        fitted: calibration on the site's own validation images; none: nothing was better than the global model, which
+            stays as it is, with its own calibration.
+        passes: over the training images, up to the best.
+    """
+
+    state: Tensors
+    fitted: Calibration | None
+    passes: int
+
+
+def fine_tuned(
+    spec: RunSpec, stage: str, state: Tensors, data: SiteData, *, device: str = "cpu", heads_alone: bool = False
+) -> Personal:
+    """Fine-tune one stage of a finished model on a site's training images.
+
+    After each pass the mean negative log-likelihood of the validation images is taken (at its best calibration); after
+    :data:`PATIENCE` passes without a better one it ends, and the best weights stay, which may be those given.
+
+    Args:
+        spec: of the run.
+        stage: which.
+        state: its full state.
+        data: the site's; test images are not looked at.
+        device: where to compute.
+        heads_alone: the encoders stay as they are (FedPer's division, Arivazhagan et al. 2019, made afterwards).
+
+    Raises:
+        ModelFileError: the state is not of that stage.
+        ValueError: the training diverged, or there are no training images.
+    """
+    cfg = replace(spec.stage(stage), schedule="constant", lr=spec.stage(stage).lr * LR_SCALE, steps=0, epochs=1.0)
+    strategy = replace(spec.strategy, name="fedavg", keep_optimizer_state=True)
+    changed: dict[str, Any] = {stage: cfg}
+    spec = replace(spec, stages=replace(spec.stages, **changed), strategy=strategy)
+    module = build_module(spec, stage)
+    load_state(module.network, state, f"stage {stage}")
+    if heads_alone:
+        encoders = encoder_parameters(module.network)
+        for name, parameter in module.network.named_parameters():
+            if name in encoders:
+                parameter.requires_grad_(False)
+    prior, where = site_prior(spec, data), torch.device(device)
+    names = exchanged(module)
+    base = tensors_digest({name: value for name, value in full_state(module).items() if name not in names})
+    keys = {split: feature_key(spec, stage, base, getattr(data, split)) for split in ("train", "val")}
+
+    def score() -> np.ndarray:
+        return predict_scores(module, data.val, where, SHARED, keys["val"])
+
+    best, kept, passes, moments = _loss(spec, score(), data, prior), None, 0, None
+    for index in range(1, MOST_PASSES + 1 if len(data.val) else 1):
+        # From round 2: the first may only look for a centre of the features, which is found already.
+        result = local_update(
+            module, data.train, FedAvg(strategy, cfg), site=f"personal/{data.name}", round_index=index + 1,
+            device=device, optimizer_state=moments, store=SHARED, store_key=keys["train"],
+        )  # fmt: skip
+        moments = result.optimizer_state
+        loss = _loss(spec, score(), data, prior)
+        if loss < best:
+            best, passes, kept = loss, index, full_state(module)
+        elif index - passes >= PATIENCE:
+            break
+    if kept is None:
+        return Personal(state, None, 0)
+    load_state(module.network, kept, f"stage {stage}")
+    scores = score()
+    sums = calibration.nll_sums(scores, data.val.labels, prior, spec.task)
+    fitted = calibration.choose(sums, len(data.val), prior, spec.task, blended=scores.ndim == 3)
+    return Personal(kept, fitted, passes)
+
+
+def with_guidance(state: Tensors, guidance: Tensors) -> Tensors:
+    """The state of stage ``diffusion`` with another guidance network inside."""
+    return {**state, **{GUIDANCE_PREFIX + name: value for name, value in guidance.items()}}
+
+
+def site_prior(spec: RunSpec, data: SiteData) -> np.ndarray:
+    """``(C,)`` share of each class among the site's own training images, none impossible."""
+    labels = np.asarray(data.train.labels)
+    several = spec.task == "multilabel"
+    counts = labels.sum(axis=0) if several else np.bincount(labels.astype(np.int64), minlength=spec.num_classes)
+    return calibration.class_prior(counts, len(labels), spec.task)
+
+
+def _loss(spec: RunSpec, scores: np.ndarray, data: SiteData, prior: np.ndarray) -> float:
+    if not len(scores):
+        return float("inf")
+    return float(calibration.nll_sums(scores, data.val.labels, prior, spec.task).min() / len(scores))
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How much of a site's own model goes into the mixture.
+
+    Attributes:
+        share: of the site's own model's probabilities, 0 to 1; the rest is the global model's.
+        shares: fitted without each fold of the validation images.
+        losses: mean negative log-likelihood on the validation images, nats: of the global model, of the own one, and of
+            the mixture where each image's share was fitted without it.
+    """
+
+    share: float
+    shares: tuple[float, ...]
+    losses: tuple[float, float, float]
+
+
+def fit_mixture(own: np.ndarray, shared: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int) -> Mixture:
+    """Fit the share of a site's own model by cross-fitting on its validation images.
+
+    The images are dealt into :data:`FOLDS` parts by group; for each part the share is fitted on the others (the least
+    negative log-likelihood on a grid), so that its loss is one on images that did not choose it. If that loss is below
+    those of both models the mean of the shares is taken; else the better of the two models alone.
+
+    Args:
+        own, shared: ``(N, C)`` calibrated probabilities of the site's own and of the global model.
+        labels: ``(N,)`` class index, or ``(N, C)`` 0/1 for several labels.
+        groups: ``(N,)`` of each image.
+        seed: of the parts.
+
+    Raises:
+        ValueError: no image, or shapes that do not fit.
+    """
+    own, shared, labels = (np.asarray(x, dtype=np.float64) for x in (own, shared, labels))
+    if not len(labels) or own.shape != shared.shape or len(own) != len(labels):
+        raise ValueError(f"cannot mix {own.shape} and {shared.shape} probabilities of {len(labels)} images")
+    grid = np.linspace(0.0, 1.0, SHARES)
+    losses = np.stack([image_losses(w * own + (1 - w) * shared, labels) for w in grid])
+    names, index = np.unique(groups, return_inverse=True)
+    parts = min(FOLDS, len(names))
+    fold = (numpy_generator(seed, "mixture").permutation(len(names)) % max(parts, 1))[index]
+    ends = (float(losses[0].mean()), float(losses[-1].mean()))
+    better = 1.0 if ends[1] < ends[0] else 0.0
+    if parts < 2:
+        return Mixture(better, (), (*ends, min(ends)))
+    chosen = [int(losses[:, fold != k].sum(axis=1).argmin()) for k in range(parts)]
+    outside = float(np.mean([losses[chosen[k], i] for i, k in enumerate(fold)]))
+    shares = tuple(float(grid[c]) for c in chosen)
+    share = float(np.mean(shares)) if outside < min(ends) else better
+    return Mixture(share, shares, (*ends, outside))
+
+
+def image_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """``(N,)`` negative log-likelihood of each image, nats (several labels: their sum)."""
+    p = np.clip(probabilities, LEAST, 1 - LEAST)
+    if np.ndim(labels) == 2:
+        return np.asarray(-(labels * np.log(p) + (1 - labels) * np.log(1 - p)).sum(axis=1))
+    return np.asarray(-np.log(p[np.arange(len(p)), np.asarray(labels, dtype=np.int64)]))

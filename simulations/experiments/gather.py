@@ -1,0 +1,58 @@
+"""The sections of an experiment's folder: its finished cells, sorted by the axes along which they are compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from simulations.experiments.compare import Section, seed_section
+from simulations.experiments.definition import FOLD
+from simulations.experiments.elsewhere import Elsewhere, judged_elsewhere
+from simulations.experiments.folds import folded_section
+from simulations.experiments.runner import CELLS, read_index
+
+COMPARED = ("seed", "method", FOLD)
+
+
+def grouped(out: Path) -> tuple[dict[tuple[tuple[str, str], ...], dict[str, dict[str, list[Path]]]], int]:
+    """Finished runs by the values of the other axes, then method -> seed -> folders of the folds; how many folds.
+
+    Raises:
+        UsageError: the folder holds no experiment.
+    """
+    index = read_index(out)
+    groups: dict[tuple[tuple[str, str], ...], dict[str, dict[str, list[Path]]]] = {}
+    for cell in index["cells"]:
+        folder = out / CELLS / cell["name"]
+        if (folder / "summary.json").exists():
+            place = cell["place"]
+            rest = tuple((axis, value) for axis, value in place.items() if axis not in COMPARED)
+            seeds = groups.setdefault(rest, {}).setdefault(place.get("method", "federated"), {})
+            seeds.setdefault(place["seed"], []).append(folder)
+    return groups, len({cell["place"].get(FOLD) for cell in index["cells"]} - {None})
+
+
+def sections(out: Path) -> list[Section]:
+    """Every section of an experiment's folder that has figures.
+
+    Raises:
+        UsageError: it holds no experiment, or methods of it were not tested on the same images.
+        ModelFileError: a finished cell's files are torn.
+    """
+    groups, folds = grouped(out)
+    if folds:
+        return [folded_section(dict(rest), methods, folds) for rest, methods in groups.items()]
+    return [
+        seed_section(dict(rest), {m: {s: found[0] for s, found in seeds.items()} for m, seeds in methods.items()})
+        for rest, methods in groups.items()
+    ]
+
+
+def elsewhere(out: Path) -> list[tuple[dict[str, str], list[Elsewhere]]]:
+    """The test sets from elsewhere of each section.
+
+    Raises:
+        UsageError: the folder holds no experiment.
+        ModelFileError: a finished cell's files are torn.
+    """
+    groups, folds = grouped(out)
+    return [(dict(rest), judged_elsewhere(methods, folds)) for rest, methods in groups.items()]

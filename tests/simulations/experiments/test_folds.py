@@ -1,0 +1,211 @@
+"""Experiments over folds: predictions put together by image, intervals that hold what they promise, methods paired."""
+
+import math
+
+import numpy as np
+import pytest
+
+from fed_diffmic.errors import UsageError
+from fed_diffmic.files import save_tensors, write_json
+from fed_diffmic.training.metrics import Scored, weighted_figures
+from simulations.experiments import folds
+from simulations.experiments.answer import answer, take
+from simulations.experiments.compare import FIGURES, MEAN, differences
+from simulations.experiments.definition import load_experiment
+from simulations.experiments.elsewhere import judged_elsewhere
+from simulations.experiments.folds import (
+    Measured,
+    balanced_accuracy,
+    bootstrap_error,
+    combined,
+    delong_error,
+    folded_section,
+    measure,
+    out_of_fold,
+)
+
+CLASSES = ("a", "b", "c")
+SKILL = {"federated": 1.6, "local": 0.8, "pooled": 1.7}
+IMAGES = {"s": 600, "t": 300}
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(folds, "RESAMPLES", 200)
+
+
+def predictions(rng, labels, skill, classes=3):
+    score = skill * np.eye(classes)[labels] + rng.normal(size=(len(labels), classes))
+    p = np.exp(score)
+    return (p / p.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def cohort(site, anew=0):
+    rng = np.random.default_rng([len(site), ord(site), anew])
+    count = IMAGES[site]
+    labels = rng.choice(3, count, p=[0.6, 0.25, 0.15])
+    return np.arange(count) + 10_000 * (ord(site) + anew), labels, np.arange(count) // 2
+
+
+def write_runs(folder, *, seeds=2, count=3, skill=None, external=True, anew=False):
+    """Runs as simulations leave them: every image tested once a seed, rows in another order in every run."""
+    cells = {"m": {}}
+    for seed in range(1, seeds + 1):
+        for fold in range(count):
+            place = folder / f"{seed}-{fold}"
+            rng = np.random.default_rng([seed, fold])
+            tensors = {}
+            for site in IMAGES:
+                keys, labels, groups = cohort(site, seed if anew else 0)
+                held = rng.permutation(np.flatnonzero((groups + seed) % count == fold))
+                for arm, value in {**SKILL, **(skill or {})}.items():
+                    p = predictions(rng, labels[held], value)
+                    tensors |= {f"{arm}|{site}|probabilities": p, f"{arm}|{site}|decided": p.argmax(axis=1)}
+                tensors |= {f"{site}|keys": keys[held], f"{site}|labels": labels[held]}
+                tensors[f"{site}|groups"] = np.unique(groups[held], return_inverse=True)[1]
+            place.mkdir(parents=True)
+            save_tensors(place / "predictions.safetensors", tensors)
+            if external:
+                labels = np.arange(400) % 3
+                away = {"e|labels": labels, "e|groups": np.arange(400), "e|keys": np.arange(400)}
+                for model, value in {"federated": 1.5, "local/s": 0.5, "local/t": 1.5}.items():
+                    p = predictions(np.random.default_rng([seed, fold, len(model)]), labels, value)
+                    away |= {f"{model}|e|probabilities": p, f"{model}|e|decided": p.argmax(axis=1)}
+                save_tensors(place / "external.safetensors", away)
+            facts = {"classes": list(CLASSES), "sites": dict.fromkeys(IMAGES), "bytes_sent": 5}
+            write_json(place / "summary.json", facts)
+            cells["m"].setdefault(str(seed), []).append(place)
+    return cells
+
+
+def test_all_folds_together_hold_every_image_once_and_groups_stay_together(tmp_path):
+    cells = write_runs(tmp_path)
+    found = out_of_fold(cells["m"]["2"])
+    for site, count in IMAGES.items():
+        keys, labels, groups = cohort(site)
+        np.testing.assert_array_equal(found[f"{site}|keys"], keys)
+        np.testing.assert_array_equal(found[f"{site}|labels"], labels)
+        pairs = np.unique(np.stack([groups, found[f"{site}|groups"]], axis=1), axis=0)
+        assert len(pairs) == len(np.unique(groups)) == len(np.unique(pairs[:, 1])) == count // 2
+
+
+def test_a_section_has_the_figures_of_all_images_and_says_who_is_above(tmp_path):
+    section = folded_section({}, write_runs(tmp_path), 3)
+    assert section.images == IMAGES and section.seeds == ("1", "2") and section.folds == 3
+    seed = out_of_fold([tmp_path / f"1-{fold}" for fold in range(3)])
+    p, labels = seed["federated|s|probabilities"], seed["s|labels"]
+    known = weighted_figures(Scored(p, p.argmax(axis=1), labels, np.arange(600), "multiclass"), np.ones((600, 1)))
+    for figure in ("auroc_macro", "balanced_accuracy"):
+        assert section.values["m", "s", figure][0] == pytest.approx(known[figure][0])
+        assert section.values["m", MEAN, figure] == pytest.approx(
+            (section.values["m", "s", figure] + section.values["m", "t", figure]) / 2
+        )
+        found = differences(section, "local", figure)
+        assert [found["m", place].verdict for place in ("s", "t", MEAN)] == ["above"] * 3
+        assert differences(section, "pooled", figure)["m", MEAN].verdict == "not shown"
+        assert found["m", MEAN].high - found["m", MEAN].low < found["m", "t"].high - found["m", "t"].low
+    assert take(section, "m", "s").model == "m"
+
+
+def test_a_seed_without_all_folds_is_left_out_and_other_images_are_refused(tmp_path):
+    cells = write_runs(tmp_path)
+    section = folded_section({}, {"m": {"1": cells["m"]["1"], "2": cells["m"]["2"][:2]}}, 3)
+    assert section.seeds == ("1",) and section.left_out == ("2",)
+    assert not folded_section({}, {"m": {"2": cells["m"]["2"][:2]}}, 3).seeds
+    other = write_runs(tmp_path / "other", anew=True)
+    with pytest.raises(UsageError, match="tested on other images"):
+        folded_section({}, {"m": cells["m"], "n": other["m"]}, 3)
+
+
+def test_equal_methods_are_called_different_about_as_often_as_promised():
+    """What the interval is for: patients drawn anew, two models alike, two seeds of each."""
+    judged, wrong, trials = np.arange(3), {"auroc_macro": 0, "balanced_accuracy": 0}, 80
+    rng = np.random.default_rng(0)
+    for _ in range(trials):
+        labels = rng.choice(3, 160, p=[0.5, 0.3, 0.2])
+        hard = rng.normal(size=(160, 3))  # what is hard of an image is hard for every model
+        ours, theirs, images = [], [], []
+        for _ in range(2):
+            tensors = {"s|labels": labels, "s|keys": np.arange(160), "s|groups": np.arange(160)}
+            for arm in "xy":
+                p = np.exp(1.2 * np.eye(3)[labels] + hard + 0.7 * rng.normal(size=(160, 3)))
+                p /= p.sum(axis=1, keepdims=True)
+                tensors |= {f"{arm}|s|probabilities": p, f"{arm}|s|decided": p.argmax(axis=1)}
+            ours.append(measure(tensors, "x", "s", judged))
+            theirs.append(measure(tensors, "y", "s", judged))
+            images.append(tensors)
+        for position, (figure, error) in enumerate(zip(FIGURES, (bootstrap_error, delong_error), strict=True)):
+            gaps = np.array([a.value[position] - b.value[position] for a, b in zip(ours, theirs, strict=True)])
+            spread = error(ours, theirs, images, "s", judged)
+            wrong[figure] += combined(gaps, spread, 159).verdict != "not shown"
+    assert all(0 <= count <= 0.1 * trials for count in wrong.values()), wrong
+
+
+def test_the_interval_by_hand():
+    """Gaps 0.1 and 0.3, error 0.05: variance 0.0025 + 0.02 / 2; freedom 0.0125^2 / (0.01^2 / 1 + 0.0025^2 / 99)."""
+    from scipy import stats
+
+    gap = combined(np.array([0.1, 0.3]), 0.05, 99)
+    freedom = 0.0125**2 / (0.01**2 + 0.0025**2 / 99)
+    reach = stats.t.ppf(0.975, freedom) * math.sqrt(0.0125)
+    assert (gap.mean, gap.low, gap.high) == pytest.approx((0.2, 0.2 - reach, 0.2 + reach))
+    one = combined(np.array([0.2]), 0.05, 99)
+    assert one.high - one.mean == pytest.approx(0.05 * stats.t.ppf(0.975, 99))
+
+
+def test_seeds_of_other_images_at_a_site_do_not_average_the_patients_away():
+    rng = np.random.default_rng(5)
+    found = [Measured((0.0, 0.0), rng.normal(size=50), rng.random((50, 2)) < 0.5) for _ in range(4)]
+    none = [Measured((0.0, 0.0), np.zeros(50), np.ones((50, 2), bool)) for _ in range(4)]
+    same = {"s|keys": np.arange(50), "s|groups": np.arange(50), "s|labels": np.arange(50) % 2}
+    anew = [{**same, "s|keys": np.arange(50) + 100 * seed} for seed in range(4)]
+    for error in (delong_error, bootstrap_error):
+        together, apart = (error(found, none, images, "s", np.arange(2)) for images in ([same] * 4, anew))
+        assert apart == pytest.approx(2 * together, rel=0.35)  # four seeds, as good as independent here
+
+
+def test_balanced_accuracy_under_weights_is_that_of_the_repeated_images():
+    rng = np.random.default_rng(2)
+    for several in (False, True):
+        truth = rng.random((30, 3)) < 0.4 if several else np.eye(3, dtype=bool)[rng.integers(0, 3, 30)]
+        decided = rng.random((30, 3)) < 0.5 if several else np.eye(3, dtype=bool)[rng.integers(0, 3, 30)]
+        times = rng.integers(0, 3, 30)
+        found = balanced_accuracy(decided == truth, truth, times[:, None].astype(float), several)[0]
+        y, z = (np.repeat(x, times, axis=0) for x in (truth, decided))
+        recalls = [
+            (z[y[:, c], c].mean() + (~z[~y[:, c], c]).mean()) / 2 if several else z[y[:, c], c].mean() for c in range(3)
+        ]
+        assert found == pytest.approx(np.mean(recalls))
+
+
+def test_on_patients_from_elsewhere_every_local_model_stands_against_the_global_one(tmp_path):
+    (found,) = judged_elsewhere(write_runs(tmp_path), 3)
+    assert (found.name, found.images, found.groups, found.classes) == ("e", 400, 400, CLASSES)
+    assert set(found.values) == {(m, f) for m in ("m", "local/s", "local/t") for f in FIGURES}
+    assert found.gaps["m", "local/s", "auroc_macro"].verdict == "above"
+    assert found.gaps["m", "local/t", "auroc_macro"].verdict == "not shown"
+    assert judged_elsewhere(write_runs(tmp_path / "without", external=False), 3) == []
+
+
+def test_the_answer_says_whether_whom_which_and_how_sure(tmp_path):
+    section = folded_section({}, write_runs(tmp_path), 3)
+    text = "\n".join(answer(section, judged_elsewhere(write_runs(tmp_path / "e"), 3)))
+    assert text.startswith("**Federating helped, as a mean over the sites' own patients (m minus each site alone:")
+    assert "macro AUROC: better off: s, t." in text and "of pooled's" in text
+    assert "On patients from elsewhere (e: 400 images, 400 groups" in text
+    assert "every image was a test image once (3 folds, 2 seed(s) (1, 2) as repeats of the whole)" in text
+    worse = folded_section({}, write_runs(tmp_path / "w", skill={"federated": 0.3}, seeds=1), 3)
+    text = "\n".join(answer(worse, []))
+    assert text.startswith("**Federating made it worse") and "| local |" in text
+    assert take(worse, "m", "s").model == "local" and "what another training would change is not in them" in text
+
+
+def test_the_axis_fold_makes_a_cell_of_each(experiment_file):
+    text = experiment_file().read_text().replace("  seed: [1, 2]", "  seed: [1, 2]\n  fold: 3")
+    found = load_experiment(str(experiment_file(text)), ["axes.method=fedavg"])
+    assert len(found.cells) == 6 and found.cells[1].name == "seed-1_fold-1_method-fedavg"
+    assert [(c.config.partition.folds, c.config.partition.fold) for c in found.cells[:3]] == [(3, 0), (3, 1), (3, 2)]
+    assert len(load_experiment(str(experiment_file(text)), ["axes.method=fedavg", "axes.fold=1"]).cells) == 2
+    for wrong in ("1", "[0, 1]", "true", "x"):
+        with pytest.raises(UsageError, match=r"axes\.fold is the number of folds"):
+            load_experiment(str(experiment_file(text.replace("fold: 3", f"fold: {wrong}"))))
