@@ -80,6 +80,11 @@ class PolicyConfig(Checked):
     classes: list[str] = option(doc="class names that a run may ask for", factory=list)
     stages: list[str] = option(doc="stages", factory=list, choices=("guidance", "diffusion", "plain"))
     strategies: list[str] = option(doc="federated algorithms", factory=list)
+    codecs: list[str] = option(
+        doc="codecs (strategy.codec) in which weights may come and updates leave; rules and figures see decoded values",
+        factory=lambda: ["float32"],
+        choices=("float32", "bfloat16", "int8", "int4", "topk"),
+    )
     tensors: list[str] = option(doc="names of tensors that may leave in an update", factory=list)
     dtypes: list[str] = option(doc="types in which they may leave", factory=list)
     max_update_norm: float = option(

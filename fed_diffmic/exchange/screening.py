@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fed_diffmic.exchange.audit_facts import ANCHOR, anchor_of
+from fed_diffmic.exchange.codecs.sets import VARIANCES
 from fed_diffmic.exchange.payload import Limits, Payload, Tensors
 
 MAX_EXAMPLES = 2**40
@@ -22,8 +23,6 @@ LONGEST_FIELD = 16_384
 """Characters of a text in a reply's header: some are sent back with the next request, which has a bound of its own."""
 MAX_FIGURE = 1e9
 """The largest loss, number of steps or of seconds that is taken: sums and powers of such numbers stay finite."""
-VARIANCES = ("running_var", "variance")
-"""What a buffer's name ends with if no number in it can be negative."""
 COUNTS_A_STEP = 64
 """How often one optimizer step may move a counter (``num_batches_tracked``): the layer is called once, or once for each
 of a few parts of a batch."""
