@@ -11,7 +11,8 @@ def quantised(values: np.ndarray, block: int, levels: int) -> tuple[np.ndarray, 
     """Multiples of a scale, nearest to the values: ``(count,)`` int8 in ``-levels..levels``, and the scales.
 
     A block is ``block`` numbers that follow each other in C order (the last may be shorter): a row would be nine
-    numbers in a depthwise filter and tens of thousands in a dense layer. Its scale is its largest magnitude over ``levels``.
+    numbers in a depthwise filter and tens of thousands in a dense layer. Its scale is its largest magnitude over
+    ``levels``.
     """
     padded = _padded(values, block)
     scales = np.abs(padded).max(axis=1) / np.float32(levels)

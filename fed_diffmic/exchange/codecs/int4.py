@@ -1,7 +1,7 @@
 """Differences as whole numbers in ``-7..7`` times a float32 scale for each block of 128, two in a byte.
 
-**Error:** with ``m`` the largest magnitude in a number's block, ``|x - decoded(x)| <= m / 14 (1 + 2^-16) + 2^-142``: half
-a step, what float32 rounds, and what a scale below the smallest normal number loses. 0.531 bytes a number before
+**Error:** with ``m`` the largest magnitude in a number's block, ``|x - decoded(x)| <= m / 14 (1 + 2^-16) + 2^-142``:
+half a step, what float32 rounds, and what a scale below the smallest normal number loses. 0.531 bytes a number before
 packing.
 """
 

@@ -2,7 +2,8 @@
 
 Coded are float32 tensors of two dimensions and more with at least :data:`LEAST` numbers: the weights of layers, more
 than 98 in 100 numbers of every model here. Counters and other integers, vectors (norms, biases, statistics), and
-variances, which may not become negative, cross exactly. What is coded crosses as bytes (uint8) under :data:`DELTA` and its own name.
+variances, which may not become negative, cross exactly. What is coded crosses as bytes (uint8) under :data:`DELTA` and
+its own name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Each codec keeps the bound of its docstring, whatever finite numbers it gets, and gives back what it was decoded to."""
+"""Each codec keeps the bound of its docstring, whatever finite numbers it gets."""
 
 from __future__ import annotations
 

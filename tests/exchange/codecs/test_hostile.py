@@ -1,4 +1,4 @@
-"""Bytes that no codec wrote: each is refused by a sentence, or stands for finite numbers; nothing is reserved by claim."""
+"""Bytes that no codec wrote are refused by a sentence or stand for finite numbers; no claim reserves memory."""
 
 from __future__ import annotations
 
