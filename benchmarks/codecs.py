@@ -1,10 +1,12 @@
 """Bytes a round and seconds of coding for each codec, at the shapes of a preset: ``python -m benchmarks.codecs``.
 
-One process, one thread. Shapes are the model's, numbers are drawn: weights of standard deviation 0.05, changes of 0.001.
-What zstandard gains depends on how changes are distributed, so real rounds differ; ``events.jsonl`` holds their bytes.
+One process, one thread. Shapes are the model's, numbers are drawn: weights of standard deviation 0.05, changes of
+0.001. What zstandard gains depends on how changes are distributed, so real rounds differ; ``events.jsonl`` holds their
+bytes.
 
-**A round** is what a site receives and sends: the weights down once (they are evaluated and trained from without a second
-download), the update up. **Before** counts what crossed when weights went down twice, whole: three sets of float32.
+**A round** is what a site receives and sends: the weights down once (they are evaluated and trained from without a
+second download), the update up. **Before** counts what crossed when weights went down twice, whole: three sets of
+float32.
 """
 
 from __future__ import annotations
@@ -69,8 +71,9 @@ def table(model: str, stage: str, repeats: int) -> str:
         crossed = sum(value.nbytes for value in made.travels.values())
         unpacked = sum(_raw(name, key, value, before) for key, value in made.travels.items())
         rows.append(
-            f"| {model}, {stage} ({numbers / 1e6:.2f} M) | `{name}` | {crossed / numbers:.3f} | {unpacked / numbers:.3f} "
-            f"| {2 * crossed / 1e6:.2f} | {whole / (2 * crossed):.1f} | {coding:.2f} | {decoding:.2f} |"
+            f"| {model}, {stage} ({numbers / 1e6:.2f} M) | `{name}` | {crossed / numbers:.3f} "
+            f"| {unpacked / numbers:.3f} | {2 * crossed / 1e6:.2f} | {whole / (2 * crossed):.1f} "
+            f"| {coding:.2f} | {decoding:.2f} |"
         )
     return "\n".join(rows)
 
@@ -89,8 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", default="compact,paper")
     parser.add_argument("--repeats", type=int, default=2)
     options = parser.parse_args(arguments)
-    print("| preset, stage (numbers) | codec | bytes a number | before packing | MB a site and round | times less "
-        "| s to code | s to decode |\n|---|---|---|---|---|---|---|---|")
+    print(
+        "| preset, stage (numbers) | codec | bytes a number | before packing | MB a site and round | times less "
+        "| s to code | s to decode |\n|---|---|---|---|---|---|---|---|"
+    )
     for model in options.models.split(","):
         for stage in ("guidance", "diffusion"):
             print(table(model, stage, options.repeats), flush=True)

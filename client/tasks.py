@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from client.crossing import BASE, BaseMissingError, coded_update, split_state
 from client.privacy import check_stage, is_private, private_facts, private_round, public_weight, unprotected_round
 from client.site import Site
 from client.state import SiteStore
@@ -18,7 +19,7 @@ from fed_diffmic.config.spec import STAGES, RunSpec
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.exchange.failures import BAD_MODEL, BAD_REQUEST, DIVERGED, NO_STATE, SiteError
-from fed_diffmic.exchange.payload import Payload, request_name
+from fed_diffmic.exchange.payload import HELD, REFERENCE, Payload, request_name
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.training import calibration
 from fed_diffmic.training.evaluation import evaluate_scores, judged, predict_scores
@@ -28,8 +29,6 @@ from fed_diffmic.training.matrix import cell_figures, matrix_cell
 from fed_diffmic.training.stage import StageModule
 from fed_diffmic.training.stages import GUIDANCE_PREFIX, exchanged, loaded_module
 
-NEED_BASE = "need_base"
-BASE = "base/"
 RESAMPLES = 1000  # of the groups of test images, for intervals
 COMMON: dict[str, type] = {"spec": str, "run": str, "arm": str}
 TASK: dict[str, type] = {**COMMON, "stage": str, "round": int, "site": str, "base": str, "weights": str}
@@ -40,18 +39,16 @@ FIELDS: dict[str, dict[str, type]] = {
     "evaluate": {**TASK, "state": str, "guidance": str, "prior": list, "sums": bool, "split": str},
     "assess": {**TASK, "state": str, "guidance": str, "calibration": dict},
 }
-# What real sites need and virtual ones, which have no rules, do not (client.studies).
+# What real sites need and virtual ones, which have no rules, do not (client.studies); how weights came
+# (client.crossing).
+MAY_COME: dict[str, type] = {"study": str, HELD: str, REFERENCE: str}
 OPTIONAL: dict[str, dict[str, type]] = {
     "labels": {},
     "query": {"study": str, "document": str, "signature": str},
-    "train": {"study": str},
-    "evaluate": {"study": str},
-    "assess": {"study": str},
+    "train": MAY_COME,
+    "evaluate": MAY_COME,
+    "assess": MAY_COME,
 }
-
-
-class BaseMissingError(Exception):
-    """The site does not hold the base that the request names; the coordinator sends it then."""
 
 
 def check_request(request: Payload, kind: str) -> RunSpec | None:
@@ -118,19 +115,20 @@ def train(site: Site, spec: RunSpec, request: Payload) -> Payload:
     kept = store.update(key, name)
     if kept is not None and (not kept.header["state"] or store.state(key, kept.header["state"]) is not None):
         return kept
-    before = kept_state(store, key, header["state"])
+    before, left_out = split_state(kept_state(store, key, header["state"]))
     check_stage(site, header["stage"])
     algorithm = site_algorithm(spec, header["stage"])
     module, received = load_module(spec, header["stage"], store, request, algorithm, before, training=True)
     if site.examine is not None:
         site.examine(module)
     result, ledger, claim = update(site, spec, header, module, algorithm, before, received)
-    state, after = "", {**(result.optimizer_state or {}), **result.algorithm_state}
+    travels, residual = coded_update(spec, {**result.tensors, **result.extras}, request, left_out)
+    state, after = "", {**(result.optimizer_state or {}), **result.algorithm_state, **residual}
     if after:
         state = store.keep_state(key, header["round"], after, {header["state"], header["keep"]})
     facts = {"num_examples": result.num_examples, "state": state, "ledger": ledger, "claim": claim}
     reply = {**answer_header(header), **facts}
-    payload = Payload("train.reply", reply, {**result.tensors, **result.extras}, finite(result.metrics))
+    payload = Payload("train.reply", reply, travels, finite(result.metrics))
     if site.keep_updates:
         store.keep_update(key, name, payload)
     return payload
@@ -296,8 +294,6 @@ def load_module(
     """
     sent = {name.removeprefix(BASE): value for name, value in request.tensors.items() if name.startswith(BASE)}
     rest = {name: value for name, value in request.tensors.items() if not name.startswith(BASE)}
-    if tensors_digest(rest) != request.header["weights"]:
-        raise SiteError(BAD_REQUEST)
     received = {name: value for name, value in rest.items() if name.startswith(EXTRA)}
     weights = {name: value for name, value in rest.items() if name not in received}
     base = store.base(request.header["base"])

@@ -52,6 +52,7 @@ POLICY_STEPS = 2032
 POLICY_SECONDS = 2033
 POLICY_HOURS = 2034
 POLICY_PRIVACY = 2035
+POLICY_CODEC = 2036
 BUDGET = 2040
 LEDGER = 2041
 UNPROTECTED = 2042
@@ -111,6 +112,7 @@ FAILURES: dict[int, str] = {
     POLICY_SECONDS: "the round took longer than the site's policy allows",
     POLICY_HOURS: "the site's policy does not allow work at this hour",
     POLICY_PRIVACY: "the site's policy requires differential privacy",
+    POLICY_CODEC: "the site's policy does not name the codec in which weights and updates cross",
     BUDGET: "the site's privacy budget does not allow this round; it trains no more on these data",
     LEDGER: "the site's privacy ledger is missing, shorter or older than it was, or changed; a person there must look",
     BUDGET_ROUND: "one round would cost more of the site's privacy budget than the site lets a single round take",

@@ -28,6 +28,12 @@ from fed_diffmic.files import tensors_digest
 Tensors = dict[str, np.ndarray]
 
 SCHEMA = 1
+HELD, REFERENCE = "held", "reference"
+CARRIED = (HELD, REFERENCE)
+"""Fields of a request's header that say how its weights came, not which they are: digests of sets that the site was
+sent before, of which one is a part of the weights, and to the other the coded tensors are differences."""
+NEED_BASE, NEED_WEIGHTS = "need_base", "need_weights"
+"""What a site answers that lacks the base, or a set of weights that the request builds on."""
 MAX_BODY = 16 * 1024 * 1024
 MAX_METRICS = 10_000
 MAX_DEPTH = 32
@@ -173,10 +179,10 @@ def text_digest(text: str) -> str:
 def request_name(header: Mapping[str, Any]) -> str:
     """Names a request by its header, which holds the digest of its weights; its reply must quote it.
 
-    Whether a base came along does not change the name, so the same request sent again after a crash
-    is recognised by the site.
+    How the weights came (:data:`CARRIED`) and whether a base came along does not change the name, so the same request
+    sent again, after a crash or because the site lacked something, is recognised by the site.
     """
-    return text_digest(_dumps(dict(header)))
+    return text_digest(_dumps({name: value for name, value in header.items() if name not in CARRIED}))
 
 
 def _dumps(value: Mapping[str, Any]) -> str:

@@ -91,6 +91,7 @@ BEYOND: dict[str, tuple[dict[str, Any], Callable[[], Payload], int]] = {
     "a class not named": ({"classes": ["benign", "malig"]}, lambda: task("train"), failures.POLICY_CLASSES),
     "a stage not named": ({"stages": ["plain"]}, lambda: task("train"), failures.POLICY_STAGE),
     "an algorithm not named": ({"strategies": ["fedprox"]}, query, failures.POLICY_STRATEGY),
+    "a codec not named": ({"codecs": ["int8"]}, lambda: task("train"), failures.POLICY_CODEC),
     "tensors not named": ({"tensors": ["head.*"]}, lambda: task("train"), failures.POLICY_TENSORS),
     "more tensors": (
         {"tensors": ["head.*", "norm.*"]},
