@@ -122,7 +122,7 @@ def train(site: Site, spec: RunSpec, request: Payload) -> Payload:
     if site.examine is not None:
         site.examine(module)
     result, ledger, claim = update(site, spec, header, module, algorithm, before, received)
-    travels, residual = coded_update(spec, {**result.tensors, **result.extras}, request, left_out)
+    travels, residual = coded_update(spec, {**result.tensors, **result.algorithm_tensors}, request, left_out)
     state, after = "", {**(result.optimizer_state or {}), **result.algorithm_state, **residual}
     if after:
         state = store.keep_state(key, header["round"], after, {header["state"], header["keep"]})

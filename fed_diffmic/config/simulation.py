@@ -374,6 +374,7 @@ class RunConfig(Checked):
     max_share: float = config_bounds.max_share(1.0)
     norm_rule: str = config_bounds.norm_rule("off")
     norm_multiple: float = config_bounds.norm_multiple()
+    patience: int = config_bounds.patience()
     bootstrap: int = option(1000, "resamples of groups for the 95 % intervals; 0: none", ge=0, le=100_000)
     examples: int | None = option(
         None,
