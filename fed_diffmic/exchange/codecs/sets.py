@@ -18,7 +18,7 @@ from fed_diffmic.exchange.codecs.base import LARGEST, Codec, packed, unpacked
 from fed_diffmic.exchange.payload import PayloadError, Tensors
 
 DELTA = "delta/"
-LEAST = 256
+LEAST = 16
 VARIANCES = ("running_var", "variance")
 """What a buffer's name ends with if no number in it can be negative."""
 

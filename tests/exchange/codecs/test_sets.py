@@ -26,7 +26,7 @@ def a_set(seed: int) -> Tensors:
         "norm.running_var": rng.random((16, 16)).astype(np.float32),
         "norm.weight": rng.standard_normal(700).astype(np.float32),
         "norm.num_batches_tracked": np.asarray(2**62 + seed),
-        "head.weight": rng.standard_normal((8, 4)).astype(np.float32),
+        "head.weight": rng.standard_normal((5, 3)).astype(np.float32),
         "mask": rng.integers(0, 2, (20, 20)).astype(bool),
         "algorithm/control.conv.weight": rng.standard_normal((16, 27)).astype(np.float32),
     }
