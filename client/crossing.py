@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from client.module import BASE
 from client.state import SiteStore
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.exchange.codecs import DELTA, build_codec, code, restore
@@ -17,13 +18,8 @@ from fed_diffmic.exchange.failures import BAD_REQUEST, DIVERGED, SiteError
 from fed_diffmic.exchange.payload import HELD, REFERENCE, Payload, Tensors
 from fed_diffmic.files import tensors_digest
 
-BASE = "base/"
 RESIDUAL = "residual/"
 """What the names of a site's state begin with that coding left out of its updates so far."""
-
-
-class BaseMissingError(Exception):
-    """The site does not hold the base that the request names; the coordinator sends it then."""
 
 
 class WeightsMissingError(Exception):

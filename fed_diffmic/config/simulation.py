@@ -1,11 +1,9 @@
 """The configuration of a run: one frozen dataclass for each group, ranges checked when built.
 
-Every field declares its meaning, unit and range where it is declared (``metadata``); the same
-declaration drives the checks, the messages and ``fed-diffmic options``. How files and
-``key=value`` overrides become these objects is in :mod:`fed_diffmic.config.compose`.
-
-Symbols are those of docs/model.md: ``B`` images, ``C`` classes, ``K`` regions, ``D`` latent
-channels, ``T`` training timesteps, ``S`` sampling steps.
+Every field declares its meaning, unit and range where it is declared (``metadata``); the same declaration drives the
+checks, the messages and ``fed-diffmic options``. How files and ``key=value`` overrides become these objects is in
+:mod:`fed_diffmic.config.compose`. Symbols are those of docs/model.md: ``B`` images, ``C`` classes, ``K`` regions, ``D``
+latent channels, ``T`` training timesteps, ``S`` sampling steps.
 """
 
 from __future__ import annotations

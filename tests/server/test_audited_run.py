@@ -39,7 +39,7 @@ def hooks(folder: Path, **more: Any) -> Hooks:
 
 
 def federate(folder: Path, grid: Any, hooks: Hooks | None = None, events: Any = None, **settings: Any) -> Any:
-    given = {"stages": ["guidance"], "sites": ["a", "b"], "poll_s": 0.001, "join_s": 1.0, **settings}
+    given = {"stages": ["guidance"], "sites": ["a", "b"], "poll_s": 0.001, "join_s": 30.0, **settings}
     return toy.federate(grid, toy.toy_spec(), CheckpointStore(folder), events or toy.Events([]), hooks=hooks, **given)
 
 

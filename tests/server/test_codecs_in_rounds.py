@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ def test_every_algorithm_takes_coded_updates(tmp_path: Path, name: str) -> None:
 def test_what_coding_left_out_is_the_sites_declared_state(tmp_path: Path, asked: Any) -> None:
     run(tmp_path, "int4")
     trains = [(request, reply) for kind, request, reply in asked if kind == "train" and request.header["site"] == "a"]
-    for (_, earlier), (request, _) in zip(trains, trains[1:], strict=False):
+    for (_, earlier), (request, _) in pairwise(trains):
         assert request.header["state"] == earlier.header["state"] != ""
     (path,) = (tmp_path / "sites" / "a" / "states").glob("*/*" + trains[-1][1].header["state"] + "*")
     assert set(load_tensors(path)) == {RESIDUAL + HEAD}
@@ -232,7 +233,7 @@ def test_screening_sees_decoded_values(tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_the_sites_hold_is_what_the_deltas_say(tmp_path: Path, asked: Any) -> None:
     """The weights of a round, decoded here from what crossed, are those that the next request names."""
     run(tmp_path, "int4", rounds=2)
-    held = {name: value for name, value in asked_weights(asked).items()}
+    held = asked_weights(asked)
     codec = build_codec(StrategyConfig(codec="int4"))
     for kind, request, _ in asked:
         if kind == "evaluate" and request.header["round"] and request.header["site"] == "a":
