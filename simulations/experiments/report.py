@@ -19,10 +19,10 @@ from fed_diffmic.errors import UsageError
 from fed_diffmic.files import atomic_write, read_json
 from fed_diffmic.reporting.plots import STYLE
 from simulations.experiments.compare import (
+    COMPARED,
     FIGURES,
     LEAST_POSITIVES,
     MEAN,
-    REFERENCES,
     WORST,
     Difference,
     Section,
@@ -134,7 +134,7 @@ def _section_lines(section: Section) -> list[str]:
             for method in section.methods
         ]
         lines += _table(["mean (standard deviation) over seeds", *section.places], rows)
-        for reference in REFERENCES:
+        for reference in COMPARED:
             found = differences(section, reference, figure)
             if found:
                 rows = [
