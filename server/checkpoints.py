@@ -96,21 +96,21 @@ class CheckpointStore:
             ) from first
         return None
 
-    def save(self, state: RunState) -> None:
-        """Make ``state`` the one that a resumed run continues from; keeps the one before.
+    def save(self, run_state: RunState) -> None:
+        """Make ``run_state`` the one that a resumed run continues from; keeps the one before.
 
         Raises:
             MachineError: no space, no permission.
         """
         value: dict[str, Any] = {
             "format": FORMAT,
-            **{k: v for k, v in vars(state).items() if k not in ("results", "progress")},
+            **{k: v for k, v in vars(run_state).items() if k not in ("results", "progress")},
         }
-        value["results"] = {stage: self._put(tensors) for stage, tensors in state.results.items()}
+        value["results"] = {stage: self._put(tensors) for stage, tensors in run_state.results.items()}
         value["progress"] = None
-        if state.progress is not None:
-            facts = {k: v for k, v in vars(state.progress).items() if k not in GROUPS}
-            value["progress"] = {**facts, **{g: self._put(getattr(state.progress, g)) for g in GROUPS}}
+        if run_state.progress is not None:
+            facts = {k: v for k, v in vars(run_state.progress).items() if k not in GROUPS}
+            value["progress"] = {**facts, **{g: self._put(getattr(run_state.progress, g)) for g in GROUPS}}
         if self._last is not None:
             write_json(self._previous, self._last)
         write_json(self._pointer, value)
@@ -119,7 +119,7 @@ class CheckpointStore:
 
     def finish(
         self,
-        state: RunState,
+        run_state: RunState,
         spec: RunSpec,
         calibration: dict[str, Calibration],
         hooks: Hooks | None = None,
@@ -133,18 +133,18 @@ class CheckpointStore:
             heads: of the sites' chains, as each last said.
         """
         hooks = hooks or Hooks()
-        digests = {stage: tensors_digest(tensors) for stage, tensors in state.results.items()}
+        digests = {stage: tensors_digest(tensors) for stage, tensors in run_state.results.items()}
         model = FinalModel(
             spec,
-            state.results,
+            run_state.results,
             calibration,
-            state.history,
-            state.bytes_sent,
+            run_state.history,
+            run_state.bytes_sent,
             digests,
-            personal=state.personal,
+            personal=run_state.personal,
             matrix={stage: dict(row) for stage, row in (matrix or {}).items()},
         )
-        facts = None if hooks.signer is None else provenance_facts(state, spec, hooks.head(), heads or {})
+        facts = None if hooks.signer is None else provenance_facts(run_state, spec, hooks.head(), heads or {})
         write_final(self.folder, model, signer=hooks.signer, facts=facts)
         return load_final(self.folder, public_key=hooks.public_key)
 
@@ -185,11 +185,11 @@ class CheckpointStore:
                 filled: dict[str, Any] = {k: self._get(v) if k in GROUPS else v for k, v in progress.items()}
                 progress = StageProgress(**filled)
             plain = {k: v for k, v in value.items() if k not in ("format", "results", "progress")}
-            state = RunState(**plain, results=results, progress=progress)
+            run_state = RunState(**plain, results=results, progress=progress)
         except (AttributeError, KeyError, TypeError) as error:
             raise ModelFileError(f"{pointer} lacks fields or has others") from error
         self._last = value
-        return state
+        return run_state
 
     def _collect(self, pointers: list[dict[str, Any]]) -> None:
         """Remove tensor files that no pointer names, and what a kill left half-written."""

@@ -66,11 +66,13 @@ def _without_one(step: Step, updates: Sequence[SiteUpdate], current: Tensors) ->
 
 def _quiet(step: Step, updates: Sequence[SiteUpdate]) -> tuple[Tensors, Tensors]:
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        new, state = step(updates)
-    broken = sorted(name for name, value in state.items() if value.dtype.kind == "f" and not np.isfinite(value).all())
+        new, server_state = step(updates)
+    broken = sorted(
+        name for name, value in server_state.items() if value.dtype.kind == "f" and not np.isfinite(value).all()
+    )
     if broken:
         raise RoundError(f"the algorithm's own state {broken[0]} became infinite or not a number")
-    return new, state
+    return new, server_state
 
 
 def _size(tensors: Tensors, current: Mapping[str, np.ndarray]) -> float:

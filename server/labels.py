@@ -65,13 +65,13 @@ def agreed_labels(
 
 def wait_for_nodes(grid: Grid, nodes: int | None, deadline: float, poll_s: float) -> Sequence[int]:
     """Node numbers, once there are as many as expected, or their number stands still for a second."""
-    before: list[int] = []
+    nodes_before: list[int] = []
     while time.monotonic() < deadline:
         now = sorted(grid.get_node_ids())
-        if now and (now == before if nodes is None else len(now) >= nodes):
+        if now and (now == nodes_before if nodes is None else len(now) >= nodes):
             return now
-        before = now
+        nodes_before = now
         time.sleep(max(0.0, min(poll_s if nodes is not None else 1.0, deadline - time.monotonic())))
-    if before:
-        return before
+    if nodes_before:
+        return nodes_before
     raise RoundError("no site is connected", "Start the sites, then resume the run.")

@@ -19,12 +19,12 @@ from server.strategy import server_algorithm
 
 
 def provenance_facts(
-    state: RunState, spec: RunSpec, head: Head | None, last_heads: Mapping[str, Head]
+    run_state: RunState, spec: RunSpec, head: Head | None, last_heads: Mapping[str, Head]
 ) -> dict[str, Any]:
     """Configuration, code, sites, rounds with the digests of their payloads, and heads of the audit logs' chains.
 
     Args:
-        state: of the run, all stages ended.
+        run_state: of the run, all stages ended.
         spec: of the run.
         head: of the coordinator's own chain, or none.
         last_heads: of the sites' chains, as each last said; those that came with rounds are in the history.
@@ -33,7 +33,7 @@ def provenance_facts(
         ModelFileError: a stage's result is not what its best round made.
     """
     heads: dict[str, Any] = {}
-    for row in state.history:
+    for row in run_state.history:
         heads |= row.get("heads", {})
     heads |= {site: asdict(last) for site, last in sorted(last_heads.items())}
     rounds = [
@@ -45,24 +45,24 @@ def provenance_facts(
             "payloads": row.get("payloads", {}),
             "missing": sorted(row.get("missing", {})),
         }
-        for row in state.history
+        for row in run_state.history
     ]
     return {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": {name: value for name, value in state.settings.items() if name != "spec"},
+        "settings": {name: value for name, value in run_state.settings.items() if name != "spec"},
         "code": code_facts(),
-        "sites": state.counts,
+        "sites": run_state.counts,
         "rounds": rounds,
-        "stages": {stage: stage_facts(state, spec, stage) for stage in state.results},
+        "stages": {stage: stage_facts(run_state, spec, stage) for stage in run_state.results},
         "heads": heads,
-        "privacy": last_claims(state.history),
-        "client_level": last_client_level(state.history),
+        "privacy": last_claims(run_state.history),
+        "client_level": last_client_level(run_state.history),
         "coordinator_head": None if head is None else asdict(head),
-        "bytes_sent": state.bytes_sent,
+        "bytes_sent": run_state.bytes_sent,
     }
 
 
-def stage_facts(state: RunState, spec: RunSpec, stage: str) -> dict[str, Any]:
+def stage_facts(run_state: RunState, spec: RunSpec, stage: str) -> dict[str, Any]:
     """What binds a stage's result to the round that made it, and to what the sites were sent.
 
     Returns:
@@ -72,9 +72,9 @@ def stage_facts(state: RunState, spec: RunSpec, stage: str) -> dict[str, Any]:
     Raises:
         ModelFileError: the round made other weights.
     """
-    result = state.results[stage]
+    result = run_state.results[stage]
     names = sorted(exchanged_kinds(spec, stage, server_algorithm(spec.strategy, spec.stage(stage))))
-    rows = [row for row in state.history if row["stage"] == stage]
+    rows = [row for row in run_state.history if row["stage"] == stage]
     chosen = rows[-1]["best_round"] if rows else 0
     candidate = tensors_digest({name: result[name] for name in names})
     made = next((row.get("candidate", "") for row in rows if row["round"] == chosen), "")

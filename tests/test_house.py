@@ -8,6 +8,16 @@ from pathlib import Path
 from tests.house import ROOT, circles, file_arrows, floors, room_arrows, room_of
 
 MOST_ROOMS, MOST_FLOORS = 25, 11
+MOST_PARAMETERS, MOST_LINES = 9, 60
+STILL_LONG = {("fed_diffmic/data/manifest.py", "from_columns")}
+"""Functions that take more: this list gets shorter, never longer."""
+SPINES = {
+    "server/rounds.py": ("run_federation", "run_stage"),
+    "client/app.py": ("run_task",),
+    "client/tasks.py": ("train", "update"),
+    "fed_diffmic/training/local.py": ("local_update",),
+}
+"""What reads top to bottom in the paper's words."""
 
 
 def test_rooms_and_floors_are_few_and_no_circle_leads_through_them() -> None:
@@ -52,6 +62,43 @@ def test_imports_are_seen_wherever_they_stand(tmp_path: Path) -> None:
     rooms = room_arrows(file_arrows(tmp_path))
     assert rooms["fed_diffmic.high"] == {"fed_diffmic.low"} and rooms["fed_diffmic.types"] == {"fed_diffmic.high"}
     assert file_arrows(tmp_path, types=False)["fed_diffmic.types"] == set()
+
+
+def functions(path: Path) -> list[ast.FunctionDef]:
+    """Every function and method of a file."""
+    return [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.FunctionDef)]
+
+
+def parameters(function: ast.FunctionDef) -> int:
+    """How many a caller may give."""
+    names = [a.arg for a in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
+    return len(names) - (names[:1] in (["self"], ["cls"]))
+
+
+def test_no_function_takes_a_crowd_of_parameters() -> None:
+    crowded = set()
+    for room in ("server", "client", "fed_diffmic", "simulations"):
+        for path in sorted((ROOT / room).rglob("*.py")):
+            many = {f.name for f in functions(path) if parameters(f) > MOST_PARAMETERS}
+            crowded |= {(str(path.relative_to(ROOT)), name) for name in many}
+    assert crowded == STILL_LONG
+
+
+def test_the_spines_are_read_at_a_glance() -> None:
+    for path, names in SPINES.items():
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert len(text.splitlines()) < 300, path
+        lines = {f.name: (f.end_lineno or 0) - f.lineno + 1 for f in functions(ROOT / path)}
+        assert {name: lines[name] for name in names if lines[name] > MOST_LINES} == {}, path
+
+
+def test_a_round_reads_in_the_order_of_the_algorithm() -> None:
+    """Train, aggregate, evaluate, choose, checkpoint, observers: calls of `run_stage` in the order of their lines."""
+    (loop,) = [f for f in functions(ROOT / "server" / "rounds.py") if f.name == "run_stage"]
+    calls = [n for n in ast.walk(loop) if isinstance(n, ast.Call)]
+    named = sorted((n.lineno, n.func.attr if isinstance(n.func, ast.Attribute) else ast.unparse(n.func)) for n in calls)
+    steps = ["train", "aggregate", "log_aggregate", "evaluate", "choose", "ledger_heads", "save", "told"]
+    assert [name for _, name in named if name in steps] == steps
 
 
 def chain_of_a_round() -> list[tuple[int, str, str]]:
