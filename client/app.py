@@ -15,14 +15,16 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client import tasks
+from client.crossing import WeightsMissingError, whole_request
 from client.enforce import Enforcement
-from client.module import NEED_BASE, BaseMissingError
+from client.module import BaseMissingError
 from client.requests import check_request
 from client.site import Site, log_failure, open_data, open_site, site_folder, site_rules
+from client.state import SiteStore
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import MachineError
 from fed_diffmic.exchange.failures import BAD_REQUEST, SiteError, failure_code
-from fed_diffmic.exchange.payload import Limits, Payload, PayloadError, decode, encode
+from fed_diffmic.exchange.payload import NEED_BASE, NEED_WEIGHTS, Limits, Payload, PayloadError, decode, encode
 from fed_diffmic.transport.messages import failure_message, reply_message, wire_of
 
 LIMITS = Limits(tensor_bytes=16 * 1024**3)
@@ -120,12 +122,16 @@ def run_task(
                 reply = tasks.labels(open_data(context, None, request.header), request)
         else:
             with rules.opening():
+                if "weights" in request.header:
+                    request = whole_request(SiteStore(site_folder(context)), spec, request)
                 site = rules.settled(open_site(context, spec, request.header), request)
             rules.ready(site, spec, request)
             with rules.bounded():
                 reply = task(site, spec, request)
     except BaseMissingError:
         reply = Payload(NEED_BASE)
+    except WeightsMissingError:
+        reply = Payload(NEED_WEIGHTS)
     reply = rules.release(reply, request, site)
     wire = encode(reply)
     rules.sending(reply, wire, request)

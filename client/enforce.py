@@ -26,10 +26,11 @@ from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.deadline import OutOfTimeError, time_bound
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.audit_facts import anchored, payload_facts, place, request_facts
+from fed_diffmic.exchange.codecs import Codec, build_codec, restore
 from fed_diffmic.exchange.exposure import planned_exposure
 from fed_diffmic.exchange.failures import SiteError
 from fed_diffmic.exchange.floors import Basis, Exposure
-from fed_diffmic.exchange.payload import Payload, Wire, request_name
+from fed_diffmic.exchange.payload import NEED_BASE, NEED_WEIGHTS, Payload, Tensors, Wire, request_name
 from fed_diffmic.exchange.policy import Denial
 from fed_diffmic.exchange.screening import update_norm
 from fed_diffmic.exchange.seal import RequestSeal
@@ -52,6 +53,8 @@ class Enforcement:
         self.kind = kind
         self._facts: dict[str, Any] = {"task": kind}
         self._planned: Exposure | None = None
+        self._codec: Codec | None = None
+        self._decoded: Tensors = {}
         self._asked: RequestSeal | None = None
         self._request = ""
         self._told: dict[str, Any] = {}
@@ -110,6 +113,7 @@ class Enforcement:
             raise SiteError(failures.POLICY_RUN, f"arm {spec.arm}: a real site takes part in the federation only")
         _refuse(self.rules.policy.check(self.kind, spec, request, dataset=self.rules.dataset))
         if spec is not None:  # after the policy: only a run that it names may leave its study here
+            self._codec = build_codec(spec.strategy)
             self.rules.studies.check(self.kind, request)
         self._request = request_name(request.header)
         if self.rules.watch is not None:
@@ -154,6 +158,9 @@ class Enforcement:
     def ready(self, site: Site, spec: RunSpec, request: Payload) -> None:
         """Judge what depends on the site's data and on what it answered before.
 
+        Args:
+            request: with the whole weights.
+
         Raises:
             SiteError: too much work for the policy, too few images behind what would leave, or a replay.
             MachineError: what was answered before cannot be read.
@@ -161,6 +168,8 @@ class Enforcement:
         header = request.header
         if self.rules is None or "stage" not in header:
             return
+        if self.kind == "train":
+            _refuse(self.rules.policy.check_sent(request.tensors))
         batches = None
         if self.kind == "train" and is_private(site, header["stage"]):
             batches = planned_batches(site, spec, header["stage"], site.data.train)
@@ -213,7 +222,10 @@ class Enforcement:
         return rules.limits.prepare_s if mark.phase == OPENING else rules.max_seconds
 
     def release(self, reply: Payload, request: Payload, site: Site | None) -> Payload:
-        """The reply as it leaves: judged, what must stay removed, with the head of the site's chain.
+        """The reply as it leaves: judged by what it will be decoded to, what must stay removed, with the chain's head.
+
+        Args:
+            request: with the whole weights.
 
         Raises:
             SiteError: the policy lets nothing of it leave.
@@ -223,9 +235,14 @@ class Enforcement:
             return reply
         if self._planned is not None and "loss" in reply.metrics:  # not all images need to have been in it
             reply = replace(reply, metrics={**reply.metrics, LOSS_IMAGES: float(self._planned.images)})
-        released = self.rules.policy.release(reply, request.tensors, None if site is None else self._basis(site))
+        self._decoded = reply.tensors
+        if self._codec is not None and reply.tensors:
+            self._decoded = restore(self._codec, reply.tensors, request.tensors)
+        judged = replace(reply, tensors=self._decoded)
+        released = self.rules.policy.release(judged, request.tensors, None if site is None else self._basis(site))
         if isinstance(released, Denial):
             raise SiteError(released.code, released.detail)
+        released = replace(released, tensors=reply.tensors)
         header = request.header
         if site is not None and released.kind == f"{self.kind}.reply":
             floors = self._floors(site)
@@ -236,7 +253,7 @@ class Enforcement:
         if site is not None and released.kind == f"{self.kind}.reply" and "stage" in header:
             key = (header["run"], header["arm"], header["stage"])
             SiteStore(site.folder).record_answer(key, self.kind, header["round"], request_name(header))
-        return anchored(released, self.rules.audit.head()) if released.kind != "need_base" else released
+        return released if released.kind in (NEED_BASE, NEED_WEIGHTS) else anchored(released, self.rules.audit.head())
 
     def _floors(self, site: Site) -> SiteFloors:
         assert self.rules is not None
@@ -256,7 +273,10 @@ class Enforcement:
         return Basis(len(getattr(site.data, name)), splits[("train", "val", "test").index(name)], splits)
 
     def sending(self, reply: Payload, wire: Wire, request: Payload) -> None:
-        """The line of a payload, before it leaves.
+        """The line of a payload, before it leaves; size and tensors are those that it will be decoded to.
+
+        Args:
+            request: with the whole weights.
 
         Raises:
             MachineError: the audit log cannot be written.
@@ -266,8 +286,9 @@ class Enforcement:
         asked = {name: self._facts[name] for name in ("task", "request") if name in self._facts}
         facts: dict[str, Any] = asked | place(request.header) | payload_facts(reply, wire.digest)
         if reply.tensors:
-            facts["norm"] = update_norm(reply.tensors, request.tensors)
-            facts["tensors"] = [[name, v.dtype.name, list(v.shape)] for name, v in sorted(reply.tensors.items())]
+            decoded = sorted(self._decoded.items())
+            facts["norm"] = update_norm(self._decoded, request.tensors)
+            facts["tensors"] = [[name, v.dtype.name, list(v.shape)] for name, v in decoded]
         released = _counts(reply.header) | dict(reply.metrics)
         self.rules.audit.append("payload", **facts, figures=released)
 

@@ -1,8 +1,8 @@
 """What a site that withdraws removes of its own folder and cache, and what it keeps.
 
-Removed: decoded copies of images, bases, states, updates, and the reply to the request in hand. Kept: the audit log,
-the privacy ledger and its witness, the memory of the floors, the studies and who approved them: they say what was
-done with the data, and are needed to answer for it, or to take part again without a budget that begins anew.
+Removed: decoded copies of images, bases, weights, states, updates, and the reply to the request in hand. Kept: the
+audit log, the privacy ledger and its witness, the memory of the floors, the studies and who approved them: they say
+what was done with the data, and are needed to answer for it, or to take part again without a budget that begins anew.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.transport.spool import Spool
 from fed_diffmic.transport.supernode import INBOX
 
-KEPT = ("bases", "states", "updates", ENDED)
+KEPT = ("bases", "weights", "states", "updates", ENDED)
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Removed:
     """What a withdrawal removed.
 
     Attributes:
-        files: of bases, states and updates.
+        files: of bases, weights, states and updates.
         image_bytes: of decoded images.
         copies_left: decoded copies that another process uses, which were left.
         parts_left: folders that could not be removed.

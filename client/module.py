@@ -14,7 +14,6 @@ from fed_diffmic.files import tensors_digest
 from fed_diffmic.training.stage import StageModule
 from fed_diffmic.training.stages import GUIDANCE_PREFIX, exchanged, loaded_module
 
-NEED_BASE = "need_base"
 BASE = "base/"
 
 
@@ -49,6 +48,7 @@ def load_module(
     """The stage's module with the base, the round's global weights and what is the site's own in it.
 
     Args:
+        request: with the whole weights (:func:`client.crossing.whole_request`).
         own: the site's state of this stage.
         training: whether it will be trained, else evaluated.
 
@@ -61,8 +61,6 @@ def load_module(
     """
     sent = {name.removeprefix(BASE): value for name, value in request.tensors.items() if name.startswith(BASE)}
     rest = {name: value for name, value in request.tensors.items() if not name.startswith(BASE)}
-    if tensors_digest(rest) != request.header["weights"]:
-        raise SiteError(BAD_REQUEST)
     received = {name: value for name, value in rest.items() if name.startswith(EXTRA)}
     weights = {name: value for name, value in rest.items() if name not in received}
     base = store.base(request.header["base"])

@@ -7,7 +7,7 @@ from typing import Any
 
 from fed_diffmic.config.spec import STAGES, RunSpec
 from fed_diffmic.exchange.failures import BAD_REQUEST, SiteError
-from fed_diffmic.exchange.payload import Payload, request_name
+from fed_diffmic.exchange.payload import HELD, REFERENCE, Payload, request_name
 
 COMMON: dict[str, type] = {"spec": str, "run": str, "arm": str}
 TASK: dict[str, type] = {**COMMON, "stage": str, "round": int, "site": str, "base": str, "weights": str}
@@ -18,13 +18,15 @@ FIELDS: dict[str, dict[str, type]] = {
     "evaluate": {**TASK, "state": str, "guidance": str, "prior": list, "sums": bool, "split": str},
     "assess": {**TASK, "state": str, "guidance": str, "calibration": dict},
 }
-# What real sites need and virtual ones, which have no rules, do not (client.studies).
+# What real sites need and virtual ones, which have no rules, do not (client.studies); how weights came
+# (client.crossing).
+MAY_COME: dict[str, type] = {"study": str, HELD: str, REFERENCE: str}
 OPTIONAL: dict[str, dict[str, type]] = {
     "labels": {},
     "query": {"study": str, "document": str, "signature": str},
-    "train": {"study": str},
-    "evaluate": {"study": str},
-    "assess": {"study": str},
+    "train": MAY_COME,
+    "evaluate": MAY_COME,
+    "assess": MAY_COME,
 }
 
 

@@ -1,4 +1,4 @@
-"""What a site keeps on its own disk between rounds: bases, declared state, the last update.
+"""What a site keeps on its own disk between rounds: bases, weights it was sent, declared state, the last update.
 
 Everything here derives from patients' data or may come to: the folder is 0700. Files are written
 atomically and named by digest; what is torn is noticed and counts as absent, which is safe: a base
@@ -24,8 +24,10 @@ from fed_diffmic.exchange.payload import Limits, Payload, PayloadError, Wire, de
 from fed_diffmic.files import load_tensors, read_json, save_tensors, tensors_digest, write_json
 
 KEPT_BASES = 4
+KEPT_WEIGHTS = 2
+"""What is trained from and what is judged; next round's differences are to the first, or it is the second itself."""
 EVALUATIONS = 3
-PURGED = ("bases", "states", "updates")
+PURGED = ("bases", "weights", "states", "updates")
 STALE_S = 3600.0
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -54,17 +56,32 @@ class SiteStore:
         """The base of that digest, or none if it is not here (whole)."""
         if digest == tensors_digest({}):
             return {}
-        path = self.folder / "bases" / f"{digest}.safetensors"
+        return self._found("bases", digest)
+
+    def keep_base(self, tensors: Tensors) -> None:
+        """Keep a base; the ones used longest ago go."""
+        self._keep("bases", tensors_digest(tensors), tensors, KEPT_BASES)
+
+    # ---- weights that the coordinator sent, by digest: nothing crosses twice --------------------
+    def weights(self, digest: str) -> Tensors | None:
+        """The weights of that digest, with what the algorithm sent beside them; none if they are not here (whole)."""
+        return self._found("weights", digest)
+
+    def keep_weights(self, digest: str, tensors: Tensors) -> None:
+        """Keep weights under their digest; the ones used longest ago go."""
+        self._keep("weights", digest, tensors, KEPT_WEIGHTS)
+
+    def _found(self, part: str, digest: str) -> Tensors | None:
+        path = self.folder / part / f"{digest}.safetensors"
         tensors = _read(path, digest)
         if tensors is not None:
             os.utime(path)
         return tensors
 
-    def keep_base(self, tensors: Tensors) -> None:
-        """Keep a base; the ones used longest ago go."""
-        save_tensors(self.folder / "bases" / f"{tensors_digest(tensors)}.safetensors", tensors)
-        found = sorted((self.folder / "bases").glob("*.safetensors"), key=lambda p: p.stat().st_mtime_ns)
-        for path in found[:-KEPT_BASES]:
+    def _keep(self, part: str, digest: str, tensors: Tensors, most: int) -> None:
+        save_tensors(self.folder / part / f"{digest}.safetensors", tensors)
+        found = sorted((self.folder / part).glob("*.safetensors"), key=lambda p: p.stat().st_mtime_ns)
+        for path in found[:-most]:
             path.unlink(missing_ok=True)
 
     # ---- declared state, by run, arm, stage, round and digest -------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from client.crossing import coded_update, split_state
 from client.module import load_module, read_site_state, site_algorithm
 from client.privacy import check_stage, is_private, private_facts, private_round, public_weight, unprotected_round
 from client.requests import answer_header
@@ -75,20 +76,21 @@ def train(site: Site, spec: RunSpec, request: Payload) -> Payload:
     kept = store.update(key, name)
     if kept is not None and (not kept.header["state"] or store.site_state(key, kept.header["state"]) is not None):
         return kept
-    kept_state = read_site_state(store, key, header["state"])
+    kept_state, left_out = split_state(read_site_state(store, key, header["state"]))
     check_stage(site, header["stage"])
     algorithm = site_algorithm(spec, header["stage"])
     module, received = load_module(spec, header["stage"], store, request, algorithm, kept_state, training=True)
     if site.examine is not None:
         site.examine(module)
     result, ledger, claim = update(site, spec, header, module, algorithm, kept_state, received)
-    state_digest, site_state = "", {**(result.optimizer_state or {}), **result.algorithm_state}
+    # After the update and all that protects it: what noise was added to may be coded as one likes.
+    travels, residual = coded_update(spec, {**result.tensors, **result.algorithm_tensors}, request, left_out)
+    state_digest, site_state = "", {**(result.optimizer_state or {}), **result.algorithm_state, **residual}
     if site_state:  # before the reply leaves: the next round may ask for it
         needed = {header["state"], header["keep"]}
         state_digest = store.keep_site_state(key, header["round"], site_state, needed)
     facts = {"num_examples": result.num_examples, "state": state_digest, "ledger": ledger, "claim": claim}
-    tensors, metrics = {**result.tensors, **result.algorithm_tensors}, drop_non_finite(result.metrics)
-    reply = Payload("train.reply", {**answer_header(header), **facts}, tensors, metrics)
+    reply = Payload("train.reply", {**answer_header(header), **facts}, travels, drop_non_finite(result.metrics))
     if site.keep_updates:
         store.keep_update(key, name, reply)
     return reply

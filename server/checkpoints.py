@@ -29,7 +29,7 @@ from server.run_state import RunState, StageProgress
 
 FORMAT = 1
 
-GROUPS = ("frozen", "current", "average", "best", "algorithm")
+GROUPS = ("frozen", "current", "residual", "average", "best", "algorithm")
 
 
 class CheckpointStore:

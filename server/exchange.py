@@ -15,7 +15,7 @@ from typing import Protocol
 
 from fed_diffmic.algorithms.base import Algorithm, SiteUpdate, Tensors
 from fed_diffmic.exchange.audit import Head
-from fed_diffmic.exchange.payload import Payload
+from fed_diffmic.exchange.payload import HELD, REFERENCE, Payload
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.training.calibration import Calibration
 from server.hooks import Hooks
@@ -89,6 +89,29 @@ class StageTask:
 
 
 @dataclass(frozen=True)
+class Parcel:
+    """What is first sent of some weights: as little as a site needs that keeps what it was sent before.
+
+    A site that lacks what is named says so, and gets the weights whole.
+
+    Attributes:
+        tensors: what travels, as it travels.
+        held: digest of a set that is a part of the weights and was sent before; empty: there is none.
+        reference: digest of the set, sent before, to which coded tensors are differences; empty: nothing is coded.
+    """
+
+    tensors: Tensors
+    held: str = ""
+    reference: str = ""
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """What a request's header says of it."""
+        named = {HELD: self.held, REFERENCE: self.reference}
+        return {name: digest for name, digest in named.items() if digest}
+
+
+@dataclass(frozen=True)
 class TrainRequest:
     """One local update at every site that takes part in a round.
 
@@ -102,6 +125,7 @@ class TrainRequest:
         kept_states: digest of a state that each site must not forget, that of the best round.
         ledgers: head of each site's privacy ledger as this run saw it last, where no memory is kept over all runs; the
             site compares.
+        parcel: what is first sent of ``sent``; none: everything.
     """
 
     task: StageTask
@@ -112,6 +136,7 @@ class TrainRequest:
     site_states: Mapping[str, str] = field(default_factory=dict)
     kept_states: Mapping[str, str] = field(default_factory=dict)
     ledgers: Mapping[str, str] = field(default_factory=dict)
+    parcel: Parcel | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +168,7 @@ class EvaluateRequest:
         deadline: monotonic seconds.
         site_states: digest of the state whose part of the model is each site's own.
         sums: ask for the calibration's sums too; a site whose policy keeps them back counts for the quorum.
+        parcel: what is first sent of ``tensors``; none: everything.
     """
 
     task: StageTask
@@ -152,6 +178,7 @@ class EvaluateRequest:
     deadline: float
     site_states: Mapping[str, str] = field(default_factory=dict)
     sums: bool = False
+    parcel: Parcel | None = None
 
 
 @dataclass(frozen=True)
@@ -165,6 +192,7 @@ class AssessRequest:
         deadline: monotonic seconds.
         site_states: digest of the state whose part of the model is each site's own.
         asked: names of those to ask; none: everyone who is there.
+        parcel: what is first sent of ``tensors``; none: everything.
     """
 
     task: StageTask
@@ -173,6 +201,7 @@ class AssessRequest:
     deadline: float
     site_states: Mapping[str, str] = field(default_factory=dict)
     asked: Set[str] | None = None
+    parcel: Parcel | None = None
 
 
 @dataclass(frozen=True)

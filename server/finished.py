@@ -10,6 +10,7 @@ from fed_diffmic.algorithms.base import Tensors
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.matrix import cell_from
+from server.broadcast import known_already
 from server.exchange import AssessRequest, StageTask
 from server.federation import Federation
 from server.run_state import RunState
@@ -40,7 +41,8 @@ def assess(run: Federation, fitted: Mapping[str, Calibration]) -> dict[str, dict
     for stage in reversed(run_state.results):
         task, weights, own = finished_task(spec, run_state, stage)
         deadline = time.monotonic() + run.terms.test_s
-        answer = run.exchange.assess(AssessRequest(task, weights, fitted[stage], deadline, own, asked))
+        parcel = known_already(weights)
+        answer = run.exchange.assess(AssessRequest(task, weights, fitted[stage], deadline, own, asked, parcel))
         asked = set(answer.figures)
         run_state.bytes_sent += answer.outcome.bytes_sent
         everyone = sorted(run.exchange.everyone())

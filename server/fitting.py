@@ -10,6 +10,7 @@ import numpy as np
 from fed_diffmic.algorithms.shares import LEAST_SITES, capped, trimmed
 from fed_diffmic.training import calibration
 from fed_diffmic.training.calibration import Calibration
+from server.broadcast import known_already
 from server.exchange import EvaluateRequest
 from server.federation import Federation
 from server.finished import finished_task
@@ -24,7 +25,8 @@ def calibrate(run: Federation, stage: str) -> Calibration:
     spec, events, cfg = run.spec, run.events, run.spec.stage(stage)
     task, weights, own = finished_task(spec, run.run_state, stage)
     deadline = time.monotonic() + run.terms.deadline_s
-    answer = run.exchange.evaluate(EvaluateRequest(task, weights, run.prior.tolist(), 0, deadline, own, sums=True))
+    parcel, prior = known_already(weights), run.prior.tolist()
+    answer = run.exchange.evaluate(EvaluateRequest(task, weights, prior, 0, deadline, own, sums=True, parcel=parcel))
     figures = answer.figures
     run.run_state.bytes_sent += answer.outcome.bytes_sent
     blended, taken = cfg.blend, calibration.prior_taken(cfg, stage)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import Any
 
+from fed_diffmic.config.fields import as_written
 from fed_diffmic.config.folders import renamed
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.config.text import flattened
@@ -63,7 +63,7 @@ def open_stage(run: Federation, stage: str) -> StageWork:
 def run_settings(spec: RunSpec, terms: RunTerms) -> dict[str, Any]:
     """What must be the same for a run to be the same, as JSON holds it; what a run does not use is left out."""
     settings: dict[str, Any] = {
-        "spec": asdict(spec),
+        "spec": as_written(spec),
         "stages": list(terms.stages),
         "sites": None if terms.sites is None else sorted(terms.sites),
     }

@@ -12,7 +12,7 @@ from flwr.app import Message
 from fed_diffmic.exchange.audit import Head
 from fed_diffmic.exchange.audit_facts import anchor_of, payload_facts
 from fed_diffmic.exchange.payload import Payload, PayloadError, Wire, decode
-from fed_diffmic.exchange.screening import Expected, Refusal, screen
+from fed_diffmic.exchange.screening import Expected, Refusal, decoded, screen
 from fed_diffmic.exchange.seal import SealError
 from fed_diffmic.transport.messages import failure_of
 
@@ -25,7 +25,8 @@ class Read:
     """What a reply was found to be.
 
     Attributes:
-        payload: none: it could not be read.
+        payload: with its tensors decoded; none: it could not be read.
+        nbytes: of tensors as they travelled.
         refusal: why it is not taken; none: it is good.
         digest: of the header as it travelled.
         head: of the site's chain.
@@ -35,6 +36,7 @@ class Read:
 
     payload: Payload | None = None
     refusal: Refusal | None = None
+    nbytes: int = 0
     digest: str = ""
     head: Head | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -57,9 +59,11 @@ def read_reply(reply: Message, expected: Expected, site: str, opened: Opened) ->
         if failure is not None:
             return failure
         wire, proof = opened()
-        payload = decode(wire, expected.limits)
-        head, facts = anchor_of(payload.header), payload_facts(payload, wire.digest)
-        return Read(payload, screen(payload, expected), wire.digest, head, facts, proof)
+        travelled = decode(wire, expected.limits)
+        head, facts = anchor_of(travelled.header), payload_facts(travelled, wire.digest)
+        payload, refusal = decoded(travelled, expected)
+        refusal = refusal or screen(payload, expected)
+        return Read(payload, refusal, travelled.tensor_bytes, wire.digest, head, facts, proof)
     except SealError:
         return Read(refusal=Refusal("seal"))
     except PayloadError:

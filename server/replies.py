@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from flwr.app import Message, RecordDict
@@ -25,7 +25,6 @@ from server.exchange import Outcome, Site
 from server.hooks import Hooks
 from server.reading import Read, read_reply
 
-NEED_BASE = "need_base"
 AGAIN_S, LONGEST_AGAIN_S = 15.0, 600.0
 LOST_S, LONGEST_LOST_S = 2.0, 30.0
 POLL_SHARE, LONGEST_POLL_S = 0.02, 2.0
@@ -48,15 +47,17 @@ class Request:
         site: whom to ask.
         payload: header and kind; its tensors are those of ``packed``.
         expected: what a good reply looks like.
-        packed: the tensors, packed once for all sites.
-        with_base: packs the tensors together with the base, for a site that says it lacks it.
+        packed: the tensors that are sent first, packed once for all sites.
+        carried: header fields that say what these build on (:data:`fed_diffmic.exchange.payload.CARRIED`).
+        lacking: what a site may answer that lacks something, and what packs everything that it is sent then.
     """
 
     site: Site
     payload: Payload
     expected: Expected
     packed: Packed
-    with_base: Callable[[], Packed] | None = None
+    carried: Mapping[str, str] = field(default_factory=dict)
+    lacking: Mapping[str, Callable[[], Packed]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def ask(
     """
     asking = _Asking(channel, message_type, deadline, facts)
     for request in sorted(requests, key=lambda r: r.site.name):
-        asking.send(request, request.packed)
+        asking.send(request)
     heard = time.monotonic()
     while asking.wanted(needed) and time.monotonic() < deadline:
         asking.ask_again()
@@ -129,7 +130,7 @@ class _Asking:
         self.outcome = Outcome()
         self._hooks = channel.hooks
         self._closed = channel.closed
-        self._base_sent: set[str] = set()
+        self._lacked: set[tuple[str, str]] = set()
         self._waiting: dict[str, tuple[float, Request, int, str]] = {}
         self._pauses: dict[str, float] = {}
 
@@ -142,8 +143,8 @@ class _Asking:
         for site, (when, request, _, _) in list(self._waiting.items()):
             if time.monotonic() >= when:
                 del self._waiting[site]
-                self._base_sent.discard(site)
-                self.send(request, request.packed)
+                self._lacked -= {(site, what) for what in request.lacking}
+                self.send(request)
 
     def end(self) -> None:
         """Whoever did not reply is missing."""
@@ -155,14 +156,21 @@ class _Asking:
         while len(self._closed) > KEPT_CLOSED:
             self._closed.pop(next(iter(self._closed)))
 
-    def send(self, request: Request, packed: Packed) -> None:
-        """Push one request; a site that cannot be reached counts as missing."""
+    def send(self, request: Request, packed: Packed | None = None) -> None:
+        """Push one request; a site that cannot be reached counts as missing.
+
+        Args:
+            packed: everything that the site needs; none: what is sent first.
+        """
         left = self.deadline - time.monotonic()
         if left <= 0:
             self.fail(request, "deadline", "no time was left to ask it")
             return
-        wire = encode(request.payload, packed)
-        facts = request_facts(request.payload, wire.digest, packed.nbytes)
+        payload = request.payload
+        if packed is None:
+            packed, payload = request.packed, replace(payload, header={**payload.header, **request.carried})
+        wire = encode(payload, packed)
+        facts = request_facts(payload, wire.digest, packed.nbytes)
         self._hooks.log("request", site=request.site.name, **facts)
         sealed = self._hooks.sealed(wire, request.site.node, request.site.name)
         if sealed is None:
@@ -200,10 +208,11 @@ class _Asking:
         if payload is None:
             self._refuse(request, refusal or Refusal("malformed"))
             return
-        if payload.kind == NEED_BASE and request.with_base is not None and request.site.name not in self._base_sent:
+        lacked = (request.site.name, payload.kind)
+        if payload.kind in request.lacking and lacked not in self._lacked:
             self._log_reply(request, read)
-            self._base_sent.add(request.site.name)
-            self.send(request, request.with_base())
+            self._lacked.add(lacked)
+            self.send(request, request.lacking[payload.kind]())
             return
         if refusal is not None:
             self._log_reply(request, read, refusal.code)
@@ -236,13 +245,13 @@ class _Asking:
     def _accept(self, request: Request, payload: Payload, read: Read) -> None:
         site = request.site.name
         self._hooks.saw(site, payload.header)  # first: a coordinator that dies now must not forget what was spent
-        self.outcome.bytes_sent += payload.tensor_bytes
+        self.outcome.bytes_sent += read.nbytes
         self.outcome.replies[site] = payload
         self.outcome.digests[site] = read.digest
         if read.head is not None:
             self.outcome.heads[site] = read.head
         figures = {name: value for name, value in payload.metrics.items() if "/" not in name}
-        sent = request.packed.nbytes + payload.tensor_bytes
+        sent = request.packed.nbytes + read.nbytes
         self.events.emit(EVENTS[self.message_type.split(".")[0]], site=site, bytes=sent, **figures, **self.facts)
 
     def _failed(self, request: Request, code: int, sentence: str) -> None:

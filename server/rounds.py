@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from flwr.serverapp import Grid
 
 from fed_diffmic.config.spec import RunSpec
+from fed_diffmic.exchange.codecs import build_codec
 from fed_diffmic.release.final import FinalModel, has_final, load_final
 from server.aggregation import aggregate
+from server.broadcast import Broadcast
 from server.checkpoints import CheckpointStore
 from server.client_level import ClientLevel
 from server.exchange import EvaluateRequest, TrainRequest
@@ -29,7 +31,7 @@ from server.replies import Events
 from server.run_state import RunState
 from server.selection import NOBODY_SAYS
 from server.sites import Sites
-from server.stage import StageWork, choose, moving_average
+from server.stage import StageWork, choose
 from server.study import study_of_run
 from server.terms import RunTerms
 from server.trail import log_aggregate, log_chosen, sent_in_next
@@ -85,20 +87,21 @@ def run_stage(run: Federation, stage: str) -> None:
     progress, rounds = work.progress, work.rounds
     place = {"arm": spec.arm, "stage": stage}
     run.events.emit("stage_started", **place, round=progress.round, rounds=rounds, base=work.task.digest)
-    noise = ClientLevel(spec.strategy, run.store.folder)
+    noise, broadcast = ClientLevel(spec.strategy, run.store.folder), Broadcast(build_codec(spec.strategy))
     stop = stopped_before(run.observers, progress)
     while progress.round < rounds and stop is None:
         started, index = time.monotonic(), progress.round + 1
         deadline = started + run.terms.deadline_s
         run.events.emit("round_started", **place, round=index, rounds=rounds, sites=sorted(exchange.members))
 
-        trained = exchange.train(train_request(work, run_state.ledgers, deadline))
+        request = train_request(work, broadcast, run_state.ledgers, deadline)
+        trained = exchange.train(request)
         updates = aggregate(run, work, trained, noise)
-        progress.average = moving_average(progress.average, progress.current, work.config.ema)
-        candidate = progress.average or progress.current
+        candidate, parcel = broadcast.settle(work, request.sent)
         # Before the candidate is sent: a site's own line of its evaluation must find the one that it comes of.
         made = log_aggregate(hooks, spec, progress, trained.outcome, candidate, work.algorithm)
-        judge = EvaluateRequest(work.task, candidate, run.prior.tolist(), index, deadline, work.own_states)
+        prior = run.prior.tolist()
+        judge = EvaluateRequest(work.task, candidate, prior, index, deadline, work.own_states, parcel=parcel)
         evaluated = exchange.evaluate(judge)
         choose(work, candidate, evaluated.figures, figures_of_round(run_state, stage, progress.best_round))
 
@@ -116,7 +119,7 @@ def run_stage(run: Federation, stage: str) -> None:
     end_stage(run, work, stop)
 
 
-def train_request(work: StageWork, ledgers: dict[str, str], deadline: float) -> TrainRequest:
+def train_request(work: StageWork, broadcast: Broadcast, ledgers: dict[str, str], deadline: float) -> TrainRequest:
     """What asks for the next round's local updates."""
     progress = work.progress
     return TrainRequest(
@@ -128,6 +131,7 @@ def train_request(work: StageWork, ledgers: dict[str, str], deadline: float) -> 
         site_states=progress.site_states,
         kept_states=progress.best_states,
         ledgers=ledgers,
+        parcel=broadcast.trained_from(work),
     )
 
 

@@ -17,6 +17,7 @@ class StageProgress:
         round: rounds completed.
         frozen: the part of the base that never changes (sent once, kept by sites).
         current: exchanged tensors, the round's global weights.
+        residual: what coding left out of them so far, to be added to the next (:mod:`server.broadcast`).
         average: their exponential moving average (empty: none is kept, or no round yet).
         best: exchanged tensors of the best round so far (empty: no round yet).
         algorithm: the algorithm's state.
@@ -30,6 +31,7 @@ class StageProgress:
     frozen: Tensors
     current: Tensors
     round: int = 0
+    residual: Tensors = field(default_factory=dict)
     average: Tensors = field(default_factory=dict)
     best: Tensors = field(default_factory=dict)
     algorithm: Tensors = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 from flwr.app import MessageType
 
 from fed_diffmic.algorithms.base import EXTRA, SiteUpdate, Tensors
+from fed_diffmic.exchange.codecs import build_codec
 from fed_diffmic.exchange.failures import POLICY_METRICS, STUDY_MISSING, WITHDRAWN
-from fed_diffmic.exchange.payload import Packed, Payload, pack, request_name
+from fed_diffmic.exchange.payload import NEED_BASE, NEED_WEIGHTS, Payload, pack, request_name
 from fed_diffmic.exchange.screening import MAX_EXAMPLES, MAX_FIGURE, Expected, schema_of
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.seeding import numpy_generator
@@ -20,6 +22,7 @@ from server.exchange import (
     EvaluateRequest,
     FiguresAnswer,
     Outcome,
+    Parcel,
     Site,
     StageTask,
     TrainAnswer,
@@ -42,7 +45,8 @@ class _Question:
     Attributes:
         message_type: Flower's.
         task: the stage.
-        tensors: what is sent to everyone.
+        tensors: what everyone is to hold.
+        parcel: what is first sent of them; none: everything.
         round_index: from 1; 0: after the last round.
         deadline: monotonic seconds.
         header: what a site's request says beside what all of them say, by its name.
@@ -65,6 +69,7 @@ class _Question:
     metrics: Callable[[Site], Mapping[str, tuple[float, float]]]
     fields: Mapping[str, type] = field(default_factory=dict)
     reply_tensors: Tensors | None = None
+    parcel: Parcel | None = None
     attach_base: bool = False
     excused: Set[int | str] = frozenset()
     asked: Set[str] | None = None
@@ -105,6 +110,7 @@ class Sites(Presence):
                 header=header,
                 fields={"state": str, "ledger": str, "claim": str},
                 reply_tensors=request.sent,
+                parcel=request.parcel,
                 metrics=ranges,
                 # A site that was not drawn before, or came late, says that it lacks the base, and gets it then.
                 attach_base=request.round_index == 1,
@@ -154,6 +160,7 @@ class Sites(Presence):
                 request.deadline,
                 header=header,
                 metrics=ranges,
+                parcel=request.parcel,
                 excused={POLICY_METRICS} if sums else set(),
             )
         )
@@ -184,6 +191,7 @@ class Sites(Presence):
                 kind="assess",
                 header=header,
                 metrics=lambda site: ranges,
+                parcel=request.parcel,
                 asked=request.asked,
                 quorate=False,
             )
@@ -209,17 +217,16 @@ class Sites(Presence):
         return outcome
 
     def _requests(self, question: _Question) -> list[Request]:
-        """One for each site that is asked; the tensors are packed once for all."""
+        """One for each site that is asked; what is sent first, and what a site may lack, is packed once for all."""
         task, tensors, reply = question.task, question.tensors, question.reply_tensors
         kind = question.kind or question.message_type
         base = {f"base/{name}": value for name, value in task.frozen.items()}
         weights = tensors_digest(tensors)
-        packs: dict[bool, Packed] = {}
-
-        def packed(with_base: bool) -> Packed:
-            if with_base not in packs:
-                packs[with_base] = pack({**tensors, **base} if with_base else tensors)
-            return packs[with_base]
+        first = question.parcel or Parcel(tensors)
+        sent = pack({**first.tensors, **base} if question.attach_base else first.tensors)
+        whole = functools.cache(lambda: pack(tensors))
+        with_base = functools.cache(lambda: pack({**tensors, **base}))
+        codec = build_codec(self.spec.strategy)
 
         requests = []
         for site in self.members.values():
@@ -244,9 +251,10 @@ class Sites(Presence):
                 max_norm=self.hooks.max_update_norm,
                 max_steps=self.spec.stage(task.stage).local_steps(site.images[0]),
                 metrics=question.metrics(site),
+                codec=codec,
             )
-            payload = Payload(kind, facts)
-            requests.append(Request(site, payload, expected, packed(question.attach_base), lambda: packed(True)))
+            lacking = {NEED_WEIGHTS: whole, NEED_BASE: with_base}
+            requests.append(Request(site, Payload(kind, facts), expected, sent, first.fields, lacking))
         return requests
 
 

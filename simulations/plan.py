@@ -14,11 +14,13 @@ from pathlib import Path
 from client.preflight.estimate import StageEstimate, estimate_stage
 from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.config.spec import RunSpec, make_spec
+from fed_diffmic.exchange.codecs import build_codec
 from fed_diffmic.reporting.view import duration, size
 from simulations.arms import Arm, arms_of, trials_of
 from simulations.run import choose_device
 from simulations.sites import VirtualSites, build_sites
 
+MANY = 10**6
 MEASURED_S = 0.5
 """About how long the steps of a stage are measured."""
 
@@ -83,9 +85,16 @@ def make_plan(config: SimulateConfig) -> Plan:
 
 
 def _stage_bytes(spec: RunSpec, stage: str, measured: StageEstimate, sites: int) -> int:
-    """To each site once what the stage never changes; each round the weights there, back, and there to be judged."""
-    rounds = int(spec.stage(stage).rounds or 0)
-    return sites * (measured.base_bytes - measured.update_bytes + 3 * rounds * measured.update_bytes)
+    """To each site once the whole state; each round the update back and the new weights there, coded.
+
+    With a moving average the weights that are judged are others than those that are trained from: both go there.
+    """
+    cfg, codec = spec.stage(stage), build_codec(spec.strategy)
+    sizes = sorted(codec.sizes(MANY))
+    coded = measured.update_bytes * sizes[len(sizes) // 2] / (4 * MANY)
+    rounds = int(cfg.rounds or 0)
+    sets = 3 * rounds - 1 if cfg.ema else 2 * rounds
+    return round(sites * (measured.base_bytes + sets * coded))
 
 
 def _arm_seconds(

@@ -36,7 +36,7 @@ def option(
         choices: the strings allowed (for each element, for a list).
         path: a file or folder; ``~`` is expanded and it is made absolute when read.
         exclusive: of an owner's option: refused, rather than passed over, where another of its group is chosen.
-        sparse: left out of what is written where it is empty: what was written before it existed stays the same.
+        sparse: left out of what is written where it has its default: what was written before it existed stays the same.
         factory: for mutable defaults.
     """
     metadata = {"doc": doc, "ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "path": path}
@@ -118,12 +118,17 @@ def _finite(number: float) -> bool:
         return False
 
 
+def default_of(f: Field[Any]) -> Any:
+    """What a field holds where nothing is said."""
+    return f.default_factory() if f.default_factory is not MISSING else f.default
+
+
 def as_written(config: Any) -> dict[str, Any]:
     """A configuration as plain values, for a file or a digest."""
     values: dict[str, Any] = asdict(config)
     for f in fields(config):
         inner = getattr(config, f.name)
-        if f.metadata.get("sparse") and not inner:
+        if f.metadata.get("sparse") and inner == default_of(f):
             del values[f.name]
         elif is_dataclass(inner):
             values[f.name] = as_written(inner)

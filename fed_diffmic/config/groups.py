@@ -135,6 +135,16 @@ class StrategyConfig(Checked):
     client_delta: float = option(
         1e-3, "client-level privacy: delta of the claim, well below one over the number of sites", gt=0, lt=1
     )
+    codec: str = option(
+        "float32",
+        "how weights and updates cross, both ways: float32 exactly; the others code differences and add what they "
+        "leave out to the next (docs/exchange.md)",
+        choices=("float32", "bfloat16", "int8", "int4", "topk"),
+        sparse=True,
+    )
+    topk_share: float = option(
+        0.05, "topk: share of each tensor's numbers that cross, those that changed most", gt=0, le=1, sparse=True
+    )
     personal: list[str] = option(
         doc="what a site makes of the finished global model on its own images: fine-tuned, its heads alone fine-tuned, "
         "or mixed with the model that it trained alone; []: nothing",

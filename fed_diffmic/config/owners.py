@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar, Self
 
-from fed_diffmic.config.fields import Checked, allowed_text, type_text
+from fed_diffmic.config.fields import Checked, allowed_text, default_of, type_text
 from fed_diffmic.config.parse import parse_dataclass
 from fed_diffmic.errors import ConfigError
 
@@ -129,12 +129,12 @@ class Owner:
                     f"one of {', '.join(common)}, where {self.name} is registered",
                 )
         beside = {f.name for f in beside_flat(self.options, config_type)}
-        own = {f.name: _default(f) for f in fields(self.options) if f.name not in beside}
+        own = {f.name: default_of(f) for f in fields(self.options) if f.name not in beside}
         return {"name": self.name, **self.preset, **own}
 
     def own_values(self, config_type: type) -> dict[str, Any]:
         """Its options that are kept in ``GROUP.options``, at their defaults."""
-        return {f.name: _default(f) for f in beside_flat(self.options, config_type)}
+        return {f.name: default_of(f) for f in beside_flat(self.options, config_type)}
 
 
 _OWNERS: dict[str, dict[str, Owner]] = {group: {} for group in KINDS}
@@ -291,10 +291,6 @@ def _declared(group: str, owner: str, name: str) -> Field[Any]:
     if found is None:
         raise ValueError(f"{group}.{name} is said to belong to {owner}, which is not built in")
     return next(f for f in fields(found.options) if f.name == name)
-
-
-def _default(f: Field[Any]) -> Any:
-    return f.default_factory() if f.default_factory is not MISSING else f.default
 
 
 def _home(kind: Kind, name: str) -> str:

@@ -81,6 +81,11 @@ class PolicyConfig(Checked):
     classes: list[str] = option(doc="class names that a run may ask for", factory=list)
     stages: list[str] = option(doc="stages", factory=list, choices=("guidance", "diffusion", "plain"))
     strategies: list[str] = option(doc="federated algorithms", factory=list)
+    codecs: list[str] = option(
+        doc="codecs (strategy.codec) in which weights may come and updates leave; rules and figures see decoded values",
+        factory=lambda: ["float32"],
+        choices=("float32", "bfloat16", "int8", "int4", "topk"),
+    )
     plugins: list[str] = option(
         doc="packages from outside this program, or single names that they offer, whose code may be run here: "
         "algorithms that a run asks for, the site's own data set. In full, without *",

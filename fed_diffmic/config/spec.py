@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
+from fed_diffmic.config.fields import as_written
 from fed_diffmic.config.parse import parse_dataclass
 from fed_diffmic.config.simulation import ModelConfig, SimulateConfig, StageConfig, StagesConfig, StrategyConfig
 from fed_diffmic.config.spec_checks import check_spec
@@ -69,7 +70,7 @@ class RunSpec:
 
     def to_json(self) -> str:
         """Compact, sorted JSON."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return json.dumps(as_written(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @staticmethod
     def from_json(text: str) -> RunSpec:

@@ -53,6 +53,7 @@ POLICY_SECONDS = 2033
 POLICY_HOURS = 2034
 POLICY_PRIVACY = 2035
 POLICY_PLUGIN = 2036
+POLICY_CODEC = 2037
 BUDGET = 2040
 LEDGER = 2041
 UNPROTECTED = 2042
@@ -113,6 +114,7 @@ FAILURES: dict[int, str] = {
     POLICY_HOURS: "the site's policy does not allow work at this hour",
     POLICY_PRIVACY: "the site's policy requires differential privacy",
     POLICY_PLUGIN: "the site's policy does not name the package that the federated algorithm comes from",
+    POLICY_CODEC: "the site's policy does not name the codec in which weights and updates cross",
     BUDGET: "the site's privacy budget does not allow this round; it trains no more on these data",
     LEDGER: "the site's privacy ledger is missing, shorter or older than it was, or changed; a person there must look",
     BUDGET_ROUND: "one round would cost more of the site's privacy budget than the site lets a single round take",

@@ -28,6 +28,12 @@ from fed_diffmic.files import tensors_digest
 Tensors = dict[str, np.ndarray]
 
 SCHEMA = 1
+HELD, REFERENCE = "held", "reference"
+CARRIED = (HELD, REFERENCE)
+"""Fields of a request's header that say how its weights came, not which they are: digests of sets that the site was
+sent before, of which one is a part of the weights, and to the other the coded tensors are differences."""
+NEED_BASE, NEED_WEIGHTS = "need_base", "need_weights"
+"""What a site answers that lacks the base, or a set of weights that the request builds on."""
 MAX_BODY = 16 * 1024 * 1024
 MAX_METRICS = 10_000
 MAX_DEPTH = 32
@@ -35,7 +41,7 @@ MAX_DIMS = 32
 MAX_ELEMENTS = 2**40  # a tensor without any element may not be of a size that no array can have
 MAX_INT = 2**63 - 1
 DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
-TENSOR_NAME = re.compile(r"(?:base/|algorithm/)?[A-Za-z0-9_][A-Za-z0-9_.\-]{0,255}")
+TENSOR_NAME = re.compile(r"(?:delta/)?(?:base/|algorithm/)?[A-Za-z0-9_][A-Za-z0-9_.\-]{0,255}")
 METRIC_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_/.\-]{0,127}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BODY_KEYS = {"schema", "kind", "header", "metrics", "tensors"}
@@ -173,10 +179,10 @@ def text_digest(text: str) -> str:
 def request_name(header: Mapping[str, Any]) -> str:
     """Names a request by its header, which holds the digest of its weights; its reply must quote it.
 
-    Whether a base came along does not change the name, so the same request sent again after a crash
-    is recognised by the site.
+    How the weights came (:data:`CARRIED`) and whether a base came along does not change the name, so the same request
+    sent again, after a crash or because the site lacked something, is recognised by the site.
     """
-    return text_digest(_dumps(dict(header)))
+    return text_digest(_dumps({name: value for name, value in header.items() if name not in CARRIED}))
 
 
 def _dumps(value: Mapping[str, Any]) -> str:

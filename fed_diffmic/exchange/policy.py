@@ -21,9 +21,10 @@ from fed_diffmic.config.site import PolicyConfig
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.exchange import failures
+from fed_diffmic.exchange.codecs import DELTA
 from fed_diffmic.exchange.floors import Basis
 from fed_diffmic.exchange.limits import beyond_limits
-from fed_diffmic.exchange.payload import Payload, Tensors
+from fed_diffmic.exchange.payload import NEED_BASE, NEED_WEIGHTS, Payload, Tensors
 from fed_diffmic.exchange.screening import update_norm
 
 BASE = "base/"
@@ -34,7 +35,8 @@ POSITIVES = "test/positives/"
 COUNTS = ("images", "class_counts")
 _QUOTED = {"run", "arm", "stage", "round", "site", "request"}
 _HEADERS: dict[str, set[str]] = {
-    "need_base": set(),
+    NEED_BASE: set(),
+    NEED_WEIGHTS: set(),
     "labels.reply": {"run", "request", "classes", "task"},
     "query.reply": {"run", "arm", "request", "site", *COUNTS},
     "train.reply": {*_QUOTED, "num_examples", "state", "ledger", "claim"},
@@ -144,6 +146,22 @@ class SitePolicy:
         if cfg.steps and cfg.steps / batches > rules.max_epochs:
             passes = f"{cfg.steps} steps are {cfg.steps / batches:.1f} epochs here"
             return Denial(failures.POLICY_EPOCHS, f"{passes}; policy.max_epochs is {rules.max_epochs:g}")
+        return None
+
+    def check_sent(self, tensors: Tensors) -> Denial | None:
+        """What may not be trained of tensors that came, or none.
+
+        Asked twice: of what travelled, and once the request's weights are whole. A tensor that travelled coded has the
+        type that it is decoded to.
+        """
+        sent = {name.removeprefix(DELTA): value for name, value in tensors.items() if not name.startswith(BASE)}
+        lacking = self._tensors.lacks(sent)
+        if lacking:
+            return Denial(failures.POLICY_TENSORS, f"policy.tensors does not name {lacking[0]}")
+        found = {value.dtype.name for name, value in sent.items() if DELTA + name not in tensors}
+        types = found - set(self.config.dtypes)
+        if types:
+            return Denial(failures.POLICY_DTYPES, f"policy.dtypes does not name {sorted(types)[0]}")
         return None
 
     def time_left(self, now: datetime | None = None) -> tuple[float, int]:
@@ -259,6 +277,8 @@ class SitePolicy:
             check_trusted(ALGORITHMS, spec.strategy.name, rules.plugins)
         except ConfigError as error:
             return Denial(failures.POLICY_PLUGIN, f"{error.cause}. {error.remedy}")
+        if spec.strategy.codec not in rules.codecs:
+            return Denial(failures.POLICY_CODEC, f"policy.codecs does not name {spec.strategy.codec}")
         stage = header.get("stage")
         protected = bool(self.protected) if stage is None else stage in self.protected
         if rules.privacy == "required" and not protected:
@@ -285,13 +305,9 @@ class SitePolicy:
 
     def _check_training(self, spec: RunSpec, request: Payload) -> Denial | None:
         rules, cfg = self.config, spec.stage(request.header["stage"])
-        sent = {name: value for name, value in request.tensors.items() if not name.startswith(BASE)}
-        lacking = self._tensors.lacks(sent)
-        if lacking:
-            return Denial(failures.POLICY_TENSORS, f"policy.tensors does not name {lacking[0]}")
-        types = {value.dtype.name for value in sent.values()} - set(rules.dtypes)
-        if types:
-            return Denial(failures.POLICY_DTYPES, f"policy.dtypes does not name {sorted(types)[0]}")
+        denial = self.check_sent(request.tensors)
+        if denial is not None:
+            return denial
         if "num_examples" not in self._metrics:
             return Denial(failures.POLICY_METRICS, "policy.metrics does not name num_examples, the update's weight")
         if rules.max_update_norm <= 0:

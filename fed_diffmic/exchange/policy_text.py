@@ -93,6 +93,11 @@ def _uses(policy: PolicyConfig) -> list[str]:
         _named("Stages of training that may run", stages, "No stage of training may run."),
         _named("Federated algorithms that may be used", policy.strategies, "No federated algorithm may be used."),
         _named(
+            "Codecs in which weights may come and updates leave (these rules see what they are decoded to)",
+            policy.codecs,
+            "No codec may be used, so no run can start.",
+        ),
+        _named(
             "Packages from outside this program, or single names that they offer, whose code may be run here",
             policy.plugins,
             "No code of a package from outside this program may be run here, whatever is installed.",
@@ -104,7 +109,18 @@ def names_nothing(policy: PolicyConfig) -> str:
     """What keeps every run out of a site, with what to change; empty where some run could be let in."""
     empty = [
         f"policy.{name}"
-        for name in ("runs", "datasets", "classes", "stages", "strategies", "tensors", "dtypes", "metrics", "hours")
+        for name in (
+            "runs",
+            "datasets",
+            "classes",
+            "stages",
+            "strategies",
+            "codecs",
+            "tensors",
+            "dtypes",
+            "metrics",
+            "hours",
+        )
         if not getattr(policy, name)
     ]
     empty += [

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from fed_diffmic.exchange.audit_facts import ANCHOR, anchor_of
-from fed_diffmic.exchange.payload import Limits, Payload, Tensors
+from fed_diffmic.exchange.codecs import DELTA, Codec, coded_schema, most_bytes, restore
+from fed_diffmic.exchange.codecs.sets import VARIANCES
+from fed_diffmic.exchange.payload import Limits, Payload, PayloadError, Tensors
 
 MAX_EXAMPLES = 2**40
 LONGEST_FIELD = 16_384
 """Characters of a text in a reply's header: some are sent back with the next request, which has a bound of its own."""
 MAX_FIGURE = 1e9
 """The largest loss, number of steps or of seconds that is taken: sums and powers of such numbers stay finite."""
-VARIANCES = ("running_var", "variance")
-"""What a buffer's name ends with if no number in it can be negative."""
 COUNTS_A_STEP = 64
 """How often one optimizer step may move a counter (``num_batches_tracked``): the layer is called once, or once for each
 of a few parts of a batch."""
@@ -34,6 +34,7 @@ REFUSALS: dict[str, str] = {
     "kind": "the reply is not the kind that was asked for",
     "header": "the reply's header lacks fields, has others, or has wrong types",
     "replay": "the reply answers another request",
+    "codec": "the reply's tensors are not coded as agreed, or cannot be decoded",
     "names": "the reply lacks tensors or has others",
     "dtype": "a tensor has another dtype than agreed",
     "shape": "a tensor has another shape than agreed",
@@ -87,6 +88,7 @@ class Expected:
         max_norm: the largest L2 norm that an update may have.
         max_steps: the most optimizer steps that the site can have made, which bounds its counters.
         metrics: range of each figure that may come; a name ending in ``/`` stands for all that start so.
+        codec: how tensors are coded, as differences to ``reference``; none: they come as they are.
     """
 
     kind: str
@@ -100,10 +102,13 @@ class Expected:
     max_norm: float = math.inf
     max_steps: int = MAX_EXAMPLES
     metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    codec: Codec | None = None
 
     @property
     def limits(self) -> Limits:
         """The most that the decoder needs to accept."""
+        if self.codec is not None:
+            return Limits(tensor_bytes=most_bytes(self.codec, self.schema), tensors=len(self.schema))
         sizes = (np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in self.schema.values())
         return Limits(tensor_bytes=sum(sizes), tensors=len(self.schema))
 
@@ -135,6 +140,23 @@ def in_domain(name: str, value: np.ndarray, reference: np.ndarray, steps: int) -
 def schema_of(tensors: Tensors) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Dtype and shape of each tensor."""
     return {name: (value.dtype.name, tuple(value.shape)) for name, value in tensors.items()}
+
+
+def decoded(reply: Payload, expected: Expected) -> tuple[Payload, Refusal | None]:
+    """The reply with its tensors as whoever trusts it will see them, or as they came with the reason to refuse them.
+
+    Every tensor that the codec codes must have come so, under no name but its own.
+    """
+    if expected.codec is None or not reply.tensors:
+        return reply, None
+    wanted = coded_schema(expected.codec, expected.schema)
+    if set(reply.tensors) != set(wanted):
+        bare = {name.removeprefix(DELTA) for name in reply.tensors}
+        return reply, Refusal("codec" if bare == set(wanted.values()) else "names")
+    try:
+        return replace(reply, tensors=restore(expected.codec, reply.tensors, expected.reference)), None
+    except PayloadError:
+        return reply, Refusal("codec")
 
 
 def screen(reply: Payload, expected: Expected) -> Refusal | None:

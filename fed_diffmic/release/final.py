@@ -12,11 +12,12 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fed_diffmic.algorithms.base import Tensors
+from fed_diffmic.config.fields import as_written
 from fed_diffmic.config.spec import RunSpec, parse_dataclass, without_paths
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.files import atomic_write, load_tensors, read_json, save_tensors, tensors_digest
@@ -93,7 +94,7 @@ def write_final(
         save_tensors(final / f"{stage}.safetensors", tensors)
     value = {
         "format": FORMAT,
-        "spec": asdict(model.spec),
+        "spec": as_written(model.spec),
         "digests": model.digests,
         "architecture": {stage: architecture_digest(tensors) for stage, tensors in model.states.items()},
         "calibration": {stage: fitted.to_json() for stage, fitted in model.calibration.items()},
@@ -108,7 +109,7 @@ def write_final(
     (final / PROVENANCE).unlink(missing_ok=True)
     if signer is not None:
         named = {"digests": value["digests"], "architecture": value["architecture"]}
-        named |= {"spec": asdict(without_paths(model.spec)), "model_json": hashlib.sha256(data).hexdigest()}
+        named |= {"spec": as_written(without_paths(model.spec)), "model_json": hashlib.sha256(data).hexdigest()}
         sign_statement(final / PROVENANCE, {**named, **(facts or {})}, signer)
     atomic_write(final / "model.json", data)
 

@@ -32,6 +32,9 @@ LEAST_POSITIVES = 10
 FIGURES = ("balanced_accuracy", "auroc_macro")
 MEAN, WORST = "mean over sites", "worst site"
 REFERENCES = ("local", "pooled")
+COMPARED = (*REFERENCES, "float32")
+"""What every other method is compared with, seed by seed, where an experiment has it; the last is a method that
+exchanges exactly."""
 Predictions = dict[str, np.ndarray]
 
 

@@ -15,9 +15,9 @@ from fed_diffmic.errors import UsageError
 from fed_diffmic.files import atomic_write
 from simulations.experiments.answer import NAMES, answer, gap_text, table
 from simulations.experiments.compare import (
+    COMPARED,
     FIGURES,
     LEAST_POSITIVES,
-    REFERENCES,
     Section,
     differences,
     verdicts,
@@ -138,7 +138,7 @@ def _section_lines(section: Section) -> list[str]:
             for method in section.methods
         ]
         lines += table(["mean (standard deviation) over seeds", *section.places], rows)
-        for reference in REFERENCES:
+        for reference in COMPARED:
             found = differences(section, reference, figure)
             if found:
                 rows = [

@@ -97,6 +97,7 @@ BEYOND: dict[str, tuple[dict[str, Any], Callable[[], Payload], int]] = {
         lambda: query(strategy=StrategyConfig(name="halfway")),
         failures.POLICY_PLUGIN,
     ),
+    "a codec not named": ({"codecs": ["int8"]}, lambda: task("train"), failures.POLICY_CODEC),
     "tensors not named": ({"tensors": ["head.*"]}, lambda: task("train"), failures.POLICY_TENSORS),
     "more tensors": (
         {"tensors": ["head.*", "norm.*"]},

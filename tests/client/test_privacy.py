@@ -15,6 +15,8 @@ from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.errors import ConfigError, RoundError
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.claims import claim_text, parse_claim
+from fed_diffmic.exchange.codecs import build_codec, code
+from fed_diffmic.files import tensors_digest
 from fed_diffmic.privacy.account import FOLDER, read_account
 from fed_diffmic.privacy.accounting import Mechanism, epsilon
 from fed_diffmic.privacy.continuity import ANCHOR
@@ -396,3 +398,39 @@ def test_the_others_train_with_privacy(tmp_path, strategy):
         close = 0.1 if strategy == "fedadam" else 1e-5  # it divides by what may be next to nothing, and moves by 1
         np.testing.assert_allclose(private.states["plain"][name], free.states["plain"][name], rtol=0, atol=close)
         assert not np.allclose(private.states["plain"][name], begun[name], atol=1e-3)
+
+
+def test_coding_comes_after_the_noise(tmp_path, monkeypatch):
+    """What is coded is the noised update, and what coding leaves out is of noised updates only: it costs nothing."""
+    from client import tasks
+
+    noised, given = [], []
+    private, coded = tasks.private_round, tasks.coded_update
+
+    def watched(*args):
+        result, head, claim = private(*args)
+        noised.append({name: value.copy() for name, value in result.tensors.items()})
+        return result, head, claim
+
+    def coding(spec, tensors, request, left_out):
+        given.append((tensors, request.tensors, left_out, coded(spec, tensors, request, left_out)))
+        return given[-1][-1]
+
+    monkeypatch.setattr(tasks, "private_round", watched)
+    monkeypatch.setattr(tasks, "coded_update", coding)
+    made = spec(rounds=2)
+    made = replace(made, strategy=replace(made.strategy, codec="int8"))
+    final = federate(tmp_path, grid_of(tmp_path, {"a": PRIVACY}), made, sites=["a"])
+    assert len(noised) == len(given) == 2
+    codec = build_codec(made.strategy)
+    for update, (tensors, sent, left_out, (travels, residual)) in zip(noised, given, strict=True):
+        assert tensors_digest(update) == tensors_digest(tensors)
+        again = code(codec, update, sent, left_out)
+        assert tensors_digest(again.travels) == tensors_digest(travels)
+        assert {"residual/" + name for name in again.residual} == residual.keys() != set()
+    assert tensors_digest({"residual/" + name: value for name, value in given[1][2].items()}) == tensors_digest(
+        given[0][3][1]
+    )
+    exact = federate(tmp_path / "exact", grid_of(tmp_path / "exact", {"a": PRIVACY}), spec(rounds=2), sites=["a"])
+    claims = [one.history[-1]["privacy"]["a"]["epsilon_total"] for one in (final, exact)]
+    assert claims[0] == claims[1]

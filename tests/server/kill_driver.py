@@ -41,6 +41,9 @@ VARIANTS = {
     "scaffold": {"strategy": StrategyConfig(name="scaffold")},
     "fedbn": {"strategy": StrategyConfig(name="fedbn")},
     "ditto": {"strategy": StrategyConfig(name="ditto"), "keep": True},
+    "int8": {"strategy": StrategyConfig(codec="int8")},
+    "topk": {"strategy": StrategyConfig(codec="topk", topk_share=0.3), "ema": 0.0, "keep": True},
+    "int4": {"strategy": StrategyConfig(name="scaffold", codec="int4"), "ema": 0.0, "keep_updates": False},
     "diffmic": {},
 }
 

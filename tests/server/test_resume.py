@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 DRIVER = Path(__file__).with_name("kill_driver.py")
-VARIANTS = ("plain", "state", "recompute", "scaffold", "fedbn", "ditto")
+VARIANTS = ("plain", "state", "recompute", "scaffold", "fedbn", "ditto", "int8", "topk", "int4")
 
 
 def drive(folder: Path, variant: str, stride: int, offset: int, timeout: float) -> dict[str, Any]:
@@ -36,6 +36,9 @@ def drive(folder: Path, variant: str, stride: int, offset: int, timeout: float) 
         ("scaffold", 130, 31),
         ("fedbn", 130, 53),
         ("ditto", 130, 67),
+        ("int8", 170, 61),
+        ("topk", 170, 19),
+        ("int4", 170, 97),
         ("diffmic", 130, 77),
     ],
 )
