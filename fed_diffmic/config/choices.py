@@ -102,6 +102,9 @@ def _register_schemas() -> None:
     for base in (SIMULATE, SERVER, CLIENT):
         hints = typing.get_type_hints(base.config_type)
         schemas |= {base.name: base.config_type, **{group: hints[group] for group in base.groups}}
+    kept = store.repo.get("fed_diffmic_schema", {})
+    if all(f"{name}.yaml" in kept for name in schemas):  # half of a composition's time; they are the same every time
+        return
     for name, config_type in schemas.items():
         node = OmegaConf.structured(config_type)
         _make_writable(node)
