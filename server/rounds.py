@@ -93,7 +93,7 @@ def run_stage(run: Federation, stage: str) -> None:
         run.events.emit("round_started", **place, round=index, rounds=rounds, sites=sorted(exchange.members))
 
         trained = exchange.train(train_request(work, run_state.ledgers, deadline))
-        updates = aggregate(run, work, trained, noise)
+        examples = aggregate(run, work, trained, noise)
         progress.average = moving_average(progress.average, progress.current, work.config.ema)
         candidate = progress.average or progress.current
         # Before the candidate is sent: a site's own line of its evaluation must find the one that it comes of.
@@ -105,7 +105,7 @@ def run_stage(run: Federation, stage: str) -> None:
         # With the checkpoint, never after it: a resumed run must not echo heads from before what the round spent.
         run_state.ledgers |= ledger_heads(trained.outcome)
         progress.round = index
-        done = RoundDone(trained, updates, evaluated, made, time.monotonic() - started)
+        done = RoundDone(trained, examples, evaluated, made, time.monotonic() - started)
         run_state.bytes_sent += done.bytes_sent
         row = round_row(work, done, noise, hooks)
         run_state.history.append(row)
