@@ -113,7 +113,8 @@ class Owner:
     @property
     def about(self) -> str:
         """What it is, in a sentence."""
-        own = self.options.__doc__ if self.options is not Own else self.made.__doc__
+        declared = not self.options.__module__.startswith("fed_diffmic.config.")  # else it is the base class
+        own = self.options.__doc__ if declared else self.made.__doc__
         return " ".join(inspect.cleandoc(own or "").split("\n\n")[0].split())
 
     def flat_values(self, config_type: type) -> dict[str, Any]:
@@ -142,17 +143,22 @@ class Owner:
 _OWNERS: dict[str, dict[str, Owner]] = {group: {} for group in KINDS}
 
 
-def register(kind: Kind, name: str, options: type[Own], made: Any = None, **preset: Any) -> Owner:
+def register(
+    kind: Kind, name: str, options: type[Own], made: Any = None, *, base: type[Own] = Own, **preset: Any
+) -> Owner:
     """Enter a choice of a group under its name.
 
     Args:
         options: its own options.
         made: what it is; none: whoever needs it builds it.
+        base: of the options of its kind.
         preset: settings of its group, not its own, that choosing it sets.
 
     Raises:
-        ValueError: the name is taken or built in, or is no name; an option without a default.
+        ValueError: the name is taken or built in, or is no name; the options are of another kind, or have no default.
     """
+    if not issubclass(options, base):
+        raise ValueError(f"the options of the {kind.what} {name!r} do not derive from {base.__name__}")
     if not NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no name: small letters, digits and underscores, at most 64")
     inside = (options if made is None else made).__module__ == _home(kind, name)
