@@ -92,11 +92,7 @@ def _uses(policy: PolicyConfig) -> list[str]:
         _named("Classes that a run may ask for", policy.classes, "No class may be asked for, so no run can start."),
         _named("Stages of training that may run", stages, "No stage of training may run."),
         _named("Federated algorithms that may be used", policy.strategies, "No federated algorithm may be used."),
-        _named(
-            "Packages from outside this program, or single names that they offer, whose code may be run here",
-            policy.plugins,
-            "No code of a package from outside this program may be run here, whatever is installed.",
-        ),
+        _plugins(policy.plugins),
     ]
 
 
@@ -200,6 +196,14 @@ def _most(number: float, what: str, none: str) -> str:
 def _number(number: float) -> str:
     """With all its digits."""
     return f"{int(number):,}" if float(number).is_integer() else repr(float(number))
+
+
+def _plugins(names: Sequence[str]) -> str:
+    """Names in full: here * is a letter like any other."""
+    if not names:
+        return "No code of a package from outside this program may be run here, whatever is installed."
+    listed = ", ".join(_quoted(name) for name in names)
+    return f"Packages from outside this program, or single names that they offer, whose code may be run here: {listed}."
 
 
 def _quoted(name: str) -> str:
