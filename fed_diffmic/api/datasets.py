@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fed_diffmic.api.settings import configuration
-from fed_diffmic.data.datasets import dataset_names, get_dataset
+from fed_diffmic.config.owners import DATASETS
+from fed_diffmic.config.plugins import names as known_names
+from fed_diffmic.data.datasets import get_dataset
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.manifest import Manifest
 from fed_diffmic.data.open import open_dataset
@@ -16,14 +18,14 @@ __all__ = ["load", "names", "partition"]
 
 
 def names() -> tuple[str, ...]:
-    """The layouts that :func:`load` knows.
+    """The layouts that :func:`load` knows, those of installed packages too.
 
     Examples:
         >>> import fed_diffmic as fd
         >>> "table" in fd.datasets.names()
         True
     """
-    return dataset_names()
+    return tuple(known_names(DATASETS))
 
 
 def load(name: str, root: str | Path, *, image_side: int | None = None, **settings: Any) -> Manifest:

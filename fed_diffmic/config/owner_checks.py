@@ -59,7 +59,7 @@ def check_exclusive(config: Any, kind: Kind) -> None:
             raise ConfigError(
                 f"{kind.group}.{f.name}",
                 shown,
-                f"{idle} with {kind.group}={config.name}; only {', '.join(owners)} has it",
+                f"{idle} unless {kind.group}={' or '.join(owners)}",
                 f"Choose {kind.group}={owners[0]}, or leave {kind.group}.{f.name} out.",
             )
 

@@ -19,7 +19,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
 from fed_diffmic.config.fields import Checked, allowed_text, default_of, type_text
@@ -99,6 +99,7 @@ class Owner:
         made: the algorithm's class, the data set's reader, the partitioner's function; none: it is built elsewhere.
         preset: settings of its group, not its own, that choosing it sets.
         package: installed package that it comes from; empty: built in, or registered by the running program itself.
+        inside: it is built in.
     """
 
     kind: Kind
@@ -107,11 +108,13 @@ class Owner:
     made: Any
     preset: Mapping[str, Any]
     package: str = ""
+    inside: bool = False
 
     @property
     def about(self) -> str:
         """What it is, in a sentence."""
-        own = self.options.__doc__ if self.options is not Own else self.made.__doc__
+        declared = not self.options.__module__.startswith("fed_diffmic.config.")  # else it is the base class
+        own = self.options.__doc__ if declared else self.made.__doc__
         return " ".join(inspect.cleandoc(own or "").split("\n\n")[0].split())
 
     def flat_values(self, config_type: type) -> dict[str, Any]:
@@ -140,28 +143,33 @@ class Owner:
 _OWNERS: dict[str, dict[str, Owner]] = {group: {} for group in KINDS}
 
 
-def register(kind: Kind, name: str, options: type[Own], made: Any = None, **preset: Any) -> Owner:
+def register(
+    kind: Kind, name: str, options: type[Own], made: Any = None, *, base: type[Own] = Own, **preset: Any
+) -> Owner:
     """Enter a choice of a group under its name.
 
     Args:
         options: its own options.
         made: what it is; none: whoever needs it builds it.
+        base: of the options of its kind.
         preset: settings of its group, not its own, that choosing it sets.
 
     Raises:
-        ValueError: the name is taken or built in, or is no name; an option without a default.
+        ValueError: the name is taken or built in, or is no name; the options are of another kind, or have no default.
     """
+    if not issubclass(options, base):
+        raise ValueError(f"the options of the {kind.what} {name!r} do not derive from {base.__name__}")
     if not NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no name: small letters, digits and underscores, at most 64")
-    module = (options if made is None else made).__module__
-    if module != _home(kind, name) and is_inside(kind, name):
+    inside = (options if made is None else made).__module__ == _home(kind, name)
+    if not inside and is_inside(kind, name):
         raise ValueError(f"the {kind.what} {name!r} is built in and cannot be registered twice")
     if name in _OWNERS[kind.group]:
         raise ValueError(f"the {kind.what} {name!r} is registered twice")
     bare = [f.name for f in fields(options) if f.default is MISSING and f.default_factory is MISSING]
     if bare:
         raise ValueError(f"the option {bare[0]} of the {kind.what} {name!r} has no default")
-    _OWNERS[kind.group][name] = Owner(kind, name, options, made, preset)
+    _OWNERS[kind.group][name] = Owner(kind, name, options, made, preset, inside=inside)
     return _OWNERS[kind.group][name]
 
 
@@ -177,8 +185,7 @@ def registered(kind: Kind, name: str) -> Owner | None:
 
 def attribute(kind: Kind, name: str, package: str) -> None:
     """Write down which installed package a registered name comes from."""
-    owner = _OWNERS[kind.group][name]
-    _OWNERS[kind.group][name] = Owner(kind, name, owner.options, owner.made, owner.preset, package)
+    _OWNERS[kind.group][name] = replace(_OWNERS[kind.group][name], package=package)
 
 
 def forget(kind: Kind, name: str) -> None:
@@ -196,10 +203,11 @@ def is_inside(kind: Kind, name: str) -> bool:
 
 def builtin(kind: Kind, name: str) -> Owner | None:
     """The built-in choice of that name; none: there is none. Nothing from outside is imported."""
-    if not is_inside(kind, name):
-        return None
-    importlib.import_module(_home(kind, name))
-    return _OWNERS[kind.group].get(name)
+    owner = _OWNERS[kind.group].get(name)
+    if owner is None and is_inside(kind, name):
+        importlib.import_module(_home(kind, name))
+        owner = _OWNERS[kind.group].get(name)
+    return owner if owner is not None and owner.inside else None
 
 
 def builtins(kind: Kind) -> dict[str, Owner]:

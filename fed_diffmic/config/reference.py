@@ -30,7 +30,7 @@ from fed_diffmic.config.compose import (
 )
 from fed_diffmic.config.fields import allowed_text
 from fed_diffmic.config.owners import KINDS, Owner, beside_flat, builtins
-from fed_diffmic.config.plugins import listing
+from fed_diffmic.config.plugins import find, listing
 from fed_diffmic.errors import UsageError
 
 _TITLES = {
@@ -255,7 +255,7 @@ def _setting(base: Base, f: Field[Any], value: Any, key: str) -> Setting:
 def _option_tree(base: Base, group: str, name: str) -> Any:
     """What an option sets: asked once for each setting of its group."""
     if group in KINDS:
-        return builtins(KINDS[group])[name].flat_values(typing.get_type_hints(base.config_type)[group])
+        return find(KINDS[group], name).flat_values(typing.get_type_hints(base.config_type)[group])
     return yaml.safe_load((FOLDER / group / f"{name}.yaml").read_text(encoding="utf-8"))
 
 

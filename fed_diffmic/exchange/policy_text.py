@@ -97,11 +97,7 @@ def _uses(policy: PolicyConfig) -> list[str]:
             policy.codecs,
             "No codec may be used, so no run can start.",
         ),
-        _named(
-            "Packages from outside this program, or single names that they offer, whose code may be run here",
-            policy.plugins,
-            "No code of a package from outside this program may be run here, whatever is installed.",
-        ),
+        _plugins(policy.plugins),
     ]
 
 
@@ -216,6 +212,14 @@ def _most(number: float, what: str, none: str) -> str:
 def _number(number: float) -> str:
     """With all its digits."""
     return f"{int(number):,}" if float(number).is_integer() else repr(float(number))
+
+
+def _plugins(names: Sequence[str]) -> str:
+    """Names in full: here * is a letter like any other."""
+    if not names:
+        return "No code of a package from outside this program may be run here, whatever is installed."
+    listed = ", ".join(_quoted(name) for name in names)
+    return f"Packages from outside this program, or single names that they offer, whose code may be run here: {listed}."
 
 
 def _quoted(name: str) -> str:

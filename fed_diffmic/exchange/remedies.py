@@ -19,6 +19,7 @@ _KEYS = {
     f.POLICY_CLASSES: "policy.classes",
     f.POLICY_STAGE: "policy.stages",
     f.POLICY_STRATEGY: "policy.strategies",
+    f.POLICY_PLUGIN: "policy.plugins",
     f.POLICY_TENSORS: "policy.tensors",
     f.POLICY_DTYPES: "policy.dtypes",
     f.POLICY_NORM: "policy.max_update_norm",

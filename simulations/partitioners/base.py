@@ -42,7 +42,7 @@ def register_partitioner(
     """
 
     def enter(function: Partitioner) -> Partitioner:
-        register(PARTITIONERS, name, options, function, **preset)
+        register(PARTITIONERS, name, options, function, base=PartitionOptions, **preset)
         return function
 
     return enter

@@ -78,3 +78,4 @@ def test_naming_the_package_is_not_naming_the_algorithm(tmp_path: Path) -> None:
 def test_the_policy_says_it_in_a_sentence() -> None:
     assert "No code of a package from outside this program may be run here" in explain(PolicyConfig())
     assert "whose code may be run here: fed-example." in explain(PolicyConfig(plugins=["fed-example"]))
+    assert "whose code may be run here: *." in explain(PolicyConfig(plugins=["*"])), "a star names nothing here"

@@ -18,6 +18,7 @@ from fed_diffmic.config.compose import compose
 from fed_diffmic.config.fields import as_written, option
 from fed_diffmic.config.groups import DatasetConfig, PartitionConfig, StrategyConfig
 from fed_diffmic.config.owners import ALGORITHMS, KINDS, PARTITIONERS, Own, builtin, builtins, is_inside, register
+from fed_diffmic.data.datasets import register_dataset
 from fed_diffmic.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +109,8 @@ def test_the_registry_is_loud(newcomer: str) -> None:
     class Bare(Own):
         share: float = option(doc="no default", ge=0)
 
+    with pytest.raises(ValueError, match="do not derive from DatasetOptions"):
+        register_dataset(newcomer, Own)(lambda cfg, findings: None)  # type: ignore[arg-type]
     for name, options, said in (
         ("New", Own, "is no name"),
         ("fedprox", Own, "is built in"),

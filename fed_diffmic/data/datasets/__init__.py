@@ -37,7 +37,7 @@ def register_dataset(
     """
 
     def enter(reader: Reader) -> Reader:
-        register(DATASETS, name, options, reader, **preset)
+        register(DATASETS, name, options, reader, base=DatasetOptions, **preset)
         return reader
 
     return enter
