@@ -38,7 +38,7 @@ def at(tmp_path, monkeypatch):
         (folder / f"object{number}").write_bytes(saved(header(50 + number, sop_class=f"1.2.840.10008.5.1.4.1.1.{part}")))
     (folder / "torn").write_bytes(content(with_pixels(header(60), ramp(12), bits=12))[:-9])
     (folder / "notes.txt").write_text("from the archive\n")
-    (tmp_path / "labels.csv").write_text("\n".join([*labels, "A99999,dim", "A00001,bright"]) + "\n")
+    (tmp_path / "labels.csv").write_text("\n".join([*labels, "A00060,dim", "A99999,dim", "A00001,bright"]) + "\n")
     return tmp_path
 
 
