@@ -1,4 +1,4 @@
-"""``fed-diffmic data from-dicom`` as a radiographer's engineer uses it, with mistakes; and training on what it writes."""
+"""``fed-diffmic data from-dicom`` as a radiographer's engineer uses it, with mistakes; then training on the table."""
 
 import csv
 
@@ -35,7 +35,9 @@ def at(tmp_path, monkeypatch):
         (folder / f"im{number}").write_bytes(content(ds, SYNTAXES[number % len(SYNTAXES)]))
         labels.append(f"A{number:05d},{'bright' if number % 2 else 'dim'}")
     for number, part in enumerate(("88.11", "11.1", "88.59", "104.1")):
-        (folder / f"object{number}").write_bytes(saved(header(50 + number, sop_class=f"1.2.840.10008.5.1.4.1.1.{part}")))
+        (folder / f"object{number}").write_bytes(
+            saved(header(50 + number, sop_class=f"1.2.840.10008.5.1.4.1.1.{part}"))
+        )
     (folder / "torn").write_bytes(content(with_pixels(header(60), ramp(12), bits=12))[:-9])
     (folder / "notes.txt").write_text("from the archive\n")
     (tmp_path / "labels.csv").write_text("\n".join([*labels, "A00060,dim", "A99999,dim", "A00001,bright"]) + "\n")
@@ -55,7 +57,15 @@ def said(capsys, *arguments, code=0):
 def test_an_export_becomes_a_table_that_trains(at, capsys):
     out = said(capsys, "export", "out", "--labels", "labels.csv", "site.folder=site", "site.name=North")
     assert "24 images of 12 patients from 30 files" in out
-    for code in ("kind-left", "not-dicom", "unreadable-image", "duplicate-row", "label-without-image", "dates", "names"):
+    for code in (
+        "kind-left",
+        "not-dicom",
+        "unreadable-image",
+        "duplicate-row",
+        "label-without-image",
+        "dates",
+        "names",
+    ):
         assert f"[{code}]" in out
     assert "dataset.root=out/manifest.csv" in out
     with open("out/manifest.csv") as stream:
@@ -66,8 +76,14 @@ def test_an_export_becomes_a_table_that_trains(at, capsys):
     assert "notes.txt" in findings.read_text() and findings.stat().st_mode & 0o077 == 0
     fast = ["model=tiny", "model.image_side=32", "model.sampling_steps=2", "model.sampling_starts=1"]
     fast += ["stages.guidance.rounds=1", "stages.diffusion.rounds=1", "stages.guidance.epochs=1"]
-    fast += ["stages.diffusion.epochs=1", "partition.sites=2", "partition=iid", "dataset.cache_dir=cache", "run.dir=run"]
-    assert main(["simulate", "dataset=table", "dataset.root=out/manifest.csv", *fast]) == 0
+    fast += [
+        "stages.diffusion.epochs=1",
+        "partition.sites=2",
+        "partition=iid",
+        "dataset.cache_dir=cache",
+        "run.dir=run",
+    ]
+    assert main(["simulate", "dataset=table", "dataset.root=out/manifest.csv", "run.dir=run", *fast]) == 0
 
 
 def test_the_same_patient_is_the_same_in_the_next_export(at, capsys):
@@ -87,7 +103,12 @@ def test_the_same_patient_is_the_same_in_the_next_export(at, capsys):
         (["export", "out", "site.folder=site", "--labels", "label.csv"], 2, "no such file", "--labels"),
         (["export", "export", "site.folder=site"], 2, "not an empty folder", "new folder"),
         (["export", "out", "site.folder=site", "dicom.windwo=header"], 2, "dicom.windwo", "dicom.window"),
-        (["export", "out", "site.folder=site", "dicom.window=heder"], 2, "auto, header, percentile", "dicom.window=heder"),
+        (
+            ["export", "out", "site.folder=site", "dicom.window=heder"],
+            2,
+            "auto, header, percentile",
+            "dicom.window=heder",
+        ),
         (["export", "out", "site.folder=site", "--lables", "labels.csv"], 2, "--lables", "--help"),
         (["export", "site.folder=site"], 2, "OUT is missing", "FOLDER and OUT first"),
         (["export"], 2, "required: OUT", "--help"),

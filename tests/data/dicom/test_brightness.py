@@ -16,7 +16,13 @@ def test_a_case_by_hand():
     grey = Grey(bits=4, signed=False, slope=2.0, intercept=-10.0, window=Window(5.0, 11.0))
     table, stated = brightness(grey, "auto", np.ones(16))
     # measured 0 is stored 5: (0 - 4.5) / 10 + 0.5 = 0.05; stored 7 is 4: 0.45; stored 9 is 8: 0.85; stored 10 is 10: white
-    assert table[[0, 4, 5, 7, 9, 10, 15]].tolist() == [0, 0, *(round(x * WHITE) for x in (0.05, 0.45, 0.85)), WHITE, WHITE]
+    assert table[[0, 4, 5, 7, 9, 10, 15]].tolist() == [
+        0,
+        0,
+        *(round(x * WHITE) for x in (0.05, 0.45, 0.85)),
+        WHITE,
+        WHITE,
+    ]
     assert (stated.how, stated.low, stated.high) == ("window", -0.5, 10.5)
 
 

@@ -43,12 +43,20 @@ def run(archive, tmp_path, labels=None, out="out", **config):
     summary = export(items_of(archive, findings), DicomConfig(**config), joined, names, place, findings)
     with (tmp_path / out / "manifest.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    return rows, {item.code + (f":{item.field}" if item.code == "kind-left" else ""): item for item in findings}, summary
+    return (
+        rows,
+        {item.code + (f":{item.field}" if item.code == "kind-left" else ""): item for item in findings},
+        summary,
+    )
 
 
 def test_a_table_of_keyed_hashes_and_16_bit_images(archive, tmp_path):
     for number, patient in ((1, "4711"), (2, "4711"), (3, "0815")):
-        put(archive, f"{number}.dcm", header(number, patient, PatientName="Doe^Jane", WindowCenter=2000, WindowWidth=900))
+        put(
+            archive,
+            f"{number}.dcm",
+            header(number, patient, PatientName="Doe^Jane", WindowCenter=2000, WindowWidth=900),
+        )
     rows, findings, summary = run(archive, tmp_path, {"A00001": "x", "A00002": "y", "A00003": "x"})
     assert list(rows[0]) == list(COLUMNS) and len(rows) == 3 and summary["patients"] == 2
     assert sorted(row["label"] for row in rows) == ["x", "x", "y"]
