@@ -143,7 +143,7 @@ def test_an_image_in_which_text_is_seen_is_left_unless_it_is_asked_for(archive, 
     rows, findings, _ = run(archive, tmp_path)
     assert len(rows) == 1 and rows[0]["text_lines"] == "0" and findings["burnt-in-seen"].names == ("text.dcm",)
     rows, _, _ = run(archive, tmp_path, out="two", burnt_in="take")
-    assert sorted(row["text_lines"] for row in rows) == ["0", "1"]
+    assert sorted(int(row["text_lines"]) > 0 for row in rows) == [False, True]
 
 
 def stamp(values):
