@@ -101,7 +101,7 @@ class Chooser:
             f"files of more than {self.config.max_frames} frames; left out",
             "Raise dicom.max_frames, or take one frame of each: dicom.frames=one.",
         )
-        chosen = []
+        chosen: list[Chosen] = []
         for one in self._labelled(kept):
             look = _look(one)
             frames = range(look.frames) if self.config.frames == "all" else [look.representative]

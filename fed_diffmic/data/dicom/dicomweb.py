@@ -240,7 +240,9 @@ class Archive:
 
     def _once(self, path: str, accept: str, most: int, params: dict[str, str]) -> tuple[int, str, bytes]:
         until = time.monotonic() + self.config.timeout_s
-        request = self._client.stream("GET", f"{self.url}/{path}", headers={"Accept": accept}, params=params)
+        request = self._client.stream(
+            "GET", f"{self.url}/{path}", headers={"Accept": accept, "Accept-Encoding": "identity"}, params=params
+        )
         with request as answer:
             status = answer.status_code
             if status in (401, 403):
@@ -254,7 +256,7 @@ class Archive:
                 moved = "; a redirect is not followed, name the address that it leads to" if 300 <= status < 400 else ""
                 raise Failed(f"the archive answers HTTP {status}{moved}")
             parts, size = [], 0
-            for part in answer.iter_bytes():
+            for part in answer.iter_raw():
                 size += len(part)
                 if size > most:
                     raise OverflowError

@@ -27,7 +27,7 @@ def group_of(ds: Dataset, frame: int, name: str) -> Dataset:
         if place < len(groups):
             inner = groups[place].get(name)
             if inner:
-                return inner[0]  # type: ignore[no-any-return]
+                return inner[0]
     return ds
 
 

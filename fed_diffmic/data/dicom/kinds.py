@@ -92,6 +92,6 @@ def _several(value: object) -> list[object]:
     if value is None or isinstance(value, str):
         return [] if value is None else [value]
     try:
-        return list(value)  # type: ignore[call-overload, no-any-return]
+        return list(value)  # type: ignore[call-overload]
     except TypeError:
         return [value]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.pixels import apply_color_lut, get_decoder
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import UID
 
 from fed_diffmic.data.dicom.brightness import Grey, Stated, brightness
@@ -110,7 +111,12 @@ def _decoded(ds: Dataset, frame: int) -> np.ndarray:
         raise UnusableError("dicom_unsupported") from None
     plugin = PLUGIN if syntax.is_encapsulated else ""
     try:
-        values, _ = decoder.as_array(ds, index=frame, decoding_plugin=plugin, correct_unused_bits=False)
+        values, _ = decoder.as_array(
+            ds,
+            index=frame,
+            decoding_plugin=plugin,
+            correct_unused_bits=False,  # type: ignore[arg-type]  # pydicom's annotation is of all options together
+        )
     except MemoryError:
         raise UnusableError("too_large") from None
     except Exception as error:

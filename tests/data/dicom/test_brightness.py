@@ -15,8 +15,9 @@ def test_a_case_by_hand():
     """Stored 0..15 are -10..20 HU by twos; centre 5, width 11: black up to -0.5, white above 9.5 (C.11.2.1.2)."""
     grey = Grey(bits=4, signed=False, slope=2.0, intercept=-10.0, window=Window(5.0, 11.0))
     table, stated = brightness(grey, "auto", np.ones(16))
-    # measured 0 is stored 5: (0 - 4.5) / 10 + 0.5 = 0.05; stored 7 is 4: 0.45; stored 9 is 8: 0.85; stored 10 is 10: white
-    assert table[[0, 4, 5, 7, 9, 10, 15]].tolist() == [0, 0, *(round(x * WHITE) for x in (0.05, 0.45, 0.85)), WHITE, WHITE]
+    # stored 5 measures 0: (0 - 4.5) / 10 + 0.5 = 0.05; stored 7 measures 4: 0.45; 9 measures 8: 0.85; 10 is white
+    between = [round(share * WHITE) for share in (0.05, 0.45, 0.85)]
+    assert table[[0, 4, 5, 7, 9, 10, 15]].tolist() == [0, 0, *between, WHITE, WHITE]
     assert (stated.how, stated.low, stated.high) == ("window", -0.5, 10.5)
 
 

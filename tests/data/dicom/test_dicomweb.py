@@ -40,7 +40,7 @@ def fetch(server, tmp_path, url=None, findings=None, **config):
 
 def fetch_from(url, tmp_path, settings, findings):
     with Archive(url, settings) as found:
-        return found.fetch(tmp_path / "downloads", findings or Findings())
+        return found.fetch(tmp_path / "downloads", Findings() if findings is None else findings)
 
 
 def contents(tmp_path):

@@ -6,7 +6,7 @@ import stat
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from fed_diffmic.config.dicom import DicomConfig
 from fed_diffmic.data.dicom.choose import Chooser
@@ -43,12 +43,20 @@ def run(archive, tmp_path, labels=None, out="out", **config):
     summary = export(items_of(archive, findings), DicomConfig(**config), joined, names, place, findings)
     with (tmp_path / out / "manifest.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    return rows, {item.code + (f":{item.field}" if item.code == "kind-left" else ""): item for item in findings}, summary
+    return (
+        rows,
+        {item.code + (f":{item.field}" if item.code == "kind-left" else ""): item for item in findings},
+        summary,
+    )
 
 
 def test_a_table_of_keyed_hashes_and_16_bit_images(archive, tmp_path):
     for number, patient in ((1, "4711"), (2, "4711"), (3, "0815")):
-        put(archive, f"{number}.dcm", header(number, patient, PatientName="Doe^Jane", WindowCenter=2000, WindowWidth=900))
+        put(
+            archive,
+            f"{number}.dcm",
+            header(number, patient, PatientName="Doe^Jane", WindowCenter=2000, WindowWidth=900),
+        )
     rows, findings, summary = run(archive, tmp_path, {"A00001": "x", "A00002": "y", "A00003": "x"})
     assert list(rows[0]) == list(COLUMNS) and len(rows) == 3 and summary["patients"] == 2
     assert sorted(row["label"] for row in rows) == ["x", "x", "y"]
@@ -125,6 +133,25 @@ def test_an_image_that_says_that_text_is_burnt_in_is_left_unless_it_is_asked_for
     assert [row["burnt_in"] for row in rows] == ["no"] and findings["burnt-in-stated"].names == ("1.dcm",)
     rows, _, _ = run(archive, tmp_path, out="two", burnt_in="take")
     assert sorted(row["burnt_in"] for row in rows) == ["no", "yes"]
+
+
+def test_an_image_in_which_text_is_seen_is_left_unless_it_is_asked_for(archive, tmp_path):
+    plain = np.full((256, 256), 900, dtype=np.uint16)
+    stamped = stamp(plain.copy())
+    put(archive, "text.dcm", header(1, WindowCenter=2048, WindowWidth=4096), stamped)
+    put(archive, "plain.dcm", header(2, WindowCenter=2048, WindowWidth=4096), plain)
+    rows, findings, _ = run(archive, tmp_path)
+    assert len(rows) == 1 and rows[0]["text_lines"] == "0" and findings["burnt-in-seen"].names == ("text.dcm",)
+    rows, _, _ = run(archive, tmp_path, out="two", burnt_in="take")
+    assert sorted(int(row["text_lines"]) > 0 for row in rows) == [False, True]
+
+
+def stamp(values):
+    """One line of text of twelve letters in the corner of ``(h, w)`` uint16."""
+    mask = Image.new("L", values.shape[::-1], 0)
+    ImageDraw.Draw(mask).text((8, 8), "DOE 19610312", fill=255, font=ImageFont.load_default(20))
+    values[np.asarray(mask) > 128] = 4000
+    return values
 
 
 def test_a_number_that_a_device_wrote_into_a_fact_is_taken_out(archive, tmp_path):

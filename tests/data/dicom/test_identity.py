@@ -28,7 +28,7 @@ def test_the_mapping_is_kept_and_added_to(tmp_path):
     path = keep(names, tmp_path / "dicom")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600 and stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     again = Names(SECRET)
-    again.of("patient", "0815, \"x\"")
+    again.of("patient", '0815, "x"')
     keep(again, tmp_path / "dicom")
     text = path.read_text()
     assert f"patient,{first},4711" in text and '"0815, ""x"""' in text
