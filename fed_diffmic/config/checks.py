@@ -181,6 +181,13 @@ def check_strategy(config: Trained) -> None:
     """A Flower strategy without its class, or a class without the strategy that takes it."""
     strategy = config.strategy
     check_once("strategy.personal", strategy.personal)
+    if strategy.personal and not isinstance(config, SimulateConfig):
+        raise ConfigError(
+            "strategy.personal",
+            strategy.personal,
+            "[] for a coordinator",
+            "These models are made in simulations; a site judges the model that came by `fed-diffmic client compare`.",
+        )
     if isinstance(config, SimulateConfig) and "mixture" in strategy.personal and "local" not in config.baselines:
         raise ConfigError(
             "strategy.personal",

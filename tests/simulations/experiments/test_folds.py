@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks.answer import BEGIN, END, answered, put
 from fed_diffmic.errors import UsageError
 from fed_diffmic.files import save_tensors, write_json
 from fed_diffmic.training.metrics import Scored, weighted_figures
@@ -23,6 +24,10 @@ from simulations.experiments.folds import (
     measure,
     out_of_fold,
 )
+from simulations.experiments.gather import sections
+from simulations.experiments.report import write_experiment_report
+from simulations.experiments.runner import run_experiment
+from simulations.experiments.table import write_table
 
 CLASSES = ("a", "b", "c")
 SKILL = {"federated": 1.6, "local": 0.8, "pooled": 1.7}
@@ -209,3 +214,28 @@ def test_the_axis_fold_makes_a_cell_of_each(experiment_file):
     for wrong in ("1", "[0, 1]", "true", "x"):
         with pytest.raises(UsageError, match=r"axes\.fold is the number of folds"):
             load_experiment(str(experiment_file(text.replace("fold: 3", f"fold: {wrong}"))))
+
+
+def test_an_experiment_over_folds_runs_and_its_report_opens_with_the_answer(
+    experiment_file, drawn, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("simulations.experiments.folds.LEAST_POSITIVES", 2)  # a few images a site
+    text = experiment_file().read_text().replace("seed: [1, 2]", "seed: [1]\n  fold: 2").replace("rounds=3", "rounds=1")
+    found = load_experiment(str(experiment_file(text)), [*drawn, "axes.method=fedavg"])
+    assert run_experiment(found, tmp_path / "out").failed == {}
+    (section,) = sections(tmp_path / "out")
+    table = write_table(tmp_path / "out")[0]
+    tested = table.query("split == 'test' and arm == 'federated' and metric == 'accuracy'")
+    for site, count in section.images.items():
+        assert tested[tested["site"] == site]["n"].sum() == count
+    assert sum(section.images.values()) == tested[tested["site"] == "all"]["n"].sum() == 96
+    write_experiment_report(tmp_path / "out")
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert report.index("How sure: every image was a test image once (2 folds") < report.index("## All methods")
+    page = tmp_path / "page.md"
+    page.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n")
+    page.write_text(put(page.read_text(), answered(tmp_path / "out")))
+    assert page.read_text().startswith(f"above\n{BEGIN}\n**") and page.read_text().endswith(f"{END}\nbelow\n")
+    assert "old" not in page.read_text() and "2 of 2 runs" in page.read_text()
+    with pytest.raises(UsageError, match="has no lines"):
+        put("no marks", "x")
