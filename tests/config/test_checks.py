@@ -38,7 +38,7 @@ PRIVATE = ["privacy=dp_sgd", "model.norm=group", "model.encoder_norm=group"]
         (["strategy.personal=[finetune,finetune]"], "strategy.personal"),
         (["run.local_optimizers=[sgd,sgd]"], "run.local_optimizers"),
         (
-            [*PRIVATE, "privacy.budget=8", "privacy.epsilon=8", "run.local_optimizers=[sgd,adamw]"],
+            [*PRIVATE, "privacy.epsilon=8", "run.local_optimizers=[sgd,adamw]"],
             "run.local_optimizers",
         ),
         (["strategy=flower"], "strategy.class_path"),

@@ -11,7 +11,7 @@ from fed_diffmic.files import save_tensors, write_json
 from fed_diffmic.training.metrics import Scored, weighted_figures
 from simulations.experiments import folds
 from simulations.experiments.answer import answer, take
-from simulations.experiments.compare import FIGURES, MEAN, differences
+from simulations.experiments.compare import FIGURES, MEAN, differences, verdicts
 from simulations.experiments.definition import load_experiment
 from simulations.experiments.elsewhere import judged_elsewhere
 from simulations.experiments.folds import (
@@ -120,6 +120,16 @@ def test_a_seed_without_all_folds_is_left_out_and_other_images_are_refused(tmp_p
     other = write_runs(tmp_path / "other", anew=True)
     with pytest.raises(UsageError, match="tested on other images"):
         folded_section({}, {"m": cells["m"], "n": other["m"]}, 3)
+
+
+def test_a_site_where_no_class_counts_has_no_figures_and_no_verdict(tmp_path, monkeypatch):
+    monkeypatch.setattr(folds, "LEAST_POSITIVES", 250)  # only the first class of the larger site has as many
+    section = folded_section({}, write_runs(tmp_path), 3)
+    assert [len(section.judged[site]) for site in ("s", "t")] == [1, 0]
+    assert np.isnan(section.values["m", "t", "auroc_macro"]).all()
+    assert ("m", "t") not in differences(section, "local", "auroc_macro")
+    assert verdicts(section, "auroc_macro")["m"]["above_local_at"] == ["s"]
+    assert any(line.startswith("| t | 300 | - |") for line in answer(section, []))
 
 
 def test_equal_methods_are_called_different_about_as_often_as_promised():
