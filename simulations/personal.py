@@ -24,7 +24,7 @@ from fed_diffmic.release.final import FinalModel
 from fed_diffmic.release.personal import own_part, part_of_state, personal_file, save_part
 from fed_diffmic.training.calibration import Calibration, decide
 from fed_diffmic.training.metrics import Scored
-from fed_diffmic.training.personal import Mixture, fine_tuned, fit_mixture, with_guidance
+from fed_diffmic.training.personal import Mixture, at_prior, fine_tuned, fit_mixture, with_guidance
 from simulations.arms import TrainedArm
 from simulations.figures import Judge
 
@@ -50,7 +50,7 @@ def keep_personal(final: FinalModel, folder: Path, run_dir: Path) -> None:
 
 
 class MixedJudge:
-    """The mean of two models' probabilities, weighted.
+    """The mean of two models' probabilities, weighted; both for the site's own mix of classes.
 
     Args:
         own: the site's own model.
@@ -67,13 +67,19 @@ class MixedJudge:
         return self.shared.spec
 
     def predict(self, examples: Examples) -> Scored:
-        """Mixed probabilities; decisions by the run's rule, against a prior that is mixed alike."""
-        own, shared, share = self.own.predict(examples), self.shared.predict(examples), self.mixture.share
-        mixed = share * own.probabilities + (1 - share) * shared.probabilities
-        prior = share * np.array(self.own.fitted.prior) + (1 - share) * np.array(self.shared.fitted.prior)
-        fitted = Calibration(self.spec.task, 1.0, 0.0, tuple(prior.tolist()))
+        """Mixed probabilities; decisions by the run's rule, against the site's own prior."""
+        first, second = both_at_site(self.own, self.shared, examples)
+        mixed = self.mixture.share * first + (1 - self.mixture.share) * second
+        fitted = Calibration(self.spec.task, 1.0, 0.0, self.own.fitted.prior)
         decided = decide(mixed, fitted, self.spec.stages.decision)
         return Scored(mixed, decided, examples.labels, examples.groups, self.spec.task)
+
+
+def both_at_site(own: Predictor, shared: Predictor, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of both models ``(N, C)``, the global one's moved to the site's mix of classes."""
+    first, second = own.predict(examples).probabilities, shared.predict(examples).probabilities
+    before, after = np.array(shared.fitted.prior), np.array(own.fitted.prior)
+    return first, at_prior(second, before, after, several=shared.spec.task == "multilabel")
 
 
 def personal_methods(
@@ -110,8 +116,8 @@ def mixture_at(own: Predictor, shared: Predictor, data: SiteData) -> Mixture:
     """The mixture of two models fitted on a site's validation images; the global model where it has none."""
     if not len(data.val):
         return Mixture(0.0, (), (0.0, 0.0, 0.0))
-    first, second = own.predict(data.val), shared.predict(data.val)
-    return fit_mixture(first.probabilities, second.probabilities, data.val.labels, data.val.groups, shared.spec.seed)
+    first, second = both_at_site(own, shared, data.val)
+    return fit_mixture(first, second, data.val.labels, data.val.groups, shared.spec.seed)
 
 
 def _tuned(federation: TrainedArm, data: SiteData, device: str, *, heads_alone: bool) -> tuple[Predictor, float]:

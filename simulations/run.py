@@ -161,7 +161,8 @@ def train_arm(
 
 
 def strategy_of(strategy: StrategyConfig, arm: Arm) -> StrategyConfig:
-    """The strategy of an arm: one site alone has nobody to be hidden from."""
+    """The strategy of an arm: one site alone has nobody to be hidden from; personal models are made after it."""
+    strategy = replace(strategy, personal=[])
     return replace(strategy, client_noise_multiplier=0.0) if len(arm.sites) == 1 else strategy
 
 

@@ -133,6 +133,25 @@ def _loss(spec: RunSpec, scores: np.ndarray, data: SiteData, prior: np.ndarray) 
     return float(calibration.nll_sums(scores, data.val.labels, prior, spec.task).min() / len(scores))
 
 
+def at_prior(probabilities: np.ndarray, before: np.ndarray, after: np.ndarray, *, several: bool) -> np.ndarray:
+    """Probabilities as they would be where classes are as frequent as ``after`` says, all else alike.
+
+    The rule of Bayes (Saerens, Latinne and Decaestecker 2002, section 2). A global model's probabilities are those of
+    the consortium's mix of classes; before it is weighed against a site's own model it must speak of the same patients.
+
+    Args:
+        probabilities: ``(N, C)`` where classes are as frequent as ``before``.
+        before, after: ``(C,)`` within (0, 1).
+        several: an image may have several labels.
+    """
+    p = np.clip(probabilities, LEAST**2, 1 - LEAST**2)
+    if several:
+        odds = p / (1 - p) * (after / (1 - after)) / (before / (1 - before))
+        return np.asarray(odds / (1 + odds))
+    moved = p * (after / before)
+    return np.asarray(moved / moved.sum(axis=1, keepdims=True))
+
+
 @dataclass(frozen=True)
 class Mixture:
     """How much of a site's own model goes into the mixture.
@@ -157,7 +176,8 @@ def fit_mixture(own: np.ndarray, shared: np.ndarray, labels: np.ndarray, groups:
     those of both models the mean of the shares is taken; else the better of the two models alone.
 
     Args:
-        own, shared: ``(N, C)`` calibrated probabilities of the site's own and of the global model.
+        own, shared: ``(N, C)`` calibrated probabilities of the site's own and of the global model, both for the site's
+            mix of classes (:func:`at_prior`).
         labels: ``(N,)`` class index, or ``(N, C)`` 0/1 for several labels.
         groups: ``(N,)`` of each image.
         seed: of the parts.

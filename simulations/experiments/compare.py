@@ -267,7 +267,8 @@ def verdicts(section: Section, figure: str) -> dict[str, Any]:
             continue
         entry: dict[str, Any] = {}
         if against:
-            entry["above_local_at"] = [s for s in sorted(section.judged) if against[method, s].verdict == "above"]
+            found = {site: against.get((method, site)) for site in sorted(section.judged)}
+            entry["above_local_at"] = [site for site, gap in found.items() if gap and gap.verdict == "above"]
         for name, place in (("mean_over_pooled", MEAN), ("worst_over_pooled", WORST)):
             if "pooled" in section.methods:
                 ours, pooled = section.values[method, place, figure], section.values["pooled", place, figure]

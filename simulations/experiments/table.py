@@ -2,7 +2,8 @@
 
 Columns: ``cell``, one for each axis, ``arm`` (``federated``, ``local``, ``pooled``, ...), ``site`` (a site, ``mean``
 over sites, or ``all`` images together), ``split``, ``metric``, ``class`` (empty: over classes), ``value``, ``low``,
-``high`` (95 % bootstrap interval), ``n`` images, ``positives`` of the class. Times are not in it, so that the same
+``high`` (95 % bootstrap interval), ``n`` images, ``positives`` of the class. A test set from elsewhere is a site called
+``external: NAME`` of the split ``external``, with a row for each model. Times are not in it, so that the same
 experiment run twice gives the same table, byte for byte.
 """
 
@@ -31,6 +32,9 @@ def rows_of(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         for site, splits in places.items():
             for split in ("val", "test"):
                 yield from _figures({"arm": arm, "site": site, "split": split}, splits.get(split, {}))
+    for name, table in sorted((summary.get("external") or {}).items()):
+        for model, figures in table["models"].items():
+            yield from _figures({"arm": model, "site": f"external: {name}", "split": "external"}, figures)
     yield {"arm": "federated", "site": "all", "metric": "bytes_sent", "value": float(summary["bytes_sent"])}
 
 

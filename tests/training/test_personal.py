@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fed_diffmic.training.evaluation import predict_scores
-from fed_diffmic.training.personal import fine_tuned, fit_mixture, image_losses, site_prior
+from fed_diffmic.training.personal import at_prior, fine_tuned, fit_mixture, image_losses, site_prior
 from fed_diffmic.training.stages import build_module, full_state
 from tests.toy import install_toy_networks, toy_site, toy_spec
 
@@ -53,6 +53,22 @@ def test_the_mixture_is_not_worse_than_the_better_of_the_two_on_other_images():
         losses = [image_losses(p[60:], labels[60:]).mean() for p in (mixed, own, shared)]
         gaps.append(losses[0] - min(losses[1:]))
     assert np.mean(gaps) < -0.05 and np.quantile(gaps, 0.9) < 0.03
+
+
+def test_a_global_model_is_weighed_for_the_sites_own_mix_of_classes():
+    """By hand, and where it matters: a good global model of another mix against the site's bare class frequencies."""
+    p, half = np.array([[0.5, 0.5]]), np.array([0.5, 0.5])
+    np.testing.assert_allclose(at_prior(p, half, np.array([0.9, 0.1]), several=False), [[0.9, 0.1]])
+    np.testing.assert_allclose(at_prior(p, np.array([0.8, 0.2]), half, several=False), [[0.2, 0.8]])
+    np.testing.assert_allclose(at_prior(p, half, np.array([0.9, 0.25]), several=True), [[0.9, 0.25]])
+    rng = np.random.default_rng(11)
+    before, after = np.array([0.2, 0.4, 0.4]), np.array([0.94, 0.03, 0.03])
+    labels = rng.choice(3, 80, p=after)
+    evidence = np.exp(1.5 * np.eye(3)[labels] + rng.normal(size=(80, 3)))
+    shared = before * evidence / (before * evidence).sum(axis=1, keepdims=True)
+    own = np.tile(after, (80, 1))
+    assert fit_mixture(own, shared, labels, np.arange(80), seed=0).share > 0.7
+    assert fit_mixture(own, at_prior(shared, before, after, several=False), labels, np.arange(80), seed=0).share < 0.3
 
 
 def test_images_of_a_group_are_fitted_together_and_one_group_mixes_nothing():

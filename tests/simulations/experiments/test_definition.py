@@ -99,4 +99,5 @@ def test_the_experiments_that_decide_test_every_image_once_and_name_their_method
     assert first.baselines == ["local", "pooled"] and "mixture" in first.strategy.personal
     assert all(config.external == {"elsewhere": "/x/table.csv"} for config in configs)
     assert len({config.partition.name for config in configs}) == 1
+    assert len({(config.strategy.weighting, config.strategy.keep_optimizer_state) for config in configs}) == 1
     assert len(load_experiment(name).cells) >= 6

@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks.answer import BEGIN, END, answered, put
 from fed_diffmic.errors import UsageError
 from fed_diffmic.files import save_tensors, write_json
 from fed_diffmic.training.metrics import Scored, weighted_figures
 from simulations.experiments import folds
 from simulations.experiments.answer import answer, take
-from simulations.experiments.compare import FIGURES, MEAN, differences
+from simulations.experiments.compare import FIGURES, MEAN, differences, verdicts
 from simulations.experiments.definition import load_experiment
 from simulations.experiments.elsewhere import judged_elsewhere
 from simulations.experiments.folds import (
@@ -23,6 +24,10 @@ from simulations.experiments.folds import (
     measure,
     out_of_fold,
 )
+from simulations.experiments.gather import sections
+from simulations.experiments.report import write_experiment_report
+from simulations.experiments.runner import run_experiment
+from simulations.experiments.table import write_table
 
 CLASSES = ("a", "b", "c")
 SKILL = {"federated": 1.6, "local": 0.8, "pooled": 1.7}
@@ -117,6 +122,16 @@ def test_a_seed_without_all_folds_is_left_out_and_other_images_are_refused(tmp_p
         folded_section({}, {"m": cells["m"], "n": other["m"]}, 3)
 
 
+def test_a_site_where_no_class_counts_has_no_figures_and_no_verdict(tmp_path, monkeypatch):
+    monkeypatch.setattr(folds, "LEAST_POSITIVES", 250)  # only the first class of the larger site has as many
+    section = folded_section({}, write_runs(tmp_path), 3)
+    assert [len(section.judged[site]) for site in ("s", "t")] == [1, 0]
+    assert np.isnan(section.values["m", "t", "auroc_macro"]).all()
+    assert ("m", "t") not in differences(section, "local", "auroc_macro")
+    assert verdicts(section, "auroc_macro")["m"]["above_local_at"] == ["s"]
+    assert any(line.startswith("| t | 300 | - |") for line in answer(section, []))
+
+
 def test_equal_methods_are_called_different_about_as_often_as_promised():
     """What the interval is for: patients drawn anew, two models alike, two seeds of each."""
     judged, wrong, trials = np.arange(3), {"auroc_macro": 0, "balanced_accuracy": 0}, 80
@@ -209,3 +224,28 @@ def test_the_axis_fold_makes_a_cell_of_each(experiment_file):
     for wrong in ("1", "[0, 1]", "true", "x"):
         with pytest.raises(UsageError, match=r"axes\.fold is the number of folds"):
             load_experiment(str(experiment_file(text.replace("fold: 3", f"fold: {wrong}"))))
+
+
+def test_an_experiment_over_folds_runs_and_its_report_opens_with_the_answer(
+    experiment_file, drawn, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("simulations.experiments.folds.LEAST_POSITIVES", 2)  # a few images a site
+    text = experiment_file().read_text().replace("seed: [1, 2]", "seed: [1]\n  fold: 2").replace("rounds=3", "rounds=1")
+    found = load_experiment(str(experiment_file(text)), [*drawn, "axes.method=fedavg"])
+    assert run_experiment(found, tmp_path / "out").failed == {}
+    (section,) = sections(tmp_path / "out")
+    table = write_table(tmp_path / "out")[0]
+    tested = table.query("split == 'test' and arm == 'federated' and metric == 'accuracy'")
+    for site, count in section.images.items():
+        assert tested[tested["site"] == site]["n"].sum() == count
+    assert sum(section.images.values()) == tested[tested["site"] == "all"]["n"].sum() == 96
+    write_experiment_report(tmp_path / "out")
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert report.index("How sure: every image was a test image once (2 folds") < report.index("## All methods")
+    page = tmp_path / "page.md"
+    page.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n")
+    page.write_text(put(page.read_text(), answered(tmp_path / "out")))
+    assert page.read_text().startswith(f"above\n{BEGIN}\n**") and page.read_text().endswith(f"{END}\nbelow\n")
+    assert "old" not in page.read_text() and "2 of 2 runs" in page.read_text()
+    with pytest.raises(UsageError, match="has no lines"):
+        put("no marks", "x")
