@@ -101,6 +101,7 @@ def overrides(common: Mapping[str, Any]) -> list[str]:
     found += [f"model.{key}={value}" for key, value in common["model_settings"].items()]
     for stage, settings in common["stage_settings"].items():
         found += [f"stages.{stage}.{key}={value}" for key, value in settings.items()]
+    found += [f"strategy.{key}={value}" for key, value in common.get("strategy_settings", {}).items()]
     return found
 
 

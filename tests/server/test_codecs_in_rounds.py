@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ from fed_diffmic.exchange.codecs import DELTA, build_codec, codec_names, restore
 from fed_diffmic.exchange.payload import HELD, REFERENCE, Payload
 from fed_diffmic.files import load_tensors, tensors_digest
 from fed_diffmic.transport.messages import from_record
+from server.broadcast import Broadcast
 from server.checkpoints import CheckpointStore
+from server.run_state import StageProgress
 from tests import toy
 
 LOSSY = [name for name in codec_names() if name != "float32"]
@@ -244,3 +247,23 @@ def test_what_the_sites_hold_is_what_the_deltas_say(tmp_path: Path, asked: Any) 
 def asked_weights(asked: Any) -> dict[str, np.ndarray]:
     first = next(request for kind, request, _ in asked if kind == "train")
     return {name: value for name, value in first.tensors.items() if not name.startswith("base/")}
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_the_weights_come_to_what_was_meant(ema: float) -> None:
+    """Aggregates that move by little each round: with what was left out added, the sum of the steps arrives."""
+    rng = np.random.default_rng(0)
+    sent = {"w": rng.standard_normal((20, 30)).astype(np.float32)}
+    progress = StageProgress("guidance", frozen={}, current=sent)
+    work: Any = SimpleNamespace(progress=progress, config=SimpleNamespace(ema=ema))
+    broadcast, meant = Broadcast(build_codec(StrategyConfig(codec="int4"))), sent["w"].astype(np.float64)
+    for _ in range(40):
+        step = (rng.standard_normal((20, 30)) * 0.01 + 0.003).astype(np.float32)
+        before, meant = progress.current, meant + step
+        progress.current = {"w": before["w"] + step}
+        judged, parcel = broadcast.settle(work, before)
+        assert parcel.reference == tensors_digest(before) and set(parcel.tensors) == {DELTA + "w"}
+        held = restore(build_codec(StrategyConfig(codec="int4")), parcel.tensors, before)
+        assert tensors_digest(held) == tensors_digest(judged)
+        assert (tensors_digest(judged) == tensors_digest(progress.current)) == (ema == 0.0)
+    np.testing.assert_allclose(progress.current["w"], meant, atol=0.01)
