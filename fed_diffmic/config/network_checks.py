@@ -13,13 +13,12 @@ from fed_diffmic.config.checks import (
     DEVICE,
     check_dataset,
     check_model,
-    check_once,
     check_privacy_group,
     check_stages,
 )
 from fed_diffmic.config.groups import layout_options
 from fed_diffmic.config.hours import parse_hours
-from fed_diffmic.config.owner_checks import check_client_level, check_strategy
+from fed_diffmic.config.owner_checks import check_client_level, check_once, check_strategy
 from fed_diffmic.config.policy_study import check_study_rules
 from fed_diffmic.config.server import ServerConfig
 from fed_diffmic.config.simulation import DatasetConfig

@@ -53,6 +53,7 @@ class _Whole(nn.Module):
     """From pixels to probabilities."""
 
     exponent_offset: Tensor
+    shared: Tensor
 
     def __init__(self, predictor: Predictor, shared: Tensor | None) -> None:
         super().__init__()

@@ -35,6 +35,7 @@ LR_SCALE = 0.1
 SHARES = 21
 FOLDS = 5
 LEAST = 1e-6
+from fed_diffmic.training.update import LocalRound, SiteMemory
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,13 @@ def fine_tuned(
     def score() -> np.ndarray:
         return predict_scores(module, data.val, where, SHARED, keys["val"])
 
-    best, kept, passes, moments = _loss(spec, score(), data, prior), None, 0, None
+    best, kept, passes = _loss(spec, score(), data, prior), None, 0
+    moments: Tensors = {}
     for index in range(1, MOST_PASSES + 1 if len(data.val) else 1):
         # From round 2: the first may only look for a centre of the features, which is found already.
-        result = local_update(
-            module, data.train, FedAvg(strategy, cfg), site=f"personal/{data.name}", round_index=index + 1,
-            device=device, optimizer_state=moments, store=SHARED, store_key=keys["train"],
-        )  # fmt: skip
-        moments = result.optimizer_state
+        at = LocalRound(f"personal/{data.name}", index + 1, device, store=SHARED, store_key=keys["train"])
+        result = local_update(module, data.train, FedAvg(strategy, cfg), at, SiteMemory(optimizer=moments))
+        moments = result.optimizer_state or {}
         loss = _loss(spec, score(), data, prior)
         if loss < best:
             best, passes, kept = loss, index, full_state(module)
