@@ -27,6 +27,7 @@ from fed_diffmic.training.evaluation import predict_scores
 from fed_diffmic.training.features import SHARED, feature_key
 from fed_diffmic.training.local import local_update
 from fed_diffmic.training.stages import GUIDANCE_PREFIX, build_module, exchanged, full_state, load_state
+from fed_diffmic.training.update import LocalRound, SiteMemory
 
 MOST_PASSES = 20
 PATIENCE = 3
@@ -35,7 +36,6 @@ LR_SCALE = 0.1
 SHARES = 21
 FOLDS = 5
 LEAST = 1e-6
-from fed_diffmic.training.update import LocalRound, SiteMemory
 
 
 @dataclass(frozen=True)
