@@ -33,9 +33,8 @@ def test_long_silence_is_looked_at_less_often(monkeypatch, lasts, looks):
     monkeypatch.setattr(replies, "time", clock)
     grid, site = SilentGrid(clock), replies.Site("a", 1)
     request = replies.Request(site, Payload("query", {"run": "r"}), Expected("query.reply", {}), pack({}))
-    outcome = replies.ask(
-        grid, [request], toy.Events([]), message_type="query", deadline=lasts, facts={}, poll_s=0.1
-    )  # fmt: skip
+    channel = replies.Channel(grid, toy.Events([]), poll_s=0.1)
+    outcome = replies.ask(channel, [request], message_type="query", deadline=lasts, facts={})
     pauses = [after - before for before, after in zip(grid.looks, grid.looks[1:], strict=False)]
     assert looks[0] <= len(grid.looks) <= looks[1] and set(outcome.missing) == {"a"}
     assert min(pauses) >= 0.1 - 1e-9 and max(pauses) <= replies.LONGEST_POLL_S + 1e-9
