@@ -67,4 +67,4 @@ def test_the_groups_of_each_command():
         "run",
     ]
     assert groups_of(SERVER) == ["consortium", "model", "stages", "strategy", "listen", "security", "run"]
-    assert groups_of(CLIENT) == ["site", "coordinator", "dataset", "policy", "privacy"]
+    assert groups_of(CLIENT) == ["site", "coordinator", "dataset", "policy", "privacy", "dicom"]

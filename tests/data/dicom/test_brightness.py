@@ -72,7 +72,7 @@ def of_pydicom(ds, values):
     return (shown - ends.min()) / (ends.max() - ends.min())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     bits=st.sampled_from([8, 10, 12, 16]),
     signed=st.booleans(),
