@@ -168,6 +168,9 @@ def _how_sure(section: Section) -> str:
             "overlap (Nadeau and Bengio 2003)."
         )
     missing = " With one seed what another training would change is not in them." if len(section.seeds) == 1 else ""
+    if section.drawn_anew:
+        missing += " Each seed draws its sites anew: a site's name stands for other images in each, and the numbers of "
+        missing += "images are those of the first."
     return (
         f"How sure: every image was a test image once ({section.folds} folds, {seeds} as repeats of the whole). "
         "Intervals of 95 % over patients or lesions (macro AUROC: DeLong's variance; balanced accuracy: bootstrap) and "

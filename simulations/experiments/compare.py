@@ -77,6 +77,7 @@ class Section:
         folds: 0, or how many: every image is a test image once (:mod:`simulations.experiments.folds`).
         images: with folds, images of each site, all of them tested.
         gaps: with folds, difference of (method, reference, place, figure).
+        drawn_anew: with folds, the seeds hold other images at a site.
     """
 
     place: Mapping[str, str]
@@ -90,6 +91,7 @@ class Section:
     folds: int = 0
     images: Mapping[str, int] = field(default_factory=dict)
     gaps: Mapping[tuple[str, str, str, str], Difference] = field(default_factory=dict)
+    drawn_anew: bool = False
 
     @property
     def methods(self) -> list[str]:

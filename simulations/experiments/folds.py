@@ -113,9 +113,8 @@ def folded_section(place: Mapping[str, str], cells: Cells, folds: int) -> Sectio
     told = read_json(next(iter(cells.values()))[seeds[0]][0] / "summary.json")
     classes, sites = tuple(told["classes"]), sorted(told["sites"])
     _same_images(pooled, sites, seeds)
-    judged = {
-        site: np.flatnonzero(positives(first[0], site, len(classes)).sum(axis=0) >= LEAST_POSITIVES) for site in sites
-    }
+    held = {site: np.min([positives(t, site, len(classes)).sum(axis=0) for t in first], axis=0) for site in sites}
+    judged = {site: np.flatnonzero(counts >= LEAST_POSITIVES) for site, counts in held.items()}
     measured = {
         name: {site: [measure(t, arm, site, judged[site]) for arm, t in found] for site in sites}
         for name, found in _series(pooled).items()
@@ -133,8 +132,20 @@ def folded_section(place: Mapping[str, str], cells: Cells, folds: int) -> Sectio
         for method, runs in cells.items()
     }
     images = {site: len(first[0][f"{site}|labels"]) for site in sites}
+    anew = not all(aligned(first, site) for site in sites)
     return Section(
-        place, tuple(seeds), left_out, classes, judged, values, math.nan, sent, folds=folds, images=images, gaps=gaps
+        place,
+        tuple(seeds),
+        left_out,
+        classes,
+        judged,
+        values,
+        math.nan,
+        sent,
+        folds=folds,
+        images=images,
+        gaps=gaps,
+        drawn_anew=anew,
     )
 
 

@@ -96,6 +96,9 @@ def test_all_folds_together_hold_every_image_once_and_groups_stay_together(tmp_p
 
 def test_a_section_has_the_figures_of_all_images_and_says_who_is_above(tmp_path):
     section = folded_section({}, write_runs(tmp_path), 3)
+    anew = folded_section({}, write_runs(tmp_path / "anew", anew=True), 3)
+    assert anew.drawn_anew and not section.drawn_anew
+    assert "draws its sites anew" in answer(anew, [])[-2] and "anew" not in answer(section, [])[-2]
     assert section.images == IMAGES and section.seeds == ("1", "2") and section.folds == 3
     seed = out_of_fold([tmp_path / f"1-{fold}" for fold in range(3)])
     p, labels = seed["federated|s|probabilities"], seed["s|labels"]
