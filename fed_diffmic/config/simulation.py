@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fed_diffmic.config import bounds as config_bounds
+from fed_diffmic.config import codecs as config_codecs
 from fed_diffmic.config.fields import Checked, option
 from fed_diffmic.config.privacy import PrivacyConfig
 
@@ -294,15 +295,8 @@ class StrategyConfig(Checked):
     client_delta: float = option(
         1e-3, "client-level privacy: delta of the claim, well below one over the number of sites", gt=0, lt=1
     )
-    codec: str = option(
-        "float32",
-        "how weights and updates cross, both ways: float32 exactly; the others code differences and add what they "
-        "leave out to the next (docs/exchange.md)",
-        choices=("float32", "bfloat16", "int8", "int4", "topk"),
-    )
-    topk_share: float = option(
-        0.05, "topk: share of each tensor's numbers that cross, those that changed most", gt=0, le=1
-    )
+    codec: str = config_codecs.codec()
+    topk_share: float = config_codecs.topk_share()
     keep_optimizer_state: bool = option(False, "keep each site's optimizer moments from round to round (site state)")
     class_path: str | None = option(
         None, "flower: import path of a strategy, for example flwr.serverapp.strategy.FedMedian"
