@@ -22,12 +22,3 @@ def codec() -> Any:
 def topk_share() -> Any:
     """``strategy.topk_share``."""
     return option(0.05, "topk: share of each tensor's numbers that cross, those that changed most", gt=0, le=1)
-
-
-def allowed() -> Any:
-    """``policy.codecs``."""
-    return option(
-        doc="codecs (strategy.codec) in which weights may come and updates leave; rules and figures see decoded values",
-        factory=lambda: ["float32"],
-        choices=CODECS,
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fed_diffmic.config import codecs as config_codecs
+from fed_diffmic.config.codecs import CODECS
 from fed_diffmic.config.fields import Checked, option
 from fed_diffmic.config.policy_budget import BudgetRules
 from fed_diffmic.config.policy_floors import Floors
@@ -81,7 +81,11 @@ class PolicyConfig(Checked):
     classes: list[str] = option(doc="class names that a run may ask for", factory=list)
     stages: list[str] = option(doc="stages", factory=list, choices=("guidance", "diffusion", "plain"))
     strategies: list[str] = option(doc="federated algorithms", factory=list)
-    codecs: list[str] = config_codecs.allowed()
+    codecs: list[str] = option(
+        doc="codecs (strategy.codec) in which weights may come and updates leave; rules and figures see decoded values",
+        factory=lambda: ["float32"],
+        choices=CODECS,
+    )
     tensors: list[str] = option(doc="names of tensors that may leave in an update", factory=list)
     dtypes: list[str] = option(doc="types in which they may leave", factory=list)
     max_update_norm: float = option(
