@@ -15,7 +15,7 @@ from server.outliers import plausible
 from server.stage import StageWork, check_aggregate
 
 
-def aggregate(run: Federation, work: StageWork, answer: TrainAnswer, noise: ClientLevel) -> list[SiteUpdate]:
+def aggregate(run: Federation, work: StageWork, answer: TrainAnswer, noise: ClientLevel) -> dict[str, int]:
     """What the algorithm makes of a round's updates, written into the stage's progress.
 
     Args:
@@ -24,7 +24,7 @@ def aggregate(run: Federation, work: StageWork, answer: TrainAnswer, noise: Clie
         noise: what the algorithm sees of the updates, where the run has client-level privacy.
 
     Returns:
-        the updates that are in the aggregate, as their sites sent them or as they were clipped.
+        the sites whose updates are in the aggregate, with the number of images that each says.
 
     Raises:
         RoundError: the updates cannot be aggregated, or too few of them are left.
@@ -53,4 +53,4 @@ def aggregate(run: Federation, work: StageWork, answer: TrainAnswer, noise: Clie
     progress.current, progress.algorithm = new, server_state
     kept = {site: digest for site, digest in answer.site_states.items() if digest and site not in left_out}
     progress.site_states |= kept
-    return [update for update in judged.updates if update.site not in left_out]
+    return {update.site: update.num_examples for update in judged.updates if update.site not in left_out}

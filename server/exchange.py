@@ -4,7 +4,8 @@ The round loop (:mod:`server.rounds`) knows the sites through an :class:`Exchang
 the plain one, whose coordinator sees every site's screened update. One that learns only sums over a set of sites
 answers the same requests: who took part, what each said of itself and what travelled stand in its :class:`Outcome`
 just so, and what the algorithm gets instead of updates is one more field of :class:`TrainAnswer`, for which
-:mod:`server.aggregation` is the one place that knows what to do with it.
+:mod:`server.aggregation` is the one place that knows what to do with it. How an update is written on the way is the
+exchange's own business: a :class:`fed_diffmic.algorithms.base.SiteUpdate` holds tensors as the network has them.
 """
 
 from __future__ import annotations

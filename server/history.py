@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fed_diffmic.algorithms.base import SiteUpdate
 from fed_diffmic.exchange.claims import parse_claim
 from server.client_level import ClientLevel
 from server.exchange import FiguresAnswer, Outcome, TrainAnswer
@@ -25,14 +24,14 @@ class RoundDone:
 
     Attributes:
         trained: the answers of the sites that were asked to train.
-        updates: those that are in the aggregate.
+        examples: training images by site, of those whose updates are in the aggregate.
         evaluated: the answers of the sites that judged it.
         made: digests of the weights, where a log is kept (:func:`server.trail.log_aggregate`).
         seconds: that it took.
     """
 
     trained: TrainAnswer
-    updates: Sequence[SiteUpdate]
+    examples: Mapping[str, int]
     evaluated: FiguresAnswer
     made: Mapping[str, str]
     seconds: float
@@ -51,7 +50,7 @@ def round_row(work: StageWork, done: RoundDone, noise: ClientLevel, hooks: Hooks
     """
     progress, share = work.progress, work.share
     trained, evaluated, figures = done.trained.outcome, done.evaluated.outcome, done.evaluated.figures
-    sites = {u.site: {**trained.replies[u.site].metrics, "num_examples": u.num_examples} for u in done.updates}
+    sites = {name: {**trained.replies[name].metrics, "num_examples": n} for name, n in done.examples.items()}
     means = {name: weighted_mean(figures, name, share) for name in FIGURES}
     row: dict[str, Any] = {
         "stage": progress.name,

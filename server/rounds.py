@@ -96,7 +96,7 @@ def run_stage(run: Federation, stage: str) -> None:
 
         request = train_request(work, broadcast, run_state.ledgers, deadline)
         trained = exchange.train(request)
-        updates = aggregate(run, work, trained, noise)
+        examples = aggregate(run, work, trained, noise)
         candidate, parcel = broadcast.settle(work, request.sent)
         # Before the candidate is sent: a site's own line of its evaluation must find the one that it comes of.
         made = log_aggregate(hooks, spec, progress, trained.outcome, candidate, work.algorithm)
@@ -108,7 +108,7 @@ def run_stage(run: Federation, stage: str) -> None:
         # With the checkpoint, never after it: a resumed run must not echo heads from before what the round spent.
         run_state.ledgers |= ledger_heads(trained.outcome)
         progress.round = index
-        done = RoundDone(trained, updates, evaluated, made, time.monotonic() - started)
+        done = RoundDone(trained, examples, evaluated, made, time.monotonic() - started)
         run_state.bytes_sent += done.bytes_sent
         row = round_row(work, done, noise, hooks)
         run_state.history.append(row)
