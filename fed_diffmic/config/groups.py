@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from fed_diffmic.config.codecs import CODECS
 from fed_diffmic.config.fields import Checked, option
 from fed_diffmic.config.owners import DATASETS, PARTITIONERS, Own, named, owned
 from fed_diffmic.config.plugins import find
@@ -139,7 +140,7 @@ class StrategyConfig(Checked):
         "float32",
         "how weights and updates cross, both ways: float32 exactly; the others code differences and add what they "
         "leave out to the next (docs/exchange.md)",
-        choices=("float32", "bfloat16", "int8", "int4", "topk"),
+        choices=CODECS,
         sparse=True,
     )
     topk_share: float = option(

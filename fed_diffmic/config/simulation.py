@@ -194,10 +194,7 @@ class ConditionsConfig(Checked):
 
     name: str = option("none", "preset this started from", choices=("none", "unreliable"))
     dropout: float = option(
-        0.0,
-        "chance that a site does not answer in a round, drawn by the run's seed for each",
-        ge=0,
-        lt=1,
+        0.0, "chance that a site does not answer in a round, drawn by the run's seed for each", ge=0, lt=1
     )
     absent: list[str] = option(
         doc="sites that are away in given rounds of every stage: SITE:ROUND or SITE:FIRST-LAST, for example site-2:3-5",

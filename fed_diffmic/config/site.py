@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fed_diffmic.config.codecs import CODECS
 from fed_diffmic.config.dicom import DicomConfig
 from fed_diffmic.config.fields import Checked, option
 from fed_diffmic.config.policy_budget import BudgetRules
@@ -84,7 +85,7 @@ class PolicyConfig(Checked):
     codecs: list[str] = option(
         doc="codecs (strategy.codec) in which weights may come and updates leave; rules and figures see decoded values",
         factory=lambda: ["float32"],
-        choices=("float32", "bfloat16", "int8", "int4", "topk"),
+        choices=CODECS,
     )
     plugins: list[str] = option(
         doc="packages from outside this program, or single names that they offer, whose code may be run here: "

@@ -38,7 +38,6 @@ def drive(folder: Path, variant: str, stride: int, offset: int, timeout: float) 
         ("ditto", 130, 67),
         ("int8", 170, 61),
         ("topk", 170, 19),
-        ("int4", 170, 97),
         ("diffmic", 130, 77),
     ],
 )
