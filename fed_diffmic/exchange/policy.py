@@ -17,7 +17,7 @@ from typing import Any
 from fed_diffmic.config.hours import minutes_left, parse_hours
 from fed_diffmic.config.site import PolicyConfig
 from fed_diffmic.config.spec import RunSpec
-from fed_diffmic.exchange import failures
+from fed_diffmic.exchange import failures, few
 from fed_diffmic.exchange.floors import Basis
 from fed_diffmic.exchange.limits import beyond_limits
 from fed_diffmic.exchange.payload import Payload, Tensors
@@ -223,7 +223,9 @@ class SitePolicy:
         if few or metrics.get(TEST_PATIENTS, math.inf) < self.config.floors.figure_patients:
             return {}
         names = [name for name in metrics if name.startswith(POSITIVES)]
-        shown = dict(zip(names, suppress([int(metrics[name]) for name in names], self.config.min_count), strict=True))
+        shown = dict(
+            zip(names, few.suppress([int(metrics[name]) for name in names], self.config.min_count), strict=True)
+        )
         found = {name: value for name, value in metrics.items() if shown.get(name, 0) is not None}
         found[COMPLETE] = float(None not in shown.values() and not self._metrics.lacks(names))
         return {name: value for name, value in found.items() if name in self._metrics}
@@ -236,7 +238,7 @@ class SitePolicy:
             n if n == 0 or (n >= least and p >= self.config.floors.figure_patients) else None
             for n, p in zip(spoken["images"], owners, strict=True)
         ]
-        counts = suppress(spoken["class_counts"], least)
+        counts = few.suppress(spoken["class_counts"], least)
         if images[0] is None or "class_counts" not in self._metrics:
             counts = [None] * len(counts)
         return {"images": images if "images" in self._metrics else [None] * len(images), "class_counts": counts}
@@ -302,17 +304,3 @@ class SitePolicy:
             wanted = ["num_examples", "loss"] + ([SUMS] if request.header["sums"] else [])
         lacking = self._metrics.lacks(wanted)
         return Denial(failures.POLICY_METRICS, f"policy.metrics does not name {lacking[0]}") if lacking else None
-
-
-def suppress(counts: Sequence[int], least: int) -> list[int | None]:
-    """Counts, with none for those from 1 to below ``least``, and no suppressed count to be had by subtraction.
-
-    Who knows the total could compute a single suppressed count from the others. So the next smallest counts are
-    suppressed too until what is hidden is at least two counts and at least ``least`` images together (secondary
-    suppression as in disclosure control; Hundepool et al., Statistical Disclosure Control, 2012, chapter 4).
-    """
-    hidden = {i for i, n in enumerate(counts) if 0 < n < least}
-    others = sorted((n, i) for i, n in enumerate(counts) if n >= least and n > 0)
-    while hidden and (len(hidden) < 2 or sum(counts[i] for i in hidden) < least) and others:
-        hidden.add(others.pop(0)[1])
-    return [None if i in hidden else n for i, n in enumerate(counts)]
