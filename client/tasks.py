@@ -27,6 +27,7 @@ from fed_diffmic.training.local import LocalResult, local_update
 from fed_diffmic.training.matrix import cell_figures, matrix_cell
 from fed_diffmic.training.stage import StageModule
 from fed_diffmic.training.stages import GUIDANCE_PREFIX, exchanged, loaded_module
+from fed_diffmic.training.sureness import Sureness
 
 NEED_BASE = "need_base"
 BASE = "base/"
@@ -38,6 +39,7 @@ FIELDS: dict[str, dict[str, type]] = {
     "query": {**COMMON, "ledger": str},
     "train": {**TASK, "state": str, "keep": str, "guidance": str, "ledger": str},
     "evaluate": {**TASK, "state": str, "guidance": str, "prior": list, "sums": bool, "split": str},
+    "conform": {**TASK, "state": str, "guidance": str, "calibration": dict},
     "assess": {**TASK, "state": str, "guidance": str, "calibration": dict},
 }
 # What real sites need and virtual ones, which have no rules, do not (client.studies).
@@ -46,7 +48,8 @@ OPTIONAL: dict[str, dict[str, type]] = {
     "query": {"study": str, "document": str, "signature": str},
     "train": {"study": str},
     "evaluate": {"study": str},
-    "assess": {"study": str},
+    "conform": {"study": str},
+    "assess": {"study": str, "sureness": dict},
 }
 
 
@@ -252,9 +255,12 @@ def assess(site: Site, spec: RunSpec, request: Payload) -> Payload:
     header, store = request.header, SiteStore(site.folder)
     try:
         fitted = calibration.Calibration.from_json(header["calibration"])
+        sure = Sureness.from_json(header["sureness"]) if "sureness" in header else None
     except ModelFileError as error:
         raise SiteError(BAD_REQUEST) from error
     if header["site"] != site.name or (fitted.task, len(fitted.prior)) != (spec.task, spec.num_classes):
+        raise SiteError(BAD_REQUEST)
+    if sure is not None and (sure.task, sure.classes) != (spec.task, spec.num_classes):
         raise SiteError(BAD_REQUEST)
     own = kept_state(store, (spec.run_id, spec.arm, header["stage"]), header["state"])
     algorithm = site_algorithm(spec, header["stage"])
@@ -267,7 +273,7 @@ def assess(site: Site, spec: RunSpec, request: Payload) -> Payload:
         scored = judged(scores, examples, fitted, spec)
     except (ValueError, FloatingPointError) as error:
         raise SiteError(DIVERGED) from error
-    cell = matrix_cell(scored, spec.classes, bootstrap=RESAMPLES, seed=spec.seed, name=site.name)
+    cell = matrix_cell(scored, spec.classes, bootstrap=RESAMPLES, seed=spec.seed, name=site.name, sureness=sure)
     return Payload("assess.reply", answer_header(header), metrics=finite(cell_figures(cell, spec.classes)))
 
 

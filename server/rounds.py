@@ -24,6 +24,7 @@ from fed_diffmic.exchange.claims import parse_claim
 from fed_diffmic.release.final import FinalModel, has_final, load_final
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.matrix import cell_from
+from fed_diffmic.training.sureness import Sureness
 from server.bounds import Bounds
 from server.checkpoints import CheckpointStore
 from server.client_level import ClientLevel
@@ -46,6 +47,7 @@ from server.stage import (
 )
 from server.strategy import server_algorithm
 from server.study import study_of_run
+from server.sureness import conform
 from server.trail import log_aggregate, log_begun, log_chosen, log_resumed, round_facts, sent_in_next
 
 FIGURES = ("loss", "auroc_macro", "balanced_accuracy", "accuracy")
@@ -131,8 +133,9 @@ def run_federation(
             if stage not in state.results:
                 run_stage(members, spec, state, store, events, stage, prior, deadline_s)
         fitted = {stage: calibrate(members, spec, state, events, stage, prior, deadline_s) for stage in state.results}
-        matrix = assess(members, spec, state, events, fitted, test_s) if test_s > 0 else {}
-        final = store.finish(state, spec, fitted, hooks, matrix, members.heads)
+        sure = conform(members, spec, state, events, fitted, deadline_s)
+        matrix = assess(members, spec, state, events, fitted, test_s, sure) if test_s > 0 else {}
+        final = store.finish(state, spec, fitted, hooks, matrix, members.heads, sure)
         events.emit("federation_done", arm=spec.arm, bytes_sent=final.bytes_sent, digests=final.digests)
         return final
 
@@ -303,6 +306,7 @@ def assess(
     events: Events,
     fitted: Mapping[str, Calibration],
     test_s: float,
+    sure: Mapping[str, Sureness],
 ) -> dict[str, dict[str, Any]]:
     """The cross-site matrix from what the sites let out of their test images: model -> site -> cell.
 
@@ -314,7 +318,9 @@ def assess(
     asked: set[str] | None = None
     for stage in reversed(state.results):
         task, weights, own = finished_task(spec, state, stage)
-        figures, outcome = members.assess(task, weights, own, fitted[stage], time.monotonic() + test_s, asked)
+        figures, outcome = members.assess(
+            task, weights, own, fitted[stage], time.monotonic() + test_s, asked, sure.get(stage)
+        )
         asked = set(figures)
         state.bytes_sent += outcome.bytes_sent
         matrix[stage] = {site: cell_from(figures.get(site, {}), spec.classes) for site in sorted(members.everyone())}

@@ -15,7 +15,9 @@ from fed_diffmic.exchange.screening import MAX_EXAMPLES, MAX_FIGURE, Expected, s
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.seeding import numpy_generator
 from fed_diffmic.training.calibration import Calibration
+from fed_diffmic.training.coverage import names as coverage_names
 from fed_diffmic.training.matrix import AT_SPECIFICITY, FIGURES, TEST
+from fed_diffmic.training.sureness import Sureness
 from server.presence import Presence
 from server.replies import Outcome, Request, Site
 
@@ -180,6 +182,7 @@ class Sites(Presence):
         fitted: Calibration,
         deadline: float,
         asked: Set[str] | None = None,
+        sureness: Sureness | None = None,
     ) -> tuple[dict[str, dict[str, float]], Outcome]:
         """Figures of a finished stage's model on every site's test images that its policy lets out, by site name.
 
@@ -189,12 +192,15 @@ class Sites(Presence):
             states: digest of the state whose part of the model is each site's own.
             fitted: the stage's calibration.
             asked: names of those to ask; none: everyone who is there.
+            sureness: thresholds whose coverage is asked for too; none: there are none.
         """
         share = (*FIGURES, AT_SPECIFICITY)
         names = [name for figure in share for name in (figure, f"{figure}/low", f"{figure}/high")]
         ranges = {**{TEST + name: (0.0, 1.0) for name in names}, f"{TEST}complete": (0.0, 1.0)}
         counts = ["n", "groups", *(f"positives/{index}" for index in range(self.spec.num_classes))]
         ranges |= {TEST + name: (0.0, float(MAX_EXAMPLES)) for name in counts}
+        ranges |= {TEST + name: bounds for name, bounds in coverage_names(self.spec.num_classes).items()}
+        sets = {} if sureness is None else {"sureness": sureness.to_json()}
         outcome = self._exchange(
             ASSESS,
             task,
@@ -206,8 +212,44 @@ class Sites(Presence):
                 "state": states.get(site, ""),
                 "guidance": task.guidance.get(site, ""),
                 "calibration": fitted.to_json(),
+                **sets,
             },
             metrics=lambda site: ranges,
+            asked=asked,
+            quorate=False,
+        )
+        return {name: dict(outcome.replies[name].metrics) for name in sorted(outcome.replies)}, outcome
+
+    def ask_finished(
+        self,
+        message_type: str,
+        task: StageTask,
+        tensors: Tensors,
+        deadline: float,
+        *,
+        kind: str,
+        header: Callable[[str], dict[str, Any]],
+        metrics: Callable[[Site], Mapping[str, tuple[float, float]]],
+        asked: Set[str] | None = None,
+    ) -> tuple[dict[str, dict[str, float]], Outcome]:
+        """Figures of a finished stage's model that sites let out, by site name; no quorum is needed.
+
+        Args:
+            message_type: Flower's.
+            kind: of the request.
+            header: its further fields, for each site.
+            metrics: range of each figure that may come.
+            asked: names of those to ask; none: everyone who is there.
+        """
+        outcome = self._exchange(
+            message_type,
+            task,
+            tensors,
+            0,
+            deadline,
+            kind=kind,
+            header=header,
+            metrics=metrics,
             asked=asked,
             quorate=False,
         )

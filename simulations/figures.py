@@ -97,7 +97,9 @@ def cross_site(
             row = {**parts, "all": join(list(parts.values()))} if len(parts) > 1 else parts
             spec = predictor.spec
             matrix[method if alike else f"{method}/{place}"] = {
-                name: matrix_cell(part, spec.classes, bootstrap=bootstrap, seed=spec.seed, name=name)
+                name: matrix_cell(
+                    part, spec.classes, bootstrap=bootstrap, seed=spec.seed, name=name, sureness=predictor.sureness
+                )
                 for name, part in row.items()
             }
     return matrix

@@ -51,18 +51,18 @@ def told(figures: Mapping[str, float], least: int) -> dict[str, float]:
             tables[tuple(table)][state][int(cell)] = value
         else:
             out[name] = value
-    for table, rows in tables.items():
+    for head, rows in tables.items():
         states = sorted(rows)
         shown = suppress([int(sum(rows[state].values())) for state in states], least)
-        if table[0] == UNSURE and None in shown:
+        if head[0] == UNSURE and None in shown:
             continue
         kept = {state: rows[state] for state, count in zip(states, shown, strict=True) if count is not None}
         hidden = [rows[state] for state, count in zip(states, shown, strict=True) if count is None]
         if hidden:
             kept[REST] = {cell: sum(row.get(cell, 0) for row in hidden) for row in hidden for cell in row}
         for state, row in kept.items():
-            down = table[0] == UNSURE and state == WRONG
-            out |= {"/".join([*table, state, str(cell)]): n for cell, n in moved(row, least, down=down).items()}
+            down = head[0] == UNSURE and state == WRONG
+            out |= {"/".join([*head, state, str(cell)]): n for cell, n in moved(row, least, down=down).items()}
     return out
 
 

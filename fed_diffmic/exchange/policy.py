@@ -17,7 +17,8 @@ from typing import Any
 from fed_diffmic.config.hours import minutes_left, parse_hours
 from fed_diffmic.config.site import PolicyConfig
 from fed_diffmic.config.spec import RunSpec
-from fed_diffmic.exchange import failures, few
+from fed_diffmic.exchange import failures
+from fed_diffmic.exchange.few import suppress, told
 from fed_diffmic.exchange.floors import Basis
 from fed_diffmic.exchange.limits import beyond_limits
 from fed_diffmic.exchange.payload import Payload, Tensors
@@ -28,6 +29,8 @@ SUMS_OF = "nll/"
 SUMS = f"{SUMS_OF}0/0"
 TEST_IMAGES, TEST_PATIENTS, COMPLETE = "test/n", "test/groups", "test/complete"
 POSITIVES = "test/positives/"
+OF_CLASS = "test/class_coverage/"
+COUNTED = "sets/lac/0/0/0"
 COUNTS = ("images", "class_counts")
 _QUOTED = {"run", "arm", "stage", "round", "site", "request"}
 _HEADERS: dict[str, set[str]] = {
@@ -36,6 +39,7 @@ _HEADERS: dict[str, set[str]] = {
     "query.reply": {"run", "arm", "request", "site", *COUNTS},
     "train.reply": {*_QUOTED, "num_examples", "state", "ledger", "claim"},
     "evaluate.reply": _QUOTED,
+    "conform.reply": _QUOTED,
     "assess.reply": _QUOTED,
 }
 
@@ -102,7 +106,7 @@ class SitePolicy:
         """The first rule that a request breaks, or none.
 
         Args:
-            kind: ``labels``, ``query``, ``train``, ``evaluate`` or ``assess``.
+            kind: ``labels``, ``query``, ``train``, ``evaluate``, ``conform`` or ``assess``.
             spec: the request's; none for ``labels``.
             request: already found to be well-formed (:func:`client.tasks.check_request`).
             dataset: layout of the site's data (``dataset.name``).
@@ -111,7 +115,7 @@ class SitePolicy:
         denial = self._check_use(kind, spec, request.header, dataset)
         if denial is not None or spec is None:
             return denial
-        if kind in ("train", "evaluate", "assess"):
+        if kind in ("train", "evaluate", "conform", "assess"):
             denial = self._check_stage(kind, spec, request.header, now)
             if denial is None:
                 denial = self._check_training(spec, request) if kind == "train" else self._check_figures(kind, request)
@@ -181,6 +185,8 @@ class SitePolicy:
             if basis is not None and not self._private(payload):
                 count = min(count, basis.images)
             return denial or replace(payload, metrics=self._figures(payload, count, basis))
+        if payload.kind == "conform.reply":
+            return replace(payload, metrics=self._counts_by_cell(payload.metrics, basis))
         if payload.kind == "assess.reply":
             return replace(payload, metrics=self._test_figures(payload.metrics))
         return replace(payload, metrics=self._figures(payload, payload.metrics.get("num_examples", 0), basis))
@@ -217,16 +223,27 @@ class SitePolicy:
             found = {name: value for name, value in found.items() if not name.startswith(SUMS_OF)}
         return found
 
+    def _counts_by_cell(self, metrics: Mapping[str, float], basis: Basis | None) -> dict[str, float]:
+        """Those named, of enough images in all and in each cell (:mod:`fed_diffmic.exchange.few`)."""
+        images = metrics.get("num_examples", 0)
+        floors, patients = self.config.floors, images if basis is None else basis.patients
+        if images < max(self.config.min_count, floors.sums_images) or patients < floors.figure_patients:
+            return {}
+        found = told(metrics, self.config.min_count)
+        return {name: value for name, value in found.items() if name in self._metrics}
+
     def _test_figures(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Those named; none over too few images; small counts of a class left out, which :data:`COMPLETE` tells."""
         few = metrics.get(TEST_IMAGES, 0) < max(1, self.config.min_count)
         if few or metrics.get(TEST_PATIENTS, math.inf) < self.config.floors.figure_patients:
             return {}
         names = [name for name in metrics if name.startswith(POSITIVES)]
-        shown = dict(
-            zip(names, few.suppress([int(metrics[name]) for name in names], self.config.min_count), strict=True)
-        )
+        shown = dict(zip(names, suppress([int(metrics[name]) for name in names], self.config.min_count), strict=True))
+        rare = {name.removeprefix(POSITIVES) for name in names if (shown[name] or 0) < self.config.min_count}
         found = {name: value for name, value in metrics.items() if shown.get(name, 0) is not None}
+        found = {
+            name: v for name, v in found.items() if not name.startswith(OF_CLASS) or name.split("/")[3] not in rare
+        }
         found[COMPLETE] = float(None not in shown.values() and not self._metrics.lacks(names))
         return {name: value for name, value in found.items() if name in self._metrics}
 
@@ -238,7 +255,7 @@ class SitePolicy:
             n if n == 0 or (n >= least and p >= self.config.floors.figure_patients) else None
             for n, p in zip(spoken["images"], owners, strict=True)
         ]
-        counts = few.suppress(spoken["class_counts"], least)
+        counts = suppress(spoken["class_counts"], least)
         if images[0] is None or "class_counts" not in self._metrics:
             counts = [None] * len(counts)
         return {"images": images if "images" in self._metrics else [None] * len(images), "class_counts": counts}
@@ -300,6 +317,8 @@ class SitePolicy:
     def _check_figures(self, kind: str, request: Payload) -> Denial | None:
         if kind == "assess":
             wanted = [TEST_IMAGES]
+        elif kind == "conform":
+            wanted = ["num_examples", COUNTED]
         else:
             wanted = ["num_examples", "loss"] + ([SUMS] if request.header["sums"] else [])
         lacking = self._metrics.lacks(wanted)

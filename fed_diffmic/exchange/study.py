@@ -180,7 +180,7 @@ def contradiction(study: Study, kind: str, request: Payload) -> str:
     """What a request of the study's run says that the study does not, in words for the site's own log; empty: nothing.
 
     Args:
-        kind: ``query``, ``train``, ``evaluate`` or ``assess``.
+        kind: ``query``, ``train``, ``evaluate``, ``conform`` or ``assess``.
     """
     header = request.header
     if header["spec"] != study.spec_text:

@@ -142,7 +142,7 @@ def referral(table: np.ndarray, share: float, effect: float = 1.0) -> Referral |
     kept, bad = int(total[: cell + 1].sum()), int(table[WRONG, : cell + 1].sum())
     risk = bad / kept if kept else 0.0
     low, high = clopper_pearson(bad / effect, kept / effect)
-    return Referral(share, cell, 1 - kept / n, kept, risk, low, high)
+    return Referral(share, cell, (n - kept) / n, kept, risk, low, high)
 
 
 @dataclass(frozen=True)

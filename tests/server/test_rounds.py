@@ -87,7 +87,8 @@ def test_bytes_count_tensors_both_ways_and_the_base_once(tmp_path: Path) -> None
     assert base_bytes > 0
     train, evaluate = 2 * exchanged_bytes, exchanged_bytes
     assert [row["bytes_sent"] for row in final.history] == [2 * (train + evaluate + base_bytes), 2 * (train + evaluate)]
-    assert final.bytes_sent == 2 * (2 * (train + evaluate) + base_bytes + evaluate)  # and one evaluation to calibrate
+    # and two more with the result, to calibrate and for prediction sets
+    assert final.bytes_sent == 2 * (2 * (train + evaluate) + base_bytes + 2 * evaluate)
 
 
 def test_a_site_that_lost_its_base_is_sent_it_again(tmp_path: Path) -> None:
@@ -167,7 +168,10 @@ def test_the_matrix_holds_what_the_sites_let_out(tmp_path: Path) -> None:
     probabilities = calibration.probabilities(predict_scores(module, test), fitted)
     decided = calibration.decide(probabilities, fitted, spec.stages.decision)
     scored = Scored(probabilities, decided, test.labels, test.groups, spec.task)
-    cell = matrix_cell(scored, spec.classes, bootstrap=1000, seed=spec.seed, name="a")
+    cell = matrix_cell(
+        scored, spec.classes, bootstrap=1000, seed=spec.seed, name="a", sureness=final.sureness["guidance"]
+    )
+    assert cell["coverage"]["lac"]["level"] == 0.9
     assert final.matrix == {"guidance": {"a": {**cell, "complete": True}, "b": cell_from({}, spec.classes)}}
     (assessed,) = events.of("assessed")
     assert assessed["sites"] == ["a"] and assessed["missing"] == {"b": failures.FAILURES[failures.POLICY_METRICS]}
