@@ -27,6 +27,8 @@ from fed_diffmic.training.local import LocalResult, local_update
 from fed_diffmic.training.matrix import cell_figures, matrix_cell
 from fed_diffmic.training.stage import StageModule
 from fed_diffmic.training.stages import GUIDANCE_PREFIX, exchanged, loaded_module
+from fed_diffmic.training.subgroups import flat as flat_subgroups
+from fed_diffmic.training.subgroups import subgroup_figures
 from fed_diffmic.training.sureness import Sureness
 
 NEED_BASE = "need_base"
@@ -274,7 +276,14 @@ def assess(site: Site, spec: RunSpec, request: Payload) -> Payload:
     except (ValueError, FloatingPointError) as error:
         raise SiteError(DIVERGED) from error
     cell = matrix_cell(scored, spec.classes, bootstrap=RESAMPLES, seed=spec.seed, name=site.name, sureness=sure)
-    return Payload("assess.reply", answer_header(header), metrics=finite(cell_figures(cell, spec.classes)))
+    figures = cell_figures(cell, spec.classes)
+    if examples.subgroups is not None:
+        texts = examples.subgroups
+        found = subgroup_figures(
+            scored, texts, spec.classes, bootstrap=RESAMPLES, seed=spec.seed, sureness=sure, least=1
+        )
+        figures |= flat_subgroups(found)
+    return Payload("assess.reply", answer_header(header), metrics=finite(figures))
 
 
 def load_module(

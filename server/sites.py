@@ -17,6 +17,7 @@ from fed_diffmic.seeding import numpy_generator
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.coverage import names as coverage_names
 from fed_diffmic.training.matrix import AT_SPECIFICITY, FIGURES, TEST
+from fed_diffmic.training.subgroups import PREFIX as SUBGROUPS
 from fed_diffmic.training.sureness import Sureness
 from server.presence import Presence
 from server.replies import Outcome, Request, Site
@@ -200,6 +201,7 @@ class Sites(Presence):
         counts = ["n", "groups", *(f"positives/{index}" for index in range(self.spec.num_classes))]
         ranges |= {TEST + name: (0.0, float(MAX_EXAMPLES)) for name in counts}
         ranges |= {TEST + name: bounds for name, bounds in coverage_names(self.spec.num_classes).items()}
+        ranges[SUBGROUPS] = (0.0, float(MAX_EXAMPLES))
         sets = {} if sureness is None else {"sureness": sureness.to_json()}
         outcome = self._exchange(
             ASSESS,

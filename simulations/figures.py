@@ -14,10 +14,12 @@ import numpy as np
 
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.inference.predictor import Predictor
+from fed_diffmic.release.final import FinalModel
 from fed_diffmic.training.comparison import difference, mean_over_sites
 from fed_diffmic.training.evaluation import figures_of
 from fed_diffmic.training.matrix import matrix_cell
 from fed_diffmic.training.metrics import Scored
+from fed_diffmic.training.subgroups import Subgroups, subgroup_figures
 
 SPLITS = ("val", "test")
 MOST_MODELS = 16
@@ -103,6 +105,29 @@ def cross_site(
                 for name, part in row.items()
             }
     return matrix
+
+
+def subgroups(
+    result: MethodResult, sites: Mapping[str, SiteData], final: FinalModel, stage: str, bootstrap: int
+) -> dict[str, Subgroups]:
+    """Figures of a method for each subgroup of the sites' test images, and of all of them together (``all``).
+
+    Empty where no site's table says anything of subgroups (``dataset.subgroups``).
+    """
+    told = {name: texts for name, data in sites.items() if (texts := data.test.subgroups) is not None}
+    if not told:
+        return {}
+    parts = {name: (result.test[name], texts) for name, texts in told.items()}
+    if len(parts) > 1:
+        whole = join([scored for scored, _ in parts.values()])
+        parts["all"] = (whole, np.concatenate(list(told.values())))
+    spec = final.spec
+    return {
+        name: subgroup_figures(
+            scored, texts, spec.classes, bootstrap=bootstrap, seed=spec.seed, sureness=final.sureness.get(stage)
+        )
+        for name, (scored, texts) in parts.items()
+    }
 
 
 def differences(own: MethodResult, others: Mapping[str, MethodResult], bootstrap: int, seed: int) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from server.app import app as server_app
 from server.app import shared_events
 from simulations.arms import Arm, arms_of, scaled
 from simulations.examples import example_tensors, wanted
-from simulations.figures import cross_site, differences, method_result, prediction_tensors
+from simulations.figures import cross_site, differences, method_result, prediction_tensors, subgroups
 from simulations.flower_app import client_app
 from simulations.folder import forget_site_files, leave_nothing, prepare_run_dir
 from simulations.grid import InProcessGrid
@@ -275,6 +275,8 @@ def summarise(
         },
         "lr_scales": {arm.name: trained[arm.name].lr_scale for arm in arms},
         "calibration": main.calibration[last].to_json(),
+        "sureness": main.sureness[last].to_json() if last in main.sureness else None,
+        "subgroups": subgroups(own, sites.sites, main, last, draws),
         "bytes_sent": main.bytes_sent,
         "notes": list(sites.notes),
         "privacy": statement(last_claims(main.history), sites.sites, last_client_level(main.history)),

@@ -19,7 +19,7 @@ from fed_diffmic.files import atomic_write
 TASKS = ("multiclass", "ordinal", "multilabel")
 SPLITS = ("train", "val", "test")
 _REQUIRED = ("image", "label", "group")
-_DEFAULTS: dict[str, Any] = {"institution": "", "split": "", "row": -1, "key": 0, "line": 0}
+_DEFAULTS: dict[str, Any] = {"institution": "", "split": "", "row": -1, "key": 0, "line": 0, "subgroups": ""}
 OWN_GROUP = "image:"
 """Prefix of the group of an image whose patient or lesion is unknown."""
 _FORMAT = "fed_diffmic manifest 1"
@@ -34,8 +34,8 @@ class Manifest:
             ``group`` (patient or lesion, what must not be split; never empty, unique for an image whose group is
             unknown), and, filled in when missing, ``institution`` (empty: unknown), ``split`` (empty, train, val or
             test), ``row`` (row in the image cache, -1 before it is built), ``key`` (int64, stable non-negative number
-            from the image's content, 0 before the cache is built) and ``line`` (1-based line in the source table, 0
-            unknown).
+            from the image's content, 0 before the cache is built), ``line`` (1-based line in the source table, 0
+            unknown) and ``subgroups`` (:mod:`fed_diffmic.data.subgroups`).
         classes: names in the order of the outputs.
         task: one of :data:`TASKS`.
         name: name of the data set.
@@ -62,7 +62,7 @@ class Manifest:
         table = table[[*_REQUIRED, *_DEFAULTS]].copy()
         for column, dtype in (("row", np.int64), ("line", np.int64), ("key", np.int64)):
             table[column] = table[column].astype(dtype)
-        for column in ("image", "group", "institution", "split"):
+        for column in ("image", "group", "institution", "split", "subgroups"):
             table[column] = table[column].astype(object)
         if self.task != "multilabel":
             table["label"] = _integers(table["label"])
@@ -85,6 +85,7 @@ class Manifest:
         line: np.ndarray,
         institution: np.ndarray | str = "",
         split: np.ndarray | str = "",
+        subgroups: np.ndarray | str = "",
     ) -> Manifest:
         """Build from arrays ``(N,)``; ``label`` is ``(N,)`` class indices or ``(N, C)`` of 0 and 1 (multi-label).
 
@@ -100,6 +101,7 @@ class Manifest:
             "institution": institution,
             "split": split,
             "line": line,
+            "subgroups": subgroups,
         }
         return cls(pd.DataFrame(columns), tuple(classes), task, name, source)
 
@@ -111,7 +113,7 @@ class Manifest:
             problems.append(f"{len(self.classes)} class name(s): too few for {self.task}")
         if len(set(self.classes)) != len(self.classes) or "" in self.classes:
             problems.append("class names are not unique and non-empty")
-        for column in ("image", "group", "institution", "split"):
+        for column in ("image", "group", "institution", "split", "subgroups"):
             wrong = sum(not isinstance(v, str) for v in t[column])
             if wrong:
                 problems.append(f"{wrong} row(s) of '{column}' are not text")

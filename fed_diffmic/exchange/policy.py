@@ -18,11 +18,12 @@ from fed_diffmic.config.hours import minutes_left, parse_hours
 from fed_diffmic.config.site import PolicyConfig
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.exchange import failures
-from fed_diffmic.exchange.few import suppress, told
 from fed_diffmic.exchange.floors import Basis
 from fed_diffmic.exchange.limits import beyond_limits
 from fed_diffmic.exchange.payload import Payload, Tensors
 from fed_diffmic.exchange.screening import update_norm
+from fed_diffmic.training.few import suppress, told
+from fed_diffmic.training.subgroups import enough
 
 BASE = "base/"
 SUMS_OF = "nll/"
@@ -224,7 +225,7 @@ class SitePolicy:
         return found
 
     def _counts_by_cell(self, metrics: Mapping[str, float], basis: Basis | None) -> dict[str, float]:
-        """Those named, of enough images in all and in each cell (:mod:`fed_diffmic.exchange.few`)."""
+        """Those named, of enough images in all and in each cell (:mod:`fed_diffmic.training.few`)."""
         images = metrics.get("num_examples", 0)
         floors, patients = self.config.floors, images if basis is None else basis.patients
         if images < max(self.config.min_count, floors.sums_images) or patients < floors.figure_patients:
@@ -245,6 +246,7 @@ class SitePolicy:
             name: v for name, v in found.items() if not name.startswith(OF_CLASS) or name.split("/")[3] not in rare
         }
         found[COMPLETE] = float(None not in shown.values() and not self._metrics.lacks(names))
+        found = enough(found, max(1, self.config.min_count), self.config.floors.figure_patients)
         return {name: value for name, value in found.items() if name in self._metrics}
 
     def _counts(self, header: Mapping[str, Any], patients: Sequence[int] | None) -> dict[str, list[int | None]]:

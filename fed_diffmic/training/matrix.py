@@ -16,6 +16,7 @@ from fed_diffmic.seeding import numpy_generator
 from fed_diffmic.training import weighted
 from fed_diffmic.training.coverage import coverage, coverage_figures, coverage_from
 from fed_diffmic.training.metrics import Scored, interval, number, replicates
+from fed_diffmic.training.subgroups import subgroups_from
 from fed_diffmic.training.sureness import Sureness
 
 LEAST_POSITIVES = 10
@@ -132,7 +133,8 @@ def cell_from(figures: Mapping[str, float], classes: Sequence[str]) -> dict[str,
         cell[figure] = {key: figures.get(TEST + name) for key, name in names.items()}
     flat = {name.removeprefix(TEST): value for name, value in figures.items() if name.startswith(TEST)}
     cell["coverage"] = coverage_from(flat, classes)
-    return cell
+    told = subgroups_from(figures)
+    return {**cell, "subgroups": told} if told else cell
 
 
 def rarest(cell: Mapping[str, Any]) -> int | None:

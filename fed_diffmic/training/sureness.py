@@ -10,7 +10,7 @@ A site's half is :func:`site_counts`, the coordinator's :func:`fit`; between the
 ``unsure/MEASURE/WRONG/CELL``        right (0) and wrong (1) predictions in that cell
 ===================================  ================================================================
 
-A number that does not come is 0. What a site's policy does to them on the way: :mod:`fed_diffmic.exchange.few`.
+A number that does not come is 0. What a site's policy does to them on the way: :mod:`fed_diffmic.training.few`.
 """
 
 from __future__ import annotations

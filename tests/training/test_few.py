@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fed_diffmic.exchange.few import moved, told
 from fed_diffmic.training import conformal
+from fed_diffmic.training.few import moved, told
 from fed_diffmic.training.sureness import counts_from
 
 ROWS = st.dictionaries(st.integers(0, 200), st.integers(1, 6).map(float), min_size=1, max_size=20)

@@ -46,9 +46,9 @@ def told(figures: Mapping[str, float], least: int) -> dict[str, float]:
     out: dict[str, float] = {}
     tables: defaultdict[tuple[str, ...], defaultdict[str, Row]] = defaultdict(lambda: defaultdict(dict))
     for name, value in figures.items():
-        *table, state, cell = name.split("/")
-        if table and table[0] in (SETS, UNSURE) and len(table) >= 2:
-            tables[tuple(table)][state][int(cell)] = value
+        parts = name.split("/")
+        if parts[0] in (SETS, UNSURE) and len(parts) >= 4:
+            tables[tuple(parts[:-2])][parts[-2]][int(parts[-1])] = value
         else:
             out[name] = value
     for head, rows in tables.items():
