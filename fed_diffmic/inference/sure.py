@@ -199,7 +199,7 @@ def sure(
         rule,
         wanted.by_class,
         None if rule is None else conformal.members(probabilities, task, rule, by_state=wanted.by_class),
-        {m.measure: doubts[m.measure] for m in measures if m.measure in doubts},
+        {m.measure: doubts.get(m.measure, np.zeros(0)) for m in measures},
         measures,
         point,
         referred,
