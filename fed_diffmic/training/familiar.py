@@ -93,7 +93,7 @@ def familiar(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, task:
     """
     from sklearn.covariance import LedoitWolf
 
-    first = _half(groups, seed)
+    first = half(groups, seed)
     x, rest = features[first], features[~first]
     levels = [level for level in LEVELS if rank_of(len(rest), level) is not None]
     if not levels or len(x) < 2:
@@ -112,7 +112,7 @@ def familiar(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, task:
     return Familiar(means, precision, threshold, levels[0], len(features))
 
 
-def _half(groups: np.ndarray, seed: int) -> np.ndarray:
+def half(groups: np.ndarray, seed: int) -> np.ndarray:
     """Which images belong to the first half, ``(n,)`` bool: about half of them, patients whole."""
     names, of_group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(names))

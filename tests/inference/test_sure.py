@@ -102,8 +102,8 @@ def test_a_folders_predictions_carry_it_into_every_form(tmp_path):
     assert frame["referred"].tolist() == [row["referred"] for row in rows]
     bad = predict_files(predictor, [str(tmp_path / "none.png")], wanted=Wanted(refer=0.5))
     assert len(bad) == 0 and bad.to_csv().splitlines()[1].count(",") == header.count(",")
+    predictor.sureness = known(good=False)
     with pytest.raises(UsageError, match="nothing can be referred by"):
-        predictor.sureness = known(good=False)
         predict_files(predictor, images, wanted=Wanted(refer=0.5))
 
 
