@@ -1,7 +1,8 @@
 """How good a model is for each subgroup of a site's images, and which of it may be shown.
 
-``dataset.subgroups`` names columns of the site's table. Figures of a value are shown if it has images and patients
-enough, and no count of a value that has not can be had by subtraction (:func:`fed_diffmic.training.few.suppress`).
+``dataset.subgroups`` names columns of the site's table. Figures of a value are made if it has images and patients
+enough. What leaves a site is less (:func:`enough`): as much as its policy asks for, and nothing from which the number
+of images of a value that has too few could be had by subtraction (:func:`fed_diffmic.training.few.suppress`).
 """
 
 from __future__ import annotations
@@ -57,15 +58,12 @@ def subgroup_figures(
             members.setdefault(column, {}).setdefault(value, []).append(place)
     out: Subgroups = {}
     for column, values in sorted(members.items()):
-        names = sorted(values)
-        shown = suppress([len(values[name]) for name in names], least)
         out[column] = {}
-        for name, count in zip(names, shown, strict=True):
+        for name in sorted(values):
             index = np.array(values[name])
             groups = len(np.unique(scored.groups[index]))
-            enough = count is not None and groups >= LEAST_PATIENTS
             out[column][name] = {"n": None}
-            if enough:
+            if len(index) >= least and groups >= min(least, LEAST_PATIENTS):
                 part = _part(scored, index)
                 out[column][name] = {"n": len(index), "groups": groups, **_figures(part, bootstrap, seed, name)}
                 found = {} if sureness is None else coverage(part, sureness, classes)
