@@ -18,6 +18,7 @@ from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.payload import Payload
+from fed_diffmic.exchange.study import contradiction, make_study
 from fed_diffmic.files import read_json, tensors_digest, write_json
 from fed_diffmic.release.final import FinalModel, load_final
 from fed_diffmic.training import conformal, uncertainty
@@ -225,3 +226,11 @@ def test_a_model_of_an_earlier_version_goes_on_working_and_one_that_was_changed_
     write_json(path, {**value, "sureness": sure})
     with pytest.raises(ModelFileError, match="uncertainty"):
         load_final(tmp_path)
+
+
+def test_a_study_lets_only_its_last_stage_be_asked_for_sets() -> None:
+    spec = toy.toy_spec()
+    study = make_study(spec, stages=["guidance", "diffusion"], test=False, sites=None, initial={}, code={})
+    header = {"spec": study.spec_text, "round": 0, "base": ""}
+    said = {s: contradiction(study, "conform", Payload("conform", {**header, "stage": s})) for s in study.stages}
+    assert "last stage" in said["guidance"] and said["diffusion"] == ""
