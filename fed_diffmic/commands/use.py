@@ -68,7 +68,7 @@ def register(add: Add) -> None:
     predict.add_argument("--batch", type=int, default=64, metavar="N", help="images at a time, 1 to 4096 (64)")
     predict.add_argument("--level", type=float, default=0.9, metavar="L", help="of prediction sets: 0.8 0.9 0.95 0.99")
     predict.add_argument("--method", metavar="M", help="of prediction sets: lac (smallest, the default) or aps")
-    predict.add_argument("--by-class", action="store_true", help="sets promised for the images of each class")
+    predict.add_argument("--overall", action="store_true", help="smaller sets, in which a rare class may never be")
     predict.add_argument("--refer", type=float, metavar="S", help="refer the most uncertain: 0.05 0.1 0.15 0.2 0.3 0.5")
     predict.add_argument("--reference", type=Path, metavar="FILE", help="of `fed-diffmic reference`: sets and warnings")
     predict.add_argument(
@@ -103,7 +103,7 @@ def _predict(arguments: argparse.Namespace, hint: list[str]) -> int:
     from fed_diffmic.inference.reference import load_reference
     from fed_diffmic.inference.sure import Wanted
 
-    wanted = Wanted(arguments.level, arguments.method, arguments.by_class, arguments.refer)
+    wanted = Wanted(arguments.level, arguments.method, not arguments.overall, arguments.refer)
     files = image_files(arguments.images, sys.stdin if STDIN in arguments.images else ())
     predictor = _predictor(arguments)
     own = None if arguments.reference is None else load_reference(arguments.reference, predictor)

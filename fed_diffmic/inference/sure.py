@@ -24,14 +24,15 @@ class Wanted:
     Attributes:
         level: of the prediction sets, one of :data:`fed_diffmic.training.conformal.LEVELS`.
         method: ``lac`` or ``aps``; none: the first that the task has.
-        by_class: sets whose promise is one for the images of each class.
+        by_class: sets whose promise is one for the images of each class. Without it, a class of a few per cent of the
+            images may be in no set at all, and the promise still holds.
         refer: share of images that are referred to a person, one of :data:`fed_diffmic.training.uncertainty.SHARES`;
             none: nobody is.
     """
 
     level: float = USUAL
     method: str | None = None
-    by_class: bool = False
+    by_class: bool = True
     refer: float | None = None
 
     def __post_init__(self) -> None:
@@ -151,6 +152,8 @@ def _promise(rule: Rule, known: Sureness, by_class: bool, task: str) -> str:
         said += " These were too few: every set holds everything."
     elif any(full):
         said += " Of some classes these were too few: they are in every set."
+    if not by_class:
+        said += " A rare class may be in none of them."
     return said
 
 

@@ -10,7 +10,12 @@ from fed_diffmic.reporting import page
 from fed_diffmic.reporting.page import Html
 from fed_diffmic.reporting.view import DASH, METRIC_NAMES, number, plain_names
 
-_METHODS = {"lac": "smallest sets (lac)", "aps": "sets by difficulty (aps)"}
+_KINDS = {
+    "lac-by-class": "promised for each class (lac)",
+    "aps-by-class": "promised for each class (aps)",
+    "lac": "promised over all images (lac)",
+    "aps": "promised over all images (aps)",
+}
 
 
 def figure(cell: Mapping[str, Any] | None) -> object:
@@ -50,19 +55,23 @@ def _sets(known: Mapping[str, Any], row: Mapping[str, Mapping[str, Any]], classe
     )
     lines, by_class = [], []
     for site, cell in row.items():
-        for method, found in (cell.get("coverage") or {}).items():
-            name = [site, _METHODS[method], f"{found['level']:.0%}", figure(found), number(found.get("size"))]
+        told = cell.get("coverage") or {}
+        for kind, found in ((kind, told[kind]) for kind in _KINDS if kind in told):
+            name = [site, _KINDS[kind], f"{found['level']:.0%}", figure(found), number(found.get("size"))]
             lines.append([*name, cell.get("n", DASH)])
-            by_class.append([site, _METHODS[method], *(figure(found["classes"].get(c)) for c in classes)])
+            by_class.append([site, _KINDS[kind], *(figure(found["classes"].get(c)) for c in classes)])
     parts = [page.paragraph(said)]
     if lines:
-        columns = ["images of", "method", "promised", "test images whose set held the truth", "classes in a set", "n"]
+        columns = ["images of", "sets", "level", "test images whose set held the truth", "classes in a set", "n"]
         caption = "Coverage on test images, exact 95 % interval below, widened for images of one patient."
         parts.append(page.table(columns, lines, caption=caption))
         plain = plain_names(classes)
         heads = [page.stacked(c, plain[c]) if c in plain else c for c in classes]
-        table = page.table(["images of", "method", *heads], by_class)
-        note = "Sets of this kind promise nothing for a single class; `--by-class` gives sets that do."
+        table = page.table(["images of", "sets", *heads], by_class)
+        note = (
+            "Sets promised over all images may never hold a rare class and keep their promise; `predict` shows those that "
+            "are promised for each class, in which a class of too few validation images always is."
+        )
         parts.append(page.details("Coverage of each class", table, page.paragraph(note, "soft")))
     return parts
 

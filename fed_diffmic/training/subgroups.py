@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fed_diffmic.seeding import numpy_generator
-from fed_diffmic.training.coverage import BOUNDS, coverage
+from fed_diffmic.training.coverage import BOUNDS, BY_CLASS, coverage
 from fed_diffmic.training.few import suppress
 from fed_diffmic.training.metrics import Scored, interval, number, replicates
 from fed_diffmic.training.sureness import Sureness
@@ -22,6 +22,7 @@ PREFIX = "subgroup/"
 FIGURES = ("auroc_macro", "balanced_accuracy")
 LEAST_IMAGES, LEAST_PATIENTS = 10, 5
 MOST = 200
+SHOWN = f"lac{BY_CLASS}"  # the kind of prediction set that `predict` shows
 Subgroups = dict[str, dict[str, dict[str, Any]]]
 
 
@@ -67,7 +68,7 @@ def subgroup_figures(
                 part = _part(scored, index)
                 out[column][name] = {"n": len(index), "groups": groups, **_figures(part, bootstrap, seed, name)}
                 found = {} if sureness is None else coverage(part, sureness, classes)
-                first = next(iter(found.values()), dict.fromkeys(BOUNDS))
+                first = found.get(SHOWN, dict.fromkeys(BOUNDS))
                 out[column][name]["coverage"] = {key: first[key] for key in BOUNDS}
     return out
 
