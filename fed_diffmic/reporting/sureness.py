@@ -69,8 +69,8 @@ def _sets(known: Mapping[str, Any], row: Mapping[str, Mapping[str, Any]], classe
         heads = [page.stacked(c, plain[c]) if c in plain else c for c in classes]
         table = page.table(["images of", "sets", *heads], by_class)
         note = (
-            "Sets promised over all images may never hold a rare class and keep their promise; `predict` shows those that "
-            "are promised for each class, in which a class of too few validation images always is."
+            "Sets promised over all images may never hold a rare class and keep their promise; `predict` shows those "
+            "that are promised for each class, in which a class of too few validation images always is."
         )
         parts.append(page.details("Coverage of each class", table, page.paragraph(note, "soft")))
     return parts

@@ -26,10 +26,10 @@ def coverage(scored: Scored, sureness: Sureness, classes: Sequence[str], level: 
         classes: names.
 
     Returns:
-        kind (:data:`KINDS`) -> ``level``; ``value``, ``low`` and ``high``, its exact 95 % interval widened for images of one patient;
-        ``size``, the mean number of classes in a set (multi-label: of states, 1 where it says one); and ``classes``,
-        name -> ``value``, ``low``, ``high`` over the images of that class (multi-label: over all images, of that
-        label's question). Of several labels ``value`` is the mean over them.
+        kind (:data:`KINDS`) -> ``level``; ``value``, ``low`` and ``high``, its exact 95 % interval widened for images
+        of one patient; ``size``, the mean number of classes in a set (multi-label: of states, 1 where it says one);
+        and ``classes``, name -> ``value``, ``low``, ``high`` over the images of that class (multi-label: over all
+        images, of that label's question). Of several labels ``value`` is the mean over them.
     """
     found = {}
     for kind in KINDS:
