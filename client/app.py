@@ -14,7 +14,7 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import tasks
+from client import sureness, tasks
 from client.crossing import WeightsMissingError, whole_request
 from client.enforce import Enforcement
 from client.module import BaseMissingError
@@ -51,6 +51,12 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Figures on the site's validation images."""
     return answer(message, context, "evaluate", tasks.evaluate)
+
+
+@app.evaluate("conform")
+def conform(message: Message, context: Context) -> Message:
+    """Counts of the site's validation images, for prediction sets."""
+    return answer(message, context, "conform", sureness.conform)
 
 
 @app.evaluate("assess")

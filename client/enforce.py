@@ -36,7 +36,13 @@ from fed_diffmic.exchange.screening import update_norm
 from fed_diffmic.exchange.seal import RequestSeal
 
 ARM = "federated"
-ABOUT = {"query": ("train", "val", "test"), "train": ("train",), "evaluate": ("val",), "assess": ("test",)}
+ABOUT = {
+    "query": ("train", "val", "test"),
+    "train": ("train",),
+    "evaluate": ("val",),
+    "conform": ("val",),
+    "assess": ("test",),
+}
 LOSS_IMAGES = "loss_images"
 
 
@@ -45,7 +51,7 @@ class Enforcement:
 
     Args:
         rules: none: a virtual site; everything passes.
-        kind: ``labels``, ``query``, ``train``, ``evaluate`` or ``assess``.
+        kind: ``labels``, ``query``, ``train``, ``evaluate``, ``conform`` or ``assess``.
     """
 
     def __init__(self, rules: Rules | None, kind: str) -> None:
@@ -197,7 +203,7 @@ class Enforcement:
             yield
             return
         seconds, code = self.rules.policy.time_left()
-        if self.kind not in ("train", "evaluate", "assess"):
+        if self.kind not in ("train", "evaluate", "conform", "assess"):
             seconds = float("inf")
         with self._watched(COMPUTING, seconds, code):
             yield

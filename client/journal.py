@@ -30,7 +30,7 @@ class Entry:
 
     Attributes:
         at: seconds since the epoch.
-        task: ``query``, ``train``, ``evaluate``, ``assess`` or ``labels``.
+        task: ``query``, ``train``, ``evaluate``, ``conform``, ``assess`` or ``labels``.
         run, stage, round, rounds: of the request, as far as it says (empty, 0).
         last: whether it is of the run's last stage.
         code: of the failure; 0: it was answered.

@@ -16,6 +16,7 @@ FIELDS: dict[str, dict[str, type]] = {
     "query": {**COMMON, "ledger": str},
     "train": {**TASK, "state": str, "keep": str, "guidance": str, "ledger": str},
     "evaluate": {**TASK, "state": str, "guidance": str, "prior": list, "sums": bool, "split": str},
+    "conform": {**TASK, "state": str, "guidance": str, "calibration": dict},
     "assess": {**TASK, "state": str, "guidance": str, "calibration": dict},
 }
 # What real sites need and virtual ones, which have no rules, do not (client.studies); how weights came
@@ -26,7 +27,8 @@ OPTIONAL: dict[str, dict[str, type]] = {
     "query": {"study": str, "document": str, "signature": str},
     "train": MAY_COME,
     "evaluate": MAY_COME,
-    "assess": MAY_COME,
+    "conform": MAY_COME,
+    "assess": {**MAY_COME, "sureness": dict},
 }
 
 

@@ -72,7 +72,7 @@ class Studies:
         """Let a request pass that asks for what the site agreed to; the first one of a run brings the study.
 
         Args:
-            kind: ``query``, ``train``, ``evaluate`` or ``assess``.
+            kind: ``query``, ``train``, ``evaluate``, ``conform`` or ``assess``.
             request: already found to be well-formed (:func:`client.requests.check_request`).
 
         Raises:

@@ -28,6 +28,9 @@ from fed_diffmic.training.features import SHARED, feature_key
 from fed_diffmic.training.local import local_update
 from fed_diffmic.training.matrix import cell_figures, matrix_cell
 from fed_diffmic.training.stage import StageModule
+from fed_diffmic.training.subgroups import flat as flat_subgroups
+from fed_diffmic.training.subgroups import subgroup_figures
+from fed_diffmic.training.sureness import Sureness
 from fed_diffmic.training.update import LocalResult, LocalRound, SiteMemory
 
 RESAMPLES = 1000  # of the groups of test images, for intervals
@@ -194,9 +197,12 @@ def assess(site: Site, spec: RunSpec, request: Payload) -> Payload:
     header, store = request.header, SiteStore(site.folder)
     try:
         fitted = calibration.Calibration.from_json(header["calibration"])
+        sure = Sureness.from_json(header["sureness"]) if "sureness" in header else None
     except ModelFileError as error:
         raise SiteError(BAD_REQUEST) from error
     if header["site"] != site.name or (fitted.task, len(fitted.prior)) != (spec.task, spec.num_classes):
+        raise SiteError(BAD_REQUEST)
+    if sure is not None and (sure.task, sure.classes) != (spec.task, spec.num_classes):
         raise SiteError(BAD_REQUEST)
     own = read_site_state(store, (spec.run_id, spec.arm, header["stage"]), header["state"])
     algorithm = site_algorithm(spec, header["stage"])
@@ -209,8 +215,15 @@ def assess(site: Site, spec: RunSpec, request: Payload) -> Payload:
         scored = judged(scores, examples, fitted, spec)
     except (ValueError, FloatingPointError) as error:
         raise SiteError(DIVERGED) from error
-    cell = matrix_cell(scored, spec.classes, bootstrap=RESAMPLES, seed=spec.seed, name=site.name)
-    return Payload("assess.reply", answer_header(header), metrics=drop_non_finite(cell_figures(cell, spec.classes)))
+    cell = matrix_cell(scored, spec.classes, bootstrap=RESAMPLES, seed=spec.seed, name=site.name, sureness=sure)
+    figures = cell_figures(cell, spec.classes)
+    if examples.subgroups is not None:
+        texts = examples.subgroups
+        found = subgroup_figures(
+            scored, texts, spec.classes, bootstrap=RESAMPLES, seed=spec.seed, sureness=sure, least=1
+        )
+        figures |= flat_subgroups(found)
+    return Payload("assess.reply", answer_header(header), metrics=drop_non_finite(figures))
 
 
 def drop_non_finite(figures: Mapping[str, float]) -> dict[str, float]:

@@ -35,7 +35,7 @@ class Doing:
 
     Attributes:
         pid: of the worker.
-        task: ``query``, ``train``, ``evaluate``, ``assess`` or ``labels``.
+        task: ``query``, ``train``, ``evaluate``, ``conform``, ``assess`` or ``labels``.
         phase: :data:`OPENING` (the images are read and decoded) or :data:`COMPUTING`.
         request: the request's name.
         until: time on the machine's monotonic clock at which it must be over, seconds; none: no bound.

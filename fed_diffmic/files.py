@@ -205,11 +205,15 @@ def append_line(path: str | os.PathLike[str], line: str, mode: int = 0o644) -> N
 
 
 def save_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    mode: int = 0o644,
 ) -> Path:
     """Write named arrays as safetensors, atomically; scalars keep their shape ``()``."""
     data = _save_tensors({k: np.asarray(v, order="C") for k, v in tensors.items()}, dict(metadata or {}))
-    return atomic_write(path, data)
+    return atomic_write(path, data, mode)
 
 
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

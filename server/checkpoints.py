@@ -23,6 +23,7 @@ from fed_diffmic.exchange.audit import Head
 from fed_diffmic.files import load_tensors, read_json, save_tensors, tensors_digest, write_json
 from fed_diffmic.release.final import FinalModel, load_final, write_final
 from fed_diffmic.training.calibration import Calibration
+from fed_diffmic.training.sureness import Sureness
 from server.hooks import Hooks
 from server.provenance import provenance_facts
 from server.run_state import RunState, StageProgress
@@ -125,12 +126,14 @@ class CheckpointStore:
         hooks: Hooks | None = None,
         matrix: Mapping[str, Mapping[str, Any]] | None = None,
         heads: Mapping[str, Head] | None = None,
+        sureness: Mapping[str, Sureness] | None = None,
     ) -> FinalModel:
         """Write ``final/``, signed where the coordinator has a key, and read it back.
 
         Args:
             matrix: figures on the sites' test images.
             heads: of the sites' chains, as each last said.
+            sureness: of the stages whose prediction sets and uncertainty are known.
         """
         hooks = hooks or Hooks()
         digests = {stage: tensors_digest(tensors) for stage, tensors in run_state.results.items()}
@@ -143,6 +146,7 @@ class CheckpointStore:
             digests,
             personal=run_state.personal,
             matrix={stage: dict(row) for stage, row in (matrix or {}).items()},
+            sureness=dict(sureness or {}),
         )
         facts = None if hooks.signer is None else provenance_facts(run_state, spec, hooks.head(), heads or {})
         write_final(self.folder, model, signer=hooks.signer, facts=facts)

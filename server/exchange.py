@@ -19,6 +19,7 @@ from fed_diffmic.exchange.audit import Head
 from fed_diffmic.exchange.payload import HELD, REFERENCE, Payload
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.training.calibration import Calibration
+from fed_diffmic.training.sureness import Sureness
 from server.hooks import Hooks
 
 Figures = Mapping[str, Mapping[str, float]]
@@ -194,6 +195,7 @@ class AssessRequest:
         site_states: digest of the state whose part of the model is each site's own.
         asked: names of those to ask; none: everyone who is there.
         parcel: what is first sent of ``tensors``; none: everything.
+        sureness: thresholds whose coverage is asked for too; none: there are none.
     """
 
     task: StageTask
@@ -203,6 +205,7 @@ class AssessRequest:
     site_states: Mapping[str, str] = field(default_factory=dict)
     asked: Set[str] | None = None
     parcel: Parcel | None = None
+    sureness: Sureness | None = None
 
 
 @dataclass(frozen=True)
@@ -242,6 +245,9 @@ class Exchange(Protocol):
 
     def evaluate(self, request: EvaluateRequest) -> FiguresAnswer:
         """Figures on the sites' validation images; raises ``RoundError`` where the quorum is missed."""
+
+    def conform(self, request: AssessRequest) -> FiguresAnswer:
+        """Counts of the sites' validation images, for prediction sets; a site that says nothing is left out."""
 
     def assess(self, request: AssessRequest) -> FiguresAnswer:
         """Figures on the sites' test images; a site that says nothing is left out, whatever the quorum."""

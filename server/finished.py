@@ -10,6 +10,7 @@ from fed_diffmic.algorithms.base import Tensors
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.matrix import cell_from
+from fed_diffmic.training.sureness import Sureness
 from server.broadcast import known_already
 from server.exchange import AssessRequest, StageTask
 from server.federation import Federation
@@ -27,7 +28,9 @@ def finished_task(spec: RunSpec, run_state: RunState, stage: str) -> tuple[Stage
     return task, {name: result[name] for name in kinds}, run_state.personal.get(stage, {})
 
 
-def assess(run: Federation, fitted: Mapping[str, Calibration]) -> dict[str, dict[str, Any]]:
+def assess(
+    run: Federation, fitted: Mapping[str, Calibration], sure: Mapping[str, Sureness]
+) -> dict[str, dict[str, Any]]:
     """The cross-site matrix from what the sites let out of their test images: model -> site -> cell.
 
     Test images are asked for once, when nothing is left to be chosen, and only where the run's terms say how long
@@ -42,7 +45,8 @@ def assess(run: Federation, fitted: Mapping[str, Calibration]) -> dict[str, dict
         task, weights, own = finished_task(spec, run_state, stage)
         deadline = time.monotonic() + run.terms.test_s
         parcel = known_already(weights)
-        answer = run.exchange.assess(AssessRequest(task, weights, fitted[stage], deadline, own, asked, parcel))
+        request = AssessRequest(task, weights, fitted[stage], deadline, own, asked, parcel, sure.get(stage))
+        answer = run.exchange.assess(request)
         asked = set(answer.figures)
         run_state.bytes_sent += answer.outcome.bytes_sent
         everyone = sorted(run.exchange.everyone())

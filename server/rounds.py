@@ -33,6 +33,7 @@ from server.selection import NOBODY_SAYS
 from server.sites import Sites
 from server.stage import StageWork, choose
 from server.study import study_of_run
+from server.sureness import conform
 from server.terms import RunTerms
 from server.trail import log_aggregate, log_chosen, sent_in_next
 
@@ -74,8 +75,9 @@ def run_federation(
                 run_stage(run, stage)
         # Nothing is left to be chosen from here on: test images are asked about once, and last.
         fitted = {stage: calibrate(run, stage) for stage in run_state.results}
-        matrix = assess(run, fitted)
-        final = store.finish(run_state, spec, fitted, hooks, matrix, run.exchange.heads)
+        sure = conform(run, fitted)
+        matrix = assess(run, fitted, sure)
+        final = store.finish(run_state, spec, fitted, hooks, matrix, run.exchange.heads, sure)
         events.emit("federation_done", arm=spec.arm, bytes_sent=final.bytes_sent, digests=final.digests)
         return final
 

@@ -16,7 +16,10 @@ from fed_diffmic.exchange.payload import NEED_BASE, NEED_WEIGHTS, Payload, pack,
 from fed_diffmic.exchange.screening import MAX_EXAMPLES, MAX_FIGURE, Expected, schema_of
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.seeding import numpy_generator
+from fed_diffmic.training.coverage import names as coverage_names
 from fed_diffmic.training.matrix import AT_SPECIFICITY, FIGURES, TEST
+from fed_diffmic.training.subgroups import PREFIX as SUBGROUPS
+from fed_diffmic.training.sureness import IMAGES, SETS, SQUARES, UNSURE
 from server.exchange import (
     AssessRequest,
     EvaluateRequest,
@@ -32,6 +35,7 @@ from server.presence import Presence
 from server.replies import Request
 
 ASSESS = "evaluate.assess"
+CONFORM = "evaluate.conform"
 ANY = (-MAX_FIGURE, MAX_FIGURE)
 POSITIVE = (0.0, MAX_FIGURE)
 MOST_NLL = 1e6
@@ -171,26 +175,51 @@ class Sites(Presence):
 
         No quorum is needed: a site that says nothing is left out.
         """
-        task, share = request.task, (*FIGURES, AT_SPECIFICITY)
+        share = (*FIGURES, AT_SPECIFICITY)
         names = [name for figure in share for name in (figure, f"{figure}/low", f"{figure}/high")]
         ranges = {**{TEST + name: (0.0, 1.0) for name in names}, f"{TEST}complete": (0.0, 1.0)}
         counts = ["n", "groups", *(f"positives/{index}" for index in range(self.spec.num_classes))]
         ranges |= {TEST + name: (0.0, float(MAX_EXAMPLES)) for name in counts}
+        ranges |= {TEST + name: bounds for name, bounds in coverage_names(self.spec.num_classes).items()}
+        ranges[SUBGROUPS] = (0.0, float(MAX_EXAMPLES))
+        sets = {} if request.sureness is None else {"sureness": request.sureness.to_json()}
+        return self._ask_finished(request, ASSESS, "assess", lambda site: ranges, sets)
 
+    def conform(self, request: AssessRequest) -> FiguresAnswer:
+        """Counts of every site's validation images under a finished stage's model, for prediction sets.
+
+        No quorum is needed: a site that says nothing is left out.
+        """
+
+        def ranges(site: Site) -> dict[str, tuple[float, float]]:
+            # A site that keeps back how many validation images it has: no more than it trains on.
+            most = float(site.images[0] if site.images[1] is None else site.images[1])
+            return {IMAGES: (0.0, most), SQUARES: (0.0, most * most), SETS: (0.0, most), UNSURE: (0.0, most)}
+
+        return self._ask_finished(request, CONFORM, "conform", ranges, {})
+
+    def _ask_finished(
+        self,
+        request: AssessRequest,
+        message_type: str,
+        kind: str,
+        ranges: Callable[[Site], Mapping[str, tuple[float, float]]],
+        more: Mapping[str, Any],
+    ) -> FiguresAnswer:
         def header(site: str) -> dict[str, Any]:
-            own = {"state": request.site_states.get(site, ""), "guidance": task.guidance.get(site, "")}
-            return {**own, "calibration": request.fitted.to_json()}
+            own = {"state": request.site_states.get(site, ""), "guidance": request.task.guidance.get(site, "")}
+            return {**own, "calibration": request.fitted.to_json(), **more}
 
         outcome = self._exchange(
             _Question(
-                ASSESS,
-                task,
+                message_type,
+                request.task,
                 request.tensors,
                 0,
                 request.deadline,
-                kind="assess",
+                kind=kind,
                 header=header,
-                metrics=lambda site: ranges,
+                metrics=ranges,
                 parcel=request.parcel,
                 asked=request.asked,
                 quorate=False,

@@ -322,6 +322,7 @@ class _Coordinator:
             "bytes_sent": final.bytes_sent,
             "digests": final.digests,
             "matrix": final.matrix,
+            "sureness": next((sure.to_json() for sure in final.sureness.values()), None),
             "sites": site_facts(recorded, sites),
             "signed_by": final.signed_by,
             "privacy": privacy,

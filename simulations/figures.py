@@ -14,10 +14,13 @@ import numpy as np
 
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import Examples, SiteData
+from fed_diffmic.release.final import FinalModel
 from fed_diffmic.training.comparison import difference, mean_over_sites
 from fed_diffmic.training.evaluation import figures_of
 from fed_diffmic.training.matrix import matrix_cell
 from fed_diffmic.training.metrics import Scored
+from fed_diffmic.training.subgroups import Subgroups, subgroup_figures
+from fed_diffmic.training.sureness import Sureness
 
 SPLITS = ("val", "test")
 MOST_MODELS = 16
@@ -87,10 +90,12 @@ class Row:
     Attributes:
         spec: what it was trained as.
         parts: predictions by site.
+        sureness: its prediction sets and test of uncertainty; none: it has none.
     """
 
     spec: RunSpec
     parts: dict[str, Scored]
+    sureness: Sureness | None = None
 
 
 def models_of(methods: Mapping[str, Mapping[str, Judge]]) -> Iterator[tuple[str, str, Judge]]:
@@ -118,7 +123,7 @@ def everywhere(
         parts = {
             name: own[name] if alike or name == place else predictor.predict(data.test) for name, data in sites.items()
         }
-        rows[model] = Row(predictor.spec, parts)
+        rows[model] = Row(predictor.spec, parts, getattr(predictor, "sureness", None))
     return rows
 
 
@@ -131,11 +136,35 @@ def cross_site(rows: Mapping[str, Row], bootstrap: int) -> dict[str, dict[str, d
     matrix: dict[str, dict[str, dict[str, Any]]] = {}
     for model, row in rows.items():
         parts = {**row.parts, "all": join(list(row.parts.values()))} if len(row.parts) > 1 else row.parts
+        spec = row.spec
         matrix[model] = {
-            name: matrix_cell(part, row.spec.classes, bootstrap=bootstrap, seed=row.spec.seed, name=name)
+            name: matrix_cell(part, spec.classes, bootstrap=bootstrap, seed=spec.seed, name=name, sureness=row.sureness)
             for name, part in parts.items()
         }
     return matrix
+
+
+def subgroups(
+    result: MethodResult, sites: Mapping[str, SiteData], final: FinalModel, stage: str, bootstrap: int
+) -> dict[str, Subgroups]:
+    """Figures of a method for each subgroup of the sites' test images, and of all of them together (``all``).
+
+    Empty where no site's table says anything of subgroups (``dataset.subgroups``).
+    """
+    told = {name: texts for name, data in sites.items() if (texts := data.test.subgroups) is not None}
+    if not told:
+        return {}
+    parts = {name: (result.test[name], texts) for name, texts in told.items()}
+    if len(parts) > 1:
+        whole = join([scored for scored, _ in parts.values()])
+        parts["all"] = (whole, np.concatenate(list(told.values())))
+    spec = final.spec
+    return {
+        name: subgroup_figures(
+            scored, texts, spec.classes, bootstrap=bootstrap, seed=spec.seed, sureness=final.sureness.get(stage)
+        )
+        for name, (scored, texts) in parts.items()
+    }
 
 
 def differences(own: MethodResult, others: Mapping[str, MethodResult], bootstrap: int, seed: int) -> dict[str, Any]:

@@ -237,6 +237,6 @@ def method_models(
                 key = owner if owner in final.personal.get(stage, {}) else ""
                 if key not in models:
                     own = own_part(folder, final, stage, owner)
-                    models[key] = Predictor(final.spec, stage, state, fitted, device, own)
+                    models[key] = Predictor(final.spec, stage, state, fitted, device, own, final.sureness.get(stage))
                 methods.setdefault(name, {})[place] = models[key]
     return list(methods.items())

@@ -29,6 +29,7 @@ from simulations.figures import (
     everywhere,
     method_result,
     prediction_tensors,
+    subgroups,
 )
 from simulations.sites import VirtualSites, heterogeneity
 
@@ -109,6 +110,8 @@ def summarise(
         "lr_scales": {arm.name: trained[arm.name].lr_scale for arm in arms},
         "local_optimizers": {arm.name: trained[arm.name].optimizer for arm in arms if trained[arm.name].optimizer},
         "calibration": main.calibration[last].to_json(),
+        "sureness": main.sureness[last].to_json() if last in main.sureness else None,
+        "subgroups": subgroups(own, sites.sites, main, last, draws),
         "bytes_sent": main.bytes_sent,
         "notes": [*sites.notes, *(note for table in external.values() for note in table.notes)],
         "privacy": statement(last_claims(main.history), sites.sites, last_client_level(main.history)),

@@ -1,4 +1,4 @@
-"""``fed-diffmic evaluate`` and ``predict``: a finished run's model in use."""
+"""``fed-diffmic evaluate``, ``predict`` and ``reference``: a finished run's model in use."""
 
 from __future__ import annotations
 
@@ -13,14 +13,8 @@ from typing import TYPE_CHECKING, Any
 from fed_diffmic.errors import DataError, MachineError, UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from fed_diffmic.commands import Add
-    from fed_diffmic.inference.predictions import Predictions
     from fed_diffmic.inference.predictor import Predictor
-
-_NAME_WIDTH = 20  # characters that an image's name has at least, before it is folded
 
 _EVALUATE = """Figures of a run's final model on a table of images: image,label[,patient_id].
 
@@ -29,47 +23,64 @@ _EVALUATE = """Figures of a run's final model on a table of images: image,label[
 Decoded copies of the images go to the run's own dataset.cache_dir, or to the one that is given here; `fed-diffmic data
 purge dataset.cache_dir=...` removes them.
 """
-_PREDICT = """Class probabilities of images by a run's final model, and the class that its rule decides.
+_PREDICT = """Class probabilities of images by a run's final model, what its rule decides, and how sure that is.
 
-  fed-diffmic predict --run DIR IMAGE_OR_FOLDER... [--json OUT] [--csv OUT]
+  fed-diffmic predict --run DIR IMAGE_OR_FOLDER_OR_TABLE... [--level 0.9] [--refer 0.15] [--json OUT] [--csv OUT]
+  find DIR -name '*.png' | fed-diffmic predict --run DIR - --csv OUT
 
-Of a folder every image below it is taken. Images that cannot be read are named, the others are predicted, and the exit
-code is 3.
+Of a folder every image below it is taken, of a table (.csv, .tsv) its column image. Images that cannot be read are
+named, the others are predicted, and the exit code is 3.
+"""
+_REFERENCE = """What a site's own labelled images say of a model: its own prediction sets, and what they look like.
+
+  fed-diffmic reference --run DIR --manifest FILE --out FILE
+  fed-diffmic predict --run DIR --reference FILE IMAGE...
+
+The images must be none that the model was trained on, some hundreds of many patients. The file stays here (0600).
 """
 
 
 def register(add: Add) -> None:
-    """Add ``evaluate`` and ``predict``."""
+    """Add ``evaluate``, ``predict`` and ``reference``."""
     evaluate = add("evaluate", _evaluate, "figures of a run's final model on a table of images")
     predict = add("predict", _predict, "class probabilities of images by a run's final model")
-    evaluate.description, predict.description = _EVALUATE, _PREDICT
-    for command in (evaluate, predict):
+    reference = add("reference", _reference, "prediction sets and warnings from a site's own labelled images")
+    evaluate.description, predict.description, reference.description = _EVALUATE, _PREDICT, _REFERENCE
+    for command in (evaluate, predict, reference):
         command.add_argument("--run", required=True, type=Path, dest="folder", metavar="DIR", help="folder of the run")
         command.add_argument("--site", metavar="NAME", help="whose own part of the model to use (fedbn, ditto)")
         command.add_argument(
             "--key", type=Path, metavar="PUB", help="the coordinator's public key: it must have signed"
         )
-    evaluate.add_argument(
-        "--manifest", required=True, type=Path, metavar="FILE", help="table: image,label[,patient_id]"
-    )
+    for command in (evaluate, reference):
+        command.add_argument(
+            "--manifest", required=True, type=Path, metavar="FILE", help="table: image,label[,patient_id]"
+        )
+    reference.add_argument("--out", required=True, type=Path, metavar="FILE", help="write it to this file (0600)")
     what = {evaluate: "the figures", predict: "the predictions, with the images' names (0600)"}
     for command, about in what.items():
         command.add_argument("--json", metavar="OUT", help=f"write {about} as JSON to this file; - is the terminal")
         command.add_argument("--csv", metavar="OUT", help=f"write {about} as CSV to this file; - is the terminal")
-    evaluate.add_argument(
-        "settings", nargs="*", metavar="key=value", help="dataset.cache_dir=DIR, dataset.on_bad_image=skip"
-    )
+    for command in (evaluate, reference):
+        command.add_argument(
+            "settings", nargs="*", metavar="key=value", help="dataset.cache_dir=DIR, dataset.on_bad_image=skip"
+        )
     predict.add_argument("--batch", type=int, default=64, metavar="N", help="images at a time, 1 to 4096 (64)")
-    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of images")
+    predict.add_argument("--level", type=float, default=0.9, metavar="L", help="of prediction sets: 0.8 0.9 0.95 0.99")
+    predict.add_argument("--method", metavar="M", help="of prediction sets: lac (smallest, the default) or aps")
+    predict.add_argument("--overall", action="store_true", help="smaller sets, in which a rare class may never be")
+    predict.add_argument("--refer", type=float, metavar="S", help="refer the most uncertain: 0.05 0.1 0.15 0.2 0.3 0.5")
+    predict.add_argument("--reference", type=Path, metavar="FILE", help="of `fed-diffmic reference`: sets and warnings")
+    predict.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="image files, folders, tables, or - (names on stdin)"
+    )
 
 
 def _evaluate(arguments: argparse.Namespace, hint: list[str]) -> int:
     _check_common(arguments)
     manifest: Path = arguments.manifest
-    if not manifest.is_file():
-        raise UsageError(
-            f"--manifest {manifest}: there is no such file", "A relative path starts at the current folder."
-        )
+    _check_manifest(manifest)
+    from fed_diffmic.commands.use_print import console, print_figures
     from fed_diffmic.inference.evaluate import evaluate_table, figures_csv, table_settings
 
     settings = table_settings(arguments.folder, arguments.settings)
@@ -78,24 +89,29 @@ def _evaluate(arguments: argparse.Namespace, hint: list[str]) -> int:
         found = evaluate_table(predictor, manifest, settings)
     result = {"run": arguments.folder.name, **found}
     _write(arguments, json.dumps(result, indent=2, allow_nan=False) + "\n", lambda: figures_csv(result["figures"]))
-    console = _console(arguments)
-    _print_figures(console, result)
-    console.print(f"Decoded copies of the images are in {settings.folder}", markup=False, highlight=False)
+    out = console(_taken(arguments))
+    print_figures(out, result)
+    out.print(f"Decoded copies of the images are in {settings.folder}", markup=False, highlight=False)
     return 0
 
 
 def _predict(arguments: argparse.Namespace, hint: list[str]) -> int:
     _check_common(arguments)
-    from fed_diffmic.inference.images import image_files
+    from fed_diffmic.commands.use_print import console, print_predictions, progress_bar, shown
+    from fed_diffmic.inference.images import STDIN, image_files
     from fed_diffmic.inference.predictions import predict_files
+    from fed_diffmic.inference.reference import load_reference
+    from fed_diffmic.inference.sure import Wanted
 
-    files = image_files(arguments.images)
+    wanted = Wanted(arguments.level, arguments.method, not arguments.overall, arguments.refer)
+    files = image_files(arguments.images, sys.stdin if STDIN in arguments.images else ())
     predictor = _predictor(arguments)
-    with _enough_memory("Give a smaller --batch, or end other programs."):
-        found = predict_files(predictor, files, arguments.batch)
+    own = None if arguments.reference is None else load_reference(arguments.reference, predictor)
+    with _enough_memory("Give a smaller --batch, or end other programs."), progress_bar(len(files), 64) as progress:
+        found = predict_files(predictor, files, arguments.batch, wanted=wanted, reference=own, progress=progress)
     text = json.dumps({"run": arguments.folder.name, **found.to_json()}, indent=2, allow_nan=False) + "\n"
     _write(arguments, text, found.to_csv)
-    _print_predictions(_console(arguments), found)
+    print_predictions(console(_taken(arguments)), found)
     for bad in found.unreadable:
         print(f"not predicted: {shown(bad.name)}: {bad.words}", file=sys.stderr)
     if found.unreadable:
@@ -106,14 +122,54 @@ def _predict(arguments: argparse.Namespace, hint: list[str]) -> int:
     return 0
 
 
+def _reference(arguments: argparse.Namespace, hint: list[str]) -> int:
+    _check_common(arguments)
+    _check_manifest(arguments.manifest)
+    if not arguments.out.absolute().parent.is_dir():
+        raise UsageError(f"--out {arguments.out}: its folder does not exist", "Make that folder.")
+    import numpy as np
+
+    from fed_diffmic.commands.use_print import console, shown
+    from fed_diffmic.inference.evaluate import table_settings
+    from fed_diffmic.inference.predictor import NOTICE
+    from fed_diffmic.inference.reference import make_reference
+    from fed_diffmic.inference.sure import Wanted, sure
+
+    settings = table_settings(arguments.folder, arguments.settings)
+    predictor = _predictor(arguments)
+    with _enough_memory("End other programs, or use a machine with more memory: the model sets the images' size."):
+        found = make_reference(predictor, arguments.manifest, settings)
+    found.save(arguments.out)
+    spec, usual = predictor.spec, found.familiar
+    said = sure(np.zeros((0, spec.num_classes)), {}, spec.classes, spec.task, found.sureness, Wanted()).sentences()
+    said.append(f"An image is warned of that lies farther from the classes than {usual.level:.0%} of these images.")
+    for sentence in [*said, f"Written to {shown(str(arguments.out))}; it stays at this site.", NOTICE]:
+        console(False).print(sentence, markup=False, highlight=False)
+    return 0
+
+
+def _check_manifest(manifest: Path) -> None:
+    if not manifest.is_file():
+        raise UsageError(
+            f"--manifest {manifest}: there is no such file", "A relative path starts at the current folder."
+        )
+
+
+def _taken(arguments: argparse.Namespace) -> bool:
+    """Whether a result is written to standard output."""
+    from fed_diffmic.files import is_output
+
+    return any(target is not None and is_output(target) for target in (arguments.json, arguments.csv))
+
+
 def _check_common(arguments: argparse.Namespace) -> None:
     if not arguments.folder.is_dir():
         raise UsageError(f"--run {arguments.folder}: there is no such folder", "Give the folder of a finished run.")
     for name in ("json", "csv"):
-        target = getattr(arguments, name)
+        target = getattr(arguments, name, None)
         if target is not None and target != "-" and not Path(target).absolute().parent.is_dir():
             raise UsageError(f"--{name} {target}: its folder does not exist", "Make that folder.")
-    if arguments.json == arguments.csv == "-":
+    if getattr(arguments, "json", None) == getattr(arguments, "csv", None) == "-":
         raise UsageError("--json - and --csv - would be mixed", "Write one of them to a file.")
 
 
@@ -141,80 +197,3 @@ def _write(arguments: argparse.Namespace, as_json: str, as_csv: Any) -> None:
         write_out(arguments.json, as_json.encode(), mode=0o600)
     if arguments.csv is not None:
         write_out(arguments.csv, as_csv().encode(errors="backslashreplace"), mode=0o600)
-
-
-def _console(arguments: argparse.Namespace) -> Console:
-    """Where tables are printed: beside a result that is written to standard output."""
-    from rich.console import Console
-
-    from fed_diffmic.files import is_output
-
-    taken = any(target is not None and is_output(target) for target in (arguments.json, arguments.csv))
-    return Console(stderr=taken)
-
-
-def shown(name: str) -> str:
-    """A name as one line that no terminal takes for a command: what is not printable is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-
-
-def _table(columns: list[str], title: str | None = None) -> Table:
-    """A table whose words are printed as they are, square brackets too, and folded rather than cut."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=None if title is None else Text(title))
-    for name in columns:
-        table.add_column(Text(shown(name)), overflow="fold")
-    return table
-
-
-def _row(table: Table, *cells: str) -> None:
-    from rich.text import Text
-
-    table.add_row(*(Text(cell) for cell in cells))
-
-
-def _print_figures(console: Console, result: dict[str, Any]) -> None:
-    from fed_diffmic.training.metrics import METRICS
-
-    figures = result["figures"]
-    table = _table(["figure", "value", "95 % interval"], f"{result['n']} images")
-    for metric in METRICS:
-        cell = figures[metric]
-        if cell["value"] is not None:
-            interval = "" if cell["low"] is None else f"{cell['low']:.3f} to {cell['high']:.3f}"
-            _row(table, metric, f"{cell['value']:.3f}", interval)
-    console.print(table)
-    for note in result["notes"]:
-        console.print(note, markup=False, highlight=False)
-    absent = [shown(name) for name, cell in figures["per_class"].items() if not cell["positives"]]
-    if absent:
-        console.print(f"Absent from this table, and from every macro figure: {', '.join(absent)}", markup=False)
-    console.print(result["notice"], markup=False)
-
-
-def _print_predictions(console: Console, found: Predictions) -> None:
-    """One column a class where they fit beside the names, else one line a class."""
-    from rich.cells import cell_len
-
-    from fed_diffmic.inference.predictor import NOTICE
-
-    classes = [shown(name) for name in found.classes]
-    decided = [", ".join(map(shown, names)) or "none" for names in found.decided_names()]
-    widths = [_NAME_WIDTH, max(map(cell_len, ["decided", *decided])), *(max(5, cell_len(name)) for name in classes)]
-    rows = zip(found.names, decided, found.probabilities, strict=True)
-    if sum(widths) + 3 * len(widths) + 1 <= console.width:
-        table = _table(["image", "decided", *classes])
-        for column in table.columns[1:]:
-            column.no_wrap = True
-        for name, said, row in rows:
-            _row(table, shown(name), said, *(f"{p:.3f}" for p in row))
-    else:
-        table = _table(["image", "decided", "probability"])
-        table.show_lines = True
-        for name, said, row in rows:
-            _row(table, shown(name), said, "\n".join(f"{p:.3f} {c}" for p, c in zip(row, classes, strict=True)))
-    if len(found):
-        console.print(table)
-    console.print(NOTICE, markup=False)

@@ -87,6 +87,12 @@ class DatasetConfig(Checked):
         "decides the augmentation (flips, rotation; docs/data.md) and, for phantoms, what is drawn",
         choices=("none", "dermoscopy", "fundus", "chest", "ultrasound"),
     )
+    subgroups: list[str] = option(
+        doc="columns of the table (table, ham10000) whose values are subgroups, such as sex and age: figures of each, "
+        "in the report and, where policy.metrics names subgroup/*, to the coordinator",
+        factory=list,
+        sparse=True,
+    )
     cache_dir: str | None = option(
         None,
         "folder for decoded copies of the images (holds patients' images; 0700); none: ~/.cache/fed_diffmic",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # listing the options of data sets need not wait for it
 TASKS = ("multiclass", "ordinal", "multilabel")
 SPLITS = ("train", "val", "test")
 _REQUIRED = ("image", "label", "group")
-_DEFAULTS: dict[str, Any] = {"institution": "", "split": "", "row": -1, "key": 0, "line": 0}
+_DEFAULTS: dict[str, Any] = {"institution": "", "split": "", "row": -1, "key": 0, "line": 0, "subgroups": ""}
 OWN_GROUP = "image:"
 """Prefix of the group of an image whose patient or lesion is unknown."""
 _FORMAT = "fed_diffmic manifest 1"
@@ -38,6 +38,7 @@ class Rows:
         line: ``(N,)`` 1-based line in the source table; 0: there is none.
         institution: ``(N,)``, or one for all; empty: unknown.
         split: ``(N,)``, or one for all: train, val, test; empty: not given.
+        subgroups: ``(N,)``, or one for all (:mod:`fed_diffmic.data.subgroups`); empty: none.
     """
 
     image: np.ndarray
@@ -46,6 +47,7 @@ class Rows:
     line: np.ndarray
     institution: np.ndarray | str = ""
     split: np.ndarray | str = ""
+    subgroups: np.ndarray | str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +59,8 @@ class Manifest:
             ``group`` (patient or lesion, what must not be split; never empty, unique for an image whose group is
             unknown), and, filled in when missing, ``institution`` (empty: unknown), ``split`` (empty, train, val or
             test), ``row`` (row in the image cache, -1 before it is built), ``key`` (int64, stable non-negative number
-            from the image's content, 0 before the cache is built) and ``line`` (1-based line in the source table, 0
-            unknown).
+            from the image's content, 0 before the cache is built), ``line`` (1-based line in the source table, 0
+            unknown) and ``subgroups`` (:mod:`fed_diffmic.data.subgroups`).
         classes: names in the order of the outputs.
         task: one of :data:`TASKS`.
         name: name of the data set.
@@ -91,7 +93,7 @@ class Manifest:
         table = table[[*_REQUIRED, *_DEFAULTS]].copy()
         for column, dtype in (("row", np.int64), ("line", np.int64), ("key", np.int64)):
             table[column] = table[column].astype(dtype)
-        for column in ("image", "group", "institution", "split"):
+        for column in ("image", "group", "institution", "split", "subgroups"):
             table[column] = table[column].astype(object)
         if self.task != "multilabel":
             table["label"] = _integers(table["label"])
@@ -118,6 +120,7 @@ class Manifest:
             "institution": rows.institution,
             "split": rows.split,
             "line": rows.line,
+            "subgroups": rows.subgroups,
         }
         return cls(pd.DataFrame(columns), tuple(classes), task, name, source)
 
@@ -129,7 +132,7 @@ class Manifest:
             problems.append(f"{len(self.classes)} class name(s): too few for {self.task}")
         if len(set(self.classes)) != len(self.classes) or "" in self.classes:
             problems.append("class names are not unique and non-empty")
-        for column in ("image", "group", "institution", "split"):
+        for column in ("image", "group", "institution", "split", "subgroups"):
             wrong = sum(not isinstance(v, str) for v in t[column])
             if wrong:
                 problems.append(f"{wrong} row(s) of '{column}' are not text")

@@ -23,6 +23,7 @@ class Examples:
         keys: (n,) uint64, each image's stable number from its content.
         cache: where the pixels are.
         pixels: (n,) str, digest of what each image decodes to, whatever its file's encoding; none: not computed.
+        subgroups: (n,) str, what the table says of each image's subgroups; none: nothing was asked for.
     """
 
     rows: np.ndarray
@@ -31,6 +32,7 @@ class Examples:
     keys: np.ndarray
     cache: ImageCache
     pixels: np.ndarray | None = None
+    subgroups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -42,18 +44,22 @@ class Examples:
     def subset(self, index: np.ndarray) -> Examples:
         """The examples at ``index`` (positions or a mask), in that order."""
         pixels = None if self.pixels is None else self.pixels[index]
-        return Examples(self.rows[index], self.labels[index], self.groups[index], self.keys[index], self.cache, pixels)
+        subgroups = None if self.subgroups is None else self.subgroups[index]
+        parts = (self.rows[index], self.labels[index], self.groups[index], self.keys[index])
+        return Examples(*parts, self.cache, pixels, subgroups)
 
     @classmethod
     def from_manifest(cls, manifest: Manifest, cache: ImageCache) -> Examples:
         """All rows of ``manifest`` (its ``row`` and ``key`` columns filled)."""
         table = manifest.table
+        texts = table["subgroups"].to_numpy(dtype=object).astype(str)
         return cls(
             rows=table["row"].to_numpy(np.int64),
             labels=manifest.labels,
             groups=table["group"].to_numpy(dtype=object).astype(str),
             keys=table["key"].to_numpy(np.uint64),
             cache=cache,
+            subgroups=texts if (texts != "").any() else None,
         )
 
 
@@ -105,6 +111,8 @@ def merge_sites(name: str, sites: Sequence[SiteData]) -> SiteData:
 
 def _concatenate(parts: list[Examples]) -> Examples:
     pixels = [part.pixels for part in parts if part.pixels is not None]
+    told = any(part.subgroups is not None for part in parts)
+    texts = [np.full(len(part), "") if part.subgroups is None else part.subgroups for part in parts]
     return Examples(
         rows=np.concatenate([part.rows for part in parts]),
         labels=np.concatenate([part.labels for part in parts]),
@@ -112,4 +120,5 @@ def _concatenate(parts: list[Examples]) -> Examples:
         keys=np.concatenate([part.keys for part in parts]),
         cache=parts[0].cache,
         pixels=np.concatenate(pixels) if len(pixels) == len(parts) else None,
+        subgroups=np.concatenate(texts) if told else None,
     )

@@ -20,7 +20,7 @@ def beyond_limits(limits: Limits, kind: str, spec: RunSpec, stage: str | None) -
     with its own code before it uses anything.
 
     Args:
-        kind: ``query``, ``train``, ``evaluate`` or ``assess``.
+        kind: ``query``, ``train``, ``evaluate``, ``conform`` or ``assess``.
         spec: the request's.
         stage: the request's; none for ``query``.
     """

@@ -26,12 +26,16 @@ from fed_diffmic.exchange.floors import Basis
 from fed_diffmic.exchange.limits import beyond_limits
 from fed_diffmic.exchange.payload import NEED_BASE, NEED_WEIGHTS, Payload, Tensors
 from fed_diffmic.exchange.screening import update_norm
+from fed_diffmic.training.few import suppress, told
+from fed_diffmic.training.subgroups import enough
 
 BASE = "base/"
 SUMS_OF = "nll/"
 SUMS = f"{SUMS_OF}0/0"
 TEST_IMAGES, TEST_PATIENTS, COMPLETE = "test/n", "test/groups", "test/complete"
 POSITIVES = "test/positives/"
+OF_CLASS = "test/class_coverage/"
+COUNTED = "sets/lac/0/0/0"
 COUNTS = ("images", "class_counts")
 _QUOTED = {"run", "arm", "stage", "round", "site", "request"}
 _HEADERS: dict[str, set[str]] = {
@@ -41,6 +45,7 @@ _HEADERS: dict[str, set[str]] = {
     "query.reply": {"run", "arm", "request", "site", *COUNTS},
     "train.reply": {*_QUOTED, "num_examples", "state", "ledger", "claim"},
     "evaluate.reply": _QUOTED,
+    "conform.reply": _QUOTED,
     "assess.reply": _QUOTED,
 }
 
@@ -107,7 +112,7 @@ class SitePolicy:
         """The first rule that a request breaks, or none.
 
         Args:
-            kind: ``labels``, ``query``, ``train``, ``evaluate`` or ``assess``.
+            kind: ``labels``, ``query``, ``train``, ``evaluate``, ``conform`` or ``assess``.
             spec: the request's; none for ``labels``.
             request: already found to be well-formed (:func:`client.requests.check_request`).
             dataset: layout of the site's data (``dataset.name``).
@@ -116,7 +121,7 @@ class SitePolicy:
         denial = self._check_use(kind, spec, request.header, dataset)
         if denial is not None or spec is None:
             return denial
-        if kind in ("train", "evaluate", "assess"):
+        if kind in ("train", "evaluate", "conform", "assess"):
             denial = self._check_stage(kind, spec, request.header, now)
             if denial is None:
                 denial = self._check_training(spec, request) if kind == "train" else self._check_figures(kind, request)
@@ -202,6 +207,8 @@ class SitePolicy:
             if basis is not None and not self._private(payload):
                 count = min(count, basis.images)
             return denial or replace(payload, metrics=self._figures(payload, count, basis))
+        if payload.kind == "conform.reply":
+            return replace(payload, metrics=self._counts_by_cell(payload.metrics, basis))
         if payload.kind == "assess.reply":
             return replace(payload, metrics=self._test_figures(payload.metrics))
         return replace(payload, metrics=self._figures(payload, payload.metrics.get("num_examples", 0), basis))
@@ -238,6 +245,15 @@ class SitePolicy:
             found = {name: value for name, value in found.items() if not name.startswith(SUMS_OF)}
         return found
 
+    def _counts_by_cell(self, metrics: Mapping[str, float], basis: Basis | None) -> dict[str, float]:
+        """Those named, of enough images in all and in each cell (:mod:`fed_diffmic.training.few`)."""
+        images = metrics.get("num_examples", 0)
+        floors, patients = self.config.floors, images if basis is None else basis.patients
+        if images < max(self.config.min_count, floors.sums_images) or patients < floors.figure_patients:
+            return {}
+        found = told(metrics, self.config.min_count)
+        return {name: value for name, value in found.items() if name in self._metrics}
+
     def _test_figures(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Those named; none over too few images; small counts of a class left out, which :data:`COMPLETE` tells."""
         few = metrics.get(TEST_IMAGES, 0) < max(1, self.config.min_count)
@@ -245,8 +261,13 @@ class SitePolicy:
             return {}
         names = [name for name in metrics if name.startswith(POSITIVES)]
         shown = dict(zip(names, suppress([int(metrics[name]) for name in names], self.config.min_count), strict=True))
+        rare = {name.removeprefix(POSITIVES) for name in names if (shown[name] or 0) < self.config.min_count}
         found = {name: value for name, value in metrics.items() if shown.get(name, 0) is not None}
+        found = {
+            name: v for name, v in found.items() if not name.startswith(OF_CLASS) or name.split("/")[3] not in rare
+        }
         found[COMPLETE] = float(None not in shown.values() and not self._metrics.lacks(names))
+        found = enough(found, max(1, self.config.min_count), self.config.floors.figure_patients)
         return {name: value for name, value in found.items() if name in self._metrics}
 
     def _counts(self, header: Mapping[str, Any], patients: Sequence[int] | None) -> dict[str, list[int | None]]:
@@ -321,21 +342,9 @@ class SitePolicy:
     def _check_figures(self, kind: str, request: Payload) -> Denial | None:
         if kind == "assess":
             wanted = [TEST_IMAGES]
+        elif kind == "conform":
+            wanted = ["num_examples", COUNTED]
         else:
             wanted = ["num_examples", "loss"] + ([SUMS] if request.header["sums"] else [])
         lacking = self._metrics.lacks(wanted)
         return Denial(failures.POLICY_METRICS, f"policy.metrics does not name {lacking[0]}") if lacking else None
-
-
-def suppress(counts: Sequence[int], least: int) -> list[int | None]:
-    """Counts, with none for those from 1 to below ``least``, and no suppressed count to be had by subtraction.
-
-    Who knows the total could compute a single suppressed count from the others. So the next smallest counts are
-    suppressed too until what is hidden is at least two counts and at least ``least`` images together (secondary
-    suppression as in disclosure control; Hundepool et al., Statistical Disclosure Control, 2012, chapter 4).
-    """
-    hidden = {i for i, n in enumerate(counts) if 0 < n < least}
-    others = sorted((n, i) for i, n in enumerate(counts) if n >= least and n > 0)
-    while hidden and (len(hidden) < 2 or sum(counts[i] for i in hidden) < least) and others:
-        hidden.add(others.pop(0)[1])
-    return [None if i in hidden else n for i, n in enumerate(counts)]

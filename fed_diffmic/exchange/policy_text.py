@@ -39,6 +39,12 @@ _FIGURES = {
     "test/*": "once, when training is over, for each stage's model: figures over the test images (balanced accuracy, "
     "area under the ROC curve, calibration error, sensitivity at 90 % specificity, with intervals) and how many images "
     "of each class are among them",
+    "subgroup/*": "once, when training is over: figures for each subgroup of the test images (dataset.subgroups: names "
+    "of columns and values leave too)",
+    "sets/*": "once, when training is over: how many validation images have scores in each of 201 cells, by class (for "
+    "prediction sets); no count of fewer images than policy.min_count",
+    "unsure/*": "once, when training is over: the same of how uncertain right and wrong predictions on validation "
+    "images are (to find which uncertainty tells errors)",
     "nll/*": "sums of negative log-likelihoods over the validation images (for the calibration)",
 }
 

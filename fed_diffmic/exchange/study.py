@@ -180,7 +180,7 @@ def contradiction(study: Study, kind: str, request: Payload) -> str:
     """What a request of the study's run says that the study does not, in words for the site's own log; empty: nothing.
 
     Args:
-        kind: ``query``, ``train``, ``evaluate`` or ``assess``.
+        kind: ``query``, ``train``, ``evaluate``, ``conform`` or ``assess``.
     """
     header = request.header
     if header["spec"] != study.spec_text:
@@ -190,6 +190,8 @@ def contradiction(study: Study, kind: str, request: Payload) -> str:
     stage = header["stage"]
     if stage not in study.stages:
         return f"stage {stage} is not one of the study's"
+    if kind == "conform" and stage != study.stages[-1]:
+        return f"prediction sets are those of the study's last stage, and {stage} is not"
     if kind == "assess" and not study.document["test"]:
         return "the study asks for no figures over test images"
     initial = study.document["initial"].get(stage)

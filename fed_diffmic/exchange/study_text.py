@@ -109,6 +109,7 @@ def _besides(study: Study) -> Iterator[str]:
     spec = study.spec()
     yield "Once, how many images are in training, validation and test, and how many training images each class has."
     yield "After each round, figures on the site's validation images; once a stage, sums for its calibration."
+    yield "Once, at the end, how many validation images lie in each cell of the last model's scores (prediction sets)."
     if study.document["test"]:
         yield "Once, at the end, figures of each stage's model on the site's test images."
     else:

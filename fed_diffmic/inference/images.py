@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,8 @@ import numpy as np
 
 from fed_diffmic.data.cache import content_key
 from fed_diffmic.data.decode import REASONS, BadImageError, decode, read_content, stretched
+from fed_diffmic.data.findings import Findings
+from fed_diffmic.data.tables import read_table
 from fed_diffmic.data.tree import IMAGE_ENDINGS, images_under
 from fed_diffmic.errors import UsageError
 
@@ -48,18 +50,37 @@ class DecodedBatch:
     keys: np.ndarray
 
 
-def image_files(given: Sequence[str | Path]) -> list[str]:
-    """Files as given; of a folder every image below it, by path, in the order of their names.
+STDIN = "-"
+TABLES = (".csv", ".tsv")
+
+
+def image_files(given: Sequence[str | Path], names: Iterable[str] = ()) -> list[str]:
+    """Files as given; of a folder every image below it, by path, in the order of their names; of a table its column
+    ``image``, paths relative to it.
+
+    Args:
+        given: files, folders, tables, or ``-`` for ``names``.
+        names: lines of file names. What of them is not there is found when it is read, not before.
 
     Raises:
-        UsageError: nothing was given; one is not there; a folder holds no image.
-        MachineError: a folder may not be read.
+        UsageError: nothing was given; one is not there; a folder or table holds no image.
+        DataError: a table cannot be read.
+        MachineError: a folder or a table may not be read.
     """
     if not given:
         raise UsageError("no image was given", "fed-diffmic predict --run DIR IMAGE [IMAGE ...]")
     files: list[str] = []
     for path in map(Path, given):
-        if path.is_dir():
+        if str(path) == STDIN:
+            listed = [name for line in names if (name := line.rstrip("\r\n"))]
+            if not listed:
+                raise UsageError(
+                    "- : no name came on standard input", "find DIR -name '*.png' | fed-diffmic predict - ..."
+                )
+            files += listed
+        elif path.suffix.lower() in TABLES and path.is_file():
+            files += _of_table(path)
+        elif path.is_dir():
             below = sorted(images_under(str(path)))
             if not below:
                 raise UsageError(
@@ -71,6 +92,16 @@ def image_files(given: Sequence[str | Path]) -> list[str]:
             files.append(str(path))
         else:
             raise UsageError(f"IMAGE {path}: there is no such file", "A relative path starts at the current folder.")
+    return files
+
+
+def _of_table(path: Path) -> list[str]:
+    findings = Findings(None)
+    table = read_table(path, findings, required=("image",))
+    findings.raise_if_errors()
+    files = [str(path.parent / name.replace("\\", "/")) for name in table["image"] if name]
+    if not files:
+        raise UsageError(f"{path}: its column 'image' is empty", "Write paths relative to the table's folder into it.")
     return files
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +16,34 @@ from fed_diffmic.files import tensors_digest
 from fed_diffmic.provision.keys import PublicKey
 from fed_diffmic.release.final import FinalModel, load_final
 from fed_diffmic.release.personal import part_of_site
-from fed_diffmic.training.calibration import Calibration, decide, probabilities
-from fed_diffmic.training.evaluation import judged, predict_scores, score_images
+from fed_diffmic.training.calibration import Calibration, decide
+from fed_diffmic.training.evaluation import judged, predict_doubts, predict_scores, score_images
+from fed_diffmic.training.familiar import image_features
 from fed_diffmic.training.features import SHARED, feature_key
 from fed_diffmic.training.metrics import Scored
-from fed_diffmic.training.stages import build_module, exchanged, load_state
+from fed_diffmic.training.stages import build_module, exchanged, full_state, load_state
+from fed_diffmic.training.sureness import Sureness, unsure_of
 
 NOTICE = "For research, not a medical device."
+LEAST_ROWS = 16
+"""Images that are computed together at least: with fewer the processor orders its sums in another way."""
+
+
+@dataclass(frozen=True, eq=False)
+class Opinion:
+    """What a model says of a batch of images.
+
+    Attributes:
+        probabilities: ``(n, C)`` float64, calibrated.
+        decided: by the run's rule: ``(n,)`` int64, multi-label ``(n, C)`` bool.
+        doubts: ``(n,)`` of each measure of uncertainty that there is.
+        features: ``(n, W)`` of the encoder, where it was asked for.
+    """
+
+    probabilities: np.ndarray
+    decided: np.ndarray
+    doubts: Mapping[str, np.ndarray]
+    features: np.ndarray | None = None
 
 
 class Predictor:
@@ -33,6 +56,7 @@ class Predictor:
         fitted: its calibration.
         device: where to compute.
         own: what of the state is a site's own.
+        sureness: prediction sets and the test of uncertainty; none: nothing is known.
     """
 
     def __init__(
@@ -43,15 +67,22 @@ class Predictor:
         fitted: Calibration,
         device: str = "cpu",
         own: Tensors | None = None,
+        sureness: Sureness | None = None,
     ) -> None:
         self.spec = spec
         self.fitted = fitted
         self.device = device
+        self.sureness = sureness
         self.module = build_module(spec, stage)
         whole = {**state, **(own or {})}
         load_state(self.module.network, whole, f"stage {stage}")
         kinds = exchanged(self.module)
         self.base = tensors_digest({name: value for name, value in whole.items() if name not in kinds})
+
+    @property
+    def digest(self) -> str:
+        """Of the whole state, the site's own part included."""
+        return tensors_digest(full_state(self.module))
 
     def predict(self, examples: Examples) -> Scored:
         """Calibrated probabilities and the decisions of the run's rule (``stages.decision``), ``N >= 1`` examples."""
@@ -59,19 +90,32 @@ class Predictor:
         scores = predict_scores(self.module, examples, torch.device(self.device), SHARED, key)
         return judged(scores, examples, self.fitted, self.spec)
 
-    def predict_pixels(self, pixels: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As :meth:`predict`, for one batch of images that have no labels and lie in no cache.
+    def opinion(self, examples: Examples) -> Opinion:
+        """Probabilities, decisions and doubts of examples, whose labels are not looked at."""
+        key = feature_key(self.spec, self.module.stage, self.base, examples)
+        return self._opinion(*predict_doubts(self.module, examples, torch.device(self.device), SHARED, key))
+
+    def predict_pixels(self, pixels: np.ndarray, keys: np.ndarray, *, features: bool = False) -> Opinion:
+        """What is said of one batch of images that have no labels and lie in no cache.
+
+        An image's numbers do not depend on the others: fewer than :data:`LEAST_ROWS` are filled up with the last one.
 
         Args:
             pixels: ``(n, 3, H, H)`` uint8, ``H`` the model's ``image_side``, ``n >= 1``.
             keys: ``(n,)`` uint64, each image's number from its content.
-
-        Returns:
-            Probabilities ``(n, C)`` float64, and what is decided: ``(n,)`` int64, multi-label ``(n, C)`` bool.
+            features: also the encoder's features.
         """
-        scores = score_images(self.module, torch.from_numpy(pixels), keys, self.device)
-        found = probabilities(scores, self.fitted)
-        return found, decide(found, self.fitted, self.spec.stages.decision)
+        n, rows = len(pixels), np.minimum(np.arange(max(len(pixels), LEAST_ROWS)), len(pixels) - 1)
+        images = torch.from_numpy(pixels[rows])
+        scores, others = score_images(self.module, images, keys[rows], self.device)
+        encoded = image_features(self.module, images, self.device)[:n] if features else None
+        return self._opinion(scores[:n], {name: value[:n] for name, value in others.items()}, encoded)
+
+    def _opinion(
+        self, scores: np.ndarray, others: Mapping[str, np.ndarray], features: np.ndarray | None = None
+    ) -> Opinion:
+        found, doubts = unsure_of(scores, others, self.fitted)
+        return Opinion(found, decide(found, self.fitted, self.spec.stages.decision), doubts, features)
 
 
 def final_predictor(
@@ -95,7 +139,8 @@ def predictor_of(final: FinalModel, run_dir: Path, site: str | None = None, devi
     """As :func:`final_predictor`, of a final model that was read from ``run_dir`` already."""
     stage = last_stage(final)
     own = part_of_site(Path(run_dir), final, stage, site)
-    return Predictor(final.spec, stage, final.states[stage], final.calibration[stage], device, own)
+    sure = final.sureness.get(stage)
+    return Predictor(final.spec, stage, final.states[stage], final.calibration[stage], device, own, sure)
 
 
 def last_stage(final: FinalModel) -> str:

@@ -27,6 +27,7 @@ from fed_diffmic.release.pinned import must_be_signed, pinned_key
 from fed_diffmic.release.provenance import PROVENANCE, sign_statement, verify_statement
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.stages import build_module, full_state
+from fed_diffmic.training.sureness import Sureness
 
 FORMAT = 1
 
@@ -47,6 +48,8 @@ class FinalModel:
             never left the site. Empty: the model is the same everywhere.
         matrix: figures on the sites' test images, as far as the sites let them out: stage -> site -> cell
             (:func:`fed_diffmic.training.matrix.cell_from`). Empty: nobody was asked (a simulation).
+        sureness: prediction sets and the test of uncertainty, of the stages where they are known: the last one. Empty:
+            an earlier version made the model.
     """
 
     spec: RunSpec
@@ -58,6 +61,7 @@ class FinalModel:
     signed_by: str = ""
     personal: dict[str, dict[str, str]] = field(default_factory=dict)
     matrix: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sureness: dict[str, Sureness] = field(default_factory=dict)
 
     @property
     def origin(self) -> str:
@@ -102,6 +106,7 @@ def write_final(
         "bytes_sent": model.bytes_sent,
         "personal": model.personal,
         "matrix": model.matrix,
+        "sureness": {stage: sure.to_json() for stage, sure in model.sureness.items()},
         # Says that there must be a provenance, so that a model that lost it is not taken for one that never had any.
         "signed": "" if signer is None else fingerprint(signer.public_key()),
     }
@@ -161,6 +166,7 @@ def load_final(
             signed_by=signed_by,
             personal={stage: dict(states) for stage, states in value.get("personal", {}).items()},
             matrix={stage: dict(row) for stage, row in value.get("matrix", {}).items()},
+            sureness={stage: Sureness.from_json(sure) for stage, sure in value.get("sureness", {}).items()},
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise ModelFileError(f"{path} lacks fields or has others") from error

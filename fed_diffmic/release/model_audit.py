@@ -15,7 +15,7 @@ from fed_diffmic.exchange.audit_findings import NOTE, PROBLEM, Finding
 from fed_diffmic.exchange.audit_heads import Seen
 from fed_diffmic.exchange.audit_lines import Head, Line
 
-ABOUT_RESULT = ("evaluate", "assess")
+ABOUT_RESULT = ("evaluate", "conform", "assess")
 
 
 def model_findings(
@@ -61,7 +61,7 @@ def _stage(
                 yield Finding(PROBLEM, f"{text} ({fact}, line {line.n} of its log)")
     fitted = [n for n in last if n.facts.get("calibration")]
     if any(n.facts["calibration"] != value_digest(calibration.get(stage)) for n in fitted):
-        yield Finding(PROBLEM, f"stage {stage}: the site's test images were judged under another calibration")
+        yield Finding(PROBLEM, f"stage {stage}: the site's images were judged under another calibration")
     if not last and not chosen:
         yield Finding(NOTE, f"stage {stage}: this site was never asked about the result; its log proves nothing of it")
 

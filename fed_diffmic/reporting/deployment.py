@@ -20,6 +20,7 @@ from fed_diffmic.reporting.report import (
     warnings_notice,
 )
 from fed_diffmic.reporting.story import MAIN_METRICS
+from fed_diffmic.reporting.sureness import sureness_section
 from fed_diffmic.reporting.view import DASH, duration, number, size
 from fed_diffmic.training.matrix import LEAST_POSITIVES, rarest
 
@@ -65,6 +66,7 @@ def write_deployment_report(
         _tiles(summary, events),
         _sites(summary, events),
         matrix_section(summary, metric, interactive),
+        sureness_section(summary, _judged(summary)[1]),
         curves_section(kept_rows(events), metric, interactive),
         privacy_section(summary),
         _how(summary, config_yaml),

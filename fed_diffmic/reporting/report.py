@@ -14,6 +14,7 @@ from fed_diffmic.reporting.events import Event, trouble
 from fed_diffmic.reporting.examples import examples_section, load_examples
 from fed_diffmic.reporting.page import Html
 from fed_diffmic.reporting.story import HELPED, MAIN_METRICS, UNCLEAR, UNKNOWN, WORSE, tell, verdict
+from fed_diffmic.reporting.sureness import sureness_section
 from fed_diffmic.reporting.view import (
     DASH,
     FEDERATED,
@@ -374,6 +375,7 @@ def write_report(
         _classes(summary),
         _all_figures(summary),
         matrix_section(summary, metric, interactive),
+        sureness_section(summary, (summary.get("matrix") or {}).get(FEDERATED) or {}),
         examples_section(load_examples(run_dir), summary["classes"]),
         curves_section(kept_rows(events), metric, interactive),
         privacy_section(summary),

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import expit, softmax
 
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import normalise
 from fed_diffmic.deadline import check_time
 from fed_diffmic.seeding import numpy_generator
-from fed_diffmic.training import calibration
+from fed_diffmic.training import calibration, uncertainty
 from fed_diffmic.training.features import CHUNK, FeatureStore, all_features, chunks, normalised_images, select
 from fed_diffmic.training.metrics import Scored, figures, quick
 from fed_diffmic.training.stage import StageModule
@@ -40,31 +41,50 @@ def predict_scores(
     key: Hashable = None,
 ) -> np.ndarray:
     """Scores ``(N, C)`` (a blended stage's: ``(N, 2, C)``) float64 in the order of the examples, in evaluation mode."""
+    parts = [array(module.scores(*said)) for said in _inputs(module, examples, device, store, key)]
+    return np.concatenate(parts) if parts else np.zeros((0, module.spec.num_classes))
+
+
+@torch.no_grad()
+def predict_doubts(
+    module: StageModule,
+    examples: Examples,
+    device: torch.device | str = "cpu",
+    store: FeatureStore | None = None,
+    key: Hashable = None,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The scores of :func:`predict_scores`, bit for bit, and the model's own doubts (:func:`doubts`), ``(N,)`` each."""
+    parts = [doubts(module, *said) for said in _inputs(module, examples, device, store, key)]
+    if not parts:
+        return np.zeros((0, module.spec.num_classes)), {}
+    names = parts[0][1]
+    return np.concatenate([p[0] for p in parts]), {n: np.concatenate([p[1][n] for p in parts]) for n in names}
+
+
+def _inputs(
+    module: StageModule, examples: Examples, device: torch.device | str, store: FeatureStore | None, key: Hashable
+) -> Iterator[tuple[Any, torch.Tensor]]:
+    """A stage's inputs and the sampler's starts for the examples in order, :data:`CHUNK` at a time."""
     torch.set_num_threads(module.spec.threads)
     module.to(device).eval()
-    spec = module.spec
-    draws = start_draws(examples.keys, spec)
-    starts = torch.from_numpy(draws).to(device)
+    starts = torch.from_numpy(start_draws(examples.keys, module.spec)).to(device)
     features = None
     if module.features_once and len(examples):
         features = all_features(module, examples, device, store, key)
-    parts = []
     for index in chunks(len(examples), CHUNK):
         check_time()
-        inputs = (
-            select(features, index)
-            if features is not None
-            else module.inputs(normalised_images(module, examples, index, device))
-        )
-        parts.append(module.scores(inputs, starts[torch.from_numpy(index).to(device)]).float().cpu().numpy())
-    return np.concatenate(parts).astype(np.float64) if parts else np.zeros((0, module.spec.num_classes))
+        if features is not None:
+            inputs = select(features, index)
+        else:
+            inputs = module.inputs(normalised_images(module, examples, index, device))
+        yield inputs, starts[torch.from_numpy(index).to(device)]
 
 
 @torch.no_grad()
 def score_images(
     module: StageModule, images: torch.Tensor, keys: np.ndarray, device: torch.device | str = "cpu"
-) -> np.ndarray:
-    """Scores ``(n, C)`` (a blended stage's: ``(n, 2, C)``) float64 of a batch of decoded images, in evaluation mode.
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Scores and doubts of a batch of decoded images, in evaluation mode, as :func:`predict_doubts` gives them.
 
     The steps are those of :func:`predict_scores`: the same images in batches of :data:`CHUNK`, in the same order, have
     the same scores bit for bit. In batches of another size they differ by rounding (a few units of the last place).
@@ -78,8 +98,31 @@ def score_images(
     torch.set_num_threads(module.spec.threads)
     module.to(device).eval()
     starts = torch.from_numpy(start_draws(keys, module.spec)).to(device)
-    inputs = module.inputs(normalise(images.to(device), module.spec.mean, module.spec.std))
-    return np.asarray(module.scores(inputs, starts).float().cpu().numpy(), dtype=np.float64)
+    return doubts(module, module.inputs(normalise(images.to(device), module.spec.mean, module.spec.std)), starts)
+
+
+def doubts(module: StageModule, inputs: Any, starts: torch.Tensor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Scores of a batch, and what the model itself says of how unsure they are.
+
+    Returns:
+        scores as of :func:`predict_scores`; ``disagreement`` of head and guidance network and, with two starts or more,
+        ``spread`` (:mod:`fed_diffmic.training.uncertainty`), ``(B,)`` each; neither where there is one opinion.
+    """
+    scores, samples, guidance = module.opinions(inputs, starts)
+    if samples is None or guidance is None:
+        return array(scores), {}
+    several, logits = module.spec.task == "multilabel", array(guidance)
+    each = np.clip(array(samples), 0.0, 1.0)
+    mean = each.mean(axis=1)
+    other = expit(logits) if several else softmax(logits, axis=1)
+    own = mean if several else mean / np.maximum(mean.sum(axis=1, keepdims=True), 1e-12)
+    said = {"disagreement": uncertainty.disagreement(own, other, module.spec.task)}
+    return array(scores), said | ({"spread": uncertainty.spread(each)} if each.shape[1] > 1 else {})
+
+
+def array(value: torch.Tensor) -> np.ndarray:
+    """On the host, float64 of float32."""
+    return np.asarray(value.float().cpu().numpy(), dtype=np.float64)
 
 
 def evaluate_scores(

@@ -14,7 +14,10 @@ import numpy as np
 
 from fed_diffmic.seeding import numpy_generator
 from fed_diffmic.training import weighted
+from fed_diffmic.training.coverage import coverage, coverage_figures, coverage_from
 from fed_diffmic.training.metrics import Scored, interval, number, replicates
+from fed_diffmic.training.subgroups import subgroups_from
+from fed_diffmic.training.sureness import Sureness
 
 LEAST_POSITIVES = 10
 SPECIFICITY = 0.9
@@ -47,7 +50,9 @@ def sensitivity_at(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray
     return np.asarray(best)
 
 
-def matrix_cell(scored: Scored, classes: Sequence[str], *, bootstrap: int, seed: int, name: str) -> dict[str, Any]:
+def matrix_cell(
+    scored: Scored, classes: Sequence[str], *, bootstrap: int, seed: int, name: str, sureness: Sureness | None = None
+) -> dict[str, Any]:
     """Figures of one model on one site's test images.
 
     Args:
@@ -55,10 +60,12 @@ def matrix_cell(scored: Scored, classes: Sequence[str], *, bootstrap: int, seed:
         classes: names.
         bootstrap: resamples of groups; 0: no intervals.
         seed, name: of the resamples: the same site is resampled alike for every model.
+        sureness: of the model; none: it has no prediction sets.
 
     Returns:
         ``n``, ``groups``, ``positives`` by class, ``classes`` (those present), ``ranked``, and each of :data:`FIGURES`
-        and :data:`AT_SPECIFICITY` (macro over the classes present) as ``{value, low, high}``.
+        and :data:`AT_SPECIFICITY` (macro over the classes present) as ``{value, low, high}``; ``coverage`` of its
+        prediction sets (:func:`fed_diffmic.training.coverage.coverage`).
     """
     positives = scored.positives
     present = [c for c in range(len(classes)) if 0 < positives[c] < len(scored.labels)]
@@ -82,6 +89,7 @@ def matrix_cell(scored: Scored, classes: Sequence[str], *, bootstrap: int, seed:
     for figure, (value, resampled) in found.items():
         low, high = interval(resampled)
         cell[figure] = {"value": number(float(value)), "low": low, "high": high}
+    cell["coverage"] = {} if sureness is None else coverage(scored, sureness, classes)
     return cell
 
 
@@ -98,6 +106,7 @@ def cell_figures(cell: Mapping[str, Any], classes: Sequence[str]) -> dict[str, f
         for key, name in (("value", figure), ("low", f"{figure}/low"), ("high", f"{figure}/high")):
             if cell[figure][key] is not None:
                 found[name] = cell[figure][key]
+    found |= coverage_figures(cell.get("coverage") or {}, classes)
     return {TEST + name: float(value) for name, value in found.items()}
 
 
@@ -122,7 +131,10 @@ def cell_from(figures: Mapping[str, float], classes: Sequence[str]) -> dict[str,
     for figure in (*FIGURES, AT_SPECIFICITY):
         names = {"value": figure, "low": f"{figure}/low", "high": f"{figure}/high"}
         cell[figure] = {key: figures.get(TEST + name) for key, name in names.items()}
-    return cell
+    flat = {name.removeprefix(TEST): value for name, value in figures.items() if name.startswith(TEST)}
+    cell["coverage"] = coverage_from(flat, classes)
+    told = subgroups_from(figures)
+    return {**cell, "subgroups": told} if told else cell
 
 
 def rarest(cell: Mapping[str, Any]) -> int | None:

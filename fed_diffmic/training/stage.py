@@ -76,3 +76,14 @@ class StageModule(nn.Module):
             starts: ``(B, N, 2, C)`` uniform draws (the sampler's ``N`` starts, section 7).
         """
         raise NotImplementedError
+
+    def opinions(
+        self, inputs: Any, starts: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """:meth:`scores`, and what they were made of where that tells how unsure they are.
+
+        Returns:
+            scores; the head's prediction from each start, ``(B, N, C)`` near probabilities; and the logits ``(B, C)``
+            of the guidance network, which is another opinion; none of the last two where there is one opinion.
+        """
+        return self.scores(inputs, starts), None, None

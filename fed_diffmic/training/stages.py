@@ -202,10 +202,24 @@ class DiffusionStage(StageModule):
 
         With ``stages.diffusion.blend`` the guidance network's fused logits are the second score.
         """
+        return self._mixed(self._sampled(inputs, starts), inputs)
+
+    def opinions(
+        self, inputs: Any, starts: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Scores, the sampler's mean over the grid from each start, and the guidance network's fused logits."""
+        samples = self._sampled(inputs, starts)
+        return self._mixed(samples, inputs), samples, inputs.fused
+
+    def _sampled(self, inputs: Any, starts: torch.Tensor) -> torch.Tensor:
+        """The sampler's mean over the grid from each start, ``(B, N, C)``."""
         count = starts.shape[1]
         features: Features = type(inputs)(*(column.repeat_interleave(count, dim=0) for column in inputs))
         flat = starts.flatten(0, 1)
-        mean = self.network.sample(features, flat[:, 0], flat[:, 1]).mean.unflatten(0, (-1, count)).mean(dim=1)
+        return self.network.sample(features, flat[:, 0], flat[:, 1]).mean.unflatten(0, (-1, count))
+
+    def _mixed(self, samples: torch.Tensor, inputs: Any) -> torch.Tensor:
+        mean = samples.mean(dim=1)
         own = torch.logit(mean, eps=LEAST) if self.spec.task == "multilabel" else mean.clamp_min(LEAST).log()
         return torch.stack([own, inputs.fused.to(own.dtype)], dim=1) if self.blended else own
 

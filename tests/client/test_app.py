@@ -33,6 +33,7 @@ CALIBRATION = Calibration("multiclass", 1.0, 0.5, (0.3, 0.3, 0.4), 6, 1.0).to_js
 KINDS: dict[str, dict[str, Any]] = {
     "train": {"keep": "", "ledger": ""},
     "evaluate": {"prior": [0.3, 0.3, 0.4], "sums": False, "split": "val"},
+    "conform": {"round": 0, "calibration": CALIBRATION},
     "assess": {"round": 0, "calibration": CALIBRATION},
 }
 

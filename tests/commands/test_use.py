@@ -351,3 +351,76 @@ def test_the_remedy_of_a_cache_that_cannot_be_made_is_taken_literally(tmp_path, 
 
 def test_no_remedy_for_space_asks_a_finished_model_for_another_image_side(tmp_path):
     assert "a run with a smaller model.image_side" in no_space(tmp_path, 1, "full").remedy
+
+
+# ---- how sure
+
+
+@pytest.fixture
+def sure_run(tmp_path):
+    """The tiny run with thresholds and a measure that finds errors in its model."""
+    from dataclasses import replace
+
+    from fed_diffmic.release.final import load_final, write_final
+    from tests.inference.test_sure import known
+
+    folder = write_tiny_run(tmp_path / "sure")
+    write_final(folder, replace(load_final(folder), sureness={"diffusion": known()}))
+    return folder
+
+
+def test_predict_shows_sets_uncertainty_and_referral_with_what_they_rest_on(sure_run, tmp_path, capsys):
+    draw_images(tmp_path / "in", 3)
+    out = ["--json", "o.json", "--csv", "o.csv"]
+    assert main(["predict", "--run", str(sure_run), "in", "--refer", "0.15", *out]) == 0
+    printed = capsys.readouterr().out
+    assert {"90% set", "entropy", "refer"} <= set(cells(printed)[0])
+    value = read_json("o.json")
+    assert value["prediction_sets"]["level"] == 0.9 and value["referral"]["share"] == 0.15
+    assert {"set", "uncertainty", "referred"} <= set(value["images"][0])
+    rows = list(csv.DictReader(Path("o.csv").read_text().splitlines()))
+    assert [row["set"].split("|") if row["set"] else [] for row in rows] == [row["set"] for row in value["images"]]
+    flat = " ".join(printed.split())
+    for sentence in value["sure"]:
+        assert sentence in flat
+    fails(capsys, "predict", "--run", sure_run, "in", "--level", "0.91")
+    fails(capsys, "predict", "--run", sure_run, "in", "--refer", "0.17")
+
+
+def test_a_model_of_an_earlier_version_is_said_to_know_nothing_of_that(run, tmp_path, capsys):
+    draw_images(tmp_path / "in", 1)
+    assert main(["predict", "--run", str(run), "in"]) == 0
+    assert "Nothing is known of how sure this model is" in " ".join(capsys.readouterr().out.split())
+    assert "can be referred by" in fails(capsys, "predict", "--run", run, "in", "--refer", "0.15")
+
+
+def test_names_come_on_standard_input_and_from_a_table(run, tmp_path, capsys, monkeypatch):
+    images = draw_images(tmp_path / "in", 3)
+    monkeypatch.setattr("sys.stdin", io.StringIO("in/image-001.png\n\nin/gone.png\n"))
+    assert main(["predict", "--run", str(run), "-", "--json", "o.json"]) == 3
+    value = read_json("o.json")
+    assert [row["image"] for row in value["images"]] == ["in/image-001.png"]
+    assert [row["image"] for row in value["unreadable"]] == ["in/gone.png"]
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert "no name came" in fails(capsys, "predict", "--run", run, "-")
+    table = write_table(tmp_path, images)
+    assert main(["predict", "--run", str(run), str(table), "--json", "t.json"]) == 0
+    assert [row["image"] for row in read_json("t.json")["images"]] == list(map(str, images))
+
+
+def test_what_goes_to_a_file_or_a_pipe_is_never_folded(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS")
+    [image] = draw_images(tmp_path / ("a long name of a folder " * 6), 1)
+    assert main(["predict", "--run", str(run), str(image)]) == 0
+    assert str(image) in capsys.readouterr().out
+
+
+def test_a_sites_own_images_make_a_reference_that_predict_uses(run, tmp_path, capsys):
+    table = write_table(tmp_path, draw_images(tmp_path / "in", 60))
+    made = ["reference", "--run", str(run), "--manifest", str(table), "--out", "own.safetensors"]
+    assert main([*made, f"dataset.cache_dir={tmp_path / 'cache'}"]) == 0
+    assert "like those of this site" in " ".join(capsys.readouterr().out.split())
+    assert os.stat("own.safetensors").st_mode & 0o777 == 0o600
+    assert main(["predict", "--run", str(run), "in", "--reference", "own.safetensors", "--json", "o.json"]) == 0
+    assert all("unfamiliar" in row and "set" in row for row in read_json("o.json")["images"])
+    fails(capsys, *made[:-1], tmp_path / "none" / "x")

@@ -18,9 +18,10 @@ from fed_diffmic.config.site import PolicyConfig
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.payload import Payload
-from fed_diffmic.exchange.policy import Denial, Names, SitePolicy, suppress
+from fed_diffmic.exchange.policy import Denial, Names, SitePolicy
 from fed_diffmic.exchange.policy_text import explain
 from fed_diffmic.exchange.screening import update_norm
+from fed_diffmic.training.few import suppress
 from tests.site_rules import OPEN
 
 REFERENCE = {"w": np.zeros((2, 2), np.float32), "n": np.array(3)}

@@ -22,7 +22,7 @@ from tests.inference.tiny import CLASSES, SIDE, draw_images, tiny_predictor, wri
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return list(map(str, draw_images(tmp_path_factory.mktemp("images"), 70)))
+    return list(map(str, draw_images(tmp_path_factory.mktemp("images"), 80)))
 
 
 @pytest.fixture(scope="module")
@@ -75,27 +75,37 @@ def test_predict_says_what_an_evaluation_says_bit_for_bit(images, tmp_path, sett
     labels = np.zeros((len(images), 3), np.float32) if task == "multilabel" else np.zeros(len(images), np.int64)
     scored = predictor.predict(Examples(rows, labels, rows.astype(str), cache.keys, cache))
     found = predict_files(predictor, images)
-    assert len(found) == 70  # more than a batch
+    assert len(found) == 80  # more than a batch, and the last one of 16
     np.testing.assert_array_equal(found.probabilities, scored.probabilities)
     np.testing.assert_array_equal(found.decided, scored.decided)
     assert len(np.unique(found.probabilities)) > 100  # the images are told apart
 
 
 def test_predict_says_what_an_evaluation_of_a_table_says(images, predictor, tmp_path):
-    table = write_table(tmp_path, draw_images(tmp_path / "in", 5, seed=7))
+    table = write_table(tmp_path, draw_images(tmp_path / "in", 16, seed=7))
     opened = open_table(table, CLASSES, "multiclass", SIDE, tmp_path / "cache")
     scored = predictor.predict(Examples.from_manifest(opened.manifest, opened.cache))
     found = predict_files(predictor, opened.manifest.table["image"].tolist())
     np.testing.assert_array_equal(found.probabilities, scored.probabilities)
 
 
-def test_the_batch_size_moves_nothing_but_rounding(images, predictor):
+@pytest.mark.parametrize("settings", [(), ("stages.diffusion.encoders=frozen", "stages.diffusion.blend=true")])
+def test_an_image_has_the_same_numbers_whatever_it_is_predicted_with(images, settings):
+    """Bit for bit: alone, in any batch, in any place, with any others."""
+    predictor = tiny_predictor(*settings)
     usual = predict_files(predictor, images[:18])
     for batch in (1, 7, 16):
         other = predict_files(predictor, images[:18], batch)
         assert other.names == usual.names
-        np.testing.assert_allclose(other.probabilities, usual.probabilities, atol=1e-3)
+        np.testing.assert_array_equal(other.probabilities, usual.probabilities)
         np.testing.assert_array_equal(other.decided, usual.decided)
+    turned = predict_files(predictor, [*images[40:44], *images[:18][::-1]])
+    np.testing.assert_array_equal(turned.probabilities[4:], usual.probabilities[::-1])
+    alone = predict_files(predictor, images[3:4])
+    np.testing.assert_array_equal(alone.probabilities[0], usual.probabilities[3])
+
+
+def test_no_batch_is_empty_or_without_bound(images, predictor):
     for batch in (0, 4097):
         with pytest.raises(UsageError, match=f"batch {batch}"):
             predict_files(predictor, images, batch)
@@ -106,15 +116,15 @@ def test_memory_holds_one_batch_however_many_images_there_are(images, monkeypatc
     seen, alive = [], []
     usual = predictor.predict_pixels
 
-    def watched(pixels, keys):
+    def watched(pixels, keys, **asked):
         gc.collect()
         seen.append((len(pixels), sum(reference() is not None for reference in alive)))
         alive.append(weakref.ref(pixels))
-        return usual(pixels, keys)
+        return usual(pixels, keys, **asked)
 
     monkeypatch.setattr(predictor, "predict_pixels", watched)
-    assert len(predict_files(predictor, images, 8)) == 70
-    assert [count for count, _ in seen] == [8] * 8 + [6]
+    assert len(predict_files(predictor, images, 8)) == 80
+    assert [count for count, _ in seen] == [8] * 10
     assert max(others for _, others in seen) <= 1  # at most the one that was just predicted
 
 

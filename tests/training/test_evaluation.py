@@ -79,7 +79,7 @@ def test_images_without_labels_have_the_scores_of_those_with(stage):
     examples = site.train
     expected = predict_scores(module, examples)
     module.train()
-    found = score_images(module, examples.images(np.arange(len(examples))), examples.keys)
+    found, _ = score_images(module, examples.images(np.arange(len(examples))), examples.keys)
     assert found.dtype == np.float64 and not module.training
     np.testing.assert_array_equal(found, expected)
 

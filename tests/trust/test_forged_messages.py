@@ -15,6 +15,7 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 
 from client import site as client_site
+from client import tasks
 from client.app import app
 from client.seals import REPEATS, SAY_AGAIN_S
 from fed_diffmic.errors import RoundError
@@ -99,6 +100,7 @@ FORGERIES: dict[str, tuple[Callable[[Payload], Wire], int]] = {
 KINDS: dict[str, Callable[[], Payload]] = {
     "train": lambda: task("train"),
     "evaluate": lambda: task("evaluate"),
+    "conform": lambda: task("conform"),
     "assess": lambda: task("assess"),
     "query": query,
     "labels": lambda: Payload("labels", {"run": "toy"}),
@@ -455,6 +457,6 @@ def test_a_seal_needs_a_log(tmp_path: Path) -> None:
 
 
 def test_every_type_of_message_is_tried_above() -> None:
-    assert set(KINDS) == {"train", "evaluate", "assess", "query", "labels"}
-    assert set(TYPES.values()) == {"query.labels", "evaluate.assess"}
+    assert set(KINDS) == {"train", "evaluate", "conform", "assess", "query", "labels"} == set(tasks.FIELDS)
+    assert set(TYPES.values()) == {"query.labels", "evaluate.conform", "evaluate.assess"}
     assert OTHER is not COORDINATOR

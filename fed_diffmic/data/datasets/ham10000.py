@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -15,6 +16,7 @@ from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.labels import class_indices, published_classes, task_of
 from fed_diffmic.data.manifest import Manifest, Rows
 from fed_diffmic.data.published import published_split
+from fed_diffmic.data.subgroups import subgroup_texts
 from fed_diffmic.data.tables import Table, check_filled, find_table, read_table
 from fed_diffmic.data.tree import ImageTree, keep_found, root_folder
 from fed_diffmic.errors import DataError
@@ -49,7 +51,7 @@ def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
     root = root_folder(cfg)
     task = task_of(cfg, "multiclass", ("multiclass",))
     classes = published_classes(cfg, CLASSES)
-    table = _read_labels(root, findings)
+    table = _read_labels(root, cfg.subgroups, findings)
     lesions = table.text("lesion_id")
     ungrouped(lesions, lines=table.lines, table=table.name, field="lesion_id", unit="lesion", findings=findings)
     labels = class_indices(
@@ -88,6 +90,7 @@ def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
         institution=table.text("dataset")[usable],
         split=splits[usable],
         line=table.lines[usable],
+        subgroups=subgroup_texts(table, cfg.subgroups, findings)[usable],
     )
     return Manifest.from_rows(
         rows,
@@ -103,7 +106,7 @@ def _label_field(table: Table) -> str:
     return "dx" if "dx" in table.header else ", ".join(name.upper() for name in CLASSES)
 
 
-def _read_labels(root: Path, findings: Findings) -> Table:
+def _read_labels(root: Path, subgroups: Sequence[str], findings: Findings) -> Table:
     """A table with ``image_id``, ``dx`` and, where known, ``lesion_id`` and ``dataset``."""
     try:
         path = find_table(root, _METADATA, "HAM10000 metadata", findings)
@@ -117,7 +120,8 @@ def _read_labels(root: Path, findings: Findings) -> Table:
                 "Point dataset.root at the folder that holds the metadata, or choose another layout: dataset=NAME.",
             ) from None
         return _read_truth(root, path, findings)
-    table = read_table(path, findings, required=("image_id", "dx"), optional=("lesion_id", "dataset"))
+    optional = tuple(dict.fromkeys(("lesion_id", "dataset", *subgroups)))
+    table = read_table(path, findings, required=("image_id", "dx"), optional=optional)
     return table.take(check_filled(table, ("image_id", "dx"), findings))
 
 

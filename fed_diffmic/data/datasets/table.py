@@ -24,6 +24,7 @@ from fed_diffmic.data.labels import (
     split_names,
 )
 from fed_diffmic.data.manifest import TASKS, Manifest, Rows
+from fed_diffmic.data.subgroups import subgroup_texts
 from fed_diffmic.data.tables import Table, check_filled, read_table
 from fed_diffmic.data.tree import Located, NearNames, keep_found, root_folder
 from fed_diffmic.errors import DataError
@@ -58,9 +59,10 @@ def read(cfg: DatasetConfig, findings: Findings) -> Manifest:
 def read_table_of_images(cfg: DatasetConfig, findings: Findings, *, own_split: bool) -> Manifest:
     """As :func:`read`; without ``own_split`` a column ``split`` is passed over, unread."""
     path = _table_file(root_folder(cfg))
-    table = read_table(
-        path, findings, required=("image", "label"), optional=(*_OPTIONAL, "split") if own_split else _OPTIONAL
-    )
+    optional = [*(column for column in cfg.subgroups if column not in ("image", "label")), *_OPTIONAL]
+    if own_split:
+        optional.append("split")
+    table = read_table(path, findings, required=("image", "label"), optional=tuple(dict.fromkeys(optional)))
     patients = table.text("patient_id")
     ungrouped(patients, lines=table.lines, table=table.name, field="patient_id", unit="patient", findings=findings)
     splits = split_names(table.text("split"), lines=table.lines, table=table.name, findings=findings)
@@ -90,6 +92,7 @@ def read_table_of_images(cfg: DatasetConfig, findings: Findings, *, own_split: b
         institution=table.text("institution")[usable],
         split=splits[usable],
         line=table.lines[usable],
+        subgroups=subgroup_texts(table, cfg.subgroups, findings)[usable],
     )
     return Manifest.from_rows(
         rows,

@@ -1,0 +1,140 @@
+"""How good a model is for each subgroup of a site's images, and which of it may be shown.
+
+``dataset.subgroups`` names columns of the site's table. Figures of a value are made if it has images and patients
+enough. What leaves a site is less (:func:`enough`): as much as its policy asks for, and nothing from which the number
+of images of a value that has too few could be had by subtraction (:func:`fed_diffmic.training.few.suppress`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fed_diffmic.seeding import numpy_generator
+from fed_diffmic.training.coverage import BOUNDS, BY_CLASS, coverage
+from fed_diffmic.training.few import suppress
+from fed_diffmic.training.metrics import Scored, interval, number, replicates
+from fed_diffmic.training.sureness import Sureness
+
+PREFIX = "subgroup/"
+FIGURES = ("auroc_macro", "balanced_accuracy")
+LEAST_IMAGES, LEAST_PATIENTS = 10, 5
+MOST = 200
+SHOWN = f"lac{BY_CLASS}"  # the kind of prediction set that `predict` shows
+Subgroups = dict[str, dict[str, dict[str, Any]]]
+
+
+def subgroup_figures(
+    scored: Scored,
+    texts: np.ndarray,
+    classes: Sequence[str],
+    *,
+    bootstrap: int,
+    seed: int,
+    sureness: Sureness | None = None,
+    least: int = LEAST_IMAGES,
+) -> Subgroups:
+    """Figures of each value of each column, ``column -> value -> figures``; what rests on too few has no figures.
+
+    Args:
+        scored: predictions on test images.
+        texts: ``(N,)`` what each image says of its subgroups (:mod:`fed_diffmic.data.subgroups`).
+        classes: names.
+        bootstrap: resamples of groups; 0: no intervals.
+        seed: of the resamples.
+        sureness: of the model, for coverage; none: it has no prediction sets.
+        least: images.
+
+    Returns:
+        each value's ``n``, ``groups``, each of :data:`FIGURES` and ``coverage`` as ``{value, low, high}``; of a value
+        that is not shown ``n`` is none and there is nothing else. Balanced accuracy is the mean sensitivity over the
+        classes that the subgroup's images hold.
+    """
+    members: dict[str, dict[str, list[int]]] = {}
+    for place, text in enumerate(texts):
+        for pair in str(text).split("|") if text else ():
+            column, _, value = pair.partition("=")
+            members.setdefault(column, {}).setdefault(value, []).append(place)
+    out: Subgroups = {}
+    for column, values in sorted(members.items()):
+        out[column] = {}
+        for name in sorted(values):
+            index = np.array(values[name])
+            groups = len(np.unique(scored.groups[index]))
+            out[column][name] = {"n": None}
+            if len(index) >= least and groups >= min(least, LEAST_PATIENTS):
+                part = _part(scored, index)
+                out[column][name] = {"n": len(index), "groups": groups, **_figures(part, bootstrap, seed, name)}
+                found = {} if sureness is None else coverage(part, sureness, classes)
+                first = found.get(SHOWN, dict.fromkeys(BOUNDS))
+                out[column][name]["coverage"] = {key: first[key] for key in BOUNDS}
+    return out
+
+
+def _part(scored: Scored, index: np.ndarray) -> Scored:
+    parts = (scored.probabilities[index], scored.decided[index], scored.labels[index], scored.groups[index])
+    return Scored(*parts, scored.task)
+
+
+def _figures(part: Scored, bootstrap: int, seed: int, name: str) -> dict[str, Any]:
+    point, drawn = replicates(part, bootstrap, numpy_generator(seed, "bootstrap", name))
+    found = {}
+    for figure in FIGURES:
+        low, high = interval(drawn[figure])
+        found[figure] = {"value": number(point[figure][0]), "low": low, "high": high}
+    return found
+
+
+def flat(found: Subgroups) -> dict[str, float]:
+    """As flat numbers, ``subgroup/COLUMN/VALUE/FIGURE[/low|/high]``, in which form they can leave a site."""
+    out: dict[str, float | None] = {}
+    for column, values in found.items():
+        for value, cell in values.items():
+            if cell["n"] is None:
+                continue
+            head = f"{PREFIX}{column}/{value}"
+            out |= {f"{head}/n": cell["n"], f"{head}/groups": cell["groups"]}
+            for figure in (*FIGURES, "coverage"):
+                out |= {f"{head}/{figure}/{key}": cell[figure][key] for key in BOUNDS}
+    return {name: float(number) for name, number in out.items() if number is not None}
+
+
+def subgroups_from(figures: Mapping[str, float]) -> Subgroups:
+    """What a site's flat numbers describe, but for names that cannot be shown and values beyond :data:`MOST`."""
+    out: Subgroups = {}
+    for name in sorted(figures):
+        parts = name.split("/")
+        if parts[0] + "/" != PREFIX or len(parts) != 4 or parts[3] != "n":
+            continue
+        column, value = parts[1:3]
+        if not f"{column}{value}".isprintable() or len(name) > 120 or sum(map(len, out.values())) >= MOST:
+            continue
+        head = f"{PREFIX}{column}/{value}"
+        cell: dict[str, Any] = {"n": int(figures[name]), "groups": int(figures.get(f"{head}/groups", 0))}
+        for figure in (*FIGURES, "coverage"):
+            cell[figure] = {key: figures.get(f"{head}/{figure}/{key}") for key in BOUNDS}
+        out.setdefault(column, {})[value] = cell
+    return out
+
+
+def enough(figures: Mapping[str, float], images: int, patients: int) -> dict[str, float]:
+    """Figures without those of subgroups that rest on too few, and of those from which their number could be had.
+
+    Args:
+        figures: flat.
+        images, patients: the least behind a subgroup's figures.
+    """
+    columns: dict[str, dict[str, float]] = {}
+    for name, value in figures.items():
+        parts = name.split("/")
+        if parts[0] + "/" == PREFIX and len(parts) == 4 and parts[3] == "n":
+            columns.setdefault(parts[1], {})[parts[2]] = value
+    hidden = set()
+    for column, values in columns.items():
+        names = sorted(values)
+        for of, shown in zip(names, suppress([int(values[name]) for name in names], images), strict=True):
+            if shown is None or figures.get(f"{PREFIX}{column}/{of}/groups", 0) < patients:
+                hidden.add(f"{PREFIX}{column}/{of}/")
+    return {name: value for name, value in figures.items() if "/".join(name.split("/")[:3]) + "/" not in hidden}

@@ -1,0 +1,76 @@
+"""Counts of few images: none leaves, none can be had by subtraction, and what is moved promises less."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fed_diffmic.training import conformal
+from fed_diffmic.training.few import moved, told
+from fed_diffmic.training.sureness import counts_from
+
+ROWS = st.dictionaries(st.integers(0, 200), st.integers(1, 6).map(float), min_size=1, max_size=20)
+
+
+def test_moved_by_hand():
+    row = {3: 1.0, 5: 2.0, 9: 4.0, 20: 1.0}
+    assert moved(row, 3) == {20: 5.0, 5: 3.0}
+    assert moved(row, 3, down=True) == {3: 3.0, 9: 5.0}
+    assert moved({4: 1.0, 7: 1.0}, 3) == {7: 2.0} and moved({4: 1.0, 7: 1.0}, 3, down=True) == {4: 2.0}
+    assert moved({}, 3) == {}
+    assert moved({1: 3.0, 2: 1.0, 3: 3.0}, 3) == {3: 3.0, 2: 4.0}
+    assert moved({1: 1.0, 2: 3.0}, 3) == {2: 4.0}, "what is left over moves up too"
+
+
+@given(row=ROWS, least=st.integers(2, 8), down=st.booleans())
+def test_no_cell_holds_few_and_every_image_moves_to_the_careful_side(row, least, down):
+    found = moved(row, least, down=down)
+    total = sum(row.values())
+    assert sum(found.values()) == total
+    assert total < least or min(found.values()) >= least
+    for edge in range(201):
+        before, after = (sum(n for cell, n in counts.items() if cell <= edge) for counts in (row, found))
+        assert after >= before if down else after <= before
+
+
+def flat(table, method="lac"):
+    return {f"sets/{method}/{q}/{s}/{c}": float(table[q, s, c]) for q, s, c in np.argwhere(table)}
+
+
+def test_a_class_of_few_images_is_not_told_apart_and_cannot_be_subtracted():
+    table = np.zeros((1, 4, conformal.CELLS + 1), int)
+    table[0, 0, 10], table[0, 0, 60], table[0, 1, 30], table[0, 2, 150] = 30, 2, 12, 3
+    figures = {"num_examples": 47.0, "sets/squares": 47.0, **flat(table)}
+    found = told(figures, 10)
+    assert found == {
+        "num_examples": 47.0,
+        "sets/squares": 47.0,
+        "sets/lac/0/0/60": 32.0,
+        "sets/lac/0/rest/150": 15.0,  # class 2 with class 1: the total tells nothing of class 2 alone
+    }
+    assert told(figures, 1) == figures
+
+
+def test_sets_of_what_is_told_cover_no_less_and_the_counts_can_be_read():
+    rng = np.random.default_rng(1)
+    p = rng.dirichlet(np.ones(4), 120)
+    labels = np.minimum((p.cumsum(axis=1) > rng.random((120, 1))).argmax(axis=1), 3)
+    labels[labels == 2] = np.where(np.arange((labels == 2).sum()) < 4, 2, 0)
+    tables = {method: conformal.counts(p, labels, "multiclass", method) for method in conformal.METHODS}
+    figures = {"num_examples": 120.0, "sets/squares": 120.0}
+    for method, table in tables.items():
+        figures |= flat(table, method)
+    exact, careful = (counts_from(f, "multiclass", 4) for f in (figures, told(figures, 10)))
+    for method in conformal.METHODS:
+        np.testing.assert_array_equal(exact.sets[method], tables[method])
+        for level in conformal.LEVELS:
+            before, after = (conformal.fit([c.sets[method]], method, level) for c in (exact, careful))
+            assert after.overall >= before.overall
+            assert all(a >= b for a, b in zip(after.by_state[0], before.by_state[0], strict=True))
+        assert careful.sets[method][0, 2].sum() == 0 < careful.sets[method][0, 4].sum()
+
+
+def test_a_measure_that_few_errors_would_tell_is_kept_back_and_any_other_looks_worse():
+    figures = {"unsure/entropy/0/50": 40.0, "unsure/entropy/0/80": 5.0, "unsure/entropy/1/70": 12.0}
+    figures["unsure/entropy/1/120"] = 3.0
+    assert told(figures, 10) == {"unsure/entropy/0/80": 45.0, "unsure/entropy/1/70": 15.0}
+    assert told({"unsure/spread/0/50": 40.0, "unsure/spread/1/70": 3.0}, 10) == {}
