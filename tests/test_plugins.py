@@ -75,7 +75,7 @@ def test_a_run_with_all_three(tmp_path: Path) -> None:
     own += ["strategy.share=0.7", "partition.share=0.6", f"dataset.root={root}", f"dataset.cache_dir={tmp_path / 'c'}"]
     done = subprocess.run(
         [sys.executable, "-m", "fed_diffmic.cli", "simulate", *own, *FEW, f"run.dir={run}"],
-        cwd=ROOT, capture_output=True, text=True, timeout=240,
+        cwd=ROOT, capture_output=True, text=True, timeout=280,
         env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
