@@ -45,7 +45,7 @@ def federate(
     folder: Path, grid: InProcessGrid, events: Any = None, names: tuple[str, ...] = ("a", "b"), **more: Any
 ) -> FinalModel:
     spec = more.pop("spec", None) or toy.toy_spec(lr=0.2, rounds=2)
-    given = {"stages": ["guidance"], "sites": list(names), "poll_s": 0.001, "join_s": 5.0, **more}
+    given = {"stages": ["guidance"], "sites": list(names), "poll_s": 0.001, "join_s": 60.0, **more}
     return run_federation(grid, spec, CheckpointStore(folder), events or toy.Events([]), **given)
 
 
