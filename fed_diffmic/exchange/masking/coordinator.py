@@ -151,7 +151,7 @@ class MaskedSum:
 
     # ---- unmasking -------------------------------------------------------------------------
     def shares(self, site: str, given: object) -> None:
-        """The shares that a site gives: of the own masks of those in the set, of the pairs' masks of those out of it."""
+        """The shares that a site gives: of the own masks of those in the set, of pairs' masks of those out of it."""
         chosen = self._frozen()
         self._expect(site in chosen.summed)
         wanted = {"seed": chosen.summed, "mask": chosen.dropped}
@@ -175,7 +175,8 @@ class MaskedSum:
         self._enough(self._shares, "shares of masks", self.threshold)
         digest = chosen.group
         weights: dict[tuple[str, ...], dict[int, int]] = {}
-        added, taken = [], []
+        added: list[bytes] = []
+        taken: list[bytes] = []
         for name in chosen.summed:
             seed = self._recover("seed", name, weights)
             taken.append(keys.self_key(seed, digest, name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from fed_diffmic.errors import FedDiffmicError
@@ -86,7 +86,7 @@ class Session:
     @property
     def text(self) -> str:
         """The one way to write it."""
-        return canonical({"v": VERSION, **asdict(self)})
+        return canonical({"v": VERSION, **{f.name: getattr(self, f.name) for f in fields(self)}})
 
     @property
     def digest(self) -> str:
@@ -176,9 +176,9 @@ def parse_text(text: object, names: set[str]) -> dict[str, Any]:
     if isinstance(text, str) and len(text) <= LONGEST_TEXT:
         try:
             value = json.loads(text)
-            if isinstance(value, dict) and set(value) == names and canonical(value) == text:
-                if type(value["v"]) is int and value["v"] == VERSION:
-                    return value
+            known = isinstance(value, dict) and set(value) == names and canonical(value) == text
+            if known and type(value["v"]) is int and value["v"] == VERSION:
+                return dict(value)
         except (ValueError, RecursionError, FedDiffmicError):
             pass
     raise MaskingError(MALFORMED, "a text of the protocol is not one that is known here")

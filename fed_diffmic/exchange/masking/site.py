@@ -181,7 +181,7 @@ class MaskingSite:
         if not set(names) <= set(state["group"]) or len(names) < share_threshold(len(state["group"])):
             raise MaskingError(FEW, "too few sites of the group shared their secrets")
         digest = hashlib.sha256("\0".join(names).encode() + b"\0\0")
-        digest.update(memoryview(words).cast("B"))
+        digest.update(np.ascontiguousarray(words).data)
         secrets = keys.Secrets.from_json(state["secrets"])
         group = keys.group_digest(session, state["group"])
         peers = {name: self._peer(state, session, name) for name in names if name != self.name}
@@ -195,9 +195,7 @@ class MaskingSite:
             self._store.save(session.place, state)
         elif state["input"] != digest.hexdigest():
             raise MaskingError(OTHER, "this site masked other words in this attempt: a new attempt has new masks")
-        pairs = {
-            name: keys.mask_key(secrets.mask, peer.mask, group, self.name, name) for name, peer in peers.items()
-        }
+        pairs = {name: keys.mask_key(secrets.mask, peer.mask, group, self.name, name) for name, peer in peers.items()}
         masked = words.copy()
         added = [keys.self_key(secrets.seed, group, self.name), *(pairs[name] for name in pairs if self.name < name)]
         apply_masks(masked, added, [pairs[name] for name in pairs if self.name > name])
