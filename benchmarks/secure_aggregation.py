@@ -6,7 +6,7 @@ one in the middle of the names. The coordinator's is that of one update times th
 all masks; each site that is lost behind its shares costs as many masks again as there are sites in the sum. Keys,
 shares and signatures are timed in a whole run of the protocol over a few words. Plain is what an unmasked round does
 with the same numbers: encode at the site; decode and a weighted sum in float64 at the coordinator. Training, sealing
-and transport, which both have, are left out.
+and transport, which both have, are left out. Seconds are the processor's.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ def values_of(model: str) -> int:
 
 
 def timed(call: Callable[[], Result], repeats: int) -> tuple[float, Result]:
-    """Median seconds, and what the last call gave."""
+    """Median seconds of the processor, and what the last call gave."""
     taken = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         result = call()
-        taken.append(time.perf_counter() - start)
+        taken.append(time.process_time() - start)
     return statistics.median(taken), result
 
 
@@ -96,10 +96,10 @@ def key_steps(sites: int, session: Session) -> Cost:
 
     def clocked(who: str, call: Callable[..., Result], *given: Any) -> Result:
         """One step; its seconds count if it is the coordinator's or that of the site in the middle."""
-        start = time.perf_counter()
+        start = time.process_time()
         result = call(*given)
         if who in (middle, "coordinator"):
-            spent["site" if who == middle else who] += time.perf_counter() - start
+            spent["site" if who == middle else who] += time.process_time() - start
         return result
 
     words = np.zeros(session.length, f"<u{session.bits // 8}")

@@ -104,23 +104,27 @@ class FixedPoint:
         """
         source = np.asarray(values)
         words = np.empty(source.shape, self.dtype)
+        scale, signed = math.ldexp(1.0, self.fraction), f"<i{self.bits // 8}"
         for some, out in zip(_blocks(source), _blocks(words), strict=True):
-            product = some.astype(np.float64) * weight
-            if not (np.abs(product) <= self.bound).all():  # also where it is not a number
+            numbers = some.astype(np.float64)
+            if weight != 1.0:
+                numbers *= weight
+            if not (numbers.max() <= self.bound and numbers.min() >= -self.bound):  # also where one is not a number
                 raise FixedPointError("a number is not finite or is larger than the bound that was agreed")
-            scaled = np.ldexp(product, self.fraction)
+            numbers *= scale  # by a power of two: exact
             if draw is None:
-                whole = np.rint(scaled)
+                np.rint(numbers, out=numbers)
             else:
-                whole = np.floor(scaled)
-                whole += draw.random(whole.shape) < scaled - whole
-            out[...] = whole.astype(np.int64).astype(f"<i{self.bits // 8}").view(self.dtype)
+                whole = np.floor(numbers)
+                whole += draw.random(whole.shape) < numbers - whole
+                numbers = whole
+            out[...] = numbers.astype(signed).view(self.dtype)
         return words
 
     def decode(self, words: np.ndarray) -> np.ndarray:
         """What a sum of words stands for, in float64."""
         signed = np.asarray(words, self.dtype).view(f"<i{self.bits // 8}")
-        return np.ldexp(signed.astype(np.float64), -self.fraction)
+        return signed.astype(np.float64) * self.quantum
 
 
 def add_words(total: np.ndarray, words: np.ndarray) -> None:
