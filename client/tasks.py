@@ -130,7 +130,7 @@ def train(site: Site, spec: RunSpec, request: Payload) -> Payload:
         state = store.keep_state(key, header["round"], after, {header["state"], header["keep"]})
     facts = {"num_examples": result.num_examples, "state": state, "ledger": ledger, "claim": claim}
     reply = {**answer_header(header), **facts}
-    payload = Payload("train.reply", reply, {**result.tensors, **result.extras}, finite(result.metrics))
+    payload = Payload("train.reply", reply, {**result.tensors, **result.algorithm_tensors}, finite(result.metrics))
     if site.keep_updates:
         store.keep_update(key, name, payload)
     return payload

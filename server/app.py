@@ -39,6 +39,7 @@ from server.hooks import Hooks
 from server.labels import agreed_labels
 from server.replies import Events
 from server.rounds import run_federation
+from server.terms import RunTerms
 
 JOIN_S = 300.0
 
@@ -95,12 +96,15 @@ def train(
         spec,
         CheckpointStore(str(run_config.get("folder") or run_dir)),
         events,
-        stages=named_stages.split(",") if named_stages else list(trained_stages(config.stages)),
-        quorum=config.run.quorum,
-        deadline_s=config.run.deadline_s,
-        sites=sites,
-        join_s=join_s,
-        test_s=float(run_config.get("test-s") or 0.0),
+        RunTerms(
+            stages=named_stages.split(",") if named_stages else trained_stages(config.stages),
+            sites=sites,
+            quorum=config.run.quorum,
+            deadline_s=config.run.deadline_s,
+            join_s=join_s,
+            test_s=float(run_config.get("test-s") or 0.0),
+            patience=config.run.patience,
+        ),
         hooks=replace(hooks or Hooks(), bounds=Bounds.of(config.run)),
     )
 

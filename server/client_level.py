@@ -68,7 +68,7 @@ class ClientLevel:
         *,
         stage: str,
         round_index: int,
-        before: int,
+        rounds_before: int,
     ) -> list[SiteUpdate]:
         """The updates as the algorithm may see them: each the noised average of all; unchanged where it is off.
 
@@ -76,7 +76,7 @@ class ClientLevel:
             current: the round's global tensors, from which updates are measured.
             kinds: of the exchanged tensors.
             updates: screened.
-            before: rounds of this run that ended before; the record must know as many.
+            rounds_before: rounds of this run that ended before; the record must know as many.
 
         Raises:
             ConfigError: the stage exchanges statistics, which noise does not cover.
@@ -93,7 +93,7 @@ class ClientLevel:
                 "group, with model.encoder_norm=frozen or group, where strategy.client_noise_multiplier is set",
                 "The running statistics of batch norm would leave without noise.",
             )
-        self._record(stage, round_index, before)
+        self._record(stage, round_index, rounds_before)
         mean = {name: np.zeros(current[name].shape) for name in covered}
         for update in sorted(updates, key=lambda u: u.site):
             change = {name: update.tensors[name].astype(np.float64) - current[name] for name in covered}
@@ -106,7 +106,7 @@ class ClientLevel:
         for name in covered:
             noise = random.normal(mean[name].size).numpy().reshape(mean[name].shape)
             noised[name] = (current[name] + mean[name] + deviation * noise).astype(current[name].dtype)
-        return [replace(update, tensors=dict(noised), num_examples=1, extras={}) for update in updates]
+        return [replace(update, tensors=dict(noised), num_examples=1, algorithm_tensors={}) for update in updates]
 
     def facts(self) -> dict[str, Any]:
         """What has been released and what it costs, for a run's record; empty where it is off."""
@@ -131,11 +131,11 @@ class ClientLevel:
             raise ModelFileError(f"{self.path} is not a record of noised releases", "Restore it from the backup.")
         return rows
 
-    def _record(self, stage: str, round_index: int, before: int) -> None:
+    def _record(self, stage: str, round_index: int, rounds_before: int) -> None:
         releases = self._releases()
-        if len(releases) < before:
+        if len(releases) < rounds_before:
             raise ModelFileError(
-                f"{self.path} knows of {len(releases)} noised releases, and {before} rounds of this run ended",
+                f"{self.path} knows of {len(releases)} noised releases, and {rounds_before} rounds of this run ended",
                 "Restore it from the backup: without it nobody can say what epsilon the run has spent.",
             )
         write_json(self.path, {"format": FORMAT, "releases": [*releases, [stage, round_index]]})

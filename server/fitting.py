@@ -8,44 +8,35 @@ from collections.abc import Mapping
 import numpy as np
 
 from fed_diffmic.algorithms.shares import LEAST_SITES, capped, trimmed
-from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.training import calibration
 from fed_diffmic.training.calibration import Calibration
+from server.exchange import EvaluateRequest
+from server.federation import Federation
 from server.finished import finished_task
-from server.replies import Events
-from server.run_state import RunState
-from server.sites import Sites
 
 
-def calibrate(
-    members: Sites,
-    spec: RunSpec,
-    state: RunState,
-    events: Events,
-    stage: str,
-    prior: np.ndarray,
-    deadline_s: float,
-) -> Calibration:
+def calibrate(run: Federation, stage: str) -> Calibration:
     """Fit a stage's calibration from sums over the sites' validation images.
 
     No site's scores leave it: each sends, for every point of the calibration's grid, the sum of its
     negative log-likelihoods, and the grid point with the least total is taken.
     """
-    task, weights, own = finished_task(spec, state, stage)
-    deadline = time.monotonic() + deadline_s
-    figures, outcome = members.evaluate(task, weights, own, prior.tolist(), 0, deadline, sums=True)
-    state.bytes_sent += outcome.bytes_sent
-    cfg = spec.stage(stage)
+    spec, events, cfg = run.spec, run.events, run.spec.stage(stage)
+    task, weights, own = finished_task(spec, run.run_state, stage)
+    deadline = time.monotonic() + run.terms.deadline_s
+    answer = run.exchange.evaluate(EvaluateRequest(task, weights, run.prior.tolist(), 0, deadline, own, sums=True))
+    figures = answer.figures
+    run.run_state.bytes_sent += answer.outcome.bytes_sent
     blended, taken = cfg.blend, calibration.prior_taken(cfg, stage)
     shape = calibration.grid(spec.task, blended=blended).shape
     tables = {name: calibration_table(site, shape) for name, site in sorted(figures.items())}
     images = {name: int(figures[name].get("num_examples", 0)) for name, table in tables.items() if table is not None}
     said = {name: table for name, table in tables.items() if table is not None and images[name] > 0}
-    sites, bounds = len(members.everyone()), members.hooks.bounds
+    sites, bounds = len(run.exchange.everyone()), run.hooks.bounds
     total, count = combined(said, images, shape, bounds.share(sites), guarded=bounds.guarded(sites))
     for name in (name for name, table in tables.items() if table is None):
         events.emit("site_refused", site=name, code="metrics", stage=stage, round=0)
-    fitted = calibration.choose(total, count, prior, spec.task, blended=blended, taken=taken)
+    fitted = calibration.choose(total, count, run.prior, spec.task, blended=blended, taken=taken)
     events.emit(
         "calibrated", arm=spec.arm, stage=stage, images=count, nll=fitted.nll, scale=fitted.scale, blend=fitted.blend
     )

@@ -10,8 +10,9 @@ from flwr.serverapp import Grid
 from fed_diffmic.errors import RoundError
 from fed_diffmic.exchange.payload import Payload, pack, request_name
 from fed_diffmic.exchange.screening import Expected
+from server.exchange import Site
 from server.hooks import Hooks
-from server.replies import Events, Request, Site, ask
+from server.replies import Channel, Events, Request, ask
 
 LABELS = "query.labels"
 
@@ -50,7 +51,8 @@ def agreed_labels(
     bound = None if hooks.names_of_nodes is None else hooks.names_of_nodes()
     asked = [Site(hooks.called(node, bound), node) for node in ids]
     requests = [Request(site, Payload("labels", header), expected, pack({})) for site in asked]
-    outcome = ask(grid, requests, events, message_type=LABELS, deadline=deadline, facts={}, poll_s=poll_s, hooks=hooks)
+    channel = Channel(grid, events, poll_s, hooks)
+    outcome = ask(channel, requests, message_type=LABELS, deadline=deadline, facts={})
     found = {(tuple(map(str, r.header["classes"])), r.header["task"]) for r in outcome.replies.values()}
     if len(found) != 1:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(outcome.missing.items()))

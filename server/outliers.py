@@ -20,7 +20,7 @@ from fed_diffmic.algorithms.shares import LEAST_SITES
 from fed_diffmic.exchange.screening import update_norm
 from server.bounds import CLIP, OFF, Bounds
 
-PARAMETERS, STATISTICS, EXTRAS = "parameters", "statistics", "algorithm"
+PARAMETERS, STATISTICS, OF_ALGORITHM = "parameters", "statistics", "algorithm"
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ def plausible(
     groups = {
         PARAMETERS: [name for name, kind in kinds.items() if kind == "parameter"],
         STATISTICS: [name for name, kind in kinds.items() if kind == "buffer"],
-        EXTRAS: sorted(sent),
+        OF_ALGORITHM: sorted(sent),
     }
     whole = {**current, **sent}
     norms = {
-        group: [update_norm({n: {**u.tensors, **u.extras}[n] for n in names}, whole) for u in updates]
+        group: [update_norm({n: {**u.tensors, **u.algorithm_tensors}[n] for n in names}, whole) for u in updates]
         for group, names in groups.items()
         if names
     }
@@ -94,7 +94,7 @@ def _shrunk(
     def moved(tensors: Tensors) -> Tensors:
         return {n: _towards(whole[n], value, factors[n]) if n in factors else value for n, value in tensors.items()}
 
-    return replace(update, tensors=moved(update.tensors), extras=moved(update.extras))
+    return replace(update, tensors=moved(update.tensors), algorithm_tensors=moved(update.algorithm_tensors))
 
 
 def _towards(before: np.ndarray, after: np.ndarray, factor: float) -> np.ndarray:

@@ -21,8 +21,10 @@ from fed_diffmic.exchange.failures import STUDY_WAITS, WITHDRAWN
 from fed_diffmic.exchange.payload import Payload, pack, request_name
 from fed_diffmic.exchange.screening import MAX_EXAMPLES, REFUSALS, Expected
 from fed_diffmic.exchange.study import Study
+from server.exchange import Outcome, Site
 from server.hooks import Hooks
-from server.replies import Events, Outcome, Request, Site, ask
+from server.replies import Channel, Events, Request, ask
+from server.terms import RunTerms
 
 REMEDY = "Look at the named sites' own logs; the run can be continued with --resume."
 LONGEST_PAUSE_S = 60.0
@@ -38,10 +40,7 @@ class Presence:
         grid: Flower's, in process or real.
         spec: sent to the sites without the coordinator's paths.
         events: where facts go.
-        names: the sites that are expected; none: whoever is there.
-        quorum: share of the sites whose good replies are needed.
-        join_s: the longest wait for sites to appear.
-        poll_s: pause between looking for replies.
+        terms: which sites are expected, how many must answer, how long they may take to appear.
         hooks: what a real coordinator adds.
         study: of the run; the first request brings it, every request names it.
         claims: what each site said of its images when it was first found in this run; added to. What a site says later
@@ -53,30 +52,24 @@ class Presence:
         grid: Grid,
         spec: RunSpec,
         events: Events,
+        terms: RunTerms,
         *,
-        names: Sequence[str] | None = None,
-        quorum: float = 1.0,
-        join_s: float = 300.0,
-        poll_s: float = 0.1,
         hooks: Hooks | None = None,
         study: Study | None = None,
         claims: MutableMapping[str, dict[str, Any]] | None = None,
     ) -> None:
         self.claims = {} if claims is None else claims
-        self.grid = grid
         self.spec = spec
         self.events = events
-        self.names = None if names is None else sorted(names)
-        self.quorum = quorum
-        self.join_s = join_s
-        self.poll_s = poll_s
+        self.terms = terms
+        self.names = None if terms.sites is None else sorted(terms.sites)
         self.hooks = hooks or Hooks()
         self.members: dict[str, Site] = {}
         self.heads: dict[str, Head] = {}
+        self._channel = Channel(grid, events, terms.poll_s, self.hooks)
         self._known: set[int] = set()
         self._patience: dict[int, tuple[float, float]] = {}
         self._approving: set[int] = set()
-        self._closed: dict[str, str] = {}
         self._header = {"spec": without_paths(spec).to_json(), "run": spec.run_id, "arm": spec.arm}
         self._brings: dict[str, str] = {}
         if study is not None:
@@ -92,18 +85,18 @@ class Presence:
         Raises:
             RoundError: fewer than the quorum came in time.
         """
-        until = min(time.monotonic() + self.join_s, deadline)
+        until = min(time.monotonic() + self.terms.join_s, deadline)
         missing: dict[str, str] = {}
         settled = False
         while not settled and time.monotonic() < (end := self._end(until, deadline)):
-            before = set(self.members)
+            members_before = set(self.members)
             missing |= self.refresh(end)
             if self.names is not None:
                 settled = set(self.names) <= set(self.members)
             else:
-                settled = bool(before) and before == set(self.members)
+                settled = bool(members_before) and members_before == set(self.members)
             if not settled:
-                pause = self.poll_s if self.names is not None else max(self.poll_s, 1.0)
+                pause = self.terms.poll_s if self.names is not None else max(self.terms.poll_s, 1.0)
                 time.sleep(max(0.0, min(pause, end - time.monotonic())))
         gone = {name: why for name, why in missing.items() if name not in self.members}
         self.check_quorum("looking for the sites", set(self.members), gone)
@@ -120,7 +113,7 @@ class Presence:
         bound = None if self.hooks.names_of_nodes is None else dict(self.hooks.names_of_nodes())
         if bound is not None:
             self._drop_removed(bound)
-        now, present = time.monotonic(), set(self.grid.get_node_ids()) - self._known
+        now, present = time.monotonic(), set(self._channel.grid.get_node_ids()) - self._known
         nodes = [
             Site(self.hooks.called(node, bound), node)
             for node in sorted(present)
@@ -199,7 +192,7 @@ class Presence:
         if code == WITHDRAWN:
             self._known.add(node.node)
         longest = APPROVAL_PAUSE_S if waits else LONGEST_PAUSE_S
-        pause = min(2.0 * self._patience.get(node.node, (0.0, 5.0 * self.poll_s))[1], longest)
+        pause = min(2.0 * self._patience.get(node.node, (0.0, 5.0 * self.terms.poll_s))[1], longest)
         self._patience[node.node] = (time.monotonic() + pause, pause)
         name = (bound or {}).get(node.node)
         if name is None or node.name not in outcome.missing:
@@ -233,25 +226,15 @@ class Presence:
         asked: Set[str] | None = None,
     ) -> Outcome:
         facts = {"arm": self.spec.arm, "stage": stage, "round": round_index}
-        return ask(
-            self.grid,
-            requests,
-            self.events,
-            message_type=message_type,
-            deadline=deadline,
-            facts=facts,
-            poll_s=self.poll_s,
-            hooks=self.hooks,
-            closed=self._closed,
-            needed=self._needed(asked) if stage else 0,
-        )
+        needed = self._needed(asked) if stage else 0
+        return ask(self._channel, requests, message_type=message_type, deadline=deadline, facts=facts, needed=needed)
 
     def everyone(self) -> set[str]:
         """Names of all sites that are expected, or there."""
         return set(self.names or ()) | set(self.members)
 
     def _needed(self, asked: Set[str] | None = None) -> int:
-        return max(1, math.ceil(self.quorum * len(self.everyone() if asked is None else asked) - 1e-9))
+        return max(1, math.ceil(self.terms.quorum * len(self.everyone() if asked is None else asked) - 1e-9))
 
     def check_quorum(
         self, what: str, good: set[str], missing: Mapping[str, str], asked: Set[str] | None = None

@@ -16,12 +16,12 @@ from typing import Any, Protocol
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fed_diffmic.exchange.audit import Head
 from fed_diffmic.exchange.audit_facts import place, request_facts
 from fed_diffmic.exchange.failures import LATER, LOST
 from fed_diffmic.exchange.payload import Packed, Payload, Wire, encode, request_name
 from fed_diffmic.exchange.screening import REFUSALS, Expected, Refusal
 from fed_diffmic.transport.messages import task_message, wire_of
+from server.exchange import Outcome, Site
 from server.hooks import Hooks
 from server.reading import Read, read_reply
 
@@ -38,23 +38,6 @@ class Events(Protocol):
 
     def emit(self, kind: str, **facts: Any) -> Any:
         """Record one fact."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """A site that takes part.
-
-    Attributes:
-        name: unique among the sites of the run.
-        node: Flower's number for it, which may change when it reconnects.
-        images: number of train, val and test images; none: the site keeps that number back (never that of train).
-        class_counts: training images of each class; none: kept back.
-    """
-
-    name: str
-    node: int
-    images: tuple[int, int | None, int | None] = (0, 0, 0)
-    class_counts: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,95 +59,76 @@ class Request:
     with_base: Callable[[], Packed] | None = None
 
 
-@dataclass
-class Outcome:
-    """What came of an exchange.
+@dataclass(frozen=True)
+class Channel:
+    """How requests travel, the same for all exchanges of a run.
 
     Attributes:
-        replies: good replies by site name.
-        missing: why each of the others is missing, in fixed sentences.
-        codes: the code of each of those.
-        digests: of each good reply's header as it travelled, which names the digest of its tensors.
-        heads: of the chain of each site that keeps an audit log, as its good reply says.
-        bytes_sent: tensor bytes both ways.
+        grid: Flower's, in process or real.
+        events: where facts go.
+        poll_s: shortest pause between looking for replies, in seconds; after long silence it is longer, as each look
+            costs the SuperLink some milliseconds and a round may take hours.
+        hooks: what a real coordinator adds.
+        closed: message ids of earlier exchanges, with what another reply to them is called; added to.
     """
 
-    replies: dict[str, Payload] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-    codes: dict[str, int | str] = field(default_factory=dict)
-    digests: dict[str, str] = field(default_factory=dict)
-    heads: dict[str, Head] = field(default_factory=dict)
-    bytes_sent: int = 0
+    grid: Grid
+    events: Events
+    poll_s: float = 0.1
+    hooks: Hooks = field(default_factory=Hooks)
+    closed: MutableMapping[str, str] = field(default_factory=dict)
 
 
 def ask(
-    grid: Grid,
+    channel: Channel,
     requests: Sequence[Request],
-    events: Events,
     *,
     message_type: str,
     deadline: float,
     facts: Mapping[str, Any],
-    poll_s: float,
-    hooks: Hooks | None = None,
-    closed: MutableMapping[str, str] | None = None,
     needed: int = 0,
 ) -> Outcome:
     """Send every request, take replies until all came or the deadline passed.
 
     Args:
-        grid: Flower's, in process or real.
+        channel: how requests travel.
         requests: at most one a site.
-        events: where facts go.
         message_type: Flower's ``train``, ``evaluate`` or ``query``.
         deadline: monotonic seconds.
         facts: stage and round, for the events.
-        poll_s: shortest pause between looking for replies; after long silence it is longer, as each look costs the
-            SuperLink some milliseconds and a round may take hours.
-        hooks: what a real coordinator adds.
-        closed: message ids of earlier exchanges, with what another reply to them is called; added to.
         needed: good replies; once they are there, sites that ask for patience are waited for no longer.
     """
-    exchange = _Exchange(grid, events, message_type, deadline, facts, hooks or Hooks(), closed)
+    asking = _Asking(channel, message_type, deadline, facts)
     for request in sorted(requests, key=lambda r: r.site.name):
-        exchange.send(request, request.packed)
+        asking.send(request, request.packed)
     heard = time.monotonic()
-    while exchange.wanted(needed) and time.monotonic() < deadline:
-        exchange.ask_again()
-        replies = list(grid.pull_messages(list(exchange.open))) if exchange.open else []
+    while asking.wanted(needed) and time.monotonic() < deadline:
+        asking.ask_again()
+        replies = list(channel.grid.pull_messages(list(asking.open))) if asking.open else []
         for reply in replies:
-            exchange.take(reply)
+            asking.take(reply)
         if replies:
             heard = time.monotonic()
-        elif exchange.wanted(needed):
-            pause = max(poll_s, min(LONGEST_POLL_S, POLL_SHARE * (time.monotonic() - heard)))
+        elif asking.wanted(needed):
+            pause = max(channel.poll_s, min(LONGEST_POLL_S, POLL_SHARE * (time.monotonic() - heard)))
             time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
-    exchange.end()
-    return exchange.outcome
+    asking.end()
+    return asking.outcome
 
 
-class _Exchange:
+class _Asking:
     """The state of one :func:`ask`."""
 
-    def __init__(
-        self,
-        grid: Grid,
-        events: Events,
-        message_type: str,
-        deadline: float,
-        facts: Mapping[str, Any],
-        hooks: Hooks,
-        closed: MutableMapping[str, str] | None,
-    ) -> None:
-        self.grid = grid
-        self.events = events
+    def __init__(self, channel: Channel, message_type: str, deadline: float, facts: Mapping[str, Any]) -> None:
+        self.grid = channel.grid
+        self.events = channel.events
         self.message_type = message_type
         self.deadline = deadline
         self.facts = facts
         self.open: dict[str, Request] = {}
         self.outcome = Outcome()
-        self._hooks = hooks
-        self._closed = closed if closed is not None else {}
+        self._hooks = channel.hooks
+        self._closed = channel.closed
         self._base_sent: set[str] = set()
         self._waiting: dict[str, tuple[float, Request, int, str]] = {}
         self._pauses: dict[str, float] = {}

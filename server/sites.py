@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import MessageType
 
-from fed_diffmic.algorithms.base import EXTRA, Algorithm, SiteUpdate, Tensors
+from fed_diffmic.algorithms.base import EXTRA, SiteUpdate, Tensors
 from fed_diffmic.exchange.failures import POLICY_METRICS, STUDY_MISSING, WITHDRAWN
 from fed_diffmic.exchange.payload import Packed, Payload, pack, request_name
 from fed_diffmic.exchange.screening import MAX_EXAMPLES, MAX_FIGURE, Expected, schema_of
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.seeding import numpy_generator
-from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.matrix import AT_SPECIFICITY, FIGURES, TEST
+from server.exchange import (
+    AssessRequest,
+    EvaluateRequest,
+    FiguresAnswer,
+    Outcome,
+    Site,
+    StageTask,
+    TrainAnswer,
+    TrainRequest,
+)
 from server.presence import Presence
-from server.replies import Outcome, Request, Site
+from server.replies import Request
 
 ASSESS = "evaluate.assess"
 ANY = (-MAX_FIGURE, MAX_FIGURE)
@@ -27,64 +36,52 @@ MOST_NLL = 1e6
 
 
 @dataclass(frozen=True)
-class StageTask:
-    """What a stage's requests have in common.
+class _Question:
+    """One exchange with every site that is asked, before it is packed.
 
     Attributes:
-        stage: name.
-        frozen: the part of the base that never changes, named by its digest.
-        guidance: digest of each site's own state of stage guidance on which this stage stands.
+        message_type: Flower's.
+        task: the stage.
+        tensors: what is sent to everyone.
+        round_index: from 1; 0: after the last round.
+        deadline: monotonic seconds.
+        header: what a site's request says beside what all of them say, by its name.
+        metrics: the figures that a site may send, with their ranges.
+        fields: of a good reply's header, with their types.
+        reply_tensors: whose names, shapes and dtypes a good reply has; none: it has no tensors.
+        attach_base: send the base to everyone.
+        excused: failures of sites that count for the quorum.
+        asked: names of those to ask; none: everyone who is there.
+        kind: of the request, where it is not the message's.
+        quorate: whether the quorum must be met.
     """
 
-    stage: str
-    frozen: Tensors
-    digest: str
-    guidance: Mapping[str, str] = field(default_factory=dict)
-
-    @staticmethod
-    def of(stage: str, frozen: Tensors, personal: Mapping[str, Mapping[str, str]] | None = None) -> StageTask:
-        """With the digest computed once.
-
-        Args:
-            personal: digests of the sites' own states that belong to finished stages.
-        """
-        guidance = (personal or {}).get("guidance", {}) if stage == "diffusion" else {}
-        return StageTask(stage, frozen, tensors_digest(frozen), guidance)
+    message_type: str
+    task: StageTask
+    tensors: Tensors
+    round_index: int
+    deadline: float
+    header: Callable[[str], dict[str, Any]]
+    metrics: Callable[[Site], Mapping[str, tuple[float, float]]]
+    fields: Mapping[str, type] = field(default_factory=dict)
+    reply_tensors: Tensors | None = None
+    attach_base: bool = False
+    excused: Set[int | str] = frozenset()
+    asked: Set[str] | None = None
+    kind: str = ""
+    quorate: bool = True
 
 
 class Sites(Presence):
-    """The sites of a run: whoever is there is asked to train and to evaluate."""
+    """The plain :class:`server.exchange.Exchange`: whoever is there is asked, and every update is seen by itself."""
 
-    def train(
-        self,
-        task: StageTask,
-        sent: Tensors,
-        states: Mapping[str, str],
-        keep: Mapping[str, str],
-        ledgers: Mapping[str, str],
-        algorithm: Algorithm,
-        round_index: int,
-        deadline: float,
-    ) -> tuple[list[SiteUpdate], dict[str, str], Outcome]:
+    def train(self, request: TrainRequest) -> TrainAnswer:
         """One local update at every site that takes part.
-
-        Args:
-            task: the stage.
-            sent: the round's global tensors, and the algorithm's own.
-            states: digest of the state that each site builds on.
-            keep: digest of a state that each site must not forget, that of the best round.
-            ledgers: head of each site's privacy ledger as this run saw it last, where no memory is kept over all runs;
-                the site compares.
-            algorithm: decides which figures must come.
-            round_index: from 1.
-            deadline: monotonic seconds.
-
-        Returns:
-            screened updates in the order of site names, digests of the sites' new states, the exchange.
 
         Raises:
             RoundError: the quorum was missed; names the missing sites.
         """
+        task, algorithm = request.task, request.algorithm
         cfg = self.spec.stage(task.stage)
 
         def ranges(site: Site) -> dict[str, tuple[float, float]]:
@@ -93,27 +90,31 @@ class Sites(Presence):
             return {**found, "initial_loss": POSITIVE} if algorithm.needs_initial_loss else found
 
         def header(site: str) -> dict[str, str]:
-            named = {"state": states, "keep": keep, "guidance": task.guidance}
+            named = {"state": request.site_states, "keep": request.kept_states, "guidance": task.guidance}
             found = {name: digests.get(site, "") for name, digests in named.items()}
-            return {**found, "ledger": self.hooks.echo(site) or ledgers.get(site, "")}
+            return {**found, "ledger": self.hooks.echo(site) or request.ledgers.get(site, "")}
 
+        asked = self.participants(task.stage, request.round_index)
         outcome = self._exchange(
-            MessageType.TRAIN,
-            task,
-            sent,
-            round_index,
-            deadline,
-            header=header,
-            fields={"state": str, "ledger": str, "claim": str},
-            reply_tensors=sent,
-            metrics=ranges,
-            # A site that was not drawn before, or came late, says that it lacks the base, and gets it then.
-            attach_base=round_index == 1,
-            asked=self.participants(task.stage, round_index),
+            _Question(
+                MessageType.TRAIN,
+                task,
+                request.sent,
+                request.round_index,
+                request.deadline,
+                header=header,
+                fields={"state": str, "ledger": str, "claim": str},
+                reply_tensors=request.sent,
+                metrics=ranges,
+                # A site that was not drawn before, or came late, says that it lacks the base, and gets it then.
+                attach_base=request.round_index == 1,
+                asked=asked,
+            )
         )
         names = sorted(outcome.replies)
         updates = [site_update(name, outcome.replies[name]) for name in names]
-        return updates, {name: outcome.replies[name].header["state"] for name in names}, outcome
+        site_states = {name: outcome.replies[name].header["state"] for name in names}
+        return TrainAnswer(updates, site_states, outcome, asked)
 
     def participants(self, stage: str, round_index: int) -> set[str] | None:
         """Who is drawn to train in a round (``strategy.participation``); none: everyone who is there."""
@@ -125,27 +126,13 @@ class Sites(Presence):
         count = max(1, round(share * len(everyone)))
         return {everyone[i] for i in rng.choice(len(everyone), count, replace=False)}
 
-    def evaluate(
-        self,
-        task: StageTask,
-        tensors: Tensors,
-        states: Mapping[str, str],
-        prior: Sequence[float],
-        round_index: int,
-        deadline: float,
-        *,
-        sums: bool = False,
-    ) -> tuple[dict[str, dict[str, float]], Outcome]:
-        """Figures of ``tensors`` on every site's validation images, by site name.
-
-        Args:
-            states: digest of the state whose part of the model is each site's own.
-            prior: the consortium's class prior ``(C,)``.
-            sums: ask for the calibration's sums too; a site whose policy keeps them back counts for the quorum.
+    def evaluate(self, request: EvaluateRequest) -> FiguresAnswer:
+        """Figures on every site's validation images.
 
         Raises:
             RoundError: the quorum was missed.
         """
+        task, sums = request.task, request.sums
 
         def ranges(site: Site) -> dict[str, tuple[float, float]]:
             result = dict.fromkeys(("auroc_macro", "balanced_accuracy", "accuracy"), (0.0, 1.0))
@@ -154,85 +141,77 @@ class Sites(Presence):
             result |= {"loss": (0.0, MOST_NLL), "num_examples": (0.0, most)}
             return {**result, "nll/": (0.0, MOST_NLL * most)} if sums else result
 
-        outcome = self._exchange(
-            MessageType.EVALUATE,
-            task,
-            tensors,
-            round_index,
-            deadline,
-            header=lambda site: {
-                "state": states.get(site, ""),
-                "guidance": task.guidance.get(site, ""),
-                "prior": [float(p) for p in prior],
-                "sums": sums,
-                "split": "val",
-            },
-            metrics=ranges,
-            excused={POLICY_METRICS} if sums else set(),
-        )
-        return {name: dict(outcome.replies[name].metrics) for name in sorted(outcome.replies)}, outcome
+        def header(site: str) -> dict[str, Any]:
+            own = {"state": request.site_states.get(site, ""), "guidance": task.guidance.get(site, "")}
+            return {**own, "prior": [float(p) for p in request.prior], "sums": sums, "split": "val"}
 
-    def assess(
-        self,
-        task: StageTask,
-        tensors: Tensors,
-        states: Mapping[str, str],
-        fitted: Calibration,
-        deadline: float,
-        asked: Set[str] | None = None,
-    ) -> tuple[dict[str, dict[str, float]], Outcome]:
-        """Figures of a finished stage's model on every site's test images that its policy lets out, by site name.
+        outcome = self._exchange(
+            _Question(
+                MessageType.EVALUATE,
+                task,
+                request.tensors,
+                request.round_index,
+                request.deadline,
+                header=header,
+                metrics=ranges,
+                excused={POLICY_METRICS} if sums else set(),
+            )
+        )
+        return figures_answer(outcome)
+
+    def assess(self, request: AssessRequest) -> FiguresAnswer:
+        """Figures of a finished stage's model on every site's test images that its policy lets out.
 
         No quorum is needed: a site that says nothing is left out.
-
-        Args:
-            states: digest of the state whose part of the model is each site's own.
-            fitted: the stage's calibration.
-            asked: names of those to ask; none: everyone who is there.
         """
-        share = (*FIGURES, AT_SPECIFICITY)
+        task, share = request.task, (*FIGURES, AT_SPECIFICITY)
         names = [name for figure in share for name in (figure, f"{figure}/low", f"{figure}/high")]
         ranges = {**{TEST + name: (0.0, 1.0) for name in names}, f"{TEST}complete": (0.0, 1.0)}
         counts = ["n", "groups", *(f"positives/{index}" for index in range(self.spec.num_classes))]
         ranges |= {TEST + name: (0.0, float(MAX_EXAMPLES)) for name in counts}
-        outcome = self._exchange(
-            ASSESS,
-            task,
-            tensors,
-            0,
-            deadline,
-            kind="assess",
-            header=lambda site: {
-                "state": states.get(site, ""),
-                "guidance": task.guidance.get(site, ""),
-                "calibration": fitted.to_json(),
-            },
-            metrics=lambda site: ranges,
-            asked=asked,
-            quorate=False,
-        )
-        return {name: dict(outcome.replies[name].metrics) for name in sorted(outcome.replies)}, outcome
 
-    def _exchange(
-        self,
-        message_type: str,
-        task: StageTask,
-        tensors: Tensors,
-        round_index: int,
-        deadline: float,
-        *,
-        header: Callable[[str], dict[str, Any]],
-        metrics: Callable[[Site], Mapping[str, tuple[float, float]]],
-        fields: Mapping[str, type] | None = None,
-        reply_tensors: Tensors | None = None,
-        attach_base: bool = False,
-        excused: Set[int | str] = frozenset(),
-        asked: Set[str] | None = None,
-        kind: str = "",
-        quorate: bool = True,
-    ) -> Outcome:
-        kind = kind or message_type
-        self.refresh(deadline)
+        def header(site: str) -> dict[str, Any]:
+            own = {"state": request.site_states.get(site, ""), "guidance": task.guidance.get(site, "")}
+            return {**own, "calibration": request.fitted.to_json()}
+
+        outcome = self._exchange(
+            _Question(
+                ASSESS,
+                task,
+                request.tensors,
+                0,
+                request.deadline,
+                kind="assess",
+                header=header,
+                metrics=lambda site: ranges,
+                asked=request.asked,
+                quorate=False,
+            )
+        )
+        return figures_answer(outcome)
+
+    def _exchange(self, question: _Question) -> Outcome:
+        task, round_index, asked = question.task, question.round_index, question.asked
+        self.refresh(question.deadline)
+        requests = self._requests(question)
+        outcome = self._ask(
+            requests, question.message_type, question.deadline, stage=task.stage, round_index=round_index, asked=asked
+        )
+        self.heads |= outcome.heads
+        for name in [name for name, code in outcome.codes.items() if code == WITHDRAWN]:
+            del self.members[name]
+            self.events.emit("site_withdrew", site=name, stage=task.stage, round=round_index)
+        for name in [name for name, code in outcome.codes.items() if code == STUDY_MISSING and name in self.members]:
+            self._known.discard(self.members.pop(name).node)  # its folder is another: it gets the study again
+        good = set(outcome.replies) | {name for name, code in outcome.codes.items() if code in question.excused}
+        if question.quorate:
+            self.check_quorum(f"stage {task.stage}, round {round_index}", good, outcome.missing, asked)
+        return outcome
+
+    def _requests(self, question: _Question) -> list[Request]:
+        """One for each site that is asked; the tensors are packed once for all."""
+        task, tensors, reply = question.task, question.tensors, question.reply_tensors
+        kind = question.kind or question.message_type
         base = {f"base/{name}": value for name, value in task.frozen.items()}
         weights = tensors_digest(tensors)
         packs: dict[bool, Packed] = {}
@@ -244,52 +223,46 @@ class Sites(Presence):
 
         requests = []
         for site in self.members.values():
-            if asked is not None and site.name not in asked:
+            if question.asked is not None and site.name not in question.asked:
                 continue
-            common = {"run": self.spec.run_id, "arm": self.spec.arm, "stage": task.stage, "round": round_index}
-            facts = {
-                **self._header,
-                **common,
-                "site": site.name,
-                "base": task.digest,
-                "weights": weights,
-                **header(site.name),
+            common = {
+                "run": self.spec.run_id,
+                "arm": self.spec.arm,
+                "stage": task.stage,
+                "round": question.round_index,
             }
-            payload = Payload(kind, facts)
+            named = {"site": site.name, "base": task.digest, "weights": weights}
+            facts = {**self._header, **common, **named, **question.header(site.name)}
             expected = Expected(
                 kind=f"{kind}.reply",
                 header={**common, "site": site.name, "request": request_name(facts)},
-                fields=fields or {},
-                schema=schema_of(reply_tensors) if reply_tensors is not None else {},
-                weighted=reply_tensors is not None,
+                fields=question.fields,
+                schema=schema_of(reply) if reply is not None else {},
+                weighted=reply is not None,
                 max_examples=site.images[0],
-                reference=reply_tensors or {},
+                reference=reply or {},
                 max_norm=self.hooks.max_update_norm,
                 max_steps=self.spec.stage(task.stage).local_steps(site.images[0]),
-                metrics=metrics(site),
+                metrics=question.metrics(site),
             )
-            requests.append(Request(site, payload, expected, packed(attach_base), lambda: packed(True)))
-        outcome = self._ask(requests, message_type, deadline, stage=task.stage, round_index=round_index, asked=asked)
-        self.heads |= outcome.heads
-        for name in [name for name, code in outcome.codes.items() if code == WITHDRAWN]:
-            del self.members[name]
-            self.events.emit("site_withdrew", site=name, stage=task.stage, round=round_index)
-        for name in [name for name, code in outcome.codes.items() if code == STUDY_MISSING and name in self.members]:
-            self._known.discard(self.members.pop(name).node)  # its folder is another: it gets the study again
-        good = set(outcome.replies) | {name for name, code in outcome.codes.items() if code in excused}
-        if quorate:
-            self.check_quorum(f"stage {task.stage}, round {round_index}", good, outcome.missing, asked)
-        return outcome
+            payload = Payload(kind, facts)
+            requests.append(Request(site, payload, expected, packed(question.attach_base), lambda: packed(True)))
+        return requests
+
+
+def figures_answer(outcome: Outcome) -> FiguresAnswer:
+    """Good replies as figures by site."""
+    return FiguresAnswer({name: dict(outcome.replies[name].metrics) for name in sorted(outcome.replies)}, outcome)
 
 
 def site_update(site: str, reply: Payload) -> SiteUpdate:
     """A screened reply as an algorithm's server half sees it."""
-    extras = {name: value for name, value in reply.tensors.items() if name.startswith(EXTRA)}
+    algorithm_tensors = {name: value for name, value in reply.tensors.items() if name.startswith(EXTRA)}
     return SiteUpdate(
         site=site,
-        tensors={name: value for name, value in reply.tensors.items() if name not in extras},
+        tensors={name: value for name, value in reply.tensors.items() if name not in algorithm_tensors},
         num_examples=reply.header["num_examples"],
-        extras=extras,
+        algorithm_tensors=algorithm_tensors,
         steps=reply.metrics.get("steps"),
         initial_loss=reply.metrics.get("initial_loss"),
     )

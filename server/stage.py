@@ -1,14 +1,61 @@
-"""What surrounds the rounds of one stage: its start, the moving average, what an aggregation may return."""
+"""What surrounds the rounds of one stage: its start, the moving average, what an aggregation may return, the choice."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from fed_diffmic.algorithms.base import Algorithm, Tensors
+from fed_diffmic.config.simulation import StageConfig
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import ConfigError, RoundError
 from fed_diffmic.files import load_tensors
 from fed_diffmic.training.stages import GUIDANCE_PREFIX, build_module, exchanged, full_state, initial_state, load_state
+from server.exchange import StageTask
+from server.run_state import StageProgress
+from server.selection import is_better, selection_score
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """A stage under way: what its rounds have in common.
+
+    Attributes:
+        config: of the stage.
+        task: what its requests have in common.
+        algorithm: whose server half aggregates.
+        kinds: of the exchanged tensors, by name.
+        progress: where the stage stands; changed by every round.
+        share: the largest share of one site in averages.
+        guarded: whether one site of the run is to be withstood.
+    """
+
+    config: StageConfig
+    task: StageTask
+    algorithm: Algorithm
+    kinds: Mapping[str, str]
+    progress: StageProgress
+    share: float = 1.0
+    guarded: bool = False
+
+    @property
+    def rounds(self) -> int:
+        """The most rounds that the stage has."""
+        return self.config.rounds or 0
+
+    @property
+    def own_states(self) -> dict[str, str]:
+        """Digest of the state of which each site's model takes a part; none where the algorithm keeps no such part."""
+        return self.progress.site_states if self.algorithm.personal else {}
+
+
+def begin_stage(spec: RunSpec, stage: str, kinds: Mapping[str, str], guidance: Tensors | None) -> StageProgress:
+    """The stage before its first round: what is frozen, and the tensors that will be exchanged."""
+    base = start_state(spec, stage, guidance)
+    current = {name: base[name] for name in kinds}
+    return StageProgress(stage, frozen={n: v for n, v in base.items() if n not in kinds}, current=current)
 
 
 def start_state(spec: RunSpec, stage: str, guidance: Tensors | None) -> Tensors:
@@ -80,3 +127,24 @@ def check_aggregate(current: Tensors, new: Tensors, where: str) -> Tensors:
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise RoundError(f"{where}: aggregation made {name} infinite or not a number", "Lower the learning rates.")
     return new
+
+
+def choose(
+    work: StageWork,
+    candidate: Tensors,
+    figures: Mapping[str, Mapping[str, float]],
+    best_figures: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Make the round the stage's best one so far if the sites' figures say so; what stays is what was judged.
+
+    Args:
+        work: the stage; its ``round`` still counts the rounds before.
+        candidate: the weights that the sites judged.
+        figures: what they said of them.
+        best_figures: what they said of the best round so far.
+    """
+    progress, select = work.progress, work.config.select
+    score = selection_score(figures, select, work.share, guarded=work.guarded)
+    if is_better(score, progress.best_score, figures, best_figures, select, work.guarded):
+        progress.best, progress.best_round, progress.best_score = candidate, progress.round + 1, score
+        progress.best_states = dict(work.own_states)

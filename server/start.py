@@ -211,6 +211,7 @@ def as_simulation(config: ServerConfig) -> SimulateConfig:
             max_share=config.run.max_share,
             norm_rule=config.run.norm_rule,
             norm_multiple=config.run.norm_multiple,
+            patience=config.run.patience,
         ),
     )
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from fed_diffmic.algorithms.base import Algorithm, Tensors
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.files import tensors_digest
+from server.exchange import Outcome
 from server.hooks import Hooks
-from server.replies import Outcome
 
 if TYPE_CHECKING:
     from server.run_state import StageProgress

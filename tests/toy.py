@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,13 @@ from client.app import app
 from fed_diffmic.config.simulation import ModelConfig, StageConfig, StagesConfig, StrategyConfig
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import Examples, SiteData
+from fed_diffmic.release.final import FinalModel
 from fed_diffmic.training import stages
+from server import rounds
+from server.checkpoints import CheckpointStore
+from server.hooks import Hooks
+from server.observers import RoundObserver
+from server.terms import RunTerms
 from simulations.grid import InProcessGrid
 
 SIDE = 8
@@ -127,3 +133,23 @@ def toy_grid(
     client_site.register_source(source)
     configs = [{"site": name, "site-dir": str(folder / "sites" / name), **node_config} for name in names]
     return InProcessGrid(app, configs), source
+
+
+def federate(
+    grid: Any,
+    spec: RunSpec,
+    store: CheckpointStore,
+    events: Any,
+    *,
+    hooks: Hooks | None = None,
+    observers: Sequence[RoundObserver] = (),
+    **terms: Any,
+) -> FinalModel:
+    """A run under the terms that are named."""
+    return rounds.run_federation(grid, spec, store, events, RunTerms(**terms), hooks=hooks, observers=observers)
+
+
+def short_run(folder: Path, grid: InProcessGrid, spec: Any = None, events: Any = None, **settings: Any) -> FinalModel:
+    """A run of one stage over the sites ``a`` and ``b``, unless the settings say otherwise."""
+    given = {"stages": ["guidance"], "sites": ["a", "b"], "poll_s": 0.001, "join_s": 5.0, **settings}
+    return federate(grid, spec or toy_spec(), CheckpointStore(folder), events or Events([]), **given)

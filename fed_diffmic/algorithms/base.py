@@ -38,7 +38,7 @@ class SiteUpdate:
         site: name.
         tensors: the exchanged tensors after the local update.
         num_examples: training images the update was computed on (positive).
-        extras: the algorithm's own tensors, by the names under which they were sent.
+        algorithm_tensors: the algorithm's own tensors, by the names under which they were sent.
         steps: optimizer steps of the update; none: the site did not say.
         initial_loss: mean loss of the round's global weights on the site's training images; none: it did not say.
     """
@@ -46,7 +46,7 @@ class SiteUpdate:
     site: str
     tensors: Tensors
     num_examples: int
-    extras: Tensors = field(default_factory=dict)
+    algorithm_tensors: Tensors = field(default_factory=dict)
     steps: float | None = None
     initial_loss: float | None = None
 

@@ -98,7 +98,7 @@ class Scaffold(Algorithm):
         for name in names:
             total = np.zeros(current[name].shape)
             for update in sorted(updates, key=lambda u: u.site):
-                moved_control = update.extras[CONTROL + name].astype(np.float64) - sent[CONTROL + name]
+                moved_control = update.algorithm_tensors[CONTROL + name].astype(np.float64) - sent[CONTROL + name]
                 total += weights[update.site] * moved_control
             after[f"c/{name}"] = state[f"c/{name}"] + share * total
         return with_rest(moved, current, kinds, updates, weights), after

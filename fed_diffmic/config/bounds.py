@@ -1,4 +1,4 @@
-"""How far one site may move a run, as it is declared in the coordinator's configuration and in a simulation's."""
+"""Keys of the rounds that the coordinator's configuration and a simulation's have in common: bounds, patience."""
 
 from __future__ import annotations
 
@@ -36,4 +36,15 @@ def norm_multiple() -> Any:
         "statistics and the algorithm's own tensors each by themselves)",
         ge=1,
         le=1e6,
+    )
+
+
+def patience() -> Any:
+    """``run.patience``."""
+    return option(
+        0,
+        "early stopping: rounds in a row, none of them better than the stage's best one on validation, after which the "
+        "stage ends; its best round is its result in any case; 0: all rounds of stages.*.rounds",
+        ge=0,
+        le=100_000,
     )

@@ -117,6 +117,7 @@ class ServerRunConfig(Checked):
     max_share: float = config_bounds.max_share(0.5)
     norm_rule: str = config_bounds.norm_rule("clip")
     norm_multiple: float = config_bounds.norm_multiple()
+    patience: int = config_bounds.patience()
     test_s: float = option(
         3600.0,
         "seconds to wait, after the last round, for figures that sites let out of their test images; 0: none asked for",

@@ -1,11 +1,9 @@
 """The configuration of a run: one frozen dataclass for each group, ranges checked when built.
 
-Every field declares its meaning, unit and range where it is declared (``metadata``); the same
-declaration drives the checks, the messages and ``fed-diffmic options``. How files and
-``key=value`` overrides become these objects is in :mod:`fed_diffmic.config.compose`.
-
-Symbols are those of docs/model.md: ``B`` images, ``C`` classes, ``K`` regions, ``D`` latent
-channels, ``T`` training timesteps, ``S`` sampling steps.
+Every field declares its meaning, unit and range where it is declared (``metadata``); the same declaration drives the
+checks, the messages and ``fed-diffmic options``. How files and ``key=value`` overrides become these objects is in
+:mod:`fed_diffmic.config.compose`. Symbols are those of docs/model.md: ``B`` images, ``C`` classes, ``K`` regions, ``D``
+latent channels, ``T`` training timesteps, ``S`` sampling steps.
 """
 
 from __future__ import annotations
@@ -365,6 +363,7 @@ class RunConfig(Checked):
     max_share: float = config_bounds.max_share(1.0)
     norm_rule: str = config_bounds.norm_rule("off")
     norm_multiple: float = config_bounds.norm_multiple()
+    patience: int = config_bounds.patience()
     bootstrap: int = option(1000, "resamples of groups for the 95 % intervals; 0: none", ge=0, le=100_000)
     examples: int | None = option(
         None,

@@ -234,7 +234,7 @@ def private_update(
     else:
         noisy.train(optimizer, half)
     optimizer.zero_grad(set_to_none=True)
-    extras, kept = half.finish()
+    algorithm_tensors, kept = half.finish()
     local = algorithm.kept(module.network, names)
     state = module.network.state_dict()
     return LocalResult(
@@ -242,7 +242,7 @@ def private_update(
         num_examples=1,
         metrics={"steps": float(plan.steps)},
         optimizer_state=optimizer_tensors(optimizer, module.network) if spec.strategy.keep_optimizer_state else None,
-        extras=extras,
+        algorithm_tensors=algorithm_tensors,
         algorithm_state=kept,
     )
 

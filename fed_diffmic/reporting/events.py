@@ -17,6 +17,7 @@ site_failed     stage, round, site, code, reason: no reply that could be used
 site_refused    stage, round, site, code, reason: a reply that the screening refused
 site_waits      stage, round, site, code, reason, again_s: it asks for patience, and is asked again then
 round_done      stage, round, rounds, figures (validation, name to number), loss, bytes_sent, seconds
+stage_stopped   stage, round, rounds, reason: it ends before its last round (early stopping)
 stage_done      stage, best_round, chosen (false: the last one, because no site says how good a round is)
 arm_done        arm, lr_scale (of the trial that was kept)
 figures         split, site (``global`` for all), figures (name to number or to ``{value, ...}``)

@@ -71,6 +71,9 @@ class _State:
                 return self.round_line(event)
             case "resumed":
                 return "resumed from the last checkpoint"
+            case "stage_stopped":
+                rounds = f"round {event['round']} of {event['rounds']}"
+                return f"[{self.arm}] {self.stage}: ends with {rounds}, {event.get('reason', '')}"
             case "stage_done" if event.get("best_round") is not None:
                 why = "the best on validation" if event.get("chosen", True) else "the last: no site says which is best"
                 return f"[{self.arm}] {self.stage}: kept round {event['best_round']}, {why}"

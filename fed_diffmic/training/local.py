@@ -39,7 +39,7 @@ class LocalResult:
         metrics: ``loss`` (mean over steps; none in a centring round), ``steps``, ``seconds``; ``initial_loss`` where
             the algorithm needs it.
         optimizer_state: the optimizer's moments by parameter, where the algorithm keeps them.
-        extras: the algorithm's own tensors for the server.
+        algorithm_tensors: the algorithm's own tensors for the server.
         algorithm_state: what the algorithm's site half keeps until the next round.
     """
 
@@ -47,7 +47,7 @@ class LocalResult:
     num_examples: int
     metrics: dict[str, float]
     optimizer_state: Tensors | None = None
-    extras: Tensors = field(default_factory=dict)
+    algorithm_tensors: Tensors = field(default_factory=dict)
     algorithm_state: Tensors = field(default_factory=dict)
 
 
@@ -119,14 +119,14 @@ def local_update(
     if half.personal:
         half.keep_personal(tensors if centring else _personal(work, half, before))
         set_tensors(module.network, tensors)
-    extras, kept = half.finish()
+    algorithm_tensors, kept = half.finish()
     local = algorithm.kept(module.network, names)
     return LocalResult(
         tensors={name: value for name, value in tensors.items() if name not in local},
         num_examples=len(train),
         metrics={"steps": float(steps), "seconds": time.monotonic() - started, **metrics},
         optimizer_state=optimizer_tensors(optimizer, module.network) if spec.strategy.keep_optimizer_state else None,
-        extras=extras,
+        algorithm_tensors=algorithm_tensors,
         algorithm_state=kept,
     )
 

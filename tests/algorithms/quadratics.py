@@ -79,9 +79,9 @@ class Federation:
                 network.weight.copy_(torch.from_numpy(own["weight"]))
             self.descend(site, network, half.personal_penalty, lambda: None)
             half.keep_personal({"weight": network.weight.detach().numpy().copy()})
-        extras, site.state = half.finish()
-        assert extras.keys() == received.keys()
-        return SiteUpdate(site.name, tensors, site.n, extras, float(site.steps), initial)
+        algorithm_tensors, site.state = half.finish()
+        assert algorithm_tensors.keys() == received.keys()
+        return SiteUpdate(site.name, tensors, site.n, algorithm_tensors, float(site.steps), initial)
 
     def descend(self, site, network, penalty, correct) -> None:
         optimizer = torch.optim.SGD(network.parameters(), lr=self.lr, momentum=self.momentum)

@@ -193,8 +193,8 @@ def test_order_of_arrival_changes_no_bit_and_one_site_alone_is_served(name):
     kinds = {"w": "parameter", "n": "counter"}
     current = {"w": np.zeros(20, np.float32), "n": np.array(0, np.int64)}
     state = algorithm.initial_state(current, kinds)
-    extras = algorithm.broadcast(current, state)
-    updates = [SiteUpdate(f"s{i}", t, 3 + i, extras, 2.0 + i, 0.5 + i) for i, t in enumerate(tensors)]
+    algorithm_tensors = algorithm.broadcast(current, state)
+    updates = [SiteUpdate(f"s{i}", t, 3 + i, algorithm_tensors, 2.0 + i, 0.5 + i) for i, t in enumerate(tensors)]
     first, kept = algorithm.aggregate(current, kinds, updates, state, 1, 7)
     second, again = algorithm.aggregate(current, kinds, updates[::-1], state, 1, 7)
     assert list(first) == ["w", "n"] and first["w"].dtype == np.float32 and first["n"].dtype == np.int64

@@ -20,7 +20,6 @@ from fed_diffmic.errors import ModelFileError, UsageError
 from fed_diffmic.release.final import load_final
 from fed_diffmic.release.personal import part_of_site, save_part
 from server.checkpoints import CheckpointStore
-from server.rounds import run_federation
 from tests import toy
 
 
@@ -28,7 +27,7 @@ def federated(folder: Path, strategy: str) -> Path:
     """A finished run of two sites; its folder."""
     grid, _ = toy.toy_grid(folder, ("a", "b"))
     spec = toy.toy_spec(strategy=StrategyConfig(name=strategy), rounds=2)
-    run_federation(grid, spec, CheckpointStore(folder / "run"), toy.Events([]), stages=["guidance"], sites=["a", "b"])
+    toy.federate(grid, spec, CheckpointStore(folder / "run"), toy.Events([]), stages=["guidance"], sites=["a", "b"])
     return folder / "run"
 
 

@@ -20,8 +20,8 @@ from fed_diffmic.privacy.accounting import Mechanism, epsilon
 from fed_diffmic.privacy.continuity import ANCHOR
 from fed_diffmic.training import stages
 from server.checkpoints import CheckpointStore
-from server.rounds import run_federation
 from tests.toy import CLASSES, SIDE, Events, toy_grid, toy_site, toy_spec
+from tests.toy import federate as federate_rounds
 
 PRIVACY = PrivacyConfig(
     name="dp_sgd",
@@ -76,7 +76,7 @@ def grid_of(folder, configs):
 
 def federate(folder, grid, made=None, events=None, **settings):
     given = {"stages": ["plain"], "sites": ["a", "b"], "poll_s": 0.001, "join_s": 120.0, **settings}
-    return run_federation(grid, made or spec(), CheckpointStore(folder / "run"), events or Events([]), **given)
+    return federate_rounds(grid, made or spec(), CheckpointStore(folder / "run"), events or Events([]), **given)
 
 
 def account(folder, name):

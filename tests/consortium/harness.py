@@ -142,6 +142,7 @@ def weights_of_rounds(folder: Path, data: Path, common: Mapping[str, Any], round
     from server.checkpoints import CheckpointStore
     from server.hooks import Hooks
     from server.rounds import run_federation
+    from server.terms import RunTerms
     from simulations.flower_app import client_app
     from simulations.grid import InProcessGrid
     from simulations.sites import shared_sites
@@ -156,7 +157,7 @@ def weights_of_rounds(folder: Path, data: Path, common: Mapping[str, Any], round
     audit = AuditLog(run / "audit.jsonl", ec.generate_private_key(ec.SECP256R1()), owner="coordinator")
     hooks = Hooks(audit=audit, bounds=Bounds.of(config.run))
     store = CheckpointStore(run)
-    final = run_federation(grid, spec, store, Events([]), stages=["guidance"], sites=list(SITES), hooks=hooks)
+    final = run_federation(grid, spec, store, Events([]), RunTerms(["guidance"], SITES), hooks=hooks)
     return [row["weights"] for row in final.history]
 
 

@@ -322,9 +322,9 @@ def test_a_control_variate_is_made_of_noised_gradients_alone(start):
     names = [name for name, kind in exchanged(module).items() if kind == "parameter"]
     control = algorithm.broadcast(state, algorithm.initial_state(state, dict.fromkeys(names, "parameter")))
     result = private_update(module, empty, algorithm, PRIVACY, plan(steps=4), site="s", round_index=1, received=control)
-    assert result.extras.keys() == control.keys()
+    assert result.algorithm_tensors.keys() == control.keys()
     for name in names:
         own = result.algorithm_state[f"algorithm/own.{name}"]
-        np.testing.assert_allclose(own, result.extras[f"algorithm/control.{name}"], rtol=0, atol=0)
+        np.testing.assert_allclose(own, result.algorithm_tensors[f"algorithm/control.{name}"], rtol=0, atol=0)
         np.testing.assert_allclose(own, moved(start, result)[name] / 4, rtol=0, atol=2e-6)
         assert np.abs(own).max() > 0

@@ -37,6 +37,7 @@ def test_plain_lines() -> None:
     log = EventLog(None, [PlainProgress(out)])
     small_run(log)
     log.emit("warning", code="site", message="b was late")
+    log.emit("stage_stopped", stage="guidance", round=2, rounds=3, reason="no round was better")
     log.emit("stage_done", stage="guidance", best_round=2, chosen=True)
     log.emit("stage_done", stage="guidance", best_round=2, chosen=False)
     log.emit("run_done", seconds=75.2)
@@ -46,6 +47,7 @@ def test_plain_lines() -> None:
         "[federated] guidance round 2/3: 2 of 2 sites, validation macro AUROC 0.812, loss 0.500, 2.0 s, "
         "about 3 s left in this stage",
         "warning: b was late",
+        "[federated] guidance: ends with round 2 of 3, no round was better",
         "[federated] guidance: kept round 2, the best on validation",
         "[federated] guidance: kept round 2, the last: no site says which is best",
         "run done in 1 min 15 s",

@@ -31,7 +31,6 @@ from fed_diffmic.config.spec import make_spec  # noqa: E402
 from fed_diffmic.reporting.events import EventLog  # noqa: E402
 from fed_diffmic.training import calibration  # noqa: E402
 from server.checkpoints import CheckpointStore  # noqa: E402
-from server.rounds import run_federation  # noqa: E402
 from tests import toy  # noqa: E402
 
 ADAM = StrategyConfig(name="flower", class_path="flwr.serverapp.strategy.FedAdam", options={"eta": 0.01})
@@ -122,9 +121,7 @@ def train(folder: Path, variant: str, fatal: int | None) -> dict[str, Any]:
     if fatal is not None:
         moments.install()
     with EventLog(folder / "events.jsonl") as events:
-        final = run_federation(
-            grid, spec, CheckpointStore(folder), events, stages=stages, sites=["a", "b"], poll_s=0.001
-        )
+        final = toy.federate(grid, spec, CheckpointStore(folder), events, stages=stages, sites=["a", "b"], poll_s=0.001)
     return {"moments": moments.count, "digests": final.digests, **traces(folder)}
 
 

@@ -19,8 +19,8 @@ from fed_diffmic.exchange.payload import Payload
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.release.final import FinalModel
 from fed_diffmic.training.stages import initial_state
+from server import stage as stage_module
 from server.checkpoints import CheckpointStore
-from server.rounds import run_federation
 from tests import toy
 
 NORM = ("norm.bias", "norm.num_batches_tracked", "norm.running_mean", "norm.running_var", "norm.weight")
@@ -37,7 +37,7 @@ def federation(
     grid, _ = toy.toy_grid(folder, names)
     spec, events = toy.toy_spec(strategy=strategy, **stage), toy.Events([])
     store = CheckpointStore(folder / "run")
-    final = run_federation(grid, spec, store, events, stages=["guidance"], sites=list(names), quorum=quorum)
+    final = toy.federate(grid, spec, store, events, stages=["guidance"], sites=list(names), quorum=quorum)
     return final, events, spec
 
 
@@ -83,10 +83,8 @@ def test_fedbn_lets_no_normalisation_cross_in_either_direction(tmp_path: Path, m
 @pytest.mark.parametrize("name", ["fedbn", "ditto"])
 def test_the_state_of_the_best_round_is_kept_and_evaluated(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     """The best round is the second of five; its state must outlive three more rounds."""
-    import server.rounds as rounds
-
     scores = iter([[2.0, 0.1], [2.0, 0.9], [2.0, 0.2], [2.0, 0.3], [2.0, 0.4]])
-    monkeypatch.setattr(rounds, "selection_score", lambda *_, **__: next(scores))
+    monkeypatch.setattr(stage_module, "selection_score", lambda *_, **__: next(scores))
     final, _, _ = federation(tmp_path, StrategyConfig(name=name), rounds=5)
     assert final.history[-1]["best_round"] == 2
     for site, digest in final.personal["guidance"].items():
@@ -102,7 +100,7 @@ def test_scaffold_sends_its_control_both_ways_under_the_same_names(tmp_path: Pat
 
     def spy(site: Site, spec: RunSpec, header: Any, module: Any, algorithm: Any, before: Any, received: Any) -> Any:
         result = update(site, spec, header, module, algorithm, before, received)
-        seen.append((set(received), set(result[0].extras)))
+        seen.append((set(received), set(result[0].algorithm_tensors)))
         return result
 
     monkeypatch.setattr(tasks, "update", spy)
@@ -119,7 +117,7 @@ def test_an_extra_that_is_not_the_algorithms_is_refused(tmp_path: Path, monkeypa
     def spy(site: Site, *rest: Any) -> Any:
         result, ledger, claim = update(site, *rest)
         if site.name == "b":
-            result.extras["algorithm/control.more"] = np.zeros(3, np.float32)
+            result.algorithm_tensors["algorithm/control.more"] = np.zeros(3, np.float32)
         return result, ledger, claim
 
     monkeypatch.setattr(tasks, "update", spy)

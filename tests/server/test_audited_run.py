@@ -21,7 +21,6 @@ from fed_diffmic.provision.keys import fingerprint
 from fed_diffmic.release.final import architecture_of, load_final
 from server.checkpoints import CheckpointStore
 from server.hooks import Hooks
-from server.rounds import run_federation
 from tests import site_rules, toy
 
 COORDINATOR = ec.generate_private_key(ec.SECP256R1())
@@ -40,8 +39,8 @@ def hooks(folder: Path, **more: Any) -> Hooks:
 
 
 def federate(folder: Path, grid: Any, hooks: Hooks | None = None, events: Any = None, **settings: Any) -> Any:
-    given = {"stages": ["guidance"], "sites": ["a", "b"], "poll_s": 0.001, "join_s": 1.0, **settings}
-    return run_federation(grid, toy.toy_spec(), CheckpointStore(folder), events or toy.Events([]), hooks=hooks, **given)
+    given = {"stages": ["guidance"], "sites": ["a", "b"], "poll_s": 0.001, "join_s": 30.0, **settings}
+    return toy.federate(grid, toy.toy_spec(), CheckpointStore(folder), events or toy.Events([]), hooks=hooks, **given)
 
 
 @pytest.fixture(scope="module")

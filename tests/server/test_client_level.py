@@ -21,7 +21,6 @@ from fed_diffmic.privacy.accounting import ORDERS
 from fed_diffmic.privacy.randomness import Randomness
 from server.checkpoints import CheckpointStore
 from server.client_level import FILE, ClientLevel, clip_factor
-from server.rounds import run_federation
 from simulations.run import simulate
 from tests import toy
 
@@ -54,7 +53,7 @@ def test_no_update_is_longer_than_the_norm_and_shorter_ones_stay(values: list[fl
 def test_every_site_is_replaced_by_the_noised_mean_of_clipped_updates(tmp_path: Path) -> None:
     current, sent = updates()
     level = ClientLevel(NOISY, tmp_path, Randomness(5))
-    seen = level.protect(current, KINDS, sent[::-1], stage="guidance", round_index=1, before=0)
+    seen = level.protect(current, KINDS, sent[::-1], stage="guidance", round_index=1, rounds_before=0)
     stream = Randomness(5)
     for name in sorted(KINDS):
         mean = np.zeros(current[name].shape)
@@ -67,14 +66,14 @@ def test_every_site_is_replaced_by_the_noised_mean_of_clipped_updates(tmp_path: 
         assert all(np.array_equal(update.tensors[name], wanted) for update in seen)
     lengths = [np.linalg.norm(np.concatenate([(u.tensors[n] - current[n]).ravel() for n in KINDS])) for u in sent]
     assert min(lengths) < 0.5 < max(lengths)  # one was clipped, one was not
-    assert [(u.num_examples, u.extras) for u in seen] == [(1, {})] * 4
+    assert [(u.num_examples, u.algorithm_tensors) for u in seen] == [(1, {})] * 4
 
 
 def test_the_noise_has_the_stated_deviation_and_is_new_each_time(tmp_path: Path) -> None:
     current, sent = updates(size=40_000)
     still = [replace(update, tensors=current) for update in sent]
     level = ClientLevel(NOISY, tmp_path)
-    first, second = (level.protect(current, KINDS, still, stage="g", round_index=r, before=0)[0] for r in (1, 2))
+    first, second = (level.protect(current, KINDS, still, stage="g", round_index=r, rounds_before=0)[0] for r in (1, 2))
     for update in (first, second):
         noise = np.concatenate([(update.tensors[n] - current[n]).ravel() for n in KINDS])
         assert noise.std() == pytest.approx(2.0 * 0.5 / 4, rel=0.01) and abs(noise.mean()) < 0.005
@@ -86,7 +85,7 @@ def test_epsilon_is_that_of_gaussian_releases(tmp_path: Path) -> None:
     current, sent = updates()
     level, delta, spent = ClientLevel(NOISY, tmp_path), 1e-3, []
     for n in range(1, 8):
-        level.protect(current, KINDS, sent, stage="guidance", round_index=n, before=n - 1)
+        level.protect(current, KINDS, sent, stage="guidance", round_index=n, rounds_before=n - 1)
         facts = level.facts()
         wanted = min(
             n * a / (2 * 2.0**2) + math.log1p(-1 / a) - (math.log(delta) + math.log(a)) / (a - 1) for a in ORDERS
@@ -101,7 +100,7 @@ def test_statistics_that_noise_does_not_cover_are_refused_before_anything_is_cou
     current, sent = updates()
     with pytest.raises(ConfigError, match=r"model\.norm"):
         ClientLevel(NOISY, tmp_path).protect(
-            current, {**KINDS, "b": "buffer"}, sent, stage="guidance", round_index=1, before=0
+            current, {**KINDS, "b": "buffer"}, sent, stage="guidance", round_index=1, rounds_before=0
         )
     assert not (tmp_path / FILE).exists()
 
@@ -112,7 +111,7 @@ def test_a_record_that_is_missing_or_shorter_stops_the_run(tmp_path: Path, conte
     if content is not None:
         (tmp_path / FILE).write_text(content, encoding="utf-8")
     with pytest.raises(ModelFileError, match="noised releases"):
-        ClientLevel(NOISY, tmp_path).protect(current, KINDS, sent, stage="guidance", round_index=3, before=2)
+        ClientLevel(NOISY, tmp_path).protect(current, KINDS, sent, stage="guidance", round_index=3, rounds_before=2)
 
 
 def test_a_round_that_is_computed_again_is_counted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,11 +131,11 @@ def test_a_round_that_is_computed_again_is_counted_again(tmp_path: Path, monkeyp
 
     store = CheckpointStore(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr("server.rounds.check_aggregate", killed)  # after the noise, before the checkpoint
+        patch.setattr("server.aggregation.check_aggregate", killed)  # after the noise, before the checkpoint
         with pytest.raises(Stop):
-            run_federation(grid, spec, store, toy.Events([]), **given)
+            toy.federate(grid, spec, store, toy.Events([]), **given)
     assert read_json(tmp_path / "run" / FILE)["releases"] == [["guidance", 1]]
-    final = run_federation(grid, spec, CheckpointStore(tmp_path / "run"), toy.Events([]), **given)
+    final = toy.federate(grid, spec, CheckpointStore(tmp_path / "run"), toy.Events([]), **given)
     assert [row["client_level"]["releases"] for row in final.history] == [2, 3, 4]
 
 

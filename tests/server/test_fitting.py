@@ -1,15 +1,15 @@
 """What the calibration is fitted on: whose parts, which weights, and what the sites' sums add up to."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 from fed_diffmic.training import calibration, stages
+from server.exchange import FiguresAnswer, Outcome
+from server.federation import Federation
 from server.fitting import calibrate, calibration_table, combined
 from server.hooks import Hooks
-from server.replies import Outcome
 from server.run_state import RunState
+from server.terms import RunTerms
 from tests.toy import Events, ToyNet, toy_spec
 
 PRIOR = np.array([0.5, 0.3, 0.2])
@@ -32,9 +32,9 @@ class Members:
     def everyone(self):
         return set(self.figures)
 
-    def evaluate(self, *args, **named):
-        self.asked.append(SimpleNamespace(args=args, named=named))
-        return self.figures, Outcome(bytes_sent=70)
+    def evaluate(self, request):
+        self.asked.append(request)
+        return FiguresAnswer(self.figures, Outcome(bytes_sent=70))
 
 
 @pytest.fixture
@@ -48,16 +48,17 @@ def state(monkeypatch):
 
 def fit(figures, state, prior=PRIOR):
     members, events = Members(figures), Events([])
-    return calibrate(members, toy_spec(), state, events, "plain", prior, 60.0), members, events
+    run = Federation(members, toy_spec(), state, None, events, RunTerms(["plain"], deadline_s=60.0), prior)
+    return calibrate(run, "plain"), members, events
 
 
 def test_the_finished_stages_own_parts_and_weights_are_asked_for_sums(state):
     _, members, _ = fit({"a": table_of((3, 1), 10), "b": table_of((3, 1), 30)}, state)
     (asked,) = members.asked
-    task, weights, own, prior, round_index, _ = asked.args
-    assert own == {"a": "own-a", "b": "own-b"}, "a site is calibrated with the model that it uses"
-    assert task.stage == "plain" and asked.named == {"sums": True} and round_index == 0
-    assert prior == PRIOR.tolist()
+    task, weights = asked.task, asked.tensors
+    assert asked.site_states == {"a": "own-a", "b": "own-b"}, "a site is calibrated with the model that it uses"
+    assert task.stage == "plain" and asked.sums and asked.round_index == 0
+    assert asked.prior == PRIOR.tolist()
     kinds = stages.exchanged(stages.build_module(toy_spec(), "plain"))
     assert set(weights) == set(kinds) and set(task.frozen) == set(state.results["plain"]) - set(kinds)
     assert all(np.array_equal(weights[name], state.results["plain"][name]) for name in weights)

@@ -20,7 +20,6 @@ from fed_diffmic.transport.identity import set_message_id
 from fed_diffmic.transport.messages import from_record, reply_message, to_record
 from server.checkpoints import CheckpointStore
 from server.hooks import Hooks
-from server.rounds import run_federation
 from simulations.grid import InProcessGrid
 from tests import toy
 
@@ -65,7 +64,7 @@ def federate(folder: Path, tamper: Tamper | None, kind: str = "train", **setting
     hooks = Hooks(audit=AuditLog(log, KEY, owner="coordinator"), **{"max_update_norm": 1e3, **more})
     given = {"stages": ["guidance"], "sites": names, "quorum": 0.6, "poll_s": 0.001, "join_s": 60, **settings}
     spec = toy.toy_spec(rounds=1)
-    final = run_federation(grid, spec, CheckpointStore(folder / "run"), events, hooks=hooks, **given)
+    final = toy.federate(grid, spec, CheckpointStore(folder / "run"), events, hooks=hooks, **given)
     return final, events, log
 
 
@@ -165,7 +164,7 @@ def test_a_reply_kept_from_an_earlier_round_is_a_replay(tmp_path: Path) -> None:
     grid.__class__ = Hostile
     assert isinstance(grid, Hostile)
     grid.tamper, events = replay, toy.Events([])
-    final = run_federation(
+    final = toy.federate(
         grid, toy.toy_spec(rounds=2), CheckpointStore(tmp_path / "run"), events,
         stages=["guidance"], sites=names, quorum=0.6, poll_s=0.001,
     )  # fmt: skip
@@ -213,7 +212,7 @@ def test_a_node_that_the_roster_does_not_name_is_not_even_asked(tmp_path: Path) 
 
     grid, _ = toy.toy_grid(tmp_path, names=("a", "b", "c"))
     grid.__class__ = Watched
-    run_federation(
+    toy.federate(
         grid, toy.toy_spec(rounds=1), CheckpointStore(tmp_path / "run"), toy.Events([]),
         stages=["guidance"], sites=["b", "c"], poll_s=0.001, hooks=Hooks(**bound({2: "b", 3: "c"})),
     )  # fmt: skip

@@ -7,7 +7,6 @@ from client.app import app
 from fed_diffmic.errors import RoundError
 from server.checkpoints import CheckpointStore
 from server.hooks import Hooks
-from server.rounds import run_federation
 from simulations.grid import InProcessGrid
 from tests import toy
 
@@ -31,7 +30,7 @@ def federate(folder, lost=0, code=5, **more):
     grid.lost, grid.code = lost, code
     events = toy.Events([])
     store = CheckpointStore(folder / "run")
-    final = run_federation(grid, toy.toy_spec(), store, events, stages=["guidance"], **more)
+    final = toy.federate(grid, toy.toy_spec(), store, events, stages=["guidance"], **more)
     return final, events
 
 
@@ -80,7 +79,7 @@ def test_a_site_that_was_revoked_is_not_called_lost(tmp_path):
     hooks, events = Hooks(lambda: bound), toy.Events([])
     store = CheckpointStore(tmp_path / "run")
     spec = toy.toy_spec()
-    run_federation(grid, spec, store, events, stages=["guidance"], quorum=0.5, sites=["a", "b"], hooks=hooks)
+    toy.federate(grid, spec, store, events, stages=["guidance"], quorum=0.5, sites=["a", "b"], hooks=hooks)
     assert events.of("site_waits") == []
     refused = events.of("site_refused")[0]
     assert (refused["site"], refused["code"], refused["stage"], refused["round"]) == ("b", "roster", "guidance", 1)

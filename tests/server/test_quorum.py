@@ -3,14 +3,16 @@
 import pytest
 
 from fed_diffmic.errors import RoundError
+from server.exchange import Site
 from server.presence import Presence
-from server.replies import Site
+from server.terms import RunTerms
 from tests.toy import Events, toy_spec
 
 
 def presence(count, quorum, names=True):
     sites = [f"s{number:02d}" for number in range(count)]
-    made = Presence(None, toy_spec(), Events([]), names=sites if names else None, quorum=quorum)
+    terms = RunTerms(["plain"], sites if names else None, quorum)
+    made = Presence(None, toy_spec(), Events([]), terms)
     if not names:
         made.members = {name: Site(name, node) for node, name in enumerate(sites)}
     return made, sites

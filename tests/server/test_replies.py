@@ -9,7 +9,8 @@ from fed_diffmic.exchange.failures import LATER, LOST
 from fed_diffmic.exchange.payload import Payload, pack
 from fed_diffmic.exchange.screening import REFUSALS, Expected
 from server import replies
-from server.replies import Request, Site, _Exchange
+from server.exchange import Site
+from server.replies import Channel, Request, _Asking
 from tests.toy import Events
 
 FACTS = {"arm": "federated", "stage": "plain", "round": 2}
@@ -32,7 +33,8 @@ class Grid:
 
 def exchange(closed=None, left=60.0):
     events, grid = Events([]), Grid()
-    made = _Exchange(grid, events, "train", time.monotonic() + left, FACTS, replies.Hooks(), closed)
+    channel = Channel(grid, events, closed={} if closed is None else closed)
+    made = _Asking(channel, "train", time.monotonic() + left, FACTS)
     return made, events, grid
 
 

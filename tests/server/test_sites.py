@@ -7,8 +7,9 @@ import pytest
 from fed_diffmic.algorithms import build_algorithm
 from fed_diffmic.config.simulation import StrategyConfig
 from fed_diffmic.exchange.payload import Payload
-from server.replies import Outcome
-from server.sites import Sites, StageTask, site_update
+from server.exchange import EvaluateRequest, Outcome, StageTask, TrainRequest
+from server.sites import Sites, site_update
+from server.terms import RunTerms
 from tests.toy import Events, toy_spec
 
 NAMES = [f"s{number}" for number in range(10)]
@@ -18,20 +19,18 @@ TASK = StageTask("plain", {}, "base", {"s0": "guidance-0", "s1": "guidance-1"})
 class Asked(Sites):
     """Keeps what would be asked, instead of asking."""
 
-    def _exchange(self, message_type, task, tensors, round_index, deadline, **named):
-        self.last = SimpleNamespace(tensors=tensors, round=round_index, **named)
+    def _exchange(self, question):
+        self.last = question
         return Outcome()
 
 
 def members(**strategy):
-    return Asked(None, toy_spec(strategy=StrategyConfig(**strategy)), Events([]), names=NAMES)
+    return Asked(None, toy_spec(strategy=StrategyConfig(**strategy)), Events([]), RunTerms(["plain"], NAMES))
 
 
 def train(made, round_index=2):
-    made.train(
-        TASK, {}, {"s0": "state-0", "s1": "state-1"}, {"s1": "keep-1"}, {"s0": "head-0"},
-        build_algorithm(StrategyConfig()), round_index, 0.0,
-    )  # fmt: skip
+    states, kept, ledgers = {"s0": "state-0", "s1": "state-1"}, {"s1": "keep-1"}, {"s0": "head-0"}
+    made.train(TrainRequest(TASK, {}, build_algorithm(StrategyConfig()), round_index, 0.0, states, kept, ledgers))
     return made.last
 
 
@@ -56,12 +55,12 @@ def test_the_base_goes_with_the_first_round():
 
 def test_validation_figures_are_asked_of_each_sites_own_model():
     made = members()
-    made.evaluate(TASK, {}, {"s0": "own-0"}, [0.5, 0.3, 0.2], 3, 0.0)
+    made.evaluate(EvaluateRequest(TASK, {}, [0.5, 0.3, 0.2], 3, 0.0, {"s0": "own-0"}))
     assert made.last.header("s0") == {
         "state": "own-0", "guidance": "guidance-0", "prior": [0.5, 0.3, 0.2], "sums": False, "split": "val",
     }  # fmt: skip
     assert made.last.header("s1")["state"] == "" and made.last.header("s1")["guidance"] == "guidance-1"
-    assert made.last.round == 3
+    assert made.last.round_index == 3
 
 
 def test_a_guidance_network_of_its_own_stands_below_the_diffusion_stage_alone():
@@ -85,7 +84,7 @@ def test_who_takes_part_is_drawn_anew_for_each_round_and_stage():
 def test_an_algorithm_sees_a_sites_own_numbers_apart_from_its_weights():
     reply = Payload("train.reply", {"num_examples": 7}, {"w": 1, "algorithm/c": 2}, {"steps": 3.0, "initial_loss": 0.5})
     found = site_update("a", reply)
-    assert (found.site, found.tensors, found.extras) == ("a", {"w": 1}, {"algorithm/c": 2})
+    assert (found.site, found.tensors, found.algorithm_tensors) == ("a", {"w": 1}, {"algorithm/c": 2})
     assert (found.num_examples, found.steps, found.initial_loss) == (7, 3.0, 0.5)
 
 

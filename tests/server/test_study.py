@@ -23,8 +23,7 @@ from server import study as server_study
 from server.checkpoints import CheckpointStore
 from server.cli import main
 from server.hooks import Hooks
-from server.rounds import begin_stage, run_federation
-from server.stage import exchanged_kinds
+from server.stage import begin_stage, exchanged_kinds
 from server.status import RunStatus, StatusWriter
 from server.strategy import server_algorithm
 from server.study import first_digests, stored_study, study_of_run
@@ -54,7 +53,7 @@ def run(folder: Path, rules: dict[str, Rules], log: toy.Events | None = None, sp
     hooks = Hooks(audit=audit, signer=COORDINATOR, names_of_nodes=lambda: names)
     store = CheckpointStore(folder / "run")
     settings = {"stages": ["guidance"], "sites": sorted(rules), "hooks": hooks, "poll_s": 0.01, **more}
-    return run_federation(grid, spec, store, log or toy.Events([]), **settings)
+    return toy.federate(grid, spec, store, log or toy.Events([]), **settings)
 
 
 def test_sites_keep_the_study_under_the_coordinators_signature_and_the_logs_name_it(tmp_path: Path) -> None:

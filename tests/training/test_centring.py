@@ -123,7 +123,7 @@ def test_every_algorithm_averages_the_mean_and_moves_nothing_else(name):
                 site.name,
                 result.tensors,
                 result.num_examples,
-                result.extras,
+                result.algorithm_tensors,
                 steps=result.metrics["steps"],
                 initial_loss=result.metrics.get("initial_loss"),
             )

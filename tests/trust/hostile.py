@@ -16,7 +16,6 @@ from fed_diffmic.transport.identity import set_message_id
 from fed_diffmic.transport.messages import from_record, reply_message, to_record
 from server.checkpoints import CheckpointStore
 from server.hooks import Hooks
-from server.rounds import run_federation
 from simulations.grid import InProcessGrid
 from tests import toy
 
@@ -76,7 +75,7 @@ def federate(
         assert isinstance(grid, Hostile)
         grid.evil = evil
     events = toy.Events([])
-    final = run_federation(
+    final = toy.federate(
         grid, toy.toy_spec(**{"rounds": 2, "ema": 0.0, **spec}), CheckpointStore(folder / "run"), events,
         stages=["guidance"], sites=names, quorum=quorum, poll_s=0.001, join_s=join_s,
         hooks=Hooks(max_update_norm=10_000.0, **{**guard(), **(hooks or {})}),

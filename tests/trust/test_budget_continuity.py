@@ -31,10 +31,9 @@ from fed_diffmic.training import stages
 from server.checkpoints import CheckpointStore
 from server.hooks import Hooks
 from server.ledgers import LedgerMemory
-from server.rounds import run_federation
 from simulations.grid import InProcessGrid
 from tests.site_rules import rules
-from tests.toy import CLASSES, Events, toy_spec
+from tests.toy import CLASSES, Events, federate, toy_spec
 
 SIDE, BUDGET = 32, 4.0
 PRIVACY = PrivacyConfig(
@@ -105,7 +104,7 @@ class World:
         spec = replace(made, arm="federated", run_id=name, model=replace(made.model, image_side=SIDE))
         hooks = Hooks(names_of_nodes=lambda: {1: "aurum"}, ledgers=None if forgetful else self.memory)
         try:
-            return run_federation(
+            return federate(
                 InProcessGrid(app, [{"site": "aurum"}]), spec, CheckpointStore(self.home / "runs" / name), Events([]),
                 stages=["plain"], sites=["aurum"], poll_s=0.001, join_s=2.0, hooks=hooks,
             )  # fmt: skip

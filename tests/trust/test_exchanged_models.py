@@ -28,7 +28,6 @@ from fed_diffmic.release.model_audit import model_findings
 from fed_diffmic.release.provenance import PROVENANCE, verify_statement
 from server.checkpoints import CheckpointStore
 from server.hooks import Hooks
-from server.rounds import run_federation
 from tests import site_rules, toy
 
 KEY = ec.generate_private_key(ec.SECP256R1())
@@ -55,7 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         audit = AuditLog(folder / "run" / "audit.jsonl", KEY, owner="coordinator")
         store, given = CheckpointStore(folder / "run"), {"stages": ["guidance"], "sites": ["a", "b"], "poll_s": 0.001}
         hooks = Hooks(audit=audit, signer=KEY)
-        run_federation(grid, toy.toy_spec(), store, toy.Events([]), hooks=hooks, test_s=60.0, **given)
+        toy.federate(grid, toy.toy_spec(), store, toy.Events([]), hooks=hooks, test_s=60.0, **given)
     return folder
 
 
@@ -247,7 +246,7 @@ def test_a_run_finds_its_key_where_its_configuration_says(run: Path, tmp_path: P
 def test_a_simulations_model_is_not_signed_and_goes_on_working(tmp_path: Path) -> None:
     grid, _ = toy.toy_grid(tmp_path)
     given: dict[str, Any] = {"stages": ["guidance"], "sites": ["a", "b"], "poll_s": 0.001}
-    run_federation(grid, toy.toy_spec(), CheckpointStore(tmp_path / "run"), toy.Events([]), **given)
+    toy.federate(grid, toy.toy_spec(), CheckpointStore(tmp_path / "run"), toy.Events([]), **given)
     (tmp_path / "run" / "config.yaml").write_text("seed: 0\n")
     assert load_final(tmp_path / "run").origin.startswith("not signed")
     assert final_predictor(tmp_path / "run").spec.run_id == "toy"

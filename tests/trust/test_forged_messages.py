@@ -28,7 +28,6 @@ from fed_diffmic.release.final import load_final
 from fed_diffmic.transport.identity import set_message_id
 from fed_diffmic.transport.messages import failure_of, reply_message, task_message, to_record, wire_of
 from server.checkpoints import CheckpointStore
-from server.rounds import run_federation
 from tests import site_rules, toy
 from tests.client.test_app import context, task
 from tests.seals import (
@@ -289,7 +288,7 @@ def federate(folder: Path, grid: Any, events: Any = None, hooks: Any = None, **s
         "quorum": 0.5,
         **settings,
     }
-    return run_federation(
+    return toy.federate(
         grid, toy.toy_spec(), CheckpointStore(folder / "run"), events or toy.Events([]),
         hooks=hooks or sealed_hooks(folder / "run", ("a", "b", "c")), **given,
     )  # fmt: skip
@@ -303,7 +302,7 @@ def reads(value: object, message: Message) -> bool:
 def test_seals_change_no_bit_and_both_logs_agree(tmp_path: Path) -> None:
     final = federate(tmp_path, carried(tmp_path))
     plain_grid, _ = toy.toy_grid(tmp_path / "plain", names=("a", "b", "c"))
-    plain = run_federation(
+    plain = toy.federate(
         plain_grid, toy.toy_spec(), CheckpointStore(tmp_path / "plain" / "run"), toy.Events([]),
         stages=["guidance"], sites=["a", "b", "c"], poll_s=0.001, join_s=1.0,
     )  # fmt: skip

@@ -19,7 +19,6 @@ from fed_diffmic.errors import FedDiffmicError, RoundError
 from fed_diffmic.exchange.payload import Payload, Wire, WireArray, encode, text_digest
 from server.checkpoints import CheckpointStore
 from server.hooks import Hooks
-from server.rounds import run_federation
 from tests import toy
 from tests.trust.hostile import NAMES, Evil, Hostile, bias, federate, refused, strategy
 
@@ -88,7 +87,7 @@ def test_an_update_that_overflows_the_sum_is_left_out(tmp_path: Path) -> None:
     grid.__class__ = Hostile
     assert isinstance(grid, Hostile)
     grid.evil, events = evil, toy.Events([])
-    final = run_federation(
+    final = toy.federate(
         grid, toy.toy_spec(rounds=1, ema=0.0, strategy=chosen, lr=1e-5), CheckpointStore(tmp_path / "run"), events,
         stages=["guidance"], sites=NAMES, quorum=0.6, poll_s=0.001, hooks=Hooks(**hooks),
     )  # fmt: skip

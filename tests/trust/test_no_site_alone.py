@@ -25,7 +25,6 @@ from fed_diffmic.transport.identity import set_message_id
 from fed_diffmic.transport.messages import from_record, reply_message
 from server.checkpoints import CheckpointStore
 from server.hooks import Hooks
-from server.rounds import run_federation
 from tests import toy
 from tests.trust.hostile import AMPLE, NAMES, STRATEGIES, Evil, Hostile, bias, federate, guard, refused, strategy
 
@@ -117,9 +116,9 @@ def test_a_claim_does_not_grow_within_a_run(tmp_path: Path) -> None:
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_federation(grid, toy.toy_spec(ema=0.0), store, Stops([]), **given)
+        toy.federate(grid, toy.toy_spec(ema=0.0), store, Stops([]), **given)
     later = 1
-    final = run_federation(grid, toy.toy_spec(ema=0.0), store, events, **given)
+    final = toy.federate(grid, toy.toy_spec(ema=0.0), store, events, **given)
     assert refused(events) == {("a", "weight")}
     assert set(final.history[1]["sites"]) == {"b", "c"}
     assert {event["site"]: event["images"]["train"] for event in events.of("site_found")} == dict.fromkeys(NAMES, 12)
@@ -179,7 +178,7 @@ def test_one_site_does_not_choose_the_round(tmp_path: Path) -> None:
         grid.__class__ = Improving
         assert isinstance(grid, Improving)
         grid.evil, events = evil, toy.Events([])
-        run_federation(
+        toy.federate(
             grid, toy.toy_spec(rounds=3, ema=0.0), CheckpointStore(tmp_path / case / "run"), events,
             stages=["guidance"], sites=NAMES, poll_s=0.001, hooks=Hooks(**guard()),
         )  # fmt: skip

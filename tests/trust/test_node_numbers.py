@@ -15,7 +15,6 @@ from fed_diffmic.exchange.failures import PAUSED, SiteError
 from server.checkpoints import CheckpointStore
 from server.hooks import Hooks
 from server.labels import agreed_labels
-from server.rounds import run_federation
 from tests import site_rules, toy
 
 FIRST = 7_311_904_000_000_000_000  # numbers as long as Flower's, so that none is in a digest by chance
@@ -44,7 +43,7 @@ def test_no_log_or_event_names_a_node(tmp_path: Path, roster: bool) -> None:
     hooks = Hooks(names_of_nodes=(lambda: numbers) if roster else None, audit=audit, signer=KEY)
     agreed_labels(grid, events, run="toy", nodes=2, deadline=1e12, poll_s=0.001, hooks=hooks)
     given: dict[str, Any] = {"stages": ["guidance"], "sites": ["a", "b"], "poll_s": 0.001, "join_s": 5.0}
-    run_federation(grid, toy.toy_spec(), CheckpointStore(tmp_path / "run"), events, hooks=hooks, **given)
+    toy.federate(grid, toy.toy_spec(), CheckpointStore(tmp_path / "run"), events, hooks=hooks, **given)
     logged = (tmp_path / "audit.jsonl").read_text() + json.dumps(events.log)
     assert '"site_failed"' in logged
     for number in numbers:
@@ -65,5 +64,5 @@ def test_a_site_that_is_not_of_this_run_is_not_asked(tmp_path: Path) -> None:
     numbers = {node: str(context.node_config["site"]) for node, context in grid._contexts.items()}
     given: dict[str, Any] = {"stages": ["guidance"], "sites": ["a", "b"], "poll_s": 0.001, "join_s": 5.0}
     hooks = Hooks(names_of_nodes=lambda: numbers)
-    run_federation(grid, toy.toy_spec(), CheckpointStore(tmp_path / "run"), toy.Events([]), hooks=hooks, **given)
+    toy.federate(grid, toy.toy_spec(), CheckpointStore(tmp_path / "run"), toy.Events([]), hooks=hooks, **given)
     assert [line.kind for line in read_lines(tmp_path / "stranger.audit.jsonl")] == ["opened"]

@@ -16,7 +16,6 @@ from fed_diffmic.exchange.audit_findings import PROBLEM
 from fed_diffmic.exchange.seal import read_reply_seal, read_request_seal
 from fed_diffmic.provision.keys import public_text
 from server.checkpoints import CheckpointStore
-from server.rounds import run_federation
 from tests import seals, site_rules, toy
 from tests.trust.made_logs import RUN, Logs, digest_of, forge
 
@@ -237,7 +236,7 @@ def test_a_run_under_seals_convicts_whoever_writes_its_log_anew(
     hooks = seals.sealed_hooks(tmp_path / "run", ("a", "b"))
     given: dict[str, Any] = {"stages": ["guidance"], "sites": ["a", "b"], "poll_s": 0.001, "test_s": 60.0}
     store = CheckpointStore(tmp_path / "run")
-    run_federation(grid, toy.toy_spec(), store, toy.Events([]), hooks=hooks, **given)
+    toy.federate(grid, toy.toy_spec(), store, toy.Events([]), hooks=hooks, **given)
     keys = {"coordinator": seals.COORDINATOR, "a": seals.SITE_KEYS["a"]}
     for name, key in keys.items():
         (tmp_path / f"{name}.pub").write_text(public_text(key.public_key()) + "\n")

@@ -1,0 +1,225 @@
+"""How a round's updates and figures come: what is asked, what is answered, and the contract of whoever asks the sites.
+
+The round loop (:mod:`server.rounds`) knows the sites through an :class:`Exchange` alone. :class:`server.sites.Sites` is
+the plain one, whose coordinator sees every site's screened update. One that learns only sums over a set of sites
+answers the same requests: who took part, what each said of itself and what travelled stand in its :class:`Outcome`
+just so, and what the algorithm gets instead of updates is one more field of :class:`TrainAnswer`, for which
+:mod:`server.aggregation` is the one place that knows what to do with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fed_diffmic.algorithms.base import Algorithm, SiteUpdate, Tensors
+from fed_diffmic.exchange.audit import Head
+from fed_diffmic.exchange.payload import Payload
+from fed_diffmic.files import tensors_digest
+from fed_diffmic.training.calibration import Calibration
+from server.hooks import Hooks
+
+Figures = Mapping[str, Mapping[str, float]]
+"""Numbers by site, by name."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A site that takes part.
+
+    Attributes:
+        name: unique among the sites of the run.
+        node: Flower's number for it, which may change when it reconnects.
+        images: number of train, val and test images; none: the site keeps that number back (never that of train).
+        class_counts: training images of each class; none: kept back.
+    """
+
+    name: str
+    node: int
+    images: tuple[int, int | None, int | None] = (0, 0, 0)
+    class_counts: tuple[int | None, ...] = ()
+
+
+@dataclass
+class Outcome:
+    """What came of an exchange.
+
+    Attributes:
+        replies: good replies by site name.
+        missing: why each of the others is missing, in fixed sentences.
+        codes: the code of each of those.
+        digests: of each good reply's header as it travelled, which names the digest of its tensors.
+        heads: of the chain of each site that keeps an audit log, as its good reply says.
+        bytes_sent: tensor bytes both ways.
+    """
+
+    replies: dict[str, Payload] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    codes: dict[str, int | str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    heads: dict[str, Head] = field(default_factory=dict)
+    bytes_sent: int = 0
+
+
+@dataclass(frozen=True)
+class StageTask:
+    """What a stage's requests have in common.
+
+    Attributes:
+        stage: name.
+        frozen: the part of the base that never changes, named by its digest.
+        guidance: digest of each site's own state of stage guidance on which this stage stands.
+    """
+
+    stage: str
+    frozen: Tensors
+    digest: str
+    guidance: Mapping[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def of(stage: str, frozen: Tensors, personal: Mapping[str, Mapping[str, str]] | None = None) -> StageTask:
+        """With the digest computed once.
+
+        Args:
+            personal: digests of the sites' own states that belong to finished stages.
+        """
+        guidance = (personal or {}).get("guidance", {}) if stage == "diffusion" else {}
+        return StageTask(stage, frozen, tensors_digest(frozen), guidance)
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """One local update at every site that takes part in a round.
+
+    Attributes:
+        task: the stage.
+        sent: the round's global tensors, and the algorithm's own.
+        algorithm: decides which figures must come.
+        round_index: from 1.
+        deadline: monotonic seconds.
+        site_states: digest of the state that each site builds on.
+        kept_states: digest of a state that each site must not forget, that of the best round.
+        ledgers: head of each site's privacy ledger as this run saw it last, where no memory is kept over all runs; the
+            site compares.
+    """
+
+    task: StageTask
+    sent: Tensors
+    algorithm: Algorithm
+    round_index: int
+    deadline: float
+    site_states: Mapping[str, str] = field(default_factory=dict)
+    kept_states: Mapping[str, str] = field(default_factory=dict)
+    ledgers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainAnswer:
+    """What came of a :class:`TrainRequest`, its quorum met.
+
+    Attributes:
+        updates: screened, in the order of site names.
+        site_states: digests of the sites' new states; empty where a site keeps none.
+        asked: names of those who were asked; none: everyone.
+        outcome: of the exchange.
+    """
+
+    updates: Sequence[SiteUpdate]
+    site_states: Mapping[str, str]
+    outcome: Outcome
+    asked: Set[str] | None = None
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """Figures of some weights on every site's validation images.
+
+    Attributes:
+        task: the stage.
+        tensors: what is judged, by the names that are exchanged.
+        prior: the consortium's class prior ``(C,)``.
+        round_index: from 1; 0: after the stage's last round.
+        deadline: monotonic seconds.
+        site_states: digest of the state whose part of the model is each site's own.
+        sums: ask for the calibration's sums too; a site whose policy keeps them back counts for the quorum.
+    """
+
+    task: StageTask
+    tensors: Tensors
+    prior: Sequence[float]
+    round_index: int
+    deadline: float
+    site_states: Mapping[str, str] = field(default_factory=dict)
+    sums: bool = False
+
+
+@dataclass(frozen=True)
+class AssessRequest:
+    """Figures of a finished stage's model on the test images of every site whose policy lets them out.
+
+    Attributes:
+        task: the stage.
+        tensors: the model, by the names that are exchanged.
+        fitted: the stage's calibration.
+        deadline: monotonic seconds.
+        site_states: digest of the state whose part of the model is each site's own.
+        asked: names of those to ask; none: everyone who is there.
+    """
+
+    task: StageTask
+    tensors: Tensors
+    fitted: Calibration
+    deadline: float
+    site_states: Mapping[str, str] = field(default_factory=dict)
+    asked: Set[str] | None = None
+
+
+@dataclass(frozen=True)
+class FiguresAnswer:
+    """What came of an :class:`EvaluateRequest` or an :class:`AssessRequest`.
+
+    Attributes:
+        figures: screened, by site in the order of names; a site may say nothing.
+        outcome: of the exchange.
+    """
+
+    figures: dict[str, dict[str, float]]
+    outcome: Outcome
+
+
+class Exchange(Protocol):
+    """Whoever asks the sites, for the round loop.
+
+    Attributes:
+        members: the sites that are there, by name.
+        heads: of the sites' chains, as each last said.
+        hooks: what a real coordinator adds.
+    """
+
+    members: dict[str, Site]
+    heads: dict[str, Head]
+    hooks: Hooks
+
+    def find(self, deadline: float) -> None:
+        """Wait for the sites; raises :class:`fed_diffmic.errors.RoundError` where fewer than the quorum come."""
+
+    def everyone(self) -> set[str]:
+        """Names of all sites that are expected, or there."""
+
+    def train(self, request: TrainRequest) -> TrainAnswer:
+        """One local update at every site that takes part; raises ``RoundError`` where the quorum is missed."""
+
+    def evaluate(self, request: EvaluateRequest) -> FiguresAnswer:
+        """Figures on the sites' validation images; raises ``RoundError`` where the quorum is missed."""
+
+    def assess(self, request: AssessRequest) -> FiguresAnswer:
+        """Figures on the sites' test images; a site that says nothing is left out, whatever the quorum."""
+
+    def refused(self, site: str, code: str, stage: str = "", round_index: int = 0) -> None:
+        """Say that a site is refused, and why (:data:`fed_diffmic.exchange.screening.REFUSALS`)."""
+
+    def check_quorum(
+        self, what: str, good: set[str], missing: Mapping[str, str], asked: Set[str] | None = None
+    ) -> None:
+        """Raise ``RoundError`` unless enough of those who were asked (none: everyone) replied well."""

@@ -1,0 +1,91 @@
+"""A finished round as one row of the run's history, and what a later round reads of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fed_diffmic.algorithms.base import SiteUpdate
+from fed_diffmic.exchange.claims import parse_claim
+from server.client_level import ClientLevel
+from server.exchange import FiguresAnswer, Outcome, TrainAnswer
+from server.hooks import Hooks
+from server.run_state import RunState
+from server.selection import weighted_mean
+from server.stage import StageWork
+from server.trail import round_facts
+
+FIGURES = ("loss", "auroc_macro", "balanced_accuracy", "accuracy")
+
+
+@dataclass(frozen=True)
+class RoundDone:
+    """What a round came to.
+
+    Attributes:
+        trained: the answers of the sites that were asked to train.
+        updates: those that are in the aggregate.
+        evaluated: the answers of the sites that judged it.
+        made: digests of the weights, where a log is kept (:func:`server.trail.log_aggregate`).
+        seconds: that it took.
+    """
+
+    trained: TrainAnswer
+    updates: Sequence[SiteUpdate]
+    evaluated: FiguresAnswer
+    made: Mapping[str, str]
+    seconds: float
+
+    @property
+    def bytes_sent(self) -> int:
+        """Tensor bytes both ways."""
+        return self.trained.outcome.bytes_sent + self.evaluated.outcome.bytes_sent
+
+
+def round_row(work: StageWork, done: RoundDone, noise: ClientLevel, hooks: Hooks) -> dict[str, Any]:
+    """The row of the round that the stage's progress counts as its last.
+
+    What client-level noise has cost so far stands in the row itself, not with an observer: it must be in the
+    checkpoint that holds the weights which it paid for.
+    """
+    progress, share = work.progress, work.share
+    trained, evaluated, figures = done.trained.outcome, done.evaluated.outcome, done.evaluated.figures
+    sites = {u.site: {**trained.replies[u.site].metrics, "num_examples": u.num_examples} for u in done.updates}
+    means = {name: weighted_mean(figures, name, share) for name in FIGURES}
+    row: dict[str, Any] = {
+        "stage": progress.name,
+        "round": progress.round,
+        "loss": weighted_mean(sites, "loss", share),
+        "mean": {name: value for name, value in means.items() if value is not None},
+        "sites": sites,
+        "val": figures,
+        "missing": {**trained.missing, **evaluated.missing},
+        "best_round": progress.best_round,
+        "bytes_sent": done.bytes_sent,
+        "seconds": done.seconds,
+    }
+    claims = privacy_claims(trained)
+    if claims:
+        row["privacy"] = claims
+    if noise.on:
+        row["client_level"] = noise.facts()
+    return row | dict(done.made) | round_facts(hooks, {"train": trained, "evaluate": evaluated})
+
+
+def figures_of_round(run_state: RunState, stage: str, index: int) -> dict[str, dict[str, float]]:
+    """The sites' validation figures in a finished round of a stage; none of round 0."""
+    rows = [row["val"] for row in run_state.history if row["stage"] == stage and row["round"] == index]
+    return rows[-1] if rows else {}
+
+
+def ledger_heads(outcome: Outcome) -> dict[str, str]:
+    """Heads of the sites' privacy ledgers, to be echoed with the next request."""
+    heads = {name: reply.header["ledger"] for name, reply in sorted(outcome.replies.items())}
+    return {name: head for name, head in heads.items() if head}
+
+
+def privacy_claims(outcome: Outcome) -> dict[str, dict[str, Any]]:
+    """What the sites say of their privacy, those that say something that can be read."""
+    claims = {name: parse_claim(reply.header["claim"]) for name, reply in sorted(outcome.replies.items())}
+    return {name: claim for name, claim in claims.items() if claim}

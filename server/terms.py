@@ -1,0 +1,32 @@
+"""What a run of rounds is held to: which stages, which sites, how many must answer, how long anything may take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RunTerms:
+    """The terms of one run; nothing of them reaches a site but what its study says.
+
+    Attributes:
+        stages: that are trained, in order.
+        sites: names of the sites expected; none: whoever is there.
+        quorum: share of the sites whose good replies a round needs, in (0, 1].
+        deadline_s: seconds that a round may take, its evaluation included.
+        join_s: the longest wait for sites to appear at the start, in seconds.
+        poll_s: pause between looking for replies, in seconds.
+        test_s: the longest wait, in seconds, for the figures that sites let out of their test images at the end; 0:
+            nobody is asked (a simulation reads test images itself).
+        patience: rounds of a stage without a better one after which the stage ends; 0: it never ends early.
+    """
+
+    stages: Sequence[str]
+    sites: Sequence[str] | None = None
+    quorum: float = 1.0
+    deadline_s: float = 86400.0
+    join_s: float = 300.0
+    poll_s: float = 0.1
+    test_s: float = 0.0
+    patience: int = 0
