@@ -14,6 +14,8 @@ from fed_diffmic.exchange.payload import PayloadError, text_digest
 VERSION = 1
 MOST_SITES = 200
 LONGEST_TEXT = 64 * 1024
+PURPOSES = ("train", "evaluate")
+"""What may be summed. A word that is made up would be a second sum over the same round's updates, and a second set."""
 
 # Why a site or a coordinator does not go on (:class:`MaskingError`).
 STRANGER, FORGED, STALE, OTHER, FEW, SECOND_SET, OUT_OF_TURN, BAD_SHARE, NO_ROOM, MALFORMED = (
@@ -51,7 +53,7 @@ class Session:
         run: the run's name.
         arm: of the run.
         stage: of the run.
-        purpose: what is summed, for example ``train`` or ``evaluate``.
+        purpose: what is summed, one of :data:`PURPOSES`.
         round: from 1 (0: after the last).
         attempt: from 1, within the round.
         task: digest of everything that all sites of the sum must have been given alike (weights, base, the run's
@@ -80,7 +82,8 @@ class Session:
             type(number) is not int or abs(number) > 2**53 for number in numbers
         ):
             raise MaskingError(MALFORMED, "a session is not described as one")
-        if self.round < 0 or self.attempt < 1 or self.length < 1 or self.bits not in (32, 64):
+        known = self.purpose in PURPOSES and self.bits in (32, 64)
+        if self.round < 0 or self.attempt < 1 or self.length < 1 or not known:
             raise MaskingError(MALFORMED, "a session is not described as one")
 
     @property

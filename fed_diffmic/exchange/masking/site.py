@@ -275,7 +275,7 @@ class MaskingSite:
         if strangers or self.name not in company:
             raise MaskingError(STRANGER, "a site of the round is not in this site's roster, or this site is left out")
         if len(company) - 1 < self.min_sites:
-            raise MaskingError(FEW, f"there are fewer than {self.min_sites} other sites (policy.min_sites)")
+            raise MaskingError(FEW, f"there are fewer than {self.min_sites} other sites")
 
     def _check_words(self, session: Session, words: np.ndarray, sites: int) -> None:
         if words.shape != (session.length,) or words.dtype != np.dtype(f"<u{session.bits // 8}"):
