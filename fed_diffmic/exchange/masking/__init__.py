@@ -10,7 +10,9 @@ CCS; the full graph, against an active coordinator), for consortia of 3 to 50 si
 ``shamir``, ``shares``    secrets shared by threshold, sealed to their recipients
 ``stream``                masks: streams of words that cancel in the sum
 ``site``, ``store``       a site's steps, its own rules, and what of it outlives a kill
-``coordinator``           the coordinator's steps; ``driver`` plays all parts in one process
+``coordinator``, ``kept``  the coordinator's steps, and what of them outlives a kill
+``update``                an update as words, and the mean behind a sum
+``driver``                plays all parts in one process
 ========================  ==========================================================================
 
 No Flower here. What each party learns, and what nobody is protected from: docs/secure-aggregation.md.

@@ -316,7 +316,15 @@ def test_no_two_sites_masks_are_enough_to_unmask_a_third() -> None:
 
 def test_session_texts_are_read_strictly() -> None:
     assert Session.parse(SESSION.text) == SESSION
-    for wrong in ({"round": -1}, {"attempt": 0}, {"length": 0}, {"bits": 16}, {"purpose": "again"}, {"run": ""}, {"round": True}):
+    for wrong in (
+        {"round": -1},
+        {"attempt": 0},
+        {"length": 0},
+        {"bits": 16},
+        {"purpose": "again"},
+        {"run": ""},
+        {"round": True},
+    ):
         refused(MALFORMED, lambda w=wrong: replace(SESSION, **w))
     for text in (SESSION.text + " ", SESSION.text.replace('"v":1', '"v":2'), "NaN", '{"v":NaN}', "[]"):
         refused(MALFORMED, lambda t=text: Session.parse(t))
