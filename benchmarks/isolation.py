@@ -19,6 +19,7 @@ from fed_diffmic.privacy.inversion.subject import make_subject
 from fed_diffmic.privacy.isolation import Isolation, measure_isolation
 from fed_diffmic.training.local import local_update
 from fed_diffmic.training.stages import build_module, load_state
+from fed_diffmic.training.update import LocalRound
 
 IMAGES, CHOICES = 64, 3
 
@@ -53,7 +54,7 @@ def main() -> None:
     for index in range(1, options.rounds + 1):
         found = [measure_isolation(module, subject.site, "cpu", np.random.default_rng(c)) for c in range(CHOICES)]
         print(f"{index:5d} {loss:8.4f} {worst(found)}", flush=True)
-        result = local_update(module, subject.site, build_algorithm(spec.strategy), site="a", round_index=index)
+        result = local_update(module, subject.site, build_algorithm(spec.strategy), LocalRound("a", index))
         loss = result.metrics["loss"]
     found = [measure_isolation(module, subject.site, "cpu", np.random.default_rng(c)) for c in range(CHOICES)]
     print(f"{'end':>5} {loss:8.4f} {worst(found)}")

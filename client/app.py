@@ -16,6 +16,8 @@ from flwr.clientapp import ClientApp
 
 from client import tasks
 from client.enforce import Enforcement
+from client.module import NEED_BASE, BaseMissingError
+from client.requests import check_request
 from client.site import Site, log_failure, open_data, open_site, site_folder, site_rules
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import MachineError
@@ -68,7 +70,7 @@ def answer(message: Message, context: Context, kind: str, task: Task | None) -> 
     try:
         folder = site_folder(context)
         request, digest = read(message, rules)
-        return perform(message, context, request, digest, rules, task)
+        return run_task(message, context, request, digest, rules, task)
     except PayloadError as error:
         failed: Exception = SiteError(BAD_REQUEST)
         failed.__cause__ = error
@@ -97,7 +99,7 @@ def read(message: Message, rules: Enforcement) -> tuple[Payload, str]:
     return decode(wire, LIMITS), wire.digest
 
 
-def perform(
+def run_task(
     message: Message, context: Context, request: Payload, digest: str, rules: Enforcement, task: Task | None
 ) -> Message:
     """Do a task that could be read, under the site's rules; its reply.
@@ -108,7 +110,7 @@ def perform(
     Raises:
         Exception: whatever makes the task impossible; nothing of it may cross but a code.
     """
-    spec, site = tasks.check_request(request, rules.kind), None
+    spec, site = check_request(request, rules.kind), None
     rules.admit(spec, request, digest)
     if rules.rules is not None:  # a real site's message is nobody else's: what was decoded need not be held twice
         message.content = RecordDict()
@@ -122,8 +124,8 @@ def perform(
             rules.ready(site, spec, request)
             with rules.bounded():
                 reply = task(site, spec, request)
-    except tasks.BaseMissingError:
-        reply = Payload(tasks.NEED_BASE)
+    except BaseMissingError:
+        reply = Payload(NEED_BASE)
     reply = rules.release(reply, request, site)
     wire = encode(reply)
     rules.sending(reply, wire, request)

@@ -45,7 +45,7 @@ def own_parts(config: SiteConfig, final: FinalModel, folder: Path) -> dict[str, 
                 check_part(config, stage, parts[stage])
             continue
         key = (final.spec.run_id, final.spec.arm, stage)
-        state = SiteStore(str(config.site.folder)).state(key, digests[site])
+        state = SiteStore(str(config.site.folder)).site_state(key, digests[site])
         if state is None:
             raise ModelFileError(
                 f"this site no longer holds its own part of the model of stage {stage}",

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from client.site import Site
-from fed_diffmic.algorithms.base import Algorithm, Tensors
+from fed_diffmic.algorithms.base import Algorithm
 from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import Examples
@@ -34,10 +32,9 @@ from fed_diffmic.privacy.modules import check_private
 from fed_diffmic.privacy.randomness import Randomness
 from fed_diffmic.privacy.units import unit_set
 from fed_diffmic.training.calibration import class_prior
-from fed_diffmic.training.features import FeatureStore
-from fed_diffmic.training.local import LocalResult
 from fed_diffmic.training.stage import StageModule
 from fed_diffmic.training.stages import exchanged
+from fed_diffmic.training.update import LocalResult, LocalRound, SiteMemory
 
 COUNTS = "counts"
 
@@ -76,18 +73,19 @@ def open_ledger(site: Site, spec: RunSpec, echoed: str = "") -> Ledger:
 def private_round(
     site: Site,
     spec: RunSpec,
+    echoed: str,
     module: StageModule,
     algorithm: Algorithm,
-    round_index: int,
-    *,
-    echoed: str,
-    optimizer_state: Tensors | None,
-    received: Tensors | None,
-    algorithm_state: Tensors | None,
-    store: FeatureStore | None,
-    store_key: Hashable,
+    at: LocalRound,
+    memory: SiteMemory,
 ) -> tuple[LocalResult, str, str]:
     """One private update: planned, written into the ledger, computed, settled.
+
+    Args:
+        echoed: what the coordinator saw of the ledger last.
+        module: with the round's weights in it.
+        at: whose update it is, and of which round; its random draws are of the site's name alone, as its noise is.
+        memory: what it builds on.
 
     Returns:
         the update, the ledger's head and the claim that go with it.
@@ -102,28 +100,15 @@ def private_round(
         raise SiteError(UNPROTECTED, f"strategy={spec.strategy.name} reads training images outside the private update")
     check_private(module, exchanged(module))
     prior, weight = noised_prior(site, spec, echoed), public_weight(site, spec, echoed)
+    at = replace(at, site=site.name)
     with open_ledger(site, spec, echoed) as ledger:
         units = unit_set(train, ledger.secret)
         plan = make_plan(privacy, spec, stage, train, ledger.allowance(units, spec.run_id))
+        # Before the first step: an update that dies in the middle stays counted in full.
         number = ledger.reserve(
-            units, plan.mechanism, run=spec.run_id, arm=spec.arm, stage=stage, round_index=round_index
+            units, plan.mechanism, run=spec.run_id, arm=spec.arm, stage=stage, round_index=at.round_index
         )
-        result = private_update(
-            module,
-            train,
-            algorithm,
-            privacy,
-            plan,
-            site=site.name,
-            round_index=round_index,
-            device=torch.device(site.device),
-            prior=prior,
-            optimizer_state=optimizer_state,
-            received=received,
-            algorithm_state=algorithm_state,
-            store=store,
-            store_key=store_key,
-        )
+        result = private_update(module, train, algorithm, at, memory, privacy=privacy, plan=plan, prior=prior)
         ledger.settle(number, plan.steps)
         claim = claim_text(
             unit=ledger.terms.unit,

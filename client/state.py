@@ -68,14 +68,16 @@ class SiteStore:
             path.unlink(missing_ok=True)
 
     # ---- declared state, by run, arm, stage, round and digest -------------------------------
-    def state(self, key: tuple[str, str, str], digest: str) -> Tensors | None:
-        """The state of that digest, or none."""
+    def site_state(self, key: tuple[str, str, str], digest: str) -> Tensors | None:
+        """The site's state of that digest, or none."""
         for path in self._states(key).glob("*.safetensors"):
             if path.stem.split("-", 1)[1] == digest:
                 return _read(path, digest)
         return None
 
-    def keep_state(self, key: tuple[str, str, str], round_index: int, tensors: Tensors, needed: Collection[str]) -> str:
+    def keep_site_state(
+        self, key: tuple[str, str, str], round_index: int, tensors: Tensors, needed: Collection[str]
+    ) -> str:
         """Keep a round's state beside those of the ``needed`` digests, and no other; returns its digest.
 
         Needed are the state that it was built on (the coordinator may ask again) and that of the best round so far.

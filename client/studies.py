@@ -73,7 +73,7 @@ class Studies:
 
         Args:
             kind: ``query``, ``train``, ``evaluate`` or ``assess``.
-            request: already found to be well-formed (:func:`client.tasks.check_request`).
+            request: already found to be well-formed (:func:`client.requests.check_request`).
 
         Raises:
             SiteError: there is no study, or the request is not of it, or nobody agreed to it.

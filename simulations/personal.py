@@ -26,7 +26,7 @@ def keep_personal(final: FinalModel, folder: Path, run_dir: Path) -> None:
             if personal_file(folder, stage, site).exists():
                 continue
             store = SiteStore(run_dir / "sites" / safe_name(site))
-            state = store.state((final.spec.run_id, final.spec.arm, stage), digest)
+            state = store.site_state((final.spec.run_id, final.spec.arm, stage), digest)
             if state is None:
                 raise ModelFileError(
                     f"site {site} no longer holds its own part of the model of stage {stage}",

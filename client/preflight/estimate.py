@@ -25,6 +25,7 @@ from fed_diffmic.training.features import FeatureStore, all_features
 from fed_diffmic.training.local import local_update
 from fed_diffmic.training.stage import StageModule
 from fed_diffmic.training.stages import build_module, exchanged
+from fed_diffmic.training.update import LocalRound
 
 _FEW_STEPS = 2
 _LEAST_IMAGES = 64
@@ -128,16 +129,8 @@ def _update(module: StageModule, train: Examples, device: str, steps: int, store
     cut = replace(stages, **short)
     whole, module.spec = module.spec, replace(module.spec, stages=cut)
     try:
-        local_update(
-            module,
-            train,
-            Algorithm(module.spec.strategy),
-            site="preflight",
-            round_index=1,
-            device=device,
-            store=store,
-            store_key="train",
-        )
+        at = LocalRound("preflight", 1, device, store=store, store_key="train")
+        local_update(module, train, Algorithm(module.spec.strategy), at)
     finally:
         module.spec = whole
 

@@ -104,7 +104,7 @@ class SitePolicy:
         Args:
             kind: ``labels``, ``query``, ``train``, ``evaluate`` or ``assess``.
             spec: the request's; none for ``labels``.
-            request: already found to be well-formed (:func:`client.tasks.check_request`).
+            request: already found to be well-formed (:func:`client.requests.check_request`).
             dataset: layout of the site's data (``dataset.name``).
             now: local time; none: the clock's.
         """

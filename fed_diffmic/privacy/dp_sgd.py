@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fed_diffmic.algorithms.base import Algorithm, SiteHalf, Tensors
+from fed_diffmic.algorithms.base import Algorithm, SiteHalf
 from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import Examples
@@ -29,17 +29,12 @@ from fed_diffmic.privacy.randomness import Randomness
 from fed_diffmic.privacy.shares import Allowance
 from fed_diffmic.training.centring import seeks_centre
 from fed_diffmic.training.features import FeatureStore, all_features
-from fed_diffmic.training.local import (
-    LocalResult,
-    build_optimizer,
-    load_optimizer_state,
-    local_context,
-    optimizer_tensors,
-    set_learning_rate,
-)
+from fed_diffmic.training.local import begin_update
 from fed_diffmic.training.losses import prior_offset
+from fed_diffmic.training.optimizer import set_learning_rate
 from fed_diffmic.training.stage import StageModule
 from fed_diffmic.training.stages import centres, exchanged, set_tensors, to_array
+from fed_diffmic.training.update import LocalResult, LocalRound, SiteMemory
 
 LEAST = 0.1
 """A run that may spend less than this share of ``privacy.epsilon`` is refused before its first round."""
@@ -182,24 +177,18 @@ def private_update(
     module: StageModule,
     train: Examples,
     algorithm: Algorithm,
+    at: LocalRound,
+    memory: SiteMemory | None = None,
+    *,
     privacy: PrivacyConfig,
     plan: Plan,
-    *,
-    site: str,
-    round_index: int,
-    device: torch.device | str = "cpu",
     prior: np.ndarray | None = None,
-    optimizer_state: Tensors | None = None,
-    received: Tensors | None = None,
-    algorithm_state: Tensors | None = None,
-    store: FeatureStore | None = None,
-    store_key: Hashable = None,
 ) -> LocalResult:
     """Train for one round as :func:`fed_diffmic.training.local.local_update` does, with noise.
 
     Args:
-        module, train, algorithm, site, round_index, device, optimizer_state, received, algorithm_state, store,
-            store_key: as there.
+        module, train, algorithm, at, memory: as there; the pace is not looked at, the plan says how many steps.
+        privacy: how training is protected.
         plan: of this stage (:func:`make_plan`); its cost must be in the ledger before.
         prior: noised class shares ``(C,)`` for the balanced loss; none: classes count as equally frequent.
 
@@ -215,36 +204,22 @@ def private_update(
         OutOfTimeError: a bound on the time that the caller set is over.
     """
     spec, cfg = module.spec, module.spec.stage(module.stage)
-    names = exchanged(module)
-    check_private(module, names)
-    torch.set_num_threads(spec.threads)
-    module.to(device).train()
-    random = Randomness(privacy.test_seed, module.stage, site, round_index)
+    check_private(module, exchanged(module))
+    begun = begin_update(module, algorithm, at.device, memory or SiteMemory())
+    random = Randomness(privacy.test_seed, module.stage, at.site, at.round_index)
     offset = None
     if cfg.loss == "balanced" and prior is not None:
-        offset = prior_offset(prior, spec.task).to(device)
-    half = algorithm.site_half(local_context(module, names, received, algorithm_state))
-    optimizer = build_optimizer(module, cfg)
-    if optimizer_state:
-        load_optimizer_state(optimizer, module.network, optimizer_state)
-    source = Source(module, train, privacy, site, round_index, device, offset, store, store_key)
-    noisy = _Noisy(source, plan, random, device)
-    if seeks_centre(module, round_index):
+        offset = prior_offset(prior, spec.task).to(at.device)
+    source = Source(module, train, privacy, at.site, at.round_index, at.device, offset, at.store, at.store_key)
+    noisy = _Noisy(source, plan, random, at.device)
+    if seeks_centre(module, at.round_index):
         set_tensors(module.network, {name: to_array(value) for name, value in noisy.centre().items()})
     else:
-        noisy.train(optimizer, half)
-    optimizer.zero_grad(set_to_none=True)
-    algorithm_tensors, kept = half.finish()
-    local = algorithm.kept(module.network, names)
-    state = module.network.state_dict()
-    return LocalResult(
-        tensors={name: to_array(state[name]) for name in names if name not in local},
-        num_examples=1,
-        metrics={"steps": float(plan.steps)},
-        optimizer_state=optimizer_tensors(optimizer, module.network) if spec.strategy.keep_optimizer_state else None,
-        algorithm_tensors=algorithm_tensors,
-        algorithm_state=kept,
-    )
+        noisy.train(begun.optimizer, begun.half)
+    begun.optimizer.zero_grad(set_to_none=True)
+    state_dict = module.network.state_dict()
+    tensors = {name: to_array(state_dict[name]) for name in begun.names}
+    return begun.result(tensors, 1, {"steps": float(plan.steps)})
 
 
 @dataclass(frozen=True)

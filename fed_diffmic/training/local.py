@@ -8,63 +8,34 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
 from fed_diffmic.algorithms.base import Algorithm, LocalContext, SiteHalf, Tensors
-from fed_diffmic.config.simulation import StageConfig
 from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import augment, normalise
 from fed_diffmic.deadline import check_time
-from fed_diffmic.models.diffmic import encoder_parameters
 from fed_diffmic.seeding import numpy_generator, torch_generator
 from fed_diffmic.training.centring import find_centre, seeks_centre
-from fed_diffmic.training.features import CHUNK, FeatureStore, all_features, chunks, normalised_images, select
+from fed_diffmic.training.features import CHUNK, all_features, chunks, normalised_images, select
 from fed_diffmic.training.losses import label_prior, prior_offset
+from fed_diffmic.training.optimizer import (
+    build_optimizer,
+    load_optimizer_state,
+    optimizer_tensors,
+    set_learning_rate,
+)
 from fed_diffmic.training.stage import Batch, StageModule
 from fed_diffmic.training.stages import exchanged, set_tensors, to_array
-
-
-@dataclass(frozen=True)
-class LocalResult:
-    """What a local update produced.
-
-    Attributes:
-        tensors: the exchanged tensors afterwards, less those that the algorithm keeps at the site.
-        num_examples: training images of the site.
-        metrics: ``loss`` (mean over steps; none in a centring round), ``steps``, ``seconds``; ``initial_loss`` where
-            the algorithm needs it.
-        optimizer_state: the optimizer's moments by parameter, where the algorithm keeps them.
-        algorithm_tensors: the algorithm's own tensors for the server.
-        algorithm_state: what the algorithm's site half keeps until the next round.
-    """
-
-    tensors: Tensors
-    num_examples: int
-    metrics: dict[str, float]
-    optimizer_state: Tensors | None = None
-    algorithm_tensors: Tensors = field(default_factory=dict)
-    algorithm_state: Tensors = field(default_factory=dict)
+from fed_diffmic.training.update import LocalResult, LocalRound, SiteMemory
 
 
 def local_update(
-    module: StageModule,
-    train: Examples,
-    algorithm: Algorithm,
-    *,
-    site: str,
-    round_index: int,
-    device: torch.device | str = "cpu",
-    optimizer_state: Tensors | None = None,
-    received: Tensors | None = None,
-    algorithm_state: Tensors | None = None,
-    pace: float = 1.0,
-    store: FeatureStore | None = None,
-    store_key: Hashable = None,
+    module: StageModule, train: Examples, algorithm: Algorithm, at: LocalRound, memory: SiteMemory | None = None
 ) -> LocalResult:
     """Train ``module`` on a site's training images for one round, starting from its present weights.
 
@@ -72,14 +43,8 @@ def local_update(
         module: with the round's global weights loaded; it is changed.
         train: the site's training examples (``n >= 1``).
         algorithm: its site half takes part in every step.
-        site: name, part of every seed.
-        round_index: from 1.
-        device: where to compute.
-        optimizer_state: moments kept from the site's previous round, or none to start fresh.
-        received: the algorithm's own tensors of this round.
-        algorithm_state: what its site half kept after the site's previous round.
-        pace: share of the round's steps that the site manages (simulated stragglers); at least one step is done.
-        store, store_key: where features that nothing trains are kept from round to round.
+        at: whose update it is, and of which round.
+        memory: what it builds on beside the weights; none: nothing.
 
     Raises:
         ValueError: no training images, or the loss became infinite or not a number.
@@ -88,47 +53,84 @@ def local_update(
     if len(train) == 0:
         raise ValueError("a site without training images cannot train")
     spec, cfg = module.spec, module.spec.stage(module.stage)
-    torch.set_num_threads(spec.threads)
     started = time.monotonic()
-    module.to(device).train()
-    offset = None
+    begun = begin_update(module, algorithm, at.device, memory or SiteMemory())
+    offset, half = None, begun.half
     if cfg.loss == "balanced":
-        offset = prior_offset(label_prior(train.labels, spec.num_classes, spec.task), spec.task).to(device)
-    names = exchanged(module)
-    half = algorithm.site_half(local_context(module, names, received, algorithm_state))
-    before = _tensors(module, names) if half.personal else {}
-    get_inputs = input_source(
-        module, train, site=site, round_index=round_index, device=device, store=store, store_key=store_key
-    )
+        offset = prior_offset(label_prior(train.labels, spec.num_classes, spec.task), spec.task).to(at.device)
+    global_tensors = _tensors(module, begun.names) if half.personal else {}
+    get_inputs = input_source(module, train, at)
     metrics = {}
     features = get_inputs if module.features_once else None
     if algorithm.needs_initial_loss:
-        noise = torch_generator(spec.seed, "initial", module.stage, site, round_index, device=device)
-        metrics["initial_loss"] = mean_loss(module, train, offset, noise, device, features)
-    optimizer = build_optimizer(module, cfg)
-    if optimizer_state:
-        load_optimizer_state(optimizer, module.network, optimizer_state)
-    steps = max(1, round(pace * cfg.local_steps(len(train))))
-    work = _Work(module, train, get_inputs, offset, device, site, round_index, steps)
-    centring = seeks_centre(module, round_index)
+        noise = torch_generator(spec.seed, "initial", module.stage, at.site, at.round_index, device=at.device)
+        metrics["initial_loss"] = mean_loss(module, train, offset, noise, at.device, features)
+    steps = max(1, round(at.pace * cfg.local_steps(len(train))))
+    work = _Work(module, train, get_inputs, offset, at, steps)
+    centring = seeks_centre(module, at.round_index)
     if centring:
-        find_centre(module, train, device, features)
+        find_centre(module, train, at.device, features)
     else:
-        metrics["loss"] = work.run(optimizer, half.penalty, half.correct)
-    tensors = _tensors(module, names)
+        metrics["loss"] = work.run(begun.optimizer, half.penalty, half.correct)
+    tensors = _tensors(module, begun.names)
     if half.personal:
-        half.keep_personal(tensors if centring else _personal(work, half, before))
+        half.keep_personal(tensors if centring else _personal(work, half, global_tensors))
         set_tensors(module.network, tensors)
-    algorithm_tensors, kept = half.finish()
-    local = algorithm.kept(module.network, names)
-    return LocalResult(
-        tensors={name: value for name, value in tensors.items() if name not in local},
-        num_examples=len(train),
-        metrics={"steps": float(steps), "seconds": time.monotonic() - started, **metrics},
-        optimizer_state=optimizer_tensors(optimizer, module.network) if spec.strategy.keep_optimizer_state else None,
-        algorithm_tensors=algorithm_tensors,
-        algorithm_state=kept,
-    )
+    metrics = {"steps": float(steps), "seconds": time.monotonic() - started, **metrics}
+    return begun.result(tensors, len(train), metrics)
+
+
+@dataclass(frozen=True)
+class BegunUpdate:
+    """A local update between its first step and its last, private or not.
+
+    Attributes:
+        module: that is trained.
+        algorithm: whose site half takes part.
+        names: tensors that the stage exchanges, with their kind.
+        half: the site half, made from the round's weights.
+        optimizer: with the moments that the site kept.
+    """
+
+    module: StageModule
+    algorithm: Algorithm
+    names: Mapping[str, str]
+    half: SiteHalf
+    optimizer: torch.optim.Optimizer
+
+    def result(self, tensors: Tensors, num_examples: int, metrics: dict[str, float]) -> LocalResult:
+        """The update as it ended.
+
+        Args:
+            tensors: those that the stage exchanges; what the algorithm keeps at the site is left out.
+            num_examples: what the update weighs.
+            metrics: its numbers.
+        """
+        network, keeps = self.module.network, self.module.spec.strategy.keep_optimizer_state
+        algorithm_tensors, algorithm_state = self.half.finish()
+        local = self.algorithm.kept(network, self.names)
+        return LocalResult(
+            tensors={name: value for name, value in tensors.items() if name not in local},
+            num_examples=num_examples,
+            metrics=metrics,
+            optimizer_state=optimizer_tensors(self.optimizer, network) if keeps else None,
+            algorithm_tensors=algorithm_tensors,
+            algorithm_state=algorithm_state,
+        )
+
+
+def begin_update(
+    module: StageModule, algorithm: Algorithm, device: torch.device | str, memory: SiteMemory
+) -> BegunUpdate:
+    """What private and plain updates do first: the module in training mode, the site half, the optimizer."""
+    torch.set_num_threads(module.spec.threads)
+    module.to(device).train()
+    names = exchanged(module)
+    half = algorithm.site_half(local_context(module, names, memory))
+    optimizer = build_optimizer(module, module.spec.stage(module.stage))
+    if memory.optimizer:
+        load_optimizer_state(optimizer, module.network, memory.optimizer)
+    return BegunUpdate(module, algorithm, names, half, optimizer)
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,7 @@ class _Work:
     train: Examples
     inputs: Callable[[np.ndarray], object]
     offset: torch.Tensor | None
-    device: torch.device | str
-    site: str
-    round_index: int
+    at: LocalRound
     steps: int
 
     def run(
@@ -157,18 +157,19 @@ class _Work:
             ValueError: the loss became infinite or not a number.
         """
         module, spec, cfg = self.module, self.module.spec, self.module.spec.stage(self.module.stage)
-        names: tuple[str | int, ...] = (*purpose, module.stage, self.site, self.round_index)
-        noise = torch_generator(spec.seed, "noise", *names, device=self.device)
+        device = self.at.device
+        names: tuple[str | int, ...] = (*purpose, module.stage, self.at.site, self.at.round_index)
+        noise = torch_generator(spec.seed, "noise", *names, device=device)
         order = numpy_generator(spec.seed, "order", *names)
-        losses = torch.zeros((), device=self.device)
+        losses = torch.zeros((), device=device)
         parameters = [p for p in module.network.parameters() if p.requires_grad]
-        kind = torch.device(self.device).type
+        kind = torch.device(device).type
         autocast = cfg.amp and kind == "cuda" and torch.cuda.is_bf16_supported()
         count = len(self.train)
         for step, index in zip(range(self.steps), batches(count, cfg.batch_size, order), strict=False):
             check_time()
-            set_learning_rate(optimizer, cfg, (self.round_index - 1 + step / self.steps) / max(cfg.rounds or 1, 1))
-            labels = torch.from_numpy(self.train.labels[index]).to(self.device)
+            set_learning_rate(optimizer, cfg, (self.at.round_index - 1 + step / self.steps) / max(cfg.rounds or 1, 1))
+            labels = torch.from_numpy(self.train.labels[index]).to(device)
             with torch.autocast(kind, torch.bfloat16, enabled=autocast):
                 loss = module.loss(Batch(self.inputs(index), labels, self.offset), noise)
                 term = penalty()
@@ -189,24 +190,22 @@ class _Work:
         return mean
 
 
-def _personal(work: _Work, half: SiteHalf, before: Tensors) -> Tensors:
-    """The site's own model after as many steps; the module is left with it. ``before``: the round's global weights."""
+def _personal(work: _Work, half: SiteHalf, global_tensors: Tensors) -> Tensors:
+    """The site's own model after as many steps; the module is left with it."""
     module = work.module
-    set_tensors(module.network, {**before, **half.personal_start()})
+    set_tensors(module.network, {**global_tensors, **half.personal_start()})
     own = build_optimizer(module, module.spec.stage(module.stage))
     work.run(own, half.personal_penalty, None, "personal")
-    return _tensors(module, before)
+    return _tensors(module, global_tensors)
 
 
-def local_context(
-    module: StageModule, names: Mapping[str, str], received: Tensors | None, state: Tensors | None
-) -> LocalContext:
+def local_context(module: StageModule, names: Mapping[str, str], memory: SiteMemory) -> LocalContext:
     """What an algorithm's site half is made from, before the first step.
 
     A copy of the weights goes with it; it is freed at once where the algorithm does not keep it.
     """
     reference = {name: p.detach().clone() for name, p in module.network.named_parameters() if p.requires_grad}
-    return LocalContext(module.network, reference, names, received or {}, state or {})
+    return LocalContext(module.network, reference, names, memory.received, memory.algorithm)
 
 
 def _tensors(module: StageModule, names: Iterable[str]) -> Tensors:
@@ -246,16 +245,7 @@ def batches(count: int, batch_size: int, order: np.random.Generator) -> Iterator
         yield from np.array_split(order.permutation(count), parts)
 
 
-def input_source(
-    module: StageModule,
-    train: Examples,
-    *,
-    site: str,
-    round_index: int,
-    device: torch.device | str,
-    store: FeatureStore | None,
-    store_key: Hashable,
-) -> Callable[[np.ndarray], object]:
+def input_source(module: StageModule, train: Examples, at: LocalRound) -> Callable[[np.ndarray], object]:
     """How a batch's inputs are made: augmented images each time, or features computed once.
 
     Where nothing in front of the features is trained (``stages.diffusion.encoders=frozen``), those
@@ -263,68 +253,14 @@ def input_source(
     """
     spec, cfg = module.spec, module.spec.stage(module.stage)
     if module.features_once:
-        features = all_features(module, train, device, store, store_key)
+        features = all_features(module, train, at.device, at.store, at.store_key)
         return lambda index: select(features, index)
 
     def images(index: np.ndarray) -> object:
         pixels = train.images(index)
         if cfg.augment:
             keys = train.keys[index]
-            pixels = augment(pixels, keys, modality=spec.modality, seed=spec.seed, site=site, round=round_index)
-        return module.inputs(normalise(pixels.to(device), spec.mean, spec.std))
+            pixels = augment(pixels, keys, modality=spec.modality, seed=spec.seed, site=at.site, round=at.round_index)
+        return module.inputs(normalise(pixels.to(at.device), spec.mean, spec.std))
 
     return images
-
-
-def build_optimizer(module: StageModule, cfg: StageConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD; encoders at their own rate; no decay on vectors (norms, biases) and timestep tables."""
-    encoders = encoder_parameters(module.network)
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in module.network.named_parameters():
-        if parameter.requires_grad:
-            decay = parameter.ndim > 1 and "timestep_table" not in name
-            groups.setdefault((name in encoders, decay), []).append(parameter)
-    settings = [
-        {
-            "params": parameters,
-            "scale": cfg.encoder_lr_scale if encoder else 1.0,
-            "lr": cfg.lr,
-            "weight_decay": cfg.weight_decay if decay else 0.0,
-        }
-        for (encoder, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
-    ]
-    if cfg.optimizer == "sgd":
-        return torch.optim.SGD(settings, lr=cfg.lr, momentum=cfg.momentum)
-    return torch.optim.AdamW(settings, lr=cfg.lr)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, cfg: StageConfig, progress: float) -> None:
-    """Cosine over the stage's rounds (``progress`` in [0, 1) of the whole stage), or constant."""
-    factor = 0.5 * (1.0 + math.cos(math.pi * progress)) if cfg.schedule == "cosine" else 1.0
-    for group in optimizer.param_groups:
-        group["lr"] = cfg.lr * group["scale"] * factor
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> Tensors:
-    """The optimizer's moments as ``<moment>/<parameter>`` arrays."""
-    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
-    result: Tensors = {}
-    for parameter, moments in optimizer.state.items():
-        for moment, value in moments.items():
-            if isinstance(value, torch.Tensor):
-                result[f"{moment}/{names[parameter]}"] = to_array(value)
-    return result
-
-
-def load_optimizer_state(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: Tensors) -> None:
-    """Inverse of :func:`optimizer_tensors`; moments of parameters that are not trained are ignored."""
-    for name, parameter in network.named_parameters():
-        moments = {
-            key.split("/", 1)[0]: torch.from_numpy(value.copy())
-            for key, value in tensors.items()
-            if key.split("/", 1)[1] == name
-        }
-        if moments and parameter.requires_grad:
-            optimizer.state[parameter] = {
-                moment: value if moment == "step" else value.to(parameter.device) for moment, value in moments.items()
-            }

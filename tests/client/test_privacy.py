@@ -285,7 +285,8 @@ def sent_updates(monkeypatch):
     sent, real = [], client_privacy.private_update
 
     def watched(*args, **kwargs):
-        sent.append((kwargs["site"], real(*args, **kwargs)))
+        at = args[3]
+        sent.append((at.site, real(*args, **kwargs)))
         return sent[-1][1]
 
     monkeypatch.setattr(client_privacy, "private_update", watched)
@@ -310,8 +311,8 @@ def test_the_cost_stands_in_the_ledger_before_anything_is_computed(tmp_path, mon
     """Seen from inside the update: an open line with its mechanism; an update that dies leaves it counted in full."""
     seen = []
 
-    def dying(*_, site, round_index, **__):
-        seen.append([(e.what, e.round, e.settled, e.mechanism) for e in account(tmp_path, site).entries()])
+    def dying(module, train, algorithm, at, *_, **__):
+        seen.append([(e.what, e.round, e.settled, e.mechanism) for e in account(tmp_path, at.site).entries()])
         raise ValueError("the update ends here")
 
     monkeypatch.setattr(client_privacy, "private_update", dying)

@@ -54,30 +54,30 @@ def test_bases_are_found_by_digest_and_bounded(store: SiteStore) -> None:
 @pytest.mark.parametrize("digest", ["", "../../etc/passwd", "*", "A" * 64, "0" * 63, "0" * 64])
 def test_no_digest_is_a_path(store: SiteStore, digest: str) -> None:
     store.keep_base(tensors(1))
-    store.keep_state(KEY, 1, tensors(1), set())
+    store.keep_site_state(KEY, 1, tensors(1), set())
     assert store.base(digest) is None
-    assert store.state(KEY, digest) is None
+    assert store.site_state(KEY, digest) is None
 
 
 def test_a_state_and_the_one_it_was_built_on_are_kept(store: SiteStore) -> None:
-    one = store.keep_state(KEY, 1, tensors(1), set())
-    two = store.keep_state(KEY, 2, tensors(2), {one})
-    assert store.state(KEY, one) is not None
-    again = store.keep_state(KEY, 2, tensors(2), {one})  # the coordinator asked round 2 again
+    one = store.keep_site_state(KEY, 1, tensors(1), set())
+    two = store.keep_site_state(KEY, 2, tensors(2), {one})
+    assert store.site_state(KEY, one) is not None
+    again = store.keep_site_state(KEY, 2, tensors(2), {one})  # the coordinator asked round 2 again
     assert again == two
-    assert store.state(KEY, one) is not None
-    three = store.keep_state(KEY, 3, tensors(3), {two})
-    assert store.state(KEY, one) is None
-    assert store.state(KEY, two) is not None
-    four = store.keep_state(KEY, 4, tensors(4), {two})  # the coordinator never saw round 3
-    assert store.state(KEY, three) is None
-    assert store.state(KEY, two) is not None
-    found = store.state(KEY, four)
+    assert store.site_state(KEY, one) is not None
+    three = store.keep_site_state(KEY, 3, tensors(3), {two})
+    assert store.site_state(KEY, one) is None
+    assert store.site_state(KEY, two) is not None
+    four = store.keep_site_state(KEY, 4, tensors(4), {two})  # the coordinator never saw round 3
+    assert store.site_state(KEY, three) is None
+    assert store.site_state(KEY, two) is not None
+    found = store.site_state(KEY, four)
     assert found is not None
     np.testing.assert_array_equal(found["exp_avg/w"], tensors(4)["exp_avg/w"])
-    assert store.state(("run", "other", "guidance"), four) is None
+    assert store.site_state(("run", "other", "guidance"), four) is None
     damage(store.folder)
-    assert store.state(KEY, four) is None
+    assert store.site_state(KEY, four) is None
 
 
 def test_an_update_answers_its_own_request_only(store: SiteStore) -> None:
@@ -103,7 +103,7 @@ def test_a_cut_update_counts_as_absent(store: SiteStore) -> None:
 
 
 def test_nothing_leaves_the_folder_whatever_the_arm_is_called(store: SiteStore, tmp_path: Path) -> None:
-    store.keep_state(KEY, 1, tensors(1), set())
+    store.keep_site_state(KEY, 1, tensors(1), set())
     store.keep_update(KEY, "r" * 64, Payload("train.reply", {"state": ""}))
     assert [p.name for p in tmp_path.iterdir()] == ["site"]
     store.purge()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from client import tasks
+from client.module import BASE
 from client.site import Site
 from client.state import SiteStore
 from fed_diffmic.algorithms.base import EXTRA
@@ -16,7 +17,7 @@ from fed_diffmic.exchange.payload import Payload
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.training import stages
 from fed_diffmic.training.features import SHARED, feature_key
-from fed_diffmic.training.local import LocalResult
+from fed_diffmic.training.update import LocalResult
 from tests.toy import ToyNet, toy_site, toy_spec
 
 MOMENT, OWN, SENT = {"exp_avg/head.weight": np.ones(2)}, {f"{EXTRA}own": np.ones(3)}, {f"{EXTRA}sent": np.ones(4)}
@@ -70,21 +71,23 @@ def handed_on(monkeypatch, name, site):
 
 def test_an_update_gets_the_moments_and_the_algorithms_state_each_as_what_it_is(monkeypatch, site):
     (result, head, claim), args, named = handed_on(monkeypatch, "local_update", site)
-    assert args == ("module", site.data.train, "algorithm")
-    assert named["optimizer_state"] == MOMENT and named["algorithm_state"] == OWN and named["received"] == SENT
-    assert (named["site"], named["round_index"], named["pace"], str(named["device"])) == ("a", 4, 0.5, "cpu")
-    assert named["store"] is SHARED
-    assert named["store_key"] == feature_key(toy_spec(), "plain", "b" * 64, site.data.train, own="own")
+    *rest, at, memory = args
+    assert rest == ["module", site.data.train, "algorithm"] and named == {}
+    assert memory.optimizer == MOMENT and memory.algorithm == OWN and memory.received == SENT
+    assert (at.site, at.round_index, at.pace, str(at.device)) == ("a", 4, 0.5, "cpu")
+    assert at.store is SHARED
+    assert at.store_key == feature_key(toy_spec(), "plain", "b" * 64, site.data.train, own="own")
     assert (result.num_examples, head, claim) == (12, "", "")
 
 
 def test_a_private_update_gets_the_same_and_the_echo(monkeypatch, site):
     site = replace(site, privacy=PRIVACY)
     made, args, named = handed_on(monkeypatch, "private_round", site)
-    assert args == (site, toy_spec(), "module", "algorithm", 4) and made[1:] == ("head", "claim")
-    assert named["optimizer_state"] == MOMENT and named["algorithm_state"] == OWN and named["received"] == SENT
-    assert named["echoed"] == "echo"
-    assert named["store_key"] == feature_key(toy_spec(), "plain", "b" * 64, site.data.train, own="own")
+    *rest, at, memory = args
+    assert rest == [site, toy_spec(), "echo", "module", "algorithm"] and named == {}
+    assert made[1:] == ("head", "claim") and (at.site, at.round_index) == ("a", 4)
+    assert memory.optimizer == MOMENT and memory.algorithm == OWN and memory.received == SENT
+    assert at.store_key == feature_key(toy_spec(), "plain", "b" * 64, site.data.train, own="own")
 
 
 def test_an_unprotected_stage_of_a_site_that_protects_another_weighs_what_is_public(monkeypatch, site):
@@ -110,7 +113,7 @@ def request(spec, **more):
     base = {name: value for name, value in whole.items() if name not in kinds}
     weights = {name: whole[name] for name in kinds}
     given = {"base": tensors_digest(base), "weights": tensors_digest(weights), "guidance": "", **more}
-    tensors = {**{tasks.BASE + name: value for name, value in base.items()}, **weights}
+    tensors = {**{BASE + name: value for name, value in base.items()}, **weights}
     return Payload("train", header(spec, **given), tensors)
 
 
@@ -119,9 +122,9 @@ def test_the_same_request_is_answered_once_and_another_round_is_another_request(
     spec = toy_spec(keep=True)
     rounds, real = [], tasks.local_update
 
-    def update(*args, **named):
-        rounds.append((named["round_index"], sorted(named["optimizer_state"])))
-        return real(*args, **named)
+    def update(module, train, algorithm, at, memory):
+        rounds.append((at.round_index, sorted(memory.optimizer)))
+        return real(module, train, algorithm, at, memory)
 
     monkeypatch.setattr(tasks, "local_update", update)
     first = tasks.train(site, spec, request(spec, round=1))
@@ -135,7 +138,7 @@ def test_the_same_request_is_answered_once_and_another_round_is_another_request(
     rounds.pop(1), rounds.pop(1)
     second = tasks.train(site, spec, request(spec, round=2, state=state, keep=state))
     assert [index for index, _ in rounds] == [1, 2] and rounds[0][1] == []
-    kept = SiteStore(site.folder).state(("toy", "federated", "plain"), state)
+    kept = SiteStore(site.folder).site_state(("toy", "federated", "plain"), state)
     assert rounds[1][1] == sorted(kept) and "exp_avg/head.weight" in kept
     assert second.header["state"] != state and second.header["round"] == 2
     with pytest.raises(SiteError) as caught:

@@ -14,6 +14,7 @@ from fed_diffmic.privacy.modules import check_private
 from fed_diffmic.privacy.randomness import Randomness
 from fed_diffmic.training.centring import find_centre
 from fed_diffmic.training.stages import centres, exchanged, full_state, load_state
+from fed_diffmic.training.update import LocalRound
 from tests.privacy.models import private_spec, random_examples, stage_module
 
 PRIVACY = PrivacyConfig(name="dp_sgd", unit="image", noise_multiplier=1.0, delta=1e-3, test_seed=5, max_grad_norm=0.25)
@@ -33,7 +34,8 @@ def update(start, privacy, plan, examples=None, round_index=1):
     load_state(module.network, state)
     examples = random_examples(spec.model.image_side, 10, groups=PATIENTS) if examples is None else examples
     algorithm = Algorithm(StrategyConfig())
-    return private_update(module, examples, algorithm, privacy, plan, site="s", round_index=round_index)
+    at = LocalRound("s", round_index)
+    return private_update(module, examples, algorithm, at, privacy=privacy, plan=plan)
 
 
 def vector(start, result):

@@ -17,6 +17,7 @@ from fed_diffmic.privacy.shares import Allowance
 from fed_diffmic.training.losses import prior_offset
 from fed_diffmic.training.stage import Batch
 from fed_diffmic.training.stages import exchanged, full_state, load_state
+from fed_diffmic.training.update import LocalRound, SiteMemory
 from tests.privacy.models import private_spec, random_examples, stage_module
 
 PRIVACY = PrivacyConfig(name="dp_sgd", unit="image", noise_multiplier=1.0, delta=1e-3, test_seed=5)
@@ -35,7 +36,8 @@ def update(start, privacy, plan, examples=None, **more):
     load_state(module.network, state)
     examples = random_examples(spec.model.image_side, 10, groups=PATIENTS) if examples is None else examples
     algorithm = Algorithm(StrategyConfig())
-    return private_update(module, examples, algorithm, privacy, plan, site="s", round_index=1, **more)
+    at = LocalRound("s", 1)
+    return private_update(module, examples, algorithm, at, privacy=privacy, plan=plan, **more)
 
 
 def moved(start, result):
@@ -163,7 +165,8 @@ def test_the_private_schedule_goes_on_from_round_to_round(start, monkeypatch):
     examples = random_examples(spec.model.image_side, 4)
     for round_index in (1, 2):
         algorithm = Algorithm(StrategyConfig())
-        private_update(module, examples, algorithm, PRIVACY, plan(steps=2), site="s", round_index=round_index)
+        at = LocalRound("s", round_index)
+        private_update(module, examples, algorithm, at, privacy=PRIVACY, plan=plan(steps=2))
     assert progress == pytest.approx([part / rounds for part in (0.0, 0.5, 1.0, 1.5)])
 
 
@@ -182,7 +185,8 @@ def test_the_proximal_pull_is_outside_the_noise(start):
     for mu in (0.0, 1.0):
         load_state(module.network, state)
         algorithm = build_algorithm(StrategyConfig(name="fedprox", mu=mu))
-        results.append(private_update(module, empty, algorithm, PRIVACY, plan(steps=2), site="s", round_index=1))
+        at = LocalRound("s", 1)
+        results.append(private_update(module, empty, algorithm, at, privacy=PRIVACY, plan=plan(steps=2)))
     free, pulled = (moved(start, r) for r in results)
     name = max(free, key=lambda n: free[n].size)
     # Two steps of noise g1, g2: free = g1 + g2; pulled = g1 + g2 - 0.1 g1.
@@ -321,7 +325,8 @@ def test_a_control_variate_is_made_of_noised_gradients_alone(start):
     algorithm = build_algorithm(StrategyConfig(name="scaffold"))
     names = [name for name, kind in exchanged(module).items() if kind == "parameter"]
     control = algorithm.broadcast(state, algorithm.initial_state(state, dict.fromkeys(names, "parameter")))
-    result = private_update(module, empty, algorithm, PRIVACY, plan(steps=4), site="s", round_index=1, received=control)
+    at, memory = LocalRound("s", 1), SiteMemory(received=control)
+    result = private_update(module, empty, algorithm, at, memory, privacy=PRIVACY, plan=plan(steps=4))
     assert result.algorithm_tensors.keys() == control.keys()
     for name in names:
         own = result.algorithm_state[f"algorithm/own.{name}"]

@@ -17,6 +17,7 @@ from fed_diffmic.privacy.inversion.subject import Subject, make_subject
 from fed_diffmic.privacy.isolation import Isolation, measure_isolation, own_rows, wrong_labels
 from fed_diffmic.training.local import local_update
 from fed_diffmic.training.stages import build_module
+from fed_diffmic.training.update import LocalRound
 
 VIT = ("model.guidance_backbone=vit_tiny_patch16_224", "model.prior_init=own")
 
@@ -99,7 +100,7 @@ def test_an_honest_network_passes_until_it_has_learnt_every_image() -> None:
     for index in range(1, 6):
         found = [measure_isolation(module, train, "cpu", np.random.default_rng(c)) for c in range(2)]
         assert not any(one.found for one in found), [str(one) for one in found]
-        result = local_update(module, train, build_algorithm(spec.strategy), site="a", round_index=index)
+        result = local_update(module, train, build_algorithm(spec.strategy), LocalRound("a", index))
     assert result.metrics["loss"] < 0.2
 
 

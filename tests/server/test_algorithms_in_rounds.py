@@ -72,7 +72,7 @@ def test_fedbn_lets_no_normalisation_cross_in_either_direction(tmp_path: Path, m
     assert all(np.array_equal(final.states["guidance"][n], start[n]) for n in NORM)  # what nobody trained
     own = {}
     for site, digest in final.personal["guidance"].items():
-        state = SiteStore(tmp_path / "sites" / site).state(("toy", "federated", "guidance"), digest)
+        state = SiteStore(tmp_path / "sites" / site).site_state(("toy", "federated", "guidance"), digest)
         assert state is not None
         own[site] = {n.removeprefix("algorithm/kept."): v for n, v in state.items()}
         assert sorted(own[site]) == sorted(NORM)
@@ -89,7 +89,7 @@ def test_the_state_of_the_best_round_is_kept_and_evaluated(name: str, tmp_path: 
     assert final.history[-1]["best_round"] == 2
     for site, digest in final.personal["guidance"].items():
         store = SiteStore(tmp_path / "sites" / site)
-        assert store.state(("toy", "federated", "guidance"), digest) is not None
+        assert store.site_state(("toy", "federated", "guidance"), digest) is not None
         kept = list((tmp_path / "sites" / site / "states").rglob("*.safetensors"))
         assert sorted(int(p.name[:6]) for p in kept) == [2, 4, 5]  # the best, the last and what it was built on
 

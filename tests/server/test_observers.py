@@ -138,6 +138,12 @@ def test_a_run_that_was_killed_ends_at_the_same_round(tmp_path: Path, killed_aft
     assert rounds_of(tmp_path, scores, 2, killed_after) == ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5], 3)
 
 
+def test_a_round_of_which_nobody_says_anything_counts_neither_way() -> None:
+    rows = [{"stage": "plain", "round": r, "mean": {"loss": 1.0} if r != 2 else {}} for r in (1, 2, 3)]
+    progress = StageProgress("plain", {}, {}, round=3, best_round=1)
+    assert Patience(2, rows).resumed(progress) is None and Patience(1, rows).resumed(progress) is not None
+
+
 def test_another_stages_rounds_do_not_count() -> None:
     history = [{"stage": "guidance", "round": r, "mean": {"loss": 1.0}} for r in (1, 2, 3, 4)]
     progress = StageProgress("diffusion", {}, {}, round=1, best_round=1)

@@ -11,10 +11,12 @@ import pytest
 from flwr.app import Message
 
 from client import tasks
+from client.module import site_algorithm
 from fed_diffmic.algorithms.base import SiteUpdate, weighted_average
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.training.local import local_update
 from fed_diffmic.training.stages import build_module, exchanged, initial_state, load_state
+from fed_diffmic.training.update import LocalRound
 from server.rounds import run_stage
 from simulations.grid import InProcessGrid
 from tests import toy
@@ -40,9 +42,8 @@ def test_the_federation_equals_the_same_rounds_by_hand(tmp_path: Path) -> None:
         updates = []
         for name in ("b", "a"):
             load_state(module.network, state)
-            result = local_update(
-                module, source.sites[name].train, tasks.site_algorithm(spec, "guidance"), site=name, round_index=index
-            )
+            algorithm = site_algorithm(spec, "guidance")
+            result = local_update(module, source.sites[name].train, algorithm, LocalRound(name, index))
             updates.append(SiteUpdate(name, result.tensors, result.num_examples))
         state = state | weighted_average(updates, kinds, {"a": 0.5, "b": 0.5})
         candidates.append(state)

@@ -147,15 +147,16 @@ def test_the_coordinator_waits_for_people_and_names_them(tmp_path: Path) -> None
 
     def person() -> None:
         until = time.monotonic() + 60
-        while not log.of("site_waits") and time.monotonic() < until:
+        while (not log.of("site_waits") or time.monotonic() < over) and time.monotonic() < until:
             time.sleep(0.01)
         seen.append(vars(status.site("b")) | {})
         rules["b"].studies.approve("toy", "dr-who")
 
     seen: list[dict[str, Any]] = []
+    over = time.monotonic() + 3.2
     thread = threading.Thread(target=person)
     thread.start()
-    final = run(tmp_path, rules, log, join_s=0.2)  # a person is waited for beyond the time in which sites must appear
+    final = run(tmp_path, rules, log, join_s=3.0)  # a person is waited for beyond the time in which sites must appear
     thread.join()
     assert set(final.history[0]["sites"]) == {"a", "b"}
     waits = [event for event in log.of("site_waits") if event["site"] == "b"]

@@ -13,6 +13,7 @@ from fed_diffmic.training import local
 from fed_diffmic.training.centring import seeks_centre
 from fed_diffmic.training.features import FeatureStore, normalised_images
 from fed_diffmic.training.stages import build_module, centres, exchanged, full_state, initial_state, load_state
+from fed_diffmic.training.update import LocalRound, SiteMemory
 from tests.toy import toy_site
 from tests.training.test_local import TINY, tiny_spec
 
@@ -40,7 +41,7 @@ def update(module, site, round_index=1, **arguments):
     algorithm = build_algorithm(module.spec.strategy)
     control = algorithm.broadcast(full_state(module), algorithm.initial_state(full_state(module), kinds_of(module)))
     return local.local_update(
-        module, site.train, algorithm, site=site.name, round_index=round_index, received=control, **arguments
+        module, site.train, algorithm, LocalRound(site.name, round_index, **arguments), SiteMemory(received=control)
     )
 
 

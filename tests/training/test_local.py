@@ -12,7 +12,9 @@ from fed_diffmic.config.simulation import ModelConfig, StageConfig, StagesConfig
 from fed_diffmic.training import local
 from fed_diffmic.training import stages as stages_module
 from fed_diffmic.training.features import FeatureStore
+from fed_diffmic.training.optimizer import build_optimizer, load_optimizer_state, optimizer_tensors, set_learning_rate
 from fed_diffmic.training.stages import build_module, exchanged, full_state, initial_state, load_state
+from fed_diffmic.training.update import LocalRound, SiteMemory
 from tests.toy import ToyNet, toy_site, toy_spec
 
 TINY = ModelConfig(
@@ -54,8 +56,8 @@ def start(spec, stage, guidance=None):
 def run(spec, stage="plain", round_index=1, **arguments):
     module = start(spec, stage, arguments.pop("guidance", None))
     algorithm = build_algorithm(spec.strategy)
-    site = tiny_site()
-    return local.local_update(module, site.train, algorithm, site="a", round_index=round_index, **arguments)
+    memory = arguments.pop("memory", None)
+    return local.local_update(module, tiny_site().train, algorithm, LocalRound("a", round_index, **arguments), memory)
 
 
 def same(a, b):
@@ -88,7 +90,7 @@ def test_only_exchanged_tensors_change_in_the_diffusion_stage(guidance):
     spec = tiny_spec()
     module = start(spec, "diffusion", guidance)
     before = full_state(module)
-    result = local.local_update(module, tiny_site().train, FedAvg(StrategyConfig()), site="a", round_index=1)
+    result = local.local_update(module, tiny_site().train, FedAvg(StrategyConfig()), LocalRound("a", 1))
     after = full_state(module)
     changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
     assert changed <= set(result.tensors) == set(exchanged(module))
@@ -115,7 +117,7 @@ def test_optimizer_state_is_returned_only_where_it_is_declared_and_continues(opt
     keeping = replace(spec, strategy=StrategyConfig(keep_optimizer_state=True))
     state = run(keeping).optimizer_state
     assert state
-    fresh, continued = run(keeping, round_index=2), run(keeping, round_index=2, optimizer_state=state)
+    fresh, continued = run(keeping, round_index=2), run(keeping, round_index=2, memory=SiteMemory(optimizer=state))
     assert not same(fresh.tensors, continued.tensors)
     if optimizer == "adamw":
         steps = {v.item() for n, v in continued.optimizer_state.items() if n.startswith("step/")}
@@ -151,18 +153,18 @@ def test_budget_in_passes_or_steps(epochs, steps, expected):
 def test_learning_rate_is_a_cosine_over_the_stage_and_smaller_for_encoders():
     cfg = StageConfig(rounds=4, lr=0.1, encoder_lr_scale=0.5)
     spec = replace(tiny_spec(), stages=StagesConfig(plain=cfg))
-    optimizer = local.build_optimizer(start(spec, "plain"), cfg)
-    local.set_learning_rate(optimizer, cfg, 0.0)
+    optimizer = build_optimizer(start(spec, "plain"), cfg)
+    set_learning_rate(optimizer, cfg, 0.0)
     assert {round(g["lr"], 6) for g in optimizer.param_groups} == {0.1, 0.05}
-    local.set_learning_rate(optimizer, cfg, 0.5)
+    set_learning_rate(optimizer, cfg, 0.5)
     assert {round(g["lr"], 6) for g in optimizer.param_groups} == {0.05, 0.025}
-    local.set_learning_rate(optimizer, replace(cfg, schedule="constant"), 0.9)
+    set_learning_rate(optimizer, replace(cfg, schedule="constant"), 0.9)
     assert {round(g["lr"], 6) for g in optimizer.param_groups} == {0.1, 0.05}
 
 
 def test_no_decay_on_vectors_and_timestep_tables(guidance):
     module = start(tiny_spec(), "diffusion", guidance)
-    optimizer = local.build_optimizer(module, module.spec.stages.diffusion)
+    optimizer = build_optimizer(module, module.spec.stages.diffusion)
     names = {p: n for n, p in module.network.named_parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -174,13 +176,11 @@ def test_an_empty_site_and_a_diverging_loss_raise():
     spec = tiny_spec()
     site, module = tiny_site(), start(spec, "plain")
     with pytest.raises(ValueError, match="without training images"):
-        local.local_update(
-            module, site.train.subset(np.array([], int)), FedAvg(StrategyConfig()), site="a", round_index=1
-        )
+        local.local_update(module, site.train.subset(np.array([], int)), FedAvg(StrategyConfig()), LocalRound("a", 1))
     with torch.no_grad():
         next(module.network.parameters()).fill_(float("nan"))
     with pytest.raises(ValueError, match="infinite or not a number"):
-        local.local_update(module, site.train, FedAvg(StrategyConfig()), site="a", round_index=1)
+        local.local_update(module, site.train, FedAvg(StrategyConfig()), LocalRound("a", 1))
 
 
 @pytest.mark.parametrize(("strategy", "kept"), [("fedavg", False), ("fedprox", True)])
@@ -197,7 +197,7 @@ def test_neither_gradients_nor_an_unused_copy_of_the_weights_are_held(strategy, 
 
     monkeypatch.setattr(local, "local_context", remember)
     monkeypatch.setattr(local, "check_time", lambda: held.append(any(ref() is not None for ref in made[0])))
-    local.local_update(module, tiny_site().train, build_algorithm(spec.strategy), site="a", round_index=1)
+    local.local_update(module, tiny_site().train, build_algorithm(spec.strategy), LocalRound("a", 1))
     assert held and set(held) == {kept}
     assert [name for name, p in module.network.named_parameters() if p.grad is not None] == []
 
@@ -223,7 +223,7 @@ def drawn(monkeypatch, spec, *, round_index=1, site="a", count=12, strategy="fed
         algorithm = build_algorithm(StrategyConfig(name=strategy))
         train = toy_site("a", 1).train  # images of ToyNet's side
         train = replace(train, labels=np.arange(12)).subset(np.arange(count))
-        result = local.local_update(module, train, algorithm, site=site, round_index=round_index)
+        result = local.local_update(module, train, algorithm, LocalRound(site, round_index))
     return seen, result
 
 
@@ -259,8 +259,8 @@ def test_each_draw_is_of_its_stage(monkeypatch):
     monkeypatch.setattr(stages_module, "build_guidance", lambda *_: ToyNet())
     for stage in ("guidance", "plain"):
         module = start(toy_spec(), stage)
-        work = local._Work(module, toy_site("a", 1).train, lambda index: index, None, "cpu", "a", 1, 3)
-        work.run(local.build_optimizer(module, module.spec.stage(stage)), lambda: None, None)
+        work = local._Work(module, toy_site("a", 1).train, lambda index: index, None, LocalRound("a", 1), 3)
+        work.run(build_optimizer(module, module.spec.stage(stage)), lambda: None, None)
     assert len(names) == 4 == len(set(names))
 
 
@@ -313,19 +313,19 @@ def test_moments_come_back_by_name(monkeypatch):
     monkeypatch.setattr(stages_module, "build_plain", lambda *_: ToyNet())
     module = start(tiny_spec(), "plain")
     cfg = module.spec.stages.plain
-    optimizer = local.build_optimizer(module, cfg)
+    optimizer = build_optimizer(module, cfg)
     for number, parameter in enumerate(p for p in module.network.parameters() if p.requires_grad):
         parameter.grad = torch.full_like(parameter, float(number + 1))
     optimizer.step()
-    kept = local.optimizer_tensors(optimizer, module.network)
+    kept = optimizer_tensors(optimizer, module.network)
     assert set(kept) == {
         f"{moment}/{name}"
         for moment in ("step", "exp_avg", "exp_avg_sq")
         for name in ("norm.weight", "norm.bias", "head.weight", "head.bias")
     }
-    fresh = local.build_optimizer(module, cfg)
-    local.load_optimizer_state(fresh, module.network, {**kept, "exp_avg/frozen.weight": kept["exp_avg/head.weight"]})
-    again = local.optimizer_tensors(fresh, module.network)
+    fresh = build_optimizer(module, cfg)
+    load_optimizer_state(fresh, module.network, {**kept, "exp_avg/frozen.weight": kept["exp_avg/head.weight"]})
+    again = optimizer_tensors(fresh, module.network)
     assert same(kept, again)
     by_name = {name: float(kept[f"exp_avg/{name}"].ravel()[0]) for name in ("norm.weight", "norm.bias", "head.weight")}
     assert by_name == pytest.approx({"norm.weight": 0.1, "norm.bias": 0.2, "head.weight": 0.3})

@@ -24,6 +24,7 @@ from fed_diffmic.privacy.accounting import Mechanism, epsilon
 from fed_diffmic.privacy.dp_sgd import Plan, make_plan, private_update
 from fed_diffmic.training.stage import Batch, StageModule
 from fed_diffmic.training.stages import build_module, exchanged, full_state, load_state, set_tensors
+from fed_diffmic.training.update import LocalRound
 
 CLASSES = ("a", "b", "c", "d")
 _LR = 1e-2
@@ -216,10 +217,9 @@ class Observer:
             module,
             train,
             build_algorithm(subject.spec.strategy),
-            subject.privacy,
-            subject.plan,
-            site="audited",
-            round_index=index,
+            LocalRound("audited", index),
+            privacy=subject.privacy,
+            plan=subject.plan,
         )
         unit = subject.plan.expected_batch / (_LR * subject.privacy.max_grad_norm)
         return {name: (before[name].astype(np.float64) - result.tensors[name]) * unit for name in self.names}

@@ -25,6 +25,7 @@ from fed_diffmic.seeding import numpy_generator
 from fed_diffmic.training.local import local_update
 from fed_diffmic.training.stage import StageModule
 from fed_diffmic.training.stages import build_module, full_state, load_state
+from fed_diffmic.training.update import LocalRound
 
 CLASSES = ("a", "b", "c", "d")
 MODALITY = "ultrasound"
@@ -83,9 +84,8 @@ class Subject:
     def gradient(self) -> dict[str, Tensor]:
         """What an attacker makes of the update: the gradient, by parameter. The module is as it was afterwards."""
         load_state(self.module.network, self.start)
-        result = local_update(
-            self.module, self.train, build_algorithm(self.spec.strategy), site="attacked", round_index=1
-        )
+        algorithm = build_algorithm(self.spec.strategy)
+        result = local_update(self.module, self.train, algorithm, LocalRound("attacked", 1))
         load_state(self.module.network, self.start)
         scale = self.spec.stage(self.stage).lr
         names = {name for name, p in self.module.network.named_parameters() if p.requires_grad}

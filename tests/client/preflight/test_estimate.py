@@ -15,6 +15,7 @@ from fed_diffmic.training.evaluation import evaluate_scores, predict_scores
 from fed_diffmic.training.features import FeatureStore
 from fed_diffmic.training.local import local_update
 from fed_diffmic.training.stages import ClassifierStage, DiffusionStage, build_module
+from fed_diffmic.training.update import LocalRound
 
 
 def spec_and_data(site, **stage):
@@ -32,9 +33,8 @@ def real_round(spec, stage, data, store, clock=time.process_time):
     algorithm = Algorithm(spec.strategy)
 
     def one(index):
-        local_update(
-            module, data.train, algorithm, site="north", round_index=index, store=store, store_key=(stage, "train")
-        )
+        at = LocalRound("north", index, store=store, store_key=(stage, "train"))
+        local_update(module, data.train, algorithm, at)
         scores = predict_scores(module, data.val, "cpu", store, (stage, "val"))
         evaluate_scores(scores, data.val.labels, np.full(2, 0.5), spec.task)
 

@@ -1,0 +1,55 @@
+"""What the coordinator may ask of a site: the fields of each request's header, and what every reply quotes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fed_diffmic.config.spec import STAGES, RunSpec
+from fed_diffmic.exchange.failures import BAD_REQUEST, SiteError
+from fed_diffmic.exchange.payload import Payload, request_name
+
+COMMON: dict[str, type] = {"spec": str, "run": str, "arm": str}
+TASK: dict[str, type] = {**COMMON, "stage": str, "round": int, "site": str, "base": str, "weights": str}
+FIELDS: dict[str, dict[str, type]] = {
+    "labels": {"run": str},
+    "query": {**COMMON, "ledger": str},
+    "train": {**TASK, "state": str, "keep": str, "guidance": str, "ledger": str},
+    "evaluate": {**TASK, "state": str, "guidance": str, "prior": list, "sums": bool, "split": str},
+    "assess": {**TASK, "state": str, "guidance": str, "calibration": dict},
+}
+# What real sites need and virtual ones, which have no rules, do not (client.studies).
+OPTIONAL: dict[str, dict[str, type]] = {
+    "labels": {},
+    "query": {"study": str, "document": str, "signature": str},
+    "train": {"study": str},
+    "evaluate": {"study": str},
+    "assess": {"study": str},
+}
+
+
+def check_request(request: Payload, kind: str) -> RunSpec | None:
+    """Header fields and types of a request, and the spec inside it (a question for labels has none).
+
+    Raises:
+        SiteError: the request is not one.
+        ConfigError: its spec holds what the configuration does not allow.
+    """
+    wanted, allowed = FIELDS[kind], FIELDS[kind] | OPTIONAL[kind]
+    header = request.header
+    if request.kind != kind or not set(wanted) <= set(header) <= set(allowed):
+        raise SiteError(BAD_REQUEST)
+    if any(type(value) is not allowed[name] for name, value in header.items()):
+        raise SiteError(BAD_REQUEST)
+    if "spec" not in wanted:
+        return None
+    spec = RunSpec.from_json(header["spec"])
+    if (spec.run_id, spec.arm) != (header["run"], header["arm"]) or header.get("stage", STAGES[0]) not in STAGES:
+        raise SiteError(BAD_REQUEST)
+    return spec
+
+
+def answer_header(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What every reply quotes of its request."""
+    quoted = {name: header[name] for name in ("run", "arm", "stage", "round", "site")}
+    return {**quoted, "request": request_name(header)}
