@@ -55,8 +55,11 @@ class KeptSum:
         self._write({"where": list(where), "attempt": attempt, "frozen": None})
         return attempt
 
-    def freeze(self, masked: MaskedSum) -> str:
+    def freeze(self, masked: MaskedSum, told: Mapping[str, Any] | None = None) -> str:
         """The set of a sum, to be signed; with the words behind it on disk on return.
+
+        Args:
+            told: what the sites said besides their words, which is not said again (JSON values).
 
         Raises:
             RoundError: too few words came.
@@ -65,14 +68,16 @@ class KeptSum:
         text = masked.freeze()
         total = {"total": masked.total.view(f"<i{masked.total.dtype.itemsize}")}
         save_tensors(private_folder(self.folder) / _WORDS, total)  # first: what names them must find them
-        facts = {**masked.to_json(), "words": tensors_digest(total)}
+        facts = {**masked.to_json(), "words": tensors_digest(total), "told": dict(told or {})}
         session = masked.session
         where = [*session.place, session.round]
         self._write({"where": where, "attempt": session.attempt, "frozen": facts})
         return text
 
-    def resume(self, where: Where, roster: Mapping[str, PublicKey]) -> MaskedSum | None:
-        """The sum of that round as it was frozen; none: its set was not, and a new attempt may begin.
+    def resume(self, where: Where, roster: Mapping[str, PublicKey]) -> tuple[MaskedSum, dict[str, Any]] | None:
+        """The sum of that round as it was frozen, and what the sites had said besides.
+
+        None: its set was not frozen, and a new attempt may begin.
 
         Raises:
             ModelFileError: what was kept cannot be read or does not belong together.
@@ -85,7 +90,7 @@ class KeptSum:
             if set(words) != {"total"} or tensors_digest(words) != facts["words"]:
                 raise ModelFileError("the masked words are not those of the set")
             total: np.ndarray = words["total"]
-            return MaskedSum.resume(facts, total.view(f"<u{total.dtype.itemsize}"), roster)
+            return MaskedSum.resume(facts, total.view(f"<u{total.dtype.itemsize}"), roster), dict(facts["told"])
         except (PayloadError, KeyError, TypeError, ValueError) as error:
             raise ModelFileError(
                 f"the masked sum that is kept in {self.folder} cannot be resumed: {error}",

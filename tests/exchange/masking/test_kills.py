@@ -140,7 +140,7 @@ def test_a_coordinator_that_is_killed_behind_the_set_comes_back_with_it(tmp_path
     masked = mask_all(parties, session, lost="site-02")
 
     def die_behind_the_set() -> None:
-        KeptSum(tmp_path / "k").freeze(masked)
+        KeptSum(tmp_path / "k").freeze(masked, {"states": {"site-00": "ab"}})
         os.kill(os.getpid(), signal.SIGKILL)
 
     assert in_a_process(die_behind_the_set) == (None, -signal.SIGKILL)
@@ -148,8 +148,10 @@ def test_a_coordinator_that_is_killed_behind_the_set_comes_back_with_it(tmp_path
     parties.sites["site-00"].commit(session, text)  # it had been asked already, and what it said is lost
     with pytest.raises(ModelFileError, match="no other attempt"):
         kept.begin(WHERE)
-    second = kept.resume(WHERE, parties.roster)
-    assert second is not None and second.freeze() == text
+    resumed = kept.resume(WHERE, parties.roster)
+    assert resumed is not None
+    second, told = resumed
+    assert second.freeze() == text and told == {"states": {"site-00": "ab"}}
     summed = ["site-00", "site-01", "site-03"]
     for name in summed:
         second.signed(name, parties.sites[name].commit(session, text))
