@@ -41,6 +41,8 @@ def register(add: Add) -> None:
     serve.add_argument("--tls-key", type=Path, metavar="PEM", help="its private key")
     serve.add_argument("--tls-passphrase-file", type=Path, metavar="FILE", help="opens a locked --tls-key")
     serve.add_argument("--token-file", type=Path, metavar="FILE", help=f"a token of {SHORTEST_TOKEN} or more letters")
+    serve.add_argument("--refer", type=float, metavar="SHARE", help="refer so many of the images to a person")
+    serve.add_argument("--level", type=float, metavar="SHARE", help="of the prediction sets (0.9)")
     serve.add_argument("--queue", type=int, default=8, metavar="N", help="requests that may wait, 0 to 1000 (8)")
     serve.add_argument("--wait", type=float, default=60.0, metavar="SECONDS", help="longest wait, 1 to 3600 (60)")
     serve.add_argument("--most-mib", type=int, default=32, metavar="N", help="largest image, 1 to 1024 MiB (32)")
@@ -52,7 +54,8 @@ def _serve(arguments: argparse.Namespace, hint: list[str]) -> int:
     context = _tls(arguments)
     from fed_diffmic.inference.card import model_card
     from fed_diffmic.inference.predictor import predictor_of
-    from fed_diffmic.inference.service import ServiceSettings, make_service
+    from fed_diffmic.inference.service import ServiceSettings, check_wanted, make_service
+    from fed_diffmic.inference.sure import Wanted
     from fed_diffmic.provision.keys import load_public
     from fed_diffmic.release.final import load_final
 
@@ -63,14 +66,19 @@ def _serve(arguments: argparse.Namespace, hint: list[str]) -> int:
             "Take the model that the coordinator signed, and name its key: --key COORDINATOR.pub. To look at a "
             "simulation's model, add --unsigned.",
         )
+    given = {"level": arguments.level, "refer": arguments.refer}
+    wanted = Wanted(**{name: value for name, value in given.items() if value is not None})
+    predictor = predictor_of(final, arguments.model, arguments.site)
+    check_wanted(predictor, wanted)
     settings = ServiceSettings(
         hosts=("127.0.0.1", "localhost", *_reached_as(arguments)),
         token=token,
         most_bytes=arguments.most_mib * 2**20,
         wait_s=arguments.wait,
         queue=arguments.queue,
+        wanted=wanted,
     )
-    app = make_service(predictor_of(final, arguments.model, arguments.site), model_card(final), settings)
+    app = make_service(predictor, model_card(final), settings)
     return _listen(app, arguments, context, final.origin)
 
 

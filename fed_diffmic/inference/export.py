@@ -154,6 +154,6 @@ def largest_difference(predictor: Predictor, session: Any) -> float:
         if needs_starts(predictor):
             given["starts"] = start_draws(keys, spec)
         (found,) = session.run(None, given)
-        expected, _ = predictor.predict_pixels(pixels, keys)
+        expected = predictor.predict_pixels(pixels, keys).probabilities
         worst = max(worst, float(np.abs(found - expected).max()))
     return worst

@@ -43,6 +43,11 @@ def openapi(classes: Sequence[str], most_bytes: int, token: bool) -> dict[str, A
             "classes": {"type": "array", "items": {"type": "string"}},
             "decided": {"description": "the class that the run's rule decides; of several labels: a list"},
             "probabilities": shares,
+            "set": {"description": "classes that the prediction set holds; of several labels: what is said of each"},
+            "uncertainty": {"type": "object", "description": "of this image, by measure: those shown to find errors"},
+            "referred": {"type": "boolean", "description": "whether a person shall decide (--refer)"},
+            "sure": {"type": "array", "items": {"type": "string"}, "description": "what that is worth, in sentences"},
+            "tests": {"type": "object", "description": "the numbers behind these sentences"},
             "prior": {**shares, "description": "share of the training images that have each class"},
             "model": {"type": "object"},
             "look": {

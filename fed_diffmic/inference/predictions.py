@@ -188,19 +188,21 @@ def predict_arrays(
     return _predicted(predictor, batches, bad, wanted or Wanted(), reference, None)
 
 
-def predict_content(predictor: Predictor, data: bytes, name: str) -> Predictions:
+def predict_content(predictor: Predictor, data: bytes, name: str, wanted: Wanted | None = None) -> Predictions:
     """One image whose file's content is in memory, by itself: as ``predict_files`` of that one file, bit for bit.
 
     Args:
         data: of a file.
         name: what it is called in the result.
+        wanted: beside probabilities; none: the usual.
 
     Raises:
         BadImageError: it cannot be read.
+        UsageError: what is wanted, this model cannot say.
     """
     pixels = decode(data, predictor.spec.model.image_side)
     keys = np.array([content_key(hashlib.sha256(data).hexdigest())], dtype=np.uint64)
-    return _predicted(predictor, [DecodedBatch((name,), pixels[None], keys)], [], Wanted(), None, None)
+    return _predicted(predictor, [DecodedBatch((name,), pixels[None], keys)], [], wanted or Wanted(), None, None)
 
 
 def _checked(batch: int) -> int:

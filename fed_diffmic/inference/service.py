@@ -13,7 +13,7 @@ import logging
 import time
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from fed_diffmic.inference.look import has_look, look
 from fed_diffmic.inference.openapi import openapi
 from fed_diffmic.inference.predictions import predict_content
 from fed_diffmic.inference.predictor import Predictor
+from fed_diffmic.inference.sure import Wanted, sure
 
 logger = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
@@ -65,6 +66,7 @@ class ServiceSettings:
         body_s: seconds within which an image must have come.
         wait_s: seconds from then on within which the answer must be there.
         queue: how many may wait besides the one that is served.
+        wanted: what is said beside probabilities.
     """
 
     hosts: Sequence[str] = ("127.0.0.1", "localhost")
@@ -73,6 +75,7 @@ class ServiceSettings:
     body_s: float = 20.0
     wait_s: float = 60.0
     queue: int = 8
+    wanted: Wanted = field(default_factory=Wanted)
 
 
 class RefusedError(Exception):
@@ -130,10 +133,13 @@ class _Service:
     def _said(self, data: bytes, wanted: bool, name: str) -> dict[str, Any]:
         """What the model says of an image; in the desk's thread."""
         predictor = self.predictor
-        told = predict_content(predictor, data, "image").to_json()
+        told = predict_content(predictor, data, "image", self.settings.wanted).to_json()
         (said,) = told.pop("images")
         del said["image"], told["unreadable"]
-        result = {**told, **said, "prior": self.card["prior"], "model": {k: self.card[k] for k in _NAMED}}
+        # How sure the model is in general, apart from how sure it is of this image.
+        tests = {name: told.pop(name) for name in ("prediction_sets", "uncertainty", "referral") if name in told}
+        named = {"prior": self.card["prior"], "model": {k: self.card[k] for k in _NAMED}}
+        result: dict[str, Any] = {**told, **said, "tests": tests, **named}
         if wanted:
             pixels = decode(data, predictor.spec.model.image_side)
             shown = name or max(said["probabilities"], key=said["probabilities"].__getitem__)
@@ -249,6 +255,16 @@ class _Headers:
             await send(message)
 
         await self._app(scope, receive, with_headers)
+
+
+def check_wanted(predictor: Predictor, wanted: Wanted) -> None:
+    """Say before anything listens that a model cannot say what is wanted.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    none = np.zeros((0, predictor.spec.num_classes))
+    sure(none, {}, predictor.spec.classes, predictor.spec.task, predictor.sureness, wanted)
 
 
 def make_service(predictor: Predictor, card: dict[str, Any], settings: ServiceSettings) -> Starlette:

@@ -1,6 +1,7 @@
 """A model as ONNX: onnxruntime says what the program says; what cannot be right is not written."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,7 +53,8 @@ def test_what_stands_beside_and_inside_says_what_it_is(written):
 def test_a_graph_that_says_something_else_is_not_written(tmp_path, monkeypatch):
     predictor = tiny_predictor(stage="guidance")
     usual = predictor.predict_pixels
-    monkeypatch.setattr(predictor, "predict_pixels", lambda *a: (usual(*a)[0] + 0.01, usual(*a)[1]))
+    shifted = lambda *a: replace(usual(*a), probabilities=usual(*a).probabilities + 0.01)  # noqa: E731
+    monkeypatch.setattr(predictor, "predict_pixels", shifted)
     with pytest.raises(ModelFileError, match="differ from the program's"):
         export_onnx(predictor, tmp_path / "x.onnx", {})
     assert not list(tmp_path.iterdir())

@@ -69,6 +69,18 @@ function showClasses(told) {
     cell(row, percent(told.probabilities[name]));
     cell(row, percent(told.prior[name]));
   }
+  const beside = [];
+  if (told.referred) beside.push("Referred: this image is among those that a person shall decide.");
+  if (told.unfamiliar) beside.push("This image is unlike those that the model was trained on: do not rely on it.");
+  if (Array.isArray(told.set)) beside.push(`Prediction set: ${told.set.length ? told.set.join(", ") : "no class"}`);
+  else if (told.set) beside.push(`Of each label: ${Object.entries(told.set).map((pair) => pair.join(" ")).join(", ")}`);
+  for (const [name, value] of Object.entries(told.uncertainty || {})) beside.push(`${name}: ${value.toFixed(3)}`);
+  beside.push(...(told.sure || []));
+  $("beside").replaceChildren(...beside.map((text) => {
+    const item = document.createElement("li");
+    item.textContent = text;
+    return item;
+  }));
   $("decided").textContent = decided.length ? `Decided: ${decided.join(", ")}` : "Decided: none of its labels";
 }
 
