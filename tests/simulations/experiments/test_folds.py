@@ -246,9 +246,9 @@ def test_an_experiment_over_folds_runs_and_its_report_opens_with_the_answer(
     report = (tmp_path / "out" / "report.md").read_text()
     assert report.index("How sure: every image was a test image once (2 folds") < report.index("## All methods")
     page = tmp_path / "page.md"
-    page.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n")
+    page.write_text(f"above\n{BEGIN}\nSTALE\n{END}\nbelow\n")
     page.write_text(put(page.read_text(), answered(tmp_path / "out")))
     assert page.read_text().startswith(f"above\n{BEGIN}\n**") and page.read_text().endswith(f"{END}\nbelow\n")
-    assert "old" not in page.read_text() and "2 of 2 runs" in page.read_text()
+    assert "STALE" not in page.read_text() and "2 of 2 runs" in page.read_text()
     with pytest.raises(UsageError, match="has no lines"):
         put("no marks", "x")
