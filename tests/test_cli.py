@@ -264,7 +264,7 @@ def test_options(capsys):
     [
         (["simulte"], "Did you mean `fed-diffmic simulate`?"),
         (["data", "inspct"], "Did you mean `fed-diffmic data inspect`?"),
-        (["xyz"], "simulate, evaluate, predict, data, options"),
+        (["xyz"], "simulate, evaluate, predict, reference, data, options"),
         (["--verbose"], "cannot use --verbose"),
     ],
 )
