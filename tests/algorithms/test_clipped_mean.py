@@ -17,8 +17,9 @@ def update(site, w, v, n=1, mean=0.0, seen=1):
     return SiteUpdate(site, tensors, n)
 
 
-def after(updates, **options):
-    algorithm = build_algorithm(StrategyConfig(name="clipped_mean", **options))
+def after(updates, update_norm=0.0, **settings):
+    config = StrategyConfig(name="clipped_mean", options={"update_norm": update_norm}, **settings)
+    algorithm = build_algorithm(config)
     return algorithm.aggregate(START, KINDS, updates, {}, 1)[0]
 
 
