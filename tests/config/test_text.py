@@ -100,7 +100,7 @@ def test_an_unknown_key_is_answered_with_the_nearest(text, near):
 
 def test_a_key_unlike_any_other_gets_the_list_only():
     assert nearest_keys("zzzzqqqq", SimulateConfig) == []
-    with pytest.raises(ConfigError, match="seed, baselines, dataset"):
+    with pytest.raises(ConfigError, match="seed, baselines, external, dataset"):
         read("zzzzqqqq: 1")
 
 
