@@ -121,7 +121,7 @@ def model_digest(folder: Path) -> str:
 
 def _check_chain(lines: Sequence[Line], key: PrivateKey | None, path: Path) -> None:
     """The lines follow each other, and the site's key stands for the last, and through the chain for all."""
-    whole = all(line.whole for line in lines)
+    whole = all(line.complete for line in lines)
     linked = all(after.previous == line.digest for line, after in pairwise(lines))
     signed = key is None or lines[-1].signed_by(key.public_key())
     if not (whole and linked and signed):

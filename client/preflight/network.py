@@ -18,7 +18,7 @@ from fed_diffmic import __version__
 from fed_diffmic.config.site import CoordinatorConfig
 from fed_diffmic.provision.keys import PrivateKey
 from fed_diffmic.transport.fleet import sentence
-from fed_diffmic.transport.knock import ADMITTED, knock, versions_of
+from fed_diffmic.transport.probe import ADMITTED, probe, versions_of
 from fed_diffmic.transport.supernode import ca_certificates
 
 SOON_DAYS = 30
@@ -193,7 +193,7 @@ def _admission(way: CoordinatorConfig, key: PrivateKey, timeout_s: float) -> Che
     trusted = ca_certificates(way.ca)
     context = ssl.create_default_context(cadata=None if trusted is None else trusted.decode("ascii"))
     try:
-        said = knock(str(way.address), key, context, proxy=way.proxy, timeout_s=timeout_s)
+        said = probe(str(way.address), key, context, proxy=way.proxy, timeout_s=timeout_s)
     except OSError as error:
         return warning("network.admission", f"the coordinator was not asked about our key: {sentence(error)}")
     if said == ADMITTED:

@@ -137,7 +137,7 @@ class Algorithm:
     #: what a site evaluates depends on state that it keeps (:meth:`overlay`)
     personal = False
     #: the global model alone is one that was trained, whatever the sites keep of their own
-    whole = True
+    global_is_trained = True
     #: the server half needs :attr:`SiteUpdate.steps`, no more than a site of that many images has
     needs_steps = False
     #: the server half needs :attr:`SiteUpdate.initial_loss`

@@ -43,7 +43,7 @@ class FedBN(Algorithm):
     """State of a site: ``algorithm/kept.<name>``."""
 
     personal = True
-    whole = False
+    global_is_trained = False
 
     def site_half(self, context: LocalContext) -> SiteHalf:
         """Keeps the normalisation after the update."""

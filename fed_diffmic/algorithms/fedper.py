@@ -30,7 +30,7 @@ class FedPer(Algorithm):
     """State of a site: ``algorithm/kept.<name>``."""
 
     personal = True
-    whole = False
+    global_is_trained = False
 
     def site_half(self, context: LocalContext) -> SiteHalf:
         """Keeps the head after the update."""

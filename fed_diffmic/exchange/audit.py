@@ -153,7 +153,7 @@ class AuditLog:
         """The last whole line, or none in an empty log; and what stands torn behind it."""
         last, torn = tail(self.path) if size else (b"", b"")
         line = parse_line(last) if last else None
-        if last and (line is None or not line.whole):
+        if last and (line is None or not line.complete):
             raise ModelFileError(
                 f"the last line of the audit log {self.path} is damaged",
                 "Set the file aside, keep it, and start a new log; `fed-diffmic audit verify` says what is wrong.",

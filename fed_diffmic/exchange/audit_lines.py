@@ -53,7 +53,7 @@ class Line:
     signature: str
 
     @property
-    def whole(self) -> bool:
+    def complete(self) -> bool:
         """Whether the digest is that of the line."""
         return line_digest(vars(self)) == self.digest
 

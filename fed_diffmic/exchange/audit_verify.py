@@ -51,7 +51,7 @@ def verify(
             code, text = ("torn", "the last line is torn") if not whole else ("damaged", "not a line of an audit log")
             problems.append(Problem(place, code, text))
             continue
-        if line.whole:
+        if line.complete:
             problems.extend(Problem(place, code, text) for code, text in keys.judge(line))
         else:
             problems.append(Problem(place, "changed", f"line {line.n} was changed: its digest is another"))

@@ -20,6 +20,7 @@ _KEYS = {
     f.POLICY_STAGE: "policy.stages",
     f.POLICY_STRATEGY: "policy.strategies",
     f.POLICY_PLUGIN: "policy.plugins",
+    f.POLICY_CODEC: "policy.codecs",
     f.POLICY_TENSORS: "policy.tensors",
     f.POLICY_DTYPES: "policy.dtypes",
     f.POLICY_NORM: "policy.max_update_norm",

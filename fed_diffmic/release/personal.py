@@ -128,7 +128,7 @@ def part_of_site(folder: Path, final: FinalModel, stage: str, site: str | None) 
     """
     names = sorted(final.personal.get(stage, {}))
     if site is None:
-        if names and not algorithm_class(final.spec.strategy.name).whole:
+        if names and not algorithm_class(final.spec.strategy.name).global_is_trained:
             raise UsageError(
                 f"under strategy={final.spec.strategy.name} a part of the model was trained and kept at each site; the "
                 "rest alone is no model",

@@ -25,6 +25,7 @@ from flwr.proto.message_pb2 import (
     PushObjectResponse,
 )
 
+from fed_diffmic.transport.complete import forget_reply
 from fed_diffmic.transport.ownmessages import (
     Readable,
     is_asked,
@@ -44,7 +45,6 @@ from fed_diffmic.transport.refusals import (
     refused,
 )
 from fed_diffmic.transport.replyshape import one_reply
-from fed_diffmic.transport.whole import forget_reply
 
 HANDLERS = "flwr.superlink.servicer.fleet.fleet_handlers"
 RULED = ("push_messages", "push_object", "pull_object", "confirm_message_received")

@@ -13,7 +13,7 @@ from flwr.supercore.state.schema.objectstore_models import ObjectChild, StoredOb
 from flwr.supercore.utils import int64_to_uint64, uint64_to_int64
 from sqlalchemy import func, select
 
-from fed_diffmic.transport.whole import lacks_content
+from fed_diffmic.transport.complete import lacks_content
 
 REMEMBERED = 1024
 
@@ -22,7 +22,7 @@ def is_asked(state: Any, node: int, metadata: Metadata) -> bool:
     """Whether a reply answers a request that is open: to this node, of this run, in its time, not answered.
 
     A reply that was announced and did not come whole does not count; the node may give another (see
-    :mod:`fed_diffmic.transport.whole`).
+    :mod:`fed_diffmic.transport.complete`).
     """
     with state.session() as session:
         request = session.get(MessageIns, metadata.reply_to_message_id) if metadata.reply_to_message_id else None

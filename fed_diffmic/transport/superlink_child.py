@@ -128,11 +128,11 @@ def flower_app(settings: LinkSettings) -> App:
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superlink_lifespan_config
     from flwr.superlink.main import create_app
 
+    from fed_diffmic.transport.complete import only_complete_replies
     from fed_diffmic.transport.fleetrules import own_messages_only
     from fed_diffmic.transport.quota import Limits
-    from fed_diffmic.transport.whole import only_whole_replies
 
-    only_whole_replies()
+    only_complete_replies()
     own_messages_only(Limits(settings.reply_bytes, settings.site_bytes))
     patient_database()
     flower = logging.getLogger("flwr")

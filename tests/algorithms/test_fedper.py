@@ -37,4 +37,4 @@ def test_where_no_encoder_is_trained_everything_crosses():
     network, names = network_of("plain", "frozen")
     algorithm = build_algorithm(StrategyConfig(name="fedper"))
     assert names and algorithm.kept(network, names) == frozenset()
-    assert not algorithm.whole and algorithm.personal
+    assert not algorithm.global_is_trained and algorithm.personal

@@ -11,7 +11,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_diffmic.config import compose as room
+from fed_diffmic.config import choices
+from fed_diffmic.config import compose as module
 from fed_diffmic.config.compose import (
     FOLDER,
     GROUPS,
@@ -93,7 +94,7 @@ def test_a_shipped_file_with_a_wrong_key_or_type_is_refused(wrong, tmp_path, mon
     (tmp_path / "simulate.yaml").write_text((FOLDER / "simulate.yaml").read_text())
     with (tmp_path / "conditions" / "none.yaml").open("a") as stream:
         stream.write(f"\n{wrong}\n")
-    monkeypatch.setattr(room, "FOLDER", tmp_path)
+    monkeypatch.setattr(module, "FOLDER", tmp_path)
     with pytest.raises(Exception, match="nmae|many|dropout"):
         compose(None, [])
 
@@ -331,7 +332,7 @@ def test_flowers_flat_configuration():
 
 def test_hydra_leaves_no_trace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    room._options.cache_clear()
+    choices.composed.cache_clear()
     handlers, level = list(logging.root.handlers), logging.root.level
     compose(None, ["run.dir=here"])
     assert os.listdir(tmp_path) == []
@@ -342,7 +343,7 @@ def test_hydra_leaves_no_trace(tmp_path, monkeypatch):
 
 def test_a_program_around_us_may_use_hydra(tmp_path):
     (tmp_path / "theirs.yaml").write_text("x: 1\n")
-    room._options.cache_clear()
+    choices.composed.cache_clear()
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
         compose(None, ["model=compact"])
         with pytest.raises(ConfigError):
@@ -364,14 +365,14 @@ def test_parts_of_a_group_that_nobody_said_anything_of(tmp_path):
     file = tmp_path / "site.yaml"
     file.write_text("policy: {name: standard, floors: {step_images: 8}}\n", encoding="utf-8")
     parts = ["floors", "limits", "study", "budget"]
-    assert room.unsaid("policy", parts, file, []) == ["limits", "study", "budget"]
-    assert room.unsaid("policy", parts, file, ["policy.study.approval=rule", "policy.limitsx=1"]) == [
+    assert module.unsaid("policy", parts, file, []) == ["limits", "study", "budget"]
+    assert module.unsaid("policy", parts, file, ["policy.study.approval=rule", "policy.limitsx=1"]) == [
         "limits",
         "budget",
     ]
-    assert room.unsaid("policy", parts, None, ["policy=standard"]) == parts
+    assert module.unsaid("policy", parts, None, ["policy=standard"]) == parts
     file.write_text("policy: standard\n", encoding="utf-8")
-    assert room.unsaid("policy", parts, file, []) == parts
+    assert module.unsaid("policy", parts, file, []) == parts
 
 
 def test_a_coordinator_makes_no_personal_models_and_knows_no_tables_from_elsewhere():

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fed_diffmic.config.codecs import CODECS
 from fed_diffmic.config.compose import compose_site
+from fed_diffmic.config.fields import check_value
 from fed_diffmic.config.policy_budget import BudgetRules
 from fed_diffmic.config.policy_limits import Limits
 from fed_diffmic.config.site import PolicyConfig
@@ -109,11 +111,20 @@ def test_hours_are_read_when_the_site_starts() -> None:
         SitePolicy(replace(OPEN, hours=["now and then"]))
 
 
+def _inside(field: Field[Any], value: float) -> bool:
+    try:
+        check_value(field, value, field.name)
+    except ConfigError:
+        return False
+    return True
+
+
 def values_of(field: Field[Any]) -> st.SearchStrategy[Any]:
     """Values of a field, or a nested group with one field changed."""
     low, high = field.metadata.get("ge"), field.metadata.get("le")
     whole = st.integers(0 if low is None else int(low), 10**6 if high is None else min(10**6, int(high)))
-    kind = {"float": NUMBERS, "bool": st.booleans(), "int": whole}
+    numbers = NUMBERS.filter(lambda value: _inside(field, value))
+    kind = {"float": numbers, "bool": st.booleans(), "int": whole}
     if field.name == "largest_share":
         return st.floats(0.01, 1.0)
     return VALUES[field.name] if field.name in VALUES else kind.get(str(field.type), TEXTS)
@@ -126,6 +137,7 @@ def changed_group(group: Any) -> st.SearchStrategy[Any]:
 
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "codecs": st.lists(st.sampled_from(CODECS), unique=True),
     "budget": st.builds(
         BudgetRules,
         run_share=st.none() | st.sampled_from([0.25, 1 / 3, 0.5, 1.0]),

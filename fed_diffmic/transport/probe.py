@@ -26,7 +26,7 @@ _TOO_LARGE = 10**14  # bytes; 15 digits are what the guard reads
 _PATH = "/v1/fleet/pull-messages"
 
 
-def knock(
+def probe(
     address: str,
     key: ec.EllipticCurvePrivateKey,
     context: ssl.SSLContext | None,

@@ -27,12 +27,12 @@ from flwr.supercore.utils import uint64_to_int64
 from sqlalchemy import delete, select
 
 
-def only_whole_replies() -> None:
+def only_complete_replies() -> None:
     """Let this process' SuperLink hand out whole replies only; to be called once, before it serves."""
     inner = SqlLinkState.get_message_res
 
     def get_message_res(self: SqlLinkState, message_ids: set[str], run_id: int) -> list[Any]:
-        return whole_replies(self, message_ids, lambda ids: inner(self, ids, run_id))
+        return complete_replies(self, message_ids, lambda ids: inner(self, ids, run_id))
 
     store = SqlLinkState.store_message_res
 
@@ -124,7 +124,7 @@ class _AnnouncedMeanwhileError(Exception):
         self.requests = requests
 
 
-def whole_replies(state: SqlLinkState, message_ids: set[str], claim: Callable[[set[str]], list[Any]]) -> list[Any]:
+def complete_replies(state: SqlLinkState, message_ids: set[str], claim: Callable[[set[str]], list[Any]]) -> list[Any]:
     """The replies that ``claim`` hands out, whole ones only.
 
     A reply may be announced between the look at what is there and the claim: what was claimed is looked at again, and

@@ -10,7 +10,7 @@ from flwr.supercore.object_store.sql_object_store import SqlObjectStore
 from flwr.supercore.state.schema.linkstate_models import MessageRes
 from sqlalchemy import func, insert, select
 
-from fed_diffmic.transport.whole import begun, lacks_content, make_way, whole_replies
+from fed_diffmic.transport.complete import begun, complete_replies, lacks_content, make_way
 
 
 def name(text):
@@ -67,13 +67,13 @@ def test_a_reply_announced_between_the_look_and_the_claim_is_given_back(store, t
             return session.scalar(select(func.count()).select_from(MessageRes))
 
     asked = {f"question {m}" for m in (half, whole, "")}
-    got = whole_replies(state, asked, claim)
+    got = complete_replies(state, asked, claim)
     assert [m.metadata.message_id for m in got] == [whole, ""]
     assert claims == [asked, asked - {f"question {half}"}]
     assert rows() == 2  # what the first claim wrote was undone
     for text in ("message", "records", "figures", "array"):
         store.put(name(text), b"x")
-    assert [m.metadata.message_id for m in whole_replies(state, asked, claim)] == [half, whole, ""]
+    assert [m.metadata.message_id for m in complete_replies(state, asked, claim)] == [half, whole, ""]
     assert len(claims) == 3
 
 

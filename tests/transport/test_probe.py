@@ -12,7 +12,7 @@ from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIG
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, public_key_to_bytes, verify_signature
 
 from fed_diffmic.transport.guard import Bounds, Gate
-from fed_diffmic.transport.knock import ADMITTED, UNKNOWN, knock, versions_of
+from fed_diffmic.transport.probe import ADMITTED, UNKNOWN, probe, versions_of
 
 KEY = ec.derive_private_key(7, ec.SECP384R1())
 
@@ -61,13 +61,13 @@ def coordinator():
 def test_what_each_answer_means(coordinator, answer, said):
     handler, address, asked = coordinator
     handler.answer = answer
-    assert knock(address, KEY, None, timeout_s=5.0) == said
+    assert probe(address, KEY, None, timeout_s=5.0) == said
     assert len(asked) == 1
 
 
 def test_the_present_time_is_signed_with_the_key_and_no_body_can_come(coordinator):
     _, address, asked = coordinator
-    knock(address, KEY, None, timeout_s=5.0)
+    probe(address, KEY, None, timeout_s=5.0)
     ((path, headers),) = asked
     stamp = headers[TIMESTAMP_HEADER]
     public = base64.b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER])
@@ -91,7 +91,7 @@ def test_the_guard_itself_takes_the_announcement_for_one_that_is_too_large(coord
     import asyncio
 
     _, address, asked = coordinator
-    knock(address, KEY, None, timeout_s=5.0)
+    probe(address, KEY, None, timeout_s=5.0)
     headers = {name.lower().encode(): value.encode() for name, value in asked[0][1].items()}
     gate = Gate(None, Bounds(), Roster(), "")
     assert gate._site_of(headers) == ("site-1", "")
@@ -104,7 +104,7 @@ def test_who_cannot_be_reached_or_does_not_speak_http_is_an_error_of_the_line(co
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         with pytest.raises(OSError, match="refused"):
-            knock(f"127.0.0.1:{free.getsockname()[1]}", KEY, None, timeout_s=5.0)
+            probe(f"127.0.0.1:{free.getsockname()[1]}", KEY, None, timeout_s=5.0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer():
@@ -116,12 +116,12 @@ def test_who_cannot_be_reached_or_does_not_speak_http_is_an_error_of_the_line(co
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         with pytest.raises(OSError, match=r"no answer in HTTP \(BadStatusLine\)"):
-            knock(f"127.0.0.1:{listener.getsockname()[1]}", KEY, None, timeout_s=5.0)
+            probe(f"127.0.0.1:{listener.getsockname()[1]}", KEY, None, timeout_s=5.0)
         thread.join(10)
 
 
 def test_through_a_proxy_the_tunnel_leads_to_the_coordinator(monkeypatch):
-    from fed_diffmic.transport import knock as module
+    from fed_diffmic.transport import probe as module
 
     made = module._connection("coordinator.example:9092", None, "http://proxy.example:3128", 5.0)
     assert (made.host, made.port) == ("proxy.example", 3128)
