@@ -29,4 +29,5 @@ ROOMS: tuple[str, ...] = (
     "experiment",
     "report",
     "serve",
+    "export",
 )

@@ -1,4 +1,7 @@
-"""A model as ONNX: onnxruntime says what the program says; what cannot be right is not written."""
+"""A model as ONNX: onnxruntime says what the program says; what cannot be right is not written.
+
+Slow where a graph is made: torch's exporter takes some twenty seconds of a processor for the smallest network.
+"""
 
 import json
 from dataclasses import replace
@@ -29,6 +32,7 @@ def written(tmp_path_factory):
     return folder / "model.onnx"
 
 
+@pytest.mark.slow
 def test_onnxruntime_says_what_predict_says(written, tmp_path):
     predictor = tiny_predictor("model.denoiser=residual", "model.sampling_start=own")
     session = onnxruntime.InferenceSession(str(written), providers=["CPUExecutionProvider"])
@@ -40,6 +44,7 @@ def test_onnxruntime_says_what_predict_says(written, tmp_path):
         np.testing.assert_allclose(found, predict_files(predictor, [str(path)]).probabilities, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_stands_beside_and_inside_says_what_it_is(written):
     beside = json.loads(written.with_name("model.json").read_text())
     inside = json.loads({p.key: p.value for p in onnx.load(written).metadata_props}["fed_diffmic"])
@@ -50,6 +55,7 @@ def test_what_stands_beside_and_inside_says_what_it_is(written):
     assert not written.with_name("model.provenance.json").exists()
 
 
+@pytest.mark.slow
 def test_a_graph_that_says_something_else_is_not_written(tmp_path, monkeypatch):
     predictor = tiny_predictor(stage="guidance")
     usual = predictor.predict_pixels
