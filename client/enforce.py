@@ -176,6 +176,8 @@ class Enforcement:
             return
         if self.kind == "train":
             _refuse(self.rules.policy.check_sent(request.tensors))
+            # Once more, of the whole weights: what travelled need not be what is trained from.
+            self.rules.studies.check(self.kind, request)
         batches = None
         if self.kind == "train" and is_private(site, header["stage"]):
             batches = planned_batches(site, spec, header["stage"], site.data.train)

@@ -13,6 +13,8 @@ from pathlib import Path
 from client.kept import IN_USE, check_part
 from client.state import SiteStore
 from fed_diffmic.algorithms import Tensors
+from fed_diffmic.config.owners import ALGORITHMS
+from fed_diffmic.config.plugins import check_trusted
 from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.files import load_tensors
@@ -32,6 +34,8 @@ def own_parts(config: SiteConfig, final: FinalModel, folder: Path) -> dict[str, 
         ModelFileError: the site no longer holds its part, or the file of it is torn or was exchanged.
     """
     site, parts = config.site.name, {}
+    if any(site in digests for digests in final.personal.values()):  # before its algorithm is built
+        check_trusted(ALGORITHMS, final.spec.strategy.name, config.policy.plugins)
     # The coordinator's signature does not cover what lies beside the model: only what was kept here is this site's own.
     ours = folder.resolve().is_relative_to(Path(str(config.site.folder)).resolve())
     own = Path(str(config.site.folder)) / IN_USE

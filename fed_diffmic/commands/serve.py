@@ -88,6 +88,8 @@ def _listen(app: Any, arguments: argparse.Namespace, context: Any, origin: str) 
 
     import uvicorn
 
+    from fed_diffmic.inference.prompt import Prompt
+
     family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -106,6 +108,8 @@ def _listen(app: Any, arguments: argparse.Namespace, context: Any, origin: str) 
     print(f"listening on {'https' if context else 'http'}://{name}:{port}/", file=sys.stderr, flush=True)
     config = uvicorn.Config(
         app,
+        http=Prompt,
+        ws="none",
         access_log=False,  # a request may carry what must not be written down
         log_level="warning",
         limit_concurrency=4 * arguments.queue + 64,

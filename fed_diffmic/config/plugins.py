@@ -88,7 +88,9 @@ def foreign(kind: Kind, name: str) -> str | None:
 def trusted(kind: Kind, name: str, plugins: Collection[str]) -> bool:
     """Whether a name is built in, or it or its package is one of ``plugins``; no package's code is imported."""
     package = foreign(kind, name)
-    return package is None or not {_plain(name), _plain(package or name)}.isdisjoint(map(_plain, plugins))
+    # A name stands for itself, letter by letter; a package's may be spelt in the ways in which packages may be: else
+    # `good-pkg`, the package, would let an algorithm `good_pkg` of another one in.
+    return package is None or name in plugins or (bool(package) and _plain(package) in map(_plain, plugins))
 
 
 def check_trusted(kind: Kind, name: str, plugins: Collection[str]) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -23,7 +24,6 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -98,6 +98,7 @@ class _Service:
     def __init__(self, predictor: Predictor, card: dict[str, Any], settings: ServiceSettings) -> None:
         self.predictor, self.card, self.settings = predictor, card, settings
         self.desk = Desk(settings.queue, settings.wait_s)
+        self._bodies = 0
         self.registry = registry = CollectorRegistry()
         self.answered = Counter("fed_diffmic_requests", "by path and status", ["path", "status"], registry=registry)
         self.seconds = Histogram(
@@ -113,16 +114,25 @@ class _Service:
         wanted, name = request.query_params.get("look", ""), request.query_params.get("class", "")
         if wanted not in ("", "0", "1") or (name and name not in self.predictor.spec.classes):
             raise RefusedError(400, "query", "look is 0 or 1; class is the name of one of the model's classes.")
+        if self._bodies > self.settings.queue:  # before a byte is kept: bodies that come are memory too
+            raise RefusedError(503, "busy", _BUSY)
+        self._bodies += 1
+        try:
+            return await self._answer(request, wanted == "1", name)
+        finally:
+            self._bodies -= 1
+
+    async def _answer(self, request: Request, wanted: bool, name: str) -> Response:
         data = await self._body(request)
         started = time.monotonic()
         try:
-            found = await self.desk.ask(lambda: self._said(data, wanted == "1", name))
+            found = await self.desk.ask(lambda: self._said(data, wanted, name))
         except BadImageError as error:
             raise RefusedError(
                 422, error.reason, f"{REASONS[error.reason].capitalize()}. Send a JPEG or PNG file as it is."
             ) from None
         except BusyError:
-            raise RefusedError(503, "busy", "As many are waiting as may. Try again in a moment.") from None
+            raise RefusedError(503, "busy", _BUSY) from None
         except OutOfTimeError:
             raise RefusedError(504, "time", "The answer took longer than it may. Try again later.") from None
         except MemoryError:
@@ -239,7 +249,26 @@ class _Service:
         return b"".join(parts)
 
 
+_BUSY = "As many are waiting as may. Try again in a moment."
 _NAMED = ("run", "stage", "digest", "signed_by")
+
+
+class _Hosts:
+    """Refuses what is asked for by another name."""
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
+        self._app, self._hosts = app, {host.lower() for host in hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        said = [value for name, value in scope["headers"] if name == b"host"]
+        try:
+            name = urlsplit(f"//{said[0].decode('latin-1')}").hostname if len(said) == 1 else None
+        except ValueError:
+            name = None
+        if name not in self._hosts:
+            await Response("the name of another machine", 400, media_type="text/plain")(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
 
 
 class _Headers:
@@ -284,7 +313,7 @@ def make_service(predictor: Predictor, card: dict[str, Any], settings: ServiceSe
         Route("/health", service.guarded("/health", service.health, open_to_all=True), methods=["GET"]),
     ]
     routes += [Route(path, service.guarded(path, service.asset, open_to_all=True), methods=["GET"]) for path in ASSETS]
-    trusted = Middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts), www_redirect=False)
+    trusted = Middleware(_Hosts, hosts=settings.hosts)
     app = Starlette(routes=routes, middleware=[Middleware(_Headers), trusted])
     app.state.service = service
     return app

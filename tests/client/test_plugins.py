@@ -6,14 +6,18 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from client import site as client_site
+from client.personal import own_parts
+from fed_diffmic.config import plugins
 from fed_diffmic.config.owners import ALGORITHMS, forget
 from fed_diffmic.config.simulation import StrategyConfig
-from fed_diffmic.config.site import PolicyConfig
+from fed_diffmic.config.site import PolicyConfig, SiteConfig, SiteGroup
+from fed_diffmic.errors import ConfigError
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.policy_text import explain
 from fed_diffmic.transport.messages import failure_of, from_record
@@ -79,3 +83,19 @@ def test_the_policy_says_it_in_a_sentence() -> None:
     assert "No code of a package from outside this program may be run here" in explain(PolicyConfig())
     assert "whose code may be run here: fed-example." in explain(PolicyConfig(plugins=["fed-example"]))
     assert "whose code may be run here: *." in explain(PolicyConfig(plugins=["*"])), "a star names nothing here"
+
+
+def test_a_package_stands_for_what_it_offers_and_a_name_for_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plugins.trusted(ALGORITHMS, "halfway", ["halfway"]) and plugins.trusted(
+        ALGORITHMS, "halfway", ["Fed_Example"]
+    )
+    monkeypatch.setattr(plugins, "foreign", lambda kind, name: "other")
+    assert not plugins.trusted(ALGORITHMS, "good_pkg", ["good-pkg"])
+
+
+def test_a_model_that_came_runs_no_package_that_the_policy_does_not_name(tmp_path: Path) -> None:
+    final: Any = SimpleNamespace(spec=SPEC, personal={"guidance": {"a": "0" * 64}})
+    config = SiteConfig(site=SiteGroup(name="a", folder=str(tmp_path / "a"), device="cpu"))
+    with pytest.raises(ConfigError, match=r"plugins: \[fed-example\]"):
+        own_parts(config, final, tmp_path / "came")
+    assert not any(name.startswith("fed_example") for name in sys.modules)

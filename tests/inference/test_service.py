@@ -1,10 +1,12 @@
 """The service: what it says is what ``predict`` says; what it refuses, it refuses by name; nothing is kept."""
 
+import asyncio
 import io
 import json
 import logging
 import os
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -120,6 +122,51 @@ def test_a_token_is_asked_for_where_there_is_one(image):
 def test_another_name_of_this_machine_is_refused(client, image):
     answer = client.post("http://evil.example/v1/predict", content=image.read_bytes())
     assert answer.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("[::1]:8600", 200),
+        ("[::1]", 200),
+        ("LOCALHOST:1", 200),
+        ("[::2]", 400),
+        ("localhost.evil.example", 400),
+        ("[", 400),
+    ],
+)
+def test_names_and_addresses_of_every_kind_are_told_apart(host, status):
+    client = client_of(hosts=("::1", "localhost"))
+    assert client.get("/health", headers={"host": host}).status_code == status
+
+
+def test_bodies_that_come_are_counted_before_a_byte_is_kept(image):
+    """Three of which nobody sends the end, where two may be there: the third is told at once."""
+
+    async def main():
+        app = client_of(queue=1).app
+        transport = httpx.ASGITransport(app=app)
+        gate = asyncio.Event()
+
+        async def slow():
+            yield image.read_bytes()
+            await gate.wait()
+
+        async with httpx.AsyncClient(transport=transport, base_url=LOOPBACK) as client:
+            first = [
+                asyncio.ensure_future(client.post("/v1/predict", content=slow(), headers={"content-type": "image/png"}))
+                for _ in range(2)
+            ]
+            await asyncio.sleep(0.05)
+            third = await client.post("/v1/predict", content=b"x", headers={"content-type": "image/png"})
+            gate.set()
+            answers = await asyncio.gather(*first)
+            again = await client.post("/v1/predict", content=b"x", headers={"content-type": "image/png"})
+        return third, [answer.status_code for answer in answers], again.status_code
+
+    third, others, again = asyncio.run(main())
+    assert (third.status_code, third.json()["error"]) == (503, "busy")
+    assert others == [200, 200] and again == 422
 
 
 def test_a_page_of_another_origin_may_not_ask(client):

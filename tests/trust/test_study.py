@@ -179,6 +179,25 @@ def test_the_first_weights_and_the_frozen_part_are_those_of_the_study(tmp_path: 
     assert code_of(tmp_path, asked(study)) == 0
 
 
+def test_weights_that_the_site_holds_already_are_judged_as_those_that_travel(tmp_path: Path, site: Any) -> None:
+    """Made weights come with an evaluation, which no first weights bind; then they are named, and the agreed travel."""
+    site()
+    good = task("train").header
+    study = study_of(initial={"guidance": {"base": good["base"], "weights": good["weights"]}})
+    assert code_of(tmp_path, query(study)) == 0
+    first, extra = asked(study), {"algorithm/x": np.zeros(1, np.float32)}
+    sent = {name: value for name, value in first.tensors.items() if not name.startswith("base/")}
+    made = {**sent, "head.bias": np.ones(3, np.float32), **extra}
+    named = tensors_digest(made)
+    judged = asked(study, "evaluate")
+    frozen = {name: value for name, value in first.tensors.items() if name.startswith("base/")}
+    kept = replace(judged, tensors={**made, **frozen}, header={**judged.header, "weights": named})
+    code_of(tmp_path, kept)
+    assert list((tmp_path / "a" / "weights").rglob("*"))
+    trained = replace(first, tensors={**first.tensors, **extra}, header={**first.header, "weights": named})
+    assert code_of(tmp_path, trained) == failures.STUDY_CHANGED
+
+
 def test_a_person_approves_before_anything_is_done(tmp_path: Path, site: Any) -> None:
     rules, source = site(studies.BY_PERSON)
     study = study_of()
