@@ -156,7 +156,7 @@ def test_a_site_that_lacks_weights_and_base_gets_both(tmp_path: Path, asked: Any
     assert state is not None and state.progress is None
     toy.short_run(tmp_path, grid, spec("float32", rounds=1))
     kinds = [reply.kind for _, request, reply in asked if request.header.get("site") == "b"]
-    assert kinds == ["need_weights", "need_base", "evaluate.reply"]
+    assert kinds == ["need_weights", "need_base", "evaluate.reply", "conform.reply"]
 
 
 def test_scaffold_sends_its_control_exactly_down_and_coded_up(tmp_path: Path, asked: Any) -> None:

@@ -52,7 +52,8 @@ def test_the_matrix_holds_what_the_sites_let_out(tmp_path: Path) -> None:
     probabilities = calibration.probabilities(predict_scores(module, test), fitted)
     decided = calibration.decide(probabilities, fitted, spec.stages.decision)
     scored = Scored(probabilities, decided, test.labels, test.groups, spec.task)
-    cell = matrix_cell(scored, spec.classes, bootstrap=1000, seed=spec.seed, name="a")
+    sure = final.sureness["guidance"]
+    cell = matrix_cell(scored, spec.classes, bootstrap=1000, seed=spec.seed, name="a", sureness=sure)
     assert final.matrix == {"guidance": {"a": {**cell, "complete": True}, "b": cell_from({}, spec.classes)}}
     (assessed,) = events.of("assessed")
     assert assessed["sites"] == ["a"] and assessed["missing"] == {"b": failures.FAILURES[failures.POLICY_METRICS]}
