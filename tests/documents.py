@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-KINDS = ("sh", "console", "yaml", "python", "csv", "text")
+KINDS = ("sh", "console", "yaml", "toml", "python", "csv", "text")
 """What a fenced block may say that it is: ``text`` is output or a drawing, everything else is parsed or run."""
 
 _FENCE = re.compile(

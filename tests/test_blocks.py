@@ -12,6 +12,7 @@ import importlib.util
 import io
 import re
 import subprocess
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from simulations.experiments.definition import SHIPPED, load_experiment
 from tests.documents import KINDS, PAGES, ROOT, Block, blocks, commands, script_of
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
-RUN = {"docs/api.md", "docs/tutorials/researcher.md", "docs/tutorials/hospital.md"}
+RUN = {"docs/api.md", "docs/plugins.md", "docs/tutorials/researcher.md", "docs/tutorials/hospital.md"}
 """Pages whose Python a test runs."""
 SYSTEM = {"cd", "cp", "curl", "docker", "install", "jupyter", "ln", "nft", "openssl", "sed", "systemctl"}
 SYSTEM |= {"systemd-sysusers", "umask"}
@@ -71,6 +72,11 @@ def test_yaml_is_a_configuration_of_the_program_whose_file_it_shows(block: Block
         load_experiment(str(file))
     else:
         {"server.yaml": compose_server, "site.yaml": compose_site}.get(file.name, compose)(file, [])
+
+
+@pytest.mark.parametrize("block", of_kind("toml"), ids=str)
+def test_toml_can_be_read(block: Block) -> None:
+    assert tomllib.loads(block.body)
 
 
 @pytest.mark.parametrize("block", of_kind("sh", "console"), ids=str)
@@ -119,6 +125,8 @@ def check_ours(words: list[str], block: Block, scratch: Path) -> None:
     assert hasattr(known, "settings") or not left, left
     if words[0] == "experiment" and settings and hasattr(known, "name"):
         check_experiment(experiment_file(known.name, block, scratch), settings)
+    elif settings and words[:2] == ["data", "from-dicom"]:
+        compose_site(existing(known.config), settings)
     elif settings and words[0] in SETTINGS:
         SETTINGS[words[0]](existing(known.config), settings)
     elif settings:

@@ -58,7 +58,9 @@ def test_the_wheel_holds_our_packages_and_nothing_else(wheel):
     assert f"{info}/licenses/LICENSE" in names
     shipped = {name for name in names if name.startswith("configs/") and name.endswith(".yaml")}
     assert shipped == {f"configs/{path.relative_to(FOLDER).as_posix()}" for path in FOLDER.rglob("*.yaml")}
-    assert {Path(name).suffix for name in names if not name.startswith(info)} <= {".py", ".pyi", ".yaml", ".typed"}
+    assert {Path(name).suffix for name in names if not name.startswith(info)} <= (
+        {".py", ".pyi", ".yaml", ".typed", ".html", ".css", ".js"}
+    )
     assert "fed_diffmic/__init__.pyi" in names  # what the interface for Python offers, for type checkers
 
 

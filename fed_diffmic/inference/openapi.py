@@ -8,36 +8,26 @@ from typing import Any
 from fed_diffmic import __version__
 from fed_diffmic.inference.predictor import NOTICE
 
+PROBLEMS = {
+    "400": "a query that is not allowed, or no image",
+    "401": "no token, or another",
+    "408": "the image came too slowly",
+    "413": "the image is too large",
+    "415": "another content type",
+    "422": "the image cannot be read; `error` says why",
+    "503": "as many are waiting as may",
+    "504": "the answer took longer than it may",
+}
 
-def openapi(classes: Sequence[str], most_bytes: int, token: bool) -> dict[str, Any]:
-    """The document of a service.
 
-    Args:
-        classes: of its model.
-        most_bytes: of an image.
-        token: whether one is asked for.
-    """
-    binary = {"schema": {"type": "string", "format": "binary", "maxLength": most_bytes}}
+def _answer(classes: Sequence[str]) -> dict[str, Any]:
+    """The schema of what is said of an image."""
     shares = {
         "type": "object",
         "properties": {name: {"type": "number", "minimum": 0, "maximum": 1} for name in classes},
         "required": list(classes),
     }
-    problems = {
-        "400": "a query that is not allowed, or no image",
-        "401": "no token, or another",
-        "408": "the image came too slowly",
-        "413": "the image is too large",
-        "415": "another content type",
-        "422": "the image cannot be read; `error` says why",
-        "503": "as many are waiting as may",
-        "504": "the answer took longer than it may",
-    }
-    answers: dict[str, Any] = {
-        code: {"description": text, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/error"}}}}
-        for code, text in problems.items()
-    }
-    said = {
+    return {
         "type": "object",
         "properties": {
             "classes": {"type": "array", "items": {"type": "string"}},
@@ -58,6 +48,21 @@ def openapi(classes: Sequence[str], most_bytes: int, token: bool) -> dict[str, A
         },
         "required": ["classes", "decided", "probabilities", "prior", "model", "notice"],
     }
+
+
+def openapi(classes: Sequence[str], most_bytes: int, token: bool) -> dict[str, Any]:
+    """The document of a service.
+
+    Args:
+        classes: of its model.
+        most_bytes: of an image.
+        token: whether one is asked for.
+    """
+    binary = {"schema": {"type": "string", "format": "binary", "maxLength": most_bytes}}
+    answers: dict[str, Any] = {
+        code: {"description": text, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/error"}}}}
+        for code, text in PROBLEMS.items()
+    }
     predict = {
         "summary": "What the model says of one image",
         "parameters": [
@@ -69,7 +74,7 @@ def openapi(classes: Sequence[str], most_bytes: int, token: bool) -> dict[str, A
             "content": dict.fromkeys(("image/png", "image/jpeg", "application/octet-stream"), binary),
         },
         "responses": {
-            "200": {"description": "the answer", "content": {"application/json": {"schema": said}}}, **answers,
+            "200": {"description": "the answer", "content": {"application/json": {"schema": _answer(classes)}}}, **answers,
         },
     }  # fmt: skip
 
