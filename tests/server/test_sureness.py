@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from client import sureness
+from client.module import BASE
+from client.requests import TASK
 from client.site import Site
 from client.sureness import conform
-from client.tasks import BASE, TASK
 from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.exchange import failures
