@@ -168,7 +168,7 @@ def take_over(
     parts: Mapping[str, Tensors] | None = None,
     *,
     signer: PrivateKey | None = None,
-    before: Callable[[], None] | None = None,
+    before: Callable[[Path], None] | None = None,
 ) -> Path:
     """Keep a model as the one in use, with the key that it is verified by; the one before stays beside it.
 
@@ -178,7 +178,9 @@ def take_over(
         site: its name.
         parts: what of the model is the site's own, by stage; kept beside it.
         signer: the site's key, which signs the digests of the parts.
-        before: called when everything is copied, before it becomes the model in use.
+        before: called with the folder of the copy when everything is copied, before it becomes the model in use: the
+            place to verify what was copied, for ``final`` may have changed since it was read. If it raises, the copy
+            is removed and the model in use stays.
 
     Returns:
         The folder of the model in use.
@@ -191,22 +193,30 @@ def take_over(
     if target.exists() and final.resolve() == target.resolve():
         raise UsageError("this is the model in use already")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(mode=0o700)
-    shutil.copytree(final / "final", part / "final")
-    if (part / "final" / PROVENANCE).exists():
-        pin(part, signed_key(part / "final" / PROVENANCE))
-    for stage, own in (parts or {}).items():
-        save_part(part, stage, site, own)
-    if parts:
-        sign_parts(part, site, parts, signer)
-    if before is not None:
-        before()
+    try:
+        _copy(final, part, site, parts or {}, signer)
+        if before is not None:
+            before(part)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
     shutil.rmtree(older, ignore_errors=True)
     if target.exists():
         target.rename(older)
     part.rename(target)
     sync_folder(folder)
     return target
+
+
+def _copy(final: Path, part: Path, site: str, parts: Mapping[str, Tensors], signer: PrivateKey | None) -> None:
+    part.mkdir(mode=0o700)
+    shutil.copytree(final / "final", part / "final")
+    if (part / "final" / PROVENANCE).exists():
+        pin(part, signed_key(part / "final" / PROVENANCE))
+    for stage, own in parts.items():
+        save_part(part, stage, site, own)
+    if parts:
+        sign_parts(part, site, parts, signer)
 
 
 def comparison_text(result: Comparison) -> str:

@@ -17,6 +17,11 @@ from fed_diffmic.exchange.codecs import DELTA, build_codec, code, restore
 from fed_diffmic.exchange.failures import BAD_REQUEST, DIVERGED, SiteError
 from fed_diffmic.exchange.payload import HELD, REFERENCE, Payload, Tensors
 from fed_diffmic.files import tensors_digest
+from fed_diffmic.training.size import BYTES, whole_parameters
+
+COPIES, SLACK = 4, 16 * 2**20
+"""A set of weights has at most as many bytes as so many copies of the whole network (what algorithms send beside it
+among them), and so many more."""
 
 RESIDUAL = "residual/"
 """What the names of a site's state begin with that coding left out of its updates so far."""
@@ -33,7 +38,7 @@ def whole_request(store: SiteStore, spec: RunSpec, request: Payload) -> Payload:
 
     Raises:
         WeightsMissingError: it builds on weights that are not here.
-        SiteError: what came does not become the weights that it names.
+        SiteError: what came does not become the weights that it names, or is more than the run's network can have.
         PayloadError: what came coded is not.
     """
     named = request.header["weights"]
@@ -41,7 +46,9 @@ def whole_request(store: SiteStore, spec: RunSpec, request: Payload) -> Payload:
     weights = store.weights(named)
     if weights is None:
         came = {name: value for name, value in request.tensors.items() if name not in base}
+        _check_size(spec, came)
         weights = {**_kept(store, request, HELD), **_decoded(store, spec, request, came)}
+        _check_size(spec, weights)
         if tensors_digest(weights) != named:
             raise SiteError(BAD_REQUEST, "the weights are not those that the request names")
         store.keep_weights(named, weights)
@@ -72,6 +79,20 @@ def coded_update(spec: RunSpec, tensors: Tensors, request: Payload, left_out: Te
     except ValueError as error:
         raise SiteError(DIVERGED) from error
     return made.travels, {RESIDUAL + name: value for name, value in made.residual.items()}
+
+
+def _check_size(spec: RunSpec, weights: Tensors) -> None:
+    """A digest says which set it is and not that it is of this network; what is kept on disk must be bounded.
+
+    Raises:
+        SiteError: it is larger than :data:`COPIES` and :data:`SLACK` allow.
+    """
+    size = sum(value.nbytes for value in weights.values())
+    if size <= SLACK:  # the network is then not looked at: its size is remembered by specification, but costs once
+        return
+    most = COPIES * BYTES * whole_parameters(spec) + SLACK
+    if size > most:
+        raise SiteError(BAD_REQUEST, f"weights of {size >> 20} MiB; the run's network has at most {most >> 20} MiB")
 
 
 def _decoded(store: SiteStore, spec: RunSpec, request: Payload, came: Tensors) -> Tensors:

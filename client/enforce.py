@@ -34,6 +34,7 @@ from fed_diffmic.exchange.payload import NEED_BASE, NEED_WEIGHTS, Payload, Tenso
 from fed_diffmic.exchange.policy import Denial
 from fed_diffmic.exchange.screening import update_norm
 from fed_diffmic.exchange.seal import RequestSeal
+from fed_diffmic.training.few import without_owners
 
 ARM = "federated"
 ABOUT = {
@@ -240,7 +241,7 @@ class Enforcement:
             MachineError: what was answered cannot be written down.
         """
         if self.rules is None:
-            return reply
+            return replace(reply, metrics=without_owners(reply.metrics))
         if self._planned is not None and "loss" in reply.metrics:  # not all images need to have been in it
             reply = replace(reply, metrics={**reply.metrics, LOSS_IMAGES: float(self._planned.images)})
         self._decoded = reply.tensors

@@ -24,6 +24,7 @@ from fed_diffmic.release.final import FinalModel, load_final
 
 IN_USE = "model"
 TAKEN = "taken_over"
+AGAIN = "Compare it again."
 REMEDY = "Take a model over again: `fed-diffmic client compare --config site.yaml --model DIR --take-over`."
 
 
@@ -62,6 +63,28 @@ def record(config: SiteConfig, model: FinalModel, folder: Path, parts: Mapping[s
     digests = {stage: tensors_digest(part) for stage, part in sorted(parts.items())}
     facts = {"of_run": model.spec.run_id, "model": model_digest(folder), "key": model.signed_by, "parts": digests}
     site_audit(config).append(TAKEN, **facts)
+
+
+def check_copy(config: SiteConfig, copy: Path, model: FinalModel, digest: str) -> FinalModel:
+    """The model of a copy, if it is the one that was compared: the folder that it was read from may have changed.
+
+    Args:
+        copy: folder that is about to be the model in use.
+        model: as it was read and compared.
+        digest: of its folder (:func:`model_digest`) before it was read.
+
+    Raises:
+        ModelFileError: it is another, or not verified by the coordinator's key.
+    """
+    try:
+        found = load_final(copy, public_key=coordinator_key(config))
+        same = model_digest(copy) == digest
+    except ModelFileError as error:
+        raise ModelFileError(f"the model changed while it was compared: {error.cause}", AGAIN) from error
+    about = [(m.spec, m.digests, m.calibration, m.personal, m.signed_by) for m in (model, found)]
+    if not same or about[0] != about[1]:
+        raise ModelFileError("the model changed while it was compared", AGAIN)
+    return found
 
 
 def recorded(config: SiteConfig) -> Line | None:

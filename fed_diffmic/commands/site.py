@@ -151,9 +151,9 @@ def _compare(config: SiteConfig, arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from client.compare import KEPT, compare_models, comparison_text, take_over
-    from client.kept import IN_USE, coordinator_key, load_kept, record, signing_key
+    from client.kept import IN_USE, check_copy, coordinator_key, load_kept, model_digest, record, signing_key
     from client.personal import complete, own_parts
-    from fed_diffmic.release.final import load_final
+    from fed_diffmic.release.final import has_final, load_final
 
     folder = Path(str(config.site.folder))
     ours = folder / IN_USE
@@ -164,6 +164,7 @@ def _compare(config: SiteConfig, arguments: argparse.Namespace) -> int:
             return load_kept(config, path)
         return load_final(path, public_key=coordinator_key(config))
 
+    digest = model_digest(arguments.model) if arguments.take_over and has_final(arguments.model) else ""
     came = load(arguments.model)
     parts = own_parts(config, came, arguments.model)
     before = None
@@ -181,7 +182,7 @@ def _compare(config: SiteConfig, arguments: argparse.Namespace) -> int:
             config.site.name,
             parts,
             signer=signing_key(config),
-            before=lambda: record(config, came, arguments.model, parts),
+            before=lambda copy: record(config, check_copy(config, copy, came, digest), copy, parts),
         )
         own = f", with this site's own part of it (--site {config.site.name})" if parts else ""
         print(f"The model is now the one in use{own}.", file=sys.stderr)

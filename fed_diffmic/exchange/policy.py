@@ -246,12 +246,12 @@ class SitePolicy:
         return found
 
     def _counts_by_cell(self, metrics: Mapping[str, float], basis: Basis | None) -> dict[str, float]:
-        """Those named, of enough images in all and in each cell (:mod:`fed_diffmic.training.few`)."""
+        """Those named, of enough in all, in each state and in each cell (:mod:`fed_diffmic.training.few`)."""
         images = metrics.get("num_examples", 0)
         floors, patients = self.config.floors, images if basis is None else basis.patients
         if images < max(self.config.min_count, floors.sums_images) or patients < floors.figure_patients:
             return {}
-        found = told(metrics, self.config.min_count)
+        found = told(metrics, self.config.min_count, floors.figure_patients)
         return {name: value for name, value in found.items() if name in self._metrics}
 
     def _test_figures(self, metrics: Mapping[str, float]) -> dict[str, float]:

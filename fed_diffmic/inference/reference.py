@@ -25,6 +25,7 @@ from fed_diffmic.inference.predictor import Predictor
 from fed_diffmic.training.evaluation import predict_doubts
 from fed_diffmic.training.familiar import Familiar, familiar, image_features
 from fed_diffmic.training.features import CHUNK, chunks
+from fed_diffmic.training.few import without_owners
 from fed_diffmic.training.sureness import Sureness, counts_from, fit, site_counts
 
 FORMAT = 1
@@ -89,7 +90,7 @@ def make_reference(predictor: Predictor, manifest_file: Path, settings: TableSet
     usual = familiar(features, examples.labels, examples.groups, spec.task, spec.seed)
     scores, others = predict_doubts(predictor.module, examples, predictor.device)
     figures = site_counts(scores, others, examples.labels, examples.groups, predictor.fitted, spec)
-    counts = counts_from(figures, spec.task, spec.num_classes)
+    counts = counts_from(without_owners(figures), spec.task, spec.num_classes)
     if counts is None:
         raise ValueError("a site's own counts must be whole")
     sure = fit({OWN: counts}, [], spec.task, spec.num_classes, guarded=False)

@@ -92,7 +92,7 @@ def counts(probabilities: np.ndarray, labels: np.ndarray, task: str, method: str
         labels: ``(N,)`` class index; multilabel ``(N, C)`` 0/1.
     """
     found = cells(scores(probabilities, task, method))
-    states = _states(labels, task)
+    states = true_states(labels, task)
     table = np.zeros(shape(task, np.asarray(probabilities).shape[1]), dtype=np.int64)
     for question in range(table.shape[0]):
         own = np.take_along_axis(found[:, question], states[:, question, None], axis=1)[:, 0]
@@ -100,7 +100,7 @@ def counts(probabilities: np.ndarray, labels: np.ndarray, task: str, method: str
     return table
 
 
-def _states(labels: np.ndarray, task: str) -> np.ndarray:
+def true_states(labels: np.ndarray, task: str) -> np.ndarray:
     """Which state of each question is the true one, ``(N, Q)`` int64."""
     labels = np.asarray(labels)
     return (labels > 0).astype(np.int64) if task == "multilabel" else labels.astype(np.int64)[:, None]
@@ -213,4 +213,4 @@ def covered(sets: np.ndarray, labels: np.ndarray, task: str) -> np.ndarray:
         sets: ``(N, Q, S)`` of :func:`members`.
         labels: ``(N,)`` class index; multilabel ``(N, C)`` 0/1.
     """
-    return np.asarray(np.take_along_axis(sets, _states(labels, task)[:, :, None], axis=2)[:, :, 0])
+    return np.asarray(np.take_along_axis(sets, true_states(labels, task)[:, :, None], axis=2)[:, :, 0])

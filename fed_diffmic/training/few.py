@@ -1,9 +1,11 @@
 """Counts of validation images by cell, as they may leave a site: no number of fewer images than the site allows.
 
+Nor any of images of fewer patients, as far as a class goes: many images of one patient would tell that patient's.
+
 A count of one image in one cell would tell that image's score to the width of a cell. So
 
-- a class (multi-label: a state of a label) that has too few images is not told apart: its images are counted under
-  ``rest``, with others so that nothing can be had by subtraction (:func:`suppress`);
+- a class (multi-label: a state of a label) that has too few images or patients is not told apart: its images are
+  counted under ``rest``, with others so that nothing can be had by subtraction (:func:`suppress`);
 - what is left is moved to few cells, each of enough images, and **always to the side that promises less**: scores of
   prediction sets up (sets grow, coverage stays), the uncertainty of wrong predictions down and of right ones up (a
   measure looks worse than it is).
@@ -17,35 +19,58 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 SETS, UNSURE, REST, WRONG = "sets", "unsure", "rest", "1"
+OWNERS = "owners/"
+"""What the names of numbers of patients begin with, by which counts are judged at the site; they never leave it."""
 Row = dict[int, float]
 
 
-def suppress(counts: Sequence[int], least: int) -> list[int | None]:
-    """Counts, with none for those from 1 to below ``least``, and no suppressed count to be had by subtraction.
+def suppress(
+    counts: Sequence[int], least: int, owners: Sequence[int] | None = None, patients: int = 0
+) -> list[int | None]:
+    """Counts, with none for those of too few images or patients, and no suppressed count to be had by subtraction.
 
     Who knows the total could compute a single suppressed count from the others. So the next smallest counts are
-    suppressed too until what is hidden is at least two counts and at least ``least`` images together (secondary
-    suppression as in disclosure control; Hundepool et al., Statistical Disclosure Control, 2012, chapter 4).
+    suppressed too until what is hidden is at least two counts, and together at least ``least`` images and ``patients``
+    patients (secondary suppression as in disclosure control; Hundepool et al., Statistical Disclosure Control, 2012,
+    chapter 4). A patient may be behind several counts: those hidden have as many together as the largest of them.
+
+    Args:
+        counts: images of each; one of 0 stays.
+        least: images.
+        owners: patients behind each count; none: as many as images.
+        patients: the least of them.
     """
-    hidden = {i for i, n in enumerate(counts) if 0 < n < least}
-    others = sorted((n, i) for i, n in enumerate(counts) if n >= least and n > 0)
-    while hidden and (len(hidden) < 2 or sum(counts[i] for i in hidden) < least) and others:
+    owners = counts if owners is None else owners
+    sizes = list(zip(counts, owners, strict=True))
+    hidden = {i for i, (n, own) in enumerate(sizes) if n > 0 and (n < least or own < patients)}
+    others = sorted((n, i) for i, n in enumerate(counts) if n > 0 and i not in hidden)
+    while hidden and others:
+        enough = sum(counts[i] for i in hidden) >= least and max(owners[i] for i in hidden) >= patients
+        if len(hidden) > 1 and enough:
+            break
         hidden.add(others.pop(0)[1])
     return [None if i in hidden else n for i, n in enumerate(counts)]
 
 
-def told(figures: Mapping[str, float], least: int) -> dict[str, float]:
-    """Figures in which no count by cell is one of fewer than ``least`` images; those that are no counts stay.
+def without_owners(figures: Mapping[str, float]) -> dict[str, float]:
+    """Figures without the numbers of patients that stay at the site (:data:`OWNERS`)."""
+    return {name: value for name, value in figures.items() if not name.startswith(OWNERS)}
+
+
+def told(figures: Mapping[str, float], least: int, patients: int) -> dict[str, float]:
+    """Figures in which no count by cell is one of fewer than ``least`` images, and no state one of few patients.
+
+    Figures that are no counts stay, but for :data:`OWNERS`.
 
     Args:
-        figures: flat, of at least ``least`` images in all.
-        least: images; 1 or less: every count stays as it is.
+        figures: flat, of at least ``least`` images and ``patients`` patients in all. A state without its number of
+            patients is taken for one of none.
+        least: images; 1 or less: the count of no cell is moved.
+        patients: the least behind a state, or behind right or wrong predictions.
     """
-    if least <= 1:
-        return dict(figures)
     out: dict[str, float] = {}
     tables: defaultdict[tuple[str, ...], defaultdict[str, Row]] = defaultdict(lambda: defaultdict(dict))
-    for name, value in figures.items():
+    for name, value in without_owners(figures).items():
         parts = name.split("/")
         if parts[0] in (SETS, UNSURE) and len(parts) >= 4:
             tables[tuple(parts[:-2])][parts[-2]][int(parts[-1])] = value
@@ -53,7 +78,8 @@ def told(figures: Mapping[str, float], least: int) -> dict[str, float]:
             out[name] = value
     for head, rows in tables.items():
         states = sorted(rows)
-        shown = suppress([int(sum(rows[state].values())) for state in states], least)
+        owners = [int(figures.get(OWNERS + "/".join([*head, state]), 0)) for state in states]
+        shown = suppress([int(sum(rows[state].values())) for state in states], least, owners, patients)
         if head[0] == UNSURE and None in shown:
             continue
         kept = {state: rows[state] for state, count in zip(states, shown, strict=True) if count is not None}

@@ -1,8 +1,8 @@
 """How good a model is for each subgroup of a site's images, and which of it may be shown.
 
 ``dataset.subgroups`` names columns of the site's table. Figures of a value are made if it has images and patients
-enough. What leaves a site is less (:func:`enough`): as much as its policy asks for, and nothing from which the number
-of images of a value that has too few could be had by subtraction (:func:`fed_diffmic.training.few.suppress`).
+enough. What leaves a site is less (:func:`enough`): as much as its policy asks for, and nothing from which a value
+that has too few images or patients could be had by subtraction (:func:`fed_diffmic.training.few.suppress`).
 """
 
 from __future__ import annotations
@@ -126,15 +126,15 @@ def enough(figures: Mapping[str, float], images: int, patients: int) -> dict[str
         figures: flat.
         images, patients: the least behind a subgroup's figures.
     """
-    columns: dict[str, dict[str, float]] = {}
+    columns: dict[str, dict[str, int]] = {}
     for name, value in figures.items():
         parts = name.split("/")
         if parts[0] + "/" == PREFIX and len(parts) == 4 and parts[3] == "n":
-            columns.setdefault(parts[1], {})[parts[2]] = value
+            columns.setdefault(parts[1], {})[parts[2]] = int(value)
     hidden = set()
     for column, values in columns.items():
         names = sorted(values)
-        for of, shown in zip(names, suppress([int(values[name]) for name in names], images), strict=True):
-            if shown is None or figures.get(f"{PREFIX}{column}/{of}/groups", 0) < patients:
-                hidden.add(f"{PREFIX}{column}/{of}/")
+        owners = [int(figures.get(f"{PREFIX}{column}/{of}/groups", 0)) for of in names]
+        shown = suppress([values[of] for of in names], images, owners, patients)
+        hidden |= {f"{PREFIX}{column}/{of}/" for of, n in zip(names, shown, strict=True) if n is None}
     return {name: value for name, value in figures.items() if "/".join(name.split("/")[:3]) + "/" not in hidden}

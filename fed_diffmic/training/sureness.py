@@ -8,6 +8,7 @@ A site's half is :func:`site_counts`, the coordinator's :func:`fit`; between the
 ``sets/squares``                     sum of the squared numbers of images of each patient
 ``sets/METHOD/QUESTION/STATE/CELL``  images of that state in that cell; ``rest``: of states not told
 ``unsure/MEASURE/WRONG/CELL``        right (0) and wrong (1) predictions in that cell
+``owners/`` and all but the cell     patients behind these; stays at the site
 ===================================  ================================================================
 
 A number that does not come is 0. What a site's policy does to them on the way: :mod:`fed_diffmic.training.few`.
@@ -26,6 +27,7 @@ from fed_diffmic.errors import ModelFileError
 from fed_diffmic.training import conformal, uncertainty
 from fed_diffmic.training.calibration import Calibration, decide, probabilities
 from fed_diffmic.training.conformal import CELLS, LEVELS, Rule
+from fed_diffmic.training.few import OWNERS
 from fed_diffmic.training.uncertainty import MEASURES, RIGHT, WRONG, Measured
 
 IMAGES, SQUARES, SETS, UNSURE, REST = "num_examples", "sets/squares", "sets/", "unsure/", "rest"
@@ -123,6 +125,8 @@ def site_counts(
 ) -> dict[str, float]:
     """A site's half: counts of its validation images, as flat numbers; what is 0 is left out.
 
+    By :data:`fed_diffmic.training.few.OWNERS` it is judged here what of them may leave.
+
     Args:
         scores, others: as of :func:`unsure_of`.
         labels: ``(N,)`` class index; multilabel ``(N, C)`` 0/1.
@@ -136,15 +140,21 @@ def site_counts(
         return figures
     figures[SQUARES] = float((np.unique(groups, return_counts=True)[1].astype(np.float64) ** 2).sum())
     found, measures = unsure_of(scores, others, fitted)
+    truth = conformal.true_states(labels, spec.task)
     for method in conformal.methods(spec.task):
         table = conformal.counts(found, labels, spec.task, method)
         for question, state, cell in np.argwhere(table):
             figures[f"{SETS}{method}/{question}/{state}/{cell}"] = float(table[question, state, cell])
+        for question, state in np.argwhere(table.any(axis=2)):
+            owners = groups[truth[:, question] == state]
+            figures[f"{OWNERS}{SETS}{method}/{question}/{state}"] = float(len(np.unique(owners)))
     bad = uncertainty.wrong(decide(found, fitted, spec.stages.decision), labels, spec.task)
     for measure, values in measures.items():
-        for kind, rows in ((RIGHT, values[~bad]), (WRONG, values[bad])):
-            for cell, count in zip(*np.unique(conformal.cells(rows), return_counts=True), strict=True):
+        for kind, rows in ((RIGHT, ~bad), (WRONG, bad)):
+            for cell, count in zip(*np.unique(conformal.cells(values[rows]), return_counts=True), strict=True):
                 figures[f"{UNSURE}{measure}/{kind}/{cell}"] = float(count)
+            if rows.any():
+                figures[f"{OWNERS}{UNSURE}{measure}/{kind}"] = float(len(np.unique(groups[rows])))
     return figures
 
 

@@ -7,12 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from client import compare
-from client.compare import BEFORE, CAME, IN_USE, KEPT, Final, compare_models, comparison_text, take_over, which_to_take
+from client.compare import (
+    BEFORE,
+    CAME,
+    IN_USE,
+    KEPT,
+    Comparison,
+    Final,
+    compare_models,
+    comparison_text,
+    take_over,
+    which_to_take,
+)
+from fed_diffmic.cli import main
 from fed_diffmic.config.site import SiteConfig, SiteGroup
 from fed_diffmic.config.spec import RunSpec
-from fed_diffmic.errors import DataError, UsageError
+from fed_diffmic.errors import DataError, ModelFileError, UsageError
+from fed_diffmic.files import tensors_digest
+from fed_diffmic.release.final import FinalModel, load_final, write_final
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.stages import initial_state
 from tests.toy import install_toy_networks, toy_site, toy_spec
@@ -77,6 +92,73 @@ def test_a_model_taken_over_leaves_the_one_before_beside_it(tmp_path: Path) -> N
     assert (folder / BEFORE / "final" / "model.json").read_text() == "first"
     with pytest.raises(UsageError, match="in use already"):
         take_over(folder / IN_USE, folder, "one")
+
+
+def test_a_copy_that_is_refused_leaves_the_model_in_use(tmp_path: Path) -> None:
+    """What is verified is what was copied: the folder that it came from may change at any time."""
+    for name in ("first", "second"):
+        (tmp_path / name / "final").mkdir(parents=True)
+        (tmp_path / name / "final" / "model.json").write_text(name)
+    folder = tmp_path / "site"
+    folder.mkdir()
+    take_over(tmp_path / "first", folder, "one")
+    seen = []
+
+    def refuse(copy: Path) -> None:
+        seen.append((copy / "final" / "model.json").read_text())
+        raise ModelFileError("another")
+
+    with pytest.raises(ModelFileError, match="another"):
+        take_over(tmp_path / "second", folder, "one", before=refuse)
+    assert seen == ["second"]
+    assert (folder / IN_USE / "final" / "model.json").read_text() == "first"
+    assert [path.name for path in folder.iterdir()] == [IN_USE], "and nothing lies about"
+
+
+@pytest.mark.parametrize("change", ["another model", "torn weights", "not signed as before", "read in between"])
+def test_a_model_that_changed_while_it_was_compared_is_not_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    spec = toy_spec()
+    states = {"guidance": initial_state(spec, "guidance")}
+    fitted = {"guidance": Calibration("multiclass", 1.0, 0.0, (1 / 3, 1 / 3, 1 / 3))}
+    digests = {"guidance": tensors_digest(states["guidance"])}
+    first, second = (FinalModel(spec, states, fitted, [], n, digests) for n in (1, 2))
+    zeros = {"guidance": {name: value * 0 for name, value in first.states["guidance"].items()}}
+    third = replace(second, states=zeros, digests={"guidance": tensors_digest(zeros["guidance"])})
+    came = tmp_path / "came"
+    came.mkdir()
+    write_final(came, first)
+
+    def swap(*_: Any, **__: Any) -> Any:
+        if change == "another model":
+            write_final(came, second)
+        elif change == "torn weights":
+            (came / "final" / "guidance.safetensors").write_bytes(b"torn")
+        elif change == "not signed as before":
+            write_final(came, first, signer=key, facts={})
+        return Comparison("one", "test", 1, {}, None, None)
+
+    def read(*_: Any, **__: Any) -> Any:
+        return third if change == "read in between" else first
+
+    monkeypatch.setattr(compare, "compare_models", swap)
+    monkeypatch.setattr("fed_diffmic.release.final.load_final", read)  # the command's; the copy is read as ever
+    (tmp_path / "site.yaml").write_text(
+        f"site: {{name: one, folder: {tmp_path / 'site'}, device: cpu}}\ndataset: {{root: {tmp_path}}}\n"
+    )
+    (tmp_path / "site").mkdir()
+    command = ["client", "compare", "--config", str(tmp_path / "site.yaml"), "--json", "--model", str(came)]
+    assert main([*command, "--take-over"]) == 4
+    said = capsys.readouterr().err
+    assert "the model changed while it was compared" in said and "Compare it again." in said
+    assert not (tmp_path / "site" / IN_USE).exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(compare, "compare_models", lambda *_, **__: Comparison("one", "test", 1, {}, None, None))
+    write_final(came, first)
+    assert main([*command, "--take-over"]) == 0
+    assert load_final(tmp_path / "site" / IN_USE).bytes_sent == 1
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from client import crossing
 from client import site as client_site
 from client.crossing import RESIDUAL, WeightsMissingError, coded_update, split_state, whole_request
 from client.state import KEPT_WEIGHTS, SiteStore
@@ -20,9 +21,11 @@ from fed_diffmic.exchange.failures import SiteError
 from fed_diffmic.exchange.payload import HELD, REFERENCE, Payload, Tensors
 from fed_diffmic.exchange.screening import update_norm
 from fed_diffmic.files import tensors_digest
+from fed_diffmic.training.size import whole_parameters
 from fed_diffmic.transport.messages import failure_of, from_record
 from tests import site_rules, toy
 from tests.client.test_app import AMPLE, context, send, task
+from tests.inference.tiny import tiny_spec
 
 INT8 = StrategyConfig(codec="int8")
 SPEC = toy.toy_spec(strategy=INT8)
@@ -81,6 +84,26 @@ def test_tensors_that_do_not_become_what_is_named_are_refused_and_not_kept(store
             whole_request(store, SPEC, wrong)
         assert caught.value.code == failures.BAD_REQUEST
     assert store.weights(tensors_digest(a_set(2))) is None
+
+
+def test_no_more_is_kept_than_the_network_could_be(store: SiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A digest is of whatever was named by it: before anything says that it is the model's, its size is bounded."""
+    monkeypatch.setattr(crossing, "SLACK", 2**16)
+    spec = tiny_spec()
+    most = 4 * 4 * whole_parameters(spec) + 2**16
+    fits = {"junk": np.zeros(most // 4, np.float32)}
+    junk = {"junk": np.zeros(most // 4 + 1, np.float32)}
+    for asked in (request(junk, junk), request(a_set(1), junk)):
+        with pytest.raises(SiteError) as caught:
+            whole_request(store, spec, asked)
+        assert caught.value.code == failures.BAD_REQUEST
+    assert not list(store.folder.glob("weights/*")), "nothing was written"
+    assert whole_request(store, spec, request(fits, fits)).tensors.keys() == {"junk"}
+    held, more = tensors_digest(fits), {"more": np.zeros(9, np.float32)}
+    with pytest.raises(SiteError) as caught:  # a set cannot grow by what is held either
+        whole_request(store, spec, request({**fits, **more}, more, held=held))
+    assert caught.value.code == failures.BAD_REQUEST
+    assert len(list(store.folder.glob("weights/*"))) == 1
 
 
 def test_the_two_sets_used_last_are_kept(store: SiteStore) -> None:

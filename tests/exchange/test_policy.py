@@ -19,6 +19,7 @@ from fed_diffmic.config.policy_limits import Limits
 from fed_diffmic.config.site import PolicyConfig
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.exchange import failures
+from fed_diffmic.exchange.floors import Basis
 from fed_diffmic.exchange.payload import Payload
 from fed_diffmic.exchange.policy import Denial, Names, SitePolicy
 from fed_diffmic.exchange.policy_text import explain
@@ -199,3 +200,17 @@ def test_a_private_site_may_train_what_it_protects_and_its_weight_is_no_count() 
     facts = {"run": "r", "arm": "federated", "request": "x", "site": "a", **counts}
     said = private.release(Payload("query.reply", facts), {})
     assert isinstance(said, Payload) and said.header["class_counts"] == [3, 6]  # noised: nothing to suppress
+
+
+def test_numbers_of_patients_by_state_decide_and_never_leave() -> None:
+    counts = {"num_examples": 60.0, "sets/lac/0/0/30": 28.0, "sets/lac/0/1/171": 12.0, "sets/lac/0/2/60": 20.0}
+    owners = {"owners/sets/lac/0/0": 25.0, "owners/sets/lac/0/1": 1.0, "owners/sets/lac/0/2": 15.0}
+    reply, basis = Payload("conform.reply", {}, {}, counts | owners), Basis(60, 41)
+    for least in (0, 1, 10):
+        for patients in (0, 5):
+            rules = replace(OPEN, metrics=["*"], min_count=least, floors=replace(OPEN.floors, figure_patients=patients))
+            released = SitePolicy(rules).release(reply, {}, basis)
+            assert isinstance(released, Payload)
+            assert not any(name.startswith("owners") for name in released.metrics)
+            assert ("sets/lac/0/1/171" in released.metrics) == (patients == 0)
+            assert sum(n for name, n in released.metrics.items() if name.startswith("sets/")) == 60

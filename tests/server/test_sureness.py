@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from client import sureness
+from client.module import BASE
+from client.requests import TASK
 from client.site import Site
 from client.sureness import conform
-from client.tasks import BASE, TASK
 from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.exchange import failures
@@ -30,7 +31,6 @@ from fed_diffmic.training.metrics import Scored
 from fed_diffmic.training.stages import build_module, exchanged, initial_state, load_state
 from server.checkpoints import CheckpointStore
 from server.hooks import Bounds, Hooks
-from server.rounds import run_federation
 from simulations.grid import InProcessGrid
 from tests import site_rules, toy
 
@@ -46,7 +46,7 @@ def federate(
 ) -> FinalModel:
     spec = more.pop("spec", None) or toy.toy_spec(lr=0.2, rounds=2)
     given = {"stages": ["guidance"], "sites": list(names), "poll_s": 0.001, "join_s": 60.0, **more}
-    return run_federation(grid, spec, CheckpointStore(folder), events or toy.Events([]), **given)
+    return toy.federate(grid, spec, CheckpointStore(folder), events or toy.Events([]), **given)
 
 
 def larger(count: int = 160) -> toy.ToySource:

@@ -67,3 +67,33 @@ def test_what_is_hidden_is_never_one_small_count(counts, least):
     hidden = set(counts) - shown
     assert all(counts[name] >= least for name in shown)
     assert not hidden or not shown or (len(hidden) > 1 and sum(counts[name] for name in hidden) >= least)
+
+
+def test_a_subgroup_hidden_for_its_patients_cannot_be_had_by_subtraction():
+    sizes = {"m": (40, 20), "f": (15, 3), "x": (25, 12)}
+    figures = {"test/n": 80.0, "test/groups": 35.0}
+    for name, (images, patients) in sizes.items():
+        figures |= {f"subgroup/sex/{name}/n": float(images), f"subgroup/sex/{name}/groups": float(patients)}
+    assert list(subgroups_from(enough(figures, 10, 5))["sex"]) == ["m"], "f and the next smallest"
+    two = {name: value for name, value in figures.items() if "/x/" not in name}
+    assert subgroups_from(enough(two, 10, 5)) == {}, "the total less m would be f"
+    both = figures | {"subgroup/sex/m/groups": 3.0}  # two hidden that may be the same three patients
+    assert subgroups_from(enough(both, 10, 5)) == {}
+    assert enough(figures, 10, 3) == figures
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcdef"), st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1),
+    st.integers(1, 20),
+    st.integers(1, 10),
+)
+def test_what_is_hidden_is_never_of_few_patients(sizes, images, patients):
+    sizes = {name: (n, min(n, own)) for name, (n, own) in sizes.items()}
+    figures = {f"subgroup/c/{name}/n": float(n) for name, (n, _) in sizes.items()}
+    figures |= {f"subgroup/c/{name}/groups": float(own) for name, (_, own) in sizes.items()}
+    shown = set(subgroups_from(enough(figures, images, patients)).get("c", {}))
+    hidden = [sizes[name] for name in sizes if name not in shown]
+    assert all(n >= images and own >= patients for n, own in (sizes[name] for name in shown))
+    if hidden and shown:
+        assert len(hidden) > 1 and sum(n for n, _ in hidden) >= images
+        assert max(own for _, own in hidden) >= patients

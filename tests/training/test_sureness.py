@@ -1,0 +1,49 @@
+"""A site's half of the counts: whose images are behind each of them, for the site itself to judge by."""
+
+import numpy as np
+import pytest
+
+from fed_diffmic.training.calibration import decide, uncalibrated
+from fed_diffmic.training.few import OWNERS, told, without_owners
+from fed_diffmic.training.sureness import counts_from, site_counts, unsure_of
+from tests import toy
+
+
+def counted(task, labels, groups, scores):
+    spec = toy.toy_spec()
+    spec = toy.replace(spec, task=task)
+    fitted = uncalibrated(np.full(3, 1 / 3), task)
+    p, _ = unsure_of(scores, {}, fitted)
+    found = site_counts(scores, {"spread": np.linspace(0, 1, len(labels))}, labels, groups, fitted, spec)
+    return found, decide(p, fitted, spec.stages.decision)
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_each_state_and_kind_has_its_patients_under_the_names_of_its_counts(task):
+    rng = np.random.default_rng(0)
+    shape = (60, 2, 3) if task == "multilabel" else (60, 3)
+    scores = rng.normal(size=shape)
+    labels = rng.integers(0, 2, (60, 3)) if task == "multilabel" else rng.integers(0, 3, 60)
+    groups = np.array([f"p{k}" for k in rng.integers(0, 25, 60)], dtype=object)
+    found, decided = counted(task, labels, groups, scores)
+    heads = {name.rpartition("/")[0] for name in without_owners(found) if name.count("/") > 1}
+    assert {name.removeprefix(OWNERS) for name in found if name.startswith(OWNERS)} == heads
+    states = labels if task == "multilabel" else labels[:, None]
+    for head in (head for head in heads if head.startswith("sets/")):
+        question, state = map(int, head.split("/")[2:])
+        owners = {group for group, own in zip(groups, states[:, question], strict=True) if own == state}
+        assert found[OWNERS + head] == len(owners)
+    bad = (decided != labels).any(axis=1) if task == "multilabel" else decided != labels
+    for kind in (0, 1):
+        assert found[f"{OWNERS}unsure/spread/{kind}"] == len(set(groups[bad == kind]))
+    assert counts_from(without_owners(found), task, 3) is not None
+    assert counts_from(found, task, 3) is None, "a site's numbers of patients are not taken from it"
+
+
+def test_a_class_of_one_patient_is_hidden_by_what_the_site_counts():
+    labels = np.array([0] * 40 + [1] * 12 + [2] * 20)
+    groups = np.array([*range(40), *([99] * 12), *range(200, 220)])
+    found, _ = counted("multiclass", labels, groups, np.random.default_rng(1).normal(size=(72, 3)))
+    left = told(found, 10, 5)
+    assert not any(name.startswith(("sets/lac/0/1/", "sets/aps/0/1/", OWNERS)) for name in left)
+    assert sum(n for name, n in left.items() if name.startswith("sets/lac/")) == 72
