@@ -151,7 +151,7 @@ def _check_inflated(stream: io.BytesIO) -> None:
     try:
         inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
         while not inflater.eof and (left := stream.read(_STEP)):
-            while left:
+            while left and not inflater.eof:  # what stands after the end stays in unconsumed_tail
                 total += len(inflater.decompress(left, _STEP))
                 left = inflater.unconsumed_tail
                 if total > MOST_INFLATED:
