@@ -102,7 +102,7 @@ def _items(source: str, config: SiteConfig, private: Path, findings: Findings, h
         return items_of(Path(source), findings)
     folder = download_folder(private, source, config.dicom.web)
     hint.append("what was fetched is kept; the same command goes on with the rest")
-    with Archive(source, config.dicom.web) as archive:
+    with Archive(source, config.dicom.web, config.dicom.max_file_mib) as archive:
         items = archive.fetch(folder, findings, _progress)
     print(f"fetched files are kept in {folder}: they name patients; remove them when they are not needed", flush=True)
     return items

@@ -22,7 +22,9 @@ class DicomWebConfig(Checked):
     proxy: str | None = option(None, "http://host:port of a proxy; none: HTTPS_PROXY is not looked at")
     token_file: str | None = option(None, "file that holds the bearer token (0600); none: no token", path=True)
     insecure: bool = option(False, "true: allow http:// to other than this machine; patients' images in the clear")
-    max_files: int = option(100_000, "most files that may be fetched", ge=1, le=100_000_000)
+    max_files: int = option(
+        100_000, "most files that may be fetched, and most studies looked into", ge=1, le=100_000_000
+    )
     max_mib: float = option(100_000.0, "most MiB that the fetched files may take together", gt=0, le=1e9)
     page: int = option(200, "studies asked for at a time", ge=1, le=10_000)
     timeout_s: float = option(120.0, "seconds that one answer may take, from first to last byte", gt=0, le=3600)
@@ -63,6 +65,6 @@ class DicomConfig(Checked):
     )
     label_column: str = option("label", "column of the labels' table that holds the label")
     max_megapixels: float = option(89.0, "an image of more pixels is refused before any is decoded", gt=0, le=89.0)
-    max_file_mib: float = option(2048.0, "a larger file is not read", gt=0, le=65_536)
+    max_file_mib: float = option(2048.0, "a larger file is neither read nor fetched", gt=0, le=65_536)
     seconds: float = option(60.0, "seconds that one picture may take to decode", ge=1, le=3600)
     web: DicomWebConfig = field(default_factory=DicomWebConfig)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 import fed_diffmic
-from fed_diffmic.data.dicom.child import LENGTH, packed
+from fed_diffmic.data.dicom.child import LENGTH, MEMORY, packed
 from fed_diffmic.data.dicom.reasons import UnusableError, readers
 from fed_diffmic.errors import MachineError
 
@@ -32,14 +32,41 @@ _GRACE_S = 5.0  # for starting and for the pipe, beyond the child's own alarm
 _START_S = 60.0  # a cold disk, a loaded machine: importing the libraries is not the file's fault
 _MODULE = "fed_diffmic.data.dicom.child"
 _MOST_IDLE = 16
+_CGROUP = Path("/sys/fs/cgroup/memory.max")
+_PASSED_ON = (
+    *("PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"),
+    *("LANG", "LANGUAGE"),
+)  # what an interpreter needs to start and to find its libraries, beside LC_*; a token or a password is none of it
+
+
+def most_at_once() -> int:
+    """Processes that may run at once: one for each core, as far as their bounds together fit into the memory."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(max(1, min(cores, _memory() // MEMORY)))
+
+
+def _memory() -> float:
+    """Bytes of memory of the machine, or of the container where that has less; infinite where nothing says so."""
+    found = [float("inf")]
+    with contextlib.suppress(OSError, ValueError):
+        found.append(float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no bound
+        found.append(float(_CGROUP.read_text()))
+    return min(found)
 
 
 class Decoders:
-    """Processes that open DICOM files; any number of threads may ask at a time, each of them waits for its own."""
+    """Processes that open DICOM files; any number of threads may ask at a time, each of them waits for its own.
 
-    def __init__(self) -> None:
+    Args:
+        at_once: most processes, those that wait for work among them.
+    """
+
+    def __init__(self, at_once: int | None = None) -> None:
+        self._at_once = at_once or most_at_once()
         self._lock = threading.Lock()
         self._idle: list[_Process] = []
+        self._free = threading.Semaphore(self._at_once)
         self._owner = os.getpid()
         atexit.register(self.close)
 
@@ -57,13 +84,14 @@ class Decoders:
         """
         if not readers():
             raise UnusableError("dicom_not_installed")
-        process = self._take()
-        try:
-            answer, body = process.ask({**head, "seconds": seconds}, data, seconds)
-        except BaseException:
-            process.end()
-            raise
-        self._give_back(process)
+        with self._place():  # the wait has an end: each of those who are before has a time of its own
+            process = self._take()
+            try:
+                answer, body = process.ask({**head, "seconds": seconds}, data, seconds)
+            except BaseException:
+                process.end()
+                raise
+            self._give_back(process)
         if "reason" in answer:
             raise UnusableError(answer["reason"])
         return answer, body
@@ -76,10 +104,15 @@ class Decoders:
             for process in idle:
                 process.end()
 
+    def _place(self) -> threading.Semaphore:
+        with self._lock:
+            if self._owner != os.getpid():  # after a fork the pipes are the parent's, and so are those who wait
+                self._idle, self._owner = [], os.getpid()
+                self._free = threading.Semaphore(self._at_once)
+            return self._free
+
     def _take(self) -> _Process:
         with self._lock:
-            if self._owner != os.getpid():  # after a fork the pipes are the parent's
-                self._idle, self._owner = [], os.getpid()
             while self._idle:
                 process = self._idle.pop()
                 if process.lives():
@@ -100,7 +133,8 @@ class _Process:
     def __init__(self) -> None:
         root = str(Path(fed_diffmic.__file__).parents[1])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH", "")])])
-        env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        passed = {name: os.environ[name] for name in os.environ if name in _PASSED_ON or name.startswith("LC_")}
+        env = {**passed, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [sys.executable, "-P", "-m", _MODULE],

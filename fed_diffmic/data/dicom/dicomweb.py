@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from fed_diffmic.config.dicom import DicomWebConfig
+from fed_diffmic.config.dicom import DicomConfig, DicomWebConfig
 from fed_diffmic.data.dicom.multipart import first_part
 from fed_diffmic.data.dicom.reasons import is_dicom
 from fed_diffmic.data.dicom.sources import Item
@@ -29,6 +29,7 @@ from fed_diffmic.files import atomic_write, private_folder
 STUDY, SERIES, SOP, CLASS = "0020000D", "0020000E", "00080018", "00080016"
 _UID = re.compile(r"[0-9.]{1,64}")
 _MOST_LIST = 64 * 2**20  # bytes of one answer of a query
+_AROUND = 64 * 2**10  # bytes of an answer beside the file that it holds
 _MIB = 2**20
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
 
@@ -75,14 +76,15 @@ class Archive:
     Args:
         url: of the service, ending where ``/studies`` begins.
         config: group ``dicom.web``.
+        max_file_mib: of one file, which is in memory while it is fetched (``dicom.max_file_mib``).
 
     Raises:
         ConfigError: the address or the query cannot be used.
         CredentialError: the token or the certificate cannot be read.
     """
 
-    def __init__(self, url: str, config: DicomWebConfig) -> None:
-        self.url, self.config = checked_url(url, config), config
+    def __init__(self, url: str, config: DicomWebConfig, max_file_mib: float = DicomConfig.max_file_mib) -> None:
+        self.url, self.config, self.max_file_mib = checked_url(url, config), config, max_file_mib
         headers = {"User-Agent": "fed-diffmic"}
         if config.token_file is not None:
             headers["Authorization"] = f"Bearer {token_of(Path(config.token_file))}"
@@ -145,7 +147,13 @@ class Archive:
     def _instances(self) -> list[Instance]:
         """Every instance of every study that the query finds, each once, within the bound on files."""
         found: dict[str, Instance] = {}
-        for study in self._studies():
+        for number, study in enumerate(self._studies(), 1):
+            if number > self.config.max_files:  # studies without an image would be asked for without end
+                raise DataError(
+                    f"the archive names more than {self.config.max_files:,} studies for this query, "
+                    f"and {len(found):,} files in them",
+                    "Ask for less (dicom.web.query), or raise dicom.web.max_files.",
+                )
             for entry in self._listed(f"studies/{study}/instances", {}):
                 series, sop = _uid(entry, SERIES), _uid(entry, SOP)
                 found.setdefault(sop, Instance(study, series, sop))
@@ -188,7 +196,7 @@ class Archive:
                 f"the archive does not answer a query: {error}",
                 "Check the address, the proxy and the archive; then go on.",
             ) from None
-        except ValueError:
+        except (ValueError, RecursionError):  # no JSON, or lists in lists in lists
             entries = None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise DataError(
@@ -201,9 +209,12 @@ class Archive:
         accept = 'multipart/related; type="application/dicom"; transfer-syntax=*'
         if left <= 0:
             raise self._too_much()
+        most = min(left, int(self.max_file_mib * _MIB) + _AROUND)
         try:
-            _, kind, body = self._get(one.path, accept, left, {})
+            _, kind, body = self._get(one.path, accept, most, {})
         except OverflowError:
+            if most < left:
+                raise Failed(f"larger than {self.max_file_mib:,g} MiB (dicom.max_file_mib)") from None
             raise self._too_much() from None
         data = first_part(body, kind) if kind.lower().startswith("multipart/") else body
         if data is None or not is_dicom(data):

@@ -233,6 +233,7 @@ def _say_identity(looks: Sequence[Look], findings: Findings) -> None:
         ("private-elements", sum(look.private > 0 for look in looks), "images had private elements in their header"),
         ("dates", sum(look.dates > 0 for look in looks), "images had dates in their header"),
         ("names", sum(look.people > 0 for look in looks), "images named people in their header"),
+        ("name-in-facts", sum(look.named > 0 for look in looks), "images had a part of a patient's name in a code"),
         (
             "claims-removed",
             sum(look.claims_removed and (look.people > 0 or look.dates > 0) for look in looks),

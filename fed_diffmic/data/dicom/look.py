@@ -1,12 +1,14 @@
 """What a header says, without a pixel: kind, identity, facts for the table, and what may tell who a patient is.
 
 Identity (:attr:`Look.ids`) is for the site's own keyed hashes and mapping file. Facts are few, checked against a
-pattern, and none of them is free text: a series description may hold a name.
+pattern, and none of them is free text: a series description may hold a name. What passes the pattern and holds a part
+of the patient's name is left empty.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass, field
 
 from pydicom.dataset import Dataset
@@ -64,6 +66,8 @@ _PEOPLE = frozenset(
         "PatientInsurancePlanCodeSequence",
     )
 )
+_PATIENTS = ("PatientName", "OtherPatientNames", "PatientBirthName")
+_LEAST_PART = 3  # letters: two are in every other word
 _DEEPEST = 32
 
 
@@ -81,6 +85,7 @@ class Look:
         private: private elements, at any depth.
         dates: filled dates, at any depth.
         people: filled elements that name a person, at any depth.
+        named: facts that held a part of the patient's name, and are left empty.
         overlays: overlay planes.
         window: what the header offers: ``voi_lut``, ``window``, ``invalid`` (a window that is none), or empty.
         claims_removed: the header claims that identity was removed.
@@ -95,6 +100,7 @@ class Look:
     private: int
     dates: int
     people: int
+    named: int
     overlays: int
     window: str
     claims_removed: bool
@@ -114,16 +120,19 @@ def look_at(data: bytes) -> Look:
         count = frames_of(ds)
         shown = representative(ds)
         private, dates, people = _counted(ds, 0)
+        facts = _facts(ds, shown)
+        named = _naming(facts, ds)
         return Look(
             kind=kind,
             frames=count,
             representative=shown,
             ids={name: _text(ds.get(attribute)) for name, attribute in IDS.items()},
-            facts=_facts(ds, shown),
+            facts=facts | dict.fromkeys(named, ""),
             burnt_in=_text(ds.get("BurnedInAnnotation")).lower(),
             private=private,
             dates=dates,
             people=people,
+            named=len(named),
             overlays=sum(1 for element in ds if _is_overlay(element.tag)),
             window=_window(ds, shown),
             claims_removed=_text(ds.get("PatientIdentityRemoved")).upper() == "YES",
@@ -170,6 +179,18 @@ def _facts(ds: Dataset, frame: int) -> dict[str, str]:
         "lossy": {"00": "no", "01": "yes"}.get(_text(ds.get("LossyImageCompression")), ""),
     }
     return facts
+
+
+def _naming(facts: dict[str, str], ds: Dataset) -> list[str]:
+    """Columns that a person or a device filled with a part of the patient's name, wherever in the value it stands."""
+    said = _plain(" ".join(_text(ds.get(attribute)) for attribute in _PATIENTS))
+    parts = [part for part in re.findall("[a-z]+", said) if len(part) >= _LEAST_PART]
+    return [name for name in NAMED_FACTS if any(part in _plain(facts[name]) for part in parts)]
+
+
+def _plain(text: str) -> str:
+    """Small letters without accents, as a keyboard that has none would write them."""
+    return unicodedata.normalize("NFKD", text.casefold()).encode("ascii", "ignore").decode()
 
 
 def _age_band(age: str) -> str:

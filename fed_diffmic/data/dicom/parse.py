@@ -11,6 +11,7 @@ from typing import Any
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
+from pydicom.filereader import _read_command_set_elements, _read_file_meta_info, read_preamble
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from fed_diffmic.data.dicom.kinds import frames_of
@@ -19,7 +20,7 @@ from fed_diffmic.data.dicom.reasons import UnusableError, is_dicom
 MOST_INFLATED = 2**30
 """Bytes that a deflated file may become."""
 
-_META = 4096  # bytes within which the file's own group stands
+_STEP = 2**20  # bytes that are inflated at a time
 _SOF = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7))
 _WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD9)))
 
@@ -35,9 +36,10 @@ def parse(data: bytes) -> Dataset:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if DeflatedExplicitVRLittleEndian.encode() in data[:_META]:
-                _check_inflated(data)
-            ds = pydicom.dcmread(io.BytesIO(data))
+            stream = io.BytesIO(data)
+            _check_inflated(stream)
+            stream.seek(0)
+            ds = pydicom.dcmread(stream)
     except UnusableError:
         raise
     except EOFError:
@@ -136,19 +138,23 @@ def number(value: Any) -> float | None:
     return found if abs(found) < float("inf") else None
 
 
-def _check_inflated(data: bytes) -> None:
-    """Inflate with an end in sight: pydicom would make room for whatever comes out."""
-    start = data.find(b"\x02\x00\x00\x00UL\x04\x00", 128)
-    if start < 0 or start + 12 > len(data):
-        raise UnusableError("unreadable")
-    body = start + 12 + struct.unpack_from("<I", data, start + 8)[0]
+def _check_inflated(stream: io.BytesIO) -> None:
+    """Inflate with an end in sight: pydicom would make room for whatever comes out.
+
+    Where the deflated part begins is found with pydicom's own functions. Whoever looks for it in another way, by the
+    length that the file's own group states or in its first bytes, checks another part than the one that is inflated.
+    """
+    read_preamble(stream, False)
+    if _read_file_meta_info(stream).get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    _read_command_set_elements(stream)
     try:
-        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        left, total = data[body:], 0
-        while left:
-            total += len(inflater.decompress(left, 2**20))
-            left = inflater.unconsumed_tail
-            if total > MOST_INFLATED:
-                raise UnusableError("too_large")
+        inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while not inflater.eof and (left := stream.read(_STEP)):
+            while left and not inflater.eof:  # what stands after the end stays in unconsumed_tail
+                total += len(inflater.decompress(left, _STEP))
+                left = inflater.unconsumed_tail
+                if total > MOST_INFLATED:
+                    raise UnusableError("too_large")
     except zlib.error:
         raise UnusableError("unreadable") from None

@@ -107,6 +107,7 @@ def _named_by(path: Path, findings: Findings) -> Iterator[Item]:
             f"Name the folder that holds the images, or the file {DIRECTORY} of a medium.",
         ) from None
     below = {entry.name.casefold(): entry.name for entry in os.scandir(path.parent)}
+    root = path.parent.resolve()
     missing, outside = [], []
     for parts in answer["references"]:
         name = "/".join(parts)
@@ -115,10 +116,12 @@ def _named_by(path: Path, findings: Findings) -> Iterator[Item]:
             continue
         first = below.get(parts[0].casefold(), parts[0])
         file = path.parent.joinpath(first, *parts[1:])
-        if file.is_file():
-            yield Item(file, name)
-        else:
+        if not file.is_file():
             missing.append(name)
+        elif not file.resolve().is_relative_to(root):  # by a symbolic link
+            outside.append(name)
+        else:
+            yield Item(file, name)
     for code, names, message in (
         ("missing-image", missing, f"{len(missing)} files that the {DIRECTORY} names are not there"),
         (

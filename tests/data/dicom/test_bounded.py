@@ -2,7 +2,9 @@
 
 import concurrent.futures
 import struct
+import threading
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +101,102 @@ def test_a_deflated_file_may_not_grow_without_end(monkeypatch):
     monkeypatch.setattr(parse, "MOST_INFLATED", 100_000)
     with pytest.raises(UnusableError, match="too_large"):
         picture_of(data, most_pixels=10**6)
+
+
+def element(group, number, vr, value):
+    value += b"\0" * (len(value) % 2)
+    length = b"\0\0" + struct.pack("<I", len(value)) if vr == b"OB" else struct.pack("<H", len(value))
+    return struct.pack("<HH", group, number) + vr + length + value
+
+
+def deflated(mib, padding=b"\0\1", before=b"", lie=False):
+    """A file whose pixels take ``mib`` MiB when they are inflated; an empty deflate stream stands at its end.
+
+    ``padding``: of the file's own group. ``before``: elements between it and what is deflated. ``lie``: the length of
+    the group leads to the end of the file.
+    """
+    meta = element(2, 1, b"OB", padding) + element(2, 2, b"UI", b"1.2.840.10008.5.1.4.1.1.1.1")
+    meta += element(2, 3, b"UI", b"1.2.3") + element(2, 0x10, b"UI", b"1.2.840.10008.1.2.1.99")
+    deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    body = deflater.compress(struct.pack("<HH2sHI", 0x7FE0, 0x10, b"OB", 0, mib << 20) + bytes(mib << 20))
+    body += deflater.flush()
+    length = len(meta) + (len(before + body) if lie else 0)
+    start = bytes(128) + b"DICM" + element(2, 0, b"UL", struct.pack("<I", length))
+    return start + meta + before + body + b"\x03\x00"
+
+
+# an element of the command group that is an empty deflate stream for whoever starts there: 00 00 00 ff ff, 03 00
+COMMAND = struct.pack("<HHI", 0, 0xFF00, 0x3FF) + bytes(0x3FF)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"padding": b"\0\1" * 2500}, {"lie": True}, {"before": COMMAND}],
+    ids=["plain", "late", "lie", "command"],
+)
+def test_no_header_hides_what_is_inflated(monkeypatch, how):
+    """pydicom inflates each of these; the bound looks at the same bytes, wherever the header says that they begin."""
+    data = deflated(4, **how)
+    assert len(parse.parse(data).PixelData) == 4 << 20
+    monkeypatch.setattr(parse, "MOST_INFLATED", 2**20)
+    with pytest.raises(UnusableError, match="too_large"):
+        parse.parse(data)
+
+
+@pytest.mark.parametrize(("gib", "cores", "most"), [(9, 8, 2), (1, 8, 1), (64, 3, 3), (float("inf"), 5, 5)])
+def test_decoders_fit_into_the_machine(monkeypatch, gib, cores, most):
+    monkeypatch.setattr(bounded.os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setattr(bounded, "_memory", lambda: gib * 2**30)
+    assert bounded.most_at_once() == Decoders()._at_once == most
+
+
+def test_no_more_decoders_than_that_run_whoever_asks(monkeypatch):
+    lock, alive = threading.Lock(), []
+
+    class Slow:
+        most = 0
+
+        def __init__(self):
+            with lock:
+                alive.append(self)
+                Slow.most = max(Slow.most, len(alive))
+
+        def lives(self):
+            return True
+
+        def ask(self, head, data, seconds):
+            time.sleep(0.02)
+            if data == b"bad":
+                raise UnusableError("dicom_crashed")
+            return {}, data
+
+        def end(self):
+            with lock:
+                alive.remove(self)
+
+    def ask(data):
+        try:
+            return decoders.ask({}, data)[1]
+        except UnusableError as error:
+            return error.reason
+
+    monkeypatch.setattr(bounded, "_Process", Slow)
+    decoders = Decoders(2)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, [b"a", b"bad"] * 8)) == [b"a", "dicom_crashed"] * 8
+    assert Slow.most == 2
+    decoders.close()
+
+
+def test_a_decoder_is_told_no_secret_of_the_environment(monkeypatch):
+    monkeypatch.setattr(bounded, "_MODULE", "tests.data.dicom.bad_child")
+    monkeypatch.setenv("A_TOKEN", "opensesame")
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    decoders = Decoders(1)
+    names = set(decoders.ask({"what": "environment"}, b"")[0]["names"])
+    decoders.close()
+    assert not names & {"A_TOKEN", "HOME", "USER"}
+    assert {"LC_ALL", "PATH", "PYTHONPATH", "OMP_NUM_THREADS"} <= names
 
 
 def test_without_the_packages_the_reason_says_what_to_install(monkeypatch):

@@ -30,16 +30,16 @@ def no_pauses(monkeypatch):
     monkeypatch.setattr(dicomweb.time, "sleep", lambda seconds: None)
 
 
-def fetch(server, tmp_path, url=None, findings=None, **config):
+def fetch(server, tmp_path, url=None, findings=None, max_file_mib=2048.0, **config):
     settings = DicomWebConfig(**{"retries": 1, "timeout_s": 20.0, "page": 2, **config})
     if url is not None:
-        return fetch_from(url, tmp_path, settings, findings)
+        return fetch_from(url, tmp_path, settings, findings, max_file_mib)
     with serving(server) as address:
-        return fetch_from(f"http://{address}/dicom-web", tmp_path, settings, findings)
+        return fetch_from(f"http://{address}/dicom-web", tmp_path, settings, findings, max_file_mib)
 
 
-def fetch_from(url, tmp_path, settings, findings):
-    with Archive(url, settings) as found:
+def fetch_from(url, tmp_path, settings, findings, max_file_mib):
+    with Archive(url, settings, max_file_mib) as found:
         return found.fetch(tmp_path / "downloads", Findings() if findings is None else findings)
 
 
@@ -108,6 +108,30 @@ def test_quotas_on_files_and_bytes(server, tmp_path):
     assert len(fetch(server, tmp_path)) == 6
 
 
+def test_one_file_has_a_bound_of_its_own_and_the_others_are_fetched(server, tmp_path):
+    large = next(iter(FILES))
+    server.files[large] = FILES[large] + bytes(2**20)
+    findings = Findings()
+    assert len(fetch(server, tmp_path, findings=findings, max_file_mib=0.5)) == len(contents(tmp_path)) == 5
+    (said,) = findings
+    assert said.count == 1 and said.names == (large[2],) and "larger than 0.5 MiB (dicom.max_file_mib)" in str(said)
+    assert len(fetch(server, tmp_path)) == 6
+
+
+def test_studies_without_an_image_are_not_asked_for_without_end(server, tmp_path):
+    server._studies = lambda self, query: [f"1.4.{int(query['offset'][0]) + n}" for n in range(2)]
+    server.files = {}
+    with pytest.raises(DataError, match="more than 5 studies") as caught:
+        fetch(server, tmp_path, max_files=5)
+    assert "max_files" in caught.value.remedy and len(server.asked) == 3 + 5
+
+
+def test_an_answer_of_lists_in_lists_is_not_dicom_json(tmp_path):
+    deep = type("Deep", (archive.Archive,), {"_list": lambda self, entries: self._send(200, b"[" * 200_000, "x")})
+    with pytest.raises(DataError, match="not DICOM JSON"):
+        fetch(deep, tmp_path)
+
+
 def test_an_answer_that_drips_is_given_up(server, tmp_path, monkeypatch):
     monkeypatch.undo()
     server.files = {next(iter(FILES)): next(iter(FILES.values()))}
@@ -172,6 +196,8 @@ def test_an_archive_without_images_and_one_that_is_none(server, tmp_path):
     [
         ("http://pacs.example.org/x", {}, ConfigError),
         ("https://me:secret@pacs.example.org/x", {}, UsageError),
+        ("https://:secret@pacs.example.org/x", {}, UsageError),
+        ("https://@pacs.example.org/x", {}, UsageError),
         ("https://pacs.example.org/x?y=1", {}, UsageError),
         ("https://pacs.example.org", {"query": ["Modality"]}, ConfigError),
         ("https://pacs.example.org", {"query": ["Modality=CR&limit=9"]}, ConfigError),

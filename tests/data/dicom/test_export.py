@@ -215,16 +215,26 @@ def test_a_directory_that_leads_out_is_not_followed(tmp_path):
 
     ds = header(1, sop_class="1.2.840.10008.1.3.10")
     records = []
-    for parts in (["..", "secret.dcm"], ["/etc", "passwd"], ["gone"], ["there"]):
+    medium, elsewhere = tmp_path / "medium", tmp_path / "elsewhere"
+    for folder in (medium / "images", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "im").write_bytes(saved(header(3)))
+    (medium / "LINK").symlink_to("../elsewhere")
+    (medium / "link").symlink_to("../elsewhere/im")
+    (medium / "within").symlink_to("images")
+    for parts in (
+        *(["..", "secret.dcm"], ["/etc", "passwd"], ["gone"], ["there"]),
+        *(["LINK", "im"], ["link"], ["within", "im"]),
+    ):
         record = Dataset()
         record.DirectoryRecordType, record.ReferencedFileID = "IMAGE", parts
         records.append(record)
     ds.DirectoryRecordSequence = records
-    (tmp_path / "DICOMDIR").write_bytes(saved(ds))
-    (tmp_path / "there").write_bytes(saved(header(2)))
+    (medium / "DICOMDIR").write_bytes(saved(ds))
+    (medium / "there").write_bytes(saved(header(2)))
     findings = Findings()
-    assert [item.name for item in items_of(tmp_path / "DICOMDIR", findings)] == ["there"]
-    assert {item.code: item.count for item in findings} == {"path-outside": 2, "missing-image": 1}
+    assert [item.name for item in items_of(medium / "DICOMDIR", findings)] == ["there", "within/im"]
+    assert {item.code: item.count for item in findings} == {"path-outside": 4, "missing-image": 1}
 
 
 def test_png_holds_pixels_and_nothing_else():

@@ -60,6 +60,32 @@ def test_what_is_no_code_is_no_fact():
     assert facts["manufacturer"] == facts["body_part"] == ""
 
 
+@pytest.mark.parametrize(
+    ("patient", "facts", "left"),
+    [
+        ("Doe^Jane", {"BodyPartExamined": "DOE JOHN", "ManufacturerModelName": "Jane Doe"}, {}),
+        ("Doe^Jane", {"BodyPartExamined": "JDOE", "Manufacturer": "ACME"}, {"manufacturer": "ACME"}),
+        ("Müller-Strauß^Zoë", {"Manufacturer": "Muller", "ManufacturerModelName": "STRAUSS 2"}, {}),
+        (
+            "Li^Bo",
+            {"BodyPartExamined": "LIVER", "Manufacturer": "Bodor"},
+            {"body_part": "LIVER", "manufacturer": "Bodor"},
+        ),
+        ("", {"BodyPartExamined": "CHEST"}, {"body_part": "CHEST"}),
+    ],
+)
+def test_a_part_of_the_patients_name_is_no_fact(patient, facts, left):
+    look = look_at(saved(header(PatientName=patient, SpecificCharacterSet="ISO_IR 192", **facts)))
+    columns = ("body_part", "manufacturer", "scanner")
+    assert {name: look.facts[name] for name in columns if look.facts[name]} == left
+    assert look.named == len(facts) - len(left) and look.facts["modality"] == "DX"
+
+
+def test_names_that_a_patient_had_count_as_well():
+    more = {"PatientName": "Doe^Jane", "OtherPatientNames": ["Roe^Jane", "Poe^J"], "BodyPartExamined": "POE"}
+    assert look_at(saved(header(**more))).facts["body_part"] == ""
+
+
 def test_private_elements_dates_and_people_are_counted_at_any_depth():
     inner = Dataset()
     inner.PatientBirthDate, inner.ReferringPhysicianName = "19610312", "Dr^X"
