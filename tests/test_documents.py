@@ -3,12 +3,14 @@
 import argparse
 import functools
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from fed_diffmic.cli import _parser
 from fed_diffmic.config.compose import CLIENT, SERVER, SIMULATE
+from fed_diffmic.config.owners import KINDS, builtins
 from fed_diffmic.config.text import all_keys
 from server.cli import main as flower_server
 
@@ -20,6 +22,11 @@ OPERATIONS = [ROOT / "docs" / name for name in ("hospital-it.md", "operations.md
 KEYS = {key for base in (SERVER, CLIENT, SIMULATE) for key in all_keys(base.config_type)}
 
 KEYS |= {key.replace(".guidance.", ".") for key in KEYS if key.startswith("stages.guidance.")}  # a policy's shorthand
+# What each algorithm, data set and partitioner declares beside its code, and the example of docs/plugins.md.
+KEYS |= {
+    f"{kind.group}.{f.name}" for kind in KINDS.values() for own in builtins(kind).values() for f in fields(own.options)
+}
+KEYS |= {"strategy.share"}
 NO_KEYS = {
     "run.summary": "of Python",
     "run.metrics": "of Python",

@@ -74,7 +74,8 @@ def openapi(classes: Sequence[str], most_bytes: int, token: bool) -> dict[str, A
             "content": dict.fromkeys(("image/png", "image/jpeg", "application/octet-stream"), binary),
         },
         "responses": {
-            "200": {"description": "the answer", "content": {"application/json": {"schema": _answer(classes)}}}, **answers,
+            "200": {"description": "the answer", "content": {"application/json": {"schema": _answer(classes)}}},
+            **answers,
         },
     }  # fmt: skip
 
