@@ -305,7 +305,7 @@ def test_each_method_uses_its_arms_own_model_at_each_place(tmp_path, monkeypatch
     """Guidance alone is of the same arm; a site alone uses its own model; personal parts go to their owners only."""
     made = []
 
-    def predictor(spec, stage, state, fitted, device, own):
+    def predictor(spec, stage, state, fitted, device, own, sureness):
         made.append(SimpleNamespace(stage=stage, state=state, fitted=fitted, own=own))
         return made[-1]
 

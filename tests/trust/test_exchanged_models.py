@@ -136,7 +136,7 @@ def test_a_coordinator_that_makes_up_the_rounds_as_well_is_found_by_any_sites_lo
         assert any("(base" in text for text in found)
         other = {"guidance": {**fitted["guidance"], "scale": 7.0}}
         found = [f.text for f in model_findings(honest, other, lines, [], site=site, run="toy") if f.level == PROBLEM]
-        assert found == ["stage guidance: the site's test images were judged under another calibration"]
+        assert found == ["stage guidance: the site's images were judged under another calibration"]
 
 
 def test_the_command_says_what_a_sites_log_proves(made: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,7 +220,9 @@ def test_where_a_key_is_pinned_no_command_takes_another_model(
     table = run / "table.csv"
     table.write_text("image,label\n")
     assert main(["evaluate", "--run", str(run), "--manifest", str(table)]) == 4
-    assert main(["predict", "--run", str(run), str(table)]) == 4
+    picture = run / "x.png"
+    picture.write_bytes(b"x")
+    assert main(["predict", "--run", str(run), str(picture)]) == 4
     assert "signed" in capsys.readouterr().err
 
 
@@ -232,7 +234,9 @@ def test_a_key_that_is_named_decides(run: Path, attack: Callable[[Path], None], 
     table = tmp_path / "table.csv"
     table.write_text("image,label\n")
     assert main(["evaluate", "--run", str(run), "--manifest", str(table), "--key", str(key)]) == 4
-    assert main(["predict", "--run", str(run), str(table), "--key", str(key)]) == 4
+    picture = tmp_path / "x.png"
+    picture.write_bytes(b"x")
+    assert main(["predict", "--run", str(run), str(picture), "--key", str(key)]) == 4
     assert main(["audit", "model", str(run), "--key", str(key)]) == 4
 
 

@@ -15,8 +15,8 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 
 from client import site as client_site
-from client import tasks
 from client.app import app
+from client.requests import FIELDS
 from client.seals import REPEATS, SAY_AGAIN_S
 from fed_diffmic.errors import RoundError
 from fed_diffmic.exchange import failures
@@ -317,9 +317,9 @@ def test_seals_change_no_bit_and_both_logs_agree(tmp_path: Path) -> None:
         lengths.append(asked.head.length)
         assert asked.head.digest == there[asked.head.length - 1].digest
         assert there[asked.head.length - 1].facts["request"] == facts["request"]
-    assert lengths == sorted(set(lengths)) and len(lengths) == 6
+    assert lengths == sorted(set(lengths)) and len(lengths) == 7
     replies = [facts for facts in facts_of(there, "reply") if facts["site"] in ("a", "node 1")]
-    assert len(replies) == 6
+    assert len(replies) == 7
     for facts in replies:
         proof = read_reply_seal(facts["seal"], facts["seal_signature"], SITE_KEYS["a"].public_key())
         assert (proof.digest, proof.request, proof.site) == (facts["digest"], facts["request"], "a")
@@ -457,6 +457,6 @@ def test_a_seal_needs_a_log(tmp_path: Path) -> None:
 
 
 def test_every_type_of_message_is_tried_above() -> None:
-    assert set(KINDS) == {"train", "evaluate", "conform", "assess", "query", "labels"} == set(tasks.FIELDS)
+    assert set(KINDS) == {"train", "evaluate", "conform", "assess", "query", "labels"} == set(FIELDS)
     assert set(TYPES.values()) == {"query.labels", "evaluate.conform", "evaluate.assess"}
     assert OTHER is not COORDINATOR
