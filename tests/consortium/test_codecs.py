@@ -6,6 +6,7 @@ from typing import Any
 from tests.consortium.harness import SITES, consortium, final_weights, simulate, summary
 
 
+@pytest.mark.slow
 def test_weights_that_cross_as_int8_equal_the_simulation(tmp_path: Path, data: Path, common: dict[str, Any]) -> None:
     coded = {**common, "strategy_settings": {"codec": "int8"}}
     simulated = simulate(tmp_path / "simulation", data, coded)

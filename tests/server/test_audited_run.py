@@ -70,12 +70,12 @@ def test_both_logs_are_whole_and_agree(audited: Path) -> None:
     for site in ("a", "b"):
         here, there = both(audited, site)
         seen = anchors(there, site=site)
-        assert len(seen) == 6  # who are you, two rounds of training and evaluation, the calibration
+        assert len(seen) == 7  # who are you, two rounds of training and evaluation, the calibration, counts for sets
         assert verify(audited / "logs" / f"{site}.audit.jsonl", site_rules.KEY.public_key(), seen) == []
         assert compare(here, there, site=site, run="toy") == []
         kinds = [line.kind for line in here]
-        assert kinds.count("payload") == 6
-        assert kinds.count("task") == 6
+        assert kinds.count("payload") == 7
+        assert kinds.count("task") == 7
     assert verify(audited / "run" / "audit.jsonl", COORDINATOR.public_key()) == []
     kinds = [line.kind for line in both(audited, "a")[1]]
     assert kinds.count("aggregate") == kinds.count("checkpoint") == 2

@@ -244,7 +244,7 @@ def test_a_run_under_seals_convicts_whoever_writes_its_log_anew(
     command = ["audit", "verify", str(here), "--key", str(tmp_path / "a.pub"), "--run", "toy"]
     command += ["--against", str(there), "--against-key", str(tmp_path / "coordinator.pub")]
     assert main(command) == 0
-    assert "7 of the coordinator's" in capsys.readouterr().out
+    assert "8 of the coordinator's" in capsys.readouterr().out
     honest = there.read_bytes()
     forge(there, seals.COORDINATOR, without(of("checkpoint")))
     assert main(command) == 4
