@@ -70,7 +70,8 @@ def test_both_logs_are_whole_and_agree(audited: Path) -> None:
     for site in ("a", "b"):
         here, there = both(audited, site)
         seen = anchors(there, site=site)
-        assert len(seen) == 7  # who are you, two rounds of training and evaluation, the calibration, counts for sets
+        # who are you, two rounds of training and evaluation, the calibration, counts for sets
+        assert len(seen) == 7
         assert verify(audited / "logs" / f"{site}.audit.jsonl", site_rules.KEY.public_key(), seen) == []
         assert compare(here, there, site=site, run="toy") == []
         kinds = [line.kind for line in here]
