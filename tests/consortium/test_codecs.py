@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.consortium.harness import SITES, consortium, final_weights, simulate, summary
 
 
