@@ -84,29 +84,14 @@ def summarise(
         "final_stage": last,
         "global": own.figures["global"],
         "mean": own.figures["mean"],
-        "sites": {
-            name: {
-                "n_train": len(data.train),
-                "n_val": len(data.val),
-                "n_test": len(data.test),
-                "class_counts": dict(zip(sites.classes, sites.class_counts[name], strict=True)),
-                **own.figures["sites"][name],
-            }
-            for name, data in sites.sites.items()
-        },
+        "sites": _sites(sites, own),
         "baselines": nested({name: result.figures for name, result in others.items()}),
         "differences": differences(own, others, draws, config.seed),
         "matrix": matrix,
         "external": elsewhere,
         "advice": advice(results, rows, bootstrap=draws, seed=config.seed),
         "strategy": config.strategy.name,
-        "partition": {
-            "name": config.partition.name,
-            "digest": sites.partition,
-            "heterogeneity": heterogeneity(sites.class_counts),
-            "folds": config.partition.folds,
-            "fold": config.partition.fold,
-        },
+        "partition": _partition(config, sites),
         "lr_scales": {arm.name: trained[arm.name].lr_scale for arm in arms},
         "local_optimizers": {arm.name: trained[arm.name].optimizer for arm in arms if trained[arm.name].optimizer},
         "calibration": main.calibration[last].to_json(),
@@ -118,6 +103,31 @@ def summarise(
         "versions": {**{name: version(name) for name in PACKAGES}, "python": platform.python_version()},
         "device": device,
         "digests": main.digests,
+    }
+
+
+def _sites(sites: VirtualSites, own: MethodResult) -> dict[str, Any]:
+    """How many images each site has, and the federation's figures there."""
+    return {
+        name: {
+            "n_train": len(data.train),
+            "n_val": len(data.val),
+            "n_test": len(data.test),
+            "class_counts": dict(zip(sites.classes, sites.class_counts[name], strict=True)),
+            **own.figures["sites"][name],
+        }
+        for name, data in sites.sites.items()
+    }
+
+
+def _partition(config: SimulateConfig, sites: VirtualSites) -> dict[str, Any]:
+    """How the images were divided."""
+    return {
+        "name": config.partition.name,
+        "digest": sites.partition,
+        "heterogeneity": heterogeneity(sites.class_counts),
+        "folds": config.partition.folds,
+        "fold": config.partition.fold,
     }
 
 

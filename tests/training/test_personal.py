@@ -133,4 +133,7 @@ def test_test_images_are_not_looked_at(toys):
         def __getattr__(self, name):
             raise AssertionError("a test image was read")
 
-    fine_tuned(spec, "plain", state, replace(data, test=Unread()))
+    unread = fine_tuned(spec, "plain", state, replace(data, test=Unread()))
+    read = fine_tuned(spec, "plain", state, data)
+    assert unread.passes == read.passes
+    assert all(np.array_equal(unread.state[name], read.state[name]) for name in read.state)

@@ -183,5 +183,5 @@ def parse_text(text: object, names: set[str]) -> dict[str, Any]:
             if known and type(value["v"]) is int and value["v"] == VERSION:
                 return dict(value)
         except (ValueError, RecursionError, FedDiffmicError):
-            pass
+            pass  # whatever is wrong with it, there is one answer, below
     raise MaskingError(MALFORMED, "a text of the protocol is not one that is known here")
