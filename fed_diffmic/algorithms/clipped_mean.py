@@ -15,7 +15,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fed_diffmic.algorithms.base import Algorithm, SiteUpdate, Tensors, parameters_of, register_algorithm
+from fed_diffmic.algorithms.base import (
+    Algorithm,
+    SiteUpdate,
+    Tensors,
+    mean_change,
+    parameters_of,
+    register_algorithm,
+)
 from fed_diffmic.algorithms.robust import coordinatewise
 from fed_diffmic.config.fields import option
 from fed_diffmic.config.owners import Own
@@ -57,14 +64,11 @@ class ClippedMean(Algorithm):
         longest = self.options.update_norm or float(np.median(list(norms.values())))
         factors = {site: weights[site] * min(1.0, longest / norm) if norm else 0.0 for site, norm in norms.items()}
         rest = coordinatewise(current, {n: k for n, k in kinds.items() if k != "parameter"}, updates, "median")
-        result: Tensors = {}
-        for name in kinds:
-            if name in rest:
-                result[name] = rest[name]
-                continue
-            start = current[name].astype(np.float64)
-            total = np.zeros(start.shape)
-            for update in sorted(updates, key=lambda u: u.site):
-                total += factors[update.site] * (update.tensors[name].astype(np.float64) - start)
-            result[name] = np.asarray((start + total).astype(current[name].dtype))
+        change = mean_change(current, updates, names, factors)
+        result = {
+            name: rest[name]
+            if name in rest
+            else np.asarray((current[name].astype(np.float64) + change[name]).astype(current[name].dtype))
+            for name in kinds
+        }
         return result, state
