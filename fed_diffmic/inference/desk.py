@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from fed_diffmic.deadline import OutOfTimeError, check_time, time_bound
+from fed_diffmic.deadline import OutOfTimeError, time_bound
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Desk:
         self.waiting = 0
 
     async def ask(self, work: Callable[[], T]) -> T:
-        """The result of ``work``, which runs in the desk's thread and looks at :func:`check_time` between its steps.
+        """The result of ``work``, which runs in the desk's thread and looks at :func:`fed_diffmic.deadline.check_time` between its steps.
 
         Raises:
             BusyError: the queue is full; nothing was begun.
@@ -48,10 +48,10 @@ class Desk:
 
         def bounded() -> T:
             with time_bound(until - time.monotonic()):
-                check_time()  # who waited too long is not computed for
                 return work()
 
         future = self._thread.submit(bounded)
+        # Who waited too long is not computed for: what was not begun is cancelled with the wait.
         # The place is free when the thread is done with it, not when somebody stopped waiting for it.
         loop = asyncio.get_running_loop()
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))

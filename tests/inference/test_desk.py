@@ -41,9 +41,11 @@ def test_who_finds_the_queue_full_is_told_at_once_and_a_place_is_free_when_its_w
         first = asyncio.ensure_future(desk.ask(gate.wait))
         second = asyncio.ensure_future(desk.ask(lambda: "second"))
         await asyncio.sleep(0.01)
-        with pytest.raises(BusyError):
-            await desk.ask(lambda: "third")
-        gate.set()
+        try:
+            with pytest.raises(BusyError):
+                await asyncio.wait_for(desk.ask(lambda: "third"), 5)
+        finally:
+            gate.set()
         assert await first and await second == "second"
         await asyncio.sleep(0)
         assert await desk.ask(lambda: "fourth") == "fourth"
