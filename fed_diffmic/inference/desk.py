@@ -35,7 +35,8 @@ class Desk:
         self.waiting = 0
 
     async def ask(self, work: Callable[[], T]) -> T:
-        """The result of ``work``, which runs in the desk's thread and looks at :func:`fed_diffmic.deadline.check_time` between its steps.
+        """The result of ``work``, which runs in the desk's thread and looks at its time between its steps
+        (:func:`fed_diffmic.deadline.check_time`).
 
         Raises:
             BusyError: the queue is full; nothing was begun.
