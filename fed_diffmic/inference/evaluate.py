@@ -13,6 +13,7 @@ import yaml
 
 from fed_diffmic.config.compose import compose
 from fed_diffmic.config.simulation import DatasetConfig
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.open import cache_folder, open_table
 from fed_diffmic.data.site import Examples
 from fed_diffmic.errors import ModelFileError, UsageError
@@ -81,6 +82,24 @@ def _cache_of(path: Path) -> str | None:
     return named if isinstance(named, str) and named else None
 
 
+def read_examples(spec: RunSpec, manifest_file: Path, settings: TableSettings) -> tuple[Examples, list[str]]:
+    """A table's images as a model's run would read them, and what was found in the data and handled.
+
+    Raises:
+        DataError: what is wrong with the table.
+        MachineError: no space, no permission.
+    """
+    opened = open_table(
+        manifest_file,
+        spec.classes,
+        spec.task,
+        spec.model.image_side,
+        settings.folder,
+        on_bad_image=settings.on_bad_image,
+    )
+    return Examples.from_manifest(opened.manifest, opened.cache), [str(finding) for finding in opened.findings]
+
+
 def evaluate_table(
     predictor: Predictor, manifest_file: Path, settings: TableSettings, *, bootstrap: int = 1000
 ) -> dict[str, Any]:
@@ -99,20 +118,11 @@ def evaluate_table(
         DataError: what is wrong with the table.
         MachineError: no space, no permission.
     """
-    spec = predictor.spec
-    opened = open_table(
-        manifest_file,
-        spec.classes,
-        spec.task,
-        spec.model.image_side,
-        settings.folder,
-        on_bad_image=settings.on_bad_image,
-    )
-    examples = Examples.from_manifest(opened.manifest, opened.cache)
+    examples, notes = read_examples(predictor.spec, manifest_file, settings)
     return {
         "n": len(examples),
-        "notes": [str(finding) for finding in opened.findings],
-        "figures": figures_of(predictor.predict(examples), spec, bootstrap),
+        "notes": notes,
+        "figures": figures_of(predictor.predict(examples), predictor.spec, bootstrap),
         "notice": NOTICE,
     }
 

@@ -16,11 +16,9 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from fed_diffmic.data.open import open_table
-from fed_diffmic.data.site import Examples
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.files import load_tensors, save_tensors
-from fed_diffmic.inference.evaluate import TableSettings
+from fed_diffmic.inference.evaluate import TableSettings, read_examples
 from fed_diffmic.inference.predictor import Predictor
 from fed_diffmic.training.evaluation import predict_doubts
 from fed_diffmic.training.familiar import Familiar, familiar, image_features
@@ -76,15 +74,7 @@ def make_reference(predictor: Predictor, manifest_file: Path, settings: TableSet
         MachineError: no space, no permission.
     """
     spec = predictor.spec
-    opened = open_table(
-        manifest_file,
-        spec.classes,
-        spec.task,
-        spec.model.image_side,
-        settings.folder,
-        on_bad_image=settings.on_bad_image,
-    )
-    examples = Examples.from_manifest(opened.manifest, opened.cache)
+    examples, _ = read_examples(spec, manifest_file, settings)
     pixels = (examples.images(index) for index in chunks(len(examples), CHUNK))
     features = np.concatenate([image_features(predictor.module, part, predictor.device) for part in pixels])
     usual = familiar(features, examples.labels, examples.groups, spec.task, spec.seed)
