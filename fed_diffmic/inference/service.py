@@ -16,22 +16,20 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fed_diffmic.data.decode import REASONS, BadImageError, decode
 from fed_diffmic.deadline import OutOfTimeError
 from fed_diffmic.inference.desk import BusyError, Desk
+from fed_diffmic.inference.doors import Headers, Hosts
 from fed_diffmic.inference.look import has_look, look
 from fed_diffmic.inference.openapi import openapi
 from fed_diffmic.inference.predictions import predict_content
@@ -44,14 +42,6 @@ ASSETS = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css"
           "/page.js": ("page.js", "text/javascript")}  # fmt: skip
 TAKEN = ("application/octet-stream", "application/dicom")
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-HEADERS = {
-    "cache-control": "no-store",
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "cross-origin-resource-policy": "same-origin",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-}
 
 
 @dataclass(frozen=True)
@@ -253,39 +243,6 @@ _BUSY = "As many are waiting as may. Try again in a moment."
 _NAMED = ("run", "stage", "digest", "signed_by")
 
 
-class _Hosts:
-    """Refuses what is asked for by another name."""
-
-    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
-        self._app, self._hosts = app, {host.lower() for host in hosts}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        said = [value for name, value in scope["headers"] if name == b"host"]
-        try:
-            name = urlsplit(f"//{said[0].decode('latin-1')}").hostname if len(said) == 1 else None
-        except ValueError:
-            name = None
-        if name not in self._hosts:
-            await Response("the name of another machine", 400, media_type="text/plain")(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-
-class _Headers:
-    """Puts :data:`HEADERS` on every answer."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
-
-        await self._app(scope, receive, with_headers)
-
-
 def check_wanted(predictor: Predictor, wanted: Wanted) -> None:
     """Say before anything listens that a model cannot say what is wanted.
 
@@ -313,7 +270,7 @@ def make_service(predictor: Predictor, card: dict[str, Any], settings: ServiceSe
         Route("/health", service.guarded("/health", service.health, open_to_all=True), methods=["GET"]),
     ]
     routes += [Route(path, service.guarded(path, service.asset, open_to_all=True), methods=["GET"]) for path in ASSETS]
-    trusted = Middleware(_Hosts, hosts=settings.hosts)
-    app = Starlette(routes=routes, middleware=[Middleware(_Headers), trusted])
+    trusted = Middleware(Hosts, hosts=settings.hosts)
+    app = Starlette(routes=routes, middleware=[Middleware(Headers), trusted])
     app.state.service = service
     return app
