@@ -32,7 +32,7 @@ from server.exchange import (
     TrainRequest,
 )
 from server.presence import Presence
-from server.replies import Request
+from server.replies import Request, Take
 
 ASSESS = "evaluate.assess"
 CONFORM = "evaluate.conform"
@@ -62,6 +62,7 @@ class _Question:
         asked: names of those to ask; none: everyone who is there.
         kind: of the request, where it is not the message's.
         quorate: whether the quorum must be met.
+        take: what becomes of the tensors of a good reply; none: they stay in it.
     """
 
     message_type: str
@@ -79,6 +80,7 @@ class _Question:
     asked: Set[str] | None = None
     kind: str = ""
     quorate: bool = True
+    take: Take | None = None
 
 
 class Sites(Presence):
@@ -90,7 +92,7 @@ class Sites(Presence):
         Raises:
             RoundError: the quorum was missed; names the missing sites.
         """
-        task, algorithm = request.task, request.algorithm
+        task, algorithm, keep = request.task, request.algorithm, request.keep
         cfg = self.spec.stage(task.stage)
 
         def ranges(site: Site) -> dict[str, tuple[float, float]]:
@@ -119,11 +121,14 @@ class Sites(Presence):
                 # A site that was not drawn before, or came late, says that it lacks the base, and gets it then.
                 attach_base=request.round_index == 1,
                 asked=asked,
+                take=None if keep is None else lambda site, reply: keep.take(site_update(site, reply)),
             )
         )
         names = sorted(outcome.replies)
-        updates = [site_update(name, outcome.replies[name]) for name in names]
         site_states = {name: outcome.replies[name].header["state"] for name in names}
+        if keep is not None:
+            return TrainAnswer(keep.updates(), site_states, outcome, asked, keep.sums())
+        updates = [site_update(name, outcome.replies[name]) for name in names]
         return TrainAnswer(updates, site_states, outcome, asked)
 
     def participants(self, stage: str, round_index: int) -> set[str] | None:
@@ -232,8 +237,9 @@ class Sites(Presence):
         self.refresh(question.deadline)
         requests = self._requests(question)
         outcome = self._ask(
-            requests, question.message_type, question.deadline, stage=task.stage, round_index=round_index, asked=asked
-        )
+            requests, question.message_type, question.deadline, stage=task.stage, round_index=round_index, asked=asked,
+            take=question.take,
+        )  # fmt: skip
         self.heads |= outcome.heads
         for name in [name for name, code in outcome.codes.items() if code == WITHDRAWN]:
             del self.members[name]
