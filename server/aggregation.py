@@ -35,9 +35,10 @@ def aggregate(run: Federation, work: StageWork, answer: TrainAnswer, noise: Clie
     progress, kinds, index = work.progress, work.kinds, work.progress.round + 1
     stage, where = progress.name, f"stage {progress.name}, round {index}"
     everyone = len(run.exchange.everyone())
-    if answer.sums is not None:
-        made = summed(lambda: from_sums(work, answer.sums, everyone), answer.sums.sites, where)
-        return _settle(run, work, answer, made, answer.sums.sites, {})
+    sums = answer.sums
+    if sums is not None:
+        made = summed(lambda: from_sums(work, sums, everyone), sums.sites, where)
+        return _settle(run, work, answer, made, sums.sites, {})
     # Under client-level privacy every update is clipped by itself: a bound made of the others' would leak them.
     bounds = Bounds() if noise.on else run.hooks.bounds
     sent = work.algorithm.broadcast(progress.current, progress.algorithm)

@@ -11,8 +11,8 @@ heaviest site when the run began. The mean is ``w + (m / sum_k n_k) sum_k (n_k /
 
 *What does not fit* is not cut off: a tensor of a site whose change is larger somewhere is added, whole, to a coarser
 sum of its own (:data:`FORMS`, next one), and the sums are put together in the end. Which sum it is depends on that
-tensor of that site alone, so this changes no bit with the order either. Coarse tensors are named (:attr:`Fold.coarse`); what
-is beyond the coarsest form is refused, and nothing of that site is added.
+tensor of that site alone, so this changes no bit with the order either. Coarse tensors are named
+(:attr:`Fold.coarse`); what is beyond the coarsest form is refused, and nothing of that site is added.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 from fed_diffmic.exchange.audit_facts import place, request_facts
 from fed_diffmic.exchange.failures import LATER, LOST
 from fed_diffmic.exchange.masking.fixed_point import FixedPointError
+from fed_diffmic.exchange.packing import Packing
 from fed_diffmic.exchange.payload import Packed, Payload, Wire, encode, request_name
 from fed_diffmic.exchange.screening import REFUSALS, Expected, Refusal
 from fed_diffmic.transport.messages import task_message, wire_of
@@ -58,9 +59,9 @@ class Request:
     site: Site
     payload: Payload
     expected: Expected
-    packed: Packed
+    packed: Packed | Packing
     carried: Mapping[str, str] = field(default_factory=dict)
-    lacking: Mapping[str, Callable[[], Packed]] = field(default_factory=dict)
+    lacking: Mapping[str, Callable[[], Packed | Packing]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,19 +108,27 @@ def ask(
     asking = _Asking(channel, message_type, deadline, facts, take)
     for request in sorted(requests, key=lambda r: r.site.name):
         asking.send(request)
+    for request in requests:
+        _release(request.packed)
     heard = time.monotonic()
     while asking.wanted(needed) and time.monotonic() < deadline:
         asking.ask_again()
         replies = list(channel.grid.pull_messages(list(asking.open))) if asking.open else []
-        for reply in replies:
-            asking.take(reply)
-        if replies:
+        came = len(replies)
+        while replies:  # and no longer held than it takes
+            asking.take(replies.pop(0))
+        if came:
             heard = time.monotonic()
         elif asking.wanted(needed):
             pause = max(channel.poll_s, min(LONGEST_POLL_S, POLL_SHARE * (time.monotonic() - heard)))
             time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
     asking.end()
     return asking.outcome
+
+
+def _release(packed: Packed | Packing) -> None:
+    if isinstance(packed, Packing):
+        packed.release()
 
 
 class _Asking:
@@ -153,6 +162,7 @@ class _Asking:
                 del self._waiting[site]
                 self._lacked -= {(site, what) for what in request.lacking}
                 self.send(request)
+                _release(request.packed)
 
     def end(self) -> None:
         """Whoever did not reply is missing."""
@@ -164,7 +174,7 @@ class _Asking:
         while len(self._closed) > KEPT_CLOSED:
             self._closed.pop(next(iter(self._closed)))
 
-    def send(self, request: Request, packed: Packed | None = None) -> None:
+    def send(self, request: Request, packed: Packed | Packing | None = None) -> None:
         """Push one request; a site that cannot be reached counts as missing.
 
         Args:
@@ -220,7 +230,9 @@ class _Asking:
         if payload.kind in request.lacking and lacked not in self._lacked:
             self._log_reply(request, read)
             self._lacked.add(lacked)
-            self.send(request, request.lacking[payload.kind]())
+            everything = request.lacking[payload.kind]()
+            self.send(request, everything)
+            _release(everything)
             return
         if refusal is None:
             # First: a coordinator that dies now must not forget what was spent.

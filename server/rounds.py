@@ -119,6 +119,7 @@ def run_stage(run: Federation, stage: str) -> None:
         # After the checkpoint: a log that says more than what is kept would name a round that a resumed run repeats.
         hooks.log("checkpoint", run=spec.run_id, **place, round=index)
         stop = told(run.observers, row, progress)
+        del request, trained, candidate, parcel, judge, evaluated, done  # what they hold is not kept for a round more
     end_stage(run, work, stop)
 
 

@@ -12,7 +12,8 @@ from flwr.app import MessageType
 from fed_diffmic.algorithms.base import EXTRA, SiteUpdate, Tensors
 from fed_diffmic.exchange.codecs import build_codec
 from fed_diffmic.exchange.failures import POLICY_METRICS, STUDY_MISSING, WITHDRAWN
-from fed_diffmic.exchange.payload import NEED_BASE, NEED_WEIGHTS, Payload, pack, request_name
+from fed_diffmic.exchange.packing import Packing
+from fed_diffmic.exchange.payload import NEED_BASE, NEED_WEIGHTS, Payload, request_name
 from fed_diffmic.exchange.screening import MAX_EXAMPLES, MAX_FIGURE, Expected, schema_of
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.seeding import numpy_generator
@@ -258,9 +259,9 @@ class Sites(Presence):
         base = {f"base/{name}": value for name, value in task.frozen.items()}
         weights = tensors_digest(tensors)
         first = question.parcel or Parcel(tensors)
-        sent = pack({**first.tensors, **base} if question.attach_base else first.tensors)
-        whole = functools.cache(lambda: pack(tensors))
-        with_base = functools.cache(lambda: pack({**tensors, **base}))
+        sent = Packing({**first.tensors, **base} if question.attach_base else first.tensors)
+        whole = functools.cache(lambda: Packing(tensors))
+        with_base = functools.cache(lambda: Packing({**tensors, **base}))
         codec = build_codec(self.spec.strategy)
 
         requests = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ ROUNDS = st.tuples(
 
 
 @given(ROUNDS, st.randoms(use_true_random=False))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_no_order_changes_a_bit(drawn: tuple[int, list[int], float, int], random: object) -> None:
     size, weights, scale, seed = drawn
     some = updates(size, weights, scale, seed)
@@ -69,7 +70,7 @@ def test_no_order_changes_a_bit(drawn: tuple[int, list[int], float, int], random
 
 
 @given(ROUNDS, st.floats(0.01, 100))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_it_is_the_mean_in_float64_rounded_to_the_tensors_type(
     drawn: tuple[int, list[int], float, int], heavier: float
 ) -> None:
@@ -94,7 +95,7 @@ def test_it_is_the_mean_in_float64_rounded_to_the_tensors_type(
 
 
 @given(st.lists(st.integers(1, 5000), min_size=2, max_size=9), st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_at_the_size_of_training_it_rounds_as_the_mean_in_float64_does(weights: list[int], seed: int) -> None:
     """Changes below 1: the same float32, but where the mean lies in the middle between two of them."""
     some = updates(200, weights, 0.05, seed)
@@ -122,7 +123,9 @@ def test_every_algorithm_makes_the_same_of_the_integers_as_of_the_floats(name: s
     for index in (1, 2):
         sent = [algorithm.broadcast(c, s) for c, s in zip(current, states, strict=True)]
         some = [
-            SiteUpdate(u.site, u.tensors, u.num_examples, {n: v + np.float32(0.01) for n, v in sent[1].items()}, u.steps)
+            SiteUpdate(
+                u.site, u.tensors, u.num_examples, {n: v + np.float32(0.01) for n, v in sent[1].items()}, u.steps
+            )
             for u in updates(30, [10, 20, 900, 5], 0.05, index)
         ]
         sums = folded(algorithm, {**current[0], **sent[0]}, KINDS, some, 500.0)
@@ -210,7 +213,7 @@ def test_the_forms_leave_room_for_every_site_at_its_largest() -> None:
     for form in FORMS:
         largest = Fraction(form.bound) * Fraction(2) ** form.fraction
         assert largest.denominator == 1 and MOST_SITES * largest < 2**63
-    assert all(finer.bound * 2**16 == coarser.bound for finer, coarser in zip(FORMS, FORMS[1:], strict=False))
+    assert all(finer.bound * 2**16 == coarser.bound for finer, coarser in pairwise(FORMS))
     made = Fold(start(1), KINDS, 1.0, forms=[FixedPoint(2, 1.0, 50)])
     for update in updates(1, [1, 1], 0.01):
         made.add(update, 1.0)
