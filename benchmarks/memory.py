@@ -3,8 +3,8 @@
 python -m benchmarks.memory --preset paper --sites 3 10 30
 
 Each number of sites is a process of its own. It runs the coordinator's real round loop (screening, sum, checkpoint)
-over sites that send one stored update, read anew from a file for each: what a site's message takes here is as it is over
-the real transport once Flower has put it together. What Flower, TLS and the seals take besides is not in it
+over sites that send one stored update, read anew from a file for each: what a site's message takes here is as it is
+over the real transport once Flower has put it together. What Flower, TLS and the seals take besides is not in it
 (``python -m benchmarks.consortium memory`` measures whole processes).
 
 Told is memory of the process's own (anonymous pages: what a machine cannot take back), above what it held when the

@@ -12,7 +12,7 @@ from server.exchange import TrainAnswer
 from server.federation import Federation
 from server.fold import folded
 from server.keeping import heaviest
-from server.leaving import leave_out, tell_clipped
+from server.leaving import leave_out, tell_clipped, tell_coarse
 from server.outliers import plausible
 from server.stage import StageWork, check_aggregate
 
@@ -34,10 +34,9 @@ def aggregate(run: Federation, work: StageWork, answer: TrainAnswer, noise: Clie
     """
     progress, kinds, index = work.progress, work.kinds, work.progress.round + 1
     stage, where = progress.name, f"stage {progress.name}, round {index}"
-    everyone = len(run.exchange.everyone())
     sums = answer.sums
     if sums is not None:
-        made = summed(lambda: from_sums(work, sums, everyone), sums.sites, where)
+        made = summed(lambda: from_sums(run, work, sums), sums.sites, where)
         return _settle(run, work, answer, made, sums.sites, {})
     # Under client-level privacy every update is clipped by itself: a bound made of the others' would leak them.
     bounds = Bounds() if noise.on else run.hooks.bounds
@@ -53,7 +52,8 @@ def aggregate(run: Federation, work: StageWork, answer: TrainAnswer, noise: Clie
     def step(some: Sequence[SiteUpdate]) -> tuple[Tensors, Tensors]:
         if work.algorithm.needs == SUMS:
             sums = folded(work.algorithm, before, kinds, some, most, run.store.checkpoints)
-            return from_sums(work, sums, everyone)
+            return from_sums(run, work, sums)
+        everyone = len(run.exchange.everyone())
         new, after = work.algorithm.aggregate(progress.current, kinds, some, progress.algorithm, index, everyone)
         return check_aggregate(progress.current, new, where), after
 
@@ -62,14 +62,17 @@ def aggregate(run: Federation, work: StageWork, answer: TrainAnswer, noise: Clie
     return _settle(run, work, answer, (new, server_state), judged.updates, left_out)
 
 
-def from_sums(work: StageWork, sums: Sums, everyone: int) -> tuple[Tensors, Tensors]:
+def from_sums(run: Federation, work: StageWork, sums: Sums) -> tuple[Tensors, Tensors]:
     """What the algorithm makes of a round's sums, checked.
 
     Raises:
         RoundError: nothing that can be used.
     """
     progress, index = work.progress, work.progress.round + 1
-    new, after = work.algorithm.from_sums(progress.current, work.kinds, sums, progress.algorithm, index, everyone)
+    tell_coarse(run, sums.coarse, progress.name, index)
+    new, after = work.algorithm.from_sums(
+        progress.current, work.kinds, sums, progress.algorithm, index, len(run.exchange.everyone())
+    )
     return check_aggregate(progress.current, new, f"stage {progress.name}, round {index}"), after
 
 

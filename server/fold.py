@@ -98,7 +98,7 @@ class Fold:
 
     def sums(self) -> Sums:
         """What an algorithm makes the next weights of."""
-        return Sums([self._sites[site] for site in sorted(self._sites)], self._mean, self._change)
+        return Sums([self._sites[site] for site in sorted(self._sites)], self._mean, self._change, self.coarse)
 
     def _form(self, name: str, value: np.ndarray, share: float) -> int:
         largest = max((float(np.abs(change).max()) for change, *_ in self._changes(name, value)), default=0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,12 +21,14 @@ class Sums:
             one number that is no quantity to average (plain: the largest).
         change: of a floating-point tensor, exchanged or the algorithm's own, ``sum_k p_k (w_k - w)`` in float64, with
             ``w`` as it was sent; of parameters ``sum_k q_k (w_k - w)``, where the algorithm has such ``q_k``
-            (:meth:`fed_diffmic.algorithms.base.Algorithm.raw_rates`).
+            (:meth:`fed_diffmic.algorithms.base.Algorithm.rates`).
+        coarse: tensors some of whose changes were too large to be summed as finely as the others, with the quantum.
     """
 
     sites: Sequence[SiteUpdate]
     mean: Callable[[str], np.ndarray]
     change: Callable[[str], np.ndarray]
+    coarse: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def count(self) -> int:

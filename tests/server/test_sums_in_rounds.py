@@ -206,6 +206,20 @@ def test_a_coordinator_that_dies_with_half_a_sum_ends_with_the_same_bits(
     assert named <= {".json", ".safetensors", ""}
 
 
+def far(reply: Message, message: Message) -> Message:
+    """Site a's running mean moves by 1e5: more than the finest form of the sum takes."""
+    payload = from_record(reply.content, AMPLE)
+    if message.metadata.dst_node_id == 1:
+        payload.tensors["norm.running_mean"][-1] += np.float32(1e5)
+    return reply_message(payload, message)
+
+
+@pytest.mark.parametrize("bounds", [Bounds(), Bounds(0.9, "off")])
+def test_a_tensor_that_is_summed_in_coarse_quanta_is_named(tmp_path: Path, bounds: Bounds) -> None:
+    _, events = federate(tmp_path, Tampered, far, rounds=1, bounds=bounds)
+    assert [(e["quanta"], e["round"]) for e in events.of("sum_coarse")] == [({"norm.running_mean": 2.0**-18}, 1)]
+
+
 def test_a_late_site_that_is_heavier_than_all_fits_the_sum() -> None:
     """Its share is above 1; what it moves is in a coarser form if need be, never cut off."""
     before, kinds = {"w": np.zeros(3, np.float32)}, {"w": "parameter"}
