@@ -34,6 +34,7 @@ from fed_diffmic.config.spec import RunSpec, make_spec
 from fed_diffmic.exchange.packing import Packing
 from fed_diffmic.exchange.payload import Limits, Payload, decode, encode, request_name
 from fed_diffmic.files import map_tensors, save_tensors
+from fed_diffmic.training.stages import initial_state
 from fed_diffmic.transport.identity import ensure_task_identity, set_message_id
 from fed_diffmic.transport.messages import reply_message, wire_of
 from server.bounds import Bounds
@@ -181,8 +182,9 @@ def measure(preset: str, strategy: str, sites: int, rounds: int, bounded: bool) 
         grid = Replay(names, Path(scratch), watch)
         hooks = Hooks(bounds=Bounds(0.5, "clip") if bounded else Bounds())
         terms = RunTerms(["diffusion"], names, deadline_s=7200.0, poll_s=0.001)
+        begun_state = RunState(settings={}, results={"guidance": initial_state(spec, "guidance")})
         with store.locked():
-            run = find_sites(grid, spec, store, _Quiet(watch), terms, RunState(settings={}), hooks, ())
+            run = find_sites(grid, spec, store, _Quiet(watch), terms, begun_state, hooks, ())
             idle = watch.now()
             watch.doing = "opening"
             begun, spent = time.monotonic(), time.process_time()
@@ -242,7 +244,7 @@ def main() -> int:
         more = ["--bounded"] if given.bounded else []
         command = [sys.executable, "-m", "benchmarks.memory", "--here", "--preset", given.preset, "--sites", str(sites),
                    "--strategy", given.strategy, "--rounds", str(given.rounds), *more]  # fmt: skip
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
     print(f"`{given.preset}`, {given.strategy}{', bounded' if given.bounded else ''}, {given.rounds} rounds; "
           f"a model is {rows[0]['model']:.0f} MB; idle {rows[0]['idle']:.0f} MB\n")  # fmt: skip

@@ -48,7 +48,7 @@ class Outcome:
     """What came of an exchange.
 
     Attributes:
-        replies: good replies by site name.
+        replies: good replies by site name; of updates that were taken (:attr:`TrainRequest.keep`) without tensors.
         missing: why each of the others is missing, in fixed sentences.
         codes: the code of each of those.
         digests: of each good reply's header as it travelled, which names the digest of its tensors.

@@ -6,6 +6,7 @@ no path), and they are gone with the last array that looks at them, also after S
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -65,8 +66,12 @@ def scratch_copy(tensors: Tensors, folder: Path | None) -> Tensors:
 def _reserve(fd: int, size: int) -> None:
     """Take the blocks now: a page that finds none later would end the process by a signal."""
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, 0, size)
-        return
+        try:
+            os.posix_fallocate(fd, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
     zeros = bytes(2**20)
     for start in range(0, size, len(zeros)):
         os.pwrite(fd, zeros[: size - start], start)
