@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -230,3 +231,23 @@ def test_pieces_and_files_change_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         made.add(update, float(update.num_examples))
     assert bits(made) == whole
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("sites", [2, 12])
+def test_what_is_in_memory_does_not_grow_with_the_sites(tmp_path: Path, sites: int) -> None:
+    """Beside the update that is being added: some pieces of it, and in the end the new weights."""
+    before = {f"w{k}": np.zeros((100, 1000), np.float32) for k in range(10)}
+    kinds, model = dict.fromkeys(before, "parameter"), sum(value.nbytes for value in before.values())
+    made, update = Fold(before, kinds, 1.0, tmp_path), {name: value + np.float32(0.5) for name, value in before.items()}
+    tracemalloc.start()
+    try:
+        for number in range(sites):
+            made.add(SiteUpdate(f"s{number}", update, 1), 1.0)
+        _, adding = tracemalloc.get_traced_memory()
+        sums = made.sums()
+        new = {name: sums.mean(name) for name in before}
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert all((value == 0.5).all() for value in new.values())
+    assert adding < model and peak < 2 * model
