@@ -1,4 +1,4 @@
-"""An exchange whose one site does what the test says: weights grow by one a round, figures are written down before."""
+"""An exchange whose one site does what the test says: weights grow by one a round, metrics are written down before."""
 
 from __future__ import annotations
 
