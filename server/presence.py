@@ -23,7 +23,7 @@ from fed_diffmic.exchange.screening import MAX_EXAMPLES, REFUSALS, Expected
 from fed_diffmic.exchange.study import Study
 from server.exchange import Outcome, Site
 from server.hooks import Hooks
-from server.replies import Channel, Events, Request, ask
+from server.replies import Channel, Events, Request, Take, ask
 from server.terms import RunTerms
 
 REMEDY = "Look at the named sites' own logs; the run can be continued with --resume."
@@ -224,10 +224,12 @@ class Presence:
         stage: str,
         round_index: int,
         asked: Set[str] | None = None,
+        take: Take | None = None,
     ) -> Outcome:
         facts = {"arm": self.spec.arm, "stage": stage, "round": round_index}
         needed = self._needed(asked) if stage else 0
-        return ask(self._channel, requests, message_type=message_type, deadline=deadline, facts=facts, needed=needed)
+        how = {"message_type": message_type, "deadline": deadline, "facts": facts, "needed": needed}
+        return ask(self._channel, requests, **how, take=take)
 
     def everyone(self) -> set[str]:
         """Names of all sites that are expected, or there."""

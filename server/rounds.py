@@ -18,12 +18,13 @@ from server.aggregation import aggregate
 from server.broadcast import Broadcast
 from server.checkpoints import CheckpointStore
 from server.client_level import ClientLevel
-from server.exchange import EvaluateRequest, TrainRequest
+from server.exchange import EvaluateRequest, Keep, TrainRequest
 from server.federation import Federation
 from server.finished import assess
 from server.fitting import calibrate
 from server.history import RoundDone, ledger_heads, metrics_of_round, round_row
 from server.hooks import Hooks
+from server.keeping import keeping
 from server.observers import Patience, RoundEvents, RoundObserver, Stop, stopped_before, told
 from server.opening import check_same_study, open_run, open_stage
 from server.prior import consortium_prior
@@ -96,7 +97,7 @@ def run_stage(run: Federation, stage: str) -> None:
         deadline = started + run.terms.deadline_s
         run.events.emit("round_started", **place, round=index, rounds=rounds, sites=sorted(exchange.members))
 
-        request = train_request(work, broadcast, run_state.ledgers, deadline)
+        request = train_request(work, broadcast, run_state.ledgers, deadline, keeping(run, work, noise))
         trained = exchange.train(request)
         examples = aggregate(run, work, trained, noise)
         candidate, parcel = broadcast.settle(work, request.sent)
@@ -118,10 +119,13 @@ def run_stage(run: Federation, stage: str) -> None:
         # After the checkpoint: a log that says more than what is kept would name a round that a resumed run repeats.
         hooks.log("checkpoint", run=spec.run_id, **place, round=index)
         stop = told(run.observers, row, progress)
+        del request, trained, candidate, parcel, judge, evaluated, done  # what they hold is not kept for a round more
     end_stage(run, work, stop)
 
 
-def train_request(work: StageWork, broadcast: Broadcast, ledgers: dict[str, str], deadline: float) -> TrainRequest:
+def train_request(
+    work: StageWork, broadcast: Broadcast, ledgers: dict[str, str], deadline: float, keep: Keep
+) -> TrainRequest:
     """What asks for the next round's local updates."""
     progress = work.progress
     return TrainRequest(
@@ -134,6 +138,7 @@ def train_request(work: StageWork, broadcast: Broadcast, ledgers: dict[str, str]
         kept_states=progress.best_states,
         ledgers=ledgers,
         parcel=broadcast.trained_from(work),
+        keep=keep,
     )
 
 

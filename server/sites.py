@@ -12,7 +12,8 @@ from flwr.app import MessageType
 from fed_diffmic.algorithms.base import EXTRA, SiteUpdate, Tensors
 from fed_diffmic.exchange.codecs import build_codec
 from fed_diffmic.exchange.failures import POLICY_METRICS, STUDY_MISSING, WITHDRAWN
-from fed_diffmic.exchange.payload import NEED_BASE, NEED_WEIGHTS, Payload, pack, request_name
+from fed_diffmic.exchange.packing import Packing
+from fed_diffmic.exchange.payload import NEED_BASE, NEED_WEIGHTS, Payload, request_name
 from fed_diffmic.exchange.screening import MAX_EXAMPLES, MAX_METRIC, Expected, schema_of
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.seeding import numpy_generator
@@ -32,7 +33,7 @@ from server.exchange import (
     TrainRequest,
 )
 from server.presence import Presence
-from server.replies import Request
+from server.replies import Request, Take
 
 ASSESS = "evaluate.assess"
 CONFORM = "evaluate.conform"
@@ -62,6 +63,7 @@ class _Question:
         asked: names of those to ask; none: everyone who is there.
         kind: of the request, where it is not the message's.
         quorate: whether the quorum must be met.
+        take: what becomes of the tensors of a good reply; none: they stay in it.
     """
 
     message_type: str
@@ -79,6 +81,7 @@ class _Question:
     asked: Set[str] | None = None
     kind: str = ""
     quorate: bool = True
+    take: Take | None = None
 
 
 class Sites(Presence):
@@ -90,7 +93,7 @@ class Sites(Presence):
         Raises:
             RoundError: the quorum was missed; names the missing sites.
         """
-        task, algorithm = request.task, request.algorithm
+        task, algorithm, keep = request.task, request.algorithm, request.keep
         cfg = self.spec.stage(task.stage)
 
         def ranges(site: Site) -> dict[str, tuple[float, float]]:
@@ -119,11 +122,14 @@ class Sites(Presence):
                 # A site that was not drawn before, or came late, says that it lacks the base, and gets it then.
                 attach_base=request.round_index == 1,
                 asked=asked,
+                take=None if keep is None else lambda site, reply: keep.take(site_update(site, reply)),
             )
         )
         names = sorted(outcome.replies)
-        updates = [site_update(name, outcome.replies[name]) for name in names]
         site_states = {name: outcome.replies[name].header["state"] for name in names}
+        if keep is not None:
+            return TrainAnswer(keep.updates(), site_states, outcome, asked, keep.sums())
+        updates = [site_update(name, outcome.replies[name]) for name in names]
         return TrainAnswer(updates, site_states, outcome, asked)
 
     def participants(self, stage: str, round_index: int) -> set[str] | None:
@@ -232,8 +238,9 @@ class Sites(Presence):
         self.refresh(question.deadline)
         requests = self._requests(question)
         outcome = self._ask(
-            requests, question.message_type, question.deadline, stage=task.stage, round_index=round_index, asked=asked
-        )
+            requests, question.message_type, question.deadline, stage=task.stage, round_index=round_index, asked=asked,
+            take=question.take,
+        )  # fmt: skip
         self.heads |= outcome.heads
         for name in [name for name, code in outcome.codes.items() if code == WITHDRAWN]:
             del self.members[name]
@@ -252,9 +259,9 @@ class Sites(Presence):
         base = {f"base/{name}": value for name, value in task.frozen.items()}
         weights = tensors_digest(tensors)
         first = question.parcel or Parcel(tensors)
-        sent = pack({**first.tensors, **base} if question.attach_base else first.tensors)
-        whole = functools.cache(lambda: pack(tensors))
-        with_base = functools.cache(lambda: pack({**tensors, **base}))
+        sent = Packing({**first.tensors, **base} if question.attach_base else first.tensors)
+        whole = functools.cache(lambda: Packing(tensors))
+        with_base = functools.cache(lambda: Packing({**tensors, **base}))
         codec = build_codec(self.spec.strategy)
 
         requests = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fed_diffmic.algorithms.base import EXTRA, Algorithm, LocalContext, SiteHalf, Tensors, register_algorithm
+from fed_diffmic.algorithms.base import EXTRA, SUMS, Algorithm, LocalContext, SiteHalf, Tensors, register_algorithm
 from fed_diffmic.algorithms.fedprox import Proximal
 from fed_diffmic.config.fields import option
 from fed_diffmic.config.owners import Own
@@ -59,6 +59,7 @@ class Ditto(Algorithm):
 
     options: Options
 
+    needs = SUMS
     private = False
     personal = True
 
