@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 
 from client import tasks
 from client.enforce import Enforcement
+from client.masking import masking_step
 from client.module import NEED_BASE, BaseMissingError
 from client.requests import check_request
 from client.site import Site, log_failure, open_data, open_site, site_folder, site_rules
@@ -55,6 +56,12 @@ def evaluate(message: Message, context: Context) -> Message:
 def assess(message: Message, context: Context) -> Message:
     """Figures of a finished model on the site's test images."""
     return answer(message, context, "assess", tasks.assess)
+
+
+@app.query("mask")
+def mask(message: Message, context: Context) -> Message:
+    """One step of a masked sum, but that of the words themselves."""
+    return answer(message, context, "mask", masking_step)
 
 
 @app.query("labels")

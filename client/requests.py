@@ -7,6 +7,7 @@ from typing import Any
 
 from fed_diffmic.config.spec import STAGES, RunSpec
 from fed_diffmic.exchange.failures import BAD_REQUEST, SiteError
+from fed_diffmic.exchange.masking.requests import MASKED
 from fed_diffmic.exchange.payload import Payload, request_name
 
 COMMON: dict[str, type] = {"spec": str, "run": str, "arm": str}
@@ -14,6 +15,7 @@ TASK: dict[str, type] = {**COMMON, "stage": str, "round": int, "site": str, "bas
 FIELDS: dict[str, dict[str, type]] = {
     "labels": {"run": str},
     "query": {**COMMON, "ledger": str},
+    "mask": {**TASK, "session": str, "step": str, "given": dict},
     "train": {**TASK, "state": str, "keep": str, "guidance": str, "ledger": str},
     "evaluate": {**TASK, "state": str, "guidance": str, "prior": list, "sums": bool, "split": str},
     "assess": {**TASK, "state": str, "guidance": str, "calibration": dict},
@@ -22,7 +24,8 @@ FIELDS: dict[str, dict[str, type]] = {
 OPTIONAL: dict[str, dict[str, type]] = {
     "labels": {},
     "query": {"study": str, "document": str, "signature": str},
-    "train": {"study": str},
+    "mask": {"study": str},
+    "train": {"study": str, MASKED: dict},
     "evaluate": {"study": str},
     "assess": {"study": str},
 }

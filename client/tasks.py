@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from client.masking import masked_update
 from client.module import load_module, read_site_state, site_algorithm
 from client.privacy import check_stage, is_private, private_facts, private_round, public_weight, unprotected_round
 from client.requests import answer_header
@@ -20,6 +21,7 @@ from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.exchange.failures import BAD_REQUEST, DIVERGED, SiteError
+from fed_diffmic.exchange.masking.requests import MASKED
 from fed_diffmic.exchange.payload import Payload, request_name
 from fed_diffmic.training import calibration
 from fed_diffmic.training.evaluation import evaluate_scores, judged, predict_scores
@@ -86,8 +88,15 @@ def train(site: Site, spec: RunSpec, request: Payload) -> Payload:
     if site_state:  # before the reply leaves: the next round may ask for it
         needed = {header["state"], header["keep"]}
         state_digest = store.keep_site_state(key, header["round"], site_state, needed)
-    facts = {"num_examples": result.num_examples, "state": state_digest, "ledger": ledger, "claim": claim}
+    facts: dict[str, Any] = {
+        "num_examples": result.num_examples,
+        "state": state_digest,
+        "ledger": ledger,
+        "claim": claim,
+    }
     tensors, metrics = {**result.tensors, **result.algorithm_tensors}, drop_non_finite(result.metrics)
+    if MASKED in header:  # the weight is in the words; a site's loss and steps are not summed, and stay here
+        tensors, metrics = masked_update(site, spec, request, tensors, facts.pop("num_examples")), {}
     reply = Payload("train.reply", {**answer_header(header), **facts}, tensors, metrics)
     if site.keep_updates:
         store.keep_update(key, name, reply)

@@ -49,6 +49,7 @@ class _Question:
         metrics: the figures that a site may send, with their ranges.
         fields: of a good reply's header, with their types.
         reply_tensors: whose names, shapes and dtypes a good reply has; none: it has no tensors.
+        schema: dtype and shape of each tensor of a good reply, where they are none of ``reply_tensors``.
         attach_base: send the base to everyone.
         excused: failures of sites that count for the quorum.
         asked: names of those to ask; none: everyone who is there.
@@ -65,6 +66,7 @@ class _Question:
     metrics: Callable[[Site], Mapping[str, tuple[float, float]]]
     fields: Mapping[str, type] = field(default_factory=dict)
     reply_tensors: Tensors | None = None
+    schema: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     attach_base: bool = False
     excused: Set[int | str] = frozenset()
     asked: Set[str] | None = None
@@ -237,7 +239,7 @@ class Sites(Presence):
                 kind=f"{kind}.reply",
                 header={**common, "site": site.name, "request": request_name(facts)},
                 fields=question.fields,
-                schema=schema_of(reply) if reply is not None else {},
+                schema=schema_of(reply) if reply is not None else question.schema,
                 weighted=reply is not None,
                 max_examples=site.images[0],
                 reference=reply or {},

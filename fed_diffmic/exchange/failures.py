@@ -65,6 +65,7 @@ UNSEALED = 2054
 FORGED = 2055
 FOREIGN = 2056
 STALE = 2057
+MASKING = 2058
 LIMIT_SIZE = 2067
 LIMIT_CACHE = 2068
 LIMIT_MEMORY = 2069
@@ -124,6 +125,7 @@ FAILURES: dict[int, str] = {
     FORGED: "the request's seal is not by the coordinator whose key the site was given, or is another request's",
     FOREIGN: "the request is sealed for a site of another name",
     STALE: "the request is an old one sent again, or the coordinator's log is older than the site saw it in this run",
+    MASKING: "the site does not go on with the masked sum",
     LIMIT_SIZE: "the run asks for larger images, a larger model, more threads or more sampling than the policy allows",
     LIMIT_CACHE: "the images at the run's size would take more space than the site's policy allows",
     LIMIT_MEMORY: "the task would need, or needed, more memory than the site's policy allows",
