@@ -151,7 +151,7 @@ class _Registered:
     folder: Folder | None = None
     rules: Rules | None = None
     protection: Callable[[Context], Protection] | None = None
-    masking: Callable[[Context, str], MaskingSite] | None = None
+    masking: Callable[[Context, str], MaskingSite | None] | None = None
 
 
 _REGISTERED = _Registered()
@@ -162,7 +162,7 @@ def register_source(
     folder: Folder | None = None,
     rules: Rules | None = None,
     protection: Callable[[Context], Protection] | None = None,
-    masking: Callable[[Context, str], MaskingSite] | None = None,
+    masking: Callable[[Context, str], MaskingSite | None] | None = None,
 ) -> None:
     """Say where this process's sites get their data.
 

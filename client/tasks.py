@@ -88,15 +88,12 @@ def train(site: Site, spec: RunSpec, request: Payload) -> Payload:
     if site_state:  # before the reply leaves: the next round may ask for it
         needed = {header["state"], header["keep"]}
         state_digest = store.keep_site_state(key, header["round"], site_state, needed)
-    facts: dict[str, Any] = {
-        "num_examples": result.num_examples,
-        "state": state_digest,
-        "ledger": ledger,
-        "claim": claim,
-    }
+    facts: dict[str, Any] = {"state": state_digest, "ledger": ledger, "claim": claim}
     tensors, metrics = {**result.tensors, **result.algorithm_tensors}, drop_non_finite(result.metrics)
     if MASKED in header:  # the weight is in the words; a site's loss and steps are not summed, and stay here
-        tensors, metrics = masked_update(site, spec, request, tensors, facts.pop("num_examples")), {}
+        tensors, metrics = masked_update(site, spec, request, tensors, result.num_examples), {}
+    else:
+        facts["num_examples"] = result.num_examples
     reply = Payload("train.reply", {**answer_header(header), **facts}, tensors, metrics)
     if site.keep_updates:
         store.keep_update(key, name, reply)

@@ -15,37 +15,57 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import MessageType
+from flwr.serverapp import Grid
 
 from fed_diffmic.algorithms.base import EXTRA, SiteUpdate, Tensors
-from fed_diffmic.exchange.masking.coordinator import MaskedSum
+from fed_diffmic.config.spec import RunSpec
+from fed_diffmic.errors import RoundError
+from fed_diffmic.exchange.masking.coordinator import MaskedSum, check_quorum
 from fed_diffmic.exchange.masking.kept import KeptSum, Where
 from fed_diffmic.exchange.masking.requests import MASKED, task_digest, words_of
 from fed_diffmic.exchange.masking.session import MaskingError, Session
 from fed_diffmic.exchange.masking.update import UpdateForm
+from fed_diffmic.exchange.masking.virtual import VirtualRoster
 from fed_diffmic.exchange.payload import Payload, PayloadError
 from fed_diffmic.exchange.seal import Signed
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.provision.keys import PublicKey
 from server.exchange import Outcome, TrainAnswer, TrainRequest
-from server.sites import Sites, _Question
+from server.replies import Events
+from server.sites import Question, Sites
+from server.terms import RunTerms
 
 STEP = "query.mask"
-BITS = 32
+COARSEST = 1e-6
+"""The largest quantum of 32-bit words that is taken: about what float32 keeps of a weight of 10."""
 PURPOSE = "train"
 
 
 class MaskedSites(Sites):
     """Sites whose updates are summed under masks.
 
-    Attributes:
+    Args:
+        sites: as :class:`server.sites.Sites` takes them.
         folder: of the run; a frozen sum is kept below it.
         roster: the enrolled key of each site.
-        norm: the largest L2 norm of a site's change, which the site keeps to.
     """
 
-    folder: Path
-    roster: Mapping[str, PublicKey]
-    norm: float
+    def __init__(self, *sites: Any, folder: Path, roster: Mapping[str, PublicKey], **more: Any) -> None:
+        super().__init__(*sites, **more)
+        self.folder = folder
+        self.roster = roster
+
+    def find(self, deadline: float) -> None:
+        """As every exchange; and whether a round that has its quorum can be unmasked.
+
+        Raises:
+            RoundError: fewer than the quorum came, or it is too small.
+        """
+        super().find(deadline)
+        try:
+            check_quorum(self._needed(), len(self.everyone()))
+        except MaskingError as error:
+            raise RoundError(error.cause, "Raise run.quorum above two thirds.") from error
 
     def train(self, request: TrainRequest) -> TrainAnswer:
         """One local update at every site that takes part, and the mean of those in the set.
@@ -79,7 +99,9 @@ class MaskedSites(Sites):
         most = 1
         if self.spec.strategy.weighting == "examples":
             most = max(site.images[0] for site in self.members.values())
-        return UpdateForm(request.sent, sites, self.norm, most, bits=BITS)
+        norm = self.spec.strategy.masked_norm
+        narrow = UpdateForm(request.sent, sites, norm, most, bits=32)
+        return narrow if narrow.numbers.quantum <= COARSEST else UpdateForm(request.sent, sites, norm, most, bits=64)
 
     def _words(self, request: TrainRequest, attempt: int, asked: set[str] | None) -> tuple[MaskedSum, Outcome]:
         """The steps up to the masked words, added; and the exchange that brought them."""
@@ -91,7 +113,7 @@ class MaskedSites(Sites):
         alike = {**self._header, **place, "base": task.digest, "weights": tensors_digest(request.sent)}
         session = Session(
             self.spec.run_id, self.spec.arm, task.stage, PURPOSE, index, attempt,
-            task_digest(alike, form.digest), BITS, form.numbers.fraction, form.length,
+            task_digest(alike, form.digest), form.bits, form.numbers.fraction, form.length,
         )  # fmt: skip
         masked = MaskedSum(session, self.roster, invited, self._needed(asked))
         lost = Outcome()
@@ -114,15 +136,17 @@ class MaskedSites(Sites):
             return {**found, "ledger": ledger, MASKED: {**rules, "summands": form.summands, "sealed": sealed[site]}}
 
         outcome = self._exchange(
-            _Question(
+            Question(
                 MessageType.TRAIN, task, request.sent, index, request.deadline, header=header,
                 metrics=lambda site: {}, fields={"state": str, "ledger": str, "claim": str},
-                schema={MASKED: (f"int{BITS}", (form.length,))}, attach_base=index == 1, asked=set(sealed),
+                schema={MASKED: (f"int{form.bits}", (form.length,))}, attach_base=index == 1, asked=set(sealed),
                 quorate=False,
             )
         )  # fmt: skip
         for name in sorted(outcome.replies):
-            self._taken(name, request, outcome, lambda n: masked.add(n, words_of(outcome.replies[n].tensors, BITS)))
+            self._taken(
+                name, request, outcome, lambda n: masked.add(n, words_of(outcome.replies[n].tensors, form.bits))
+            )
         outcome.missing = {**lost.missing, **outcome.missing}
         outcome.codes = {**lost.codes, **outcome.codes}
         outcome.replies = {n: Payload(r.kind, r.header) for n, r in outcome.replies.items() if n not in outcome.missing}
@@ -147,7 +171,7 @@ class MaskedSites(Sites):
     ) -> None:
         """Ask the sites of ``given`` for a step, and take each answer; who is lost is named in ``told``."""
         asked = self._exchange(
-            _Question(
+            Question(
                 STEP, request.task, {}, request.round_index, request.deadline, kind="mask",
                 header=lambda site: {"session": masked.session.text, "step": step, "given": dict(given[site])},
                 metrics=lambda site: {}, fields={"answer": dict}, asked=set(given), quorate=False,
@@ -176,3 +200,15 @@ def stand_in(site: str, mean: Tensors) -> SiteUpdate:
     extras = {name: value for name, value in mean.items() if name.startswith(EXTRA)}
     tensors = {name: value for name, value in mean.items() if name not in extras}
     return SiteUpdate(site, tensors, 1, algorithm_tensors=extras)
+
+
+def sites_of(grid: Grid, spec: RunSpec, events: Events, terms: RunTerms, folder: Path, **more: Any) -> Sites:
+    """Who asks the sites of a run: plain or masked. An arm of one site (a baseline) has no one to be summed with.
+
+    Args:
+        folder: of the run.
+        more: as :class:`server.presence.Presence` takes it.
+    """
+    if spec.strategy.secure_aggregation == "off" or spec.arm.rpartition("/")[2] != "federated":
+        return Sites(grid, spec, events, terms, **more)
+    return MaskedSites(grid, spec, events, terms, folder=folder, roster=VirtualRoster(spec.seed), **more)

@@ -36,7 +36,7 @@ MOST_NLL = 1e6
 
 
 @dataclass(frozen=True)
-class _Question:
+class Question:
     """One exchange with every site that is asked, before it is packed.
 
     Attributes:
@@ -98,7 +98,7 @@ class Sites(Presence):
 
         asked = self.participants(task.stage, request.round_index)
         outcome = self._exchange(
-            _Question(
+            Question(
                 MessageType.TRAIN,
                 task,
                 request.sent,
@@ -148,7 +148,7 @@ class Sites(Presence):
             return {**own, "prior": [float(p) for p in request.prior], "sums": sums, "split": "val"}
 
         outcome = self._exchange(
-            _Question(
+            Question(
                 MessageType.EVALUATE,
                 task,
                 request.tensors,
@@ -177,7 +177,7 @@ class Sites(Presence):
             return {**own, "calibration": request.fitted.to_json()}
 
         outcome = self._exchange(
-            _Question(
+            Question(
                 ASSESS,
                 task,
                 request.tensors,
@@ -192,7 +192,7 @@ class Sites(Presence):
         )
         return figures_answer(outcome)
 
-    def _exchange(self, question: _Question) -> Outcome:
+    def _exchange(self, question: Question) -> Outcome:
         task, round_index, asked = question.task, question.round_index, question.asked
         self.refresh(question.deadline)
         requests = self._requests(question)
@@ -210,7 +210,7 @@ class Sites(Presence):
             self.check_quorum(f"stage {task.stage}, round {round_index}", good, outcome.missing, asked)
         return outcome
 
-    def _requests(self, question: _Question) -> list[Request]:
+    def _requests(self, question: Question) -> list[Request]:
         """One for each site that is asked; the tensors are packed once for all."""
         task, tensors, reply = question.task, question.tensors, question.reply_tensors
         kind = question.kind or question.message_type

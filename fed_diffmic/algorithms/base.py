@@ -131,6 +131,9 @@ class Algorithm:
     needs_steps = False
     #: the server half needs :attr:`SiteUpdate.initial_loss`
     needs_initial_loss = False
+    #: what the server half takes: ``sums``, weighted sums over the sites only (the mean, once for each site, stands for
+    #: the updates), or ``updates``, each by itself
+    needs = "updates"
 
     def __init__(self, config: StrategyConfig, stage: StageConfig | None = None, max_share: float = 1.0) -> None:
         self.config = config

@@ -44,6 +44,8 @@ class _Personal(SiteHalf):
 class Ditto(Algorithm):
     """``strategy.ditto_lambda`` is ``lambda``. State of a site: ``algorithm/personal.<name>``."""
 
+    needs = "sums"
+
     private = False
     personal = True
 

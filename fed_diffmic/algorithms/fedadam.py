@@ -30,6 +30,8 @@ class FedAdam(Algorithm):
     ``strategy.server_tau`` ``tau``.
     """
 
+    needs = "sums"
+
     def second_moment(self, before: np.ndarray, change: np.ndarray) -> np.ndarray:
         """``v_t`` from ``v_{t-1}`` and ``d_t``, of one tensor."""
         beta2 = self.config.server_beta2

@@ -8,3 +8,5 @@ from fed_diffmic.algorithms.base import Algorithm, register_algorithm
 @register_algorithm("fedavg")
 class FedAvg(Algorithm):
     """Sites train freely; the server averages, weighted by images or equally."""
+
+    needs = "sums"

@@ -25,6 +25,8 @@ from fed_diffmic.algorithms.base import (
 class FedAvgM(Algorithm):
     """Sites train freely; the server's step has momentum. State: ``v/<name>``, float64."""
 
+    needs = "sums"
+
     def aggregate(
         self,
         current: Tensors,

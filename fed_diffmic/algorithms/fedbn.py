@@ -32,6 +32,8 @@ class _KeepNorms(SiteHalf):
 class FedBN(Algorithm):
     """State of a site: ``algorithm/kept.<name>``."""
 
+    needs = "sums"
+
     personal = True
     whole = False
 

@@ -56,6 +56,8 @@ class _Dynamic(SiteHalf):
 class FedDyn(Algorithm):
     """``strategy.feddyn_alpha`` is ``alpha``. State of the server: ``h/<name>``, float64; of a site: its ``h_k``."""
 
+    needs = "sums"
+
     def site_half(self, context: LocalContext) -> SiteHalf:
         """Adds the dynamic regulariser."""
         return _Dynamic(context, self.config.feddyn_alpha)

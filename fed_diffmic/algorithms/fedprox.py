@@ -28,6 +28,8 @@ class Proximal(SiteHalf):
 class FedProx(Algorithm):
     """``strategy.mu`` is the proximal term's weight; 0 is FedAvg."""
 
+    needs = "sums"
+
     def site_half(self, context: LocalContext) -> SiteHalf:
         """The proximal term."""
         return Proximal(context, self.config.mu)

@@ -66,6 +66,8 @@ class _Control(SiteHalf):
 class Scaffold(Algorithm):
     """State of the server: ``c/<name>``, float64; of a site: ``algorithm/own.<name>``, its ``c_k``."""
 
+    needs = "sums"
+
     def site_half(self, context: LocalContext) -> SiteHalf:
         """Corrects every gradient."""
         return _Control(context)

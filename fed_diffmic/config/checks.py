@@ -22,6 +22,8 @@ from fed_diffmic.config.stages import check_stage_values
 from fed_diffmic.errors import ConfigError, UsageError
 
 MEAN_OF_UPDATES = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "flower")  # ask the sites for updates alone
+SUMS_OF_UPDATES = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedbn", "scaffold", "feddyn", "ditto")
+"""Algorithms whose server half takes weighted sums only (``Algorithm.needs``)."""
 MAY_CHANGE = ("run.dir", "run.deadline_s", "run.tracking", "dataset.cache_dir")
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
 
@@ -37,6 +39,7 @@ def check_consistency(config: SimulateConfig) -> None:
     check_stages(config)
     check_strategy(config)
     check_client_level(config)
+    check_secure_aggregation(config)
     check_conditions(config)
     check_partition(config)
     if not DEVICE.fullmatch(config.run.device):
@@ -220,6 +223,31 @@ def check_client_level(config: Trained) -> None:
                 f"{' or '.join(good)} with {key}",
                 "The running statistics of batch norm would leave without noise.",
             )
+
+
+def check_secure_aggregation(config: Trained) -> None:
+    """Masked updates with settings that must see single ones, or in a run that cannot have them."""
+    strategy, key = config.strategy, "strategy.secure_aggregation"
+    if strategy.secure_aggregation == "off":
+        return
+    if strategy.name not in SUMS_OF_UPDATES:
+        raise ConfigError(
+            "strategy.name",
+            strategy.name,
+            f"one of {', '.join(SUMS_OF_UPDATES)} with {key}=masked",
+            "The others must see each site's update, and masked the coordinator sees their sum only.",
+        )
+    if strategy.client_noise_multiplier:
+        raise ConfigError(
+            "strategy.client_noise_multiplier",
+            strategy.client_noise_multiplier,
+            f"0 with {key}=masked",
+            "The coordinator would have to clip updates that it does not see.",
+        )
+    if isinstance(config, ServerConfig):
+        raise ConfigError(
+            key, "masked", "off with real sites", "So far only simulations sum under masks: sites hold no roster yet."
+        )
 
 
 def check_partition(config: SimulateConfig) -> None:

@@ -16,6 +16,7 @@ from fed_diffmic.config.checks import (
     check_model,
     check_once,
     check_privacy_group,
+    check_secure_aggregation,
     check_stages,
     check_strategy,
 )
@@ -56,6 +57,7 @@ def check_server_consistency(config: ServerConfig) -> None:
     check_stages(config)
     check_strategy(config)
     check_client_level(config)
+    check_secure_aggregation(config)
     if config.listen.status_port == config.listen.port:
         raise ConfigError("listen.status_port", config.listen.port, "another port than listen.port, or 0")
     if config.listen.connections_per_address > config.listen.connections:

@@ -294,6 +294,19 @@ class StrategyConfig(Checked):
     client_delta: float = option(
         1e-3, "client-level privacy: delta of the claim, well below one over the number of sites", gt=0, lt=1
     )
+    secure_aggregation: str = option(
+        "off",
+        "masked: the coordinator learns the sum of the sites' updates and none by itself (simulations of three sites "
+        "or more; docs/secure-aggregation.md); off: it sees each",
+        choices=("off", "masked"),
+    )
+    masked_norm: float = option(
+        100.0,
+        "masked: largest L2 norm of a site's change in a round, over all tensors that are exchanged; more is scaled "
+        "down at the site",
+        gt=0,
+        le=1e6,
+    )
     keep_optimizer_state: bool = option(False, "keep each site's optimizer moments from round to round (site state)")
     class_path: str | None = option(
         None, "flower: import path of a strategy, for example flwr.serverapp.strategy.FedMedian"

@@ -13,6 +13,7 @@ from fed_diffmic.config.checks import (
     check_client_level,
     check_dataset,
     check_model,
+    check_secure_aggregation,
     check_strategy,
 )
 from fed_diffmic.config.features import check_features
@@ -62,6 +63,7 @@ def check_spec(spec: RunSpec) -> None:
     check_stage_values(spec)
     check_strategy(spec)
     check_client_level(spec)
+    check_secure_aggregation(spec)
     check_features(spec, plain=False)  # whether plain is trained, and on what, is asked when its module is built
 
 
