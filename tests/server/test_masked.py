@@ -23,6 +23,7 @@ from fed_diffmic.exchange.masking.site import MaskingSite
 from fed_diffmic.exchange.masking.store import FileStore
 from fed_diffmic.exchange.masking.virtual import VirtualRoster, virtual_key
 from fed_diffmic.exchange.payload import Payload
+from server import masked as masked_module
 from server import replies as replies_module
 from server.checkpoints import CheckpointStore
 from server.strategy import FlowerAlgorithm
@@ -202,3 +203,21 @@ def test_an_algorithm_that_must_see_updates_is_refused_by_the_configuration() ->
     with pytest.raises(ConfigError, match="client_noise_multiplier"):
         compose_text("", ["strategy.secure_aggregation=masked", "strategy.client_noise_multiplier=1",
                           "strategy.weighting=equal"])  # fmt: skip
+
+
+def test_a_site_does_not_take_the_coordinators_word_for_what_it_was_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session names another model than the one that came: no words."""
+    monkeypatch.setattr(masked_module, "tensors_digest", lambda tensors: "0" * 64)
+    grid, _ = masked_grid(tmp_path)
+    with pytest.raises(RoundError, match="0 sites gave masked updates"):
+        run(tmp_path / "run", grid, masked())
+    (line,) = (tmp_path / "sites" / "a" / "site.log").read_text().splitlines()
+    assert '"code": 2058' in line and "another model" in line
+
+
+def test_a_site_that_holds_no_roster_gives_no_words(tmp_path: Path) -> None:
+    grid, _ = toy.toy_grid(tmp_path, NAMES)
+    with pytest.raises(RoundError, match="0 sites gave keys"):
+        run(tmp_path / "run", grid, masked())
