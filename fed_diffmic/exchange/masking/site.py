@@ -19,7 +19,7 @@ What a site holds to, whatever it is asked:
   a new attempt has new keys, new masks and new shares, and the old one is dead;
 - it gives shares only when it has seen that enough others signed the very same set, and for each peer one of the two
   kinds of share;
-- what it must remember is on disk before the answer leaves; the set is in its audit log before a share is given.
+- what it must remember is on disk before it answers; the set is in its audit log before a share is given.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ from fed_diffmic.provision.keys import PrivateKey, PublicKey
 MIN_SITES = 2
 State = dict[str, Any]
 Shares = dict[str, dict[str, str]]
+_NOTHING_YET = {"group": {}, "sealed": {}, "held": {}, "input": "", "set": ""}
 
 
 class MaskingSite:
@@ -115,11 +116,7 @@ class MaskingSite:
                 "attempt": session.attempt,
                 "secrets": secrets.to_json(),
                 "advertisement": [signed.text, signed.signature],
-                "group": {},
-                "sealed": {},
-                "held": {},
-                "input": "",
-                "set": "",
+                **_NOTHING_YET,
             },
         )
         return signed
@@ -269,7 +266,6 @@ class MaskingSite:
         return state
 
     def _check_company(self, names: Iterable[str]) -> None:
-        """Whether this site deals with such a set of sites."""
         company = sorted_names(names)
         strangers = [name for name in company if name not in self.roster]
         if strangers or self.name not in company:

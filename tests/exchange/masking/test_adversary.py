@@ -21,7 +21,7 @@ from fed_diffmic.exchange.masking.shamir import share_threshold
 from fed_diffmic.exchange.seal import Signed
 from tests.exchange.masking.parties import SESSION, Parties, enrolled, words_of
 
-WALKS, ATTEMPTS = 40, 2
+WALKS, ATTEMPTS = 24, 2
 BAD = "site-04"
 
 
