@@ -43,6 +43,7 @@ class FedAdam(Algorithm):
     ``strategy.server_tau`` ``tau``.
     """
 
+    needs = "sums"
     mean_of_updates = True
     options: Options
 

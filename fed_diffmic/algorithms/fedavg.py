@@ -17,4 +17,5 @@ class Options(Own):
 class FedAvg(Algorithm):
     """Sites train freely; the server averages, weighted by images or equally."""
 
+    needs = "sums"
     mean_of_updates = True

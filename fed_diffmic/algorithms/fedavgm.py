@@ -36,6 +36,7 @@ class Options(Own):
 class FedAvgM(Algorithm):
     """Sites train freely; the server's step has momentum. State: ``v/<name>``, float64."""
 
+    needs = "sums"
     mean_of_updates = True
     options: Options
 

@@ -42,6 +42,8 @@ class Options(Own):
 class FedBN(Algorithm):
     """State of a site: ``algorithm/kept.<name>``."""
 
+    needs = "sums"
+
     personal = True
     global_is_trained = False
 

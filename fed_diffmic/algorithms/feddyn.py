@@ -71,6 +71,7 @@ class Options(Own):
 class FedDyn(Algorithm):
     """``strategy.feddyn_alpha`` is ``alpha``. State of the server: ``h/<name>``, float64; of a site: its ``h_k``."""
 
+    needs = "sums"
     options: Options
 
     def site_half(self, context: LocalContext) -> SiteHalf:

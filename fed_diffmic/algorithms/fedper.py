@@ -29,6 +29,7 @@ class Options(Own):
 class FedPer(Algorithm):
     """State of a site: ``algorithm/kept.<name>``."""
 
+    needs = "sums"
     personal = True
     global_is_trained = False
 

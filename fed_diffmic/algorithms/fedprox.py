@@ -43,6 +43,7 @@ class Options(Own):
 class FedProx(Algorithm):
     """``strategy.mu`` is the proximal term's weight; 0 is FedAvg."""
 
+    needs = "sums"
     mean_of_updates = True
     options: Options
 

@@ -79,6 +79,7 @@ class Options(Own):
 class Scaffold(Algorithm):
     """State of the server: ``c/<name>``, float64; of a site: ``algorithm/own.<name>``, its ``c_k``."""
 
+    needs = "sums"
     options: Options
 
     def site_half(self, context: LocalContext) -> SiteHalf:
