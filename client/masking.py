@@ -8,26 +8,52 @@ under masks nobody can.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flwr.app import Context
 
 from client.requests import answer_header
 from client.site import Site
+from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.config.spec import RunSpec
+from fed_diffmic.exchange.audit import AuditLog
 from fed_diffmic.exchange.failures import BAD_REQUEST, FEW_PEERS, MASKING, PEERS, SiteError
 from fed_diffmic.exchange.masking.fixed_point import FixedPointError
 from fed_diffmic.exchange.masking.requests import MASKED, task_digest
 from fed_diffmic.exchange.masking.session import FEW, STRANGER, MaskingError, Session
 from fed_diffmic.exchange.masking.site import MaskingSite
+from fed_diffmic.exchange.masking.store import FileStore
 from fed_diffmic.exchange.masking.update import UpdateForm
 from fed_diffmic.exchange.payload import Payload, Tensors
 from fed_diffmic.exchange.seal import Signed
+from fed_diffmic.provision.keys import PrivateKey
+from fed_diffmic.provision.peers import peer_keys
 
 BASE = "base/"
+FOLDER = "masking"
+"""Of the site's folder: what must be known of the last sum of each run, stage and arm. Never purged."""
 FIELDS = {"session": str, "sealed": dict, "norm": float, "most_weight": int, "summands": int}
 _CODES = {STRANGER: PEERS, FEW: FEW_PEERS}
+
+
+def site_masking(config: SiteConfig, signer: PrivateKey, audit: AuditLog) -> Callable[[Context, str], MaskingSite]:
+    """A real site's part in masked sums: who counts is read anew for each request, as people may accept or remove one.
+
+    Args:
+        signer: the key that the site is enrolled with.
+        audit: takes a line of each set before it is agreed to, and before a share is given.
+    """
+    folder = Path(str(config.site.folder))
+    store = FileStore(folder / FOLDER, lambda kind, facts: audit.append(kind, **facts))
+
+    def part(context: Context, name: str) -> MaskingSite:
+        roster = peer_keys(folder, name, signer.public_key())
+        return MaskingSite(name, signer, roster, store, config.policy.min_sites)
+
+    return part
 
 
 def masking_step(site: Site, spec: RunSpec, request: Payload) -> Payload:

@@ -31,6 +31,7 @@ from fed_diffmic.exchange.failures import LABELS, SETTINGS, SiteError
 from fed_diffmic.exchange.masking.site import MaskingSite
 from fed_diffmic.exchange.payload import Payload
 from fed_diffmic.exchange.policy import SitePolicy
+from fed_diffmic.exchange.policy_masking import is_masked
 from fed_diffmic.files import append_line, private_folder
 from fed_diffmic.provision.keys import PrivateKey, load_private, make_site_key
 from fed_diffmic.reporting.rotation import set_aside
@@ -230,7 +231,9 @@ def open_site(context: Context, spec: RunSpec, header: Mapping[str, Any]) -> Sit
         witness=protection.witness,
         budget=None if _REGISTERED.rules is None else _REGISTERED.rules.policy.config.budget,
         real=_REGISTERED.rules is not None,
-        masking=None if _REGISTERED.masking is None else _REGISTERED.masking(context, data.name),
+        masking=_REGISTERED.masking(context, data.name)
+        if _REGISTERED.masking is not None and is_masked(spec)
+        else None,
         name=data.name,
         folder=site_folder(context),
         data=data,

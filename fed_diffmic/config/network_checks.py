@@ -121,6 +121,13 @@ def check_server_start(config: ServerConfig) -> None:
     """
     security = config.security
     if security.insecure:
+        if config.strategy.secure_aggregation != "off":
+            raise ConfigError(
+                "strategy.secure_aggregation",
+                config.strategy.secure_aggregation,
+                "off with security.insecure=true",
+                "Sites agree to a sum by their enrolled keys, of which there are none; a simulation has its own.",
+            )
         if config.listen.host not in LOOPBACK:
             raise ConfigError(
                 "listen.host",

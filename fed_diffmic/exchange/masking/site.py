@@ -269,7 +269,8 @@ class MaskingSite:
         company = sorted_names(names)
         strangers = [name for name in company if name not in self.roster]
         if strangers or self.name not in company:
-            raise MaskingError(STRANGER, "a site of the round is not in this site's roster, or this site is left out")
+            named = ", ".join(ascii(name)[:80] for name in strangers[:5]) or "this one is left out"
+            raise MaskingError(STRANGER, f"a site of the round is none of this site's roster: {named}")
         if len(company) - 1 < self.min_sites:
             raise MaskingError(FEW, f"there are fewer than {self.min_sites} other sites")
 
