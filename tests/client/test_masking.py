@@ -67,7 +67,7 @@ def accept(folder: Path, name: str, *others: str) -> None:
 def run(folder: Path, grid: Any, *, rounds: int = 1, strategy: StrategyConfig = MASKED, **settings: Any) -> Any:
     events, names = toy.Events([]), settings.pop("sites", list(NAMES))
     audit = AuditLog(folder / "coordinator.jsonl", site_rules.KEY, owner="coordinator")
-    given = {"stages": ["guidance"], "sites": names, "poll_s": 0.001, "join_s": 5.0, "quorum": 0.75, **settings}
+    given = {"stages": ["guidance"], "sites": names, "poll_s": 0.001, "join_s": 120.0, "quorum": 0.75, **settings}
     spec = toy.toy_spec(rounds=rounds, strategy=strategy)
     store = CheckpointStore(folder / "run")
     return toy.federate(grid, spec, store, events, hooks=Hooks(audit=audit), **given), events

@@ -50,7 +50,7 @@ def masked_grid(folder: Path, names: tuple[str, ...] = NAMES) -> tuple[Any, toy.
 
 def run(folder: Path, grid: Any, strategy: StrategyConfig, names: tuple[str, ...] = NAMES, **settings: Any) -> Any:
     events, spec = toy.Events([]), toy.toy_spec(strategy=strategy)
-    given = {"stages": ["guidance"], "sites": list(names), "poll_s": 0.001, "join_s": 5.0, **settings}
+    given = {"stages": ["guidance"], "sites": list(names), "poll_s": 0.001, "join_s": 120.0, **settings}
     return toy.federate(grid, spec, CheckpointStore(folder), events, **given), events
 
 
