@@ -53,8 +53,8 @@ AT_SITE: Mapping[int, str] = {
     f.WITHDRAWN: "`fed-diffmic client continue --config FILE --rejoin` takes part again.",
     f.BUDGET: "`fed-diffmic ledger project` and `fed-diffmic ledger grant`; docs/privacy.md.",
     f.LEDGER: "Find out why, then `fed-diffmic ledger accept`; docs/privacy.md.",
-    f.PEERS: "`fed-diffmic provision peers list --config FILE` says whom this site accepts; site.log names the other.",
-    f.FEW_PEERS: "`fed-diffmic provision peers list --config FILE`; policy.min_sites is how many others are needed.",
+    f.PEERS: "`fed-diffmic provision peers --config FILE` says whom this site accepts; site.log names the other.",
+    f.FEW_PEERS: "`fed-diffmic provision peers --config FILE`; policy.min_sites is how many others are needed.",
     f.STUDY_WAITS: "Read it: `fed-diffmic policy explain --config FILE --run RUN`. Agree: `fed-diffmic policy approve "
     "--config FILE --run RUN`.",
 }

@@ -19,7 +19,7 @@ What a site holds to, whatever it is asked:
   a new attempt has new keys, new masks and new shares, and the old one is dead;
 - it gives shares only when it has seen that enough others signed the very same set, and for each peer one of the two
   kinds of share;
-- what it must remember is on disk before it answers; the set is in its audit log before a share is given.
+- what it must remember is on disk before it answers, the set in its audit log before a share is given.
 """
 
 from __future__ import annotations
