@@ -23,7 +23,7 @@ from fed_diffmic.errors import RoundError
 from fed_diffmic.exchange.masking.coordinator import MaskedSum, check_quorum
 from fed_diffmic.exchange.masking.kept import KeptSum, Where
 from fed_diffmic.exchange.masking.requests import MASKED, task_digest, words_of
-from fed_diffmic.exchange.masking.session import MaskingError, Session, SurvivorSet
+from fed_diffmic.exchange.masking.session import FEW, MaskingError, Session, SurvivorSet
 from fed_diffmic.exchange.masking.update import UpdateForm
 from fed_diffmic.exchange.masking.virtual import VirtualRoster
 from fed_diffmic.exchange.payload import Payload, PayloadError
@@ -39,6 +39,8 @@ STEP = "query.mask"
 COARSEST = 1e-6
 """The largest quantum of 32-bit words that is taken: about what float32 keeps of a weight of 10."""
 PURPOSE = "train"
+FEWEST = 3
+"""Sites in a sum: of two each would know the other's update."""
 
 
 class MaskedSites(Sites):
@@ -64,9 +66,17 @@ class MaskedSites(Sites):
         super().find(deadline)
         try:
             asked = self.participants(self.terms.stages[0], 1)  # as many in every round
-            check_quorum(self._needed(asked), len(self.everyone() if asked is None else asked))
+            sites = len(self.everyone() if asked is None else asked)
+            if sites < FEWEST:
+                raise MaskingError(
+                    FEW, f"a masked sum is over {FEWEST} sites or more, and a round here is over {sites}"
+                )
+            check_quorum(self._needed(asked), sites)
         except MaskingError as error:
-            raise RoundError(error.cause, "Raise run.quorum above two thirds.") from error
+            raise RoundError(
+                error.cause,
+                "Raise run.quorum above two thirds, or strategy.participation, or let more sites take part.",
+            ) from error
 
     def train(self, request: TrainRequest) -> TrainAnswer:
         """One local update at every site that takes part, and the mean of those in the set.

@@ -222,3 +222,16 @@ def test_a_site_that_holds_no_roster_gives_no_words(tmp_path: Path) -> None:
     grid, _ = toy.toy_grid(tmp_path, NAMES)
     with pytest.raises(RoundError, match="0 sites gave keys"):
         run(tmp_path / "run", grid, masked())
+
+
+def test_a_sum_of_two_sites_is_refused_before_the_first_round(tmp_path: Path) -> None:
+    grid, _ = masked_grid(tmp_path, ("a", "b"))
+    with pytest.raises(RoundError, match="over 3 sites or more, and a round here is over 2"):
+        run(tmp_path / "run", grid, masked(), ("a", "b"), quorum=1.0)
+
+
+def test_weights_may_come_coded_and_words_go_back_as_they_are(tmp_path: Path) -> None:
+    grid, _ = masked_grid(tmp_path)
+    final, events = run(tmp_path / "run", grid, masked(codec="int8"))
+    assert not events.of("site_refused") and not events.of("site_failed")
+    assert [row["missing"] for row in events.of("round_done")] == [{}, {}] and final.states["guidance"]
