@@ -23,10 +23,11 @@ from fed_diffmic.exchange.masking.virtual import virtual_key
 from fed_diffmic.exchange.payload import Payload
 from fed_diffmic.exchange.policy import SitePolicy
 from fed_diffmic.provision.keys import public_text
-from fed_diffmic.provision.peers import Peer, _save, load_peers
+from fed_diffmic.provision.peers import Peer, _save
 from server import replies as replies_module
 from server.checkpoints import CheckpointStore
 from server.hooks import Hooks
+from server.observers import RoundObserver
 from tests import site_rules, toy
 
 NAMES = ("a", "b", "c", "d")
@@ -139,13 +140,17 @@ def test_a_site_gives_nothing_in_company_that_it_did_not_accept(
     assert [len(left(tmp_path, name)) for name in "bcd"] == [1, 1, 1]
 
 
-def test_a_peer_that_was_removed_counts_no_more_at_the_next_request(tmp_path: Path) -> None:
+def test_a_peer_that_was_removed_counts_no_more_from_the_next_round_on(tmp_path: Path) -> None:
+    class Removes(RoundObserver):
+        """Between two rounds somebody takes d out at a."""
+
+        def after_round(self, facts: Any, progress: Any) -> None:
+            accept(tmp_path, "a", "b", "c")
+
     grid, _ = consortium(tmp_path)
-    run(tmp_path, grid)
-    accept(tmp_path, "a", "b", "c")
-    events = run(tmp_path / "2", grid, strategy=replace(MASKED, masked_norm=50.0))[1]
-    assert set(load_peers(tmp_path / "sites" / "a")) == {"b", "c"} and len(left(tmp_path, "a")) == 1
-    assert {row["site"] for row in events.of("site_failed")} == {"a"}
+    _, events = run(tmp_path, grid, rounds=2, observers=[Removes()])
+    assert [(row["site"], row["round"], row["code"]) for row in events.of("site_failed")] == [("a", 2, failures.PEERS)]
+    assert [len(left(tmp_path, name)) for name in NAMES] == [1, 2, 2, 2]
 
 
 @pytest.mark.parametrize(
