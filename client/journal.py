@@ -61,7 +61,7 @@ class Entry:
         if self.task == "query":
             return f"{self.place}: this site takes part"
         if self.task == "assess":
-            return f"{self.place}: figures of the finished model were given; the run's training is over"
+            return f"{self.place}: metrics of the finished model were given; the run's training is over"
         if self.task == "train":
             done = f"{self.place}: update computed in {self.seconds:.0f} s and handed in"
             over = self.last and 0 < self.rounds <= self.round

@@ -137,7 +137,7 @@ class SiteStore:
     ) -> bool:
         """Whether a request may be answered: the very same again, or one for a later round than any answered.
 
-        A coordinator that was resumed may have lost replies and then ask for figures of other weights in the same
+        A coordinator that was resumed may have lost replies and then ask for metrics of other weights in the same
         round; a few such requests are answered, training never differs. Under masks it may: an attempt that lost its
         sites is made anew, and of all attempts at a round one sum is opened at most (:mod:`client.masking`).
 

@@ -2,7 +2,7 @@
 
 Training is asked for in the five steps of the protocol (:mod:`fed_diffmic.exchange.masking`). What the algorithm gets
 is the mean behind the sum, once for each site of the set: that is what it would make of them, as its server half takes
-weighted sums only. Everything else is asked as in plain: figures are the sites' to let out.
+weighted sums only. Everything else is asked as in plain: metrics are the sites' to let out.
 
 A sum whose set is frozen is kept in the run's folder until the next round begins: a coordinator that is ended behind
 it asks for signatures and shares again, and for no update.

@@ -18,7 +18,7 @@ from fed_diffmic.exchange.payload import Payload
 
 WORDS = ("int32", "int64")
 TOLD = ("query.reply", "evaluate.reply", "conform.reply", "assess.reply")
-"""Replies that hold figures or counts."""
+"""Replies that hold metrics or counts."""
 
 
 def is_masked(spec: RunSpec) -> bool:
@@ -56,7 +56,7 @@ def words_beyond(payload: Payload) -> str:
 
 
 def withheld(payload: Payload) -> Payload:
-    """A reply without figures, and without any count but that of training images."""
+    """A reply without metrics, and without any count but that of training images."""
     header = dict(payload.header)
     if payload.kind == "query.reply":
         header["images"] = [header["images"][0], None, None]

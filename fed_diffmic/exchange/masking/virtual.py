@@ -1,7 +1,7 @@
 """Keys of virtual sites: made of the run's seed, so that processes that share nothing else know them.
 
 Whoever knows the seed can make them. A simulation has no one to keep anything from; it runs the protocol for its
-figures and its cost.
+metrics and its cost.
 """
 
 from __future__ import annotations
