@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 from client import sureness, tasks
 from client.crossing import WeightsMissingError, whole_request
 from client.enforce import Enforcement
+from client.masking import masking_step
 from client.module import BaseMissingError
 from client.requests import check_request
 from client.site import Site, log_failure, open_data, open_site, site_folder, site_rules
@@ -63,6 +64,12 @@ def conform(message: Message, context: Context) -> Message:
 def assess(message: Message, context: Context) -> Message:
     """Metrics of a finished model on the site's test images."""
     return answer(message, context, "assess", tasks.assess)
+
+
+@app.query("mask")
+def mask(message: Message, context: Context) -> Message:
+    """One step of a masked sum, but that of the words themselves."""
+    return answer(message, context, "mask", masking_step)
 
 
 @app.query("labels")
@@ -128,7 +135,7 @@ def run_task(
                 reply = tasks.labels(open_data(context, None, request.header), request)
         else:
             with rules.opening():
-                if "weights" in request.header:
+                if "weights" in request.header and rules.kind != "mask":  # which names them, and needs none
                     request = whole_request(SiteStore(site_folder(context)), spec, request)
                 site = rules.settled(open_site(context, spec, request.header), request)
             rules.ready(site, spec, request)

@@ -57,6 +57,7 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
     from client.control import gate
     from client.device import chosen_device
     from client.journal import Journal
+    from client.masking import site_masking
     from client.seals import SiteSeals
     from client.site import Protection, Rules, register_source
     from client.source import SiteSource
@@ -88,7 +89,8 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
         studies=site_studies(config, audit),
     )
     protection = Protection(config.privacy, signer, witness_of(key))
-    register_source(SiteSource(config), lambda _: folder, rules, lambda _: protection)
+    masking = None if way.insecure else site_masking(config, signer, audit)
+    register_source(SiteSource(config), lambda _: folder, rules, lambda _: protection, masking)
 
     def port() -> int:
         contact = read_contact(run)

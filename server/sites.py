@@ -44,7 +44,7 @@ MOST_NLL = 1e6
 
 
 @dataclass(frozen=True)
-class _Question:
+class Question:
     """One exchange with every site that is asked, before it is packed.
 
     Attributes:
@@ -58,6 +58,7 @@ class _Question:
         metrics: the metrics that a site may send, with their ranges.
         fields: of a good reply's header, with their types.
         reply_tensors: whose names, shapes and dtypes a good reply has; none: it has no tensors.
+        schema: dtype and shape of each tensor of a good reply, where they are none of ``reply_tensors``.
         attach_base: send the base to everyone.
         excused: failures of sites that count for the quorum.
         asked: names of those to ask; none: everyone who is there.
@@ -75,6 +76,7 @@ class _Question:
     metrics: Callable[[Site], Mapping[str, tuple[float, float]]]
     fields: Mapping[str, type] = field(default_factory=dict)
     reply_tensors: Tensors | None = None
+    schema: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     parcel: Parcel | None = None
     attach_base: bool = False
     excused: Set[int | str] = frozenset()
@@ -108,7 +110,7 @@ class Sites(Presence):
 
         asked = self.participants(task.stage, request.round_index)
         outcome = self._exchange(
-            _Question(
+            Question(
                 MessageType.TRAIN,
                 task,
                 request.sent,
@@ -162,7 +164,7 @@ class Sites(Presence):
             return {**own, "prior": [float(p) for p in request.prior], "sums": sums, "split": "val"}
 
         outcome = self._exchange(
-            _Question(
+            Question(
                 MessageType.EVALUATE,
                 task,
                 request.tensors,
@@ -217,7 +219,7 @@ class Sites(Presence):
             return {**own, "calibration": request.fitted.to_json(), **more}
 
         outcome = self._exchange(
-            _Question(
+            Question(
                 message_type,
                 request.task,
                 request.tensors,
@@ -233,7 +235,7 @@ class Sites(Presence):
         )
         return metrics_answer(outcome)
 
-    def _exchange(self, question: _Question) -> Outcome:
+    def _exchange(self, question: Question) -> Outcome:
         task, round_index, asked = question.task, question.round_index, question.asked
         self.refresh(question.deadline)
         requests = self._requests(question)
@@ -252,7 +254,7 @@ class Sites(Presence):
             self.check_quorum(f"stage {task.stage}, round {round_index}", good, outcome.missing, asked)
         return outcome
 
-    def _requests(self, question: _Question) -> list[Request]:
+    def _requests(self, question: Question) -> list[Request]:
         """One for each site that is asked; what is sent first, and what a site may lack, is packed once for all."""
         task, tensors, reply = question.task, question.tensors, question.reply_tensors
         kind = question.kind or question.message_type
@@ -280,14 +282,14 @@ class Sites(Presence):
                 kind=f"{kind}.reply",
                 header={**common, "site": site.name, "request": request_name(facts)},
                 fields=question.fields,
-                schema=schema_of(reply) if reply is not None else {},
+                schema=schema_of(reply) if reply is not None else question.schema,
                 weighted=reply is not None,
                 max_examples=site.images[0],
                 reference=reply or {},
                 max_norm=self.hooks.max_update_norm,
                 max_steps=self.spec.stage(task.stage).local_steps(site.images[0]),
                 metrics=question.metrics(site),
-                codec=codec,
+                codec=None if question.schema else codec,  # words under masks are not coded
             )
             lacking = {NEED_WEIGHTS: whole, NEED_BASE: with_base}
             requests.append(Request(site, Payload(kind, facts), expected, sent, first.fields, lacking))

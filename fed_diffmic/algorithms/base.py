@@ -154,6 +154,9 @@ class Algorithm:
     needs = UPDATES
     #: nothing is asked of the sites but updates, of which the server takes an average (client-level privacy noises it)
     mean_of_updates = False
+    #: what the server half takes: ``sums``, weighted sums over the sites only (the mean, once for each site, stands for
+    #: the updates), or ``updates``, each by itself
+    needs = "updates"
 
     options: Any
 

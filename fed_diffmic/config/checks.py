@@ -22,6 +22,7 @@ from fed_diffmic.config.owner_checks import (
     check_external,
     check_once,
     check_partition,
+    check_secure_aggregation,
     check_strategy,
 )
 from fed_diffmic.config.owners import ALGORITHMS, DATASETS
@@ -47,6 +48,7 @@ def check_consistency(config: SimulateConfig) -> None:
     check_stages(config)
     check_strategy(config)
     check_client_level(config)
+    check_secure_aggregation(config)
     check_conditions(config)
     check_partition(config)
     check_external(config)

@@ -159,6 +159,21 @@ class StrategyConfig(Checked):
         choices=PERSONAL,
         sparse=True,
     )
+    secure_aggregation: str = option(
+        "off",
+        "masked: the coordinator learns the sum of the sites' updates and none by itself (three sites or more; "
+        "docs/secure-aggregation.md); off: it sees each",
+        choices=("off", "masked"),
+        sparse=True,
+    )
+    masked_norm: float = option(
+        100.0,
+        "masked: largest L2 norm of a site's change in a round, over all tensors that are exchanged; more is scaled "
+        "down at the site",
+        gt=0,
+        le=1e6,
+        sparse=True,
+    )
     keep_optimizer_state: bool = option(False, "keep each site's optimizer moments from round to round (site state)")
     class_path: str | None = owned("strategy.class_path", None, ("flower",))
     options: dict[str, Any] = option(

@@ -104,6 +104,29 @@ def check_client_level(config: Trained) -> None:
             )
 
 
+def check_secure_aggregation(config: Trained) -> None:
+    """Masked updates with settings that must see single ones."""
+    strategy, key = config.strategy, "strategy.secure_aggregation"
+    if strategy.secure_aggregation == "off":
+        return
+    owner = builtin(ALGORITHMS, strategy.name)  # of an installed package nothing is imported: nobody vouches for it
+    if owner is None or owner.made is None or owner.made.needs != "sums":
+        fitting = [n for n, o in builtins(ALGORITHMS).items() if o.made is not None and o.made.needs == "sums"]
+        raise ConfigError(
+            "strategy.name",
+            strategy.name,
+            f"one of {', '.join(fitting)} with {key}=masked",
+            "The others must see each site's update, and masked the coordinator sees their sum only.",
+        )
+    if strategy.client_noise_multiplier:
+        raise ConfigError(
+            "strategy.client_noise_multiplier",
+            strategy.client_noise_multiplier,
+            f"0 with {key}=masked",
+            "The coordinator would have to clip updates that it does not see.",
+        )
+
+
 def check_partition(config: SimulateConfig) -> None:
     """A saved partition without its file, or a file without it; folds that are none."""
     cfg = config.partition

@@ -54,6 +54,7 @@ POLICY_HOURS = 2034
 POLICY_PRIVACY = 2035
 POLICY_PLUGIN = 2036
 POLICY_CODEC = 2037
+POLICY_MASKING = 2038
 BUDGET = 2040
 LEDGER = 2041
 UNPROTECTED = 2042
@@ -67,6 +68,8 @@ UNSEALED = 2054
 FORGED = 2055
 FOREIGN = 2056
 STALE = 2057
+MASKING = 2058
+PEERS = 2059
 LIMIT_SIZE = 2067
 LIMIT_CACHE = 2068
 LIMIT_MEMORY = 2069
@@ -76,6 +79,7 @@ FLOOR_REUSE = 2062
 FLOOR_SHARE = 2063
 FLOOR_CHANGED = 2064
 FLOOR_ISOLATED = 2065
+FEW_PEERS = 2066
 UNEXPECTED = 2099
 NODE_FAILED = 2100
 
@@ -115,6 +119,7 @@ FAILURES: dict[int, str] = {
     POLICY_PRIVACY: "the site's policy requires differential privacy",
     POLICY_PLUGIN: "the site's policy does not name the package that the federated algorithm comes from",
     POLICY_CODEC: "the site's policy does not name the codec in which weights and updates cross",
+    POLICY_MASKING: "the site's policy on secure aggregation does not allow what the run asks for",
     BUDGET: "the site's privacy budget does not allow this round; it trains no more on these data",
     LEDGER: "the site's privacy ledger is missing, shorter or older than it was, or changed; a person there must look",
     BUDGET_ROUND: "one round would cost more of the site's privacy budget than the site lets a single round take",
@@ -128,6 +133,9 @@ FAILURES: dict[int, str] = {
     FORGED: "the request's seal is not by the coordinator whose key the site was given, or is another request's",
     FOREIGN: "the request is sealed for a site of another name",
     STALE: "the request is an old one sent again, or the coordinator's log is older than the site saw it in this run",
+    MASKING: "the site does not go on with the masked sum",
+    PEERS: "a site of the masked sum is none whose key this site's people accepted",
+    FEW_PEERS: "the masked sum is over fewer other sites than the site's policy asks for, or than unmasking takes",
     LIMIT_SIZE: "the run asks for larger images, a larger model, more threads or more sampling than the policy allows",
     LIMIT_CACHE: "the images at the run's size would take more space than the site's policy allows",
     LIMIT_MEMORY: "the task would need, or needed, more memory than the site's policy allows",

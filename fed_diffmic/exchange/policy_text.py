@@ -65,6 +65,7 @@ def explain(policy: PolicyConfig, site: str = "", privacy: PrivacyConfig | None 
         ("Which runs may use the data", _uses(policy)),
         ("What may leave the site", _leaves(policy)),
         ("On how many images and patients it must rest", floors_sentences(policy.floors)),
+        ("What the coordinator may see of it", _masked(policy)),
         ("How much work may be asked for", _work(policy)),
         ("How much of the machine may be used", limit_sentences(policy.limits)),
         ("Privacy", privacy_sentences(policy, privacy)),
@@ -163,6 +164,29 @@ def _leaves(policy: PolicyConfig) -> list[str]:
         _named("Metrics that may leave", metrics, "No metric may leave."),
         least,
         "A round of training is answered once: the same request again gets the same answer, another one is refused.",
+    ]
+
+
+def _masked(policy: PolicyConfig) -> list[str]:
+    """Secure aggregation."""
+    company = (
+        f"A masked sum is over at least {policy.min_sites} other sites, each of which people here accepted by the "
+        "digits of its key (`fed-diffmic provision peers`); over fewer, or with any other site in it, this site gives "
+        "nothing."
+    )
+    if policy.secure_aggregation == "off":
+        return ["An update leaves as it is, sealed for the coordinator, which sees it by itself. No run may mask it."]
+    if policy.secure_aggregation == "allowed":
+        return [
+            "Whether the coordinator sees this site's update by itself or only as part of a sum is the run's choice, "
+            "which its study says (strategy.secure_aggregation).",
+            company,
+        ]
+    return [
+        "The coordinator never sees an update of this site: it leaves under masks and is known to it only as part of a "
+        "sum. Every run that asks for an update as it is is refused.",
+        company,
+        "Beside the sum no figure leaves, whatever is named above, and no count but the number of training images.",
     ]
 
 

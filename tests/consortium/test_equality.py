@@ -11,7 +11,16 @@ import pytest
 
 from fed_diffmic.exchange.failures import LOST, WITHDRAWN, failure_sentence
 from fed_diffmic.training.matrix import AT_SPECIFICITY, METRICS
-from tests.consortium.harness import OUTSIDE, SITES, Consortium, consortium, final_weights, summary
+from tests.consortium.harness import (
+    OUTSIDE,
+    SITES,
+    Consortium,
+    consortium,
+    final_weights,
+    summary,
+    weights_of_rounds,
+)
+from tests.consortium.masks import accept_all, check_logs
 from tests.consortium.people import LEAVES, SOON_S, TASKS, audit, decision, kept, say, withdraw_while_training
 from tests.proxy import Proxy, serving
 
@@ -59,6 +68,20 @@ def test_weights_and_test_metrics_equal_the_simulation(standing, simulated, undi
     page = (standing.run_dir / "report.html").read_text(encoding="utf-8")
     assert "On the test images of 3 of 3 sites" in page and all(site in page for site in SITES)
     assert HospitalProxy.asked and set(HospitalProxy.asked) == {f"{OUTSIDE}:{standing.port}"}
+
+
+def test_masked_updates_give_the_weights_of_the_simulation(standing, data, common, tmp_path):
+    """Of one round; killed at every step: test_masked.py."""
+    masked = {**common, "strategy_settings": {"secure_aggregation": "masked"}}
+    (expected,) = weights_of_rounds(tmp_path, data, masked, 1)
+    accept_all(standing)
+    standing.new_run("masked")
+    settings = ("strategy.secure_aggregation=masked", "stages.guidance.rounds=1", "stages.diffusion.rounds=0")
+    server = standing.start_server(*settings)
+    assert server.wait(200) == 0, server.said()
+    made = [line["facts"]["weights"] for line in standing.audit.read() if line["kind"] == "aggregate"]
+    assert made == [expected]
+    check_logs(standing, {"guidance": 1})
 
 
 @pytest.mark.slow
