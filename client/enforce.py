@@ -52,7 +52,7 @@ class Enforcement:
 
     Args:
         rules: none: a virtual site; everything passes.
-        kind: ``labels``, ``query``, ``train``, ``evaluate``, ``conform`` or ``assess``.
+        kind: ``labels``, ``query``, ``train``, ``evaluate``, ``conform``, ``assess`` or ``deliver``.
     """
 
     def __init__(self, rules: Rules | None, kind: str) -> None:
@@ -194,6 +194,17 @@ class Enforcement:
             )
             self._floors(site).check_update(key, request_name(header), train, planned)
             self._planned = planned
+
+    def deliver(self, spec: RunSpec, request: Payload) -> Payload:
+        """Keep the model that a request holds; what says that.
+
+        Raises:
+            SiteError: it is refused; a virtual site takes none.
+            MachineError: it cannot be written.
+        """
+        if self.rules is None or self.rules.models is None:
+            raise SiteError(failures.POLICY_MODEL, "nothing here takes models")
+        return self.rules.models.take(spec, request)
 
     @contextmanager
     def bounded(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, MutableMapping, Sequence, Set
+from collections.abc import Callable, Mapping, MutableMapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -228,6 +228,20 @@ class Presence:
         facts = {"arm": self.spec.arm, "stage": stage, "round": round_index}
         needed = self._needed(asked) if stage else 0
         return ask(self._channel, requests, message_type=message_type, deadline=deadline, facts=facts, needed=needed)
+
+    def hand_over(
+        self, request: Callable[[Site, Mapping[str, Any]], Request], message_type: str, deadline: float, whom: Set[str]
+    ) -> Outcome:
+        """Ask each of ``whom`` that is there something about the whole run; nobody is waited for who is not.
+
+        Args:
+            request: makes a site's, from the header fields of every request of the run.
+        """
+        self.refresh(deadline)
+        requests = [request(site, self._header) for name, site in sorted(self.members.items()) if name in whom]
+        outcome = self._ask(requests, message_type, deadline, stage="", round_index=0)
+        self.heads |= outcome.heads
+        return outcome
 
     def everyone(self) -> set[str]:
         """Names of all sites that are expected, or there."""

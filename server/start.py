@@ -29,6 +29,7 @@ MAY_CHANGE = (
     "run.deadline_s",
     "run.join_s",
     "run.test_s",
+    "run.deliver_s",
     "run.restarts",
     "run.quorum",
     "run.max_update_norm",
@@ -228,6 +229,7 @@ def run_config(config: ServerConfig, sites: list[str] | None) -> dict[str, str]:
         "run-dir": str(folder),
         "join-s": repr(config.run.join_s),
         "test-s": repr(config.run.test_s),
+        "deliver-s": repr(config.run.deliver_s),
         "sites": "|".join(sites or ()),
     }
     spec = stored_spec(folder)

@@ -124,6 +124,13 @@ class ServerRunConfig(Checked):
         ge=0,
         le=7 * 86400,
     )
+    deliver_s: float = option(
+        300.0,
+        "seconds to wait, when the signed model is there, for sites that take it (policy.take_model of each); who was "
+        "away is asked again by `flower-server --resume`. 0: nobody is sent it",
+        ge=0,
+        le=7 * 86400,
+    )
     restarts: int = option(10, "how often a SuperLink that died is started again", ge=0, le=10_000)
 
 

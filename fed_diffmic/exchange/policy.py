@@ -47,6 +47,7 @@ _HEADERS: dict[str, set[str]] = {
     "evaluate.reply": _QUOTED,
     "conform.reply": _QUOTED,
     "assess.reply": _QUOTED,
+    "deliver.reply": {"run", "arm", "request", "site", "model"},
 }
 
 
@@ -112,13 +113,15 @@ class SitePolicy:
         """The first rule that a request breaks, or none.
 
         Args:
-            kind: ``labels``, ``query``, ``train``, ``evaluate``, ``conform`` or ``assess``.
+            kind: ``labels``, ``query``, ``train``, ``evaluate``, ``conform`` or ``assess``, or ``deliver``.
             spec: the request's; none for ``labels``.
             request: already found to be well-formed (:func:`client.requests.check_request`).
             dataset: layout of the site's data (``dataset.name``).
             now: local time; none: the clock's.
         """
         denial = self._check_use(kind, spec, request.header, dataset)
+        if kind == "deliver" and self.config.take_model != "keep":
+            return Denial(failures.POLICY_MODEL, "policy.take_model is never")
         if denial is not None or spec is None:
             return denial
         if kind in ("train", "evaluate", "conform", "assess"):
@@ -209,6 +212,8 @@ class SitePolicy:
             return denial or replace(payload, metrics=self._figures(payload, count, basis))
         if payload.kind == "conform.reply":
             return replace(payload, metrics=self._counts_by_cell(payload.metrics, basis))
+        if payload.kind == "deliver.reply":
+            return replace(payload, metrics={})
         if payload.kind == "assess.reply":
             return replace(payload, metrics=self._test_figures(payload.metrics))
         return replace(payload, metrics=self._figures(payload, payload.metrics.get("num_examples", 0), basis))

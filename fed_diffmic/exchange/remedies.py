@@ -21,6 +21,8 @@ _KEYS = {
     f.POLICY_STRATEGY: "policy.strategies",
     f.POLICY_PLUGIN: "policy.plugins",
     f.POLICY_CODEC: "policy.codecs",
+    f.POLICY_MODEL: "policy.take_model",
+    f.MODEL_SIZE: "policy.model_mib",
     f.POLICY_TENSORS: "policy.tensors",
     f.POLICY_DTYPES: "policy.dtypes",
     f.POLICY_NORM: "policy.max_update_norm",
@@ -52,6 +54,8 @@ AT_SITE: Mapping[int, str] = {
     f.WITHDRAWN: "`fed-diffmic client continue --config FILE --rejoin` takes part again.",
     f.BUDGET: "`fed-diffmic ledger project` and `fed-diffmic ledger grant`; docs/privacy.md.",
     f.LEDGER: "Find out why, then `fed-diffmic ledger accept`; docs/privacy.md.",
+    f.MODEL_AGAIN: "`fed-diffmic client model list --config FILE` names what is kept; remove the folder of one under "
+    "`models/` that is not needed.",
     f.STUDY_WAITS: "Read it: `fed-diffmic policy explain --config FILE --run RUN`. Agree: `fed-diffmic policy approve "
     "--config FILE --run RUN`.",
 }
