@@ -175,15 +175,18 @@ class Delivery:
         seen, _ = coordinator_heads(lines, [self._key], site=site, run=run)
         try:
             found = list(model_findings(statement, calibration, lines, seen, site=site, run=run))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:  # signed, and no statement of a model all the same
+        except (
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+        ) as error:  # signed, and no statement
             raise SiteError(failures.MODEL_OTHER, "the statement cannot be read") from error
         wrong = [finding.text for finding in found if finding.level == PROBLEM]
         if wrong:
             raise SiteError(failures.MODEL_OTHER, "; ".join(wrong))
 
-    def _states(
-        self, digests: Mapping[str, str], statement: Mapping[str, Any], request: Payload
-    ) -> dict[str, Tensors]:
+    def _states(self, digests: Mapping[str, str], statement: Mapping[str, Any], request: Payload) -> dict[str, Tensors]:
         """The weights by stage: those that came, or, where the site keeps what it was sent last, those.
 
         Raises:

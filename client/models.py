@@ -21,9 +21,7 @@ from fed_diffmic.files import safe_name, tensors_digest
 from fed_diffmic.release.final import FinalModel, has_final, load_final
 
 MODELS, KEPT = "models", "model_kept"
-REMEDY = (
-    "Remove its folder; the coordinator sends it again when it resumes the run (`flower-server --resume RUN`)."
-)
+REMEDY = "Remove its folder; the coordinator sends it again when it resumes the run (`flower-server --resume RUN`)."
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,9 @@ def check_delivered_part(config: SiteConfig, run: str, stage: str, part: Tensors
     """
     line = kept_line(config, run)
     if line is None or dict(line.facts.get("parts", {})).get(stage) != tensors_digest(part):
-        raise ModelFileError(f"this site's own part of stage {stage} is not the one that was kept with the model", REMEDY)
+        raise ModelFileError(
+            f"this site's own part of stage {stage} is not the one that was kept with the model", REMEDY
+        )
 
 
 def find_model(config: SiteConfig, named: str) -> Path:

@@ -1,4 +1,4 @@
-"""The finished model goes to the sites that take it: each its own signed edition, within a bound, and who has it is said.
+"""The finished model goes to the sites that take it: each its own signed edition, within a bound; who has it is said.
 
 It comes after everything else: the run is complete without it. Who was away, or paused, is asked again while the time
 lasts (``run.deliver_s``), and once more whenever the finished run is resumed; ``delivery.json`` names who has the model
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fed_diffmic.exchange.failures import LATER, LOST
+from fed_diffmic.exchange.failures import LATER, LOST, WITHDRAWN, failure_sentence
 from fed_diffmic.exchange.payload import MAX_BODY, NEED_WEIGHTS, Packed, Payload, pack, request_name
 from fed_diffmic.exchange.screening import Expected
 from fed_diffmic.files import read_json, write_json
@@ -90,8 +90,8 @@ def deliver(exchange: Exchange, folder: Path, final: FinalModel, seconds: float)
     waiting = dict.fromkeys(sorted(exchange.everyone() - has), NOT_THERE)
     offers, why, again = _Offers(folder, final, exchange.hooks), dict[str, str](), dict[str, float]()
     while waiting and time.monotonic() < deadline:
-        for name in [name for name in waiting if not offers.fits(name)]:
-            why[name] = waiting.pop(name) and TOO_LARGE
+        why |= {name: failure_sentence(WITHDRAWN) for name in exchange.withdrawn if waiting.pop(name, None)}
+        why |= {name: TOO_LARGE for name in list(waiting) if not offers.fits(name) and waiting.pop(name)}
         now = time.monotonic()
         due = {name for name in waiting if again.get(name, 0.0) <= now}
         outcome = exchange.hand_over(offers.request, DELIVER, deadline, due)

@@ -228,9 +228,11 @@ class Exchange(Protocol):
         members: the sites that are there, by name.
         heads: of the sites' chains, as each last said.
         hooks: what a real coordinator adds.
+        withdrawn: names of the sites that left for good.
     """
 
     members: dict[str, Site]
+    withdrawn: set[str]
     heads: dict[str, Head]
     hooks: Hooks
 

@@ -66,6 +66,7 @@ class Presence:
         self.hooks = hooks or Hooks()
         self.members: dict[str, Site] = {}
         self.heads: dict[str, Head] = {}
+        self.withdrawn: set[str] = set()
         self._channel = Channel(grid, events, terms.poll_s, self.hooks)
         self._known: set[int] = set()
         self._patience: dict[int, tuple[float, float]] = {}
@@ -130,6 +131,7 @@ class Presence:
                 continue
             site = self._as_first_said(claimed[0])
             self.members[name] = site
+            self.withdrawn.discard(name)
             images = dict(zip(PARTS, site.images, strict=True))
             self.events.emit("site_found", site=name, images=images, class_counts=list(site.class_counts))
             facts = {"run": self.spec.run_id, "site": name, "key": self.hooks.fingerprint_of(name)}

@@ -199,6 +199,7 @@ def as_simulation(config: ServerConfig) -> SimulateConfig:
             mean=consortium.mean,
             std=consortium.std,
             modality=consortium.modality,
+            class_names=consortium.class_names,
         ),
         model=config.model,
         stages=config.stages,

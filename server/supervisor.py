@@ -324,6 +324,7 @@ class _Coordinator:
             "seed": self.config.seed,
             "task": final.spec.task,
             "classes": list(final.spec.classes),
+            "class_names": final.spec.plain_names,
             "rounds": final.history,
             "bytes_sent": final.bytes_sent,
             "digests": final.digests,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from fed_diffmic.config import bounds as config_bounds
 from fed_diffmic.config.fields import Checked, option
@@ -16,6 +17,9 @@ class ConsortiumConfig(Checked):
     classes: list[str] | None = option(None, "class names in the order of the outputs; none: what all sites say")
     task: str | None = option(
         None, "what is predicted; none: what all sites say", choices=("multiclass", "ordinal", "multilabel")
+    )
+    class_names: dict[str, Any] = option(
+        doc="plain names of classes, for people: `{mel: melanoma}`; they go with the model", factory=dict, sparse=True
     )
     mean: list[float] = option(
         doc="normalisation constant for each channel of [0, 1] intensities (R, G, B)",

@@ -115,8 +115,8 @@ class PolicyConfig(Checked):
     )
     take_model: str = option(
         "never",
-        "whether a finished run's signed model is kept under `models/` of site.folder when the coordinator sends it: keep, "
-        "if it is of a run that this site took part in, under the pinned key, and what this site was sent last",
+        "whether a finished run's signed model is kept under `models/` of site.folder when the coordinator sends it: "
+        "keep, if it is of a run that this site took part in, under the pinned key, and what this site was sent last",
         choices=("never", "keep"),
     )
     model_mib: float = option(2048.0, "largest model that is kept, MiB (`paper`'s: 530)", ge=1, le=2**20)

@@ -1,4 +1,4 @@
-"""The finished model at a site: verified against the pinned key and what the site was sent, kept, or refused by name."""
+"""The finished model at a site: verified against the pinned key and what the site was sent; kept, or refused."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_of_two_sites_the_means_are_left_out_too() -> None:
 def test_a_site_that_was_away_is_named_and_gets_it_when_the_run_is_resumed(tmp_path: Path) -> None:
     made = Consortium(tmp_path)
     made.rules["b"] = replace(made.rules["b"], gate=lambda kind: _paused() if kind == "deliver" else None)
-    made.run(deliver_s=1.0)
+    made.run(deliver_s=6.0)
     assert delivery.lacking(tmp_path / "run") == ["b", "c"] and not made.kept("b").exists()
     assert delivery.delivered(tmp_path / "run")["b"]["why"] == FAILURES[failures.PAUSED]
     made.rules["b"] = replace(made.rules["b"], gate=None)

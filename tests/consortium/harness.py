@@ -311,7 +311,7 @@ class Consortium:
                 "certificate": str(certificate), "key": str(key), "ca": str(authority.certificate_path),
                 "roster": str(self.roster),
             },
-            "run": {"deadline_s": 150.0, "join_s": 150.0, **(run or {})},
+            "run": {"deadline_s": 150.0, "join_s": 150.0, "deliver_s": 20.0, **(run or {})},
         }  # fmt: skip
         self.server_yaml = folder / "server.yaml"
         self.server_yaml.write_text(yaml.safe_dump(server, allow_unicode=True), encoding="utf-8")
