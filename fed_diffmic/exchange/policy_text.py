@@ -208,8 +208,8 @@ def _model(policy: PolicyConfig) -> list[str]:
         return ["No finished model is taken from the coordinator: whoever wants it here copies it."]
     return [
         f"A finished run's model of up to {_number(policy.model_mib)} MiB is kept here when the coordinator sends it, "
-        "if this site took part in the run, the pinned key signed it, and it is what this site was sent last. It is used "
-        "when a person says so (`fed-diffmic client model use`). That this site keeps it, the coordinator learns.",
+        "if this site took part in the run, the pinned key signed it, and it is what this site was sent last. It is "
+        "used when a person says so (`fed-diffmic client model use`). That this site keeps it, the coordinator learns.",
     ]
 
 
