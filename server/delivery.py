@@ -32,6 +32,7 @@ AGAIN_S, PAUSE_S = 15.0, 0.5
 AWAY = frozenset({*LATER, *LOST, "unreachable", "deadline"})
 """Why a site has not got it that passes by itself: it is asked again."""
 SPEC = 2**20
+NOT_WANTED = "its policy takes no model"
 NOT_THERE = "it is not connected"
 TOO_LARGE = "the model's texts are larger than a request may be; it is copied by hand"
 
@@ -95,9 +96,12 @@ def deliver(exchange: Exchange, folder: Path, final: FinalModel, seconds: float)
         now = time.monotonic()
         due = {name for name in waiting if again.get(name, 0.0) <= now}
         outcome = exchange.hand_over(offers.request, DELIVER, deadline, due)
-        for name in outcome.replies:
-            has.add(name)
+        for name, reply in outcome.replies.items():
             waiting.pop(name, None)
+            if reply.header["model"]:
+                has.add(name)
+            else:
+                why[name] = NOT_WANTED
         for name, code in outcome.codes.items():
             if code in AWAY and name in waiting:
                 waiting[name], again[name] = outcome.missing[name], time.monotonic() + AGAIN_S
@@ -136,8 +140,8 @@ class _Offers:
         edition = self._edition(site.name)
         named = {"site": site.name, "model": hashlib.sha256(edition.model_json.encode()).hexdigest()}
         facts = {**about, **named, "size": self._size, **vars(edition)}
-        quoted = {"run": about["run"], "arm": about["arm"], "request": request_name(facts), **named}
-        expected = Expected(kind="deliver.reply", header=quoted)
+        quoted = {"run": about["run"], "arm": about["arm"], "request": request_name(facts), "site": site.name}
+        expected = Expected(kind="deliver.reply", header=quoted, fields={"model": str})
         return Request(site, Payload("deliver", facts), expected, pack({}), lacking={NEED_WEIGHTS: self._whole})
 
     def _made(self, site: str) -> Edition:

@@ -54,7 +54,6 @@ POLICY_HOURS = 2034
 POLICY_PRIVACY = 2035
 POLICY_PLUGIN = 2036
 POLICY_CODEC = 2037
-POLICY_MODEL = 2038
 BUDGET = 2040
 LEDGER = 2041
 UNPROTECTED = 2042
@@ -123,7 +122,6 @@ FAILURES: dict[int, str] = {
     POLICY_PRIVACY: "the site's policy requires differential privacy",
     POLICY_PLUGIN: "the site's policy does not name the package that the federated algorithm comes from",
     POLICY_CODEC: "the site's policy does not name the codec in which weights and updates cross",
-    POLICY_MODEL: "the site's policy takes no model",
     MODEL_SIZE: "the model is larger than the site's policy takes (policy.model_mib), or than it was said to be",
     MODEL_SIGNATURE: "the model is not signed by the coordinator whose key the site was given",
     MODEL_RUN: "the model is of another run than the request",

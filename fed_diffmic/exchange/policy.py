@@ -120,8 +120,6 @@ class SitePolicy:
             now: local time; none: the clock's.
         """
         denial = self._check_use(kind, spec, request.header, dataset)
-        if kind == "deliver" and self.config.take_model != "keep":
-            return Denial(failures.POLICY_MODEL, "policy.take_model is never")
         if denial is not None or spec is None:
             return denial
         if kind in ("train", "evaluate", "conform", "assess"):

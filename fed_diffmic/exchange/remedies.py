@@ -21,7 +21,6 @@ _KEYS = {
     f.POLICY_STRATEGY: "policy.strategies",
     f.POLICY_PLUGIN: "policy.plugins",
     f.POLICY_CODEC: "policy.codecs",
-    f.POLICY_MODEL: "policy.take_model",
     f.MODEL_SIZE: "policy.model_mib",
     f.POLICY_TENSORS: "policy.tensors",
     f.POLICY_DTYPES: "policy.dtypes",

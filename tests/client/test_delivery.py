@@ -96,8 +96,9 @@ def test_the_signed_model_lies_at_the_sites_that_take_it(made: Consortium) -> No
         assert not list((made.folder / "sites" / name / MODELS).glob(".*")), "and nothing half-written beside it"
     assert not made.kept("c").exists()
     sites = delivery.delivered(made.folder / "run")
-    refused = {"has": False, "why": FAILURES[failures.POLICY_MODEL]}
+    refused = {"has": False, "why": delivery.NOT_WANTED}
     assert sites == {"a": {"has": True, "why": ""}, "b": {"has": True, "why": ""}, "c": refused}
+    assert not made.events.of("site_failed"), "not to want it is no failure"
     (said,) = made.events.of("delivered")
     assert said["sites"] == ["a", "b"] and said["missing"] == {"c": refused["why"]}
     (line,) = [n for n in read_lines(made.folder / "run" / "audit.jsonl") if n.kind == "delivery"]

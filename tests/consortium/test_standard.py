@@ -9,25 +9,11 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from fed_diffmic.exchange.failures import POLICY_MODEL
-from fed_diffmic.provision.keys import load_public
-from fed_diffmic.release.final import load_final
-from tests.consortium.harness import (
-    BIN,
-    CLASSES,
-    SITES,
-    Consortium,
-    Lines,
-    consortium,
-    environment,
-    summary,
-    write_data,
-)
+from tests.consortium.harness import BIN, CLASSES, SITES, Lines, consortium, environment, summary, write_data
 
 COMMON = {
     "seed": 5,
@@ -39,18 +25,6 @@ COMMON = {
 POLICY = {"name": "standard", "runs": ["pilot"], "datasets": ["table"], "classes": CLASSES}
 
 
-def _check_delivery(made: Consortium, found: dict[str, Any]) -> None:
-    """Two sites keep the model, verified, and serve it or not as they like; the third takes none, and is named."""
-    assert {name for name, said in found["delivery"].items() if said["has"]} == set(SITES[:2])
-    for site in SITES[:2]:
-        kept = load_final(made.site_folder(site) / "models" / "pilot", public_key=load_public(made.coordinator_key))
-        assert kept.digests == found["digests"] and set(kept.history[0]["val"]) <= {site}
-        command = [str(BIN / "fed-diffmic"), "client", "model", "list", "--config", str(made.site_yaml[site]), "--json"]
-        said = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=True)
-        assert [(one["run"], one["wrong"]) for one in json.loads(said.stdout)] == [("pilot", "")]
-    assert not (made.site_folder(SITES[2]) / "models").exists()
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_an_honest_run_is_refused_nothing_under_the_shipped_policy(tmp_path: Path) -> None:
@@ -59,19 +33,16 @@ def test_an_honest_run_is_refused_nothing_under_the_shipped_policy(tmp_path: Pat
         made.new_run("pilot")
         for site in SITES:
             value = yaml.safe_load(made.site_yaml[site].read_text(encoding="utf-8"))
-            wants = {} if site == SITES[2] else {"take_model": "keep"}
-            made.site_yaml[site].write_text(yaml.safe_dump({**value, "policy": POLICY | wants}), encoding="utf-8")
+            made.site_yaml[site].write_text(yaml.safe_dump({**value, "policy": POLICY}), encoding="utf-8")
             made.start_site(site)
         server = made.start_server()
         assert server.wait(800) == 0, server.said()
         found = summary(made.run_dir)
         assert found["status"] == "done" and [len(row["sites"]) for row in found["rounds"]] == [3] * 6
-        troubles = [event for event in made.events.read() if event["kind"] in ("site_refused", "site_failed")]
-        assert [(event["site"], event["code"]) for event in troubles] == [(SITES[2], POLICY_MODEL)]
-        _check_delivery(made, found)
+        assert not [event for event in made.events.read() if event["kind"] in ("site_refused", "site_failed")]
         for site in SITES:
             kinds = [line["kind"] for line in Lines(made.site_folder(site) / "audit.jsonl").read()]
-            assert kinds.count("refusal") == (site == SITES[2]) and kinds.count("approval") == 1
+            assert "refusal" not in kinds and kinds.count("approval") == 1
             # 15 test images, 5 of each class: the figures leave, the counts of classes are too small to
             cell = found["matrix"]["diffusion"][site]
             assert cell["n"] == 15 and not cell["complete"] and set(cell["positives"].values()) == {None}
