@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from fed_diffmic import __version__
 from fed_diffmic.data.cache import content_key
 from fed_diffmic.data.decode import BadImageError, read_content
-from fed_diffmic.data.dicom.origin import PATIENT, STUDY, Origin, origin
+from fed_diffmic.data.dicom.bounded import DECODERS
+from fed_diffmic.data.dicom.origin import PATIENT, STUDY, Origin
 from fed_diffmic.data.dicom.reasons import UnusableError, is_dicom
 from fed_diffmic.errors import UsageError
 from fed_diffmic.files import atomic_write, private_folder
@@ -128,9 +129,10 @@ def _source(name: str, key: int) -> tuple[str, Origin | None]:
     if not is_dicom(content.data):
         return "other", None
     try:
-        return "written", origin(content.data)
+        answer, _ = DECODERS.ask({"what": "origin"}, content.data)  # in a process of its own, as every file of others
     except UnusableError:
         return "unnamed", None
+    return "written", Origin(answer["elements"], answer["frame"])
 
 
 def report(found: Predictions, place: int, source: Origin, author: Author, *, series: str, number: int) -> EnhancedSR:
@@ -160,6 +162,7 @@ def report(found: Predictions, place: int, source: Origin, author: Author, *, se
         instance_number=number,
         manufacturer=MAKER,
         series_description="Prediction, for research",
+        content_qualification="RESEARCH",
         manufacturer_model_name=author.run[:_MEANING],
         software_versions=__version__,
         device_serial_number=author.digest,
@@ -183,7 +186,9 @@ def _content(found: Predictions, place: int, source: Origin, author: Author, evi
     frames = [source.frame] if source.frame else None
     image = sr.SourceImageForMeasurementGroup(evidence.SOPClassUID, evidence.SOPInstanceUID, frames)
     group = sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=sr.TrackingIdentifier(uid=_uid(f"{author.digest} {evidence.SOPInstanceUID}")),
+        tracking_identifier=sr.TrackingIdentifier(
+            uid=_uid(f"{author.digest} {evidence.SOPInstanceUID}"), identifier="prediction"
+        ),
         algorithm_id=model,
         measurements=_measurements(found, place, author),
         qualitative_evaluations=_evaluations(found, place, author),

@@ -27,7 +27,6 @@ def test_names_go_with_the_specification_and_are_left_out_where_there_are_none()
     assert named.plain_names == {"nv": "a naevus"} and named.class_names == ("", "a naevus")
     assert RunSpec.from_json(named.to_json()) == named
     assert "class_names" not in spec_of().to_json()  # what was signed before they existed stays the same
-    hash(named)
 
 
 def test_a_coordinator_gives_them_for_all_sites() -> None:

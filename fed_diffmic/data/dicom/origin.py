@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from fed_diffmic.data.dicom.bounded import DECODERS
 from fed_diffmic.data.dicom.reasons import UnusableError
 
 IMAGE = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
@@ -53,17 +52,6 @@ def origin_of(data: bytes) -> dict[str, Any]:
     if not whole:
         raise UnusableError("unreadable")
     return {"elements": elements, "frame": frame}
-
-
-def origin(data: bytes) -> Origin:
-    """As :func:`origin_of`, in a process of its own.
-
-    Raises:
-        UnusableError: the file cannot be used.
-        MachineError: no process can be started.
-    """
-    answer, _ = DECODERS.ask({"what": "origin"}, data)
-    return Origin(answer["elements"], answer["frame"])
 
 
 def is_uid(text: str) -> bool:
