@@ -1,4 +1,4 @@
-# make demo    train on drawn images over four virtual sites, and show the figures
+# make demo    train on drawn images over four virtual sites, and show the metrics
 # make test    the tests (the slow ones: make test-slow)
 # make planted faults planted one at a time in a copy of the tree: which of them do the tests see? (20 minutes)
 # make lint    style, types, and which room may import which

@@ -26,12 +26,12 @@ from fed_diffmic.training.metrics import Scored
 from fed_diffmic.training.stages import build_module, load_state
 from simulations.sites import build_sites
 
-FIGURES = ("balanced_accuracy", "auroc_macro")
+METRICS = ("balanced_accuracy", "auroc_macro")
 WAYS = {"sampler alone": slice(0, 1), "guidance network alone": slice(1, 2), "both": slice(0, 2)}
 
 
 def measure(folder: Path, start: str | None) -> dict[str, tuple[float, float, dict[str, float]]]:
-    """Share of the guidance network, validation loss in nats, and test figures, for each way."""
+    """Share of the guidance network, validation loss in nats, and test metrics, for each way."""
     final = load_final(folder)
     with tempfile.TemporaryDirectory() as scratch:
         sites = build_sites(compose(folder / "config.yaml", []), Path(scratch)).sites
@@ -61,7 +61,7 @@ def measure(folder: Path, start: str | None) -> dict[str, tuple[float, float, di
             scored[name] = Scored(p, decided, data.test.labels, data.test.groups, spec.task)
         means = mean_over_sites(scored, bootstrap=0, seed=spec.seed)
         assert fitted.nll is not None
-        found[way] = (fitted.blend, fitted.nll, {figure: means[figure]["value"] for figure in FIGURES})
+        found[way] = (fitted.blend, fitted.nll, {metric: means[metric]["value"] for metric in METRICS})
     return found
 
 
@@ -76,7 +76,7 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for way in WAYS:
         rows = [run[way] for run in runs]
-        columns = [[row[1] for row in rows], *([row[2][figure] for row in rows] for figure in FIGURES)]
+        columns = [[row[1] for row in rows], *([row[2][metric] for row in rows] for metric in METRICS)]
         each = [f"{np.mean(column):.3f} ({', '.join(f'{x:.3f}' for x in column)})" for column in columns]
         shares = ", ".join(f"{row[0]:g}" for row in rows) if way == "both" else ""
         print(f"| {way} | {shares} | {' | '.join(each)} |")

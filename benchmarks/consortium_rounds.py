@@ -156,7 +156,7 @@ def one_round(
         own += max(request.values()) - at
         asked, answered = asked + begins - request[last], answered + reply[last] - ends
         at = reply[last]
-    found["coordinator: figures, checkpoint, audit, until the round is done"] = done - at
+    found["coordinator: metrics, checkpoint, audit, until the round is done"] = done - at
     own += done - at
     found["**the whole round**"] = done - begun
     found["**of it the coordinator alone** (sites wait)"] = own

@@ -1,4 +1,4 @@
-"""A soak of the consortium: runs one after the other, processes killed at random, figures of all that lives."""
+"""A soak of the consortium: runs one after the other, processes killed at random, metrics of all that lives."""
 
 from __future__ import annotations
 

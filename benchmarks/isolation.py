@@ -1,7 +1,7 @@
 """How far honest weights stay from the bounds of the isolation test, from the first step until all images are learnt.
 
 ``python -m benchmarks.isolation [--model tiny] [--set model.KEY=VALUE ...] [--stage guidance] [--rounds 10]``: rounds
-of the model's own stage settings on 64 phantoms of four classes, one site, no averaging; before each round the figures
+of the model's own stage settings on 64 phantoms of four classes, one site, no averaging; before each round the metrics
 that a site would have measured, the worst over three choices of images. A refusal here would be an honest run's.
 """
 
@@ -25,7 +25,7 @@ IMAGES, CHOICES = 64, 3
 
 
 def worst(found: list[Isolation]) -> str:
-    """The least comfortable figures of several measurements, and how many were refusals."""
+    """The least comfortable metrics of several measurements, and how many were refusals."""
     effective, label = min(f.effective for f in found), min(f.label for f in found)
     own, refused = max(f.own_rows for f in found), sum(f.found for f in found)
     return f"{effective:9.2f} {own:9.2f} {label:9.1e} {refused:8d}"

@@ -1,7 +1,7 @@
 """Print finished runs as the Markdown of docs/results.md: every figure there comes from a run's summary.
 
 python benchmarks/results.py RUN_DIR [RUN_DIR ...]
-python benchmarks/results.py --rounds STAGE RUN_DIR ...   # validation figures by round, finished or not
+python benchmarks/results.py --rounds STAGE RUN_DIR ...   # validation metrics by round, finished or not
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def sites(summary: dict[str, Any]) -> list[str]:
 
 
 def rounds(runs: list[Path], stage: str) -> list[str]:
-    """The federation's validation figures in the last round of each quarter of a stage: plain means over the sites."""
+    """The federation's validation metrics in the last round of each quarter of a stage: plain means over the sites."""
     rows = [
         "| sites weighed by | passes of a round | round | balanced accuracy | macro AUROC | loss |",
         "|---|---|---|---|---|---|",
@@ -101,8 +101,8 @@ def rounds(runs: list[Path], stage: str) -> list[str]:
             if (event["kind"], event.get("arm"), event.get("stage")) != ("round_done", "federated", stage):
                 continue
             if event["round"] * 4 % total < 4:
-                figures = event["val"].values()
-                cells = [statistics.mean(f[m] for f in figures if m in f) for m in METRICS]
+                metrics = event["val"].values()
+                cells = [statistics.mean(f[m] for f in metrics if m in f) for m in METRICS]
                 place = (config.strategy.weighting, f"{getattr(config.stages, stage).epochs:g}", str(event["round"]))
                 rows.append(row(*place, *(f"{c:.3f}" for c in [*cells, event["mean"]["loss"]])))
     return rows

@@ -25,7 +25,7 @@ from fed_diffmic.files import load_tensors
 from fed_diffmic.training import weighted
 from simulations.sites import build_sites
 
-FIGURES = ("balanced accuracy", "macro AUROC")
+METRICS = ("balanced accuracy", "macro AUROC")
 Table = dict[str, np.ndarray]
 
 
@@ -54,7 +54,7 @@ class Seed:
         classes = next(v.shape[1] for k, v in self.tensors.items() if k.endswith(f"|{site}|probabilities"))
         return labels[:, None] == np.arange(classes)
 
-    def figures(self, method: str, site: str, classes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def metrics(self, method: str, site: str, classes: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """``(2, C', R)``: recall (multi-label: mean of both recalls) and AUROC of each class."""
         p, decided = (self.tensors[f"{method}|{site}|{what}"] for what in ("probabilities", "decided"))
         truth = self.positive(site)
@@ -88,7 +88,7 @@ def measure(
         counts = np.concatenate([np.ones((len(everyone), 1)), drawn], axis=1)
         for name, parts in methods.items():
             each = [
-                seed.figures(method, site, chosen, counts[np.searchsorted(everyone, seed.groups[site])])
+                seed.metrics(method, site, chosen, counts[np.searchsorted(everyone, seed.groups[site])])
                 for seed, method in parts
             ]
             stack = np.stack(each, axis=2)  # (2, C', seeds, 1 + R)
@@ -100,14 +100,14 @@ def measure(
 
 def site_table(values: dict[str, np.ndarray], sites: list[str], method: str, against: str) -> Iterator[str]:
     """Lines of a table of each site and their mean: two methods, and their difference with its interval."""
-    yield f"\n| site | figure | {method} | {against} | {method} minus {against} |\n|---|---|---|---|---|"
+    yield f"\n| site | metric | {method} | {against} | {method} minus {against} |\n|---|---|---|---|---|"
     own, other = (np.concatenate([v, v.mean(axis=1, keepdims=True)], axis=1) for v in (values[method], values[against]))
     for index, site in enumerate([*sites, "mean over sites"]):
-        for number, figure in enumerate(FIGURES):
+        for number, metric in enumerate(METRICS):
             gap = own[number, index, -1] - other[number, index, -1]
             low, high = np.nanpercentile(gap[1:], [2.5, 97.5])
             yield (
-                f"| {site} | {figure} | {own[number, index, -1, 0]:.3f} | {other[number, index, -1, 0]:.3f} "
+                f"| {site} | {metric} | {own[number, index, -1, 0]:.3f} | {other[number, index, -1, 0]:.3f} "
                 f"| {gap[0]:+.3f} ({low:+.3f} to {high:+.3f}) |"
             )
 
@@ -134,11 +134,11 @@ def main() -> None:
         raise SystemExit("no class at any site can be judged: give more seeds")
     values = measure(seeds, methods, classes, arguments.resamples)
     means = {name: value.mean(axis=1) for name, value in values.items()}  # over sites: (2, seeds + 1, 1 + R)
-    print(f"\n| mean over sites and seeds | {' | '.join(FIGURES)} |\n|---|---|---|")
+    print(f"\n| mean over sites and seeds | {' | '.join(METRICS)} |\n|---|---|---|")
     for name, value in sorted(means.items()):
         cells = [f"{v[-1, 0]:.3f} ({', '.join(f'{s:.3f}' for s in v[:-1, 0])})" for v in value]
         print(f"| {name} | {' | '.join(cells)} |")
-    print(f"\n| federated minus | {' | '.join(FIGURES)} |\n|---|---|---|")
+    print(f"\n| federated minus | {' | '.join(METRICS)} |\n|---|---|---|")
     for name in sorted(set(means) - {"federated"}):
         gap = means["federated"] - means[name]
         low, high = np.nanpercentile(gap[:, -1, 1:], [2.5, 97.5], axis=-1)
@@ -152,7 +152,7 @@ def main() -> None:
         worst = values["federated"][:, :, -1, 0].min(axis=1) / values["pooled"][:, :, -1, 0].min(axis=1)
         for what, parts in (("", ratio), (", worst site", worst)):
             print(
-                f"\nfederated / pooled{what}: {', '.join(f'{f} {r:.3f}' for f, r in zip(FIGURES, parts, strict=True))}"
+                f"\nfederated / pooled{what}: {', '.join(f'{f} {r:.3f}' for f, r in zip(METRICS, parts, strict=True))}"
             )
     for method, against in (("federated", "local"), ("federated", "pooled"), ("pooled", "local")):
         if method in values and against in values:

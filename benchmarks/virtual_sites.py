@@ -33,7 +33,7 @@ SETTINGS = [
 
 
 def measure(sites: int, images: int, shared: Path) -> dict[str, float]:
-    """Run once in this process; figures of it."""
+    """Run once in this process; metrics of it."""
     from fed_diffmic.config.compose import compose
     from simulations.run import simulate
 

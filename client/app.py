@@ -49,7 +49,7 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Figures on the site's validation images."""
+    """Metrics on the site's validation images."""
     return answer(message, context, "evaluate", tasks.evaluate)
 
 
@@ -61,7 +61,7 @@ def conform(message: Message, context: Context) -> Message:
 
 @app.evaluate("assess")
 def assess(message: Message, context: Context) -> Message:
-    """Figures of a finished model on the site's test images."""
+    """Metrics of a finished model on the site's test images."""
     return answer(message, context, "assess", tasks.assess)
 
 

@@ -1,7 +1,7 @@
 """Two models on a site's own images: is the one that came better than the one in use?
 
 Both are scored on the same images, so that the interval is that of the difference (paired bootstrap over groups). The
-figures stay here; nothing is sent.
+metrics stay here; nothing is sent.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fed_diffmic.release.provenance import PROVENANCE, signed_key
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.choice import choose_model
 from fed_diffmic.training.comparison import difference
-from fed_diffmic.training.evaluation import figures_of, judged, predict_scores
+from fed_diffmic.training.evaluation import judged, metrics_of, predict_scores
 from fed_diffmic.training.metrics import METRICS, Scored
 from fed_diffmic.training.stages import build_module, load_state
 
@@ -60,11 +60,11 @@ class Final(Protocol):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Figures of one or two models on a site's images.
+    """Metrics of one or two models on a site's images.
 
     Attributes:
         site, split, images: on what.
-        figures: of the model that came: ``{metric: {value, low, high}}``.
+        metrics: of the model that came: ``{metric: {value, low, high}}``.
         other: of the one in use, if there is one.
         difference: the model that came minus the one in use.
         take: the one to use: :data:`CAME` or :data:`KEPT`.
@@ -74,7 +74,7 @@ class Comparison:
     site: str
     split: str
     images: int
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     other: dict[str, Any] | None
     difference: dict[str, Any] | None
     take: str = CAME
@@ -101,7 +101,7 @@ def compare_models(
     device = chosen_device(config.site.device)
     scored = score(source, model, split, device)
     site = config.site.name
-    own = _figures(scored, model.spec, bootstrap)
+    own = _metrics(scored, model.spec, bootstrap)
     if other is None:
         return Comparison(site, split, len(scored.labels), own, None, None, CAME, "There is no model in use.")
     before = score(source, other, split, device)
@@ -109,7 +109,7 @@ def compare_models(
         paired = difference({site: scored}, {site: before}, bootstrap=bootstrap, seed=model.spec.seed)
     except ValueError as error:
         raise DataError(f"the two models cannot be compared: {error}") from error
-    theirs = _figures(before, other.spec, bootstrap)
+    theirs = _metrics(before, other.spec, bootstrap)
     take, why = which_to_take(paired["sites"][site])
     return Comparison(site, split, len(scored.labels), own, theirs, paired["sites"][site], take, why)
 
@@ -220,12 +220,12 @@ def _copy(final: Path, part: Path, site: str, parts: Mapping[str, Tensors], sign
 
 
 def comparison_text(result: Comparison) -> str:
-    """The figures as a table for a reader."""
+    """The metrics as a table for a reader."""
     lines = [f"site {result.site}: {result.images} {result.split} images"]
     head = f"{'figure':<20}{'model':>8}"
     lines.append(head if result.other is None else f"{head}{'in use':>8}{'difference':>12}  95 % interval")
     for metric in METRICS:
-        value = result.figures[metric]["value"]
+        value = result.metrics[metric]["value"]
         if value is None:
             continue
         line = f"{metric:<20}{value:>8.3f}"
@@ -243,6 +243,6 @@ def comparison_text(result: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _figures(scored: Scored, spec: RunSpec, bootstrap: int) -> dict[str, Any]:
-    every = figures_of(scored, spec, bootstrap)
+def _metrics(scored: Scored, spec: RunSpec, bootstrap: int) -> dict[str, Any]:
+    every = metrics_of(scored, spec, bootstrap)
     return {metric: every[metric] for metric in METRICS}

@@ -286,7 +286,7 @@ class Enforcement:
         return tuple(split for split in ABOUT.get(self.kind, ()) if split != "train" or not covered)
 
     def _basis(self, site: Site) -> Basis:
-        """What the figures of the answer rest on."""
+        """What the metrics of the answer rest on."""
         splits = tuple(len(np.unique(part.groups)) for part in (site.data.train, site.data.val, site.data.test))
         if self._planned is not None:
             return Basis(self._planned.images, self._planned.patients, splits)

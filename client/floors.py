@@ -57,7 +57,7 @@ class SiteFloors:
             private_folder(self.folder / part)
         self._secret = _secret(self.folder)
 
-    # ---- sets of images behind figures and updates ---------------------------------------------
+    # ---- sets of images behind metrics and updates ---------------------------------------------
     def settled(self, data: SiteData, splits: tuple[str, ...]) -> SiteData:
         """The data as they may be used: as they are, or, where too few changed, as they were.
 

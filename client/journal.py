@@ -61,7 +61,7 @@ class Entry:
         if self.task == "query":
             return f"{self.place}: this site takes part"
         if self.task == "assess":
-            return f"{self.place}: figures of the finished model were given; the run's training is over"
+            return f"{self.place}: metrics of the finished model were given; the run's training is over"
         if self.task == "deliver":
             return f"{self.place}: the finished model is kept, verified; `fed-diffmic client model list` names it"
         if self.task == "train":

@@ -153,7 +153,7 @@ def private_facts(site: Site, spec: RunSpec, echoed: str = "") -> tuple[list[int
     """What a private site says of its data: images (train, val, test) and training units of each class.
 
     The class counts are noised, once a run, or the same for all classes; the numbers of validation and test images
-    leave only where figures over them do.
+    leave only where metrics over them do.
     """
     train, privacy = site.data.train, site.privacy
     if count_mechanism(privacy) is None:

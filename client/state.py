@@ -135,7 +135,7 @@ class SiteStore:
     def may_answer(self, key: tuple[str, str, str], kind: str, round_index: int, request: str) -> bool:
         """Whether a request may be answered: the very same again, or one for a later round than any answered.
 
-        A coordinator that was resumed may have lost replies and then ask for figures of other weights in the same
+        A coordinator that was resumed may have lost replies and then ask for metrics of other weights in the same
         round; a few such requests are answered, training never differs.
 
         Raises:

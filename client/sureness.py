@@ -46,7 +46,7 @@ def conform(site: Site, spec: RunSpec, request: Payload) -> Payload:
     try:
         key = feature_key(spec, header["stage"], header["base"], examples, own=header["guidance"])
         scores, others = predict_doubts(module, examples, torch.device(site.device), SHARED, key)
-        figures = site_counts(scores, others, examples.labels, examples.groups, fitted, spec)
+        metrics = site_counts(scores, others, examples.labels, examples.groups, fitted, spec)
     except (ValueError, FloatingPointError) as error:
         raise SiteError(DIVERGED) from error
-    return Payload("conform.reply", answer_header(header), metrics=drop_non_finite(figures))
+    return Payload("conform.reply", answer_header(header), metrics=drop_non_finite(metrics))

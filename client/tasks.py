@@ -26,10 +26,10 @@ from fed_diffmic.training import calibration
 from fed_diffmic.training.evaluation import evaluate_scores, judged, predict_scores
 from fed_diffmic.training.features import SHARED, feature_key
 from fed_diffmic.training.local import local_update
-from fed_diffmic.training.matrix import cell_figures, matrix_cell
+from fed_diffmic.training.matrix import cell_metrics, matrix_cell
 from fed_diffmic.training.stage import StageModule
 from fed_diffmic.training.subgroups import flat as flat_subgroups
-from fed_diffmic.training.subgroups import subgroup_figures
+from fed_diffmic.training.subgroups import subgroup_metrics
 from fed_diffmic.training.sureness import Sureness
 from fed_diffmic.training.update import LocalResult, LocalRound, SiteMemory
 
@@ -157,7 +157,7 @@ def site_memory(kept_state: Tensors, received: Tensors) -> SiteMemory:
 
 
 def evaluate(site: Site, spec: RunSpec, request: Payload) -> Payload:
-    """Figures of the sent weights on the site's validation images that may leave the site.
+    """Metrics of the sent weights on the site's validation images that may leave the site.
 
     Raises:
         BaseMissingError: the stage's base must be sent.
@@ -181,14 +181,14 @@ def evaluate(site: Site, spec: RunSpec, request: Payload) -> Payload:
             SHARED,
             feature_key(spec, header["stage"], header["base"], examples, own=header["guidance"]),
         )
-        figures = evaluate_scores(scores, examples.labels, prior, spec.task, sums=header["sums"])
+        metrics = evaluate_scores(scores, examples.labels, prior, spec.task, sums=header["sums"])
     except (ValueError, FloatingPointError) as error:
         raise SiteError(DIVERGED) from error
-    return Payload("evaluate.reply", answer_header(header), metrics=drop_non_finite(figures))
+    return Payload("evaluate.reply", answer_header(header), metrics=drop_non_finite(metrics))
 
 
 def assess(site: Site, spec: RunSpec, request: Payload) -> Payload:
-    """Figures of a finished stage's model on the site's test images that may leave the site: a cell of the matrix.
+    """Metrics of a finished stage's model on the site's test images that may leave the site: a cell of the matrix.
 
     Raises:
         BaseMissingError: the stage's base must be sent.
@@ -216,16 +216,16 @@ def assess(site: Site, spec: RunSpec, request: Payload) -> Payload:
     except (ValueError, FloatingPointError) as error:
         raise SiteError(DIVERGED) from error
     cell = matrix_cell(scored, spec.classes, bootstrap=RESAMPLES, seed=spec.seed, name=site.name, sureness=sure)
-    figures = cell_figures(cell, spec.classes)
+    metrics = cell_metrics(cell, spec.classes)
     if examples.subgroups is not None:
         texts = examples.subgroups
-        found = subgroup_figures(
+        found = subgroup_metrics(
             scored, texts, spec.classes, bootstrap=RESAMPLES, seed=spec.seed, sureness=sure, least=1
         )
-        figures |= flat_subgroups(found)
-    return Payload("assess.reply", answer_header(header), metrics=drop_non_finite(figures))
+        metrics |= flat_subgroups(found)
+    return Payload("assess.reply", answer_header(header), metrics=drop_non_finite(metrics))
 
 
-def drop_non_finite(figures: Mapping[str, float]) -> dict[str, float]:
-    """Figures that are numbers: what is not one is left out rather than sent."""
-    return {name: float(value) for name, value in figures.items() if math.isfinite(value)}
+def drop_non_finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics that are numbers: what is not one is left out rather than sent."""
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}

@@ -9,7 +9,7 @@ stages         names separated by commas; without it, those of guidance and diff
 sites          names of the expected sites separated by ``|``; without it, whoever is there
 run-dir        the run's folder
 join-s         seconds to wait for sites to appear; without it, 300
-test-s         seconds to wait for figures on the sites' test images at the end; without it, nobody is asked
+test-s         seconds to wait for metrics on the sites' test images at the end; without it, nobody is asked
 deliver-s      seconds to wait for sites that take the signed model; without it, nobody is sent it
 folder         where this arm's checkpoints and final model lie; without it, ``run-dir``
 =============  ====================================================================================

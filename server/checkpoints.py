@@ -131,7 +131,7 @@ class CheckpointStore:
         """Write ``final/``, signed where the coordinator has a key, and read it back.
 
         Args:
-            matrix: figures on the sites' test images.
+            matrix: metrics on the sites' test images.
             heads: of the sites' chains, as each last said.
             sureness: of the stages whose prediction sets and uncertainty are known.
         """

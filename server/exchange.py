@@ -1,4 +1,4 @@
-"""How a round's updates and figures come: what is asked, what is answered, and the contract of whoever asks the sites.
+"""How a round's updates and metrics come: what is asked, what is answered, and the contract of whoever asks the sites.
 
 The round loop (:mod:`server.rounds`) knows the sites through an :class:`Exchange` alone. :class:`server.sites.Sites` is
 the plain one, whose coordinator sees every site's screened update. One that learns only sums over a set of sites
@@ -22,7 +22,7 @@ from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.sureness import Sureness
 from server.hooks import Hooks
 
-Figures = Mapping[str, Mapping[str, float]]
+Metrics = Mapping[str, Mapping[str, float]]
 """Numbers by site, by name."""
 
 
@@ -120,7 +120,7 @@ class TrainRequest:
     Attributes:
         task: the stage.
         sent: the round's global tensors, and the algorithm's own.
-        algorithm: decides which figures must come.
+        algorithm: decides which metrics must come.
         round_index: from 1.
         deadline: monotonic seconds.
         site_states: digest of the state that each site builds on.
@@ -160,7 +160,7 @@ class TrainAnswer:
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """Figures of some weights on every site's validation images.
+    """Metrics of some weights on every site's validation images.
 
     Attributes:
         task: the stage.
@@ -185,7 +185,7 @@ class EvaluateRequest:
 
 @dataclass(frozen=True)
 class AssessRequest:
-    """Figures of a finished stage's model on the test images of every site whose policy lets them out.
+    """Metrics of a finished stage's model on the test images of every site whose policy lets them out.
 
     Attributes:
         task: the stage.
@@ -209,15 +209,15 @@ class AssessRequest:
 
 
 @dataclass(frozen=True)
-class FiguresAnswer:
+class MetricsAnswer:
     """What came of an :class:`EvaluateRequest` or an :class:`AssessRequest`.
 
     Attributes:
-        figures: screened, by site in the order of names; a site may say nothing.
+        metrics: screened, by site in the order of names; a site may say nothing.
         outcome: of the exchange.
     """
 
-    figures: dict[str, dict[str, float]]
+    metrics: dict[str, dict[str, float]]
     outcome: Outcome
 
 
@@ -245,14 +245,14 @@ class Exchange(Protocol):
     def train(self, request: TrainRequest) -> TrainAnswer:
         """One local update at every site that takes part; raises ``RoundError`` where the quorum is missed."""
 
-    def evaluate(self, request: EvaluateRequest) -> FiguresAnswer:
-        """Figures on the sites' validation images; raises ``RoundError`` where the quorum is missed."""
+    def evaluate(self, request: EvaluateRequest) -> MetricsAnswer:
+        """Metrics on the sites' validation images; raises ``RoundError`` where the quorum is missed."""
 
-    def conform(self, request: AssessRequest) -> FiguresAnswer:
+    def conform(self, request: AssessRequest) -> MetricsAnswer:
         """Counts of the sites' validation images, for prediction sets; a site that says nothing is left out."""
 
-    def assess(self, request: AssessRequest) -> FiguresAnswer:
-        """Figures on the sites' test images; a site that says nothing is left out, whatever the quorum."""
+    def assess(self, request: AssessRequest) -> MetricsAnswer:
+        """Metrics on the sites' test images; a site that says nothing is left out, whatever the quorum."""
 
     def hand_over(
         self, request: Callable[[Site, Mapping[str, Any]], Any], message_type: str, deadline: float, whom: Set[str]

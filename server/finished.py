@@ -20,7 +20,7 @@ from server.strategy import server_algorithm
 
 
 def finished_task(spec: RunSpec, run_state: RunState, stage: str) -> tuple[StageTask, Tensors, Mapping[str, str]]:
-    """What asks for figures of a finished stage: the task, its weights, and digests of the sites' own parts."""
+    """What asks for metrics of a finished stage: the task, its weights, and digests of the sites' own parts."""
     kinds = exchanged_kinds(spec, stage, server_algorithm(spec.strategy, spec.stage(stage)))
     result = run_state.results[stage]
     frozen = {name: value for name, value in result.items() if name not in kinds}
@@ -34,7 +34,7 @@ def assess(
     """The cross-site matrix from what the sites let out of their test images: model -> site -> cell.
 
     Test images are asked for once, when nothing is left to be chosen, and only where the run's terms say how long
-    (``test_s``). A site that lets nothing out, or is not there, has a cell without figures; no run fails by it. The
+    (``test_s``). A site that lets nothing out, or is not there, has a cell without metrics; no run fails by it. The
     last stage, which is the model, comes first; whoever said nothing of it in time is not waited for again.
     """
     spec, run_state, matrix = run.spec, run.run_state, dict[str, dict[str, Any]]()
@@ -47,10 +47,10 @@ def assess(
         parcel = known_already(weights)
         request = AssessRequest(task, weights, fitted[stage], deadline, own, asked, parcel, sure.get(stage))
         answer = run.exchange.assess(request)
-        asked = set(answer.figures)
+        asked = set(answer.metrics)
         run_state.bytes_sent += answer.outcome.bytes_sent
         everyone = sorted(run.exchange.everyone())
-        matrix[stage] = {site: cell_from(answer.figures.get(site, {}), spec.classes) for site in everyone}
+        matrix[stage] = {site: cell_from(answer.metrics.get(site, {}), spec.classes) for site in everyone}
         missing = answer.outcome.missing
-        run.events.emit("assessed", arm=spec.arm, stage=stage, sites=sorted(answer.figures), missing=missing)
+        run.events.emit("assessed", arm=spec.arm, stage=stage, sites=sorted(answer.metrics), missing=missing)
     return matrix

@@ -27,12 +27,12 @@ def calibrate(run: Federation, stage: str) -> Calibration:
     deadline = time.monotonic() + run.terms.deadline_s
     parcel, prior = known_already(weights), run.prior.tolist()
     answer = run.exchange.evaluate(EvaluateRequest(task, weights, prior, 0, deadline, own, sums=True, parcel=parcel))
-    figures = answer.figures
+    metrics = answer.metrics
     run.run_state.bytes_sent += answer.outcome.bytes_sent
     blended, taken = cfg.blend, calibration.prior_taken(cfg, stage)
     shape = calibration.grid(spec.task, blended=blended).shape
-    tables = {name: calibration_table(site, shape) for name, site in sorted(figures.items())}
-    images = {name: int(figures[name].get("num_examples", 0)) for name, table in tables.items() if table is not None}
+    tables = {name: calibration_table(site, shape) for name, site in sorted(metrics.items())}
+    images = {name: int(metrics[name].get("num_examples", 0)) for name, table in tables.items() if table is not None}
     said = {name: table for name, table in tables.items() if table is not None and images[name] > 0}
     sites, bounds = len(run.exchange.everyone()), run.hooks.bounds
     total, count = combined(said, images, shape, bounds.share(sites), guarded=bounds.guarded(sites))
@@ -45,14 +45,14 @@ def calibrate(run: Federation, stage: str) -> Calibration:
     return fitted
 
 
-def calibration_table(figures: Mapping[str, float], shape: tuple[int, int]) -> np.ndarray | None:
+def calibration_table(metrics: Mapping[str, float], shape: tuple[int, int]) -> np.ndarray | None:
     """A site's ``(I, J)`` sums; none if it sent some cells only."""
-    if not figures.get("num_examples", 0):
+    if not metrics.get("num_examples", 0):
         return np.zeros(shape)
     names = [[f"nll/{i}/{j}" for j in range(shape[1])] for i in range(shape[0])]
-    if not all(name in figures for row in names for name in row):
+    if not all(name in metrics for row in names for name in row):
         return None
-    return np.array([[figures[name] for name in row] for row in names])
+    return np.array([[metrics[name] for name in row] for row in names])
 
 
 def combined(

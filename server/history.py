@@ -8,14 +8,14 @@ from typing import Any
 
 from fed_diffmic.exchange.claims import parse_claim
 from server.client_level import ClientLevel
-from server.exchange import FiguresAnswer, Outcome, TrainAnswer
+from server.exchange import MetricsAnswer, Outcome, TrainAnswer
 from server.hooks import Hooks
 from server.run_state import RunState
 from server.selection import weighted_mean
 from server.stage import StageWork
 from server.trail import round_facts
 
-FIGURES = ("loss", "auroc_macro", "balanced_accuracy", "accuracy")
+METRICS = ("loss", "auroc_macro", "balanced_accuracy", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class RoundDone:
 
     trained: TrainAnswer
     examples: Mapping[str, int]
-    evaluated: FiguresAnswer
+    evaluated: MetricsAnswer
     made: Mapping[str, str]
     seconds: float
 
@@ -49,16 +49,16 @@ def round_row(work: StageWork, done: RoundDone, noise: ClientLevel, hooks: Hooks
     checkpoint that holds the weights which it paid for.
     """
     progress, share = work.progress, work.share
-    trained, evaluated, figures = done.trained.outcome, done.evaluated.outcome, done.evaluated.figures
+    trained, evaluated, metrics = done.trained.outcome, done.evaluated.outcome, done.evaluated.metrics
     sites = {name: {**trained.replies[name].metrics, "num_examples": n} for name, n in done.examples.items()}
-    means = {name: weighted_mean(figures, name, share) for name in FIGURES}
+    means = {name: weighted_mean(metrics, name, share) for name in METRICS}
     row: dict[str, Any] = {
         "stage": progress.name,
         "round": progress.round,
         "loss": weighted_mean(sites, "loss", share),
         "mean": {name: value for name, value in means.items() if value is not None},
         "sites": sites,
-        "val": figures,
+        "val": metrics,
         "missing": {**trained.missing, **evaluated.missing},
         "best_round": progress.best_round,
         "bytes_sent": done.bytes_sent,
@@ -72,8 +72,8 @@ def round_row(work: StageWork, done: RoundDone, noise: ClientLevel, hooks: Hooks
     return row | dict(done.made) | round_facts(hooks, {"train": trained, "evaluate": evaluated})
 
 
-def figures_of_round(run_state: RunState, stage: str, index: int) -> dict[str, dict[str, float]]:
-    """The sites' validation figures in a finished round of a stage; none of round 0."""
+def metrics_of_round(run_state: RunState, stage: str, index: int) -> dict[str, dict[str, float]]:
+    """The sites' validation metrics in a finished round of a stage; none of round 0."""
     rows = [row["val"] for row in run_state.history if row["stage"] == stage and row["round"] == index]
     return rows[-1] if rows else {}
 

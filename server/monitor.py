@@ -81,7 +81,7 @@ class Monitor:
             self._open.set(status.connections)
             for reason, count in list(status.refused.items()):
                 self._refused.labels(reason).set(count)
-            for name, value in list(status.figures.items()):
+            for name, value in list(status.metrics.items()):
                 self._figure.labels(name).set(value)
             for name, site in list(status.sites.items()):
                 self._contact.labels(name).set(site.contact)

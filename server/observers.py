@@ -72,7 +72,7 @@ class Patience(RoundObserver):
     """Early stopping: a stage ends when so many rounds in a row were no better than its best one.
 
     Better is what chooses the round (``stages.*.select``, :func:`server.selection.is_better`): the mean of the sites'
-    validation figures, or, where one site is to be withstood, the comparison that no single site turns. An equal round
+    validation metrics, or, where one site is to be withstood, the comparison that no single site turns. An equal round
     is no better one. A round of which no site says how good it is counts neither way, so a run whose sites keep their
     validation back has all its rounds. The stage's result is its best round, as without it (Goodfellow, Bengio and
     Courville 2016, algorithm 7.1, with one evaluation a round).

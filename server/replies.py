@@ -250,9 +250,9 @@ class _Asking:
         self.outcome.digests[site] = read.digest
         if read.head is not None:
             self.outcome.heads[site] = read.head
-        figures = {name: value for name, value in payload.metrics.items() if "/" not in name}
+        metrics = {name: value for name, value in payload.metrics.items() if "/" not in name}
         sent = request.packed.nbytes + read.nbytes
-        self.events.emit(EVENTS[self.message_type.split(".")[0]], site=site, bytes=sent, **figures, **self.facts)
+        self.events.emit(EVENTS[self.message_type.split(".")[0]], site=site, bytes=sent, **metrics, **self.facts)
 
     def _failed(self, request: Request, code: int, sentence: str) -> None:
         site = request.site.name

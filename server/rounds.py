@@ -23,7 +23,7 @@ from server.exchange import EvaluateRequest, Exchange, TrainRequest
 from server.federation import Federation
 from server.finished import assess
 from server.fitting import calibrate
-from server.history import RoundDone, figures_of_round, ledger_heads, round_row
+from server.history import RoundDone, ledger_heads, metrics_of_round, round_row
 from server.hooks import Hooks
 from server.observers import Patience, RoundEvents, RoundObserver, Stop, stopped_before, told
 from server.opening import check_same_study, open_run, open_stage
@@ -130,7 +130,7 @@ def run_stage(run: Federation, stage: str) -> None:
         prior = run.prior.tolist()
         judge = EvaluateRequest(work.task, candidate, prior, index, deadline, work.own_states, parcel=parcel)
         evaluated = exchange.evaluate(judge)
-        choose(work, candidate, evaluated.figures, figures_of_round(run_state, stage, progress.best_round))
+        choose(work, candidate, evaluated.metrics, metrics_of_round(run_state, stage, progress.best_round))
 
         # With the checkpoint, never after it: a resumed run must not echo heads from before what the round spent.
         run_state.ledgers |= ledger_heads(trained.outcome)

@@ -51,7 +51,7 @@ class RunState:
         claims: what each site said of its images when it was first found in this run, those that came late included.
         results: full state of each finished stage.
         progress: the stage under way, or none.
-        history: one mapping of figures a round.
+        history: one mapping of metrics a round.
         bytes_sent: tensor bytes both ways, all completed rounds.
         ledgers: head of each site's privacy ledger (``length:digest``) as it last said.
         personal: for each finished stage, digest of each site's state that belongs to its result, where the

@@ -13,17 +13,17 @@ from fed_diffmic.algorithms.base import EXTRA, SiteUpdate, Tensors
 from fed_diffmic.exchange.codecs import build_codec
 from fed_diffmic.exchange.failures import POLICY_METRICS, STUDY_MISSING, WITHDRAWN
 from fed_diffmic.exchange.payload import NEED_BASE, NEED_WEIGHTS, Payload, pack, request_name
-from fed_diffmic.exchange.screening import MAX_EXAMPLES, MAX_FIGURE, Expected, schema_of
+from fed_diffmic.exchange.screening import MAX_EXAMPLES, MAX_METRIC, Expected, schema_of
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.seeding import numpy_generator
 from fed_diffmic.training.coverage import names as coverage_names
-from fed_diffmic.training.matrix import AT_SPECIFICITY, FIGURES, TEST
+from fed_diffmic.training.matrix import AT_SPECIFICITY, METRICS, TEST
 from fed_diffmic.training.subgroups import PREFIX as SUBGROUPS
 from fed_diffmic.training.sureness import IMAGES, SETS, SQUARES, UNSURE
 from server.exchange import (
     AssessRequest,
     EvaluateRequest,
-    FiguresAnswer,
+    MetricsAnswer,
     Outcome,
     Parcel,
     Site,
@@ -36,8 +36,8 @@ from server.replies import Request
 
 ASSESS = "evaluate.assess"
 CONFORM = "evaluate.conform"
-ANY = (-MAX_FIGURE, MAX_FIGURE)
-POSITIVE = (0.0, MAX_FIGURE)
+ANY = (-MAX_METRIC, MAX_METRIC)
+POSITIVE = (0.0, MAX_METRIC)
 MOST_NLL = 1e6
 """Nats an image at any point of the calibration's grid: far above what the worst finite scores give."""
 
@@ -54,7 +54,7 @@ class _Question:
         round_index: from 1; 0: after the last round.
         deadline: monotonic seconds.
         header: what a site's request says beside what all of them say, by its name.
-        metrics: the figures that a site may send, with their ranges.
+        metrics: the metrics that a site may send, with their ranges.
         fields: of a good reply's header, with their types.
         reply_tensors: whose names, shapes and dtypes a good reply has; none: it has no tensors.
         attach_base: send the base to everyone.
@@ -136,8 +136,8 @@ class Sites(Presence):
         count = max(1, round(share * len(everyone)))
         return {everyone[i] for i in rng.choice(len(everyone), count, replace=False)}
 
-    def evaluate(self, request: EvaluateRequest) -> FiguresAnswer:
-        """Figures on every site's validation images.
+    def evaluate(self, request: EvaluateRequest) -> MetricsAnswer:
+        """Metrics on every site's validation images.
 
         Raises:
             RoundError: the quorum was missed.
@@ -168,14 +168,14 @@ class Sites(Presence):
                 excused={POLICY_METRICS} if sums else set(),
             )
         )
-        return figures_answer(outcome)
+        return metrics_answer(outcome)
 
-    def assess(self, request: AssessRequest) -> FiguresAnswer:
-        """Figures of a finished stage's model on every site's test images that its policy lets out.
+    def assess(self, request: AssessRequest) -> MetricsAnswer:
+        """Metrics of a finished stage's model on every site's test images that its policy lets out.
 
         No quorum is needed: a site that says nothing is left out.
         """
-        share = (*FIGURES, AT_SPECIFICITY)
+        share = (*METRICS, AT_SPECIFICITY)
         names = [name for figure in share for name in (figure, f"{figure}/low", f"{figure}/high")]
         ranges = {**{TEST + name: (0.0, 1.0) for name in names}, f"{TEST}complete": (0.0, 1.0)}
         counts = ["n", "groups", *(f"positives/{index}" for index in range(self.spec.num_classes))]
@@ -185,7 +185,7 @@ class Sites(Presence):
         sets = {} if request.sureness is None else {"sureness": request.sureness.to_json()}
         return self._ask_finished(request, ASSESS, "assess", lambda site: ranges, sets)
 
-    def conform(self, request: AssessRequest) -> FiguresAnswer:
+    def conform(self, request: AssessRequest) -> MetricsAnswer:
         """Counts of every site's validation images under a finished stage's model, for prediction sets.
 
         No quorum is needed: a site that says nothing is left out.
@@ -205,7 +205,7 @@ class Sites(Presence):
         kind: str,
         ranges: Callable[[Site], Mapping[str, tuple[float, float]]],
         more: Mapping[str, Any],
-    ) -> FiguresAnswer:
+    ) -> MetricsAnswer:
         def header(site: str) -> dict[str, Any]:
             own = {"state": request.site_states.get(site, ""), "guidance": request.task.guidance.get(site, "")}
             return {**own, "calibration": request.fitted.to_json(), **more}
@@ -225,7 +225,7 @@ class Sites(Presence):
                 quorate=False,
             )
         )
-        return figures_answer(outcome)
+        return metrics_answer(outcome)
 
     def _exchange(self, question: _Question) -> Outcome:
         task, round_index, asked = question.task, question.round_index, question.asked
@@ -288,9 +288,9 @@ class Sites(Presence):
         return requests
 
 
-def figures_answer(outcome: Outcome) -> FiguresAnswer:
-    """Good replies as figures by site."""
-    return FiguresAnswer({name: dict(outcome.replies[name].metrics) for name in sorted(outcome.replies)}, outcome)
+def metrics_answer(outcome: Outcome) -> MetricsAnswer:
+    """Good replies as metrics by site."""
+    return MetricsAnswer({name: dict(outcome.replies[name].metrics) for name in sorted(outcome.replies)}, outcome)
 
 
 def site_update(site: str, reply: Payload) -> SiteUpdate:

@@ -82,7 +82,7 @@ class RunStatus:
     started: float = field(default_factory=time.time)
     updated: float = 0.0
     round_seconds: list[float] = field(default_factory=list)
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     sites: dict[str, SiteStatus] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
     connections: int = 0
@@ -185,7 +185,7 @@ class StatusWriter:
             status.round = int(event["round"])
             status.round_seconds.append(float(event["seconds"] or 0))
             status.bytes_sent += int(event.get("bytes_sent") or 0)
-            status.figures = {k: v for k, v in (event.get("figures") or {}).items() if v is not None}
+            status.metrics = {k: v for k, v in (event.get("figures") or {}).items() if v is not None}
         elif kind == "link_lost":
             status.restarts += 1
         elif site is not None and not str(event["site"]).startswith(UNNAMED):

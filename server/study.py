@@ -40,7 +40,7 @@ def study_of_run(
         spec: of the run.
         stages: in order.
         sites: that are expected; none: whoever is there.
-        test: whether figures over test images will be asked for.
+        test: whether metrics over test images will be asked for.
         signer: the coordinator's key; none: a simulation or an insecure trial, whose study nobody checks.
 
     Raises:
@@ -121,13 +121,13 @@ def check_study(
         raise ModelFileError(f"{path} is the study of another run: they differ in {', '.join(differ)}", _ANOTHER)
     if test and not study.document["test"]:
         raise ModelFileError(
-            f"the study that sites agreed to ({path}) asks for no figures over test images",
+            f"the study that sites agreed to ({path}) asks for no metrics over test images",
             f"Leave run.test_s at 0. {_ANOTHER}",
         )
 
 
 def differences(study: Study, spec: RunSpec, *, stages: Sequence[str], sites: Sequence[str] | None) -> list[str]:
-    """In what a study is not that of a run; whether test figures are asked for is left out."""
+    """In what a study is not that of a run; whether test metrics are asked for is left out."""
     now = make_study(spec, stages=stages, test=False, sites=sites, initial={}, code={}).document
     return [name for name in ("run", "arm", "spec", "stages", "sites") if now[name] != study.document[name]]
 

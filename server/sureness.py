@@ -31,7 +31,7 @@ def conform(run: Federation, fitted: Mapping[str, Calibration]) -> dict[str, Sur
     answer = exchange.conform(request)
     run_state.bytes_sent += answer.outcome.bytes_sent
     counts: dict[str, Counts] = {}
-    for name, said in answer.figures.items():
+    for name, said in answer.metrics.items():
         found = counts_from(said, spec.task, spec.num_classes)
         if found is None:
             exchange.refused(name, "metrics", stage)

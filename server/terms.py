@@ -17,7 +17,7 @@ class RunTerms:
         deadline_s: seconds that a round may take, its evaluation included.
         join_s: the longest wait for sites to appear at the start, in seconds.
         poll_s: pause between looking for replies, in seconds.
-        test_s: the longest wait, in seconds, for the figures that sites let out of their test images at the end; 0:
+        test_s: the longest wait, in seconds, for the metrics that sites let out of their test images at the end; 0:
             nobody is asked (a simulation reads test images itself).
         deliver_s: the longest wait, in seconds, for sites that take the signed model; 0: nobody is sent it.
         patience: rounds of a stage without a better one after which the stage ends; 0: it never ends early.

@@ -12,7 +12,7 @@ from typing import Any
 
 from fed_diffmic.training.choice import choose_model
 from fed_diffmic.training.comparison import difference
-from simulations.figures import MethodResult, Row
+from simulations.metrics import MethodResult, Row
 
 METRIC = "auroc_macro"
 CANDIDATES = ("federated", "local", "finetune", "head", "mixture")

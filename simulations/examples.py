@@ -12,7 +12,7 @@ from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.inference.look import look
 from fed_diffmic.inference.predictor import Predictor
-from simulations.figures import MethodResult
+from simulations.metrics import MethodResult
 
 DRAWN = 2  # of each class, where the data are drawn and nothing else was asked for
 LARGEST = 192  # pixels of the side that is kept

@@ -19,11 +19,11 @@ from fed_diffmic.data.site import Examples
 from fed_diffmic.errors import DataError
 from fed_diffmic.files import read_json, safe_name
 from fed_diffmic.training.comparison import difference
-from fed_diffmic.training.evaluation import figures_of
+from fed_diffmic.training.evaluation import metrics_of
 from fed_diffmic.training.matrix import matrix_cell
 from fed_diffmic.training.metrics import Scored
 from simulations.drawn_from import FILE as DRAWN_FROM
-from simulations.figures import Judge, models_of
+from simulations.metrics import Judge, models_of
 from simulations.sites import VirtualSites
 
 COLUMN = "external: "
@@ -91,9 +91,9 @@ def judge_external(
         bootstrap: resamples of groups for the intervals.
 
     Returns:
-        For the summary: name -> ``n``, ``groups``, ``present``, ``absent``, ``models`` (figures by model) and
+        For the summary: name -> ``n``, ``groups``, ``present``, ``absent``, ``models`` (metrics by model) and
         ``differences`` (the federation minus each other model; a site's own model against the model that the site
-        would use of the federation); predictions as :func:`simulations.figures.prediction_tensors` names them; and
+        would use of the federation); predictions as :func:`simulations.metrics.prediction_tensors` names them; and
         the cells for the matrix, model -> column -> cell.
     """
     said: dict[str, Any] = {}
@@ -101,10 +101,10 @@ def judge_external(
     cells: dict[str, dict[str, Any]] = {}
     for name, table in tables.items():
         scored: dict[str, Scored] = {}
-        figures: dict[str, Any] = {}
+        metrics: dict[str, Any] = {}
         for row, _, judge in models_of(methods):
             scored[row] = judge.predict(table.examples)
-            figures[row] = figures_of(scored[row], judge.spec, bootstrap)
+            metrics[row] = metrics_of(scored[row], judge.spec, bootstrap)
             column = COLUMN + name
             cell = matrix_cell(scored[row], judge.spec.classes, bootstrap=bootstrap, seed=judge.spec.seed, name=column)
             cells.setdefault(row, {})[column] = cell
@@ -126,7 +126,7 @@ def judge_external(
             "groups": len(np.unique(first.groups)),
             "present": list(table.present),
             "absent": [label for label in spec.classes if label not in table.present],
-            "models": figures,
+            "models": metrics,
             "differences": gaps,
         }
     return said, tensors, cells

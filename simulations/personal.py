@@ -1,4 +1,4 @@
-"""What of a model is a virtual site's own: kept with the run, used for figures.
+"""What of a model is a virtual site's own: kept with the run, used for metrics.
 
 In a consortium these parts never leave the sites. Here the sites are folders of the run, whose state is removed when
 the run ends, so the parts that belong to the final model are copied to ``personal/<stage>/<site>.safetensors`` first.
@@ -26,7 +26,7 @@ from fed_diffmic.training.calibration import Calibration, decide
 from fed_diffmic.training.metrics import Scored
 from fed_diffmic.training.personal import Mixture, at_prior, fine_tuned, fit_mixture, with_guidance
 from simulations.arms import TrainedArm
-from simulations.figures import Judge
+from simulations.metrics import Judge
 
 
 def keep_personal(final: FinalModel, folder: Path, run_dir: Path) -> None:

@@ -36,7 +36,7 @@ class Plan:
         arms: names of all that is trained: the federation and its baselines.
         steps: seconds of one optimizer step of each stage, measured here.
         bytes: of tensors that cross between sites and coordinator in the federation; about.
-        seconds: of all arms, without reading images and figures at the end; about.
+        seconds: of all arms, without reading images and metrics at the end; about.
         federation_seconds: of the federation alone.
     """
 
@@ -126,7 +126,7 @@ def plan_text(plan: Plan, run_dir: str | None) -> str:
     paces = ", ".join(f"{stage} {1000 * pace:.0f} ms" for stage, pace in plan.steps.items())
     lines.append(
         f"time    about {duration(round(plan.seconds))} on {plan.device}, of that the federation "
-        f"{duration(round(plan.federation_seconds))}; one step: {paces}. Reading images and the figures at the end "
+        f"{duration(round(plan.federation_seconds))}; one step: {paces}. Reading images and the metrics at the end "
         "come on top"
     )
     return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""``fed-diffmic simulate``: the whole path on one machine, from published data to figures.
+"""``fed-diffmic simulate``: the whole path on one machine, from published data to metrics.
 
 Data -> virtual sites -> every arm (the federation, then the baselines) through the same ServerApp
-and ClientApp that hospitals run -> figures for the union and for each site -> summary and report.
+and ClientApp that hospitals run -> metrics for the union and for each site -> summary and report.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from fed_diffmic.reporting.tracking import make_trackers
 from server.app import app as server_app
 from server.app import shared_events
 from simulations.arms import Arm, TrainedArm, Trial, arms_of, trials_of
-from simulations.figures import Judge
 from simulations.flower_app import client_app
 from simulations.folder import forget_site_files, leave_nothing, prepare_run_dir
 from simulations.grid import InProcessGrid
+from simulations.metrics import Judge
 from simulations.personal import keep_personal, personal_methods
 from simulations.sites import VirtualSites, check_named_sites, shared_sites
 from simulations.summary import summarise

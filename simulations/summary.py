@@ -21,7 +21,7 @@ from simulations.advice import advice
 from simulations.arms import Arm, TrainedArm
 from simulations.examples import example_tensors, wanted
 from simulations.external import judge_external, open_external
-from simulations.figures import (
+from simulations.metrics import (
     Judge,
     MethodResult,
     cross_site,
@@ -83,10 +83,10 @@ def summarise(
         "class_names": main.spec.plain_names,
         "stages": {stage: stage_facts(main, stage) for stage in arms[0].stages},
         "final_stage": last,
-        "global": own.figures["global"],
-        "mean": own.figures["mean"],
+        "global": own.metrics["global"],
+        "mean": own.metrics["mean"],
         "sites": _sites(sites, own),
-        "baselines": nested({name: result.figures for name, result in others.items()}),
+        "baselines": nested({name: result.metrics for name, result in others.items()}),
         "differences": differences(own, others, draws, config.seed),
         "matrix": matrix,
         "external": elsewhere,
@@ -108,14 +108,14 @@ def summarise(
 
 
 def _sites(sites: VirtualSites, own: MethodResult) -> dict[str, Any]:
-    """How many images each site has, and the federation's figures there."""
+    """How many images each site has, and the federation's metrics there."""
     return {
         name: {
             "n_train": len(data.train),
             "n_val": len(data.val),
             "n_test": len(data.test),
             "class_counts": dict(zip(sites.classes, sites.class_counts[name], strict=True)),
-            **own.figures["sites"][name],
+            **own.metrics["sites"][name],
         }
         for name, data in sites.sites.items()
     }

@@ -138,7 +138,7 @@ def _update(module: StageModule, train: Examples, device: str, steps: int, store
 def _evaluation_seconds(
     module: StageModule, val: Examples, device: str, store: FeatureStore, clock: Callable[[], float]
 ) -> float:
-    """Scores of some images, scaled; figures over as many as there are."""
+    """Scores of some images, scaled; metrics over as many as there are."""
     if len(val) == 0:
         return 0.0
     part = val.subset(np.arange(min(len(val), _LEAST_IMAGES)))
@@ -147,8 +147,8 @@ def _evaluation_seconds(
     classes = module.spec.num_classes
     repeated = scores[np.arange(len(val)) % len(part)]
     prior = np.full(classes, 0.5 if module.spec.task == "multilabel" else 1 / classes)
-    figures = _seconds(lambda: evaluate_scores(repeated, val.labels, prior, module.spec.task), device, clock)
-    return scoring * len(val) / len(part) + figures
+    metrics = _seconds(lambda: evaluate_scores(repeated, val.labels, prior, module.spec.task), device, clock)
+    return scoring * len(val) / len(part) + metrics
 
 
 def _seconds(run: Callable[[], object], device: str, clock: Callable[[], float]) -> float:

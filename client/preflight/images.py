@@ -112,7 +112,7 @@ def check_groups(manifest: Manifest) -> Check:
         return warning(
             "data.groups",
             f"the patient (or lesion) of {len(groups) - known:,} of {len(groups):,} images is not known",
-            "Fill the column patient_id: else images of one patient may be in training and test, and figures too good.",
+            "Fill the column patient_id: else images of one patient may be in training and test, and metrics too good.",
             known=known,
         )
     return passed("data.groups", f"{groups.nunique():,} patients (or lesions) are told apart", groups=groups.nunique())

@@ -59,7 +59,7 @@ def check_policy(config: SiteConfig, data: SiteData, spec: RunSpec) -> Iterator[
         sizes = ", ".join(f"{name} {len(getattr(data, name))}" for name in hidden)
         yield warning(
             NAME,
-            f"updates may leave; figures over few images will not ({sizes}; policy.min_count is "
+            f"updates may leave; metrics over few images will not ({sizes}; policy.min_count is "
             f"{config.policy.min_count})",
             images=images,
         )

@@ -42,7 +42,7 @@ class Run:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """Every figure of the run: ``summary.json`` (docs/figures.md).
+        """Every figure of the run: ``summary.json`` (docs/metrics.md).
 
         Raises:
             UsageError: the run has not ended.

@@ -61,7 +61,7 @@ def register(add: Add) -> None:
         "--runs", type=int, default=_RUNS, help=f"of the sharpest attack, others in proportion ({_RUNS})"
     )
     privacy.add_argument("--seed", type=int, default=0, help="of the attacker's choices (0)")
-    privacy.add_argument("--out", type=Path, metavar="JSON", help="write figures and verdict into this file")
+    privacy.add_argument("--out", type=Path, metavar="JSON", help="write metrics and verdict into this file")
     privacy.add_argument("settings", nargs="*", metavar="key=value", help="settings, as privacy.unit=image")
 
 

@@ -34,7 +34,7 @@ def add_inversion(command: Parser) -> None:
     command.add_argument("--batch", default="1,8,32", metavar="N,...", help="images in a step (1,8,32)")
     command.add_argument("--steps", type=int, default=200, help="of gradient matching for one image (200)")
     command.add_argument("--seed", type=int, default=0, help="of phantoms and guesses (0)")
-    command.add_argument("--out", type=Path, metavar="JSON", help="write figures and verdict into this file")
+    command.add_argument("--out", type=Path, metavar="JSON", help="write metrics and verdict into this file")
     command.add_argument("settings", nargs="*", metavar="key=value", help="settings of the site, as for `client`")
 
 

@@ -31,7 +31,7 @@ def register(add: Add) -> None:
     experiment.description = _ABOUT
     add_below = below(experiment)
     add_below("list", _list, "the experiments that come with the package")
-    about = "run the cells that have no figures yet, and write table and report"
+    about = "run the cells that have no metrics yet, and write table and report"
     for name, said in (("run", about), ("sweep", "the same as run")):
         run = add_below(name, _run, said)
         run.description = about
@@ -81,7 +81,7 @@ def _run(arguments: argparse.Namespace, hint: list[str]) -> int:
     outcome = run_experiment(experiment, arguments.out, jobs=arguments.jobs)
     for name, cause in outcome.failed.items():
         print(f"failed: {name}: {cause}")
-    print(f"{len(outcome.done)} of {len(experiment.cells)} cells have figures")
+    print(f"{len(outcome.done)} of {len(experiment.cells)} cells have metrics")
     if outcome.done:
         for path in write_experiment_report(arguments.out):
             print(path)

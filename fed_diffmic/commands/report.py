@@ -16,7 +16,7 @@ _ABOUT = """Write a finished run's report.html again, or hold runs against each 
   fed-diffmic report RUN [--interactive] [--out FILE]
   fed-diffmic report RUN --compare RUN RUN [--out FILE]
 
-Nothing is trained or predicted: the page is made from the files in the runs' folders. With --interactive its figures
+Nothing is trained or predicted: the page is made from the files in the runs' folders. With --interactive its plots
 say their numbers where they are pointed at, and the page holds a script (plotly.js, 5 MB); without, it holds none,
 which mail filters of hospitals prefer.
 """
@@ -28,7 +28,7 @@ def register(add: Add) -> None:
     report.description = _ABOUT
     report.add_argument("folder", type=Path, metavar="RUN", help="folder of a finished run")
     report.add_argument("--compare", nargs="+", type=Path, default=[], metavar="RUN", help="runs to hold against it")
-    report.add_argument("--interactive", action="store_true", help="figures that can be pointed at (extra interactive)")
+    report.add_argument("--interactive", action="store_true", help="plots that can be pointed at (extra interactive)")
     report.add_argument(
         "--out",
         type=Path,

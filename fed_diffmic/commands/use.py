@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fed_diffmic.inference.predictions import Predictions
     from fed_diffmic.inference.predictor import Predictor
 
-_EVALUATE = """Figures of a run's final model on a table of images: image,label[,patient_id].
+_EVALUATE = """Metrics of a run's final model on a table of images: image,label[,patient_id].
 
   fed-diffmic evaluate --run DIR --manifest FILE [--json OUT] [--csv OUT] [dataset.on_bad_image=skip]
 
@@ -44,7 +44,7 @@ The images must be none that the model was trained on, some hundreds of many pat
 
 def register(add: Add) -> None:
     """Add ``evaluate``, ``predict`` and ``reference``."""
-    evaluate = add("evaluate", _evaluate, "figures of a run's final model on a table of images")
+    evaluate = add("evaluate", _evaluate, "metrics of a run's final model on a table of images")
     predict = add("predict", _predict, "class probabilities of images by a run's final model")
     reference = add("reference", _reference, "prediction sets and warnings from a site's own labelled images")
     evaluate.description, predict.description, reference.description = _EVALUATE, _PREDICT, _REFERENCE
@@ -59,7 +59,7 @@ def register(add: Add) -> None:
             "--manifest", required=True, type=Path, metavar="FILE", help="table: image,label[,patient_id]"
         )
     reference.add_argument("--out", required=True, type=Path, metavar="FILE", help="write it to this file (0600)")
-    what = {evaluate: "the figures", predict: "the predictions, with the images' names (0600)"}
+    what = {evaluate: "the metrics", predict: "the predictions, with the images' names (0600)"}
     for command, about in what.items():
         command.add_argument("--json", metavar="OUT", help=f"write {about} as JSON to this file; - is the terminal")
         command.add_argument("--csv", metavar="OUT", help=f"write {about} as CSV to this file; - is the terminal")
@@ -88,17 +88,17 @@ def _evaluate(arguments: argparse.Namespace, hint: list[str]) -> int:
     _check_common(arguments)
     manifest: Path = arguments.manifest
     _check_manifest(manifest)
-    from fed_diffmic.commands.use_print import console, print_figures
-    from fed_diffmic.inference.evaluate import evaluate_table, figures_csv, table_settings
+    from fed_diffmic.commands.use_print import console, print_metrics
+    from fed_diffmic.inference.evaluate import evaluate_table, metrics_csv, table_settings
 
     settings = table_settings(arguments.folder, arguments.settings)
     predictor = _predictor(arguments)
     with _enough_memory("End other programs, or use a machine with more memory: the model sets the images' size."):
         found = evaluate_table(predictor, manifest, settings)
     result = {"run": arguments.folder.name, **found}
-    _write(arguments, json.dumps(result, indent=2, allow_nan=False) + "\n", lambda: figures_csv(result["figures"]))
+    _write(arguments, json.dumps(result, indent=2, allow_nan=False) + "\n", lambda: metrics_csv(result["figures"]))
     out = console(_taken(arguments))
-    print_figures(out, result)
+    print_metrics(out, result)
     out.print(f"Decoded copies of the images are in {settings.folder}", markup=False, highlight=False)
     return 0
 

@@ -69,21 +69,21 @@ def _row(table: Table, *cells: str) -> None:
     table.add_row(*(Text(cell) for cell in cells))
 
 
-def print_figures(console: Console, result: dict[str, Any]) -> None:
-    """The figures over all classes, what was found in the data, and which classes they leave out."""
+def print_metrics(console: Console, result: dict[str, Any]) -> None:
+    """The metrics over all classes, what was found in the data, and which classes they leave out."""
     from fed_diffmic.training.metrics import METRICS
 
-    figures = result["figures"]
+    metrics = result["figures"]
     table = _table(["figure", "value", "95 % interval"], f"{result['n']} images")
     for metric in METRICS:
-        cell = figures[metric]
+        cell = metrics[metric]
         if cell["value"] is not None:
             interval = "" if cell["low"] is None else f"{cell['low']:.3f} to {cell['high']:.3f}"
             _row(table, metric, f"{cell['value']:.3f}", interval)
     console.print(table)
     for note in result["notes"]:
         console.print(note, markup=False, highlight=False)
-    absent = [shown(name) for name, cell in figures["per_class"].items() if not cell["positives"]]
+    absent = [shown(name) for name, cell in metrics["per_class"].items() if not cell["positives"]]
     if absent:
         console.print(f"Absent from this table, and from every macro figure: {', '.join(absent)}", markup=False)
     console.print(result["notice"], markup=False)

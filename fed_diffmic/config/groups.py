@@ -94,7 +94,7 @@ class DatasetConfig(Checked):
         choices=("none", "dermoscopy", "fundus", "chest", "ultrasound"),
     )
     subgroups: list[str] = option(
-        doc="columns of the table (table, ham10000) whose values are subgroups, such as sex and age: figures of each, "
+        doc="columns of the table (table, ham10000) whose values are subgroups, such as sex and age: metrics of each, "
         "in the report and, where policy.metrics names subgroup/*, to the coordinator",
         factory=list,
         sparse=True,

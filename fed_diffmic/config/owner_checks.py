@@ -119,7 +119,7 @@ def check_partition(config: SimulateConfig) -> None:
 
 
 def check_external(config: SimulateConfig) -> None:
-    """Names of tables from elsewhere that could not stand in files and tables of figures."""
+    """Names of tables from elsewhere that could not stand in files and tables of metrics."""
     for name in config.external:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", name):
             raise ConfigError(f"external.{name}", name, "a name of up to 40 letters, digits, '.', '_' and '-'")

@@ -77,7 +77,7 @@ class PrivacyConfig(Checked):
     )
     validation: str = option(
         "suppressed",
-        "figures over validation and test images: suppressed (the last round is kept, nothing is calibrated), "
+        "metrics over validation and test images: suppressed (the last round is kept, nothing is calibrated), "
         "or listed: they leave as they are and the privacy statement names them as outside the guarantee",
         choices=("suppressed", "listed"),
     )

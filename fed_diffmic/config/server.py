@@ -124,7 +124,7 @@ class ServerRunConfig(Checked):
     patience: int = config_bounds.patience()
     test_s: float = option(
         3600.0,
-        "seconds to wait, after the last round, for figures that sites let out of their test images; 0: none asked for",
+        "seconds to wait, after the last round, for metrics that sites let out of their test images; 0: none asked for",
         ge=0,
         le=7 * 86400,
     )

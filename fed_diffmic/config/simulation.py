@@ -165,7 +165,7 @@ class StageConfig(Checked):
     augment: bool = option(True, "flip and rotate training images (by dataset.modality)")
     amp: bool = option(True, "bfloat16 autocast where the device has it (CUDA only)")
     ema: float = option(0.0, "decay a round of the averaged global weights used for evaluation; 0: none", ge=0, lt=1)
-    select: str = option("auroc_macro", "validation figure that chooses the round", choices=SELECT_METRICS)
+    select: str = option("auroc_macro", "validation metric that chooses the round", choices=SELECT_METRICS)
     init: str | None = option(None, "start this stage from the given safetensors file", path=True)
 
     def local_steps(self, images: int) -> int:

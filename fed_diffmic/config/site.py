@@ -83,7 +83,7 @@ class PolicyConfig(Checked):
     stages: list[str] = option(doc="stages", factory=list, choices=("guidance", "diffusion", "plain"))
     strategies: list[str] = option(doc="federated algorithms", factory=list)
     codecs: list[str] = option(
-        doc="codecs (strategy.codec) in which weights may come and updates leave; rules and figures see decoded values",
+        doc="codecs (strategy.codec) in which weights may come and updates leave; rules and metrics see decoded values",
         factory=lambda: ["float32"],
         choices=CODECS,
     )
@@ -97,9 +97,9 @@ class PolicyConfig(Checked):
     max_update_norm: float = option(
         0.0, "largest L2 norm of an update (difference to the weights that came, over all tensors)", ge=0
     )
-    metrics: list[str] = option(doc="figures that may leave", factory=list)
+    metrics: list[str] = option(doc="metrics that may leave", factory=list)
     min_count: int = option(
-        10, "figures and counts over fewer images than this do not leave; a count is marked suppressed", ge=0
+        10, "metrics and counts over fewer images than this do not leave; a count is marked suppressed", ge=0
     )
     max_rounds: int = option(0, "rounds of a stage", ge=0)
     max_epochs: float = option(0.0, "passes over the training images in a round", ge=0)

@@ -42,7 +42,7 @@ def group_leak(
     leaking = present.sum(axis=1) > 1
     count = int(leaking.sum())
     if count:
-        tail = "; the published split does this, so figures on it are optimistic" if published else ""
+        tail = "; the published split does this, so metrics on it are optimistic" if published else ""
         findings.add(
             "published-split-leak" if published else "group-across-splits",
             "warning" if published else "error",
@@ -86,7 +86,7 @@ def empty_classes(manifest: Manifest, findings: Findings) -> None:
     """Say which classes have no image at all."""
     empty = [name for name, count in zip(manifest.classes, manifest.class_counts(), strict=True) if count == 0]
     if empty:
-        message = f"no image of: {', '.join(empty)}; figures report such a class as absent"
+        message = f"no image of: {', '.join(empty)}; metrics report such a class as absent"
         findings.add("empty-class", "warning", message, table=manifest.source, field="label", count=len(empty))
 
 

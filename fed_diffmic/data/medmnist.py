@@ -34,7 +34,7 @@ class Kind:
         task: as ``dataset.task``.
         modality: as ``dataset.modality``.
         classes: names in the order of the label numbers, as the package has them, without commas.
-        about: what a user should know before reading figures.
+        about: what a user should know before reading metrics.
     """
 
     python_class: str
@@ -58,7 +58,7 @@ KINDS = {
             "melanocytic nevi",
             "vascular lesions",
         ),
-        "HAM10000 without its lesions: images of one lesion lie on both sides of any split, so figures are optimistic "
+        "HAM10000 without its lesions: images of one lesion lie on both sides of any split, so metrics are optimistic "
         "(CC BY-NC 4.0)",
     ),
     "chestmnist": Kind(

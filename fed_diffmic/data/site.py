@@ -89,7 +89,7 @@ class SiteData:
 
 
 def merge_sites(name: str, sites: Sequence[SiteData]) -> SiteData:
-    """All sites' examples together, each in the split it had; for the pooled baseline and the global figures.
+    """All sites' examples together, each in the split it had; for the pooled baseline and the global metrics.
 
     Sites follow one another by name, so that the result does not depend on the order given.
 

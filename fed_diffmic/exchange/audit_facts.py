@@ -17,7 +17,7 @@ def request_facts(payload: Payload, digest: str, nbytes: int) -> dict[str, Any]:
     """A request: task, run, arm, stage, round, its name, digest of its header as it travelled, bytes of tensors.
 
     And what was asked: digests of the study, which holds every number, of the weights and of the frozen base, and of
-    the calibration under which figures are asked for.
+    the calibration under which metrics are asked for.
     """
     asked = {
         name: str(payload.header[name])[:LONGEST]

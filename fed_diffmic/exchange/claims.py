@@ -19,7 +19,7 @@ FIELDS = {
     "outside": list,
 }
 OUTSIDE = ("validation", "units", "hyperparameters", "unprotected")
-"""What may be listed as outside the guarantee: figures over validation images, the number of units, settings that were
+"""What may be listed as outside the guarantee: metrics over validation images, the number of units, settings that were
 chosen by looking at these data, stages that trained without privacy."""
 
 

@@ -39,10 +39,10 @@ class Exposure:
 
 @dataclass(frozen=True)
 class Basis:
-    """What the figures or counts of a reply rest on.
+    """What the metrics or counts of a reply rest on.
 
     Attributes:
-        images, patients: that went into the figures (distinct ones).
+        images, patients: that went into the metrics (distinct ones).
         patients_of_splits: of training, validation and test, for the counts of images.
     """
 

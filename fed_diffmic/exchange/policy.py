@@ -125,7 +125,7 @@ class SitePolicy:
         if kind in ("train", "evaluate", "conform", "assess"):
             denial = self._check_stage(kind, spec, request.header, now)
             if denial is None:
-                denial = self._check_training(spec, request) if kind == "train" else self._check_figures(kind, request)
+                denial = self._check_training(spec, request) if kind == "train" else self._check_metrics(kind, request)
         if denial is None:  # last: it looks at the whole network
             beyond = beyond_limits(self.config.limits, kind, spec, request.header.get("stage"))
             denial = None if beyond is None else Denial(*beyond)
@@ -179,12 +179,12 @@ class SitePolicy:
 
     # ---- what leaves -------------------------------------------------------------------------
     def release(self, payload: Payload, reference: Tensors, basis: Basis | None = None) -> Payload | Denial:
-        """The reply as it may leave, figures that must not leave removed; or why nothing of it may.
+        """The reply as it may leave, metrics that must not leave removed; or why nothing of it may.
 
         Args:
             payload: the reply as computed.
             reference: the tensors that came, from which the size of an update is measured.
-            basis: images and patients that went into the figures; none: as many as the reply itself says, and as many
+            basis: images and patients that went into the metrics; none: as many as the reply itself says, and as many
                 patients as images.
         """
         allowed = _HEADERS.get(payload.kind)
@@ -207,14 +207,14 @@ class SitePolicy:
             count = math.inf if self._private(payload) else payload.header["num_examples"]
             if basis is not None and not self._private(payload):
                 count = min(count, basis.images)
-            return denial or replace(payload, metrics=self._figures(payload, count, basis))
+            return denial or replace(payload, metrics=self._own_metrics(payload, count, basis))
         if payload.kind == "conform.reply":
             return replace(payload, metrics=self._counts_by_cell(payload.metrics, basis))
         if payload.kind == "deliver.reply":
             return replace(payload, metrics={})
         if payload.kind == "assess.reply":
-            return replace(payload, metrics=self._test_figures(payload.metrics))
-        return replace(payload, metrics=self._figures(payload, payload.metrics.get("num_examples", 0), basis))
+            return replace(payload, metrics=self._test_metrics(payload.metrics))
+        return replace(payload, metrics=self._own_metrics(payload, payload.metrics.get("num_examples", 0), basis))
 
     def _check_update(self, payload: Payload, reference: Tensors) -> Denial | None:
         missing = self._tensors.lacks(payload.tensors) or [n for n in payload.tensors if n not in reference]
@@ -235,8 +235,8 @@ class SitePolicy:
     def _private(self, payload: Payload) -> bool:
         return payload.header["stage"] in self.protected
 
-    def _figures(self, payload: Payload, images: float, basis: Basis | None) -> dict[str, float]:
-        """Figures that are named and rest on enough; the others are left out."""
+    def _own_metrics(self, payload: Payload, images: float, basis: Basis | None) -> dict[str, float]:
+        """Metrics that are named and rest on enough; the others are left out."""
         floors, patients = self.config.floors, images
         if basis is not None and not (payload.kind == "train.reply" and self._private(payload)):
             patients = basis.patients
@@ -257,7 +257,7 @@ class SitePolicy:
         found = told(metrics, self.config.min_count, floors.figure_patients)
         return {name: value for name, value in found.items() if name in self._metrics}
 
-    def _test_figures(self, metrics: Mapping[str, float]) -> dict[str, float]:
+    def _test_metrics(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Those named; none over too few images; small counts of a class left out, which :data:`COMPLETE` tells."""
         few = metrics.get(TEST_IMAGES, 0) < max(1, self.config.min_count)
         if few or metrics.get(TEST_PATIENTS, math.inf) < self.config.floors.figure_patients:
@@ -342,7 +342,7 @@ class SitePolicy:
             return Denial(failures.POLICY_STEPS, f"{cfg.steps} steps; policy.max_steps is {rules.max_steps}")
         return None
 
-    def _check_figures(self, kind: str, request: Payload) -> Denial | None:
+    def _check_metrics(self, kind: str, request: Payload) -> Denial | None:
         if kind == "assess":
             wanted = [TEST_IMAGES]
         elif kind == "conform":

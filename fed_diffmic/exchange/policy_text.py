@@ -25,7 +25,7 @@ _TYPES = {
     "float64": "64-bit floating-point numbers",
     "int64": "64-bit whole numbers (counters)",
 }
-_FIGURES = {
+_METRICS = {
     "num_examples": "how many images a figure or an update is about",
     "images": "how many images are in training, validation and test",
     "class_counts": "how many training images each class has",
@@ -36,10 +36,10 @@ _FIGURES = {
     "auroc_macro": "area under the ROC curve, averaged over classes",
     "balanced_accuracy": "balanced accuracy",
     "accuracy": "accuracy",
-    "test/*": "once, when training is over, for each stage's model: figures over the test images (balanced accuracy, "
+    "test/*": "once, when training is over, for each stage's model: metrics over the test images (balanced accuracy, "
     "area under the ROC curve, calibration error, sensitivity at 90 % specificity, with intervals) and how many images "
     "of each class are among them",
-    "subgroup/*": "once, when training is over: figures for each subgroup of the test images (dataset.subgroups: names "
+    "subgroup/*": "once, when training is over: metrics for each subgroup of the test images (dataset.subgroups: names "
     "of columns and values leave too)",
     "sets/*": "once, when training is over: how many validation images have scores in each of 201 cells, by class (for "
     "prediction sets); no count of fewer images than policy.min_count",
@@ -141,7 +141,7 @@ def names_nothing(policy: PolicyConfig) -> str:
 
 
 def _leaves(policy: PolicyConfig) -> list[str]:
-    figures = [f"{name} ({_FIGURES[name]})" if name in _FIGURES else name for name in policy.metrics]
+    metrics = [f"{name} ({_METRICS[name]})" if name in _METRICS else name for name in policy.metrics]
     types = [f"{name} ({_TYPES[name]})" if name in _TYPES else name for name in policy.dtypes]
     size = "No update may leave: the largest size allowed is 0."
     if policy.max_update_norm > 0:
@@ -149,10 +149,10 @@ def _leaves(policy: PolicyConfig) -> list[str]:
             "An update (how the model's weights changed by training here) leaves only if its size, the L2 norm over "
             f"all its floating-point numbers, is at most {_number(policy.max_update_norm)}."
         )
-    least = f"Figures leave even over a single image: the smallest count is {policy.min_count}."
+    least = f"Metrics leave even over a single image: the smallest count is {policy.min_count}."
     if policy.min_count > 1:
         least = (
-            f"Figures over fewer than {policy.min_count} images do not leave. Counts from 1 to {policy.min_count - 1} "
+            f"Metrics over fewer than {policy.min_count} images do not leave. Counts from 1 to {policy.min_count - 1} "
             "leave as the word that they are kept back, not as 0, and so do further counts where a hidden one could be "
             "computed from the others. A site with "
             f"fewer than {policy.min_count} training images sends no update."
@@ -161,7 +161,7 @@ def _leaves(policy: PolicyConfig) -> list[str]:
         _named("Parts of the model (tensors, by name) whose update may leave", policy.tensors, "No part may leave."),
         _named("Types of numbers in which they may leave", types, "No type of number may leave."),
         size,
-        _named("Figures that may leave", figures, "No figure may leave."),
+        _named("Metrics that may leave", metrics, "No metric may leave."),
         least,
         "A round of training is answered once: the same request again gets the same answer, another one is refused.",
     ]

@@ -22,7 +22,7 @@ from fed_diffmic.exchange.payload import Limits, Payload, PayloadError, Tensors
 MAX_EXAMPLES = 2**40
 LONGEST_FIELD = 16_384
 """Characters of a text in a reply's header: some are sent back with the next request, which has a bound of its own."""
-MAX_FIGURE = 1e9
+MAX_METRIC = 1e9
 """The largest loss, number of steps or of seconds that is taken: sums and powers of such numbers stay finite."""
 COUNTS_A_STEP = 64
 """How often one optimizer step may move a counter (``num_batches_tracked``): the layer is called once, or once for each

@@ -9,7 +9,7 @@ format     1
 run, arm   names of the run (ours) and of the training inside it
 spec       every number that the sites get (:class:`fed_diffmic.config.spec.RunSpec` without the coordinator's paths)
 stages     the stages that will be trained, in order
-test       whether figures over the sites' test images are asked for at the end, once for each stage's model
+test       whether metrics over the sites' test images are asked for at the end, once for each stage's model
 sites      names of the sites that are expected, sorted; null: whoever is there
 initial    ``{stage: {"base", "weights"}}``: digests of the first stage's weights before its first round
 code       version of the program, digest of its source files, versions of what it stands on
@@ -127,7 +127,7 @@ def make_study(
     Args:
         spec: of the run; paths are left out.
         stages: that will be trained, in order.
-        test: whether figures over test images are asked for at the end.
+        test: whether metrics over test images are asked for at the end.
         sites: that are expected; none: whoever is there.
         initial: digests of a stage's weights before its first round, of the stages where they are known.
         code: what computes at the coordinator.
@@ -193,7 +193,7 @@ def contradiction(study: Study, kind: str, request: Payload) -> str:
     if kind == "conform" and stage != study.stages[-1]:
         return f"prediction sets are those of the study's last stage, and {stage} is not"
     if kind == "assess" and not study.document["test"]:
-        return "the study asks for no figures over test images"
+        return "the study asks for no metrics over test images"
     initial = study.document["initial"].get(stage)
     if initial is not None and header["base"] != initial["base"]:
         return f"the frozen part of stage {stage} is not the study's"

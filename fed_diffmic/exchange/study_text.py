@@ -108,12 +108,12 @@ def _stage(spec: RunSpec, stage: str) -> str:
 def _besides(study: Study) -> Iterator[str]:
     spec = study.spec()
     yield "Once, how many images are in training, validation and test, and how many training images each class has."
-    yield "After each round, figures on the site's validation images; once a stage, sums for its calibration."
+    yield "After each round, metrics on the site's validation images; once a stage, sums for its calibration."
     yield "Once, at the end, how many validation images lie in each cell of the last model's scores (prediction sets)."
     if study.document["test"]:
-        yield "Once, at the end, figures of each stage's model on the site's test images."
+        yield "Once, at the end, metrics of each stage's model on the site's test images."
     else:
-        yield "No figures on the site's test images."
+        yield "No metrics on the site's test images."
     yield f"The sites' updates are put together by `{spec.strategy.name}`."
     sites = study.document["sites"]
     yield f"Sites expected: {', '.join(sites)}." if sites else "Sites expected: whoever is there."

@@ -23,7 +23,7 @@ def model_card(final: FinalModel) -> dict[str, Any]:
         ``run``, ``stage``, ``task``, ``classes``, ``class_names`` (what they are called for people, where that is
         known), ``image_side``, ``signed_by`` (empty: nobody), ``digest``,
         ``strategy``, ``rounds``, ``chosen_round``, ``sites`` (names of those in the stage's last round), ``prior``
-        (share of the training images that have each class), ``calibrated_on`` (images), ``validation`` (mean figures
+        (share of the training images that have each class), ``calibrated_on`` (images), ``validation`` (mean metrics
         of the chosen round), ``not_shown``, ``notice``.
     """
     stage, spec = last_stage(final), final.spec

@@ -1,4 +1,4 @@
-"""Figures of a finished model on any table of images."""
+"""Metrics of a finished model on any table of images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fed_diffmic.data.open import cache_folder, open_table
 from fed_diffmic.data.site import Examples
 from fed_diffmic.errors import ModelFileError, UsageError
 from fed_diffmic.inference.predictor import NOTICE, Predictor
-from fed_diffmic.training.evaluation import figures_of
+from fed_diffmic.training.evaluation import metrics_of
 from fed_diffmic.training.metrics import METRICS, PER_CLASS
 
 TAKEN = ("dataset.cache_dir", "dataset.on_bad_image")
@@ -103,7 +103,7 @@ def read_examples(spec: RunSpec, manifest_file: Path, settings: TableSettings) -
 def evaluate_table(
     predictor: Predictor, manifest_file: Path, settings: TableSettings, *, bootstrap: int = 1000
 ) -> dict[str, Any]:
-    """Figures of a model on every image of a table.
+    """Metrics of a model on every image of a table.
 
     Args:
         manifest_file: ``image,label[,patient_id,...]``, image paths relative to it, labels by name.
@@ -111,8 +111,8 @@ def evaluate_table(
         bootstrap: resamples of groups.
 
     Returns:
-        ``n``, ``notes`` (what was found in the data and handled), ``figures``
-        (:func:`fed_diffmic.training.metrics.figures`), ``notice``.
+        ``n``, ``notes`` (what was found in the data and handled), ``metrics``
+        (:func:`fed_diffmic.training.metrics.compute_metrics`), ``notice``.
 
     Raises:
         DataError: what is wrong with the table.
@@ -122,20 +122,20 @@ def evaluate_table(
     return {
         "n": len(examples),
         "notes": notes,
-        "figures": figures_of(predictor.predict(examples), predictor.spec, bootstrap),
+        "figures": metrics_of(predictor.predict(examples), predictor.spec, bootstrap),
         "notice": NOTICE,
     }
 
 
-def figures_csv(figures: dict[str, Any]) -> str:
-    """``figure,class,value,low,high,n``: the figures over all classes (``class`` empty), then those of each class."""
+def metrics_csv(metrics: dict[str, Any]) -> str:
+    """``figure,class,value,low,high,n``: the metrics over all classes (``class`` empty), then those of each class."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["figure", "class", "value", "low", "high", "n"])
     for metric in METRICS:
-        cell = figures[metric]
+        cell = metrics[metric]
         writer.writerow([metric, "", *_cells(cell["value"], cell["low"], cell["high"]), cell["n"]])
-    for name, cell in figures["per_class"].items():
+    for name, cell in metrics["per_class"].items():
         for metric in PER_CLASS:
             low, high = cell["intervals"].get(metric) or (None, None)
             writer.writerow([metric, name, *_cells(cell[metric], low, high), cell["n"]])

@@ -79,8 +79,8 @@ def make_reference(predictor: Predictor, manifest_file: Path, settings: TableSet
     features = np.concatenate([image_features(predictor.module, part, predictor.device) for part in pixels])
     usual = familiar(features, examples.labels, examples.groups, spec.task, spec.seed)
     scores, others = predict_doubts(predictor.module, examples, predictor.device)
-    figures = site_counts(scores, others, examples.labels, examples.groups, predictor.fitted, spec)
-    counts = counts_from(without_owners(figures), spec.task, spec.num_classes)
+    metrics = site_counts(scores, others, examples.labels, examples.groups, predictor.fitted, spec)
+    counts = counts_from(without_owners(metrics), spec.task, spec.num_classes)
     if counts is None:
         raise ValueError("a site's own counts must be whole")
     sure = fit({OWN: counts}, [], spec.task, spec.num_classes, guarded=False)

@@ -196,7 +196,7 @@ def private_update(
     noised sum of the drawn units' features in the place of their gradients, and the mean is that of the steps.
 
     Returns:
-        tensors, 1 as the number of examples (the caller knows the public weight), and as figures the number of steps
+        tensors, 1 as the number of examples (the caller knows the public weight), and as metrics the number of steps
         alone: a loss, and even a time, would say something of the data.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 WORDS = {
-    "validation": "figures over its validation and test images (by which a round was chosen, probabilities were "
+    "validation": "metrics over its validation and test images (by which a round was chosen, probabilities were "
     "calibrated and the model is judged)",
     "units": "the number of its training units, from which the sample rate follows",
     "hyperparameters": "settings that were chosen by looking at these data",
@@ -51,7 +51,7 @@ def _coordinator_says(found: Mapping[str, Any]) -> list[str]:
         f"updates there or replaced by zero in all rounds, by noise on {found['releases']} averages (noise multiplier "
         f"{found['noise_multiplier']:g}, updates clipped to {found['clip_norm']:g}).",
         "It covers the weights that were released, against whoever sees them; not against the coordinator, who sees "
-        "every update; not the sites' class counts and figures, nor the choice of a round by them; not who took part. "
+        "every update; not the sites' class counts and metrics, nor the choice of a round by them; not who took part. "
         "It is another guarantee than a site's own, and neither adds to the other.",
     ]
 

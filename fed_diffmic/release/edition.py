@@ -1,6 +1,6 @@
 """A final model as one site gets it: the same weights, and of what the sites said only what is the run's or its own.
 
-``model.json`` and the signed statement of a run hold every site's figures, counts and privacy claims. Those left each
+``model.json`` and the signed statement of a run hold every site's metrics, counts and privacy claims. Those left each
 site for the coordinator, not for the other sites; so each site is sent an edition of its own, signed by itself.
 """
 
@@ -61,7 +61,7 @@ def site_edition(model: FinalModel, statement: Mapping[str, Any], site: str, sig
 
 
 def _row(row: Mapping[str, Any], site: str) -> dict[str, Any]:
-    """A round: who took part, the run's means where they tell of nobody, and the site's own figures."""
+    """A round: who took part, the run's means where they tell of nobody, and the site's own metrics."""
     kept = {**row, **{name: _of(row[name], site) for name in ("val", "missing", "heads", "privacy") if name in row}}
     if "payloads" in row:
         kept["payloads"] = _payloads(row["payloads"], site)

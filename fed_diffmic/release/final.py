@@ -40,13 +40,13 @@ class FinalModel:
         spec: what the run's sites had in common.
         states: full state of each stage's network.
         calibration: fitted on the sites' validation sums, for each stage.
-        history: one mapping of figures a round.
+        history: one mapping of metrics a round.
         bytes_sent: tensor bytes both ways.
         digests: of each stage's weights.
         signed_by: fingerprint of the key whose signature was verified; empty: nobody signed.
         personal: for each stage, digest of each site's own state that belongs to the model there; the state itself
             never left the site. Empty: the model is the same everywhere.
-        matrix: figures on the sites' test images, as far as the sites let them out: stage -> site -> cell
+        matrix: metrics on the sites' test images, as far as the sites let them out: stage -> site -> cell
             (:func:`fed_diffmic.training.matrix.cell_from`). Empty: nobody was asked (a simulation).
         sureness: prediction sets and the test of uncertainty, of the stages where they are known: the last one. Empty:
             an earlier version made the model.

@@ -1,7 +1,7 @@
-"""Finished runs side by side in one page: how their settings differ, their test figures, and paired differences.
+"""Finished runs side by side in one page: how their settings differ, their test metrics, and paired differences.
 
 A paired difference needs the same test images: the same partition (by its digest) and the same labels and groups in
-``predictions.safetensors``. Where they are not the same, figures stand beside each other and the page says that they
+``predictions.safetensors``. Where they are not the same, metrics stand beside each other and the page says that they
 cannot be compared.
 """
 
@@ -22,7 +22,7 @@ from fed_diffmic.reporting import page, plots
 from fed_diffmic.reporting.curves import GLOBAL, Row, kept_rows
 from fed_diffmic.reporting.events import read_events
 from fed_diffmic.reporting.page import Html
-from fed_diffmic.reporting.report import DISCLAIMER, figure_cell
+from fed_diffmic.reporting.report import DISCLAIMER, metric_cell
 from fed_diffmic.reporting.story import HELPED, MAIN_METRICS, UNKNOWN, WORSE, verdict
 from fed_diffmic.reporting.view import (
     DASH,
@@ -30,8 +30,8 @@ from fed_diffmic.reporting.view import (
     METRIC_NAMES,
     arms,
     duration,
-    figure,
-    mean_figure,
+    mean_measured,
+    measured,
     size,
     with_interval,
 )
@@ -179,18 +179,18 @@ def _differing(runs: Sequence[FinishedRun]) -> Html:
     return page.section("What differs", page.table(["setting", *(run.label for run in runs)], rows, words=True))
 
 
-def _figures(runs: Sequence[FinishedRun], gaps: Sequence[Mapping[str, Any] | None], metric: str) -> Html:
+def _metrics(runs: Sequence[FinishedRun], gaps: Sequence[Mapping[str, Any] | None], metric: str) -> Html:
     blocks = [arms(run.summary)[FEDERATED] for run in runs]
     sites = list(dict.fromkeys(site for run in runs for site in run.summary.get("sites") or {}))
     columns: list[object] = [run.label for run in runs]
     columns += [f"{run.label} minus {runs[0].label}" for run, gap in zip(runs[1:], gaps, strict=True) if gap]
-    rows: list[list[object]] = [["all test images", *(figure_cell(figure(block, metric)) for block in blocks)]]
+    rows: list[list[object]] = [["all test images", *(metric_cell(measured(block, metric)) for block in blocks)]]
     rows[0] += [""] * (len(columns) - len(runs))
-    rows.append(["mean over sites", *(figure_cell(mean_figure(block, metric)) for block in blocks)])
-    rows[1] += [figure_cell(gap["mean"][metric], sign=True) for gap in gaps if gap]
+    rows.append(["mean over sites", *(metric_cell(mean_measured(block, metric)) for block in blocks)])
+    rows[1] += [metric_cell(gap["mean"][metric], sign=True) for gap in gaps if gap]
     for site in sites:
-        line: list[object] = [site, *(figure_cell(figure(block, metric, site=site)) for block in blocks)]
-        rows.append(line + [figure_cell(gap["sites"].get(site, {}).get(metric), sign=True) for gap in gaps if gap])
+        line: list[object] = [site, *(metric_cell(measured(block, metric, site=site)) for block in blocks)]
+        rows.append(line + [metric_cell(gap["sites"].get(site, {}).get(metric), sign=True) for gap in gaps if gap])
     name = METRIC_NAMES[metric]
     table = page.table(["test images of", *columns], rows, caption=f"{name}, 95 % interval below", sums=2)
     return page.section(name[0].upper() + name[1:], table)
@@ -227,7 +227,7 @@ def _curves(runs: Sequence[FinishedRun], metric: str) -> Html:
             drawn.append(
                 page.picture(plots.data_uri(plot), f"Stage {stage}: validation {METRIC_NAMES[metric]} by round.")
             )
-    return page.section("Training", page.figures(drawn)) if drawn else Html("")
+    return page.section("Training", page.pictures(drawn)) if drawn else Html("")
 
 
 def write_comparison(path: Path, runs: Sequence[FinishedRun]) -> Path:
@@ -253,7 +253,7 @@ def write_comparison(path: Path, runs: Sequence[FinishedRun]) -> Path:
         page.paragraph(DISCLAIMER, "soft"),
         _opening(runs, gaps, metrics[0]),
         _differing(runs),
-        *(_figures(runs, gaps, metric) for metric in metrics),
+        *(_metrics(runs, gaps, metric) for metric in metrics),
         page.paragraph(note, "soft"),
         _curves(runs, metrics[0]),
         _costs(runs),

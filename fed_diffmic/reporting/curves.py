@@ -28,9 +28,9 @@ class Row(NamedTuple):
     value: float
 
 
-def _numbers(figures: Any) -> Iterator[tuple[str, float]]:
+def _numbers(metrics: Any) -> Iterator[tuple[str, float]]:
     """Name and number of each defined figure, written as a number or as ``{value, ...}``."""
-    for name, entry in figures.items() if isinstance(figures, Mapping) else ():
+    for name, entry in metrics.items() if isinstance(metrics, Mapping) else ():
         value = entry.get("value") if isinstance(entry, Mapping) else entry
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             yield str(name), float(value)

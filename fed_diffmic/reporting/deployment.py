@@ -14,8 +14,8 @@ from fed_diffmic.reporting.page import Html
 from fed_diffmic.reporting.report import (
     DISCLAIMER,
     curves_section,
-    figure_cell,
     matrix_section,
+    metric_cell,
     privacy_section,
     warnings_notice,
 )
@@ -90,9 +90,9 @@ def _opening(summary: Mapping[str, Any]) -> Html:
     told = {site: cell[metric] for site, cell in row.items() if cell[metric]["value"] is not None}
     silent = sorted(set(row) - set(told))
     if not row:
-        headline = "Nobody was asked for figures on test images (run.test_s is 0)."
+        headline = "Nobody was asked for metrics on test images (run.test_s is 0)."
     elif not told:
-        headline = "No site let out figures on its test images: how good this model is, only the sites can say."
+        headline = "No site let out metrics on its test images: how good this model is, only the sites can say."
     else:
         low, high = (pick(told, key=lambda site: told[site]["value"]) for pick in (min, max))
         if len(told) == 1:
@@ -158,12 +158,12 @@ def _sites(summary: Mapping[str, Any], events: Sequence[Event]) -> Html:
         least = rarest(cell)
         mark = "a class has few: read with care" if 0 < (least or 0) < LEAST_POSITIVES else withheld
         tested = page.stacked(str(cell["n"]), mark) if cell.get("n") else DASH
-        figures = [figure_cell(cell.get(name)) for name in ("auroc_macro", "balanced_accuracy", "ece")]
-        lines.append([site, _training_images(site, facts, noisy), missed, tested, *figures])
+        metrics = [metric_cell(cell.get(name)) for name in ("auroc_macro", "balanced_accuracy", "ece")]
+        lines.append([site, _training_images(site, facts, noisy), missed, tested, *metrics])
     columns = ["site", "training images", "replies missing", "test images", "macro AUROC", "balanced accuracy"]
     caption = "The final model on each site's own test images, 95 % interval below, as far as the site let it out."
     note = (
-        "The figures are each site's own word. They were asked for once, when no round was left to be chosen; "
+        "The metrics are each site's own word. They were asked for once, when no round was left to be chosen; "
         "intervals come from a bootstrap over patients at the site. Sites differ in their patients and classes: a "
         "lower figure is not a worse site."
     )

@@ -22,7 +22,7 @@ def external_section(summary: Mapping[str, Any], metrics: tuple[str, ...]) -> Ht
 
     Args:
         summary: of the run.
-        metrics: whose figures are shown; the difference is that of the first.
+        metrics: that are shown; the difference is that of the first.
     """
     parts: list[object] = []
     for name, table in sorted((summary.get("external") or {}).items()):
@@ -30,13 +30,13 @@ def external_section(summary: Mapping[str, Any], metrics: tuple[str, ...]) -> Ht
         said = f"{table['n']} images of {table['groups']} patients or lesions, read once, when everything was chosen."
         if table["absent"]:
             said += (
-                f" It holds no image of {', '.join(table['absent'])}: figures over classes are means over "
+                f" It holds no image of {', '.join(table['absent'])}: metrics over classes are means over "
                 f"{', '.join(table['present'])}, and are not comparable with those of the sites."
             )
         parts.append(page.paragraph(said))
         rows = []
-        for model, figures in table["models"].items():
-            cells = [_cell(figures[metric]) for metric in metrics]
+        for model, values in table["models"].items():
+            cells = [_cell(values[metric]) for metric in metrics]
             gap = (table["differences"].get(model) or {}).get(metrics[0])
             rows.append([arm_name(model), *cells, _cell(gap, sign=True)])
         columns = [

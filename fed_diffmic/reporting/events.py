@@ -12,7 +12,7 @@ trial_started   arm, lr_scale: one factor of the learning-rate grid, until the n
 stage_started   stage, rounds
 round_started   stage, round (from 1), rounds, sites
 site_done       stage, round, site, bytes, and its training's numbers (seconds, loss)
-site_evaluated  stage, round, site, bytes, and its validation figures (name to number)
+site_evaluated  stage, round, site, bytes, and its validation metrics (name to number)
 site_failed     stage, round, site, code, reason: no reply that could be used
 site_refused    stage, round, site, code, reason: a reply that the screening refused
 site_waits      stage, round, site, code, reason, again_s: it asks for patience, and is asked again then

@@ -69,7 +69,7 @@ def examples_section(examples: Tensors | None, classes: Sequence[str]) -> Html:
         "middle is dark. Both show where the network responds, not why, and not that it is right to. The images are "
         "the first of each class in an order that has nothing to do with how well they were classified."
     )
-    return page.section("What the model looks at", page.figures(drawn), page.paragraph(note, "soft"))
+    return page.section("What the model looks at", page.pictures(drawn), page.paragraph(note, "soft"))
 
 
 def _named(name: str, classes: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ from fed_diffmic.errors import UsageError
 from fed_diffmic.reporting import plots
 from fed_diffmic.reporting.curves import Row
 from fed_diffmic.reporting.page import Html
-from fed_diffmic.reporting.view import METRIC_NAMES, arm_name, arms, figure, mean_figure, number, with_interval
+from fed_diffmic.reporting.view import METRIC_NAMES, arm_name, arms, mean_measured, measured, number, with_interval
 
 Drawing = dict[str, Any]
 _DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
@@ -177,7 +177,7 @@ def site_drawing(summary: Mapping[str, Any], metric: str) -> Drawing:
     names = ["mean over sites", *sites]
     data = []
     for arm, block in _compared(summary):
-        entries = [mean_figure(block, metric), *(figure(block, metric, site=site) for site in sites)]
+        entries = [mean_measured(block, metric), *(measured(block, metric, site=site) for site in sites)]
         color, marker, _ = plots.LOOK[arm]
         data.append(
             {

@@ -180,7 +180,7 @@ def tiles(facts: Sequence[tuple[str, str]]) -> Html:
     return Html(f'<div class="tiles">{inner}</div>')
 
 
-def figures(parts: Sequence[Html]) -> Html:
+def pictures(parts: Sequence[Html]) -> Html:
     """Figures side by side where there is room."""
     return Html(f'<div class="figures">\n{join(parts)}\n</div>') if parts else Html("")
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fed_diffmic.reporting.curves import GLOBAL, Row
-from fed_diffmic.reporting.view import FEDERATED, METRIC_NAMES, arm_name, arms, chance, figure, mean_figure, paired
+from fed_diffmic.reporting.view import FEDERATED, METRIC_NAMES, arm_name, arms, chance, mean_measured, measured, paired
 
 WIDTH = 5.4  # inches
 MOST_ROWS = 60  # sites in one figure; more are in the tables only
@@ -87,20 +87,20 @@ def _site_rows(ax: Axes, names: Sequence[str]) -> None:
 
 @mpl.rc_context(STYLE)
 def site_plot(summary: Mapping[str, Any], metric: str) -> Figure:
-    """Test figure of each arm at each site with its interval, the mean over sites on top."""
+    """Test metric of each arm at each site with its interval, the mean over sites on top."""
     models = {arm: block for arm, block in arms(summary).items() if arm in COMPARED}
     sites = sorted(summary["sites"])[:MOST_ROWS]
     drawing, ax = _axes(1.3 + (0.16 * len(models) + 0.2) * (len(sites) + 1))
     step = 0.7 / max(1, len(models))
     for position, (arm, block) in enumerate(models.items()):
-        entries = [mean_figure(block, metric), *(figure(block, metric, site=site) for site in sites)]
+        entries = [mean_measured(block, metric), *(measured(block, metric, site=site) for site in sites)]
         shift = (position - (len(models) - 1) / 2) * step
         label: str | None = arm_name(arm)
         for row, entry in enumerate(entries):
             _whisker(ax, entry, row + shift, LOOK[arm], label)
             label = label if entry.get("value") is None else None
     _site_rows(ax, ["mean over sites", *sites])
-    known = chance(metric, summary["task"], len(figure(models[FEDERATED], metric).get("classes") or []))
+    known = chance(metric, summary["task"], len(measured(models[FEDERATED], metric).get("classes") or []))
     if known is not None:
         ax.axvline(known, color="#777777", lw=1, ls=(0, (2, 2)), label="chance")
     ax.set_xlabel(f"{METRIC_NAMES[metric]} on test images (95 % interval)")
@@ -195,7 +195,7 @@ def curve_plot(rows: Sequence[Row], stage: str, split: str, metric: str) -> Figu
 
 @mpl.rc_context(STYLE)
 def runs_plot(lines: Mapping[str, Sequence[tuple[int, float]]], metric: str) -> Figure | None:
-    """A validation figure by round, a line for each run; ``None`` if there is none. Looks repeat after the seventh."""
+    """A validation metric by round, a line for each run; ``None`` if there is none. Looks repeat after the seventh."""
     if not lines:
         return None
     drawing, ax = _axes(3.1)

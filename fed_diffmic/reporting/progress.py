@@ -53,10 +53,10 @@ class _State:
     def round_line(self, event: Event) -> str:
         """A finished round in one line."""
         parts = [f"{len(self.done)} of {max(self.expected, len(self.done))} sites"] if self.done else []
-        figures: dict[str, Any] = event.get("figures") or {}
-        shown = next((name for name in _SHOWN if figures.get(name) is not None), None)
+        metrics: dict[str, Any] = event.get("figures") or {}
+        shown = next((name for name in _SHOWN if metrics.get(name) is not None), None)
         if shown is not None:
-            parts.append(f"validation {METRIC_NAMES[shown]} {number(figures[shown])}")
+            parts.append(f"validation {METRIC_NAMES[shown]} {number(metrics[shown])}")
         if event.get("loss") is not None:
             parts.append(f"loss {number(event['loss'])}")
         parts.append(duration(event.get("seconds")))

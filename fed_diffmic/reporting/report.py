@@ -23,8 +23,8 @@ from fed_diffmic.reporting.view import (
     arms,
     chance,
     duration,
-    figure,
-    mean_figure,
+    mean_measured,
+    measured,
     number,
     paired,
     plain_names,
@@ -39,7 +39,7 @@ _SIGNS = {HELPED: "\N{BLACK UP-POINTING TRIANGLE} better", WORSE: "\N{BLACK DOWN
 _SIGNS |= {UNCLEAR: "unclear", UNKNOWN: "cannot be said"}
 
 
-def figure_cell(entry: Mapping[str, Any] | None, *, sign: bool = False) -> Html:
+def metric_cell(entry: Mapping[str, Any] | None, *, sign: bool = False) -> Html:
     """A figure with its interval under it."""
     if entry is None or entry.get("value") is None:
         return Html(DASH)
@@ -51,7 +51,7 @@ def _tiles(summary: Mapping[str, Any]) -> Html:
     ours = arms(summary)[FEDERATED]
     tiles = []
     for metric in MAIN_METRICS[summary["task"]]:
-        entry = figure(ours, metric)
+        entry = measured(ours, metric)
         spread = "" if entry["low"] is None else f"{number(entry['low'])} to {number(entry['high'])}, "
         tiles.append((number(entry["value"]), f"{METRIC_NAMES[metric]}, all test images ({spread}n = {entry['n']})"))
     sites = summary.get("sites") or {}
@@ -103,16 +103,16 @@ def _site_table(summary: Mapping[str, Any], metric: str) -> Html:
 
     def line(name: str, sizes: str, site: str | None, mean: bool) -> list[object]:
         def get(arm: str) -> dict[str, Any]:
-            return mean_figure(models[arm], metric) if mean else figure(models[arm], metric, site=site)
+            return mean_measured(models[arm], metric) if mean else measured(models[arm], metric, site=site)
 
         own = get(FEDERATED)
         under = ", ".join(part for part in (sizes, "" if mean else _absent(own, summary["classes"])) if part)
-        cells: list[object] = [page.stacked(name, under), figure_cell(own)]
+        cells: list[object] = [page.stacked(name, under), metric_cell(own)]
         if local:
             gap = paired(summary, "local", metric, site)
             compared = mean or site is not None  # the union of all sites has no paired difference of its own
-            cells += [figure_cell(gap, sign=True), _SIGNS[verdict(gap, metric)]] if compared else ["", ""]
-        return [*cells, *(figure_cell(get(arm)) for arm in others)]
+            cells += [metric_cell(gap, sign=True), _SIGNS[verdict(gap, metric)]] if compared else ["", ""]
+        return [*cells, *(metric_cell(get(arm)) for arm in others)]
 
     sites = summary.get("sites") or {}
     whole = " / ".join(str(sum(int(b.get(f"n_{s}") or 0) for b in sites.values())) for s in ("train", "val", "test"))
@@ -121,7 +121,7 @@ def _site_table(summary: Mapping[str, Any], metric: str) -> Html:
         rows.append(
             line(site, " / ".join(str(sites[site].get(f"n_{s}", DASH)) for s in ("train", "val", "test")), site, False)
         )
-    known = chance(metric, summary["task"], len(figure(models[FEDERATED], metric).get("classes") or []))
+    known = chance(metric, summary["task"], len(measured(models[FEDERATED], metric).get("classes") or []))
     if known is not None:
         rows.append([page.stacked("chance", "a model that knows nothing"), number(known), *[""] * (len(columns) - 2)])
     return page.table(columns, rows, caption=f"{METRIC_NAMES[metric]} on test images, 95 % interval below", sums=2)
@@ -141,7 +141,7 @@ def _results(summary: Mapping[str, Any], interactive: bool) -> Html:
             )
             twin = live.attribute(live.site_drawing(summary, metric) if interactive else None)
             drawn.append(page.picture(plots.data_uri(plots.site_plot(summary, metric)), said, twin))
-    parts: list[object] = [page.figures(drawn)]
+    parts: list[object] = [page.pictures(drawn)]
     for metric in metrics:
         parts += [
             Html(f"<h3>{page.text(METRIC_NAMES[metric][0].upper() + METRIC_NAMES[metric][1:])}</h3>"),
@@ -151,15 +151,15 @@ def _results(summary: Mapping[str, Any], interactive: bool) -> Html:
         "Intervals come from a bootstrap over groups (patients, lesions). A difference is paired: both models on the "
         "same resamples. Each is a 95 % interval of its own; among many sites, one in twenty without any true "
         "difference will look like one. A figure that leaves a class out is not comparable with one that holds it, nor "
-        "are figures of sites whose patients differ."
+        "are metrics of sites whose patients differ."
     )
     return page.section("Who gained, and how much", *parts, page.paragraph(note, "soft"))
 
 
-def _all_figures(summary: Mapping[str, Any]) -> Html:
-    metrics = [m for m in METRIC_NAMES if m != "loss" and figure(arms(summary)[FEDERATED], m)["value"] is not None]
+def _all_metrics(summary: Mapping[str, Any]) -> Html:
+    metrics = [m for m in METRIC_NAMES if m != "loss" and measured(arms(summary)[FEDERATED], m)["value"] is not None]
     rows = [
-        [arm_name(arm), *(figure_cell(figure(block, metric)) for metric in metrics)]
+        [arm_name(arm), *(metric_cell(measured(block, metric)) for metric in metrics)]
         for arm, block in arms(summary).items()
         if block.get("global")
     ]
@@ -179,7 +179,7 @@ def _per_class(summary: Mapping[str, Any]) -> Html:
         cells = []
         for key in keys:
             low, high = spans.get(key) or (None, None)
-            cells.append(figure_cell({"value": entry[key], "low": low, "high": high}))
+            cells.append(metric_cell({"value": entry[key], "low": low, "high": high}))
         rows.append([page.stacked(name, mark), count, *cells])
     columns = ["class", "test images", "AUROC", "AUPRC", "sensitivity", "specificity", "F1"]
     return (
@@ -203,7 +203,7 @@ def _classes(summary: Mapping[str, Any]) -> Html:
         drawn.append(page.picture(plots.data_uri(plots.reliability_plot(test["reliability"])), caption))
     known = plain_names(summary["classes"], summary.get("class_names"))
     names = page.paragraph("; ".join(f"{name}: {said}" for name, said in known.items()) + ".", "soft") if known else ""
-    parts = (page.figures(drawn), names, _per_class(summary), _calibration(summary))
+    parts = (page.pictures(drawn), names, _per_class(summary), _calibration(summary))
     return page.section("Classes and probabilities", *parts)
 
 
@@ -217,7 +217,7 @@ def _calibration(summary: Mapping[str, Any]) -> Html:
     else:
         form = f"p ~ exp({fitted['scale']:.3g} score + {prior} log(prior))"
     if not fitted.get("n"):
-        said = f"Probabilities from scores: {form}, not fitted: no validation figure left a site. Take them with care."
+        said = f"Probabilities from scores: {form}, not fitted: no validation metric left a site. Take them with care."
         return page.paragraph(said, "soft")
     said = (
         f"Probabilities from scores: {form}, fitted on {fitted['n']} validation images from sums that the sites sent "
@@ -244,7 +244,7 @@ def curves_section(rows: Sequence[Row], metric: str, interactive: bool) -> Html:
     if not drawn:
         return Html("")
     note = "The round that is kept is chosen on validation images; test images are read once, at the end."
-    return page.section("Training", page.figures(drawn), page.paragraph(note, "soft"))
+    return page.section("Training", page.pictures(drawn), page.paragraph(note, "soft"))
 
 
 def _data(summary: Mapping[str, Any]) -> Html:
@@ -280,7 +280,7 @@ def matrix_section(summary: Mapping[str, Any], metric: str, interactive: bool) -
     if len(groups) > 1:
         named = "; ".join(", ".join(sites) for sites in groups)
         warned = (
-            "Macro figures are means over the classes that a site's test images hold. Columns may be compared within "
+            "Macro metrics are means over the classes that a site's test images hold. Columns may be compared within "
             f"these groups only, because the others hold other classes or do not say which: {named}."
         )
         parts.append(page.paragraph(warned, "notice"))
@@ -288,8 +288,8 @@ def matrix_section(summary: Mapping[str, Any], metric: str, interactive: bool) -
     for model, row in matrix.items():
         for site, cell in row.items():
             least = rarest(cell)
-            figures = [figure_cell(cell[name]) for name in ("balanced_accuracy", "auroc_macro", AT_SPECIFICITY, "ece")]
-            rows.append([arm_name(model), site, cell["n"], "kept back" if least is None else least, *figures])
+            values = [metric_cell(cell[name]) for name in ("balanced_accuracy", "auroc_macro", AT_SPECIFICITY, "ece")]
+            rows.append([arm_name(model), site, cell["n"], "kept back" if least is None else least, *values])
     sensitivity = f"sensitivity at {SPECIFICITY:.0%} specificity"
     columns = ["model", "images of", "n", "positives of the rarest class", "balanced accuracy", "macro AUROC"]
     parts.append(page.details("All cells of the matrix", page.table([*columns, sensitivity, "ECE"], rows)))
@@ -350,7 +350,7 @@ def write_report(
         config_yaml: the resolved configuration.
         tables: further tables by caption: headings and rows.
         path: where to, if not into the run's folder.
-        interactive: with plotly.js (5 MB) in the page; the static figures stay for paper and where no script runs.
+        interactive: with plotly.js (5 MB) in the page; the static plots stay for paper and where no script runs.
 
     Returns:
         The file's path.
@@ -373,7 +373,7 @@ def write_report(
         _results(summary, interactive),
         external_section(summary, MAIN_METRICS[summary["task"]]),
         _classes(summary),
-        _all_figures(summary),
+        _all_metrics(summary),
         matrix_section(summary, metric, interactive),
         sureness_section(summary, (summary.get("matrix") or {}).get(FEDERATED) or {}),
         examples_section(load_examples(run_dir), summary["classes"]),

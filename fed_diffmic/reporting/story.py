@@ -1,6 +1,6 @@
 """Did federating help, whom, and by how much: the sentences that a report opens with.
 
-The rule is the same for every run, so that no run can choose its words. Compared is the test figure of the federated
+The rule is the same for every run, so that no run can choose its words. Compared is the test metric of the federated
 model with that of each baseline, as the mean over sites and at each site. ``helped`` (or ``worse``) is said only where
 the 95 % interval of the *paired* difference excludes zero; ``unclear`` where it does not; ``unknown`` where no
 paired interval exists. The same holds for patients of other sites and from elsewhere. Which model a site should take is
@@ -21,8 +21,8 @@ from fed_diffmic.reporting.view import (
     arm_name,
     arms,
     chance,
-    figure,
-    mean_figure,
+    mean_measured,
+    measured,
     number,
     paired,
     with_interval,
@@ -81,7 +81,7 @@ def _mean_difference(summary: Mapping[str, Any], arm: str, metric: str) -> dict[
     models = arms(summary)
     if found is not None or arm not in models:
         return found
-    ours, theirs = (mean_figure(models[name], metric) for name in (FEDERATED, arm))
+    ours, theirs = (mean_measured(models[name], metric) for name in (FEDERATED, arm))
     if ours["value"] is None or theirs["value"] is None or ours.get("sites") != theirs.get("sites"):
         return None
     return {"value": ours["value"] - theirs["value"], "low": None, "high": None}
@@ -114,7 +114,7 @@ def single_class(summary: Mapping[str, Any]) -> str | None:
 
 def by_chance(summary: Mapping[str, Any]) -> str:
     """A sentence where the model is not shown to be better than chance on all test images; else empty."""
-    found = figure(arms(summary)[FEDERATED], "balanced_accuracy")
+    found = measured(arms(summary)[FEDERATED], "balanced_accuracy")
     known = chance("balanced_accuracy", summary["task"], len(found.get("classes") or []))
     if known is None or found["low"] is None or found["low"] > known:
         return ""
@@ -125,7 +125,7 @@ def by_chance(summary: Mapping[str, Any]) -> str:
 
 
 def _called_one(summary: Mapping[str, Any], name: str) -> str:
-    found = figure(arms(summary)[FEDERATED], "balanced_accuracy")
+    found = measured(arms(summary)[FEDERATED], "balanced_accuracy")
     known = chance("balanced_accuracy", summary["task"], len(found.get("classes") or summary["classes"]))
     return (
         f"The federated model calls every test image {name}: its decisions are no better than chance (balanced "

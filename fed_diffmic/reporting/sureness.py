@@ -112,13 +112,13 @@ def _subgroups(told: Mapping[str, Any]) -> list[Html]:
                 if cell["n"] is None:
                     lines.append([site, column, value, "few: kept back", DASH, DASH, DASH])
                     continue
-                figures = [figure(cell.get(name)) for name in ("auroc_macro", "balanced_accuracy", "coverage")]
-                lines.append([site, column, value, cell["n"], *figures])
+                metrics = [figure(cell.get(name)) for name in ("auroc_macro", "balanced_accuracy", "coverage")]
+                lines.append([site, column, value, cell["n"], *metrics])
     if not lines:
         return []
     columns_ = ["images of", "column", "value", "n", METRIC_NAMES["auroc_macro"], "mean sensitivity", "coverage"]
     note = (
-        "Figures of small groups differ by chance; macro figures are means over the classes that a group's images "
+        "Metrics of small groups differ by chance; macro metrics are means over the classes that a group's images "
         "hold, which may be others."
     )
     return [Html("<h3>Subgroups</h3>"), page.table(columns_, lines), page.paragraph(note, "soft")]

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fed_diffmic.reporting.story import by_chance, single_class, tell
-from fed_diffmic.reporting.view import DASH, FEDERATED, arms, figure, mean_figure, number, with_interval
+from fed_diffmic.reporting.view import DASH, FEDERATED, arms, mean_measured, measured, number, with_interval
 
 ALL, MEAN = "all sites", "mean over sites"
 _FRAME = 3  # columns that a cell's border and padding take
@@ -19,7 +19,7 @@ _HEADINGS = {"local": "alone", "pooled": "pooled", "guidance": "guidance"}
 
 
 def summary_tables(summary: Mapping[str, Any], width: int) -> list[Table]:
-    """Test figures: a row for the global test set, one for the mean over sites, one for each site.
+    """Test metrics: a row for the global test set, one for the mean over sites, one for each site.
 
     Args:
         summary: what ``summary.json`` holds.
@@ -64,7 +64,7 @@ def _fitting(names: Sequence[str], width: int) -> list[str]:
 
 def _table(models: Mapping[str, Any], names: Sequence[str], others: Sequence[str], *, with_federation: bool) -> Table:
     ours = models[FEDERATED]
-    title = "Test figures (macro AUROC with 95 % interval)" if with_federation else "Test figures of the baselines"
+    title = "Test metrics (macro AUROC with 95 % interval)" if with_federation else "Test metrics of the baselines"
     table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=False, overflow="fold")
     if with_federation:
@@ -84,8 +84,8 @@ def _table(models: Mapping[str, Any], names: Sequence[str], others: Sequence[str
 
 def _entry(model: Mapping[str, Any], name: str, metric: str) -> dict[str, Any]:
     if name == ALL:
-        return figure(model, metric)
-    return mean_figure(model, metric) if name == MEAN else figure(model, metric, site=name)
+        return measured(model, metric)
+    return mean_measured(model, metric) if name == MEAN else measured(model, metric, site=name)
 
 
 def _images(ours: Mapping[str, Any], name: str, entry: Mapping[str, Any]) -> str:

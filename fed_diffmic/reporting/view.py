@@ -1,8 +1,8 @@
 """Reading ``summary.json``: which models were compared, under what name, and how a figure is written in text.
 
-Shape of a summary (docs/figures.md): ``global.{val,test}`` and ``sites.NAME.{val,test}`` hold figures
-(:func:`fed_diffmic.training.metrics.figures`); ``mean.{val,test}`` their mean over sites; ``baselines.ARM`` the same
-three blocks for ``local``, ``pooled`` and ``guidance``, and one level deeper for ``plain``
+Shape of a summary (docs/metrics.md): ``global.{val,test}`` and ``sites.NAME.{val,test}`` hold what
+:func:`fed_diffmic.training.metrics.compute_metrics` returns; ``mean.{val,test}`` the mean over sites; ``baselines.ARM``
+the same three blocks for ``local``, ``pooled`` and ``guidance``, and one level deeper for ``plain``
 (``plain.{federated,local,pooled}``); ``differences.ARM`` the paired difference federated minus that arm
 (:func:`fed_diffmic.training.comparison.difference`), with ``plain/federated`` as the name of a nested arm. Blocks that
 a run did not make are simply not there.
@@ -86,7 +86,7 @@ def arms(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def figure(block: Mapping[str, Any], metric: str, *, site: str | None = None, split: str = "test") -> dict[str, Any]:
+def measured(block: Mapping[str, Any], metric: str, *, site: str | None = None, split: str = "test") -> dict[str, Any]:
     """``{value, low, high, n, ...}`` of an arm at a site (``None``: global), or an undefined one if it is not there."""
     part = (block.get("sites") or {}).get(site) if site is not None else block.get("global")
     found = ((part or {}).get(split) or {}).get(metric)
@@ -95,13 +95,13 @@ def figure(block: Mapping[str, Any], metric: str, *, site: str | None = None, sp
     )
 
 
-def mean_figure(block: Mapping[str, Any], metric: str, split: str = "test") -> dict[str, Any]:
+def mean_measured(block: Mapping[str, Any], metric: str, split: str = "test") -> dict[str, Any]:
     """The mean over sites: as the run measured it, else (without an interval) from the sites' own values."""
     found = ((block.get("mean") or {}).get(split) or {}).get(metric)
     if isinstance(found, Mapping):
         return dict(found)
     names = sorted(block.get("sites") or {})
-    each = {name: figure(block, metric, site=name, split=split) for name in names}
+    each = {name: measured(block, metric, site=name, split=split) for name in names}
     defined = {name: entry["value"] for name, entry in each.items() if entry["value"] is not None}
     value = sum(defined.values()) / len(defined) if defined else None
     n = sum(each[name]["n"] for name in defined)

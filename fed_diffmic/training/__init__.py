@@ -1,1 +1,1 @@
-"""Training at a site and what is measured: stages, local update, losses, figures, calibration. No Flower here."""
+"""Training at a site and what is measured: stages, local update, losses, metrics, calibration. No Flower here."""

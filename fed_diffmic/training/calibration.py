@@ -19,7 +19,7 @@ The fit: every site evaluates the same fixed grid of parameters on its validatio
 the *sum* of its negative log-likelihoods. The coordinator adds the sums and takes the lowest. Each image's value is
 rounded to a multiple of 2^-20 nats, which makes the sums exact whatever the order: the federated fit **equals** the
 pooled one. What leaves a site is a table of sums over its validation images, nothing for one image; with very few
-validation images such a sum still says something about them (docs/figures.md).
+validation images such a sum still says something about them (docs/metrics.md).
 
 Letters: ``B`` images, ``C`` classes, ``I`` scales, ``J`` pairs of a blend and a prior weight.
 """

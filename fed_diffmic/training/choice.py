@@ -2,7 +2,7 @@
 
 The first candidate is the default. Another takes its place only where the 95 % interval of its paired difference to the
 present choice, on the site's own test patients, lies above zero. Where nothing is shown, the default stays: the rule
-asks for evidence to change, not to keep. The figure of a model that was chosen so is a little too good on the images
+asks for evidence to change, not to keep. The metric of a model that was chosen so is a little too good on the images
 by which it was chosen.
 """
 

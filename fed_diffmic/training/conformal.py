@@ -16,7 +16,7 @@ leaves a site. Where ``(n + 1) * level > n`` there is no such rank: the set then
 What is promised holds on average over images like those of **all sites together** in the shares in which they counted
 (Lu et al. 2023, arXiv 2305.17564, section 4), not at each site: a site may have thresholds of its own from its own
 images. It rests on exchangeable images and on scores that were fixed before: several images of one patient, and a model
-whose round and calibration were chosen on the same validation images, bend it a little (docs/figures.md).
+whose round and calibration were chosen on the same validation images, bend it a little (docs/metrics.md).
 
 Multi-label: each label is a question of its own with the states absent and present, and the promise is one for each
 label, not for all at once. ``aps`` is for one class among several only.

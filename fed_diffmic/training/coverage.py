@@ -57,7 +57,7 @@ def _overall(hits: np.ndarray, groups: np.ndarray) -> tuple[float, float, float]
     return value, *binomial.clopper_pearson(value * len(hits) / effect, len(hits) / effect)
 
 
-def coverage_figures(found: Mapping[str, Any], classes: Sequence[str]) -> dict[str, float]:
+def coverage_metrics(found: Mapping[str, Any], classes: Sequence[str]) -> dict[str, float]:
     """As flat numbers, in which form it can leave a site: ``coverage/KIND/KEY``, ``class_coverage/KIND/C/KEY``."""
     flat: dict[str, float | None] = {}
     for kind, cell in found.items():
@@ -67,17 +67,17 @@ def coverage_figures(found: Mapping[str, Any], classes: Sequence[str]) -> dict[s
     return {name: float(value) for name, value in flat.items() if value is not None}
 
 
-def coverage_from(figures: Mapping[str, float], classes: Sequence[str]) -> dict[str, Any]:
-    """What a site's flat numbers, without the prefix of test figures, describe; what did not come is none."""
+def coverage_from(metrics: Mapping[str, float], classes: Sequence[str]) -> dict[str, Any]:
+    """What a site's flat numbers, without the prefix of test metrics, describe; what did not come is none."""
     found: dict[str, Any] = {}
     for kind in KINDS:
-        if f"coverage/{kind}/value" not in figures:
+        if f"coverage/{kind}/value" not in metrics:
             continue
         cells = {
-            name: {key: figures.get(f"class_coverage/{kind}/{index}/{key}") for key in BOUNDS}
+            name: {key: metrics.get(f"class_coverage/{kind}/{index}/{key}") for key in BOUNDS}
             for index, name in enumerate(classes)
         }
-        whole = {key: figures.get(f"coverage/{kind}/{key}") for key in (*BOUNDS, "level", "size")}
+        whole = {key: metrics.get(f"coverage/{kind}/{key}") for key in (*BOUNDS, "level", "size")}
         found[kind] = {**whole, "classes": cells}
     return found
 

@@ -62,6 +62,6 @@ def macro_influence(scores: np.ndarray, truth: np.ndarray, classes: Sequence[int
 
 
 def standard_error(influence: np.ndarray, groups: np.ndarray) -> float:
-    """Standard error of a figure from each image's influence ``(N,)``; images of one group are not independent."""
+    """Standard error of a metric from each image's influence ``(N,)``; images of one group are not independent."""
     _, index = np.unique(groups, return_inverse=True)
     return math.sqrt(float(np.square(np.bincount(index, weights=influence)).sum()))

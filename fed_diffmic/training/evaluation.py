@@ -1,4 +1,4 @@
-"""Scores of a model on examples, and the figures that a site lets out."""
+"""Scores of a model on examples, and the metrics that a site lets out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fed_diffmic.deadline import check_time
 from fed_diffmic.seeding import numpy_generator
 from fed_diffmic.training import calibration, uncertainty
 from fed_diffmic.training.features import CHUNK, FeatureStore, all_features, chunks, normalised_images, select
-from fed_diffmic.training.metrics import Scored, figures, quick
+from fed_diffmic.training.metrics import Scored, compute_metrics, quick
 from fed_diffmic.training.stage import StageModule
 
 
@@ -128,7 +128,7 @@ def array(value: torch.Tensor) -> np.ndarray:
 def evaluate_scores(
     scores: np.ndarray, labels: np.ndarray, prior: np.ndarray, task: str, *, sums: bool = False
 ) -> dict[str, float]:
-    """Figures of one site's split that may leave the site, as flat numbers.
+    """Metrics of one site's split that may leave the site, as flat numbers.
 
     Args:
         scores: ``(N, C)`` or ``(N, 2, C)``.
@@ -168,9 +168,9 @@ def judged(scores: np.ndarray, examples: Examples, fitted: calibration.Calibrati
     return Scored(probabilities, decided, examples.labels, examples.groups, spec.task)
 
 
-def figures_of(scored: Scored, spec: RunSpec, bootstrap: int) -> dict[str, Any]:
-    """:func:`fed_diffmic.training.metrics.figures` with the run's task, classes and seed."""
-    return figures(
+def metrics_of(scored: Scored, spec: RunSpec, bootstrap: int) -> dict[str, Any]:
+    """:func:`fed_diffmic.training.metrics.compute_metrics` with the run's task, classes and seed."""
+    return compute_metrics(
         scored.probabilities,
         scored.decided,
         scored.labels,

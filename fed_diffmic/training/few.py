@@ -52,25 +52,25 @@ def suppress(
     return [None if i in hidden else n for i, n in enumerate(counts)]
 
 
-def without_owners(figures: Mapping[str, float]) -> dict[str, float]:
-    """Figures without the numbers of patients that stay at the site (:data:`OWNERS`)."""
-    return {name: value for name, value in figures.items() if not name.startswith(OWNERS)}
+def without_owners(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics without the numbers of patients that stay at the site (:data:`OWNERS`)."""
+    return {name: value for name, value in metrics.items() if not name.startswith(OWNERS)}
 
 
-def told(figures: Mapping[str, float], least: int, patients: int) -> dict[str, float]:
-    """Figures in which no count by cell is one of fewer than ``least`` images, and no state one of few patients.
+def told(metrics: Mapping[str, float], least: int, patients: int) -> dict[str, float]:
+    """Metrics in which no count by cell is one of fewer than ``least`` images, and no state one of few patients.
 
-    Figures that are no counts stay, but for :data:`OWNERS`.
+    Metrics that are no counts stay, but for :data:`OWNERS`.
 
     Args:
-        figures: flat, of at least ``least`` images and ``patients`` patients in all. A state without its number of
+        metrics: flat, of at least ``least`` images and ``patients`` patients in all. A state without its number of
             patients is taken for one of none.
         least: images; 1 or less: the count of no cell is moved.
         patients: the least behind a state, or behind right or wrong predictions.
     """
     out: dict[str, float] = {}
     tables: defaultdict[tuple[str, ...], defaultdict[str, Row]] = defaultdict(lambda: defaultdict(dict))
-    for name, value in without_owners(figures).items():
+    for name, value in without_owners(metrics).items():
         parts = name.split("/")
         if parts[0] in (SETS, UNSURE) and len(parts) >= 4:
             tables[tuple(parts[:-2])][parts[-2]][int(parts[-1])] = value
@@ -78,7 +78,7 @@ def told(figures: Mapping[str, float], least: int, patients: int) -> dict[str, f
             out[name] = value
     for head, rows in tables.items():
         states = sorted(rows)
-        owners = [int(figures.get(OWNERS + "/".join([*head, state]), 0)) for state in states]
+        owners = [int(metrics.get(OWNERS + "/".join([*head, state]), 0)) for state in states]
         shown = suppress([int(sum(rows[state].values())) for state in states], least, owners, patients)
         if head[0] == UNSURE and None in shown:
             continue

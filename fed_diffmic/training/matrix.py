@@ -1,6 +1,6 @@
 """The cross-site matrix: every model on every site's test images, and which of its cells may be compared.
 
-A macro figure is a mean over the classes that a site's test images hold, so two columns whose sites hold other classes
+A macro metric is a mean over the classes that a site's test images hold, so two columns whose sites hold other classes
 are means over other things: ``classes`` says over what, and :func:`comparable` which sites agree. A cell in which some
 class that is there has fewer than :data:`LEAST_POSITIVES` positives is shown but not ranked.
 """
@@ -14,17 +14,17 @@ import numpy as np
 
 from fed_diffmic.seeding import numpy_generator
 from fed_diffmic.training import weighted
-from fed_diffmic.training.coverage import coverage, coverage_figures, coverage_from
+from fed_diffmic.training.coverage import coverage, coverage_from, coverage_metrics
 from fed_diffmic.training.metrics import Scored, interval, number, replicates
 from fed_diffmic.training.subgroups import subgroups_from
 from fed_diffmic.training.sureness import Sureness
 
 LEAST_POSITIVES = 10
 SPECIFICITY = 0.9
-FIGURES = ("balanced_accuracy", "auroc_macro", "ece")
+METRICS = ("balanced_accuracy", "auroc_macro", "ece")
 AT_ONCE = 200  # resamples held in memory together
 AT_SPECIFICITY = "sensitivity_at_specificity"
-TEST = "test/"  # what the figures of a cell are called when they leave a site
+TEST = "test/"  # what the metrics of a cell are called when they leave a site
 
 
 def sensitivity_at(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray, specificity: float) -> np.ndarray:
@@ -53,7 +53,7 @@ def sensitivity_at(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray
 def matrix_cell(
     scored: Scored, classes: Sequence[str], *, bootstrap: int, seed: int, name: str, sureness: Sureness | None = None
 ) -> dict[str, Any]:
-    """Figures of one model on one site's test images.
+    """Metrics of one model on one site's test images.
 
     Args:
         scored: its predictions.
@@ -63,14 +63,14 @@ def matrix_cell(
         sureness: of the model; none: it has no prediction sets.
 
     Returns:
-        ``n``, ``groups``, ``positives`` by class, ``classes`` (those present), ``ranked``, and each of :data:`FIGURES`
+        ``n``, ``groups``, ``positives`` by class, ``classes`` (those present), ``ranked``, and each of :data:`METRICS`
         and :data:`AT_SPECIFICITY` (macro over the classes present) as ``{value, low, high}``; ``coverage`` of its
         prediction sets (:func:`fed_diffmic.training.coverage.coverage`).
     """
     positives = scored.positives
     present = [c for c in range(len(classes)) if 0 < positives[c] < len(scored.labels)]
     point, drawn = replicates(scored, bootstrap, numpy_generator(seed, "bootstrap", name))
-    found = {figure: (point[figure][0], drawn[figure]) for figure in FIGURES}
+    found = {metric: (point[metric][0], drawn[metric]) for metric in METRICS}
     rng = numpy_generator(seed, "bootstrap", name)
     _, of_group = np.unique(scored.groups, return_inverse=True)
     parts = [_macro_sensitivity(scored, present, np.ones((len(scored.labels), 1)))]
@@ -86,54 +86,54 @@ def matrix_cell(
         "classes": [classes[c] for c in present],
         "ranked": least >= LEAST_POSITIVES,
     }
-    for figure, (value, resampled) in found.items():
+    for metric, (value, resampled) in found.items():
         low, high = interval(resampled)
-        cell[figure] = {"value": number(float(value)), "low": low, "high": high}
+        cell[metric] = {"value": number(float(value)), "low": low, "high": high}
     cell["coverage"] = {} if sureness is None else coverage(scored, sureness, classes)
     return cell
 
 
-def cell_figures(cell: Mapping[str, Any], classes: Sequence[str]) -> dict[str, float]:
+def cell_metrics(cell: Mapping[str, Any], classes: Sequence[str]) -> dict[str, float]:
     """A cell as flat numbers, in which form it can leave a site; what is undefined is left out.
 
     Returns:
-        ``n``, ``groups``, ``positives/<index of the class>``, ``complete`` (1: each count is the true one), each figure
-        and its ``<figure>/low`` and ``<figure>/high``, all under :data:`TEST`.
+        ``n``, ``groups``, ``positives/<index of the class>``, ``complete`` (1: each count is the true one), each metric
+        and its ``<metric>/low`` and ``<metric>/high``, all under :data:`TEST`.
     """
     found: dict[str, float] = {"n": cell["n"], "groups": cell["groups"], "complete": 1.0}
     found |= {f"positives/{index}": cell["positives"][label] for index, label in enumerate(classes)}
-    for figure in (*FIGURES, AT_SPECIFICITY):
-        for key, name in (("value", figure), ("low", f"{figure}/low"), ("high", f"{figure}/high")):
-            if cell[figure][key] is not None:
-                found[name] = cell[figure][key]
-    found |= coverage_figures(cell.get("coverage") or {}, classes)
+    for metric in (*METRICS, AT_SPECIFICITY):
+        for key, name in (("value", metric), ("low", f"{metric}/low"), ("high", f"{metric}/high")):
+            if cell[metric][key] is not None:
+                found[name] = cell[metric][key]
+    found |= coverage_metrics(cell.get("coverage") or {}, classes)
     return {TEST + name: float(value) for name, value in found.items()}
 
 
-def cell_from(figures: Mapping[str, float], classes: Sequence[str]) -> dict[str, Any]:
+def cell_from(metrics: Mapping[str, float], classes: Sequence[str]) -> dict[str, Any]:
     """The cell that a site's flat numbers describe; what did not come is none.
 
-    A count that was kept back is none, not 0. Then nobody knows over which classes a macro figure is a mean:
+    A count that was kept back is none, not 0. Then nobody knows over which classes a macro metric is a mean:
     ``classes`` is empty and the cell is not ranked.
     """
-    said = [figures.get(f"{TEST}positives/{index}") for index in range(len(classes))]
+    said = [metrics.get(f"{TEST}positives/{index}") for index in range(len(classes))]
     counts = [None if count is None else int(count) for count in said]
-    n, complete = int(figures.get(f"{TEST}n", 0)), figures.get(f"{TEST}complete") == 1.0 and None not in counts
+    n, complete = int(metrics.get(f"{TEST}n", 0)), metrics.get(f"{TEST}complete") == 1.0 and None not in counts
     present = [label for label, count in zip(classes, counts, strict=True) if complete and 0 < (count or 0) < n]
     cell: dict[str, Any] = {
         "n": n,
-        "groups": int(figures.get(f"{TEST}groups", 0)),
+        "groups": int(metrics.get(f"{TEST}groups", 0)),
         "positives": dict(zip(classes, counts, strict=True)),
         "classes": present,
         "complete": complete,
         "ranked": complete and min((count for count in counts if count), default=0) >= LEAST_POSITIVES,
     }
-    for figure in (*FIGURES, AT_SPECIFICITY):
-        names = {"value": figure, "low": f"{figure}/low", "high": f"{figure}/high"}
-        cell[figure] = {key: figures.get(TEST + name) for key, name in names.items()}
-    flat = {name.removeprefix(TEST): value for name, value in figures.items() if name.startswith(TEST)}
+    for metric in (*METRICS, AT_SPECIFICITY):
+        names = {"value": metric, "low": f"{metric}/low", "high": f"{metric}/high"}
+        cell[metric] = {key: metrics.get(TEST + name) for key, name in names.items()}
+    flat = {name.removeprefix(TEST): value for name, value in metrics.items() if name.startswith(TEST)}
     cell["coverage"] = coverage_from(flat, classes)
-    told = subgroups_from(figures)
+    told = subgroups_from(metrics)
     return {**cell, "subgroups": told} if told else cell
 
 
@@ -153,7 +153,7 @@ def _macro_sensitivity(scored: Scored, present: Sequence[int], weights: np.ndarr
 
 
 def comparable(matrix: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[list[str]]:
-    """Groups of columns whose macro figures are means over the same classes, each group sorted, largest first.
+    """Groups of columns whose macro metrics are means over the same classes, each group sorted, largest first.
 
     A site of which nobody knows over what classes is a group of its own.
     """

@@ -1,6 +1,6 @@
-"""Figures of merit of a set of predictions, with 95 % bootstrap intervals over groups.
+"""Metrics of merit of a set of predictions, with 95 % bootstrap intervals over groups.
 
-What each figure means, and what may not be compared, is in docs/figures.md. In short:
+What each figure means, and what may not be compared, is in docs/metrics.md. In short:
 
 - A class without a single positive among the labels is *absent*: it has no figure of its own and is left out of every
   macro mean; ``classes`` of a figure names the classes that are in it. Absent is never counted as 0.
@@ -110,7 +110,7 @@ class Scored:
         return self.probabilities.max(axis=1, keepdims=True), (top == self.labels).astype(np.float64)[:, None]
 
 
-def weighted_figures(scored: Scored, weights: np.ndarray) -> Replicates:
+def weighted_metrics(scored: Scored, weights: np.ndarray) -> Replicates:
     """Every figure under each set of sample weights.
 
     Args:
@@ -165,11 +165,11 @@ def _chunks(scored: Scored, bootstrap: int, rng: np.random.Generator) -> Iterato
     at_once = max(1, _CELLS_AT_ONCE // len(groups))
     for start in range(0, bootstrap, at_once):
         weights = weighted.resample_weights(groups, min(at_once, bootstrap - start), rng)
-        yield weighted_figures(scored, weights)
+        yield weighted_metrics(scored, weights)
 
 
 def replicates(scored: Scored, bootstrap: int, rng: np.random.Generator) -> tuple[Replicates, Replicates]:
-    """The figures of the sample itself (R = 1) and of ``bootstrap`` resamples of its groups.
+    """The metrics of the sample itself (R = 1) and of ``bootstrap`` resamples of its groups.
 
     The resamples depend on ``rng`` and on the groups alone: two models scored on the same images with equal ``rng``
     get the same resamples, so that their difference is a paired one. With fewer than two groups there is nothing to
@@ -180,7 +180,7 @@ def replicates(scored: Scored, bootstrap: int, rng: np.random.Generator) -> tupl
     """
     if not len(scored.labels):
         raise ValueError("no image to measure")
-    point = weighted_figures(scored, np.ones((len(scored.labels), 1)))
+    point = weighted_metrics(scored, np.ones((len(scored.labels), 1)))
     if bootstrap < 1 or len(np.unique(scored.groups)) < 2:
         return point, {name: value[:0] for name, value in point.items()}
     parts = list(_chunks(scored, bootstrap, rng))
@@ -227,7 +227,7 @@ def reliability(scored: Scored) -> list[dict[str, float | int]]:
     ]
 
 
-def figures(
+def compute_metrics(
     probabilities: np.ndarray,
     decided: np.ndarray,
     labels: np.ndarray,
@@ -238,7 +238,7 @@ def figures(
     bootstrap: int,
     seed: int,
 ) -> dict[str, Any]:
-    """All figures of one set of images, ready for strict JSON.
+    """All metrics of one set of images, ready for strict JSON.
 
     Args:
         probabilities: ``(N, C)`` calibrated probabilities.
@@ -251,7 +251,7 @@ def figures(
         seed: of the resamples.
 
     Returns:
-        Each of :data:`METRICS` as ``{value, low, high, n, classes}``; ``per_class`` (``n``, ``positives``, the figures
+        Each of :data:`METRICS` as ``{value, low, high, n, classes}``; ``per_class`` (``n``, ``positives``, the metrics
         of :data:`PER_CLASS` and their ``intervals`` as ``[low, high]``); ``confusion`` (rows truth, columns decided;
         ``None`` for multilabel); ``reliability``; ``groups`` and ``bootstrap``, what the intervals rest on.
 
@@ -295,7 +295,7 @@ def quick(probabilities: np.ndarray, labels: np.ndarray, task: str) -> dict[str,
     """``auroc_macro``, ``balanced_accuracy`` and ``accuracy`` for a round's log: no intervals.
 
     The class decided is the most probable one (multilabel: probability above one half). Arguments as in
-    :func:`figures`.
+    :func:`metrics`.
     """
     p = np.asarray(probabilities, dtype=np.float64)
     names = ("auroc_macro", "balanced_accuracy", "accuracy")
@@ -303,5 +303,5 @@ def quick(probabilities: np.ndarray, labels: np.ndarray, task: str) -> dict[str,
         return dict.fromkeys(names)
     decided = p > 0.5 if task == "multilabel" else p.argmax(axis=1)
     scored = Scored(p, decided, labels, np.arange(len(p)), task)
-    point = weighted_figures(scored, np.ones((len(p), 1)))
+    point = weighted_metrics(scored, np.ones((len(p), 1)))
     return {name: number(point[name][0]) for name in names}

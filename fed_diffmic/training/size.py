@@ -1,7 +1,7 @@
 """How large a run's network is and how much memory it needs, found without allocating any of it.
 
 The network is built on torch's meta device, where tensors have shapes and no contents, and a step is carried out
-there: what autograd keeps for the backward pass is counted by storage, so the figures follow the real code and need no
+there: what autograd keeps for the backward pass is counted by storage, so the metrics follow the real code and need no
 formula for each of timm's architectures.
 """
 

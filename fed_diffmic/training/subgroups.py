@@ -1,6 +1,6 @@
 """How good a model is for each subgroup of a site's images, and which of it may be shown.
 
-``dataset.subgroups`` names columns of the site's table. Figures of a value are made if it has images and patients
+``dataset.subgroups`` names columns of the site's table. Metrics of a value are made if it has images and patients
 enough. What leaves a site is less (:func:`enough`): as much as its policy asks for, and nothing from which a value
 that has too few images or patients could be had by subtraction (:func:`fed_diffmic.training.few.suppress`).
 """
@@ -19,14 +19,14 @@ from fed_diffmic.training.metrics import Scored, interval, number, replicates
 from fed_diffmic.training.sureness import Sureness
 
 PREFIX = "subgroup/"
-FIGURES = ("auroc_macro", "balanced_accuracy")
+METRICS = ("auroc_macro", "balanced_accuracy")
 LEAST_IMAGES, LEAST_PATIENTS = 10, 5
 MOST = 200
 SHOWN = f"lac{BY_CLASS}"  # the kind of prediction set that `predict` shows
 Subgroups = dict[str, dict[str, dict[str, Any]]]
 
 
-def subgroup_figures(
+def subgroup_metrics(
     scored: Scored,
     texts: np.ndarray,
     classes: Sequence[str],
@@ -36,7 +36,7 @@ def subgroup_figures(
     sureness: Sureness | None = None,
     least: int = LEAST_IMAGES,
 ) -> Subgroups:
-    """Figures of each value of each column, ``column -> value -> figures``; what rests on too few has no figures.
+    """Metrics of each value of each column, ``column -> value -> metrics``; what rests on too few has no metrics.
 
     Args:
         scored: predictions on test images.
@@ -48,7 +48,7 @@ def subgroup_figures(
         least: images.
 
     Returns:
-        each value's ``n``, ``groups``, each of :data:`FIGURES` and ``coverage`` as ``{value, low, high}``; of a value
+        each value's ``n``, ``groups``, each of :data:`METRICS` and ``coverage`` as ``{value, low, high}``; of a value
         that is not shown ``n`` is none and there is nothing else. Balanced accuracy is the mean sensitivity over the
         classes that the subgroup's images hold.
     """
@@ -66,7 +66,7 @@ def subgroup_figures(
             out[column][name] = {"n": None}
             if len(index) >= least and groups >= min(least, LEAST_PATIENTS):
                 part = _part(scored, index)
-                out[column][name] = {"n": len(index), "groups": groups, **_figures(part, bootstrap, seed, name)}
+                out[column][name] = {"n": len(index), "groups": groups, **_metrics(part, bootstrap, seed, name)}
                 found = {} if sureness is None else coverage(part, sureness, classes)
                 first = found.get(SHOWN, dict.fromkeys(BOUNDS))
                 out[column][name]["coverage"] = {key: first[key] for key in BOUNDS}
@@ -78,12 +78,12 @@ def _part(scored: Scored, index: np.ndarray) -> Scored:
     return Scored(*parts, scored.task)
 
 
-def _figures(part: Scored, bootstrap: int, seed: int, name: str) -> dict[str, Any]:
+def _metrics(part: Scored, bootstrap: int, seed: int, name: str) -> dict[str, Any]:
     point, drawn = replicates(part, bootstrap, numpy_generator(seed, "bootstrap", name))
     found = {}
-    for figure in FIGURES:
-        low, high = interval(drawn[figure])
-        found[figure] = {"value": number(point[figure][0]), "low": low, "high": high}
+    for metric in METRICS:
+        low, high = interval(drawn[metric])
+        found[metric] = {"value": number(point[metric][0]), "low": low, "high": high}
     return found
 
 
@@ -96,15 +96,15 @@ def flat(found: Subgroups) -> dict[str, float]:
                 continue
             head = f"{PREFIX}{column}/{value}"
             out |= {f"{head}/n": cell["n"], f"{head}/groups": cell["groups"]}
-            for figure in (*FIGURES, "coverage"):
-                out |= {f"{head}/{figure}/{key}": cell[figure][key] for key in BOUNDS}
+            for metric in (*METRICS, "coverage"):
+                out |= {f"{head}/{metric}/{key}": cell[metric][key] for key in BOUNDS}
     return {name: float(number) for name, number in out.items() if number is not None}
 
 
-def subgroups_from(figures: Mapping[str, float]) -> Subgroups:
+def subgroups_from(metrics: Mapping[str, float]) -> Subgroups:
     """What a site's flat numbers describe, but for names that cannot be shown and values beyond :data:`MOST`."""
     out: Subgroups = {}
-    for name in sorted(figures):
+    for name in sorted(metrics):
         parts = name.split("/")
         if parts[0] + "/" != PREFIX or len(parts) != 4 or parts[3] != "n":
             continue
@@ -112,29 +112,29 @@ def subgroups_from(figures: Mapping[str, float]) -> Subgroups:
         if not f"{column}{value}".isprintable() or len(name) > 120 or sum(map(len, out.values())) >= MOST:
             continue
         head = f"{PREFIX}{column}/{value}"
-        cell: dict[str, Any] = {"n": int(figures[name]), "groups": int(figures.get(f"{head}/groups", 0))}
-        for figure in (*FIGURES, "coverage"):
-            cell[figure] = {key: figures.get(f"{head}/{figure}/{key}") for key in BOUNDS}
+        cell: dict[str, Any] = {"n": int(metrics[name]), "groups": int(metrics.get(f"{head}/groups", 0))}
+        for metric in (*METRICS, "coverage"):
+            cell[metric] = {key: metrics.get(f"{head}/{metric}/{key}") for key in BOUNDS}
         out.setdefault(column, {})[value] = cell
     return out
 
 
-def enough(figures: Mapping[str, float], images: int, patients: int) -> dict[str, float]:
-    """Figures without those of subgroups that rest on too few, and of those from which their number could be had.
+def enough(metrics: Mapping[str, float], images: int, patients: int) -> dict[str, float]:
+    """Metrics without those of subgroups that rest on too few, and of those from which their number could be had.
 
     Args:
-        figures: flat.
-        images, patients: the least behind a subgroup's figures.
+        metrics: flat.
+        images, patients: the least behind a subgroup's metrics.
     """
     columns: dict[str, dict[str, int]] = {}
-    for name, value in figures.items():
+    for name, value in metrics.items():
         parts = name.split("/")
         if parts[0] + "/" == PREFIX and len(parts) == 4 and parts[3] == "n":
             columns.setdefault(parts[1], {})[parts[2]] = int(value)
     hidden = set()
     for column, values in columns.items():
         names = sorted(values)
-        owners = [int(figures.get(f"{PREFIX}{column}/{of}/groups", 0)) for of in names]
+        owners = [int(metrics.get(f"{PREFIX}{column}/{of}/groups", 0)) for of in names]
         shown = suppress([values[of] for of in names], images, owners, patients)
         hidden |= {f"{PREFIX}{column}/{of}/" for of, n in zip(names, shown, strict=True) if n is None}
-    return {name: value for name, value in figures.items() if "/".join(name.split("/")[:3]) + "/" not in hidden}
+    return {name: value for name, value in metrics.items() if "/".join(name.split("/")[:3]) + "/" not in hidden}

@@ -135,27 +135,27 @@ def site_counts(
     Raises:
         ValueError: scores that are not finite.
     """
-    figures: dict[str, float] = {IMAGES: float(len(labels))}
+    metrics: dict[str, float] = {IMAGES: float(len(labels))}
     if not len(labels):
-        return figures
-    figures[SQUARES] = float((np.unique(groups, return_counts=True)[1].astype(np.float64) ** 2).sum())
+        return metrics
+    metrics[SQUARES] = float((np.unique(groups, return_counts=True)[1].astype(np.float64) ** 2).sum())
     found, measures = unsure_of(scores, others, fitted)
     truth = conformal.true_states(labels, spec.task)
     for method in conformal.methods(spec.task):
         table = conformal.counts(found, labels, spec.task, method)
         for question, state, cell in np.argwhere(table):
-            figures[f"{SETS}{method}/{question}/{state}/{cell}"] = float(table[question, state, cell])
+            metrics[f"{SETS}{method}/{question}/{state}/{cell}"] = float(table[question, state, cell])
         for question, state in np.argwhere(table.any(axis=2)):
             owners = groups[truth[:, question] == state]
-            figures[f"{OWNERS}{SETS}{method}/{question}/{state}"] = float(len(np.unique(owners)))
+            metrics[f"{OWNERS}{SETS}{method}/{question}/{state}"] = float(len(np.unique(owners)))
     bad = uncertainty.wrong(decide(found, fitted, spec.stages.decision), labels, spec.task)
     for measure, values in measures.items():
         for kind, rows in ((RIGHT, ~bad), (WRONG, bad)):
             for cell, count in zip(*np.unique(conformal.cells(values[rows]), return_counts=True), strict=True):
-                figures[f"{UNSURE}{measure}/{kind}/{cell}"] = float(count)
+                metrics[f"{UNSURE}{measure}/{kind}/{cell}"] = float(count)
             if rows.any():
-                figures[f"{OWNERS}{UNSURE}{measure}/{kind}"] = float(len(np.unique(groups[rows])))
-    return figures
+                metrics[f"{OWNERS}{UNSURE}{measure}/{kind}"] = float(len(np.unique(groups[rows])))
+    return metrics
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,16 +175,16 @@ class Counts:
     unsure: Mapping[str, np.ndarray]
 
 
-def counts_from(figures: Mapping[str, float], task: str, classes: int) -> Counts | None:
+def counts_from(metrics: Mapping[str, float], task: str, classes: int) -> Counts | None:
     """The counts that a site's flat numbers describe; none if they cannot be counts of its validation images.
 
     Every method and question must count each image once, and no measure more images than there are.
     """
-    n, size = figures.get(IMAGES, 0.0), conformal.shape(task, classes)
+    n, size = metrics.get(IMAGES, 0.0), conformal.shape(task, classes)
     sets = {method: np.zeros(size, dtype=np.int64) for method in conformal.methods(task)}
     unsure = {measure: np.zeros((2, CELLS + 1), dtype=np.int64) for measure in MEASURES}
     tables = {SETS + name: table for name, table in sets.items()} | {UNSURE + name: t for name, t in unsure.items()}
-    for name, value in figures.items():
+    for name, value in metrics.items():
         if name not in (IMAGES, SQUARES):
             table, _, place = name.partition("/")
             method, _, place = place.partition("/")
@@ -193,7 +193,7 @@ def counts_from(figures: Mapping[str, float], task: str, classes: int) -> Counts
             if counted is None or at is None or value < 0 or value != int(value):
                 return None
             counted[at] += int(value)
-    squares = figures.get(SQUARES, n**2)
+    squares = metrics.get(SQUARES, n**2)
     whole = all((table.sum(axis=(1, 2)) == n).all() for table in sets.values())
     if not whole or any(table.sum() > n for table in unsure.values()) or not n <= squares <= n**2:
         return None

@@ -1,4 +1,4 @@
-"""Figures of merit under many sets of sample weights at once: what makes the bootstrap fast.
+"""Metrics of merit under many sets of sample weights at once: what makes the bootstrap fast.
 
 A resample with replacement is nothing but an integer weight for each sample, so one sort serves all resamples.
 Letters: ``N`` samples, ``R`` resamples, ``C`` classes. ``weights`` is always ``(N, R)`` float64 holding

@@ -2,5 +2,5 @@
 
 An experiment is a file (``configs/experiment/NAME.yaml``, or a user's own): settings common to all runs, and axes
 along which they differ. ``definition`` makes its cells, ``runner`` runs those that are not done, ``table`` gathers the
-figures, ``compare`` and ``report`` say what they show.
+metrics, ``compare`` and ``report`` say what they show.
 """

@@ -1,7 +1,7 @@
 """The answer that an experiment's report opens with: did federating help, whom, by how much, which model, how sure.
 
 The federation that is spoken of is the experiment's first method, whatever the others reach: picking the best of
-several by their test figures would make it look better than it is. What counts as shown is an interval that excludes
+several by their test metrics would make it look better than it is. What counts as shown is an interval that excludes
 zero.
 """
 
@@ -53,9 +53,9 @@ def answer(section: Section, elsewhere: Sequence[Elsewhere]) -> list[str]:
 
 
 def _headline(section: Section, main: str) -> str:
-    gaps = {figure: differences(section, "local", figure).get((main, MEAN)) for figure in NAMES}
-    said = {figure: gap.verdict for figure, gap in gaps.items() if gap is not None}
-    amounts = ", ".join(f"{NAMES[figure]} {gap_text(gap)}" for figure, gap in gaps.items() if gap is not None)
+    gaps = {metric: differences(section, "local", metric).get((main, MEAN)) for metric in NAMES}
+    said = {metric: gap.verdict for metric, gap in gaps.items() if gap is not None}
+    amounts = ", ".join(f"{NAMES[metric]} {gap_text(gap)}" for metric, gap in gaps.items() if gap is not None)
     if not said:
         return "Whether federating helped cannot be said: too few seeds or test images."
     if set(said.values()) == {"above"}:
@@ -63,14 +63,14 @@ def _headline(section: Section, main: str) -> str:
     elif set(said.values()) == {"below"}:
         opening = "Federating made it worse, as a mean over the sites' own patients"
     elif "above" in said.values() and "below" in said.values():
-        opening = "Federating helped by one figure and harmed by the other, as a mean over the sites' own patients"
+        opening = "Federating helped by one metric and harmed by the other, as a mean over the sites' own patients"
     elif "above" in said.values():
-        which = next(NAMES[figure] for figure, verdict in said.items() if verdict == "above")
+        which = next(NAMES[metric] for metric, verdict in said.items() if verdict == "above")
         opening = (
-            f"Federating helped in {which} as a mean over the sites' own patients; the other figure decides nothing"
+            f"Federating helped in {which} as a mean over the sites' own patients; the other metric decides nothing"
         )
     elif "below" in said.values():
-        which = next(NAMES[figure] for figure, verdict in said.items() if verdict == "below")
+        which = next(NAMES[metric] for metric, verdict in said.items() if verdict == "below")
         opening = f"Federating made {which} worse as a mean over the sites' own patients; the other decides nothing"
     else:
         opening = "No difference between federating and training alone is shown on the sites' own patients"
@@ -78,8 +78,8 @@ def _headline(section: Section, main: str) -> str:
 
 
 def _whom(section: Section, main: str) -> Iterator[str]:
-    for figure, name in NAMES.items():
-        found = differences(section, "local", figure)
+    for metric, name in NAMES.items():
+        found = differences(section, "local", metric)
         said: dict[str, list[str]] = {}
         for site in sorted(section.judged):
             gap = found.get((main, site))
@@ -123,16 +123,16 @@ def _sites(section: Section, main: str) -> list[str]:
         )
     rule = (
         f"*Take*: {main} unless another model is shown to be better on the site's own patients in macro AUROC (chosen "
-        "by these images, so its figure here is a little too good)."
+        "by these images, so its metric here is a little too good)."
     )
     return [*table(head, rows), rule, ""]
 
 
 def _against_pooled(section: Section, main: str) -> str:
     parts = []
-    for figure, name in NAMES.items():
-        ours, pooled = (mean_of(section.values[arm, MEAN, figure]) for arm in (main, "pooled"))
-        gap = differences(section, "pooled", figure).get((main, MEAN))
+    for metric, name in NAMES.items():
+        ours, pooled = (mean_of(section.values[arm, MEAN, metric]) for arm in (main, "pooled"))
+        gap = differences(section, "pooled", metric).get((main, MEAN))
         parts.append(f"{name} {ours / pooled:.3f} of pooled's ({gap_text(gap)})")
     return f"Against one model of all images in one place, mean over sites: {'; '.join(parts)}."
 
@@ -145,8 +145,8 @@ def _elsewhere(found: Elsewhere, main: str) -> list[str]:
     ]
     rows = []
     for model in dict.fromkeys(model for model, _ in found.values):
-        cells = [f"{mean_of(found.values[model, figure]):.3f}" for figure in NAMES]
-        gaps = [gap_text(found.gaps.get((main, model, figure))) for figure in NAMES]
+        cells = [f"{mean_of(found.values[model, metric]):.3f}" for metric in NAMES]
+        gaps = [gap_text(found.gaps.get((main, model, metric))) for metric in NAMES]
         rows.append([model, *cells, *gaps])
     head = ["model", *NAMES.values(), *(f"{main} minus it, {name}" for name in NAMES.values())]
     return [*lines, *table(head, rows)]
@@ -154,7 +154,7 @@ def _elsewhere(found: Elsewhere, main: str) -> list[str]:
 
 def _others(section: Section, others: Sequence[str]) -> list[str]:
     rows = [
-        [name, *(gap_text(differences(section, "local", figure).get((name, MEAN))) for figure in NAMES)]
+        [name, *(gap_text(differences(section, "local", metric).get((name, MEAN))) for metric in NAMES)]
         for name in others
     ]
     return table(["other methods minus local, mean over sites", *NAMES.values()], rows)

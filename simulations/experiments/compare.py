@@ -1,4 +1,4 @@
-"""What an experiment shows: figures of every method over seeds, against training alone and against pooled data.
+"""What an experiment shows: metrics of every method over seeds, against training alone and against pooled data.
 
 **Which classes count.** At each site a class counts if its test images over all seeds hold at least
 :data:`LEAST_POSITIVES` positives. Balanced accuracy is the mean recall and macro AUROC the mean AUROC over these
@@ -8,7 +8,7 @@ classes, the same for every method; a seed whose test images lack such a class l
 too small. The interval of a difference is that of the corrected resampled t-test (Nadeau and Bengio 2003, "Inference
 for the generalization error", section 4): with ``J`` seeds, variance ``s^2`` of the seed's paired differences and
 ``n_test`` and ``n_train`` images, ``mean +- t_{J-1} s sqrt(1/J + n_test/n_train)``. *Above* and *below* mean that it
-excludes zero, anything else is *not shown*. The p-values of all comparisons with one reference and figure are corrected
+excludes zero, anything else is *not shown*. The p-values of all comparisons with one reference and metric are corrected
 together (Holm 1979).
 
 With an axis ``fold`` the interval is another: :mod:`simulations.experiments.folds`.
@@ -29,7 +29,7 @@ from fed_diffmic.files import load_tensors, read_json
 from fed_diffmic.training import weighted
 
 LEAST_POSITIVES = 10
-FIGURES = ("balanced_accuracy", "auroc_macro")
+METRICS = ("balanced_accuracy", "auroc_macro")
 MEAN, WORST = "mean over sites", "worst site"
 REFERENCES = ("local", "pooled")
 COMPARED = (*REFERENCES, "float32")
@@ -67,16 +67,16 @@ class Section:
 
     Attributes:
         place: value of each other axis.
-        seeds: those of which every method has figures, in the order of the experiment.
+        seeds: those of which every method has metrics, in the order of the experiment.
         left_out: seeds that some method lacks.
         classes: names; judged: at each site the positions of those that count.
-        values: ``(J,)`` for each (method, place, figure); the places are the sites, :data:`MEAN` and :data:`WORST`.
+        values: ``(J,)`` for each (method, place, metric); the places are the sites, :data:`MEAN` and :data:`WORST`.
             ``nan`` where nothing is defined.
         ratio: ``n_test / n_train`` of the splits, all sites together; ``nan`` with folds.
         bytes_sent: mean tensor bytes of a method's federation.
         folds: 0, or how many: every image is a test image once (:mod:`simulations.experiments.folds`).
         images: with folds, images of each site, all of them tested.
-        gaps: with folds, difference of (method, reference, place, figure).
+        gaps: with folds, difference of (method, reference, place, metric).
         drawn_anew: with folds, the seeds hold other images at a site.
     """
 
@@ -141,12 +141,12 @@ def seed_section(place: Mapping[str, str], methods: Mapping[str, Mapping[str, Pa
             series[name] = [(arm, t) for _, t in found]
     values: dict[tuple[str, str, str], np.ndarray] = {}
     for name, found in series.items():
-        table = np.array([[figures(t, arm, site, judged[site]) for arm, t in found] for site in sites])  # (S, J, 2)
-        for position, figure in enumerate(FIGURES):
+        table = np.array([[metrics(t, arm, site, judged[site]) for arm, t in found] for site in sites])  # (S, J, 2)
+        for position, metric in enumerate(METRICS):
             each = table[:, :, position].reshape(len(sites), -1)
-            values |= {(name, site, figure): row for site, row in zip(sites, each, strict=True)}
-            values[name, MEAN, figure] = over_sites(each, np.nanmean)
-            values[name, WORST, figure] = over_sites(each, np.nanmin)
+            values |= {(name, site, metric): row for site, row in zip(sites, each, strict=True)}
+            values[name, MEAN, metric] = over_sites(each, np.nanmean)
+            values[name, WORST, metric] = over_sites(each, np.nanmin)
     trained = [sum(b["n_train"] + b["n_val"] for b in s["sites"].values()) for s, _ in first]
     tested = [sum(b["n_test"] for b in s["sites"].values()) for s, _ in first]
     sent = {method: float(np.mean([s["bytes_sent"] for s, _ in found])) for method, found in runs.items() if found}
@@ -156,7 +156,7 @@ def seed_section(place: Mapping[str, str], methods: Mapping[str, Mapping[str, Pa
 
 
 def over_sites(each: np.ndarray, how: Callable[..., Any]) -> np.ndarray:
-    """``(sites, J)`` to ``(J,)`` over the sites that define a figure; ``nan`` where none does."""
+    """``(sites, J)`` to ``(J,)`` over the sites that define a metric; ``nan`` where none does."""
     result = np.full(each.shape[1], np.nan)
     defined = ~np.isnan(each).all(axis=0)
     result[defined] = how(each[:, defined], axis=0)
@@ -175,7 +175,7 @@ def positives(tensors: Predictions, site: str, classes: int) -> np.ndarray:
     return np.asarray(labels > 0 if labels.ndim == 2 else labels[:, None] == np.arange(classes))
 
 
-def figures(tensors: Predictions, arm: str, site: str, judged: np.ndarray) -> tuple[float, float]:
+def metrics(tensors: Predictions, arm: str, site: str, judged: np.ndarray) -> tuple[float, float]:
     """Balanced accuracy (multi-label: mean of both recalls) and macro AUROC over the classes that count."""
     p, decided = (tensors[f"{arm}|{site}|{what}"] for what in ("probabilities", "decided"))
     truth = positives(tensors, site, p.shape[1])
@@ -199,7 +199,7 @@ def figures(tensors: Predictions, arm: str, site: str, judged: np.ndarray) -> tu
 
 
 def difference(ours: np.ndarray, other: np.ndarray, ratio: float) -> Difference | None:
-    """Corrected resampled t-test of paired figures ``(J,)``; none with fewer than two seeds that define both."""
+    """Corrected resampled t-test of paired metrics ``(J,)``; none with fewer than two seeds that define both."""
     gaps = ours - other
     gaps = gaps[~np.isnan(gaps)]
     count = len(gaps)
@@ -225,7 +225,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def differences(section: Section, reference: str, figure: str) -> dict[tuple[str, str], Difference]:
+def differences(section: Section, reference: str, metric: str) -> dict[tuple[str, str], Difference]:
     """Every method minus a reference at every place; p-values corrected over all of them."""
     if reference not in section.methods:
         return {}
@@ -233,9 +233,9 @@ def differences(section: Section, reference: str, figure: str) -> dict[tuple[str
     for method in section.methods:
         for place in section.places if method != reference else []:
             if section.folds:
-                gap = section.gaps.get((method, reference, place, figure))
+                gap = section.gaps.get((method, reference, place, metric))
             else:
-                ours, theirs = (section.values[name, place, figure] for name in (method, reference))
+                ours, theirs = (section.values[name, place, metric] for name in (method, reference))
                 gap = difference(ours, theirs, section.ratio)
             if gap is not None:
                 found[method, place] = gap
@@ -243,10 +243,10 @@ def differences(section: Section, reference: str, figure: str) -> dict[tuple[str
     return {key: replace(gap, adjusted=p) for (key, gap), p in zip(found.items(), adjusted, strict=True)}
 
 
-def ranks(section: Section, figure: str) -> dict[str, float]:
+def ranks(section: Section, metric: str) -> dict[str, float]:
     """Mean rank of each method over seeds and sites (1 is best; ties share), for the critical difference."""
     sites = sorted(section.judged)
-    rows = np.array([[section.values[m, s, figure] for s in sites] for m in section.methods])
+    rows = np.array([[section.values[m, s, metric] for s in sites] for m in section.methods])
     blocks = rows.reshape(len(section.methods), -1)
     blocks = blocks[:, ~np.isnan(blocks).any(axis=0)]
     if not blocks.shape[1]:
@@ -260,10 +260,10 @@ def critical_difference(methods: int, blocks: int) -> float:
     return q * math.sqrt(methods * (methods + 1) / (6.0 * blocks))
 
 
-def verdicts(section: Section, figure: str) -> dict[str, Any]:
+def verdicts(section: Section, metric: str) -> dict[str, Any]:
     """Issue-style targets: above local at every site, mean over pooled, worst site over pooled's worst."""
     result: dict[str, Any] = {}
-    against = differences(section, "local", figure)
+    against = differences(section, "local", metric)
     for method in section.methods:
         if method in REFERENCES:
             continue
@@ -273,7 +273,7 @@ def verdicts(section: Section, figure: str) -> dict[str, Any]:
             entry["above_local_at"] = [site for site, gap in found.items() if gap and gap.verdict == "above"]
         for name, place in (("mean_over_pooled", MEAN), ("worst_over_pooled", WORST)):
             if "pooled" in section.methods:
-                ours, pooled = section.values[method, place, figure], section.values["pooled", place, figure]
+                ours, pooled = section.values[method, place, metric], section.values["pooled", place, metric]
                 entry[name] = mean_of(ours) / mean_of(pooled)
         result[method] = entry
     return result

@@ -58,7 +58,7 @@ class Cell:
 
     @property
     def digest(self) -> str:
-        """Of everything that decides its figures."""
+        """Of everything that decides its metrics."""
         run = replace(self.config.run, dir=None, tracking="none", deadline_s=86400.0)
         config = replace(self.config, run=run, dataset=replace(self.config.dataset, cache_dir=None))
         return sha256(to_yaml(config).encode()).hexdigest()

@@ -1,6 +1,6 @@
 """Test sets from elsewhere in an experiment: every model of every seed and fold on the same images.
 
-A figure of a seed is the mean over its folds' models, each judged alone. Its interval is made as in
+A metric of a seed is the mean over its folds' models, each judged alone. Its interval is made as in
 :mod:`simulations.experiments.folds`: macro AUROC by DeLong's variance with groups, balanced accuracy by a bootstrap
 over groups, each image's share averaged over all trainings first, and the variance between seeds added.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fed_diffmic.files import load_tensors, read_json
-from simulations.experiments.compare import FIGURES, LEAST_POSITIVES, REFERENCES, Difference, Predictions, positives
+from simulations.experiments.compare import LEAST_POSITIVES, METRICS, REFERENCES, Difference, Predictions, positives
 from simulations.experiments.folds import Cells, Measured, bootstrap_error, combined, delong_error, measure
 from simulations.summary import EXTERNAL
 
@@ -27,9 +27,9 @@ class Elsewhere:
         name: in the configuration.
         images, groups: of it.
         classes: names of those that count: at least :data:`LEAST_POSITIVES` positives.
-        seeds: of which every model has figures.
-        values: ``(J,)`` of each (model, figure); models are methods, ``local/<site>`` and ``pooled``.
-        gaps: a method's global model minus another model, by (method, model, figure).
+        seeds: of which every model has metrics.
+        values: ``(J,)`` of each (model, metric); models are methods, ``local/<site>`` and ``pooled``.
+        gaps: a method's global model minus another model, by (method, model, metric).
     """
 
     name: str
@@ -80,9 +80,9 @@ def _table(
             if model not in measured and (kind == "federated" or kind in REFERENCES):
                 measured[model] = [[measure(t, row, name, judged) for t in by_seed[seed]] for seed in seeds]
     values = {
-        (model, figure): np.array([np.mean([one.value[position] for one in fold]) for fold in found])
+        (model, metric): np.array([np.mean([one.value[position] for one in fold]) for fold in found])
         for model, found in measured.items()
-        for position, figure in enumerate(FIGURES)
+        for position, metric in enumerate(METRICS)
     }
     gaps: dict[tuple[str, str, str], Difference] = {}
     groups = len(np.unique(first[f"{name}|groups"]))
@@ -91,13 +91,13 @@ def _table(
             if other.partition("/")[0] not in REFERENCES:
                 continue
             ours, theirs = ([one for fold in measured[model] for one in fold] for model in (method, other))
-            for figure, error in zip(FIGURES, (bootstrap_error, delong_error), strict=True):
-                found = values[method, figure] - values[other, figure]
+            for metric, error in zip(METRICS, (bootstrap_error, delong_error), strict=True):
+                found = values[method, metric] - values[other, metric]
                 spread = (
                     error(ours, theirs, [first] * len(ours), name, judged) if not np.isnan(found).any() else math.inf
                 )
                 gap = combined(found, spread, groups - 1)
                 if math.isfinite(gap.low):
-                    gaps[method, other, figure] = gap
+                    gaps[method, other, metric] = gap
     shown = tuple(classes[c] for c in judged)
     return Elsewhere(name, len(first[f"{name}|labels"]), groups, shown, tuple(seeds), values, gaps)

@@ -1,11 +1,11 @@
-"""Figures over folds: every image of a site is a test image once, and the predictions of all folds are read together.
+"""Metrics over folds: every image of a site is a test image once, and the predictions of all folds are read together.
 
-With an axis ``fold`` a site's figure rests on all of its images instead of a fifth, each judged by a model that never
-saw its group. A figure of a seed is that of all folds' predictions together; the figure of a method is the mean over
+With an axis ``fold`` a site's metric rests on all of its images instead of a fifth, each judged by a model that never
+saw its group. A metric of a seed is that of all folds' predictions together; the metric of a method is the mean over
 seeds, each seed a repeat of the whole: new folds, new initial weights.
 
-**Interval.** Two things move a figure: which patients a site happened to have, and the training. For the first the
-seeds share their images, so an image's share in the figure is averaged over the seeds before anything is squared: for
+**Interval.** Two things move a metric: which patients a site happened to have, and the training. For the first the
+seeds share their images, so an image's share in the metric is averaged over the seeds before anything is squared: for
 macro AUROC DeLong's variance with groups (:mod:`fed_diffmic.training.delong`), for balanced accuracy a bootstrap that
 draws whole groups, the same ones for every method and seed. For the second: the variance of the seeds' own differences,
 over their number. Both are added; the interval is Student's with the degrees of freedom of Welch and Satterthwaite.
@@ -33,15 +33,15 @@ from fed_diffmic.seeding import numpy_generator
 from fed_diffmic.training.delong import macro_influence, standard_error
 from fed_diffmic.training.weighted import resample_weights
 from simulations.experiments.compare import (
-    FIGURES,
     LEAST_POSITIVES,
     MEAN,
+    METRICS,
     REFERENCES,
     WORST,
     Difference,
     Predictions,
     Section,
-    figures,
+    metrics,
     over_sites,
     positives,
 )
@@ -57,7 +57,7 @@ class Measured:
     """One method at one site in one seed.
 
     Attributes:
-        value: both figures, as :data:`FIGURES`.
+        value: both metrics, as :data:`METRICS`.
         influence: ``(N,)`` of each image on macro AUROC.
         right: ``(N, C)`` whether decision and truth agree, for each class that counts.
     """
@@ -126,7 +126,7 @@ def folded_section(place: Mapping[str, str], cells: Cells, folds: int) -> Sectio
         for method in measured:
             if method != reference:
                 found = _gaps(measured[method], measured[reference], first, judged)
-                gaps |= {(method, reference, where, figure): gap for (where, figure), gap in found.items()}
+                gaps |= {(method, reference, where, metric): gap for (where, metric), gap in found.items()}
     sent = {
         method: float(np.mean([read_json(f / "summary.json")["bytes_sent"] for seed in seeds for f in runs[seed]]))
         for method, runs in cells.items()
@@ -150,14 +150,14 @@ def folded_section(place: Mapping[str, str], cells: Cells, folds: int) -> Sectio
 
 
 def _values(measured: Mapping[str, Mapping[str, Sequence[Measured]]]) -> dict[tuple[str, str, str], np.ndarray]:
-    """``(J,)`` for each (method, place, figure)."""
+    """``(J,)`` for each (method, place, metric)."""
     values: dict[tuple[str, str, str], np.ndarray] = {}
     for name, at in measured.items():
-        for position, figure in enumerate(FIGURES):
+        for position, metric in enumerate(METRICS):
             each = np.array([[one.value[position] for one in found] for found in at.values()])
-            values |= {(name, site, figure): row for site, row in zip(at, each, strict=True)}
-            values[name, MEAN, figure] = over_sites(each, np.nanmean)
-            values[name, WORST, figure] = over_sites(each, np.nanmin)
+            values |= {(name, site, metric): row for site, row in zip(at, each, strict=True)}
+            values[name, MEAN, metric] = over_sites(each, np.nanmean)
+            values[name, WORST, metric] = over_sites(each, np.nanmin)
     return values
 
 
@@ -192,7 +192,7 @@ def measure(tensors: Predictions, arm: str, site: str, judged: np.ndarray) -> Me
     truth = positives(tensors, site, p.shape[1])
     hit = decided > 0 if decided.ndim == 2 else decided[:, None] == np.arange(p.shape[1])
     _, influence = macro_influence(p, truth, judged.tolist())
-    return Measured(figures(tensors, arm, site, judged), influence, (hit == truth)[:, judged])
+    return Measured(metrics(tensors, arm, site, judged), influence, (hit == truth)[:, judged])
 
 
 def balanced_accuracy(right: np.ndarray, truth: np.ndarray, weights: np.ndarray, several: bool) -> np.ndarray:
@@ -221,9 +221,9 @@ def _gaps(
     images: Sequence[Predictions],
     judged: Mapping[str, np.ndarray],
 ) -> dict[tuple[str, str], Difference]:
-    """Differences at each site and of the mean over sites, by (place, figure)."""
+    """Differences at each site and of the mean over sites, by (place, metric)."""
     found: dict[tuple[str, str], Difference] = {}
-    for position, (figure, error) in enumerate(zip(FIGURES, (bootstrap_error, delong_error), strict=True)):
+    for position, (metric, error) in enumerate(zip(METRICS, (bootstrap_error, delong_error), strict=True)):
         errors, degrees, every = [], [], []
         for site in ours:
             pairs = zip(ours[site], theirs[site], strict=True)
@@ -233,10 +233,10 @@ def _gaps(
             errors.append(error(ours[site], theirs[site], images, site, judged[site]))
             degrees.append(len(np.unique(images[0][f"{site}|groups"])) - 1)
             every.append(gaps)
-            found[site, figure] = combined(gaps, errors[-1], degrees[-1])
+            found[site, metric] = combined(gaps, errors[-1], degrees[-1])
         if errors:
             whole = math.sqrt(sum(e**2 for e in errors)) / len(errors)
-            found[MEAN, figure] = combined(np.mean(every, axis=0), whole, sum(degrees))
+            found[MEAN, metric] = combined(np.mean(every, axis=0), whole, sum(degrees))
     return {key: gap for key, gap in found.items() if math.isfinite(gap.low)}
 
 

@@ -32,7 +32,7 @@ def grouped(out: Path) -> tuple[dict[tuple[tuple[str, str], ...], dict[str, dict
 
 
 def sections(out: Path) -> list[Section]:
-    """Every section of an experiment's folder that has figures.
+    """Every section of an experiment's folder that has metrics.
 
     Raises:
         UsageError: it holds no experiment, or methods of it were not tested on the same images.

@@ -16,8 +16,8 @@ from fed_diffmic.files import read_json
 from fed_diffmic.reporting.plots import STYLE
 from simulations.experiments.answer import NAMES
 from simulations.experiments.compare import (
-    FIGURES,
     MEAN,
+    METRICS,
     WORST,
     Difference,
     Section,
@@ -48,7 +48,7 @@ def save_drawing(drawing: Figure, path: Path) -> None:
 
 def pictures(section: Section) -> Iterator[tuple[str, str, Figure]]:
     """File name, what it shows, and drawing of each picture of a section."""
-    for figure in FIGURES:
+    for figure in METRICS:
         found = differences(section, "local", figure)
         if found:
             yield f"gain-{figure}", f"{NAMES[figure]}: each site's gain over training alone", _gains(section, found)

@@ -16,8 +16,8 @@ from fed_diffmic.files import atomic_write
 from simulations.experiments.answer import NAMES, answer, gap_text, table
 from simulations.experiments.compare import (
     COMPARED,
-    FIGURES,
     LEAST_POSITIVES,
+    METRICS,
     Section,
     differences,
     verdicts,
@@ -32,12 +32,12 @@ def write_experiment_report(out: Path) -> list[Path]:
     """Write everything; the paths of what was written.
 
     Raises:
-        UsageError: the folder holds no experiment, or none of its cells has figures.
+        UsageError: the folder holds no experiment, or none of its cells has metrics.
     """
     index = read_index(out)
     found = sections(out)
     if not any(section.seeds for section in found):
-        raise UsageError(f"{out}: no cell has figures yet", "Run it first: `fed-diffmic experiment run`.")
+        raise UsageError(f"{out}: no cell has metrics yet", "Run it first: `fed-diffmic experiment run`.")
     _, written = write_table(out)
     plots = out / "plots"
     plots.mkdir(exist_ok=True)
@@ -83,12 +83,12 @@ def _head(out: Path, index: dict[str, object]) -> Iterator[str]:
     yield f"{index['about']}"
     yield ""
     yield (
-        f"{len(found.done)} of {len(cells)} cells have figures. Every number below is computed from them by "
+        f"{len(found.done)} of {len(cells)} cells have metrics. Every number below is computed from them by "
         "`fed-diffmic experiment report`. **For research, not a medical device.**"
     )
     yield ""
     if found.failed:
-        yield f"Without figures: {', '.join(f'{name} ({cause})' for name, cause in sorted(found.failed.items()))}."
+        yield f"Without metrics: {', '.join(f'{name} ({cause})' for name, cause in sorted(found.failed.items()))}."
         yield ""
 
 
@@ -131,7 +131,7 @@ def _section_lines(section: Section) -> list[str]:
         f"{site}: {', '.join(section.classes[c] for c in judged) or 'none'}" for site, judged in section.judged.items()
     )
     lines += ["", f"Classes that count: {counted}.", ""]
-    for figure in FIGURES:
+    for figure in METRICS:
         lines += [f"### {NAMES[figure]}", ""]
         rows = [
             [method, *(number(section.values[method, place, figure]) for place in section.places)]
@@ -176,7 +176,7 @@ def _latex(section: Section) -> list[str]:
         return text
 
     lines = []
-    for figure in FIGURES:
+    for figure in METRICS:
         lines += [f"% {NAMES[figure]}: {', '.join(f'{a} {v}' for a, v in section.place.items()) or 'all methods'}"]
         lines += [f"\\begin{{tabular}}{{l{'r' * len(section.places)}}}", "\\hline"]
         lines += [" & ".join(["method", *map(plain, section.places)]) + " \\\\", "\\hline"]

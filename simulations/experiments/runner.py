@@ -35,7 +35,7 @@ class Outcome:
     """What came of a pass over the cells.
 
     Attributes:
-        done: cells with figures, whoever made them.
+        done: cells with metrics, whoever made them.
         failed: why the others have none, by cell.
     """
 
@@ -93,7 +93,7 @@ def read_index(out: Path) -> dict[str, Any]:
 
 
 def run_experiment(experiment: Experiment, out: Path, *, jobs: int = 1) -> Outcome:
-    """Run every cell that has no figures yet.
+    """Run every cell that has no metrics yet.
 
     Args:
         out: the experiment's folder.
@@ -192,7 +192,7 @@ def check_fresh(folder: Path) -> None:
 
 
 def outcome(out: Path, names: list[str]) -> Outcome:
-    """Which of the cells have figures, and why the others do not."""
+    """Which of the cells have metrics, and why the others do not."""
     done, failed = [], {}
     for name in names:
         folder = out / CELLS / name

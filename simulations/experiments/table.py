@@ -31,10 +31,10 @@ def rows_of(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         places = {"all": block["global"], "mean": block["mean"], **block["sites"]}
         for site, splits in places.items():
             for split in ("val", "test"):
-                yield from _figures({"arm": arm, "site": site, "split": split}, splits.get(split, {}))
+                yield from _metrics({"arm": arm, "site": site, "split": split}, splits.get(split, {}))
     for name, table in sorted((summary.get("external") or {}).items()):
-        for model, figures in table["models"].items():
-            yield from _figures({"arm": model, "site": f"external: {name}", "split": "external"}, figures)
+        for model, metrics in table["models"].items():
+            yield from _metrics({"arm": model, "site": f"external: {name}", "split": "external"}, metrics)
     yield {"arm": "federated", "site": "all", "metric": "bytes_sent", "value": float(summary["bytes_sent"])}
 
 
@@ -52,8 +52,8 @@ def methods_of(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, A
     yield from inner("", summary["baselines"])
 
 
-def _figures(place: dict[str, Any], figures: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for metric, cell in figures.items():
+def _metrics(place: dict[str, Any], metrics: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for metric, cell in metrics.items():
         if metric == "per_class":
             for label, own in cell.items():
                 for name in PER_CLASS:

@@ -78,7 +78,7 @@ def test_a_model_says_the_same_however_it_is_asked(page, monkeypatch):
 
 
 def test_predictions_are_those_of_the_runs_own_test_images(page, monkeypatch):
-    """The figures of the summary rest on what the loaded model says of the same images."""
+    """The metrics of the summary rest on what the loaded model says of the same images."""
     from fed_diffmic.files import load_tensors
     from simulations.sites import build_sites
 

@@ -21,7 +21,7 @@ from fed_diffmic.files import tensors_digest
 from fed_diffmic.training import calibration
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.evaluation import predict_scores
-from fed_diffmic.training.matrix import AT_SPECIFICITY, FIGURES, cell_from, matrix_cell
+from fed_diffmic.training.matrix import AT_SPECIFICITY, METRICS, cell_from, matrix_cell
 from fed_diffmic.training.metrics import Scored
 from fed_diffmic.training.stages import build_module, exchanged, initial_state, load_state
 from fed_diffmic.transport.identity import set_message_id
@@ -109,7 +109,7 @@ def test_training_returns_the_exchanged_tensors_and_nothing_else(tmp_path: Path,
     assert set(reply.metrics) == {"loss", "steps", "seconds"}
 
 
-def test_an_evaluation_lets_out_figures_only(tmp_path: Path, source: toy.ToySource) -> None:
+def test_an_evaluation_lets_out_metrics_only(tmp_path: Path, source: toy.ToySource) -> None:
     reply = from_record(send(task("evaluate"), "evaluate", context(tmp_path)).content, AMPLE)
     assert reply.tensors == {}
     assert set(reply.metrics) == {"loss", "num_examples", "auroc_macro", "balanced_accuracy", "accuracy"}
@@ -132,7 +132,7 @@ def test_a_site_judges_a_finished_model_on_its_test_images(tmp_path: Path, sourc
     wanted = matrix_cell(scored, spec.classes, bootstrap=1000, seed=spec.seed, name="a")
     found = cell_from(reply.metrics, spec.classes)
     assert found == {**wanted, "complete": True}
-    assert found["n"] == 6 and all(found[name]["low"] is not None for name in (*FIGURES, AT_SPECIFICITY))
+    assert found["n"] == 6 and all(found[name]["low"] is not None for name in (*METRICS, AT_SPECIFICITY))
 
 
 def test_a_base_is_asked_for_once_and_kept(tmp_path: Path, source: toy.ToySource) -> None:

@@ -55,16 +55,16 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "SiteSource", lambda _: lambda *_: data)
 
 
-def test_one_model_has_figures_and_two_a_paired_difference() -> None:
+def test_one_model_has_metrics_and_two_a_paired_difference() -> None:
     alone = compare_models(CONFIG, model(1), None, bootstrap=20)
     assert (alone.site, alone.split, alone.images, alone.difference) == ("one", "test", 12, None)
     both = compare_models(CONFIG, model(1), model(2), bootstrap=20)
-    assert both.figures == alone.figures
+    assert both.metrics == alone.metrics
     assert both.other is not None
     assert both.difference is not None
     for metric, cell in both.difference.items():
         if cell["value"] is not None:
-            ours, theirs = both.figures[metric]["value"], both.other[metric]["value"]
+            ours, theirs = both.metrics[metric]["value"], both.other[metric]["value"]
             assert cell["value"] == pytest.approx(ours - theirs)
     same = compare_models(CONFIG, model(1), model(1), bootstrap=20)
     assert same.difference is not None

@@ -110,7 +110,7 @@ def test_the_weights_that_a_site_was_sent_last_do_not_travel_again(made: Consort
     assert [facts["bytes"] for facts in sent] == [0]
 
 
-def test_no_site_gets_another_sites_figures(made: Consortium) -> None:
+def test_no_site_gets_another_sites_metrics(made: Consortium) -> None:
     """Everything that the run's own files say of single sites, but of the one that is sent it, is gone."""
     texts = [(made.kept("a") / "final" / name).read_text() for name in ("model.json", "provenance.json")]
     whole, own = load_final(made.folder / "run"), load_final(made.kept("a"))

@@ -117,9 +117,9 @@ BEYOND: dict[str, tuple[dict[str, Any], Callable[[], Payload], int]] = {
     "no hours": ({"hours": []}, lambda: task("evaluate"), failures.POLICY_HOURS),
     "sums kept back": ({"metrics": ["num_examples", "loss"]}, lambda: task("evaluate", sums=True),
                        failures.POLICY_METRICS),
-    "figures kept back": ({"metrics": []}, lambda: task("evaluate"), failures.POLICY_METRICS),
+    "metrics kept back": ({"metrics": []}, lambda: task("evaluate"), failures.POLICY_METRICS),
     "counts kept back": ({"metrics": ["loss"]}, query, failures.POLICY_METRICS),
-    "test figures kept back": ({"metrics": ["num_examples", "loss"]}, lambda: task("assess"), failures.POLICY_METRICS),
+    "test metrics kept back": ({"metrics": ["num_examples", "loss"]}, lambda: task("assess"), failures.POLICY_METRICS),
     "test images in a later round": ({}, lambda: task("assess", round=1), failures.POLICY_ROUNDS),
     "test images of a stage not named": ({"stages": ["plain"]}, lambda: task("assess"), failures.POLICY_STAGE),
     "a small site": ({"min_count": 13}, lambda: task("train"), failures.POLICY_COUNT),
@@ -165,8 +165,8 @@ def test_what_the_policy_allows_is_done(tmp_path: Path, site: Any) -> None:
     assert labels.header["classes"] == list(toy.CLASSES)
     assert from_record(send(query(), "query", where).content, AMPLE).header["images"] == [12, 6, 6]
     assert from_record(send(task("train"), "train", where).content, AMPLE).kind == "train.reply"
-    figures = from_record(send(task("evaluate", sums=True), "evaluate", where).content, AMPLE).metrics
-    assert any(name.startswith("nll/") for name in figures)
+    metrics = from_record(send(task("evaluate", sums=True), "evaluate", where).content, AMPLE).metrics
+    assert any(name.startswith("nll/") for name in metrics)
     assert [n.kind for n in lines(tmp_path)] == ["opened"] + ["task", "payload"] * 4
 
 
@@ -186,7 +186,7 @@ def test_an_update_larger_than_allowed_does_not_leave(tmp_path: Path, site: Any)
     assert "payload" not in [n.kind for n in lines(tmp_path)]
 
 
-def test_figures_over_few_images_do_not_leave(tmp_path: Path, site: Any) -> None:
+def test_metrics_over_few_images_do_not_leave(tmp_path: Path, site: Any) -> None:
     site(min_count=7, metrics=["images", "class_counts", "num_examples", "loss", "accuracy"])
     where = context(tmp_path)
     header = from_record(send(query(), "query", where).content, AMPLE).header
@@ -195,17 +195,17 @@ def test_figures_over_few_images_do_not_leave(tmp_path: Path, site: Any) -> None
     assert set(from_record(send(task("train"), "train", where).content, AMPLE).metrics) == {"loss"}
 
 
-def test_figures_over_few_test_images_and_small_classes_do_not_leave(tmp_path: Path, site: Any) -> None:
+def test_metrics_over_few_test_images_and_small_classes_do_not_leave(tmp_path: Path, site: Any) -> None:
     site(min_count=7)
     where = context(tmp_path)
     assert from_record(send(task("assess"), "evaluate.assess", where).content, AMPLE).metrics == {}
     site(min_count=3)  # six images, two of each class
-    figures = from_record(send(task("assess"), "evaluate.assess", where).content, AMPLE).metrics
-    assert figures["test/n"] == 6 and figures["test/complete"] == 0
-    assert not any(name.startswith("test/positives/") for name in figures)  # kept back, not 0
+    metrics = from_record(send(task("assess"), "evaluate.assess", where).content, AMPLE).metrics
+    assert metrics["test/n"] == 6 and metrics["test/complete"] == 0
+    assert not any(name.startswith("test/positives/") for name in metrics)  # kept back, not 0
     site(min_count=2, metrics=["test/n", "test/auroc_macro"])
-    figures = from_record(send(task("assess"), "evaluate.assess", where).content, AMPLE).metrics
-    assert set(figures) == {"test/n", "test/auroc_macro"}
+    metrics = from_record(send(task("assess"), "evaluate.assess", where).content, AMPLE).metrics
+    assert set(metrics) == {"test/n", "test/auroc_macro"}
 
 
 def test_test_images_are_asked_about_once_in_a_run(tmp_path: Path, site: Any) -> None:
@@ -237,7 +237,7 @@ def test_a_replayed_round_is_refused_and_the_same_request_answered_again(tmp_pat
     )
 
 
-def test_figures_of_a_few_models_a_round_and_no_more(tmp_path: Path, site: Any) -> None:
+def test_metrics_of_a_few_models_a_round_and_no_more(tmp_path: Path, site: Any) -> None:
     site()
     where = context(tmp_path)
     requests = [weights(task("evaluate", round=1), **{"head.bias": np.full(3, i, np.float32)}) for i in range(5)]

@@ -133,8 +133,8 @@ def test_no_loss_no_true_count_and_no_figure_leaves(tmp_path, monkeypatch):
         assert found["images"] == {"train": 13, "val": 0, "test": 0} and found["class_counts"] == [3, 0, 10]
     for row in final.history:
         assert row["loss"] is None and row["val"] == {"a": {}, "b": {}}
-        assert all(set(figures) == {"steps", "num_examples"} for figures in row["sites"].values())
-        assert all(figures["num_examples"] == 3 for figures in row["sites"].values())
+        assert all(set(metrics) == {"steps", "num_examples"} for metrics in row["sites"].values())
+        assert all(metrics["num_examples"] == 3 for metrics in row["sites"].values())
 
 
 def test_a_weight_of_0_is_the_public_number_of_units_or_what_the_noised_counts_add_up_to(tmp_path, monkeypatch):
@@ -165,7 +165,7 @@ def test_the_last_round_is_kept_where_nobody_says_which_is_best(tmp_path):
     assert final.calibration["plain"].n == 0
 
 
-def test_figures_over_validation_images_leave_only_where_they_are_listed(tmp_path):
+def test_metrics_over_validation_images_leave_only_where_they_are_listed(tmp_path):
     listed = replace(PRIVACY, validation="listed", nominal_units=12)
     final = federate(tmp_path, grid_of(tmp_path, {"a": listed, "b": listed}))
     assert final.history[0]["val"]["a"]["num_examples"] == 6
@@ -252,7 +252,7 @@ def test_a_stage_that_is_not_protected_is_refused_or_voids_the_claim(tmp_path):
         federate(tmp_path / "one", grid_of(tmp_path / "one", {"a": other, "b": other}))
     allowed = replace(other, allow_unprotected=True)
     final = federate(tmp_path / "two", grid_of(tmp_path / "two", {"a": allowed, "b": allowed}))
-    assert {figures["num_examples"] for figures in final.history[-1]["sites"].values()} == {3}  # never the true count
+    assert {metrics["num_examples"] for metrics in final.history[-1]["sites"].values()} == {3}  # never the true count
     assert account(tmp_path / "two", "a").total() == math.inf
 
 

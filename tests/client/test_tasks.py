@@ -146,7 +146,7 @@ def test_the_same_request_is_answered_once_and_another_round_is_another_request(
     assert caught.value.code == failures.NO_STATE
 
 
-def test_figures_are_of_validation_images_and_of_the_weights_that_were_sent(site, monkeypatch):
+def test_metrics_are_of_validation_images_and_of_the_weights_that_were_sent(site, monkeypatch):
     spec, seen = toy_spec(), []
     monkeypatch.setattr(
         tasks, "predict_scores", lambda module, examples, *rest: seen.append((examples, rest)) or np.zeros((6, 3))

@@ -249,7 +249,7 @@ def trail(stand: Stand) -> list[dict[str, Any]]:
 
 
 def aggregating(lines: list[dict[str, Any]]) -> bool:
-    """Every site's update is there, and nobody was asked for figures yet."""
+    """Every site's update is there, and nobody was asked for metrics yet."""
     last = lines[-len(SITES) :]
     return len(last) == len(SITES) and all(
         line["kind"] == "reply" and line["facts"].get("reply") == "train.reply" for line in last
@@ -257,7 +257,7 @@ def aggregating(lines: list[dict[str, Any]]) -> bool:
 
 
 def saving(lines: list[dict[str, Any]]) -> bool:
-    """The round's figures are there, its checkpoint is not."""
+    """The round's metrics are there, its checkpoint is not."""
     return bool(lines) and lines[-1]["kind"] == "aggregate"
 
 

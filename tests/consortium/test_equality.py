@@ -12,7 +12,7 @@ import pytest
 from fed_diffmic.exchange.failures import LOST, WITHDRAWN, failure_sentence
 from fed_diffmic.provision.keys import load_public
 from fed_diffmic.release.final import load_final
-from fed_diffmic.training.matrix import AT_SPECIFICITY, FIGURES
+from fed_diffmic.training.matrix import AT_SPECIFICITY, METRICS
 from tests.consortium.harness import OUTSIDE, SITES, Consortium, Lines, consortium, final_weights, summary
 from tests.consortium.people import LEAVES, SOON_S, TASKS, audit, decision, kept, say, withdraw_while_training
 from tests.proxy import Proxy, serving
@@ -36,7 +36,7 @@ def standing(tmp_path_factory, data, common) -> Iterator[Consortium]:
         assert made.stop_sites() == [143] * 3
 
 
-def test_weights_and_test_figures_equal_the_simulation(standing, simulated, undisturbed):
+def test_weights_and_test_metrics_equal_the_simulation(standing, simulated, undisturbed):
     standing.new_run("simulation")  # which names the run in every digest
     server = standing.start_server()
     standing.wait_event("site_found", site=SITES[0])
@@ -56,7 +56,7 @@ def test_weights_and_test_figures_equal_the_simulation(standing, simulated, undi
             assert said["complete"] and said["n"] == 3
             for name in ("n", "groups", "positives", "classes", "ranked"):
                 assert said[name] == computed[name]
-            for name in (*FIGURES, AT_SPECIFICITY):
+            for name in (*METRICS, AT_SPECIFICITY):
                 assert said[name]["value"] == computed[name]["value"] is not None
                 assert said[name]["low"] <= said[name]["value"] <= said[name]["high"]
     page = (standing.run_dir / "report.html").read_text(encoding="utf-8")

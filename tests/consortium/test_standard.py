@@ -43,7 +43,7 @@ def test_an_honest_run_is_refused_nothing_under_the_shipped_policy(tmp_path: Pat
         for site in SITES:
             kinds = [line["kind"] for line in Lines(made.site_folder(site) / "audit.jsonl").read()]
             assert "refusal" not in kinds and kinds.count("approval") == 1
-            # 15 test images, 5 of each class: the figures leave, the counts of classes are too small to
+            # 15 test images, 5 of each class: the metrics leave, the counts of classes are too small to
             cell = found["matrix"]["diffusion"][site]
             assert cell["n"] == 15 and not cell["complete"] and set(cell["positives"].values()) == {None}
         proof = subprocess.run(

@@ -68,7 +68,7 @@ LEAKS: dict[str, tuple[dict[str, Any], Payload, int]] = {
     "another shape": ({}, update(tensors={"w": np.zeros((9, 9), np.float32)}), failures.POLICY_NORM),
     "few images": ({"min_count": 13}, update(), failures.POLICY_COUNT),
     "a header field more": ({}, update(header={**HEADER, "names": ["x"]}), failures.POLICY_METRICS),
-    "tensors with figures": ({}, update(kind="evaluate.reply", header={}), failures.POLICY_TENSORS),
+    "tensors with metrics": ({}, update(kind="evaluate.reply", header={}), failures.POLICY_TENSORS),
     "another kind": ({}, update(kind="images"), failures.POLICY_METRICS),
     "classes not named": (
         {"classes": ["x"]},
@@ -86,7 +86,7 @@ def test_whatever_computed_it_does_not_leave(name: str) -> None:
     assert (denied.code, denied.sentence) == (code, failures.FAILURES[code])
 
 
-def test_figures_that_are_not_named_are_taken_out() -> None:
+def test_metrics_that_are_not_named_are_taken_out() -> None:
     released = SitePolicy(replace(OPEN, metrics=["loss", "nll/*"])).release(
         Payload("evaluate.reply", {}, {}, {"loss": 1.0, "accuracy": 0.5, "nll/0/1": 2.0, "num_examples": 20.0}), {}
     )
@@ -177,7 +177,7 @@ def test_the_text_is_complete_every_field_changes_it(data: st.DataObject) -> Non
 def test_presets_say_what_they_do() -> None:
     closed, standard = (explain(compose_site(None, [f"policy={n}"]).policy, "x") for n in ("closed", "standard"))
     assert closed.startswith("Policy of the site x\n")
-    for sentence in ("No run may use the data.", "No part may leave.", "No figure may leave.", "at no time"):
+    for sentence in ("No run may use the data.", "No part may leave.", "No metric may leave.", "at no time"):
         assert sentence in closed
     assert "A stage trains here with differential privacy" in closed
     assert "No run may use the data." in standard  # which runs, data and classes: a site says so itself

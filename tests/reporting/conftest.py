@@ -12,7 +12,7 @@ import pytest
 from fed_diffmic.reporting.events import Event, EventLog, read_events
 from fed_diffmic.training import calibration
 from fed_diffmic.training.comparison import difference, mean_over_sites
-from fed_diffmic.training.metrics import Scored, figures
+from fed_diffmic.training.metrics import Scored, compute_metrics
 
 CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 # Images for each class at each site; rosendahl sees no df and little vasc.
@@ -51,9 +51,9 @@ def measure(sites: dict[str, Scored], task: str) -> dict[str, Any]:
     whole = [np.concatenate([getattr(part, field) for part in parts]) for field in fields]
     groups = np.concatenate([[f"{name}/{g}" for g in part.groups] for name, part in sites.items()])
     kwargs: Any = {"task": task, "classes": CLASSES, "bootstrap": 200, "seed": 0}
-    each = {n: figures(s.probabilities, s.decided, s.labels, s.groups, **kwargs) for n, s in sites.items()}
+    each = {n: compute_metrics(s.probabilities, s.decided, s.labels, s.groups, **kwargs) for n, s in sites.items()}
     return {
-        "global": {"test": figures(*whole, groups, **kwargs)},
+        "global": {"test": compute_metrics(*whole, groups, **kwargs)},
         "sites": {name: {"test": found} for name, found in each.items()},
         "mean": {"test": mean_over_sites(sites, bootstrap=200, seed=0)},
     }

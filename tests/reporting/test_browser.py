@@ -1,4 +1,4 @@
-"""The pages in a real browser: no console message, no request to anywhere, the summary's figures on the page.
+"""The pages in a real browser: no console message, no request to anywhere, the summary's metrics on the page.
 
 Slow, and skipped with a word where Chromium is not installed (Debian: ``apt-get install chromium``).
 """

@@ -33,7 +33,7 @@ def test_round_done_again_after_a_crash_counts_once() -> None:
     assert metric_rows(events) == [Row("federated", 1.0, "guidance", 1, "global", "val", "auroc_macro", 0.6)]
 
 
-def test_undefined_figures_are_left_out_and_full_ones_unwrapped() -> None:
+def test_undefined_metrics_are_left_out_and_full_ones_unwrapped() -> None:
     found = metric_rows(
         [
             {"kind": "round_done", "stage": "plain", "round": 1, "arm": "x", "figures": {"a": None}, "loss": None},
@@ -60,7 +60,7 @@ def test_trials_of_the_learning_rate_are_kept_apart_and_curves_show_the_one_chos
     assert metric_rows([*events, {"kind": "arm_started", "arm": "plain"}, events[-1]])[-1].lr_scale == 1
 
 
-def test_a_site_s_validation_figures_are_rows_of_that_site() -> None:
+def test_a_site_s_validation_metrics_are_rows_of_that_site() -> None:
     event = {
         "kind": "site_evaluated",
         "stage": "plain",

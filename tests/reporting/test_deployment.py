@@ -11,7 +11,7 @@ from fed_diffmic.commands.report import register
 from fed_diffmic.files import write_json
 from fed_diffmic.reporting.deployment import KIND, write_deployment_report
 from fed_diffmic.reporting.events import EventLog, read_events
-from fed_diffmic.training.matrix import cell_figures, cell_from, matrix_cell
+from fed_diffmic.training.matrix import cell_from, cell_metrics, matrix_cell
 from tests.reporting.conftest import CLASSES, COUNTS, predict
 
 
@@ -20,8 +20,8 @@ def cell(site: str, signal: float, **changed: float) -> dict[str, Any]:
     found = matrix_cell(
         predict(site, "federated", "test", "multiclass", signal), CLASSES, bootstrap=50, seed=1, name=site
     )
-    figures = {**cell_figures(found, CLASSES), **changed}
-    return cell_from({name: value for name, value in figures.items() if value is not None}, CLASSES)
+    metrics = {**cell_metrics(found, CLASSES), **changed}
+    return cell_from({name: value for name, value in metrics.items() if value is not None}, CLASSES)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_it_says_how_good_the_model_is_and_where_nothing_came(tmp_path: Path, su
 
 
 @pytest.mark.parametrize(
-    ("matrix", "said"), [({}, "run.test_s is 0"), (None, "No site let out figures on its test images")]
+    ("matrix", "said"), [({}, "run.test_s is 0"), (None, "No site let out metrics on its test images")]
 )
 def test_where_no_figure_came_it_says_so(
     tmp_path: Path, summary: dict[str, Any], matrix: dict[str, Any] | None, said: str
@@ -118,7 +118,7 @@ def test_the_command_writes_it_again(
     assert out.read_text(encoding="utf-8") == first and str(out) in capsys.readouterr().out
 
 
-def test_one_site_that_let_figures_out_is_no_range(tmp_path: Path, summary: dict[str, Any]) -> None:
+def test_one_site_that_let_metrics_out_is_no_range(tmp_path: Path, summary: dict[str, Any]) -> None:
     sites = sorted(COUNTS)
     silent = dict.fromkeys(sites, cell_from({}, CLASSES))
     summary["matrix"] = {"diffusion": {**silent, sites[0]: cell(sites[0], 2.0)}}

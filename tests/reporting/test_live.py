@@ -1,4 +1,4 @@
-"""Interactive figures: the numbers of their static twins, names as they are, two scripts and no way out of the page."""
+"""Interactive metrics: the numbers of their static twins, names as they are, two scripts and no way out of the page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fed_diffmic.reporting import live, plots
 from fed_diffmic.reporting.curves import kept_rows
 from fed_diffmic.reporting.events import Event
 from fed_diffmic.reporting.report import write_report
-from fed_diffmic.reporting.view import arm_name, figure, number
+from fed_diffmic.reporting.view import arm_name, measured, number
 from tests.reporting.test_report import Parsed
 
 HOSTILE = "<a href='https://example.org'>%{x}</a>"
@@ -48,7 +48,7 @@ def test_sites_have_their_values_and_intervals(summary: dict[str, Any]) -> None:
     traces = live.site_drawing(summary, "auroc_macro")["data"]
     ours = next(trace for trace in traces if trace["name"] == arm_name("federated"))
     for place, site in enumerate(sorted(summary["sites"]), start=1):
-        entry = figure(summary, "auroc_macro", site=site)
+        entry = measured(summary, "auroc_macro", site=site)
         assert ours["y"][place] == site and ours["x"][place] == entry["value"]
         assert ours["x"][place] + ours["error_x"]["array"][place] == pytest.approx(entry["high"])
         assert ours["x"][place] - ours["error_x"]["arrayminus"][place] == pytest.approx(entry["low"])

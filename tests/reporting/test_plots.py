@@ -1,4 +1,4 @@
-"""The figures show what the summary holds: points are read back from the drawings."""
+"""The metrics show what the summary holds: points are read back from the drawings."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_plain_lines() -> None:
     ]
 
 
-def test_missing_sites_and_undefined_figures_are_said_as_they_are() -> None:
+def test_missing_sites_and_undefined_metrics_are_said_as_they_are() -> None:
     out = io.StringIO()
     log = EventLog(None, [PlainProgress(out)])
     log.emit("stage_started", stage="plain", rounds=1)

@@ -84,7 +84,7 @@ def test_nothing_is_fetched_and_nothing_runs(whole: tuple[str, Parsed]) -> None:
     assert len(document) < 3_000_000
 
 
-def test_story_figures_and_disclaimer_come_first(whole: tuple[str, Parsed], summary: dict[str, Any]) -> None:
+def test_story_metrics_and_disclaimer_come_first(whole: tuple[str, Parsed], summary: dict[str, Any]) -> None:
     text = whole[1].text
     assert (
         text.index(DISCLAIMER)
@@ -97,7 +97,7 @@ def test_story_figures_and_disclaimer_come_first(whole: tuple[str, Parsed], summ
     assert len(pictures) == 2 + 2 + 6 + 1 and all(a["alt"] for a in pictures)
 
 
-def test_every_site_s_figures_are_the_summary_s(whole: tuple[str, Parsed], summary: dict[str, Any]) -> None:
+def test_every_site_s_metrics_are_the_summary_s(whole: tuple[str, Parsed], summary: dict[str, Any]) -> None:
     document = whole[0]
     for site in summary["sites"]:
         row = re.search(rf"<tr><td>{site}<small>(.*?)</tr>", document, re.DOTALL)
@@ -126,7 +126,7 @@ def shown(entry: dict[str, Any], *, sign: bool = False) -> str:
     return number(entry["value"], sign=sign) + ("" if entry["low"] is None else f"|{low} to {high}")
 
 
-def test_every_class_has_its_own_figures_and_intervals_from_low_to_high(
+def test_every_class_has_its_own_metrics_and_intervals_from_low_to_high(
     whole: tuple[str, Parsed], summary: dict[str, Any]
 ) -> None:
     rows = cells_of(whole[0], "federated model, all test images, each class")
@@ -141,7 +141,7 @@ def test_every_class_has_its_own_figures_and_intervals_from_low_to_high(
     assert any(entry.get("intervals") for entry in classes.values())
 
 
-def test_every_models_figures_stand_under_their_names(whole: tuple[str, Parsed], summary: dict[str, Any]) -> None:
+def test_every_models_metrics_stand_under_their_names(whole: tuple[str, Parsed], summary: dict[str, Any]) -> None:
     rows = cells_of(whole[0], "all test images together")
     blocks = [summary, *(summary["baselines"][arm] for arm in ("local", "pooled"))]
     blocks += [summary["baselines"]["plain"]["federated"], summary["baselines"]["guidance"]]

@@ -74,7 +74,7 @@ def test_without_paired_interval_nothing_is_claimed(summary: dict[str, Any]) -> 
     assert story.points[0].startswith("Cannot be said")
 
 
-def test_without_local_baseline_or_defined_figures(summary: dict[str, Any]) -> None:
+def test_without_local_baseline_or_defined_metrics(summary: dict[str, Any]) -> None:
     bare = copy.deepcopy(summary)
     del bare["baselines"], bare["differences"]
     assert tell(bare).verdict == UNKNOWN and "no local baseline" in tell(bare).headline
@@ -184,14 +184,14 @@ def advised(summary: dict[str, Any]) -> dict[str, Any]:
         }
         for site in sites
     }
-    figures = {"auroc_macro": {"value": 0.9, "low": 0.85, "high": 0.95}}
+    metrics = {"auroc_macro": {"value": 0.9, "low": 0.85, "high": 0.95}}
     summary["external"] = {
         "far": {
             "n": 400,
             "groups": 300,
             "present": list(summary["classes"]),
             "absent": [],
-            "models": {"federated": figures, f"local/{sites[0]}": figures},
+            "models": {"federated": metrics, f"local/{sites[0]}": metrics},
             "differences": {f"local/{sites[0]}": {"auroc_macro": gap}},
         }
     }

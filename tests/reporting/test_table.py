@@ -1,4 +1,4 @@
-"""The table that a run ends with, and how figures are written."""
+"""The table that a run ends with, and how metrics are written."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from fed_diffmic.reporting.view import (
     arm_name,
     arms,
     duration,
-    figure,
-    mean_figure,
+    mean_measured,
+    measured,
     number,
     size,
     with_interval,
@@ -64,7 +64,7 @@ def test_path_is_never_broken_and_names_are_not_markup(summary: dict[str, Any]) 
     assert f"Report: {path}\n" in out and "[red]st. mary[/red]" in out
 
 
-def test_undefined_figures_are_a_dash(summary: dict[str, Any]) -> None:
+def test_undefined_metrics_are_a_dash(summary: dict[str, Any]) -> None:
     out = printed({"task": "multiclass", "classes": ["a"], "sites": {"a": {}, "b": {}}})
     assert "nan" not in out.lower() and DASH in out
 
@@ -72,12 +72,12 @@ def test_undefined_figures_are_a_dash(summary: dict[str, Any]) -> None:
 def test_arms_are_flattened(summary: dict[str, Any]) -> None:
     assert list(arms(summary)) == ["federated", "local", "pooled", "plain/federated", "guidance"]
     assert arm_name("plain/federated") == "plain classifier, federated" and arm_name("mine") == "mine"
-    assert figure({}, "ece") == {"value": None, "low": None, "high": None, "n": 0, "classes": []}
+    assert measured({}, "ece") == {"value": None, "low": None, "high": None, "n": 0, "classes": []}
 
 
 def test_mean_without_measurement_has_no_interval(summary: dict[str, Any]) -> None:
     block = {"sites": summary["sites"]}
-    found = mean_figure(block, "auroc_macro")
+    found = mean_measured(block, "auroc_macro")
     assert found["value"] == pytest.approx(summary["mean"]["test"]["auroc_macro"]["value"]) and found["low"] is None
     assert found["sites"] == sorted(summary["sites"])
 

@@ -133,7 +133,7 @@ def test_participation_asks_the_drawn_sites_only_and_the_draw_repeats(tmp_path: 
     drawn = [sorted(row["sites"]) for row in final.history]
     assert all(len(sites) == 2 for sites in drawn) and len({tuple(sites) for sites in drawn}) > 1
     assert drawn == [sorted(row["sites"]) for row in again.history] and final.digests == again.digests
-    assert all(sorted(row["val"]) == list(names) for row in final.history)  # all are asked for figures
+    assert all(sorted(row["val"]) == list(names) for row in final.history)  # all are asked for metrics
     assert not any(row["missing"] for row in final.history)
 
 

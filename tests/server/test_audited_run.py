@@ -259,8 +259,8 @@ def test_a_quorum_without_the_paused_site_does_not_wait_and_the_deadline_ends_th
 
 
 def test_a_site_that_keeps_the_calibrations_sums_back_does_not_stop_the_run(tmp_path: Path) -> None:
-    figures = ["images", "class_counts", "num_examples", "loss"]
-    ruled = {"a": site_rules.rules(tmp_path, "a"), "b": site_rules.rules(tmp_path, "b", metrics=figures)}
+    metrics = ["images", "class_counts", "num_examples", "loss"]
+    ruled = {"a": site_rules.rules(tmp_path, "a"), "b": site_rules.rules(tmp_path, "b", metrics=metrics)}
     grid, source = site_rules.ruled_grid(tmp_path, ruled)
     final = federate(tmp_path / "run", grid)
     assert final.calibration["guidance"].n == len(source.sites["a"].val)

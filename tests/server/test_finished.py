@@ -1,4 +1,4 @@
-"""What the sites are asked of a finished stage: sums for its calibration, figures on test images for the matrix."""
+"""What the sites are asked of a finished stage: sums for its calibration, metrics on test images for the matrix."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fed_diffmic.training import calibration, stages
-from server.exchange import FiguresAnswer, Outcome
+from server.exchange import MetricsAnswer, Outcome
 from server.federation import Federation
 from server.fitting import calibrate, calibration_table, combined
 from server.hooks import Hooks
@@ -26,15 +26,15 @@ def table_of(best, images):
 class Members:
     """Sites that say what the test says, and remember what they were asked."""
 
-    def __init__(self, figures):
-        self.figures, self.hooks, self.asked = figures, Hooks(), []
+    def __init__(self, metrics):
+        self.metrics, self.hooks, self.asked = metrics, Hooks(), []
 
     def everyone(self):
-        return set(self.figures)
+        return set(self.metrics)
 
     def evaluate(self, request):
         self.asked.append(request)
-        return FiguresAnswer(self.figures, Outcome(bytes_sent=70))
+        return MetricsAnswer(self.metrics, Outcome(bytes_sent=70))
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def state(monkeypatch):
     return RunState(settings={}, results={"plain": whole}, personal=personal, bytes_sent=5)
 
 
-def fit(figures, state, prior=PRIOR):
-    members, events = Members(figures), Events([])
+def fit(metrics, state, prior=PRIOR):
+    members, events = Members(metrics), Events([])
     run = Federation(members, toy_spec(), state, None, events, RunTerms(["plain"], deadline_s=60.0), prior)
     return calibrate(run, "plain"), members, events
 
@@ -90,10 +90,10 @@ def test_nobodys_sums_are_no_calibration(state):
 
 
 def test_cells_stand_where_their_names_say():
-    figures = {f"nll/{i}/{j}": 10.0 * i + j for i in range(3) for j in range(2)} | {"num_examples": 4.0}
-    assert calibration_table(figures, (3, 2)).tolist() == [[0, 1], [10, 11], [20, 21]]
+    metrics = {f"nll/{i}/{j}": 10.0 * i + j for i in range(3) for j in range(2)} | {"num_examples": 4.0}
+    assert calibration_table(metrics, (3, 2)).tolist() == [[0, 1], [10, 11], [20, 21]]
     assert calibration_table({"num_examples": 0.0}, (3, 2)).tolist() == [[0, 0]] * 3
-    assert calibration_table(figures, (4, 2)) is None
+    assert calibration_table(metrics, (4, 2)) is None
 
 
 def test_with_a_guard_no_site_alone_is_believed_and_none_decides_alone():

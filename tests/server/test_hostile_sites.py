@@ -172,7 +172,7 @@ def test_a_reply_kept_from_an_earlier_round_is_a_replay(tmp_path: Path) -> None:
     assert [sorted(row["sites"]) for row in final.history] == [["a", "b", "c"], ["b", "c"]]
 
 
-def test_figures_out_of_range_are_refused(tmp_path: Path) -> None:
+def test_metrics_out_of_range_are_refused(tmp_path: Path) -> None:
     for figure in ({"accuracy": 1.5}, {"num_examples": 7.0}, {"loss": -1.0}):
         _, events, _ = federate(
             tmp_path / str(figure), lambda p, _, f=figure: replace(p, metrics={**p.metrics, **f}), kind="evaluate"

@@ -40,7 +40,7 @@ def test_metrics_follow_the_run(monitor, status):
         log.emit("site_failed", site="unnamed/17", stage="", round=0)
         log.emit("round_done", stage="guidance", round=1, rounds=4, seconds=20.0, bytes_sent=2_000_000)
         status.stage, status.round, status.rounds, status.restarts = "guidance", 1, 4, 2
-        status.refused, status.sites, status.figures = {"path": 4}, {"a": SiteStatus(contact=1000.0)}, {"loss": 0.5}
+        status.refused, status.sites, status.metrics = {"path": 4}, {"a": SiteStatus(contact=1000.0)}, {"loss": 0.5}
         code, body = get(monitor, "/metrics")
     assert code == 200
     found = {

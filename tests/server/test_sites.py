@@ -53,7 +53,7 @@ def test_the_base_goes_with_the_first_round():
     assert [train(members(), index).attach_base for index in (1, 2, 3)] == [True, False, False]
 
 
-def test_validation_figures_are_asked_of_each_sites_own_model():
+def test_validation_metrics_are_asked_of_each_sites_own_model():
     made = members()
     made.evaluate(EvaluateRequest(TASK, {}, [0.5, 0.3, 0.2], 3, 0.0, {"s0": "own-0"}))
     assert made.last.header("s0") == {

@@ -36,7 +36,7 @@ def test_the_federation_equals_the_same_rounds_by_hand(tmp_path: Path) -> None:
 
     module = build_module(spec, "guidance")
     state, kinds = initial_state(spec, "guidance"), exchanged(build_module(spec, "guidance"))
-    figures = []
+    metrics = []
     candidates = []
     for index in (1, 2):
         updates = []
@@ -47,10 +47,10 @@ def test_the_federation_equals_the_same_rounds_by_hand(tmp_path: Path) -> None:
             updates.append(SiteUpdate(name, result.tensors, result.num_examples))
         state = state | weighted_average(updates, kinds, {"a": 0.5, "b": 0.5})
         candidates.append(state)
-        figures.append(final.history[index - 1]["mean"]["auroc_macro"])
-    best = candidates[int(np.argmax(figures))]
+        metrics.append(final.history[index - 1]["mean"]["auroc_macro"])
+    best = candidates[int(np.argmax(metrics))]
     assert tensors_digest(final.states["guidance"]) == tensors_digest(best)
-    assert final.history[-1]["best_round"] == 1 + int(np.argmax(figures))
+    assert final.history[-1]["best_round"] == 1 + int(np.argmax(metrics))
 
 
 def test_bytes_count_tensors_both_ways_and_the_base_once(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_kept_update_answers_the_same_request_without_training(
 
 
 def test_the_average_is_judged_and_of_the_best_round_it_is_what_stays(tmp_path: Path) -> None:
-    """Weights that grow by one a round, and scripted figures: which tensors are asked about, and which are kept."""
+    """Weights that grow by one a round, and scripted metrics: which tensors are asked about, and which are kept."""
     exchange = ScriptedExchange([0.5, 0.9, 0.7])
     run = federation(tmp_path, exchange, spec=toy.toy_spec(ema=0.5, rounds=3))
     begun = initial_state(run.spec, "plain")["head.weight"]

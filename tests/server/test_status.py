@@ -27,8 +27,8 @@ def follow(writer, tmp_path):
         log.emit("round_started", stage="guidance", round=1, rounds=4, sites=["a", "b"])
         log.emit("site_done", site="a", stage="guidance", round=1, bytes=10)
         log.emit("site_failed", site="b", code="deadline", reason="it did not reply", stage="guidance", round=1)
-        figures = {"auroc_macro": 0.5, "loss": None}
-        log.emit("round_done", stage="guidance", round=1, rounds=4, seconds=20.0, bytes_sent=2_000_000, figures=figures)
+        metrics = {"auroc_macro": 0.5, "loss": None}
+        log.emit("round_done", stage="guidance", round=1, rounds=4, seconds=20.0, bytes_sent=2_000_000, figures=metrics)
         log.emit("link_lost", restarts=1)
 
 

@@ -111,7 +111,7 @@ def test_what_leaves_a_site_counts_no_few_images(tmp_path: Path) -> None:
     grid, ruled = site_rules.ruled_grid(tmp_path, given)
     ruled.sites.update(source.sites)
     final = federate(tmp_path, grid)
-    left = figures_of(tmp_path / "a.audit.jsonl")
+    left = metrics_of(tmp_path / "a.audit.jsonl")
     counts = {name: n for name, n in left.items() if name.startswith(("sets/lac", "unsure/"))}
     assert counts and min(counts.values()) >= 10
     assert sum(n for name, n in counts.items() if name.startswith("sets/lac")) == len(source.sites["a"].val)
@@ -120,21 +120,21 @@ def test_what_leaves_a_site_counts_no_few_images(tmp_path: Path) -> None:
     assert final.sureness["guidance"].rule("lac", 0.9).overall >= exact.overall  # type: ignore[union-attr]
 
 
-def figures_of(log: Path) -> dict[str, float]:
-    """The figures of the last payload of a site's audit log that counts anything by cell."""
+def metrics_of(log: Path) -> dict[str, float]:
+    """The metrics of the last payload of a site's audit log that counts anything by cell."""
     found = {}
     for line in log.read_text().splitlines():
         text = json.dumps(json.loads(line))
         if "sets/lac" in text:
-            found = _figures(json.loads(line))
+            found = _metrics(json.loads(line))
     return found
 
 
-def _figures(value: Any) -> dict[str, float]:
+def _metrics(value: Any) -> dict[str, float]:
     if isinstance(value, dict):
         if "figures" in value:
             return dict(value["figures"])
-        return next((found for inner in value.values() if (found := _figures(inner))), {})
+        return next((found for inner in value.values() if (found := _metrics(inner))), {})
     return {}
 
 
@@ -185,7 +185,7 @@ def test_a_site_that_protects_its_validation_images_tells_nothing(tmp_path: Path
         conform(site, spec, Payload("conform", {**header, "calibration": other}, request.tensors))
 
 
-def test_coverage_on_test_images_leaves_with_the_other_figures(tmp_path: Path) -> None:
+def test_coverage_on_test_images_leaves_with_the_other_metrics(tmp_path: Path) -> None:
     grid, source = toy.toy_grid(tmp_path, source=larger())
     final = federate(tmp_path, grid, test_s=60.0)
     module = build_module(final.spec, "guidance")

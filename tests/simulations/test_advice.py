@@ -5,7 +5,7 @@ import pytest
 
 from fed_diffmic.training.metrics import Scored
 from simulations.advice import advice
-from simulations.figures import MethodResult, Row
+from simulations.metrics import MethodResult, Row
 from tests.toy import toy_spec
 
 

@@ -13,7 +13,7 @@ from fed_diffmic.training.calibration import uncalibrated
 from fed_diffmic.training.features import normalised_images
 from fed_diffmic.training.stages import initial_state
 from simulations.examples import LARGEST, _small, example_tensors, pick, wanted
-from simulations.figures import method_result
+from simulations.metrics import method_result
 from tests.toy import toy_site
 from tests.training.test_local import tiny_spec
 

@@ -36,13 +36,13 @@ def auroc(tmp_path, modality, shuffle):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("modality", sorted(LAYOUTS))
 def test_tiny_learns_the_signs_of_each_modality(tmp_path, modality):
-    figures = auroc(tmp_path, modality, shuffle=False)
-    assert figures["diffusion"] >= 0.85, figures
+    metrics = auroc(tmp_path, modality, shuffle=False)
+    assert metrics["diffusion"] >= 0.85, metrics
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("modality", sorted(LAYOUTS))
 def test_tiny_learns_nothing_from_shuffled_labels(tmp_path, modality):
-    figures = auroc(tmp_path, modality, shuffle=True)
-    assert 0.40 <= figures["diffusion"] <= 0.60, figures
+    metrics = auroc(tmp_path, modality, shuffle=True)
+    assert 0.40 <= metrics["diffusion"] <= 0.60, metrics

@@ -1,4 +1,4 @@
-"""Strategies and conditions through the whole simulation: personal models in the figures, sites away, slow sites."""
+"""Strategies and conditions through the whole simulation: personal models in the metrics, sites away, slow sites."""
 
 from pathlib import Path
 
@@ -120,7 +120,7 @@ def test_a_slow_site_does_its_share_of_the_steps(folder):
     more = ["partition.sites=2", "conditions.slow=[site-2:4]", "stages.plain.steps=8", "strategy=fednova"]
     _, summary = run(folder, "slow", *LINEAR, *more)
     for row in summary["stages"]["plain"]["history"]:
-        assert {site: figures["steps"] for site, figures in row["sites"].items()} == {"site-1": 8.0, "site-2": 2.0}
+        assert {site: metrics["steps"] for site, metrics in row["sites"].items()} == {"site-1": 8.0, "site-2": 2.0}
 
 
 @pytest.mark.parametrize(

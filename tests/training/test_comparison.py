@@ -10,7 +10,7 @@ import pytest
 from fed_diffmic.seeding import numpy_generator
 from fed_diffmic.training import weighted
 from fed_diffmic.training.comparison import difference, mean_over_sites
-from fed_diffmic.training.metrics import METRICS, Scored, group_index, weighted_figures
+from fed_diffmic.training.metrics import METRICS, Scored, group_index, weighted_metrics
 
 
 def site(seed: int, n: int, signal: float, groups: int = 0) -> Scored:
@@ -35,7 +35,7 @@ def test_difference_equals_a_loop_over_the_same_resamples() -> None:
         w = weighted.resample_weights(group_index(first[name].groups), 200, rng)
         diffs = []
         for r in range(200):
-            one, two = (weighted_figures(s[name], w[:, r : r + 1])["auroc_macro"][0] for s in (first, second))
+            one, two = (weighted_metrics(s[name], w[:, r : r + 1])["auroc_macro"][0] for s in (first, second))
             diffs.append(one - two)
         per_site[name] = np.array(diffs)
         entry = found["sites"][name]["auroc_macro"]

@@ -1,4 +1,4 @@
-"""Scores and the figures that leave a site."""
+"""Scores and the metrics that leave a site."""
 
 from dataclasses import replace
 
@@ -50,23 +50,23 @@ def test_scores_do_not_depend_on_what_is_predicted_with_them(stage):
     assert predict_scores(module, train.subset(np.array([], int))).shape == (0, 3)
 
 
-def test_figures_that_leave_a_site():
+def test_metrics_that_leave_a_site():
     rng = np.random.default_rng(0)
     labels = np.arange(30) % 3
     scores = np.eye(3)[labels] * 3 + rng.normal(size=(30, 3))
     prior = np.full(3, 1 / 3)
-    figures = evaluate_scores(scores, labels, prior, "multiclass")
-    assert figures["num_examples"] == 30 and figures["auroc_macro"] > 0.9 and figures["loss"] < 1.0
-    assert not any(name.startswith("nll/") for name in figures)
+    metrics = evaluate_scores(scores, labels, prior, "multiclass")
+    assert metrics["num_examples"] == 30 and metrics["auroc_macro"] > 0.9 and metrics["loss"] < 1.0
+    assert not any(name.startswith("nll/") for name in metrics)
     sums = evaluate_scores(scores, labels, prior, "multiclass", sums=True)
     table = [value for name, value in sums.items() if name.startswith("nll/")]
-    assert min(table) / 30 == pytest.approx(figures["loss"])
+    assert min(table) / 30 == pytest.approx(metrics["loss"])
     assert evaluate_scores(scores[:0], labels[:0], prior, "multiclass") == {"num_examples": 0.0}
 
 
 def test_a_figure_that_is_undefined_here_is_left_out():
-    figures = evaluate_scores(np.zeros((4, 3)), np.zeros(4, int), np.full(3, 1 / 3), "multiclass")
-    assert "auroc_macro" not in figures and "loss" in figures
+    metrics = evaluate_scores(np.zeros((4, 3)), np.zeros(4, int), np.full(3, 1 / 3), "multiclass")
+    assert "auroc_macro" not in metrics and "loss" in metrics
 
 
 @pytest.mark.parametrize("stage", ["guidance", "diffusion"])

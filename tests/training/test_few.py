@@ -39,15 +39,15 @@ def flat(table, method="lac"):
 def test_a_class_of_few_images_is_not_told_apart_and_cannot_be_subtracted():
     table = np.zeros((1, 4, conformal.CELLS + 1), int)
     table[0, 0, 10], table[0, 0, 60], table[0, 1, 30], table[0, 2, 150] = 30, 2, 12, 3
-    figures = {"num_examples": 47.0, "sets/squares": 47.0, **flat(table)}
-    found = told(figures, 10, 0)
+    metrics = {"num_examples": 47.0, "sets/squares": 47.0, **flat(table)}
+    found = told(metrics, 10, 0)
     assert found == {
         "num_examples": 47.0,
         "sets/squares": 47.0,
         "sets/lac/0/0/60": 32.0,
         "sets/lac/0/rest/150": 15.0,  # class 2 with class 1: the total tells nothing of class 2 alone
     }
-    assert told(figures, 1, 0) == figures
+    assert told(metrics, 1, 0) == metrics
 
 
 def test_sets_of_what_is_told_cover_no_less_and_the_counts_can_be_read():
@@ -56,10 +56,10 @@ def test_sets_of_what_is_told_cover_no_less_and_the_counts_can_be_read():
     labels = np.minimum((p.cumsum(axis=1) > rng.random((120, 1))).argmax(axis=1), 3)
     labels[labels == 2] = np.where(np.arange((labels == 2).sum()) < 4, 2, 0)
     tables = {method: conformal.counts(p, labels, "multiclass", method) for method in conformal.METHODS}
-    figures = {"num_examples": 120.0, "sets/squares": 120.0}
+    metrics = {"num_examples": 120.0, "sets/squares": 120.0}
     for method, table in tables.items():
-        figures |= flat(table, method)
-    exact, careful = (counts_from(f, "multiclass", 4) for f in (figures, told(figures, 10, 0)))
+        metrics |= flat(table, method)
+    exact, careful = (counts_from(f, "multiclass", 4) for f in (metrics, told(metrics, 10, 0)))
     for method in conformal.METHODS:
         np.testing.assert_array_equal(exact.sets[method], tables[method])
         for level in conformal.LEVELS:
@@ -70,9 +70,9 @@ def test_sets_of_what_is_told_cover_no_less_and_the_counts_can_be_read():
 
 
 def test_a_measure_that_few_errors_would_tell_is_kept_back_and_any_other_looks_worse():
-    figures = {"unsure/entropy/0/50": 40.0, "unsure/entropy/0/80": 5.0, "unsure/entropy/1/70": 12.0}
-    figures["unsure/entropy/1/120"] = 3.0
-    assert told(figures, 10, 0) == {"unsure/entropy/0/80": 45.0, "unsure/entropy/1/70": 15.0}
+    metrics = {"unsure/entropy/0/50": 40.0, "unsure/entropy/0/80": 5.0, "unsure/entropy/1/70": 12.0}
+    metrics["unsure/entropy/1/120"] = 3.0
+    assert told(metrics, 10, 0) == {"unsure/entropy/0/80": 45.0, "unsure/entropy/1/70": 15.0}
     assert told({"unsure/spread/0/50": 40.0, "unsure/spread/1/70": 3.0}, 10, 0) == {}
 
 
@@ -80,21 +80,21 @@ def test_a_class_of_few_patients_is_not_told_apart_however_many_images_it_has():
     table = np.zeros((1, 4, conformal.CELLS + 1), int)
     table[0, 0, 30], table[0, 1, 171], table[0, 2, 60] = 48, 12, 20
     owners = {f"owners/sets/lac/0/{state}": n for state, n in enumerate((40.0, 1.0, 15.0))}
-    figures = {"num_examples": 80.0, **flat(table)}
+    metrics = {"num_examples": 80.0, **flat(table)}
     hidden = {"num_examples": 80.0, "sets/lac/0/0/30": 48.0, "sets/lac/0/rest/171": 12.0, "sets/lac/0/rest/60": 20.0}
     for least in (1, 10):
-        assert told(figures | owners, least, 5) == hidden, "class 1 is one patient's; the total less 2 would tell it"
+        assert told(metrics | owners, least, 5) == hidden, "class 1 is one patient's; the total less 2 would tell it"
     for least in (0, 1, 10):
-        assert told(figures | owners, least, 0) == figures, "no number of patients leaves, whatever is asked for"
-    whole = told(figures, 10, 5)
+        assert told(metrics | owners, least, 0) == metrics, "no number of patients leaves, whatever is asked for"
+    whole = told(metrics, 10, 5)
     assert not any("/rest/" not in name for name in whole if name != "num_examples"), "of unknown patients: of none"
 
 
 def test_a_measure_that_few_patients_errors_would_tell_is_kept_back():
-    figures = {"unsure/entropy/0/80": 45.0, "unsure/entropy/1/70": 15.0}
+    metrics = {"unsure/entropy/0/80": 45.0, "unsure/entropy/1/70": 15.0}
     owners = {"owners/unsure/entropy/0": 30.0, "owners/unsure/entropy/1": 1.0}
-    assert told(figures | owners, 10, 5) == {}
-    assert told(figures | owners | {"owners/unsure/entropy/1": 5.0}, 10, 5) == figures
+    assert told(metrics | owners, 10, 5) == {}
+    assert told(metrics | owners | {"owners/unsure/entropy/1": 5.0}, 10, 5) == metrics
 
 
 SIZES = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30)), min_size=1, max_size=8)

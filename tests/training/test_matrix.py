@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_diffmic.training.matrix import cell_figures, cell_from, comparable, matrix_cell, rarest, sensitivity_at
+from fed_diffmic.training.matrix import cell_from, cell_metrics, comparable, matrix_cell, rarest, sensitivity_at
 from fed_diffmic.training.metrics import Scored
 
 
@@ -79,15 +79,15 @@ def test_a_cell_travels_as_flat_numbers():
     classes = ["a", "b", "c"]
     for labels in ([0] * 12 + [1] * 11, [0] * 5 + [2]):
         cell = matrix_cell(scored(labels), classes, bootstrap=50, seed=1, name="x")
-        figures = cell_figures(cell, classes)
-        assert all(name.startswith("test/") and type(value) is float for name, value in figures.items())
-        assert cell_from(figures, classes) == {**cell, "complete": True}
+        metrics = cell_metrics(cell, classes)
+        assert all(name.startswith("test/") and type(value) is float for name, value in metrics.items())
+        assert cell_from(metrics, classes) == {**cell, "complete": True}
 
 
 def test_where_counts_were_kept_back_nothing_is_compared_or_ranked():
     classes = ["a", "b", "c"]
     cell = matrix_cell(scored([0] * 12 + [1] * 11 + [2] * 3), classes, bootstrap=0, seed=1, name="x")
-    whole = cell_figures(cell, classes)
+    whole = cell_metrics(cell, classes)
     kept_back = {n: v for n, v in {**whole, "test/complete": 0.0}.items() if n != "test/positives/2"}
     found = cell_from(kept_back, classes)
     assert (found["classes"], found["ranked"], found["complete"]) == ([], False, False)

@@ -17,11 +17,11 @@ from fed_diffmic.training.metrics import (
     METRICS,
     PER_CLASS,
     Scored,
-    figures,
+    compute_metrics,
     interval,
     quick,
     replicates,
-    weighted_figures,
+    weighted_metrics,
 )
 
 CLASSES = ("mel", "nv", "bcc", "df")
@@ -74,7 +74,7 @@ def slow_ece(confidence: np.ndarray, correct: np.ndarray) -> float:
 
 
 def slow(p: np.ndarray, y: np.ndarray, decided: np.ndarray, w: np.ndarray, task: str) -> dict[str, object]:
-    """Every figure, one resample at a time: the plain twin of :func:`weighted_figures`."""
+    """Every figure, one resample at a time: the plain twin of :func:`weighted_metrics`."""
     c = p.shape[1]
     multilabel = task == "multilabel"
     truth = y.astype(bool) if multilabel else np.eye(c, dtype=bool)[y]
@@ -111,11 +111,11 @@ def slow(p: np.ndarray, y: np.ndarray, decided: np.ndarray, w: np.ndarray, task:
     absent=st.booleans(),
     task=st.sampled_from(["multiclass", "ordinal", "multilabel"]),
 )
-def test_weighted_figures_equal_scikit_learn(
+def test_weighted_metrics_equal_scikit_learn(
     seed: int, n: int, c: int, levels: int | None, absent: bool, task: str
 ) -> None:
     p, y, decided, w = draw(seed, n, c, levels, absent, task == "multilabel")
-    fast = weighted_figures(Scored(p, decided, y, np.arange(n), task), w)
+    fast = weighted_metrics(Scored(p, decided, y, np.arange(n), task), w)
     for r in range(w.shape[1]):
         expected = slow(p, y, decided, w[:, r], task)
         assert set(expected) == set(METRICS) | set(PER_CLASS)
@@ -123,9 +123,9 @@ def test_weighted_figures_equal_scikit_learn(
             np.testing.assert_allclose(fast[name][r], value, rtol=0, atol=1e-9, err_msg=name)
 
 
-def test_macro_figures_equal_scikit_learn_s_own_macro() -> None:
+def test_macro_metrics_equal_scikit_learn_s_own_macro() -> None:
     p, y, decided, _ = draw(3, 200, 4, None, False, False)
-    found = figures(p, decided, y, np.arange(200), task="multiclass", classes=CLASSES, bootstrap=0, seed=0)
+    found = compute_metrics(p, decided, y, np.arange(200), task="multiclass", classes=CLASSES, bootstrap=0, seed=0)
     assert found["balanced_accuracy"]["value"] == pytest.approx(sk.balanced_accuracy_score(y, decided))
     assert found["f1_macro"]["value"] == pytest.approx(sk.f1_score(y, decided, average="macro"))
     assert found["auroc_macro"]["value"] == pytest.approx(sk.roc_auc_score(y, p, multi_class="ovr"))
@@ -135,7 +135,7 @@ def test_macro_figures_equal_scikit_learn_s_own_macro() -> None:
 
 def test_absent_class_is_absent_not_zero() -> None:
     p, y, decided, _ = draw(4, 80, 4, None, True, False)  # no image of CLASSES[0]
-    found = figures(p, decided, y, np.arange(80), task="multiclass", classes=CLASSES, bootstrap=50, seed=0)
+    found = compute_metrics(p, decided, y, np.arange(80), task="multiclass", classes=CLASSES, bootstrap=50, seed=0)
     for metric in ("balanced_accuracy", "f1_macro", "auroc_macro", "auprc_macro"):
         assert found[metric]["classes"] == list(CLASSES[1:])
     block = found["per_class"]["mel"]
@@ -149,7 +149,7 @@ def test_absent_class_is_absent_not_zero() -> None:
 def test_one_class_only_leaves_ranking_undefined() -> None:
     p, _, decided, _ = draw(5, 30, 4, None, False, False)
     y = np.full(30, 2)
-    found = figures(p, decided, y, np.arange(30), task="ordinal", classes=CLASSES, bootstrap=20, seed=0)
+    found = compute_metrics(p, decided, y, np.arange(30), task="ordinal", classes=CLASSES, bootstrap=20, seed=0)
     assert found["auroc_macro"] == {"value": None, "low": None, "high": None, "n": 30, "classes": []}
     assert found["balanced_accuracy"]["value"] == pytest.approx(np.mean(decided == 2))
     assert found["balanced_accuracy"]["classes"] == ["bcc"]
@@ -159,7 +159,7 @@ def test_one_class_only_leaves_ranking_undefined() -> None:
 @pytest.mark.parametrize("n", [0, 1, 60])
 def test_result_is_strict_json_with_all_keys(task: str, n: int) -> None:
     p, y, decided, _ = draw(6, n, 4, 3, True, task == "multilabel")
-    found = figures(p, decided, y, np.arange(n), task=task, classes=CLASSES, bootstrap=30, seed=0)
+    found = compute_metrics(p, decided, y, np.arange(n), task=task, classes=CLASSES, bootstrap=30, seed=0)
     back = json.loads(json.dumps(found, allow_nan=False))
     assert back == found
     for metric in METRICS:
@@ -202,10 +202,10 @@ def test_grouped_images_widen_the_interval() -> None:
     """Ten copies of each image are ten times the images but no more evidence."""
     p, y, decided, _ = draw(9, 60, 3, None, False, False)
     kwargs = {"task": "multiclass", "classes": CLASSES[:3], "bootstrap": 800, "seed": 1}
-    one = figures(p, decided, y, np.arange(60), **kwargs)["accuracy"]
+    one = compute_metrics(p, decided, y, np.arange(60), **kwargs)["accuracy"]
     copies = [np.repeat(a, 10, axis=0) for a in (p, decided, y, np.arange(60))]
-    grouped = figures(*copies, **kwargs)["accuracy"]
-    naive = figures(*copies[:3], np.arange(600), **kwargs)["accuracy"]
+    grouped = compute_metrics(*copies, **kwargs)["accuracy"]
+    naive = compute_metrics(*copies[:3], np.arange(600), **kwargs)["accuracy"]
     assert (grouped["low"], grouped["high"]) == (one["low"], one["high"])
     assert naive["high"] - naive["low"] < 0.5 * (grouped["high"] - grouped["low"])
 
@@ -214,9 +214,9 @@ def test_same_seed_same_interval_and_group_names_do_not_matter() -> None:
     p, y, decided, _ = draw(10, 50, 3, None, False, False)
     groups = np.random.default_rng(0).integers(0, 20, 50)
     kwargs = {"task": "multiclass", "classes": CLASSES[:3], "bootstrap": 100}
-    one = figures(p, decided, y, groups, seed=5, **kwargs)
-    assert one == figures(p, decided, y, np.array([f"patient {97 * g % 31}" for g in groups]), seed=5, **kwargs)
-    assert one["brier"]["low"] != figures(p, decided, y, groups, seed=6, **kwargs)["brier"]["low"]
+    one = compute_metrics(p, decided, y, groups, seed=5, **kwargs)
+    assert one == compute_metrics(p, decided, y, np.array([f"patient {97 * g % 31}" for g in groups]), seed=5, **kwargs)
+    assert one["brier"]["low"] != compute_metrics(p, decided, y, groups, seed=6, **kwargs)["brier"]["low"]
 
 
 def test_chunks_of_resamples_change_nothing_but_the_draw(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +231,7 @@ def test_chunks_of_resamples_change_nothing_but_the_draw(monkeypatch: pytest.Mon
 
 def test_one_group_has_no_interval() -> None:
     p, y, decided, _ = draw(12, 20, 3, None, False, False)
-    found = figures(p, decided, y, np.zeros(20), task="multiclass", classes=CLASSES[:3], bootstrap=100, seed=0)
+    found = compute_metrics(p, decided, y, np.zeros(20), task="multiclass", classes=CLASSES[:3], bootstrap=100, seed=0)
     assert found["accuracy"]["value"] is not None and found["accuracy"]["low"] is None
     assert found["groups"] == 1 and found["bootstrap"] == 0
 
@@ -246,9 +246,9 @@ def test_class_missed_by_most_resamples_has_no_interval() -> None:
 
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
-def test_quick_equals_figures(task: str) -> None:
+def test_quick_equals_metrics(task: str) -> None:
     p, y, decided, _ = draw(13, 70, 4, 3, True, task == "multilabel")
-    found = figures(p, decided, y, np.arange(70), task=task, classes=CLASSES, bootstrap=0, seed=0)
+    found = compute_metrics(p, decided, y, np.arange(70), task=task, classes=CLASSES, bootstrap=0, seed=0)
     fast = quick(p, y, task)
     assert fast == {name: found[name]["value"] for name in ("auroc_macro", "balanced_accuracy", "accuracy")}
     assert quick(p[:0], y[:0], task) == dict.fromkeys(("auroc_macro", "balanced_accuracy", "accuracy"))
@@ -289,7 +289,7 @@ def test_what_does_not_fit_is_refused(change: dict[str, object], message: str) -
 
 def test_number_of_names_must_fit() -> None:
     with pytest.raises(ValueError, match="2 class names for 3"):
-        figures(np.full((1, 3), 1 / 3), [0], [0], [0], task="multiclass", classes=("a", "b"), bootstrap=0, seed=0)
+        compute_metrics(np.ones((1, 3)) / 3, [0], [0], [0], task="multiclass", classes=("a", "b"), bootstrap=0, seed=0)
 
 
 def test_interval_is_the_middle_95_percent() -> None:

@@ -85,7 +85,7 @@ class Logs:
         return open_reply(sent, self.reply_key, public, request=request, site=name, limits=Limits(100))[1]
 
     def run(self) -> Logs:
-        """Two rounds, the choice of the second, its figures at the end."""
+        """Two rounds, the choice of the second, its metrics at the end."""
         place = {"run": RUN, "arm": ARM, "stage": STAGE}
         for name in self.names:
             self.coordinator.append("site", run=RUN, site=name, key="", label="")

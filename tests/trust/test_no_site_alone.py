@@ -146,7 +146,7 @@ def test_counts_that_are_kept_back_are_not_zeros(tmp_path: Path) -> None:
 
 
 # ---- selection and calibration -----------------------------------------------------------------
-def figures_of_choice(first: float, later: float) -> Evil:
+def metrics_of_choice(first: float, later: float) -> Evil:
     def evil(kind: str, p: Payload) -> Payload:
         if kind == "evaluate" and p.header["round"]:
             value = first if p.header["round"] == 1 else later
@@ -173,7 +173,7 @@ def test_one_site_does_not_choose_the_round(tmp_path: Path) -> None:
             set_message_id(answer, f"improved-{message.metadata.message_id}")
             return answer
 
-    for case, evil in {"first": figures_of_choice(1.0, 0.0), "never": figures_of_choice(0.9, 0.1)}.items():
+    for case, evil in {"first": metrics_of_choice(1.0, 0.0), "never": metrics_of_choice(0.9, 0.1)}.items():
         grid, _ = toy.toy_grid(tmp_path / case, names=NAMES)
         grid.__class__ = Improving
         assert isinstance(grid, Improving)

@@ -136,7 +136,7 @@ def test_a_memory_whose_secret_is_gone_is_not_begun_anew(tmp_path: Path, site: A
     assert not (tmp_path / "a" / "floors" / "secret").exists()
 
 
-def test_a_set_that_grew_by_one_patient_gives_the_old_sets_figures(tmp_path: Path, site: Any) -> None:
+def test_a_set_that_grew_by_one_patient_gives_the_old_sets_metrics(tmp_path: Path, site: Any) -> None:
     """Two answers about sets that differ in one patient would tell that patient's loss."""
     whole = toy.toy_site("a", 1, count=128)
     fewer = replace(whole, val=whole.val.subset(np.arange(len(whole.val) - 1)))

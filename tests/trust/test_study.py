@@ -151,7 +151,7 @@ def test_the_study_of_a_run_that_the_policy_does_not_name_is_not_kept(tmp_path: 
     assert kept_study(tmp_path / "a", "toy") is None
 
 
-def test_stages_and_test_figures_are_those_of_the_study(tmp_path: Path, site: Any) -> None:
+def test_stages_and_test_metrics_are_those_of_the_study(tmp_path: Path, site: Any) -> None:
     site(stages=["guidance", "plain"])
     study = study_of(test=False)
     assert code_of(tmp_path, query(study)) == 0

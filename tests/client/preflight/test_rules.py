@@ -63,10 +63,10 @@ def test_a_floor_that_no_round_reaches_is_a_failure_with_its_name(site):
     assert "no update of diffusion" in look(one, data_of(20), PolicyConfig(floors=floors))["policy.data"].cause
 
 
-def test_figures_that_will_not_leave_and_a_single_class_are_said(site):
+def test_metrics_that_will_not_leave_and_a_single_class_are_said(site):
     checks = look(site, data_of(20, labels=1, val=4), PolicyConfig(min_count=10, floors=NO_FLOORS))
     assert (checks["policy.data"].level, checks["data.one-class"].level) == ("warning", "warning")
-    assert "figures over few images will not (val 4; policy.min_count is 10)" in checks["policy.data"].cause
+    assert "metrics over few images will not (val 4; policy.min_count is 10)" in checks["policy.data"].cause
     assert "data.one-class" not in look(site, data_of(20), PolicyConfig())
 
 

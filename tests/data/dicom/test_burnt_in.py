@@ -1,7 +1,7 @@
 """How much of drawn text the detector finds, and how often it sees text where there is none.
 
 Text as devices write it (white or yellow, near a corner, 12 to 32 pixels) over phantoms of every modality at 512 px.
-``python -m tests.data.dicom.test_burnt_in 24`` measures more images; docs/dicom.md has the figures of that.
+``python -m tests.data.dicom.test_burnt_in 24`` measures more images; docs/dicom.md has the metrics of that.
 """
 
 from __future__ import annotations

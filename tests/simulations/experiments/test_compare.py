@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from simulations.experiments.compare import critical_difference, difference, figures, holm, over_sites, positives
+from simulations.experiments.compare import critical_difference, difference, holm, metrics, over_sites, positives
 
 
 def test_the_corrected_interval_by_hand():
@@ -50,22 +50,22 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
-def test_figures_over_the_classes_that_count():
+def test_metrics_over_the_classes_that_count():
     p = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.1, 0.2, 0.7]])
     tensors = {"m|s|probabilities": p, "m|s|decided": p.argmax(1), "s|labels": np.array([0, 1, 1, 1, 2])}
     assert positives(tensors, "s", 3).sum(axis=0).tolist() == [1, 3, 1]
-    accuracy, auroc = figures(tensors, "m", "s", np.array([0, 1]))
+    accuracy, auroc = metrics(tensors, "m", "s", np.array([0, 1]))
     assert accuracy == pytest.approx((1 + 2 / 3) / 2)
     # class 0: 0.8 is above all; class 1: 0.7, 0.3, 0.8 against 0.1, 0.2: all above
     assert auroc == pytest.approx(1.0)
-    assert all(math.isnan(v) for v in figures(tensors, "m", "s", np.array([], dtype=int)))
+    assert all(math.isnan(v) for v in metrics(tensors, "m", "s", np.array([], dtype=int)))
 
 
-def test_figures_of_several_labels_count_both_recalls():
+def test_metrics_of_several_labels_count_both_recalls():
     p = np.array([[0.9, 0.2], [0.4, 0.7], [0.6, 0.1], [0.1, 0.3]])
     tensors = {"m|s|probabilities": p, "m|s|decided": (p > 0.5).astype(np.int8)}
     tensors["s|labels"] = np.array([[1, 0], [1, 1], [0, 0], [0, 0]], np.float32)
-    accuracy, auroc = figures(tensors, "m", "s", np.array([0, 1]))
+    accuracy, auroc = metrics(tensors, "m", "s", np.array([0, 1]))
     assert accuracy == pytest.approx(((0.5 + 0.5) / 2 + 1.0) / 2)
     assert auroc == pytest.approx((0.75 + 1.0) / 2)
 

@@ -35,7 +35,7 @@ def test_what_a_user_asks_for_outlives_the_option_that_an_axis_names(experiment_
     assert strategy.weighting == "examples"  # the experiment's own setting was of the option that is gone
 
 
-def test_a_digest_is_of_what_decides_the_figures(experiment_file):
+def test_a_digest_is_of_what_decides_the_metrics(experiment_file):
     path = str(experiment_file())
     first = load_experiment(path).cells[0].digest
     assert load_experiment(path, ["dataset.cache_dir=/elsewhere"]).cells[0].digest == first

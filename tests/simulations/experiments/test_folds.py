@@ -8,10 +8,10 @@ import pytest
 from benchmarks.answer import BEGIN, END, answered, put
 from fed_diffmic.errors import UsageError
 from fed_diffmic.files import save_tensors, write_json
-from fed_diffmic.training.metrics import Scored, weighted_figures
+from fed_diffmic.training.metrics import Scored, weighted_metrics
 from simulations.experiments import folds
 from simulations.experiments.answer import answer, take
-from simulations.experiments.compare import FIGURES, MEAN, differences, verdicts
+from simulations.experiments.compare import MEAN, METRICS, differences, verdicts
 from simulations.experiments.definition import load_experiment
 from simulations.experiments.elsewhere import judged_elsewhere
 from simulations.experiments.folds import (
@@ -94,7 +94,7 @@ def test_all_folds_together_hold_every_image_once_and_groups_stay_together(tmp_p
         assert len(pairs) == len(np.unique(groups)) == len(np.unique(pairs[:, 1])) == count // 2
 
 
-def test_a_section_has_the_figures_of_all_images_and_says_who_is_above(tmp_path):
+def test_a_section_has_the_metrics_of_all_images_and_says_who_is_above(tmp_path):
     section = folded_section({}, write_runs(tmp_path), 3)
     anew = folded_section({}, write_runs(tmp_path / "anew", anew=True), 3)
     assert anew.drawn_anew and not section.drawn_anew
@@ -102,7 +102,7 @@ def test_a_section_has_the_figures_of_all_images_and_says_who_is_above(tmp_path)
     assert section.images == IMAGES and section.seeds == ("1", "2") and section.folds == 3
     seed = out_of_fold([tmp_path / f"1-{fold}" for fold in range(3)])
     p, labels = seed["federated|s|probabilities"], seed["s|labels"]
-    known = weighted_figures(Scored(p, p.argmax(axis=1), labels, np.arange(600), "multiclass"), np.ones((600, 1)))
+    known = weighted_metrics(Scored(p, p.argmax(axis=1), labels, np.arange(600), "multiclass"), np.ones((600, 1)))
     for figure in ("auroc_macro", "balanced_accuracy"):
         assert section.values["m", "s", figure][0] == pytest.approx(known[figure][0])
         assert section.values["m", MEAN, figure] == pytest.approx(
@@ -125,7 +125,7 @@ def test_a_seed_without_all_folds_is_left_out_and_other_images_are_refused(tmp_p
         folded_section({}, {"m": cells["m"], "n": other["m"]}, 3)
 
 
-def test_a_site_where_no_class_counts_has_no_figures_and_no_verdict(tmp_path, monkeypatch):
+def test_a_site_where_no_class_counts_has_no_metrics_and_no_verdict(tmp_path, monkeypatch):
     monkeypatch.setattr(folds, "LEAST_POSITIVES", 250)  # only the first class of the larger site has as many
     section = folded_section({}, write_runs(tmp_path), 3)
     assert [len(section.judged[site]) for site in ("s", "t")] == [1, 0]
@@ -152,7 +152,7 @@ def test_equal_methods_are_called_different_about_as_often_as_promised():
             ours.append(measure(tensors, "x", "s", judged))
             theirs.append(measure(tensors, "y", "s", judged))
             images.append(tensors)
-        for position, (figure, error) in enumerate(zip(FIGURES, (bootstrap_error, delong_error), strict=True)):
+        for position, (figure, error) in enumerate(zip(METRICS, (bootstrap_error, delong_error), strict=True)):
             gaps = np.array([a.value[position] - b.value[position] for a, b in zip(ours, theirs, strict=True)])
             spread = error(ours, theirs, images, "s", judged)
             wrong[figure] += combined(gaps, spread, 159).verdict != "not shown"
@@ -199,7 +199,7 @@ def test_balanced_accuracy_under_weights_is_that_of_the_repeated_images():
 def test_on_patients_from_elsewhere_every_local_model_stands_against_the_global_one(tmp_path):
     (found,) = judged_elsewhere(write_runs(tmp_path), 3)
     assert (found.name, found.images, found.groups, found.classes) == ("e", 400, 400, CLASSES)
-    assert set(found.values) == {(m, f) for m in ("m", "local/s", "local/t") for f in FIGURES}
+    assert set(found.values) == {(m, f) for m in ("m", "local/s", "local/t") for f in METRICS}
     assert found.gaps["m", "local/s", "auroc_macro"].verdict == "above"
     assert found.gaps["m", "local/t", "auroc_macro"].verdict == "not shown"
     assert judged_elsewhere(write_runs(tmp_path / "without", external=False), 3) == []

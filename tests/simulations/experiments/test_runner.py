@@ -89,7 +89,7 @@ def test_a_failed_cell_is_named_does_not_stop_the_rest_and_is_tried_again(experi
     assert main(["experiment", "run", str(path), "--out", str(out), "axes.seed=1", *drawn]) == 5
     said = capsys.readouterr().out
     assert "failed: seed-1_method-fedavg: strategy=krum" in said and "needs 3 updates; 2 came" in said
-    assert "2 of 3 cells have figures" in said and str(out / "report.md") in said
+    assert "2 of 3 cells have metrics" in said and str(out / "report.md") in said
     failed = json.loads((out / "cells/seed-1_method-fedavg/failed.json").read_text())
     assert failed["code"] == "FD006" and "krum_keep" in failed["remedy"]
     assert main(["experiment", "run", str(path), "--out", str(out), "axes.seed=1", *drawn]) == 5

@@ -1,4 +1,4 @@
-"""Figures of methods at sites: whose predictions, of which split, minus whose; asked of predictions made by hand."""
+"""Metrics of methods at sites: whose predictions, of which split, minus whose; asked of predictions made by hand."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fed_diffmic.training.metrics import Scored
-from simulations import figures
-from simulations.figures import (
+from simulations import metrics
+from simulations.metrics import (
     MethodResult,
     cross_site,
     differences,
@@ -52,15 +52,15 @@ def test_each_site_is_judged_by_its_own_model_on_its_own_images_split_by_split()
     result = method_result(models, SITES, bootstrap=20)
     assert models["a"].asked == [("a", "val"), ("a", "test")] and models["b"].asked == [("b", "val"), ("b", "test")]
     shown = {
-        (name, split): accuracy(result.figures["sites"][name][split]) for name in SITES for split in ("val", "test")
+        (name, split): accuracy(result.metrics["sites"][name][split]) for name in SITES for split in ("val", "test")
     }
     assert shown == {("a", "val"): 1.0, ("a", "test"): 0.5, ("b", "val"): 0.25, ("b", "test"): 0.75}
-    assert accuracy(result.figures["global"]["val"]) == 15 / 24
-    assert accuracy(result.figures["global"]["test"]) == 15 / 24
-    assert accuracy(result.figures["mean"]["val"]) == pytest.approx((1.0 + 0.25) / 2)
-    assert accuracy(result.figures["mean"]["test"]) == pytest.approx((0.5 + 0.75) / 2)
+    assert accuracy(result.metrics["global"]["val"]) == 15 / 24
+    assert accuracy(result.metrics["global"]["test"]) == 15 / 24
+    assert accuracy(result.metrics["mean"]["val"]) == pytest.approx((1.0 + 0.25) / 2)
+    assert accuracy(result.metrics["mean"]["test"]) == pytest.approx((0.5 + 0.75) / 2)
     assert result.test["a"].groups.tolist() == SITES["a"].test.groups.tolist()
-    for block in (*result.figures["sites"].values(), result.figures["global"], result.figures["mean"]):
+    for block in (*result.metrics["sites"].values(), result.metrics["global"], result.metrics["mean"]):
         assert block["val"]["accuracy"]["low"] is None and block["test"]["accuracy"]["low"] is not None
 
 
@@ -68,8 +68,8 @@ def test_a_mean_weighs_sites_alike_and_the_union_images(monkeypatch):
     large = {"a": SITES["a"], "b": toy_site("b", 2, count=96)}
     monkeypatch.setitem(SITES, "b", large["b"])
     result = method_result({"a": Fixed(val=12, test=12), "b": Fixed(val=0, test=0)}, large, bootstrap=0)
-    assert accuracy(result.figures["mean"]["test"]) == 0.5
-    assert accuracy(result.figures["global"]["test"]) == pytest.approx(12 / 36)
+    assert accuracy(result.metrics["mean"]["test"]) == 0.5
+    assert accuracy(result.metrics["global"]["test"]) == pytest.approx(12 / 36)
 
 
 def result_of(**right):
@@ -121,7 +121,7 @@ def test_a_shared_model_is_one_row_and_models_of_sites_a_row_each_and_nothing_is
 
 
 def test_with_many_sites_models_of_their_own_are_left_out_and_the_shared_one_stays(monkeypatch):
-    monkeypatch.setattr(figures, "MOST_MODELS", 1)
+    monkeypatch.setattr(metrics, "MOST_MODELS", 1)
     shared, own = Fixed(test=9), {"a": Fixed(test=12), "b": Fixed(test=3)}
     results = {"federated": result_of(a=9, b=9), "local": result_of(a=12, b=3)}
     matrix = cross_site(

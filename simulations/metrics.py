@@ -1,6 +1,6 @@
-"""Figures of trained arms on the sites' images: what the summary, the report and the table show.
+"""Metrics of trained arms on the sites' images: what the summary, the report and the table show.
 
-A researcher's machine holds every virtual site's images, so global figures here are those of the
+A researcher's machine holds every virtual site's images, so global metrics here are those of the
 union of predictions. Test images are read once, when every arm has been trained and chosen.
 """
 
@@ -16,10 +16,10 @@ from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import Examples, SiteData
 from fed_diffmic.release.final import FinalModel
 from fed_diffmic.training.comparison import difference, mean_over_sites
-from fed_diffmic.training.evaluation import figures_of
+from fed_diffmic.training.evaluation import metrics_of
 from fed_diffmic.training.matrix import matrix_cell
 from fed_diffmic.training.metrics import Scored
-from fed_diffmic.training.subgroups import Subgroups, subgroup_figures
+from fed_diffmic.training.subgroups import Subgroups, subgroup_metrics
 from fed_diffmic.training.sureness import Sureness
 
 SPLITS = ("val", "test")
@@ -27,7 +27,7 @@ MOST_MODELS = 16
 
 
 class Judge(Protocol):
-    """A model with its calibration: what figures are computed of."""
+    """A model with its calibration: what metrics are computed of."""
 
     @property
     def spec(self) -> RunSpec:
@@ -50,24 +50,24 @@ def join(parts: Sequence[Scored]) -> Scored:
 
 @dataclass(frozen=True)
 class MethodResult:
-    """Figures of one method, and the test predictions behind them.
+    """Metrics of one method, and the test predictions behind them.
 
     Attributes:
-        figures: ``global``, ``sites`` and ``mean``, each by split.
+        metrics: ``global``, ``sites`` and ``mean``, each by split.
         test: predictions on the test images, by site.
     """
 
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     test: dict[str, Scored]
 
 
 def method_result(predictors: Mapping[str, Judge], sites: Mapping[str, SiteData], bootstrap: int) -> MethodResult:
-    """Figures of one method at every site, over their union, and the mean over sites.
+    """Metrics of one method at every site, over their union, and the mean over sites.
 
     Args:
         predictors: the model that each site would use, by site name.
         sites: their data.
-        bootstrap: resamples for test figures (validation figures carry no interval).
+        bootstrap: resamples for test metrics (validation metrics carry no interval).
     """
     spec = next(iter(predictors.values())).spec
     result: dict[str, Any] = {"sites": {name: {} for name in sites}, "global": {}, "mean": {}}
@@ -76,8 +76,8 @@ def method_result(predictors: Mapping[str, Judge], sites: Mapping[str, SiteData]
         parts = {name: predictors[name].predict(getattr(data, split)) for name, data in sites.items()}
         draws = bootstrap if split == "test" else 0
         for name, part in parts.items():
-            result["sites"][name][split] = figures_of(part, spec, draws)
-        result["global"][split] = figures_of(join(list(parts.values())), spec, draws)
+            result["sites"][name][split] = metrics_of(part, spec, draws)
+        result["global"][split] = metrics_of(join(list(parts.values())), spec, draws)
         result["mean"][split] = mean_over_sites(parts, bootstrap=draws, seed=spec.seed)
         test = parts
     return MethodResult(result, test)
@@ -128,7 +128,7 @@ def everywhere(
 
 
 def cross_site(rows: Mapping[str, Row], bootstrap: int) -> dict[str, dict[str, dict[str, Any]]]:
-    """The figures of :func:`everywhere`, and those on all sites' test images together (``all``).
+    """The metrics of :func:`everywhere`, and those on all sites' test images together (``all``).
 
     Returns:
         model -> site -> :func:`fed_diffmic.training.matrix.matrix_cell`.
@@ -147,7 +147,7 @@ def cross_site(rows: Mapping[str, Row], bootstrap: int) -> dict[str, dict[str, d
 def subgroups(
     result: MethodResult, sites: Mapping[str, SiteData], final: FinalModel, stage: str, bootstrap: int
 ) -> dict[str, Subgroups]:
-    """Figures of a method for each subgroup of the sites' test images, and of all of them together (``all``).
+    """Metrics of a method for each subgroup of the sites' test images, and of all of them together (``all``).
 
     Empty where no site's table says anything of subgroups (``dataset.subgroups``).
     """
@@ -160,7 +160,7 @@ def subgroups(
         parts["all"] = (whole, np.concatenate(list(told.values())))
     spec = final.spec
     return {
-        name: subgroup_figures(
+        name: subgroup_metrics(
             scored, texts, spec.classes, bootstrap=bootstrap, seed=spec.seed, sureness=final.sureness.get(stage)
         )
         for name, (scored, texts) in parts.items()
