@@ -72,6 +72,12 @@ def mask(message: Message, context: Context) -> Message:
     return answer(message, context, "mask", masking_step)
 
 
+@app.query("deliver")
+def deliver(message: Message, context: Context) -> Message:
+    """Here is the finished model: keep it if you want it."""
+    return answer(message, context, "deliver", None)
+
+
 @app.query("labels")
 def labels(message: Message, context: Context) -> Message:
     """Which classes and task do your data have."""
@@ -130,7 +136,10 @@ def run_task(
     if rules.rules is not None:  # a real site's message is nobody else's: what was decoded need not be held twice
         message.content = RecordDict()
     try:
-        if spec is None or task is None:
+        if spec is not None and task is None:
+            with rules.opening():
+                reply = rules.deliver(spec, request)
+        elif spec is None or task is None:
             with rules.opening():
                 reply = tasks.labels(open_data(context, None, request.header), request)
         else:

@@ -55,7 +55,7 @@ class Enforcement:
 
     Args:
         rules: none: a virtual site; everything passes.
-        kind: ``labels``, ``query``, ``mask``, ``train``, ``evaluate``, ``conform`` or ``assess``.
+        kind: ``labels``, ``query``, ``mask``, ``train``, ``evaluate``, ``conform``, ``assess`` or ``deliver``.
     """
 
     def __init__(self, rules: Rules | None, kind: str) -> None:
@@ -206,6 +206,18 @@ class Enforcement:
             self._floors(site).check_update(key, request_name(header), train, planned)
             self._planned = planned
 
+    def deliver(self, spec: RunSpec, request: Payload) -> Payload:
+        """Keep the model that a request holds; what says that, or that none is wanted here.
+
+        Raises:
+            SiteError: it is refused.
+            MachineError: it cannot be written.
+        """
+        if self.rules is None or self.rules.models is None or self.rules.policy.config.take_model != "keep":
+            quoted = {"run": spec.run_id, "arm": spec.arm, "site": request.header["site"], "model": ""}
+            return Payload("deliver.reply", {**quoted, "request": request_name(request.header)})
+        return self.rules.models.take(spec, request)
+
     @contextmanager
     def bounded(self) -> Iterator[None]:
         """Let the task take as long as the policy's seconds and hours say.
@@ -332,6 +344,8 @@ class Enforcement:
             MachineError: what the site agreed to cannot be read.
         """
         if self.rules is None or self.rules.journal is None or reply.kind != f"{self.kind}.reply":
+            return
+        if self.kind == "deliver" and not reply.header["model"]:
             return
         study = None if site is None else kept_study(site.folder, self._told["run"])
         last = study is not None and study.stages[-1] == self._told.get("stage")

@@ -20,6 +20,7 @@ FIELDS: dict[str, dict[str, type]] = {
     "evaluate": {**TASK, "state": str, "guidance": str, "prior": list, "sums": bool, "split": str},
     "conform": {**TASK, "state": str, "guidance": str, "calibration": dict},
     "assess": {**TASK, "state": str, "guidance": str, "calibration": dict},
+    "deliver": {**COMMON, "site": str, "model": str, "size": int, "model_json": str, "provenance": str},
 }
 # What real sites need and virtual ones, which have no rules, do not (client.studies); how weights came
 # (client.crossing).
@@ -32,6 +33,7 @@ OPTIONAL: dict[str, dict[str, type]] = {
     "evaluate": MAY_COME,
     "conform": MAY_COME,
     "assess": {**MAY_COME, "sureness": dict},
+    "deliver": {"study": str},
 }
 
 

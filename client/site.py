@@ -45,6 +45,13 @@ class Agreement(Protocol):
         """Raise :class:`SiteError` for a request that is not of a study that the site agreed to."""
 
 
+class Models(Protocol):
+    """What takes the models that the coordinator sends (:class:`client.delivery.Delivery`)."""
+
+    def take(self, spec: RunSpec, request: Payload) -> Payload:
+        """Keep the model that a request holds; raises :class:`SiteError` for one that is not to be had."""
+
+
 Gate = Callable[[str], None]
 Source = Callable[[Context, Any, Any], SiteData]
 Folder = Callable[[Context], Path]
@@ -121,6 +128,7 @@ class Rules:
         refusals: counts what was refused over its seal.
         watch: tells the supervisor what is being done; none: nobody watches from outside.
         journal: tells the site's people what was done; none: nobody reads it.
+        models: takes the models that are sent; none: none is taken.
     """
 
     policy: SitePolicy
@@ -131,6 +139,7 @@ class Rules:
     refusals: Refusals = field(default_factory=Refusals)
     watch: Watch | None = None
     journal: Journal | None = None
+    models: Models | None = None
     studies: Agreement = field(kw_only=True)
 
 

@@ -10,9 +10,9 @@ exchange's own business: a :class:`fed_diffmic.algorithms.base.SiteUpdate` holds
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from fed_diffmic.algorithms.base import Algorithm, SiteUpdate, Sums, Tensors
 from fed_diffmic.exchange.audit import Head
@@ -245,9 +245,11 @@ class Exchange(Protocol):
         members: the sites that are there, by name.
         heads: of the sites' chains, as each last said.
         hooks: what a real coordinator adds.
+        withdrawn: names of the sites that left for good.
     """
 
     members: dict[str, Site]
+    withdrawn: set[str]
     heads: dict[str, Head]
     hooks: Hooks
 
@@ -268,6 +270,11 @@ class Exchange(Protocol):
 
     def assess(self, request: AssessRequest) -> MetricsAnswer:
         """Metrics on the sites' test images; a site that says nothing is left out, whatever the quorum."""
+
+    def hand_over(
+        self, request: Callable[[Site, Mapping[str, Any]], Any], message_type: str, deadline: float, whom: Set[str]
+    ) -> Outcome:
+        """Ask each of ``whom`` that is there something about the whole run; nobody is waited for who is not."""
 
     def refused(self, site: str, code: str, stage: str = "", round_index: int = 0) -> None:
         """Say that a site is refused, and why (:data:`fed_diffmic.exchange.screening.REFUSALS`)."""

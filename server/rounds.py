@@ -18,7 +18,8 @@ from server.aggregation import aggregate
 from server.broadcast import Broadcast
 from server.checkpoints import CheckpointStore
 from server.client_level import ClientLevel
-from server.exchange import EvaluateRequest, Keep, TrainRequest
+from server.delivery import deliver, delivers
+from server.exchange import EvaluateRequest, Exchange, Keep, TrainRequest
 from server.federation import Federation
 from server.finished import assess
 from server.fitting import calibrate
@@ -32,6 +33,7 @@ from server.prior import consortium_prior
 from server.replies import Events
 from server.run_state import RunState
 from server.selection import NOBODY_SAYS
+from server.sites import Sites
 from server.stage import StageWork, choose
 from server.study import study_of_run
 from server.sureness import conform
@@ -69,7 +71,7 @@ def run_federation(
     with store.locked():
         run_state = open_run(spec, store, events, terms, hooks)
         if has_final(store.folder):
-            return load_final(store.folder)
+            return resume_finished(grid, spec, store, events, terms, run_state, hooks)
         run = find_sites(grid, spec, store, events, terms, run_state, hooks, observers)
         for stage in terms.stages:
             if stage not in run_state.results:
@@ -80,7 +82,31 @@ def run_federation(
         matrix = assess(run, fitted, sure)
         final = store.finish(run_state, spec, fitted, hooks, matrix, run.exchange.heads, sure)
         events.emit("federation_done", arm=spec.arm, bytes_sent=final.bytes_sent, digests=final.digests)
+        hand_out(run.exchange, store, events, terms, final)
         return final
+
+
+def hand_out(exchange: Exchange, store: CheckpointStore, events: Events, terms: RunTerms, final: FinalModel) -> None:
+    """Send the signed model to the sites that take it; a simulation's, which nobody signed, goes nowhere."""
+    if delivers(exchange.hooks, terms.deliver_s):
+        without = deliver(exchange, store.folder, final, terms.deliver_s)
+        events.emit("delivered", sites=sorted(exchange.everyone() - set(without)), missing=without)
+
+
+def resume_finished(
+    grid: Grid,
+    spec: RunSpec,
+    store: CheckpointStore,
+    events: Events,
+    terms: RunTerms,
+    run_state: RunState,
+    hooks: Hooks,
+) -> FinalModel:
+    """A run that ended: nothing is computed; the sites that have not got its model are offered it again."""
+    final = load_final(store.folder, public_key=hooks.public_key)
+    if delivers(hooks, terms.deliver_s):
+        hand_out(sites_of_run(grid, spec, store, events, terms, run_state, hooks), store, events, terms, final)
+    return final
 
 
 def run_stage(run: Federation, stage: str) -> None:
@@ -175,11 +201,7 @@ def find_sites(
         RoundError: fewer than the quorum came.
         ModelFileError: the run is held to another study.
     """
-    study = study_of_run(
-        store.folder, spec, stages=terms.stages, sites=terms.sites, test=terms.test_s > 0, signer=hooks.signer
-    )
-    check_same_study(run_state.settings, study.digest)
-    exchange = sites_of(grid, spec, events, terms, store.folder, hooks=hooks, claims=run_state.claims, study=study)
+    exchange = sites_of_run(grid, spec, store, events, terms, run_state, hooks)
     exchange.find(time.monotonic() + terms.deadline_s)
     if not run_state.counts:
         found = exchange.members.items()
@@ -189,3 +211,24 @@ def find_sites(
     if terms.patience:
         own.append(Patience(terms.patience, run_state.history))
     return Federation(exchange, spec, run_state, store, events, terms, prior, (*own, *observers))
+
+
+def sites_of_run(
+    grid: Grid,
+    spec: RunSpec,
+    store: CheckpointStore,
+    events: Events,
+    terms: RunTerms,
+    run_state: RunState,
+    hooks: Hooks,
+) -> Sites:
+    """The run's sites under its study, none of them looked for yet.
+
+    Raises:
+        ModelFileError: the run is held to another study.
+    """
+    study = study_of_run(
+        store.folder, spec, stages=terms.stages, sites=terms.sites, test=terms.test_s > 0, signer=hooks.signer
+    )
+    check_same_study(run_state.settings, study.digest)
+    return sites_of(grid, spec, events, terms, store.folder, hooks=hooks, claims=run_state.claims, study=study)

@@ -246,6 +246,7 @@ class Sites(Presence):
         self.heads |= outcome.heads
         for name in [name for name, code in outcome.codes.items() if code == WITHDRAWN]:
             del self.members[name]
+            self.withdrawn.add(name)
             self.events.emit("site_withdrew", site=name, stage=task.stage, round=round_index)
         for name in [name for name, code in outcome.codes.items() if code == STUDY_MISSING and name in self.members]:
             self._known.discard(self.members.pop(name).node)  # its folder is another: it gets the study again

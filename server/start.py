@@ -29,6 +29,7 @@ MAY_CHANGE = (
     "run.deadline_s",
     "run.join_s",
     "run.test_s",
+    "run.deliver_s",
     "run.restarts",
     "run.quorum",
     "run.max_update_norm",
@@ -198,6 +199,7 @@ def as_simulation(config: ServerConfig) -> SimulateConfig:
             mean=consortium.mean,
             std=consortium.std,
             modality=consortium.modality,
+            class_names=consortium.class_names,
         ),
         model=config.model,
         stages=config.stages,
@@ -228,6 +230,7 @@ def run_config(config: ServerConfig, sites: list[str] | None) -> dict[str, str]:
         "run-dir": str(folder),
         "join-s": repr(config.run.join_s),
         "test-s": repr(config.run.test_s),
+        "deliver-s": repr(config.run.deliver_s),
         "sites": "|".join(sites or ()),
     }
     spec = stored_spec(folder)

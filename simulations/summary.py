@@ -80,6 +80,7 @@ def summarise(
         "dataset": config.dataset.name,
         "task": sites.task,
         "classes": list(sites.classes),
+        "class_names": main.spec.plain_names,
         "stages": {stage: stage_facts(main, stage) for stage in arms[0].stages},
         "final_stage": last,
         "global": own.metrics["global"],

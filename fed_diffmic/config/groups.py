@@ -63,6 +63,12 @@ class DatasetConfig(Checked):
     classes: list[str] | None = option(
         None, "class names in the order of the outputs; none: the published order (table: sorted names found)"
     )
+    class_names: dict[str, Any] = option(
+        doc="plain names of classes, for people: `{mel: melanoma}`; shown by the report, predict, serve and structured "
+        "reports beside the class. In a consortium: consortium.class_names",
+        factory=dict,
+        sparse=True,
+    )
     split: str = option(
         "none",
         "'published' keeps the data set's own train/test (HAM10000 and APTOS2019: DiffMIC's; ChestX-ray14: the lists); "

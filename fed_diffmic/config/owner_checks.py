@@ -24,7 +24,7 @@ def check_strategy(config: Trained) -> None:
             "strategy.personal",
             strategy.personal,
             "[] for a coordinator",
-            "These models are made in simulations; a site judges the model that came by `fed-diffmic client compare`.",
+            "These models are made in simulations; a site judges what came by `fed-diffmic client model compare`.",
         )
     if isinstance(config, SimulateConfig) and "mixture" in strategy.personal and "local" not in config.baselines:
         raise ConfigError(

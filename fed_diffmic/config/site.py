@@ -126,6 +126,13 @@ class PolicyConfig(Checked):
         ge=2,
         le=200,
     )
+    take_model: str = option(
+        "never",
+        "whether a finished run's signed model is kept under `models/` of site.folder when the coordinator sends it: "
+        "keep, if it is of a run that this site took part in, under the pinned key, and what this site was sent last",
+        choices=("never", "keep"),
+    )
+    model_mib: float = option(2048.0, "largest model that is kept, MiB (`paper`'s: 530)", ge=1, le=2**20)
     budget: BudgetRules = field(default_factory=BudgetRules)
     limits: Limits = field(default_factory=Limits)
     study: StudyRules = field(default_factory=StudyRules)

@@ -48,6 +48,15 @@ def check_spec(spec: RunSpec) -> None:
             f"({len(spec.classes)} names)",
             f"at most {MOST_CLASSES} names of 1 to {LONGEST_NAME} characters",
         )
+    named = spec.class_names
+    if named and (
+        len(named) != len(spec.classes) or any(len(n) > LONGEST_NAME or not (n + "x").isprintable() for n in named)
+    ):
+        raise ConfigError(
+            "spec.class_names",
+            f"({len(named)} names)",
+            f"none, or one for each class of at most {LONGEST_NAME} printable characters",
+        )
     data = DatasetConfig(
         name="table",
         task=spec.task,

@@ -73,6 +73,13 @@ PEERS = 2059
 LIMIT_SIZE = 2067
 LIMIT_CACHE = 2068
 LIMIT_MEMORY = 2069
+MODEL_SIZE = 2070
+MODEL_SIGNATURE = 2071
+MODEL_RUN = 2072
+MODEL_TORN = 2073
+MODEL_OTHER = 2074
+MODEL_UNASKED = 2075
+MODEL_AGAIN = 2076
 FLOOR_STEP = 2060
 FLOOR_UPDATE = 2061
 FLOOR_REUSE = 2062
@@ -120,6 +127,13 @@ FAILURES: dict[int, str] = {
     POLICY_PLUGIN: "the site's policy does not name the package that the federated algorithm comes from",
     POLICY_CODEC: "the site's policy does not name the codec in which weights and updates cross",
     POLICY_MASKING: "the site's policy on secure aggregation does not allow what the run asks for",
+    MODEL_SIZE: "the model is larger than the site's policy takes (policy.model_mib), or than it was said to be",
+    MODEL_SIGNATURE: "the model is not signed by the coordinator whose key the site was given",
+    MODEL_RUN: "the model is of another run than the request",
+    MODEL_TORN: "what came of the model is not what its signed statement names",
+    MODEL_OTHER: "the model is not the one that the rounds made, or not the one that the site was sent last",
+    MODEL_UNASKED: "the site gave nothing to the run that the model is of",
+    MODEL_AGAIN: "the site keeps another model of that run, or as many as it keeps",
     BUDGET: "the site's privacy budget does not allow this round; it trains no more on these data",
     LEDGER: "the site's privacy ledger is missing, shorter or older than it was, or changed; a person there must look",
     BUDGET_ROUND: "one round would cost more of the site's privacy budget than the site lets a single round take",

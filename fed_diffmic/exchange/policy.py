@@ -49,6 +49,7 @@ _HEADERS: dict[str, set[str]] = {
     "evaluate.reply": _QUOTED,
     "conform.reply": _QUOTED,
     "assess.reply": _QUOTED,
+    "deliver.reply": {"run", "arm", "request", "site", "model"},
 }
 
 
@@ -114,7 +115,7 @@ class SitePolicy:
         """The first rule that a request breaks, or none.
 
         Args:
-            kind: ``labels``, ``query``, ``mask``, ``train``, ``evaluate``, ``conform`` or ``assess``.
+            kind: ``labels``, ``query``, ``mask``, ``train``, ``evaluate``, ``conform``, ``assess`` or ``deliver``.
             spec: the request's; none for ``labels``.
             request: already found to be well-formed (:func:`client.requests.check_request`).
             dataset: layout of the site's data (``dataset.name``).
@@ -219,6 +220,8 @@ class SitePolicy:
             return denial or replace(payload, metrics=self._own_metrics(payload, count, basis))
         if payload.kind == "conform.reply":
             return replace(payload, metrics=self._counts_by_cell(payload.metrics, basis))
+        if payload.kind == "deliver.reply":
+            return replace(payload, metrics={})
         if payload.kind == "assess.reply":
             return replace(payload, metrics=self._test_metrics(payload.metrics))
         return replace(payload, metrics=self._own_metrics(payload, payload.metrics.get("num_examples", 0), basis))

@@ -70,6 +70,7 @@ def explain(policy: PolicyConfig, site: str = "", privacy: PrivacyConfig | None 
         ("How much of the machine may be used", limit_sentences(policy.limits)),
         ("Privacy", privacy_sentences(policy, privacy)),
         ("Who agrees to the study of a run", _study(policy.study)),
+        ("The finished model", _model(policy)),
     ]
     return headed(f"Policy of the site {site}" if site else "Policy of the site", parts)
 
@@ -224,6 +225,16 @@ def _study(rules: StudyRules) -> list[str]:
         "Whatever the approval says: what was agreed to is kept, and a request that asks for anything else is refused."
     )
     return found
+
+
+def _model(policy: PolicyConfig) -> list[str]:
+    if policy.take_model == "never":
+        return ["No finished model is taken from the coordinator: whoever wants it here copies it."]
+    return [
+        f"A finished run's model of up to {_number(policy.model_mib)} MiB is kept here when the coordinator sends it, "
+        "if this site took part in the run, the pinned key signed it, and it is what this site was sent last. It is "
+        "used when a person says so (`fed-diffmic client model use`). That this site keeps it, the coordinator learns.",
+    ]
 
 
 def _named(what: str, names: Sequence[str], none: str) -> str:

@@ -22,6 +22,7 @@ _KEYS = {
     f.POLICY_PLUGIN: "policy.plugins",
     f.POLICY_CODEC: "policy.codecs",
     f.POLICY_MASKING: "policy.secure_aggregation",
+    f.MODEL_SIZE: "policy.model_mib",
     f.POLICY_TENSORS: "policy.tensors",
     f.POLICY_DTYPES: "policy.dtypes",
     f.POLICY_NORM: "policy.max_update_norm",
@@ -55,6 +56,8 @@ AT_SITE: Mapping[int, str] = {
     f.LEDGER: "Find out why, then `fed-diffmic ledger accept`; docs/privacy.md.",
     f.PEERS: "`fed-diffmic provision peers --config FILE` says whom this site accepts; site.log names the other.",
     f.FEW_PEERS: "`fed-diffmic provision peers --config FILE`; policy.min_sites is how many others are needed.",
+    f.MODEL_AGAIN: "`fed-diffmic client model list --config FILE` names what is kept; remove the folder of one under "
+    "`models/` that is not needed.",
     f.STUDY_WAITS: "Read it: `fed-diffmic policy explain --config FILE --run RUN`. Agree: `fed-diffmic policy approve "
     "--config FILE --run RUN`.",
 }

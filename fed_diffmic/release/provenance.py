@@ -42,9 +42,14 @@ def sign_statement(path: Path, statement: Mapping[str, Any], signer: PrivateKey)
     Raises:
         MachineError: no space, no permission.
     """
+    write_json(path, signed(statement, signer))
+
+
+def signed(statement: Mapping[str, Any], signer: PrivateKey) -> dict[str, Any]:
+    """A statement with its signature and the key to it, as its file holds it."""
     signature = base64.b64encode(sign(signer, _DOMAIN + _canonical(statement))).decode()
     key = public_text(signer.public_key())
-    write_json(path, {"format": FORMAT, "statement": dict(statement), "public_key": key, "signature": signature})
+    return {"format": FORMAT, "statement": dict(statement), "public_key": key, "signature": signature}
 
 
 def verify_statement(path: Path, public_key: PublicKey | None = None) -> tuple[dict[str, Any], str]:

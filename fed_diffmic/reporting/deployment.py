@@ -106,7 +106,7 @@ def _opening(summary: Mapping[str, Any]) -> Html:
         points.append(f"No figure came from {', '.join(silent)}: its policy, too few images, or it was not there.")
     points.append(
         "Whether it is better than the model that a site uses now, each site finds out for itself "
-        "(fed-diffmic client compare)."
+        "(fed-diffmic client model compare)."
     )
     items = "".join(f"<li>{page.text(point)}</li>" for point in points)
     return Html(f'<div class="story unknown">{page.paragraph(headline, "headline")}<ul>{items}</ul></div>')

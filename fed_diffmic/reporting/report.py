@@ -201,7 +201,7 @@ def _classes(summary: Mapping[str, Any]) -> Html:
             "line is right; larger points hold more predictions."
         )
         drawn.append(page.picture(plots.data_uri(plots.reliability_plot(test["reliability"])), caption))
-    known = plain_names(summary["classes"])
+    known = plain_names(summary["classes"], summary.get("class_names"))
     names = page.paragraph("; ".join(f"{name}: {said}" for name, said in known.items()) + ".", "soft") if known else ""
     parts = (page.pictures(drawn), names, _per_class(summary), _calibration(summary))
     return page.section("Classes and probabilities", *parts)

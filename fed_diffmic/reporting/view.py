@@ -58,9 +58,11 @@ _SKIN = {  # of HAM10000 (Tschandl, Rosendahl and Kittler 2018)
 }
 
 
-def plain_names(classes: Sequence[str]) -> dict[str, str]:
-    """What published abbreviations stand for; empty unless every class is one, for a hospital's `df` may be another."""
-    return {name: _SKIN[name] for name in classes} if set(classes) <= set(_SKIN) else {}
+def plain_names(classes: Sequence[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What classes are called for people: as the run says (``dataset.class_names``), else what published abbreviations
+    stand for, if every class is one: a hospital's `df` may be another."""
+    known = {name: _SKIN[name] for name in classes} if set(classes) <= set(_SKIN) else {}
+    return known | {name: plain for name, plain in (given or {}).items() if name in classes}
 
 
 def arm_name(arm: str) -> str:
