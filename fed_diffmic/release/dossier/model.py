@@ -133,7 +133,8 @@ def _training(sources: Sources, sites: list[str], least: int) -> Block:
 
 def _of_site(sources: Sources, site: str, least: int) -> list[Block]:
     columns = sources.at(SUMMARY, "subgroups", site) or {}
-    known = []
+    known: list[Block] = []
+    unknown: list[str] = []
     for kind, names in (("Devices", DEVICES), ("Years", YEARS)):
         held = [column for column in columns if any(name in column.lower() for name in names)]
         rows = []
@@ -146,7 +147,10 @@ def _of_site(sources: Sources, site: str, least: int) -> list[Block]:
         if rows:
             known.append(table(f"{kind} at {site}, as its table says", ["column", "value", "test images"], rows))
         else:
-            known.append(blank(f"{kind} at {site}: the run's files do not say", f"the site {site}"))
+            unknown.append(kind.lower())
+    if unknown:
+        asked = f"{' and '.join(unknown).capitalize()} of the images: the run's files do not say"
+        known.append(blank(asked, f"the site {site}"))
     return known
 
 

@@ -21,6 +21,7 @@ _STYLE = """
 .contents { columns: 2 18rem; padding-left: 1.2rem; }
 .contents a { color: #005a8c; }
 td[title] { cursor: help; }
+.words td:first-child { min-width: 7.5rem; overflow-wrap: break-word; }
 h2.part { margin: 2.2rem 0 .4rem; font-size: 1.35rem; }
 @media print {
   .blank { break-inside: avoid; background: #fff; }
