@@ -175,5 +175,6 @@ def training_facts(sources: Sources) -> dict[str, Any]:
             ("seconds", SUMMARY, ("seconds",)),
         ],
     )
-    told = table("Training", ["what", "value"], rows) if rows else missing("The run's folder holds no config.yaml.")
-    return section("training", "How it was trained", told)
+    told = table("Training", ["what", "value"], rows) if rows else None
+    lost = missing("The run's folder holds no config.yaml.") if sources.tree(CONFIG) is None else None
+    return section("training", "How it was trained", told, lost)
