@@ -80,8 +80,8 @@ def _few(summary: Mapping[str, Any]) -> list[str]:
     counts = positives(summary)
     absent = [words.get(name, name) for name, n in counts.items() if n == 0]
     few = [words.get(name, name) for name, n in counts.items() if n is not None and 0 < n < LEAST_POSITIVES]
-    said = [f"class {name}: no test image showed it" for name in absent]
-    return [*said, *(f"class {name}: fewer than {LEAST_POSITIVES} test images showed it" for name in few)]
+    said = [f"classes that no test image showed: {', '.join(absent)}"] if absent else []
+    return [*said, f"classes that fewer than {LEAST_POSITIVES} test images showed: {', '.join(few)}"] if few else said
 
 
 def _groups(summary: Mapping[str, Any]) -> str:

@@ -106,8 +106,8 @@ def test_what_it_was_never_tested_on_follows_the_runs_files(make_summary: Callab
     block["df"]["positives"], block["vasc"]["positives"] = 0, 3
     said = untested(summary)
     assert said[0].startswith("any patient") and any("rosendahl" in point for point in said)
-    assert "class dermatofibroma: no test image showed it" in said
-    assert "class vascular lesion: fewer than 10 test images showed it" in said
+    assert "classes that no test image showed: dermatofibroma" in said
+    assert "classes that fewer than 10 test images showed: vascular lesion" in said
     assert any("nobody asked" in point for point in said)
     summary["subgroups"] = {"rosendahl": {"sex": {}}}
     assert "groups of patients other than by sex" in untested(summary)

@@ -43,11 +43,13 @@ ATTACKS = {
     "membership": (
         "audits/membership.json",
         "Membership: can somebody tell from the model who was in the training set?",
-        "fed-diffmic audit membership",
+        "no command of this version does; lay the result of an attack of your own there, as JSON",
     ),
 }
 """By attack: the file in the run's folder, what it asks, and what makes the file."""
 MOST_ROWS = 200
+HIDING = ("mask", "secure_aggregation")
+"""What settings of secure aggregation are called."""
 NOT_COVERED = (
     "Never covered by differential privacy at the sites: images outside a training set, how long a round took, and "
     "everything that is known from elsewhere."
@@ -91,15 +93,14 @@ def privacy_statement(sources: Sources) -> dict[str, Any]:
             )
         )
     blocks += _client_level(sources)
-    crossing = named(
-        sources,
-        [
-            ("secure aggregation", CONFIG, ("strategy", "masking")),
-            ("privacy group of the configuration (simulation)", CONFIG, ("privacy", "name")),
-        ],
-    )
+    crossing = named(sources, [("privacy group of the configuration (simulation)", CONFIG, ("privacy", "name"))])
+    hiding = [leaf for leaf in _leaves(sources.tree(CONFIG)) if any(word in leaf[0] for word in HIDING)]
+    crossing += named(sources, [(name, CONFIG, place) for name, place in hiding])
     if crossing:
         blocks.append(table("Settings", ["what", "value"], crossing))
+    if not hiding:
+        said = "No setting of this run hid the sites' updates from the coordinator: it saw each of them."
+        blocks.append(warning(said))
     blocks.append(
         text(
             "Images, names of patients and names of files do not leave a site. What leaves it, its policy decides, "

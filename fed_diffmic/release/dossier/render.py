@@ -23,7 +23,10 @@ _STYLE = """
 td[title] { cursor: help; }
 .words td:first-child { min-width: 7.5rem; overflow-wrap: break-word; }
 h2.part { margin: 2.2rem 0 .4rem; font-size: 1.35rem; }
+.scroll { margin-bottom: 1rem; }
 @media print {
+  caption { break-after: avoid; }
+  thead { break-inside: avoid; break-after: avoid; }
   .blank { break-inside: avoid; background: #fff; }
   .blank i { min-height: 4rem; }
   section { border: 0; padding: 0; }

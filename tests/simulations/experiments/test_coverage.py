@@ -1,4 +1,4 @@
-"""Coverage over folds from cells that are written here: hand-computed, against one run's own matrix, and what is lacking."""
+"""Coverage over folds from cells that are written here: counted by hand, and against one run's own matrix."""
 
 from __future__ import annotations
 
@@ -29,7 +29,12 @@ def write_cell(out: Path, seed: int, fold: int, sets: Sequence[Rule], parts: dic
     folder = out / "cells" / f"seed-{seed}_fold-{fold}"
     folder.mkdir(parents=True)
     known = Sureness("multiclass", 2, n=50, sites=("east", "west"), rules=tuple(sets))
-    summary = {"task": "multiclass", "classes": CLASSES, "sites": dict.fromkeys(parts, {}), "sureness": known.to_json()}
+    summary = {
+        "task": "multiclass",
+        "classes": CLASSES,
+        "sites": {site: {} for site in parts},
+        "sureness": known.to_json(),
+    }
     write_json(folder / "summary.json", summary)
     tensors = {}
     for site, (p, labels, groups) in parts.items():
