@@ -50,6 +50,14 @@ ATTACKS = {
 MOST_ROWS = 200
 HIDING = ("mask", "secure_aggregation")
 """What settings of secure aggregation are called."""
+LEAVES = (
+    "Images, names of patients and names of files do not leave a site. What leaves it, its policy decides, and each "
+    "departure stands in its own signed audit log, which is at the site and not in this folder."
+)
+SIMULATED = (
+    "This run was simulated on one machine that held every image: no policy of a site and no audit log was in force, "
+    "and nothing of it shows what would leave a site."
+)
 NOT_COVERED = (
     "Never covered by differential privacy at the sites: images outside a training set, how long a round took, and "
     "everything that is known from elsewhere."
@@ -71,20 +79,7 @@ def privacy_statement(sources: Sources) -> dict[str, Any]:
     sites = sorted(sources.at(SUMMARY, "sites") or claims)
     blocks: list[Block] = []
     if claims:
-        rows = [[site, *(sources.fact(MODEL, *place, key) for key, _ in CLAIM)] for site, place in claims.items()]
-        blocks.append(
-            text("Each row is the site's own word from its privacy ledger: the coordinator cannot see noise.")
-        )
-        blocks.append(table("Differential privacy", ["site", *(name for _, name in CLAIM)], rows))
-        for site, place in claims.items():
-            outside = sources.at(MODEL, *place, "outside") or []
-            if outside:
-                blocks.append(text(f"Not private at {site}:"))
-                blocks.append(listing([WORDS.get(item, str(item)) for item in outside]))
-        silent = sorted(set(sites) - set(claims))
-        if silent:
-            blocks.append(warning(f"No privacy is claimed by {', '.join(silent)}: their updates carry no noise."))
-        blocks.append(text(NOT_COVERED))
+        blocks += _claimed(sources, claims, sites)
     else:
         blocks.append(
             warning(
@@ -101,13 +96,36 @@ def privacy_statement(sources: Sources) -> dict[str, Any]:
     if not hiding:
         said = "No setting of this run hid the sites' updates from the coordinator: it saw each of them."
         blocks.append(warning(said))
-    blocks.append(
-        text(
-            "Images, names of patients and names of files do not leave a site. What leaves it, its policy decides, "
-            "and each departure stands in its own signed audit log, which is at the site and not in this folder."
-        )
-    )
+    blocks.append(text(LEAVES if sources.at(SUMMARY, "kind") else SIMULATED))
     return section("privacy", "Privacy statement", *blocks)
+
+
+def _claimed(sources: Sources, claims: dict[str, tuple[str | int, ...]], sites: list[str]) -> list[Block]:
+    """The sites' claims, where none holds, and what none covers."""
+    rows, blocks = [], list[Block]()
+    for site, place in claims.items():
+        cells: list[Any] = [sources.fact(MODEL, *place, key) for key, _ in CLAIM]
+        # A claim says -1 where there is no bound: that is no number to show.
+        rows.append([site, *("no bound" if cell and _unbounded(cell["value"]) else cell for cell in cells)])
+        if sources.at(MODEL, *place, "guarantee") is not True:
+            said = (
+                f"No guarantee holds at {site}: noise from a fixed seed, or training without privacy on the same data."
+            )
+            blocks.append(warning(said))
+        outside = sources.at(MODEL, *place, "outside") or []
+        if outside:
+            blocks.append(text(f"Not private at {site}:"))
+            blocks.append(listing([WORDS.get(item, str(item)) for item in outside]))
+    silent = sorted(set(sites) - set(claims))
+    if silent:
+        blocks.append(warning(f"No privacy is claimed by {', '.join(silent)}: their updates carry no noise."))
+    first = text("Each row is the site's own word from its privacy ledger: the coordinator cannot see noise.")
+    drawn = table("Differential privacy", ["site", *(name for _, name in CLAIM)], rows)
+    return [first, drawn, *blocks, text(NOT_COVERED)]
+
+
+def _unbounded(value: Any) -> bool:
+    return isinstance(value, float) and value < 0
 
 
 def _client_level(sources: Sources) -> list[Block]:

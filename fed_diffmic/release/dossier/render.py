@@ -127,7 +127,7 @@ def _table(block: Mapping[str, Any]) -> Html:
 
 
 def _cell(cell: Any) -> Html:
-    said, source = page.text(shown(cell)), source_of(cell)
+    said, source = page.text(shown(cell).replace("\0", "")), source_of(cell).replace("\0", "")
     return Html(f"\0{escape(source)}\0{said}") if source else Html(said)
 
 

@@ -90,7 +90,7 @@ def build(
         provenance_chain(sources, final, key),
         materials(sources),
     ]
-    used = [name for name in sources.used() if name != SBOM]
+    named = {str(cell["file"]) for cell in cells(sections)}
     return {
         "format": FORMAT,
         "kind": KIND,
@@ -99,12 +99,8 @@ def build(
         "about": ABOUT,
         "sections": sections,
         "drafts": drafts(sections),
-        "sources": {name: digest_of(sources.path(name)) for name in [*used, *_bill(sources)]},
+        "sources": {name: digest_of(sources.path(name)) for name in sorted({*sources.used(), *named})},
     }
-
-
-def _bill(sources: Sources) -> list[str]:
-    return [SBOM] if sources.tree(SBOM) is not None else []
 
 
 def write_dossier(

@@ -248,6 +248,7 @@ def test_privacy_and_audits_are_what_the_files_say_or_not_tested(simulated: Path
     ]
     said = words(content)
     assert f"No privacy is claimed by {', '.join(SITES[1:])}" in said and "figures over its validation" in said
+    assert "This run was simulated" in said and "signed audit log" in words(build(deployed))
     audit = block_of(content, "threats", "Result, from audits/privacy.json")["rows"]
     assert audit[0][1]["value"] == "consistent" and [r[0] for r in audit if "bound" in r[0]] == [
         "attacks / loss / bound"
@@ -255,6 +256,18 @@ def test_privacy_and_audits_are_what_the_files_say_or_not_tested(simulated: Path
     assert "Not tested: the run's folder holds no audits/inversion.json" in said
     assert "Not tested: the run's folder holds no audits/privacy.json" in words(build(deployed))
     assert "trained without differential privacy" in words(build(deployed))
+
+
+def test_a_claim_without_a_guarantee_is_no_number(tmp_path: Path, summary: dict[str, Any]) -> None:
+    run = write_simulation(tmp_path / "run", summary)
+    broken = {**CLAIM, "guarantee": False, "epsilon_run": -1.0, "epsilon_total": -1.0}
+    value = read_json(run / "final" / "model.json")
+    value["history"][0]["privacy"] = {SITES[0]: broken}
+    write_json(run / "final" / "model.json", value)
+    content = build(run)
+    row = block_of(content, "privacy", "Differential privacy")["rows"][0]
+    assert row[1]["value"] is False and row[3] == row[5] == "no bound"
+    assert f"No guarantee holds at {SITES[0]}" in words(content) and unsourced(content, run) == []
 
 
 def test_old_runs_say_what_is_missing(tmp_path: Path, summary: dict[str, Any]) -> None:

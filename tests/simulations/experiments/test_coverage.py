@@ -97,7 +97,9 @@ def test_images_of_one_patient_make_the_interval_wider(tmp_path: Path) -> None:
 def test_one_fold_is_what_the_run_itself_measured(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     p, labels = rng.random(200).astype(np.float32), (rng.random(200) < 0.5).astype(int)
-    rules = [Rule(method, 0.9, (1500,), ((1400, 1700),)) for method in conformal.methods("multiclass")]
+    rules = [
+        Rule(method, 0.9, (CELLS // 2,), ((CELLS // 3, 2 * CELLS // 3),)) for method in conformal.methods("multiclass")
+    ]
     write_index(tmp_path / "exp", seeds=1, folds=1)
     write_cell(tmp_path / "exp", 0, 0, rules, {"east": (p, labels, range(200))})
     both = np.stack([1 - p, p], axis=1).astype(np.float64)
@@ -147,7 +149,8 @@ def test_a_seed_without_all_folds_is_left_out_and_the_command_writes_equal_bytes
 def test_the_shipped_experiments_have_folds_and_prediction_sets_to_judge() -> None:
     names = [name for name in shipped() if name.startswith("coverage-")]
     assert names == ["coverage-ham10000", "coverage-idrid", "coverage-phantoms"]
-    given = ["dataset.root=somewhere", "model.weights=some.safetensors"]
+    small = ["axes.seed=1", "axes.fold=0"]
+    given = ["dataset.root=somewhere", "model.weights=some.safetensors", *small]
     for name in names:
-        experiment = load_experiment(name, given if name != "coverage-phantoms" else [])
+        experiment = load_experiment(name, given if name != "coverage-phantoms" else small)
         assert "fold" in experiment.axes and all(cell.config.partition.folds for cell in experiment.cells)
