@@ -318,6 +318,8 @@ class _Coordinator:
             "seed": self.config.seed,
             "task": final.spec.task,
             "classes": list(final.spec.classes),
+            "class_names": dict(zip(final.spec.classes, self.config.consortium.class_names, strict=False)),
+            "modality": final.spec.modality,
             "rounds": final.history,
             "bytes_sent": final.bytes_sent,
             "digests": final.digests,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from flwr.app import Context, RecordDict
 
+from fed_diffmic.config.class_names import check_class_names
 from fed_diffmic.config.compose import to_json, to_yaml
 from fed_diffmic.config.folders import with_run_dir
 from fed_diffmic.config.simulation import ModelConfig, SimulateConfig, StrategyConfig
@@ -64,6 +65,7 @@ def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
     try:
         sites = shared_sites(config, run_dir)
         check_named_sites(config, sites.sites)
+        check_class_names("dataset", config.dataset.class_names, sites.classes)
     except FedDiffmicError:
         if fresh:
             leave_nothing(run_dir)

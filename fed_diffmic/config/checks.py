@@ -13,6 +13,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from fed_diffmic.config.class_names import check_class_names
 from fed_diffmic.config.features import Trained, check_features
 from fed_diffmic.config.folders import check_folders, renamed
 from fed_diffmic.config.groups import layout_options
@@ -85,6 +86,7 @@ def check_dataset(data: DatasetConfig, group: str) -> None:
         fewest = 1 if data.task == "multilabel" else 2
         if len(data.classes) < fewest:
             raise ConfigError(f"{group}.classes", data.classes, f"at least {fewest} names")
+        check_class_names(group, data.class_names, data.classes)
 
 
 def check_privacy_group(privacy: PrivacyConfig) -> None:

@@ -63,6 +63,12 @@ class DatasetConfig(Checked):
     classes: list[str] | None = option(
         None, "class names in the order of the outputs; none: the published order (table: sorted names found)"
     )
+    class_names: list[str] = option(
+        doc="what each class is called in words, in the order of the outputs, for whoever reads a report; none: what "
+        "is known of published abbreviations",
+        factory=list,
+        sparse=True,
+    )
     split: str = option(
         "none",
         "'published' keeps the data set's own train/test (HAM10000 and APTOS2019: DiffMIC's; ChestX-ray14: the lists); "

@@ -16,6 +16,7 @@ from fed_diffmic.config.checks import (
     check_privacy_group,
     check_stages,
 )
+from fed_diffmic.config.class_names import check_class_names
 from fed_diffmic.config.groups import layout_options
 from fed_diffmic.config.hours import parse_hours
 from fed_diffmic.config.owner_checks import check_client_level, check_once, check_strategy
@@ -47,6 +48,7 @@ def check_server_consistency(config: ServerConfig) -> None:
     check_dataset(
         DatasetConfig(name="table", task=task, classes=common.classes, mean=common.mean, std=common.std), "consortium"
     )
+    check_class_names("consortium", common.class_names, common.classes or ())
     if common.sites is not None:
         check_once("consortium.sites", common.sites)
         for name in common.sites:

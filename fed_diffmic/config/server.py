@@ -17,6 +17,12 @@ class ConsortiumConfig(Checked):
     task: str | None = option(
         None, "what is predicted; none: what all sites say", choices=("multiclass", "ordinal", "multilabel")
     )
+    class_names: list[str] = option(
+        doc="what each class is called in words, in the order of `classes` (which must be given), for whoever reads a "
+        "report; none: what is known of published abbreviations",
+        factory=list,
+        sparse=True,
+    )
     mean: list[float] = option(
         doc="normalisation constant for each channel of [0, 1] intensities (R, G, B)",
         factory=lambda: [0.5, 0.5, 0.5],

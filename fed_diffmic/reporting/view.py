@@ -63,6 +63,14 @@ def plain_names(classes: Sequence[str]) -> dict[str, str]:
     return {name: _SKIN[name] for name in classes} if set(classes) <= set(_SKIN) else {}
 
 
+def words_of(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What a run's classes are called in words: as its configuration says, else as published; empty: nobody said."""
+    said = summary.get("class_names")
+    if isinstance(said, Mapping) and said:
+        return {str(name): str(words) for name, words in said.items()}
+    return plain_names(summary["classes"])
+
+
 def arm_name(arm: str) -> str:
     """An arm in words, a site's own model with the site; one that is not known keeps its own name."""
     kind, _, site = arm.rpartition("/")
