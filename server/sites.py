@@ -18,7 +18,7 @@ from fed_diffmic.exchange.screening import MAX_EXAMPLES, MAX_METRIC, Expected, s
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.seeding import numpy_generator
 from fed_diffmic.training.coverage import names as coverage_names
-from fed_diffmic.training.matrix import AT_SPECIFICITY, METRICS, TEST
+from fed_diffmic.training.matrix import METRICS, POINTS, TEST
 from fed_diffmic.training.subgroups import PREFIX as SUBGROUPS
 from fed_diffmic.training.sureness import IMAGES, SETS, SQUARES, UNSURE
 from server.exchange import (
@@ -183,7 +183,7 @@ class Sites(Presence):
 
         No quorum is needed: a site that says nothing is left out.
         """
-        share = (*METRICS, AT_SPECIFICITY)
+        share = (*METRICS, *POINTS)
         names = [name for figure in share for name in (figure, f"{figure}/low", f"{figure}/high")]
         ranges = {**{TEST + name: (0.0, 1.0) for name in names}, f"{TEST}complete": (0.0, 1.0)}
         counts = ["n", "groups", *(f"positives/{index}" for index in range(self.spec.num_classes))]

@@ -325,6 +325,7 @@ class _Coordinator:
             "task": final.spec.task,
             "classes": list(final.spec.classes),
             "class_names": final.spec.plain_names,
+            "modality": final.spec.modality,
             "rounds": final.history,
             "bytes_sent": final.bytes_sent,
             "digests": final.digests,

@@ -6,14 +6,8 @@ from typing import Any
 
 from fed_diffmic.inference.predictor import NOTICE, last_stage
 from fed_diffmic.release.final import FinalModel
+from fed_diffmic.reporting.untested import NOT_SHOWN
 from fed_diffmic.reporting.view import plain_names
-
-NOT_SHOWN = (
-    "whether it helps anybody's care: it was never tried in one",
-    "how it does on images of another scanner, hospital, country or year than those it was trained and tested on",
-    "how it does on images that show none of its classes: it always names one of them"
-    " (of several labels: says something of each)",
-)
 
 
 def model_card(final: FinalModel) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fed_diffmic.files import atomic_write
 from fed_diffmic.reporting import live, page
+from fed_diffmic.reporting.clinic import front_page
 from fed_diffmic.reporting.curves import kept_rows
 from fed_diffmic.reporting.events import Event
 from fed_diffmic.reporting.page import Html
@@ -61,6 +62,7 @@ def write_deployment_report(
         title,
         Html(f'<header class="top"><h1>{page.text(title)}</h1></header>'),
         page.paragraph(DISCLAIMER, "soft"),
+        front_page(summary),
         _opening(summary),
         warnings_notice(events),
         _tiles(summary, events),

@@ -65,6 +65,11 @@ def plain_names(classes: Sequence[str], given: Mapping[str, str] | None = None) 
     return known | {name: plain for name, plain in (given or {}).items() if name in classes}
 
 
+def words_of(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What a run's classes are called in words: as its configuration says, else as published; empty: nobody said."""
+    return plain_names(summary["classes"], summary.get("class_names"))
+
+
 def arm_name(arm: str) -> str:
     """An arm in words, a site's own model with the site; one that is not known keeps its own name."""
     kind, _, site = arm.rpartition("/")
