@@ -1,8 +1,7 @@
 """The masked :class:`server.exchange.Exchange`: the sum of a round's updates, and no site's own.
 
 Training is asked for in the five steps of the protocol (:mod:`fed_diffmic.exchange.masking`). What the algorithm gets
-is the mean behind the sum, once for each site of the set: that is what it would make of them, as its server half takes
-weighted sums only. Everything else is asked as in plain: metrics are the sites' to let out.
+is that sum (:class:`fed_diffmic.algorithms.sums.Sums`): its server half takes weighted sums only. Everything else is asked as in plain: metrics are the sites' to let out.
 
 A sum whose set is frozen is kept in the run's folder until the next round begins: a coordinator that is ended behind
 it asks for signatures and shares again, and for no update.
@@ -10,14 +9,15 @@ it asks for signatures and shares again, and for no update.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flwr.app import MessageType
 from flwr.serverapp import Grid
 
-from fed_diffmic.algorithms.base import EXTRA, SiteUpdate, Tensors
+from fed_diffmic.algorithms.base import SiteUpdate, Sums, Tensors
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import RoundError
 from fed_diffmic.exchange.masking.coordinator import MaskedSum, check_quorum
@@ -105,8 +105,8 @@ class MaskedSites(Sites):
         summed = SurvivorSet.parse(text).summed
         mean, _ = form.mean(masked.unmask(), len(summed))
         outcome.replies = {name: Payload("train.reply", told["headers"][name]) for name in summed}
-        updates = [stand_in(name, mean) for name in summed]
-        return TrainAnswer(updates, {name: told["headers"][name]["state"] for name in summed}, outcome, asked)
+        states = {name: told["headers"][name]["state"] for name in summed}
+        return TrainAnswer([], states, outcome, asked, masked_sums(summed, request.sent, mean))
 
     def _log_set(self, session: Session, text: str) -> None:
         facts = {name: getattr(session, name) for name in ("run", "arm", "stage", "round", "attempt")}
@@ -220,11 +220,19 @@ class MaskedSites(Sites):
             )
 
 
-def stand_in(site: str, mean: Tensors) -> SiteUpdate:
-    """The mean in a site's place."""
-    extras = {name: value for name, value in mean.items() if name.startswith(EXTRA)}
-    tensors = {name: value for name, value in mean.items() if name not in extras}
-    return SiteUpdate(site, tensors, 1, algorithm_tensors=extras)
+def masked_sums(sites: Sequence[str], sent: Tensors, mean: Tensors) -> Sums:
+    """A sum's mean as an algorithm takes it: nobody knows what one site said, so each stands there with one image.
+
+    Args:
+        sites: in the sum.
+        sent: the round's global tensors, and the algorithm's own.
+        mean: of the sum, by the same names.
+    """
+
+    def change(name: str) -> np.ndarray:
+        return np.asarray(mean[name].astype(np.float64) - sent[name].astype(np.float64))
+
+    return Sums([SiteUpdate(name, {}, 1) for name in sorted(sites)], mean.__getitem__, change)
 
 
 def sites_of(grid: Grid, spec: RunSpec, events: Events, terms: RunTerms, folder: Path, **more: Any) -> Sites:

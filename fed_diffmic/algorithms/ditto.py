@@ -57,10 +57,8 @@ class Options(Own):
 class Ditto(Algorithm):
     """``strategy.ditto_lambda`` is ``lambda``. State of a site: ``algorithm/personal.<name>``."""
 
-    needs = "sums"
-    options: Options
-
     needs = SUMS
+    options: Options
     private = False
     personal = True
 

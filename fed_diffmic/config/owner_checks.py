@@ -110,8 +110,8 @@ def check_secure_aggregation(config: Trained) -> None:
     if strategy.secure_aggregation == "off":
         return
     owner = builtin(ALGORITHMS, strategy.name)  # of an installed package nothing is imported: nobody vouches for it
-    if owner is None or owner.made is None or owner.made.needs != "sums":
-        fitting = [n for n, o in builtins(ALGORITHMS).items() if o.made is not None and o.made.needs == "sums"]
+    if owner is None or not _takes_sums_alone(owner.made):
+        fitting = [name for name, other in builtins(ALGORITHMS).items() if _takes_sums_alone(other.made)]
         raise ConfigError(
             "strategy.name",
             strategy.name,
@@ -125,6 +125,13 @@ def check_secure_aggregation(config: Trained) -> None:
             f"0 with {key}=masked",
             "The coordinator would have to clip updates that it does not see.",
         )
+
+
+def _takes_sums_alone(algorithm: Any) -> bool:
+    """Whether its server half takes sums, and to make them nothing has to be said of a single site."""
+    if algorithm is None or algorithm.needs != "sums":
+        return False
+    return not (algorithm.needs_steps or algorithm.needs_initial_loss)
 
 
 def check_partition(config: SimulateConfig) -> None:
