@@ -1,7 +1,8 @@
 """The masked :class:`server.exchange.Exchange`: the sum of a round's updates, and no site's own.
 
 Training is asked for in the five steps of the protocol (:mod:`fed_diffmic.exchange.masking`). What the algorithm gets
-is that sum (:class:`fed_diffmic.algorithms.sums.Sums`): its server half takes weighted sums only. Everything else is asked as in plain: metrics are the sites' to let out.
+is that sum (:class:`fed_diffmic.algorithms.sums.Sums`): its server half takes weighted sums only. Everything else is
+asked as in plain: metrics are the sites' to let out.
 
 A sum whose set is frozen is kept in the run's folder until the next round begins: a coordinator that is ended behind
 it asks for signatures and shares again, and for no update.
