@@ -98,6 +98,13 @@ def check_privacy_group(privacy: PrivacyConfig) -> None:
     if not privacy.stages:
         raise ConfigError("privacy.stages", "[]", "at least one stage with privacy=dp_sgd")
     check_once("privacy.stages", privacy.stages)
+    if privacy.mechanism == "distributed" and privacy.budget_alone is None:
+        raise ConfigError(
+            "privacy.budget_alone",
+            "null",
+            "a number with privacy.mechanism=distributed",
+            "It is the most that these data may lose if every other site is dishonest and adds no noise.",
+        )
     if privacy.weight == 0 and privacy.nominal_units == 0 and privacy.count_noise == 0:
         raise ConfigError(
             "privacy.weight", 0, "at least 1, or 0 beside privacy.nominal_units or privacy.count_noise above 0"
