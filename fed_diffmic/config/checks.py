@@ -28,6 +28,7 @@ from fed_diffmic.config.owners import ALGORITHMS, DATASETS
 from fed_diffmic.config.plugins import find
 from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.config.server import ServerConfig
+from fed_diffmic.config.shared_noise import check_shared_noise
 from fed_diffmic.config.simulation import DatasetConfig, SimulateConfig, StagesConfig
 from fed_diffmic.config.stages import check_stage_values
 from fed_diffmic.errors import ConfigError, UsageError
@@ -54,6 +55,7 @@ def check_consistency(config: SimulateConfig) -> None:
         raise ConfigError("run.device", config.run.device, "auto, cpu, cuda, cuda:N, mps")
     check_once("baselines", config.baselines)
     check_privacy(config)
+    check_shared_noise(config)
     check_once("run.lr_scales", config.run.lr_scales)
     check_once("run.local_optimizers", config.run.local_optimizers)
     if not config.run.lr_scales:

@@ -78,8 +78,13 @@ def cost_of(share: float, rate: float, honest_sites: int, steps: int = 1) -> Cos
     return Cost(Mechanism(rate, together, steps, discrete=True), alone)
 
 
-def share_for(target: float, delta: float, rate: float, rounds: int, honest_sites: int) -> float:
+def share_for(
+    target: float, delta: float, rate: float, rounds: int, honest_sites: int, fixed: Sequence[Mechanism] = ()
+) -> float:
     """The share with which so many rounds cost at most ``target`` if so many others are honest.
+
+    Args:
+        fixed: what is spent besides.
 
     Returns:
         at most a thousandth above the smallest.
@@ -89,7 +94,7 @@ def share_for(target: float, delta: float, rate: float, rounds: int, honest_site
     """
 
     def price(share: float) -> float:
-        return epsilon([cost_of(share, rate, honest_sites, rounds).honest], delta)
+        return epsilon([*fixed, cost_of(share, rate, honest_sites, rounds).honest], delta)
 
     low, high = 1e-3, 1.0
     while price(high) > target:

@@ -5,7 +5,8 @@ A unit's gradient of length at most ``C`` is scaled so that ``C`` is ``quanta`` 
 (:mod:`fed_diffmic.privacy.distributed.rounding`); the rounded vectors of a site's drawn units are added, and the site's
 share of discrete Gaussian noise; the words are those sums modulo ``2^bits``. Masks are added modulo the same, so that
 the sum of masked words is the sum of the words. A sum that left the range would wrap around: that costs accuracy and no
-privacy, since it is what is made of the noised sum afterwards; :attr:`NoisyForm.bits` is chosen so that it does not.
+privacy, since it is what is made of the noised sum afterwards. A word of 32 bits holds the sum of a hundred thousand units that all point
+one way, and a flattened sum is far from that.
 """
 
 from __future__ import annotations
@@ -32,8 +33,6 @@ discrete Gaussian by nothing that a computer's number can hold (:mod:`fed_diffmi
 FINENESS = 16
 """``C`` is so many times ``sqrt(d)`` whole numbers: rounding then needs one part in a thousand more noise."""
 
-_TAIL = 16.0  # deviations of the noise that the range leaves room for
-
 
 @dataclass(frozen=True)
 class NoisyForm:
@@ -44,8 +43,7 @@ class NoisyForm:
         clip_norm: ``C``, largest L2 norm of a unit's gradient over all of them.
         share: standard deviation of the noise that each site adds, over what one unit can change in the sum.
         seed: of the round's signs; known to everybody.
-        sites: how many are summed at most.
-        units: how many units are drawn at most, over all sites; a larger number asks for wider words.
+        bits: of a word, 32 or 64.
 
     Raises:
         ConfigError: the noise is too small or too large to be whole numbers.
@@ -55,13 +53,12 @@ class NoisyForm:
     clip_norm: float
     share: float
     seed: int
-    sites: int
-    units: int
+    bits: int = 32
 
     def __post_init__(self) -> None:
         if not LEAST_DEVIATION <= self.deviation <= MOST_DEVIATION:
             raise ConfigError(
-                "strategy.options.noise_share",
+                "strategy.noise_share",
                 self.share,
                 f"a share of {LEAST_DEVIATION} to {MOST_DEVIATION} whole numbers, which is "
                 f"{LEAST_DEVIATION / self.sensitivity:.3g} to {MOST_DEVIATION / self.sensitivity:.3g}",
@@ -98,12 +95,6 @@ class NoisyForm:
         return math.ceil(self.share * self.sensitivity)
 
     @property
-    def bits(self) -> int:
-        """Of a word: 32 where neither all units in one coordinate nor the noise could leave the range, else 64."""
-        noise = _TAIL * self.deviation * math.sqrt(self.sites)
-        return 32 if self.units * self.sensitivity + noise < 2**31 else 64
-
-    @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
         """Of the words: unsigned, little-endian."""
         return np.dtype(f"<u{self.bits // 8}")
@@ -112,8 +103,8 @@ class NoisyForm:
     def digest(self) -> str:
         """Names the terms: sites that answer under one digest add the same noise to the same numbers."""
         shapes = {name: list(map(str, shape)) for name, shape in self.shapes.items()}
-        terms = {"norm": self.clip_norm, "share": self.share, "seed": self.seed, "sites": self.sites}
-        return text_digest(canonical({"v": 1, "noisy": shapes, "units": self.units, **terms}))
+        terms = {"norm": self.clip_norm, "share": self.share, "seed": self.seed, "bits": self.bits}
+        return text_digest(canonical({"v": 1, "noisy": shapes, **terms}))
 
     def rows(self, gradients: Mapping[str, torch.Tensor], random: Randomness) -> torch.Tensor:
         """``(U, d)`` int64: what each unit adds to the sum.
@@ -131,7 +122,7 @@ class NoisyForm:
         return discrete_gaussian(random, self.deviation, self.width)
 
     def words(self, total: np.ndarray) -> np.ndarray:
-        """Whole numbers modulo ``2^bits``."""
+        """Whole numbers modulo ``2^bits``. Whoever adds them looks whether they leave room for the others'."""
         return total.astype(np.int64).astype(self.dtype)
 
     def sums(self, words: np.ndarray) -> dict[str, np.ndarray]:

@@ -80,7 +80,7 @@ def test_the_claim_is_above_the_numerical_loss_distribution_and_not_far(
 ) -> None:
     from dp_accounting.pld import privacy_loss_distribution as pld
 
-    form = NoisyForm({"a": (4,)}, 1.0, multiplier / math.sqrt(3), 0, 3, 10)
+    form = NoisyForm({"a": (4,)}, 1.0, multiplier / math.sqrt(3), 0)
     claim = cost(form, rate, 2, steps).honest
     shift = math.isqrt(form.most_squared)  # one coordinate that holds all
     exact = pld.from_discrete_gaussian_mechanism(

@@ -22,7 +22,7 @@ SHAPES = {"b": (3,), "a": (5, 7)}
 
 
 def form(**more: object) -> NoisyForm:
-    return NoisyForm(**{"shapes": SHAPES, "clip_norm": 2.0, "share": 1.0, "seed": 3, "sites": 4, "units": 50, **more})
+    return NoisyForm(**{"shapes": SHAPES, "clip_norm": 2.0, "share": 1.0, "seed": 3, **more})
 
 
 def unit_rows(count: int, length: float, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -105,12 +105,13 @@ def test_negative_sums_and_a_wrapped_range_are_read_as_they_are() -> None:
     assert np.array_equal(one.words(total + 2**32), one.words(total))
 
 
-def test_words_are_wider_where_units_or_noise_could_leave_the_range() -> None:
-    assert form(units=40_000_000).bits == 64
-    assert form(share=40_000.0, sites=50_000).bits == 64
-    narrow = form(units=1000)
-    longest = np.full(narrow.width, int(1000 * narrow.sensitivity))
-    assert leaves_room(narrow.words(longest), 1)
+def test_words_of_64_bits_hold_what_32_do_not() -> None:
+    total = np.array([2**40, -(2**40), *[3] * 62])
+    narrow, wide = form(), form(bits=64)
+    assert np.array_equal(wide.words(total).view("<i8"), total)
+    assert not np.array_equal(narrow.words(total).view("<i4"), total)
+    hundred_thousand = np.full(narrow.width, int(100_000 * narrow.sensitivity))
+    assert leaves_room(narrow.words(hundred_thousand), 10)
 
 
 def test_the_share_is_over_what_a_unit_can_change_not_over_its_length_before_rounding() -> None:
@@ -124,5 +125,5 @@ def test_the_share_is_over_what_a_unit_can_change_not_over_its_length_before_rou
 def test_a_share_too_small_to_be_whole_numbers_is_refused_and_the_terms_have_a_name() -> None:
     with pytest.raises(ConfigError, match="noise_share"):
         form(share=LEAST_DEVIATION / form().sensitivity / 2)
-    names = {form(**more).digest for more in ({}, {"share": 1.1}, {"clip_norm": 1.0}, {"seed": 4}, {"units": 51})}
+    names = {form(**more).digest for more in ({}, {"share": 1.1}, {"clip_norm": 1.0}, {"seed": 4}, {"bits": 64})}
     assert len(names) == 5
