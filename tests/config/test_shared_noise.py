@@ -14,6 +14,7 @@ from fed_diffmic.config.spec import RunSpec, make_spec
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.privacy.accounting import epsilon
 from fed_diffmic.privacy.distributed.accounting import cost_of
+from fed_diffmic.privacy.dp_sgd import count_mechanism
 from simulations.arms import Arm
 from simulations.shared_noise import with_share
 
@@ -42,7 +43,6 @@ def config(*more: str) -> SimulateConfig:
 @pytest.mark.parametrize(
     ("setting", "key"),
     [
-        ("strategy=fedavg", "strategy.name"),
         ("privacy.mechanism=local", "privacy.mechanism"),
         ("privacy=none", "privacy.mechanism"),
         ("privacy.budget_alone=null", "privacy.budget_alone"),
@@ -58,6 +58,13 @@ def test_what_does_not_go_together_is_refused_by_its_name(setting: str, key: str
     assert refused.value.key == key
 
 
+def test_shared_noise_needs_the_algorithm_that_sums_it() -> None:
+    others = [setting for setting in SETTINGS if not setting.startswith("strategy")]
+    with pytest.raises(ConfigError) as refused:
+        compose(None, others)
+    assert (refused.value.key, refused.value.allowed) == ("strategy.name", "fedsgd with privacy.mechanism=distributed")
+
+
 def test_a_site_needs_a_second_budget_for_shared_noise_only() -> None:
     check_privacy_group(PrivacyConfig(name="dp_sgd"))
     with pytest.raises(ConfigError, match="budget_alone"):
@@ -67,8 +74,6 @@ def test_a_site_needs_a_second_budget_for_shared_noise_only() -> None:
 def test_a_simulation_computes_the_share_and_its_rounds_cost_what_was_asked() -> None:
     made = config("privacy.count_noise=20")
     share = with_share(made, made.strategy, ARM).options["noise_share"]
-    from fed_diffmic.privacy.dp_sgd import count_mechanism
-
     counts = count_mechanism(made.privacy)
     assert counts is not None
     total = epsilon([counts, cost_of(share, 0.2, 2, 30).honest], made.privacy.delta)

@@ -62,7 +62,7 @@ def test_rounding_never_lengthens_a_row_beyond_its_bound() -> None:
 
 
 @given(st.lists(st.floats(-40, 40, width=32), min_size=1, max_size=32), st.integers(0, 10_000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_rounding_is_to_a_neighbour_within_the_bound(values: list[float], seed: int) -> None:
     row = torch.tensor([values])
     most = squared_bound(float(row.norm()), row.shape[1])
