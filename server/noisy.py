@@ -83,7 +83,7 @@ def summed(words: Mapping[str, np.ndarray], form: NoisyForm) -> np.ndarray:
     total = np.zeros(form.width, form.dtype)
     for name, own in words.items():
         if not leaves_room(own, len(words)):
-            raise RoundError(f"the words of {name} leave no room for the others'", "Set strategy.sum_bits=64.")
+            raise RoundError(f"the words of {name} leave no room for the others'", "Set strategy.wide_words=true.")
         add_words(total, own)
     return total
 

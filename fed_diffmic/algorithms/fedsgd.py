@@ -40,7 +40,7 @@ class Options(Own):
         gt=0,
         le=1e6,
     )
-    sum_bits: int = option(32, "bits of a word of the sum; 64 where sums of very many units would wrap", choices=(32, 64))
+    wide_words: bool = option(False, "words of 64 bits instead of 32, where sums of very many units would wrap around")
 
 
 @register_algorithm("fedsgd", Options)

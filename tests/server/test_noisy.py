@@ -136,7 +136,7 @@ def test_noise_is_new_each_time_and_the_tests_seed_makes_a_run_repeat(tmp_path: 
 
 @pytest.mark.parametrize("bits", [32, 64])
 def test_the_sum_under_masks_is_the_sum_in_the_clear_bit_for_bit(bits: int, tmp_path: Path) -> None:
-    made = spec(1, sum_bits=bits)
+    made = spec(1, wide_words=bits == 64)
     words, form = {}, None
     for number, name in enumerate(NAMES):
         module = build_module(made, "plain")

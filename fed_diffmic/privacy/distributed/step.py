@@ -39,7 +39,7 @@ def round_form(
     """
     own = algorithm.options
     seed = derive_seed(spec.seed, "flattening", spec.arm, stage, round_index)
-    return NoisyForm(shapes, own.clip_norm, algorithm.share, seed, own.sum_bits)
+    return NoisyForm(shapes, own.clip_norm, algorithm.share, seed, 64 if own.wide_words else 32)
 
 
 def form_at_site(module: StageModule, algorithm: FedSgd, round_index: int) -> NoisyForm:
