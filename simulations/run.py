@@ -147,7 +147,11 @@ def train_arm(
         place = folder if len(trials) == 1 else folder / trial.name
         place.mkdir(parents=True, exist_ok=True)
         spec = make_spec(
-            replace(config, stages=trial.stages(config.stages), strategy=with_share(config, strategy_of(config.strategy, arm), arm)),
+            replace(
+                config,
+                stages=trial.stages(config.stages),
+                strategy=with_share(config, strategy_of(config.strategy, arm), arm),
+            ),
             classes=sites.classes,
             task=sites.task,
             run_id=run_dir.name,

@@ -1,10 +1,10 @@
 """FedSGD (McMahan et al. 2017, section 2) with noise that the sites share: one step a round, taken by the server.
 
 Each site sends the sum of its drawn units' clipped gradients with its share of noise, as whole numbers
-(:mod:`fed_diffmic.privacy.distributed`); the server adds them up, divides by the expected number of units drawn, and its
-optimizer makes the step. With ``g_t`` that mean: SGD has ``v_t = beta v_{t-1} + g_t`` and ``w_{t+1} = w_t - eta v_t``; Adam
-(Kingma and Ba 2015, algorithm 1) ``m_t = b1 m_{t-1} + (1 - b1) g_t``, ``v_t = b2 v_{t-1} + (1 - b2) g_t^2`` and
-``w_{t+1} = w_t - eta m_t / (1 - b1^t) / (sqrt(v_t / (1 - b2^t)) + tau)``.
+(:mod:`fed_diffmic.privacy.distributed`); the server adds them up, divides by the expected number of units drawn, and
+its optimizer makes the step. With ``g_t`` that mean: SGD has ``v_t = beta v_{t-1} + g_t`` and
+``w_{t+1} = w_t - eta v_t``; Adam (Kingma and Ba 2015, algorithm 1) ``m_t = b1 m_{t-1} + (1 - b1) g_t``,
+``v_t = b2 v_{t-1} + (1 - b2) g_t^2`` and ``w_{t+1} = w_t - eta m_t / (1 - b1^t) / (sqrt(v_t / (1 - b2^t)) + tau)``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fed_diffmic.errors import ConfigError
 
 @dataclass(frozen=True)
 class Options(Own):
-    """FedSGD (McMahan et al. 2017) with noise that the sites share (privacy.mechanism=distributed): one step a round."""
+    """FedSGD (McMahan et al. 2017), noise shared by the sites (privacy.mechanism=distributed): one step a round."""
 
     server_optimizer: str = option("adam", "who makes the server's step", choices=("adam", "sgd"))
     step_size: float = option(0.01, "learning rate of the server's step", gt=0, le=1000)

@@ -20,8 +20,8 @@ class PrivacyConfig(Checked):
     )
     mechanism: str = option(
         "local",
-        "local: each site adds all the noise that its own claim needs; distributed: it adds a share, and claims what it "
-        "and honest_sites others add together: one step a round, strategy=fedsgd, the exchange masked (real sites)",
+        "local: each site adds all the noise that its own claim needs; distributed: it adds a share, and claims what "
+        "it and honest_sites others add together: one step a round, strategy=fedsgd, the exchange masked (real sites)",
         choices=("local", "distributed"),
     )
     honest_sites: int = option(

@@ -79,4 +79,3 @@ def _check_simulation(config: SimulateConfig) -> None:
             f"[] with strategy={NAME}",
             "One site alone shares noise with nobody; run baselines under privacy.mechanism=local.",
         )
-

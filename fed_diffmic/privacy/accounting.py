@@ -73,8 +73,8 @@ class Mechanism:
         With ``J`` of ``k`` images drawn the sum moves by at most ``J C``. Let ``j`` be drawn as ``J`` given ``J > 0``;
         the channel ``x -> (j/k) x + sqrt(1 - (j/k)^2) z`` with ``z ~ N(0, sigma^2)`` keeps ``N(0, sigma^2)`` and turns
         ``N(k, sigma^2)`` into ``N(j, sigma^2)``. So the pair (nobody; patient) is a post-processing of
-        ``N(0, sigma^2)`` against the mixture of it with ``N(k, sigma^2)`` at weight ``P(J > 0)``. Of discrete noise too:
-        the divergence is jointly quasi-convex, so the worst of the ``j`` stands for the mixture of them, in both
+        ``N(0, sigma^2)`` against the mixture of it with ``N(k, sigma^2)`` at weight ``P(J > 0)``. Of discrete noise
+        too: the divergence is jointly quasi-convex, so the worst of the ``j`` stands for the mixture of them, in both
         directions, and its bound grows with ``j``.
         """
         if self.images == 1:

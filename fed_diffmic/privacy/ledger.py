@@ -11,8 +11,8 @@ memory, over all runs; a ledger that does not hold one of them is not continued
 
 A run, and a round by itself, may take a share of what was left when the run began (:mod:`fed_diffmic.privacy.shares`).
 
-Of noise that several sites share there are two numbers: what was spent if so many others are honest as the site assumes,
-and what was spent if nobody else adds noise. Each has its budget and its hard stop.
+Of noise that several sites share there are two numbers: what was spent if so many others are honest as the site
+assumes, and what was spent if nobody else adds noise. Each has its budget and its hard stop.
 
 What counts for a unit: every line whose training set holds it (or, for a patient, any of its images), converted to the
 site's unit (:func:`fed_diffmic.privacy.accounting.as_unit`). The worst unit of a training set decides.
@@ -143,7 +143,7 @@ class Ledger(Account):
 
         Args:
             mechanism: in the ledger's unit, with the steps that are about to be taken.
-            alone: of distributed noise, the same steps if no other site adds a share; none: the noise is the site's own.
+            alone: of distributed noise, the same steps if nobody else adds a share; none: the noise is the site's own.
 
         Returns:
             Number of the line, for :meth:`settle`.

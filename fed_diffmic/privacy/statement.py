@@ -63,8 +63,8 @@ def _rests_on_others(site: str, claim: Mapping[str, Any]) -> str:
         return f"{claim[name]:.3f}" if claim[name] >= 0 else "without bound"
 
     return (
-        f"{site}: that holds against whoever sees sums over sites only, if at least {claim['honest_sites']} of the other "
-        f"sites in each sum added their share of the noise and colluded with nobody. If none did, epsilon is "
+        f"{site}: that holds against whoever sees sums over sites only, if at least {claim['honest_sites']} of the "
+        f"other sites in each sum added their share of the noise and colluded with nobody. If none did, epsilon is "
         f"{epsilon('alone_run')} for this run and {epsilon('alone_total')} of {claim['budget_alone']:g} over all runs."
     )
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from fed_diffmic.config.checks import check_privacy_group
 from fed_diffmic.config.compose import compose
 from fed_diffmic.config.privacy import PrivacyConfig
-from fed_diffmic.config.checks import check_privacy_group
 from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.config.spec import RunSpec, make_spec
 from fed_diffmic.errors import ConfigError

@@ -1,4 +1,4 @@
-"""Sums with shared noise in the round loop: what crosses, what is charged, who is refused, and the same sum under masks.
+"""Sums with shared noise in the round loop: what crosses, what is charged, who is refused, the same sum under masks.
 
 Faults seen: a round charged after it was computed, one site's words given to a plain exchange, a sum that masks change.
 """
@@ -90,7 +90,10 @@ def spec(rounds: int = 3, **options: Any) -> RunSpec:
 
 
 def run(
-    folder: Path, privacy: Mapping[str, PrivacyConfig] | PrivacyConfig = PRIVACY, made: RunSpec | None = None, **more: Any
+    folder: Path,
+    privacy: Mapping[str, PrivacyConfig] | PrivacyConfig = PRIVACY,
+    made: RunSpec | None = None,
+    **more: Any,
 ) -> FinalModel:
     grid, source = toy_grid(folder, NAMES)
     client_site.register_source(
@@ -181,7 +184,9 @@ def test_without_noise_the_mean_is_that_of_the_clipped_gradients(monkeypatch: py
         assert np.abs(gradient).max() > 3 * quantum
 
 
-def test_a_round_that_dies_while_it_computes_is_charged_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_round_that_dies_while_it_computes_is_charged_in_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def die(*_: Any, **__: Any) -> None:
         raise MemoryError
 

@@ -6,8 +6,8 @@ the code of a real site (``noised_words``). Canaries at the audited site have gr
 than the clipping bound (Nasr et al. 2021), and nothing else is trained on: the worst case, in which all other units are
 known. Two things are held against the claim:
 
-- **guesses** who was in, as a lower bound on epsilon (:mod:`fed_diffmic.privacy.audit.bound`). It reaches a half of a claim
-  and so misses noise that is a little too small;
+- **guesses** who was in, as a lower bound on epsilon (:mod:`fed_diffmic.privacy.audit.bound`). It reaches a half of a
+  claim and so misses noise that is a little too small;
 - **the noise itself**, where no canary is: the variance of what is left, over the squared length that a unit can have
   (chi-square, at 1e-6). One share of three that is missing is a third of the variance, which no bound on epsilon of
   so few runs could show and this does at once.
@@ -89,7 +89,8 @@ def make_shared_subject(
         [
             f"seed={seed}", "model=tiny", "model.norm=group", "model.encoder_norm=group", "stages=linear",
             f"stages.plain.rounds={rounds}", "stages.plain.steps=1", "stages.plain.augment=false", "strategy=fedsgd",
-            f"strategy.sample_rate={_RATE}", f"strategy.noise_share={share!r}", "strategy.clip_norm=2", "privacy=dp_sgd",
+            f"strategy.sample_rate={_RATE}", f"strategy.noise_share={share!r}", "strategy.clip_norm=2",
+            "privacy=dp_sgd",
             "privacy.mechanism=distributed", "privacy.stages=[plain]", "privacy.budget_alone=1e6",
         ],
     )  # fmt: skip
@@ -144,7 +145,9 @@ class SharedReport:
             right = f"{r.correct} of {r.guesses}"
             measured = f"{self.noise[view]:.3f}" + (" short" if self.short[view] else "")
             rows.append(f"{about[view]:34}{right:>14}{r.bound:>18.3f}{self.claims[view]:>9.3f}{measured:>19}")
-        rows.append(f"at delta {self.delta:g}; each bound at {self.confidence:.0%}; variance over what is accounted for")
+        rows.append(
+            f"at delta {self.delta:g}; each bound at {self.confidence:.0%}; variance over what is accounted for"
+        )
         return [*rows, WORDS[self.verdict]]
 
 

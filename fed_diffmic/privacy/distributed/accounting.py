@@ -10,9 +10,9 @@ With shares of :data:`fed_diffmic.privacy.distributed.form.LEAST_DEVIATION` or m
 anything that fits into a computer: below the rounding of the other term, for which :data:`ROUNDING` is added. More
 noise than was counted (larger shares, more sites) is what is made of the sum afterwards, and costs nothing.
 
-**What a unit changes.** It adds a whole vector of squared length at most ``form.most_squared``, itself random (rounding,
-regions, images drawn) but independent of everything else: the divergence is jointly quasi-convex, so that of the worst
-vector stands for all.
+**What a unit changes.** It adds a whole vector of squared length at most ``form.most_squared``, itself random
+(rounding, regions, images drawn) but independent of everything else: the divergence is jointly quasi-convex, so that
+of the worst vector stands for all.
 
 **Sampling.** Each unit takes part with probability ``q``. With ``P`` the distribution of the noise and ``Q`` that of
 ``v`` more, for whole orders ``a``
@@ -23,8 +23,8 @@ and ``E_P[(Q/P)^l] = exp((l - 1) D_l(Q || P))`` is bounded as above: this is the
 (2019, section 3.3), which needs of a Gaussian no more than these moments. The other direction is smaller:
 ``x -> v - x`` is a bijection that exchanges ``P`` and ``Q`` (their theorem 5; with ``z = Q/P``, ``u = 1 - q + q z`` and
 ``w = 1 - q + q / z`` it comes down to ``sqrt(u) sinh(k ln u) >= z sqrt(w) sinh(k ln(1/w))`` for ``k = a - 1/2 >= 1/2``
-and ``z >= 1``, which is an equality at ``k = 1/2`` and whose left side grows faster with ``k``, as ``u w >= 1``). Between
-whole orders ``(a - 1) D_a`` is convex in ``a`` and zero at 1: the chord is above it.
+and ``z >= 1``, which is an equality at ``k = 1/2`` and whose left side grows faster with ``k``, as ``u w >= 1``).
+Between whole orders ``(a - 1) D_a`` is convex in ``a`` and zero at 1: the chord is above it.
 """
 
 from __future__ import annotations

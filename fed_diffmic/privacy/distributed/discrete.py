@@ -65,7 +65,7 @@ def _geometric(random: Randomness, count: int) -> np.ndarray:
 
 
 def _coins(random: Randomness, above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Coins of bias ``exp(-above / below)`` each, ``above >= 0``: that of the rest times ``exp(-1)`` as often as fits."""
+    """Coins of bias ``exp(-above / below)``, ``above >= 0``: that of the rest times ``exp(-1)`` as often as it fits."""
     whole, rest = np.divmod(above, below)
     result = _small_coins(random, rest, below)
     going = np.flatnonzero(result & (whole > 0))

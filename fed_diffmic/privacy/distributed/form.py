@@ -5,8 +5,8 @@ A unit's gradient of length at most ``C`` is scaled so that ``C`` is ``quanta`` 
 (:mod:`fed_diffmic.privacy.distributed.rounding`); the rounded vectors of a site's drawn units are added, and the site's
 share of discrete Gaussian noise; the words are those sums modulo ``2^bits``. Masks are added modulo the same, so that
 the sum of masked words is the sum of the words. A sum that left the range would wrap around: that costs accuracy and no
-privacy, since it is what is made of the noised sum afterwards. A word of 32 bits holds the sum of a hundred thousand units that all point
-one way, and a flattened sum is far from that.
+privacy, since it is what is made of the noised sum afterwards. A word of 32 bits holds the sum of a hundred thousand
+units that all point one way, and a flattened sum is far from that.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def test_the_sum_of_shares_is_no_further_from_itself_than_the_theorem_says(share
 
 def test_the_excess_is_nothing_at_the_smallest_share_that_is_allowed() -> None:
     assert excess(1000, LEAST_DEVIATION) * 2**40 < 1e-250
-    assert excess(3, 0.5) == pytest.approx(10 * (math.exp(-math.pi**2 / 4) + math.exp(-(math.pi**2) / 3)))
+    assert excess(3, 0.5) == pytest.approx(10 * (math.exp(-(math.pi**2) / 4) + math.exp(-(math.pi**2) / 3)))
 
 
 @pytest.mark.parametrize(("rate", "sigma"), [(0.01, 0.8), (0.2, 1.5), (0.7, 4.0), (1.0, 2.0)])

@@ -1,4 +1,4 @@
-"""Faults seen: a coin of another bias, zero twice as likely, a tail that is cut, a remainder that favours small numbers."""
+"""Faults seen: a coin of another bias, zero twice as likely, a tail that is cut, a remainder for small numbers."""
 
 from __future__ import annotations
 

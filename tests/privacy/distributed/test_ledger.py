@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,10 +37,10 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> PrivateKey:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Path]:
+def site(tmp_path: Path) -> Path:
     folder = tmp_path / "site"
     folder.mkdir(mode=0o700)
-    yield folder
+    return folder
 
 
 def reserve(ledger: Ledger, steps: int = 5) -> int:
