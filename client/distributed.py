@@ -23,6 +23,7 @@ from fed_diffmic.exchange.failures import UNSHARED, SiteError
 from fed_diffmic.exchange.payload import Payload
 from fed_diffmic.privacy.distributed.accounting import cost
 from fed_diffmic.privacy.distributed.step import form_at_site, noised_words
+from fed_diffmic.privacy.dp_sgd import check_delta, unit_members
 from fed_diffmic.privacy.ledger_lines import head_text
 from fed_diffmic.privacy.units import unit_set
 from fed_diffmic.training.stage import StageModule
@@ -61,6 +62,7 @@ def noised_reply(
         LedgerError, ConfigError, MachineError, OutOfTimeError: see the rooms.
     """
     train, privacy, spec, echoed = site.data.train, site.privacy, module.spec, header["ledger"]
+    check_delta(privacy, max(1, len(unit_members(train, privacy.unit))))
     form = form_at_site(module, algorithm, at.round_index)
     rate = algorithm.options.sample_rate
     price = cost(form, rate, privacy.honest_sites)
@@ -82,7 +84,8 @@ def noised_reply(
             epsilon_total=totals[False],
             budget=ledger.terms.budget,
             guarantee=privacy.test_seed is None,
-            outside=[item for item in outside(privacy) if item != "units"],  # the sample rate is the run's
+            # The sample rate is the run's; with several labels an image the number of units is told as it is.
+            outside=[item for item in outside(privacy) if item != "units" or spec.task == "multilabel"],
             alone=Alone(privacy.honest_sites, of_run[True], totals[True], ledger.terms.budget_alone or 0.0),
         )
         facts = {"state": "", "ledger": head_text(ledger.head()), "claim": claim}

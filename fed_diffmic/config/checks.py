@@ -100,6 +100,13 @@ def check_privacy_group(privacy: PrivacyConfig) -> None:
     if not privacy.stages:
         raise ConfigError("privacy.stages", "[]", "at least one stage with privacy=dp_sgd")
     check_once("privacy.stages", privacy.stages)
+    if privacy.mechanism == "distributed" and privacy.noise_multiplier is not None:
+        raise ConfigError(
+            "privacy.noise_multiplier",
+            privacy.noise_multiplier,
+            "null with privacy.mechanism=distributed",
+            "What each site adds is the run's strategy.noise_share.",
+        )
     if privacy.mechanism == "distributed" and privacy.budget_alone is None:
         raise ConfigError(
             "privacy.budget_alone",

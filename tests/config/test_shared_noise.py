@@ -46,6 +46,7 @@ def config(*more: str) -> SimulateConfig:
         ("privacy.mechanism=local", "privacy.mechanism"),
         ("privacy=none", "privacy.mechanism"),
         ("privacy.budget_alone=null", "privacy.budget_alone"),
+        ("privacy.noise_multiplier=2", "privacy.noise_multiplier"),
         ("stages.plain.steps=2", "stages.plain.steps"),
         ("strategy.participation=0.5", "strategy.participation"),
         ("baselines=[local]", "baselines"),
