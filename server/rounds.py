@@ -24,13 +24,13 @@ from server.finished import assess
 from server.fitting import calibrate
 from server.history import RoundDone, ledger_heads, metrics_of_round, round_row
 from server.hooks import Hooks
+from server.noisy import sites_of
 from server.observers import Patience, RoundEvents, RoundObserver, Stop, stopped_before, told
 from server.opening import check_same_study, open_run, open_stage
 from server.prior import consortium_prior
 from server.replies import Events
 from server.run_state import RunState
 from server.selection import NOBODY_SAYS
-from server.sites import Sites
 from server.stage import StageWork, choose
 from server.study import study_of_run
 from server.sureness import conform
@@ -174,7 +174,7 @@ def find_sites(
         store.folder, spec, stages=terms.stages, sites=terms.sites, test=terms.test_s > 0, signer=hooks.signer
     )
     check_same_study(run_state.settings, study.digest)
-    exchange = Sites(grid, spec, events, terms, hooks=hooks, claims=run_state.claims, study=study)
+    exchange = sites_of(grid, spec, events, terms, hooks=hooks, claims=run_state.claims, study=study)
     exchange.find(time.monotonic() + terms.deadline_s)
     if not run_state.counts:
         found = exchange.members.items()

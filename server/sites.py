@@ -23,7 +23,7 @@ from fed_diffmic.training.sureness import IMAGES, SETS, SQUARES, UNSURE
 from server.exchange import (
     AssessRequest,
     EvaluateRequest,
-    FiguresAnswer,
+    MetricsAnswer,
     Outcome,
     Parcel,
     Site,
@@ -43,7 +43,7 @@ MOST_NLL = 1e6
 
 
 @dataclass(frozen=True)
-class _Question:
+class Question:
     """One exchange with every site that is asked, before it is packed.
 
     Attributes:
@@ -57,6 +57,7 @@ class _Question:
         metrics: the metrics that a site may send, with their ranges.
         fields: of a good reply's header, with their types.
         reply_tensors: whose names, shapes and dtypes a good reply has; none: it has no tensors.
+        schema: dtype and shape of each tensor of a good reply, where they are none of ``reply_tensors``.
         attach_base: send the base to everyone.
         excused: failures of sites that count for the quorum.
         asked: names of those to ask; none: everyone who is there.
@@ -73,6 +74,7 @@ class _Question:
     metrics: Callable[[Site], Mapping[str, tuple[float, float]]]
     fields: Mapping[str, type] = field(default_factory=dict)
     reply_tensors: Tensors | None = None
+    schema: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     parcel: Parcel | None = None
     attach_base: bool = False
     excused: Set[int | str] = frozenset()
@@ -98,20 +100,15 @@ class Sites(Presence):
             found = {"loss": ANY, "loss_images": POSITIVE, "steps": steps, "seconds": POSITIVE}
             return {**found, "initial_loss": POSITIVE} if algorithm.needs_initial_loss else found
 
-        def header(site: str) -> dict[str, str]:
-            named = {"state": request.site_states, "keep": request.kept_states, "guidance": task.guidance}
-            found = {name: digests.get(site, "") for name, digests in named.items()}
-            return {**found, "ledger": self.hooks.echo(site) or request.ledgers.get(site, "")}
-
         asked = self.participants(task.stage, request.round_index)
         outcome = self._exchange(
-            _Question(
+            Question(
                 MessageType.TRAIN,
                 task,
                 request.sent,
                 request.round_index,
                 request.deadline,
-                header=header,
+                header=self.train_header(request),
                 fields={"state": str, "ledger": str, "claim": str},
                 reply_tensors=request.sent,
                 parcel=request.parcel,
@@ -126,6 +123,16 @@ class Sites(Presence):
         site_states = {name: outcome.replies[name].header["state"] for name in names}
         return TrainAnswer(updates, site_states, outcome, asked)
 
+    def train_header(self, request: TrainRequest) -> Callable[[str], dict[str, str]]:
+        """What a request to train says to each site, by its name: what it builds on, and its ledger as it was seen."""
+        named = {"state": request.site_states, "keep": request.kept_states, "guidance": request.task.guidance}
+
+        def header(site: str) -> dict[str, str]:
+            found = {name: digests.get(site, "") for name, digests in named.items()}
+            return {**found, "ledger": self.hooks.echo(site) or request.ledgers.get(site, "")}
+
+        return header
+
     def participants(self, stage: str, round_index: int) -> set[str] | None:
         """Who is drawn to train in a round (``strategy.participation``); none: everyone who is there."""
         share = self.spec.strategy.participation
@@ -136,7 +143,7 @@ class Sites(Presence):
         count = max(1, round(share * len(everyone)))
         return {everyone[i] for i in rng.choice(len(everyone), count, replace=False)}
 
-    def evaluate(self, request: EvaluateRequest) -> FiguresAnswer:
+    def evaluate(self, request: EvaluateRequest) -> MetricsAnswer:
         """Metrics on every site's validation images.
 
         Raises:
@@ -156,7 +163,7 @@ class Sites(Presence):
             return {**own, "prior": [float(p) for p in request.prior], "sums": sums, "split": "val"}
 
         outcome = self._exchange(
-            _Question(
+            Question(
                 MessageType.EVALUATE,
                 task,
                 request.tensors,
@@ -170,7 +177,7 @@ class Sites(Presence):
         )
         return metrics_answer(outcome)
 
-    def assess(self, request: AssessRequest) -> FiguresAnswer:
+    def assess(self, request: AssessRequest) -> MetricsAnswer:
         """Metrics of a finished stage's model on every site's test images that its policy lets out.
 
         No quorum is needed: a site that says nothing is left out.
@@ -185,7 +192,7 @@ class Sites(Presence):
         sets = {} if request.sureness is None else {"sureness": request.sureness.to_json()}
         return self._ask_finished(request, ASSESS, "assess", lambda site: ranges, sets)
 
-    def conform(self, request: AssessRequest) -> FiguresAnswer:
+    def conform(self, request: AssessRequest) -> MetricsAnswer:
         """Counts of every site's validation images under a finished stage's model, for prediction sets.
 
         No quorum is needed: a site that says nothing is left out.
@@ -205,13 +212,13 @@ class Sites(Presence):
         kind: str,
         ranges: Callable[[Site], Mapping[str, tuple[float, float]]],
         more: Mapping[str, Any],
-    ) -> FiguresAnswer:
+    ) -> MetricsAnswer:
         def header(site: str) -> dict[str, Any]:
             own = {"state": request.site_states.get(site, ""), "guidance": request.task.guidance.get(site, "")}
             return {**own, "calibration": request.fitted.to_json(), **more}
 
         outcome = self._exchange(
-            _Question(
+            Question(
                 message_type,
                 request.task,
                 request.tensors,
@@ -227,7 +234,7 @@ class Sites(Presence):
         )
         return metrics_answer(outcome)
 
-    def _exchange(self, question: _Question) -> Outcome:
+    def _exchange(self, question: Question) -> Outcome:
         task, round_index, asked = question.task, question.round_index, question.asked
         self.refresh(question.deadline)
         requests = self._requests(question)
@@ -245,7 +252,7 @@ class Sites(Presence):
             self.check_quorum(f"stage {task.stage}, round {round_index}", good, outcome.missing, asked)
         return outcome
 
-    def _requests(self, question: _Question) -> list[Request]:
+    def _requests(self, question: Question) -> list[Request]:
         """One for each site that is asked; what is sent first, and what a site may lack, is packed once for all."""
         task, tensors, reply = question.task, question.tensors, question.reply_tensors
         kind = question.kind or question.message_type
@@ -273,23 +280,23 @@ class Sites(Presence):
                 kind=f"{kind}.reply",
                 header={**common, "site": site.name, "request": request_name(facts)},
                 fields=question.fields,
-                schema=schema_of(reply) if reply is not None else {},
+                schema=schema_of(reply) if reply is not None else question.schema,
                 weighted=reply is not None,
                 max_examples=site.images[0],
                 reference=reply or {},
                 max_norm=self.hooks.max_update_norm,
                 max_steps=self.spec.stage(task.stage).local_steps(site.images[0]),
                 metrics=question.metrics(site),
-                codec=codec,
+                codec=None if question.schema else codec,
             )
             lacking = {NEED_WEIGHTS: whole, NEED_BASE: with_base}
             requests.append(Request(site, Payload(kind, facts), expected, sent, first.fields, lacking))
         return requests
 
 
-def metrics_answer(outcome: Outcome) -> FiguresAnswer:
+def metrics_answer(outcome: Outcome) -> MetricsAnswer:
     """Good replies as metrics by site."""
-    return FiguresAnswer({name: dict(outcome.replies[name].metrics) for name in sorted(outcome.replies)}, outcome)
+    return MetricsAnswer({name: dict(outcome.replies[name].metrics) for name in sorted(outcome.replies)}, outcome)
 
 
 def site_update(site: str, reply: Payload) -> SiteUpdate:

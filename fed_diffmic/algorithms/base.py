@@ -142,6 +142,8 @@ class Algorithm:
     needs_steps = False
     #: the server half needs :attr:`SiteUpdate.initial_loss`
     needs_initial_loss = False
+    #: the sites send noised sums of gradients, which are added up, and the server makes the step (``fedsgd``)
+    gradient_sums = False
     #: nothing is asked of the sites but updates, of which the server takes an average (client-level privacy noises it)
     mean_of_updates = False
 

@@ -59,6 +59,7 @@ LEDGER = 2041
 UNPROTECTED = 2042
 BUDGET_ROUND = 2043
 BUDGET_RUN = 2044
+UNSHARED = 2045
 STUDY_MISSING = 2050
 STUDY_CHANGED = 2051
 STUDY_RULES = 2052
@@ -120,6 +121,8 @@ FAILURES: dict[int, str] = {
     BUDGET_ROUND: "one round would cost more of the site's privacy budget than the site lets a single round take",
     BUDGET_RUN: "the run would have cost more of the site's privacy budget than the site lets a single run take",
     UNPROTECTED: "the site trains with differential privacy, and not this stage",
+    UNSHARED: "the site shares its noise with others (privacy.mechanism=distributed) and takes part in masked sums of "
+    "strategy=fedsgd only (strategy.secure_aggregation=masked), or the run is one of such sums and the site is not",
     STUDY_MISSING: "the site holds no study of this run under the coordinator's signature",
     STUDY_CHANGED: "the request is not of the study with which this run began at the site",
     STUDY_RULES: "the site's rules do not agree to the study's model or to a number in it",
