@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from client.crossing import coded_update, split_state
+from client.distributed import check_mechanism, noised_reply
 from client.masking import masked_reply
 from client.module import load_module, read_site_state, site_algorithm
 from client.privacy import check_stage, is_private, private_facts, private_round, public_weight, unprotected_round
@@ -18,6 +19,7 @@ from client.requests import answer_header
 from client.site import Site
 from client.state import SiteStore
 from fed_diffmic.algorithms import EXTRA, Algorithm, Tensors
+from fed_diffmic.algorithms.fedsgd import FedSgd
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.errors import ModelFileError
@@ -87,6 +89,12 @@ def train(site: Site, spec: RunSpec, request: Payload) -> Payload:
     module, received = load_module(spec, header["stage"], store, request, algorithm, kept_state, training=True)
     if site.examine is not None:
         site.examine(module)
+    check_mechanism(site, algorithm, header)
+    if isinstance(algorithm, FedSgd):
+        reply = noised_reply(site, header, module, algorithm, local_round(site, spec, header))
+        if site.keep_updates:
+            store.keep_update(key, name, reply)
+        return reply
     result, ledger, claim = update(site, spec, header, module, algorithm, kept_state, received)
     tensors, residual = {**result.tensors, **result.algorithm_tensors}, {}
     if MASKED not in header:

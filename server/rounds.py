@@ -26,7 +26,7 @@ from server.fitting import calibrate
 from server.history import RoundDone, ledger_heads, metrics_of_round, round_row
 from server.hooks import Hooks
 from server.keeping import keeping
-from server.masked import sites_of
+from server.noisy import sites_of
 from server.observers import Patience, RoundEvents, RoundObserver, Stop, stopped_before, told
 from server.opening import check_same_study, open_run, open_stage
 from server.prior import consortium_prior

@@ -103,11 +103,6 @@ class Sites(Presence):
             found = {"loss": ANY, "loss_images": POSITIVE, "steps": steps, "seconds": POSITIVE}
             return {**found, "initial_loss": POSITIVE} if algorithm.needs_initial_loss else found
 
-        def header(site: str) -> dict[str, str]:
-            named = {"state": request.site_states, "keep": request.kept_states, "guidance": task.guidance}
-            found = {name: digests.get(site, "") for name, digests in named.items()}
-            return {**found, "ledger": self.hooks.echo(site) or request.ledgers.get(site, "")}
-
         asked = self.participants(task.stage, request.round_index)
         outcome = self._exchange(
             Question(
@@ -116,7 +111,7 @@ class Sites(Presence):
                 request.sent,
                 request.round_index,
                 request.deadline,
-                header=header,
+                header=self.train_header(request),
                 fields={"state": str, "ledger": str, "claim": str},
                 reply_tensors=request.sent,
                 parcel=request.parcel,
@@ -133,6 +128,16 @@ class Sites(Presence):
             return TrainAnswer(keep.updates(), site_states, outcome, asked, keep.sums())
         updates = [site_update(name, outcome.replies[name]) for name in names]
         return TrainAnswer(updates, site_states, outcome, asked)
+
+    def train_header(self, request: TrainRequest) -> Callable[[str], dict[str, str]]:
+        """What a request to train says to each site, by its name: what it builds on, and its ledger as it was seen."""
+        named = {"state": request.site_states, "keep": request.kept_states, "guidance": request.task.guidance}
+
+        def header(site: str) -> dict[str, str]:
+            found = {name: digests.get(site, "") for name, digests in named.items()}
+            return {**found, "ledger": self.hooks.echo(site) or request.ledgers.get(site, "")}
+
+        return header
 
     def participants(self, stage: str, round_index: int) -> set[str] | None:
         """Who is drawn to train in a round (``strategy.participation``); none: everyone who is there."""

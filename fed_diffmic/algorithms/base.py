@@ -152,11 +152,10 @@ class Algorithm:
     #: what the server half takes: :data:`SUMS`, weighted sums over the sites and nothing of a single one, or
     #: :data:`UPDATES`, each by itself; a class with an :meth:`aggregate` of its own takes updates unless it says so
     needs = UPDATES
+    #: the sites send noised sums of gradients, which are added up, and the server makes the step (``fedsgd``)
+    gradient_sums = False
     #: nothing is asked of the sites but updates, of which the server takes an average (client-level privacy noises it)
     mean_of_updates = False
-    #: what the server half takes: ``sums``, weighted sums over the sites only (the mean, once for each site, stands for
-    #: the updates), or ``updates``, each by itself
-    needs = "updates"
 
     options: Any
 

@@ -16,6 +16,7 @@ from fed_diffmic.config.checks import (
 from fed_diffmic.config.features import check_features
 from fed_diffmic.config.fields import check_value
 from fed_diffmic.config.owner_checks import check_client_level, check_secure_aggregation, check_strategy
+from fed_diffmic.config.shared_noise import check_shared_noise
 from fed_diffmic.config.simulation import DatasetConfig, RunConfig, SimulateConfig
 from fed_diffmic.config.stages import check_stage_values
 from fed_diffmic.errors import ConfigError
@@ -71,6 +72,7 @@ def check_spec(spec: RunSpec) -> None:
     check_strategy(spec)
     check_client_level(spec)
     check_secure_aggregation(spec)
+    check_shared_noise(spec)
     check_features(spec, plain=False)  # whether plain is trained, and on what, is asked when its module is built
 
 
