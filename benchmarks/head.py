@@ -3,8 +3,8 @@
     python -m benchmarks.head DIR docs/lab/2026-11-29-head.md
 
 ``DIR`` is the folder of ``fed-diffmic experiment head --out``. Everything between ``<!-- head SPLIT -->`` and
-``<!-- end of head SPLIT -->`` is replaced, for the splits ``val`` and ``test`` whose marks the page has; nothing of it is
-typed.
+``<!-- end of head SPLIT -->`` is replaced, for the splits ``val`` and ``test`` whose marks the page has; nothing of it
+is typed.
 """
 
 from __future__ import annotations

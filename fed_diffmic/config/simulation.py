@@ -73,8 +73,8 @@ class ModelConfig(Checked):
     )
     sampling: str = option(
         "chain",
-        "how a residual head predicts: by a chain of sampling_steps from each start, or by the mean that it says in one "
-        "evaluation where all is noise (no start, no spread)",
+        "how a residual head predicts: by a chain of sampling_steps from each start, or by the mean that it says in "
+        "one evaluation where all is noise (no start, no spread)",
         choices=("chain", "mean"),
         sparse=True,
     )
@@ -171,8 +171,8 @@ class StageConfig(Checked):
     )
     crossfit: int = option(
         0,
-        "diffusion only, in `experiment head` alone: the head is trained on what K further guidance networks say, of each "
-        "image one that saw no image of its group; 0: on the word of the guidance network itself",
+        "diffusion only, in `experiment head` alone: the head is trained on what K further guidance networks say, of "
+        "each image one that saw no image of its group; 0: on the word of the guidance network itself",
         ge=0,
         le=20,
         sparse=True,

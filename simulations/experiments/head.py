@@ -117,12 +117,16 @@ def run_head(experiment: Experiment, out: Path, *, test: bool = False, say: Call
 def _check(config: SimulateConfig) -> None:
     stages = config.stages
     if trained_stages(stages) == ("plain",):
-        raise ConfigError("stages.guidance.rounds", stages.guidance.rounds, "at least 1 in an experiment about the head")
+        raise ConfigError(
+            "stages.guidance.rounds", stages.guidance.rounds, "at least 1 in an experiment about the head"
+        )
     if stages.diffusion.crossfit == 1:
         raise ConfigError("stages.diffusion.crossfit", 1, "0, or 2 and more: one fold leaves nothing to train on")
     if stages.diffusion.crossfit and stages.diffusion.augment:
         raise ConfigError(
-            "stages.diffusion.augment", "true", "false with stages.diffusion.crossfit: the guidance is of images as they are"
+            "stages.diffusion.augment",
+            "true",
+            "false with stages.diffusion.crossfit: the guidance is of images as they are",
         )
 
 

@@ -82,7 +82,7 @@ def aurc(unsure: np.ndarray, wrong: np.ndarray, weights: np.ndarray | None = Non
     starts = np.flatnonzero(np.diff(block, prepend=-1))
     held, failed = np.add.reduceat(w, starts), np.add.reduceat(w * bad, starts)  # (blocks, R)
     rate = np.divide(failed, held, out=np.zeros_like(held), where=held > 0)
-    count, errors = np.cumsum(w, axis=0), None
+    count = np.cumsum(w, axis=0)
     before_n, before_e = np.cumsum(held, axis=0) - held, np.cumsum(failed, axis=0) - failed
     errors = before_e[block] + (count - before_n[block]) * rate[block]
     risk = np.divide(errors, count, out=np.zeros_like(count), where=count > 0)

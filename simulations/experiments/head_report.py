@@ -20,7 +20,7 @@ from fed_diffmic.files import atomic_write, load_tensors, read_json
 from simulations.experiments.answer import table
 from simulations.experiments.compare import Difference, holm
 from simulations.experiments.head import FACTS
-from simulations.experiments.head_metrics import AURC, AUROC, PLAIN, Judged, alone, better, gap, judge
+from simulations.experiments.head_metrics import AURC, AUROC, Judged, alone, better, gap, judge
 from simulations.experiments.runner import CELLS, read_index
 
 GUIDANCE, ENSEMBLE, HEAD = "guidance", "ensemble", "head"
@@ -218,20 +218,24 @@ def verdict(methods: Mapping[str, Method]) -> list[str]:
     winners = [name for name, (won, _) in said.items() if won]
     seeds = {seed for method in heads.values() for seed in method.seeds}
     head = (
-        f"Level with {reference} in macro AUROC and better in NLL or AURC: {', '.join(winners)}."
+        f"Level with {reference} in macro AUROC and shown to be better in NLL or an AURC: {', '.join(winners)}."
         if winners
-        else f"No head is level with {reference} in macro AUROC and better in NLL or AURC: the head does not earn its cost."
+        else f"That a head earns its cost is not shown: none is level with {reference} in macro AUROC and shown to be "
+        "better in NLL or an AURC."
     )
     if len(seeds) == 1:
         head += " One seed: what another training would change is in none of the intervals."
-    return [head, *(f"{name} minus {reference} ({', '.join(heads[name].seeds)}): {why}" for name, (_, why) in said.items())]
+    return [
+        head,
+        *(f"{name} minus {reference} ({', '.join(heads[name].seeds)}): {why}" for name, (_, why) in said.items()),
+    ]
 
 
 def _rules() -> str:
     return (
         "*Better* and *worse* mean that the 95 % interval of the paired difference excludes zero, over patients or "
-        "lesions and over seeds (`simulations/experiments/head_metrics.py`); a star: also after Holm's correction over the "
-        "table. AURC is of the most probable class, less is better, and a coin's is the error rate; a difference of AURC is "
-        "from the reference's by entropy. *Second network alone*: the head, or the ensemble's classifier, without the "
-        "guidance network's share."
+        "lesions and over seeds (`simulations/experiments/head_metrics.py`); a star: also after Holm's correction over "
+        "the table. AURC is of the most probable class, less is better, a coin's is the error rate; a difference of "
+        "AURC is from the reference's by entropy. *Second network alone*: head, or ensemble's classifier, without "
+        "the guidance network's share."
     )

@@ -1,4 +1,4 @@
-"""Stages behind a frozen guidance network: where their encoders start, what is trained, whose word of an image is taken."""
+"""Stages behind a frozen guidance network: where encoders start, what is trained, whose word of an image is taken."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_rows_of_a_table_are_found_by_number_whatever_their_order():
 @given(st.lists(st.text(max_size=4), min_size=1, max_size=12), st.integers(2, 6), st.integers(0, 99))
 def test_a_groups_images_are_in_one_fold_whoever_else_is_there(groups, count, seed):
     folds = fold_of(np.array(groups, dtype=object), count, seed)
-    assert ((0 <= folds) & (folds < count)).all()
+    assert ((folds >= 0) & (folds < count)).all()
     whole = {group: fold_of(np.array([group], dtype=object), count, seed)[0] for group in groups}
     assert folds.tolist() == [whole[group] for group in groups]
 

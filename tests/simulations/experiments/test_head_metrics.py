@@ -67,9 +67,7 @@ def test_the_other_metrics_agree_with_the_programs_own():
     found = judge(data, data, "multiclass", "balanced", resamples=5)
     p, fitted = calibrated(data, data, "multiclass")
     decided = (p / np.asarray(fitted.prior)).argmax(axis=1)
-    theirs = weighted_figures(
-        Scored(p, decided, data["labels"], data["groups"], "multiclass"), np.ones((len(p), 1))
-    )
+    theirs = weighted_figures(Scored(p, decided, data["labels"], data["groups"], "multiclass"), np.ones((len(p), 1)))
     for name in ("auroc_macro", "balanced_accuracy", "brier", "ece"):
         assert found.value[name] == pytest.approx(theirs[name][0])
     by_hand = -np.log(p[np.arange(len(p)), data["labels"]]).mean()
@@ -113,7 +111,13 @@ def test_methods_are_compared_on_the_same_resamples():
     one, other = judged(1.5, 1), judged(1.5, 1)
     assert np.array_equal(one.resampled["nll"], other.resampled["nll"])
     data = cohort(1.5, noise=1)
-    near = judge({**data, "scores": data["scores"] + 1e-3}, {**data, "scores": 1.001 * data["scores"]}, "multiclass", "balanced", 300)
+    near = judge(
+        {**data, "scores": data["scores"] + 1e-3},
+        {**data, "scores": 1.001 * data["scores"]},
+        "multiclass",
+        "balanced",
+        300,
+    )
     found = gap([one], [near], "nll")
     assert found.high - found.low < 0.1 * 4 * one.resampled["nll"].std()
 
