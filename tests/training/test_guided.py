@@ -21,6 +21,7 @@ from fed_diffmic.training.ensemble import EnsembleStage
 from fed_diffmic.training.evaluation import predict_doubts, start_draws
 from fed_diffmic.training.guided import GuidanceTable, fold_of, guidance_table, joined
 from fed_diffmic.training.local import local_update
+from fed_diffmic.training.size import stage_size
 from fed_diffmic.training.stage import Batch
 from fed_diffmic.training.stages import build_module, full_state, initial_state, load_state
 from fed_diffmic.training.update import LocalRound
@@ -101,6 +102,15 @@ def test_a_chainless_head_has_one_start_and_no_spread(guidance):
         for s in ("chain", "mean")
     )
     assert set(chain) == {"disagreement", "spread"} and set(mean) == {"disagreement"}
+
+
+def test_the_ensembles_size_is_that_of_what_is_built():
+    """What a site's limits are asked of must be the network that it would train."""
+    spec = spec_of(denoiser="classifier", encoders="train")
+    module = build_module(spec, "diffusion")
+    size = stage_size(spec, "diffusion")
+    assert size.parameters == sum(p.numel() for p in module.network.parameters())
+    assert size.trained == sum(p.numel() for p in module.network.parameters() if p.requires_grad)
 
 
 def told(site, value: float, spec: RunSpec) -> GuidanceTable:

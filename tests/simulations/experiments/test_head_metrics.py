@@ -38,8 +38,8 @@ def naive_aurc(unsure, wrong):
     return float(np.mean(risks))
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=7))
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=5))
 def test_aurc_is_the_mean_over_all_orders_of_what_is_tied(rows):
     """Against a loop over every order in which tied images can be taken."""
     from itertools import permutations
@@ -126,9 +126,9 @@ def test_the_interval_covers_no_difference_as_often_as_it_says():
     """Two methods of equal skill on fresh patients: 95 % intervals exclude zero in about 5 % of cohorts."""
     missed = sum(
         better("nll", gap([judged(1.0, 1, 200, seed)], [judged(1.0, 2, 200, seed)], "nll")) != "not shown"
-        for seed in range(60)
+        for seed in range(40)
     )
-    assert missed <= 9  # P(more) < 0.1 % at 5 %
+    assert missed <= 7  # P(more) < 0.1 % at 5 %
 
 
 def test_a_metric_that_one_of_them_lacks_is_not_compared():
