@@ -11,6 +11,7 @@ from fed_diffmic.errors import ConfigError, UsageError
 from fed_diffmic.files import load_tensors, read_json
 from fed_diffmic.training.guided import fold_of
 from simulations.experiments import head as head_module
+from simulations.experiments import head_metrics
 from simulations.experiments.definition import SHIPPED, load_experiment
 from simulations.experiments.head import run_head
 from simulations.experiments.head_report import methods_of, paired, report_lines, verdict, write_head_report
@@ -47,6 +48,11 @@ axes:
     mean: [model.denoiser=residual, model.sampling=mean]
 """
 CROSSED = "    crossfit: [model.denoiser=residual, model.sampling=mean, stages.diffusion.crossfit=2]\n"
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(head_metrics, "RESAMPLES", 50)
 
 
 @pytest.fixture
@@ -190,7 +196,7 @@ def test_cells_of_other_images_are_not_put_into_one_table(finished, tmp_path):
     [
         (["stages.diffusion.crossfit=2", "stages.diffusion.augment=true"], "augment"),
         (["stages.diffusion.crossfit=1"], "crossfit"),
-        (["stages.guidance.rounds=0", "stages.diffusion.rounds=0"], "guidance"),
+        (["stages.guidance.rounds=0", "stages.diffusion.rounds=0", "stages.plain.rounds=1"], "guidance"),
     ],
 )
 def test_what_cannot_be_held_against_anything_is_refused(experiment_file, drawn, tmp_path, setting, said):
