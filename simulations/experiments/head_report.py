@@ -120,9 +120,7 @@ def report_lines(out: Path, split: str) -> list[str]:
         UsageError: see :func:`methods_of`.
     """
     methods = methods_of(out, split)
-    images = len(next(iter(methods.values())).images)
-    lines = [f"**{SPLITS[split]}, {images} images.** {sentence}" for sentence in verdict(methods)[:1]]
-    lines += ["", *(f"- {sentence}" for sentence in verdict(methods)[1:]), ""]
+    lines = _words(methods, split)
     metrics = [m for m in NAMES if any(m in one.value for method in methods.values() for one in method.judged)]
     rows = [
         [name, ", ".join(method.seeds), *(_mean(method, metric) for metric in metrics)]
@@ -141,6 +139,21 @@ def report_lines(out: Path, split: str) -> list[str]:
     lines += table(["method", "kind", "numbers trained in the last stage", "steps", "ms to predict an image"], rows)
     lines += [_rules()]
     return lines
+
+
+def verdict_lines(out: Path, split: str) -> list[str]:
+    """The verdict alone.
+
+    Raises:
+        UsageError: see :func:`methods_of`.
+    """
+    return _words(methods_of(out, split), split)
+
+
+def _words(methods: Mapping[str, Method], split: str) -> list[str]:
+    images = len(next(iter(methods.values())).images)
+    first, *others = verdict(methods)
+    return [f"**{SPLITS[split].capitalize()}, {images} images.** {first}", "", *(f"- {one}" for one in others), ""]
 
 
 def reference_of(methods: Mapping[str, Method], kind: str) -> str | None:

@@ -149,9 +149,11 @@ def test_tables_come_from_files_and_nothing_else(finished, tmp_path):
     assert [path.read_text() for path in write_head_report(finished / "out")] == first
     page = "a\n<!-- head test -->\nold\n<!-- end of head test -->\nb\n"
     written = put(page, out)
-    assert written.startswith("a\n<!-- head test -->\n**test, ") and written.endswith("<!-- end of head test -->\nb\n")
+    assert written.startswith("a\n<!-- head test -->\n**Test, ") and written.endswith("<!-- end of head test -->\nb\n")
     assert put(written, out) == written and "old" not in written
-    with pytest.raises(UsageError, match="marks|no lines"):
+    said = put("<!-- head verdict -->\n<!-- end of head verdict -->", out)
+    assert "**Test, " in said and "|" not in said
+    with pytest.raises(UsageError, match="no line"):
         put("nothing", out)
 
 
