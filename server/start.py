@@ -17,6 +17,7 @@ from fed_diffmic.config.network_checks import check_server_start
 from fed_diffmic.config.server import ServerConfig
 from fed_diffmic.config.simulation import DatasetConfig, RunConfig, SimulateConfig
 from fed_diffmic.config.spec import RunSpec, make_spec
+from fed_diffmic.config.stages import check_crossfit
 from fed_diffmic.errors import ConfigError, UsageError
 from fed_diffmic.provision.certificates import leads_to, load_certificate, load_certificates, load_pem_key
 from fed_diffmic.provision.credentials import read_credential
@@ -84,6 +85,7 @@ def check_start(config: ServerConfig, *, resume: bool) -> None:
     if resume and not holds_run(folder):
         raise UsageError(f"--resume {folder}: there is no run in it", "Leave --resume out to start one.")
     check_server_start(config)
+    check_crossfit(config.stages)
     if not config.security.insecure:
         check_credentials(config)
     memory = ledger_memory(config)

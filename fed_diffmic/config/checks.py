@@ -31,7 +31,7 @@ from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.config.server import ServerConfig
 from fed_diffmic.config.shared_noise import check_shared_noise
 from fed_diffmic.config.simulation import DatasetConfig, SimulateConfig, StagesConfig
-from fed_diffmic.config.stages import check_stage_values
+from fed_diffmic.config.stages import check_crossfit, check_stage_values
 from fed_diffmic.errors import ConfigError, UsageError
 
 MAY_CHANGE = ("run.dir", "run.deadline_s", "run.tracking", "dataset.cache_dir")
@@ -285,6 +285,7 @@ def check_start(config: SimulateConfig, *, resume: bool) -> None:
         UsageError: ``--resume`` with nothing to resume.
     """
     check_folders(config, resume)
+    check_crossfit(config.stages)
     paths = {
         "model.weights": config.model.weights,
         "model.prior_weights": config.model.prior_weights,

@@ -18,7 +18,7 @@ from fed_diffmic.config.fields import check_value
 from fed_diffmic.config.owner_checks import check_client_level, check_secure_aggregation, check_strategy
 from fed_diffmic.config.shared_noise import check_shared_noise
 from fed_diffmic.config.simulation import DatasetConfig, RunConfig, SimulateConfig
-from fed_diffmic.config.stages import check_stage_values
+from fed_diffmic.config.stages import check_crossfit, check_stage_values
 from fed_diffmic.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def check_spec(spec: RunSpec) -> None:
     check_dataset(data, "spec")
     check_model(spec)
     check_stage_values(spec)
+    check_crossfit(spec.stages)
     check_strategy(spec)
     check_client_level(spec)
     check_secure_aggregation(spec)
