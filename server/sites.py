@@ -166,6 +166,7 @@ class Sites(Presence):
                 metrics=ranges,
                 parcel=request.parcel,
                 excused={POLICY_METRICS} if sums else set(),
+                asked=request.asked,
             )
         )
         return figures_answer(outcome)

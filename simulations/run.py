@@ -70,7 +70,7 @@ def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
         raise
     atomic_write(run_dir / "config.yaml", to_yaml(config).encode())
     progress, trackers = make_progress(), make_trackers(config.run.tracking, run_dir)
-    events = EventLog(run_dir / "events.jsonl", observers=[progress, *trackers])
+    events = EventLog(run_dir / "events.jsonl", observers=[progress, *trackers], later=True)
     try:
         events.emit("resumed" if resume else "run_started", run=run_dir.name, seed=config.seed)
         for note in [*sites.notes, *model_notes(config.model)]:
@@ -179,7 +179,7 @@ def run_arm(
             "run-dir": str(run_dir),
             "folder": str(folder),
         }
-        nodes = [
+        nodes: list[dict[str, Any]] = [
             {"site": site, "partition-id": number, "num-partitions": len(arm.sites)}
             for number, site in enumerate(arm.sites)
         ]
@@ -190,7 +190,9 @@ def run_arm(
                 share = 1.0 / len(arm.sites) if spec.device.startswith("cuda") else 0.0
                 run_on_ray(server_app, nodes, run_config, cpus_per_site=spec.threads, gpus_per_site=share)
             else:
-                grid = InProcessGrid(client_app, nodes, run_config)
+                # An update that is not kept is computed again, to the same bits; where it has noise, spent again.
+                here = {"memory": True, "keep-updates": config.privacy.name != "none"}
+                grid = InProcessGrid(client_app, [{**node, **here} for node in nodes], run_config)
                 context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config)
                 server_app(grid=grid, context=context)
     final = load_final(folder)
