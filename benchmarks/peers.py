@@ -126,7 +126,9 @@ def ours(sites: int, drawn: int, rounds: int, metrics_every: int = 1) -> Clock:
     stages.build_plain = lambda *_: network()
     every = [f"run.metrics_every={metrics_every}"] if metrics_every != 1 else []
     classes = [str(number) for number in range(CLASSES)]
-    config = compose(None, [*TRAINING, *every, f"stages.plain.rounds={rounds}", f"strategy.participation={drawn / sites}"])
+    config = compose(
+        None, [*TRAINING, *every, f"stages.plain.rounds={rounds}", f"strategy.participation={drawn / sites}"]
+    )
     clock, names = Clock(), [f"site-{number}" for number in range(sites)]
     cache: Any = Pixels()
 
@@ -153,7 +155,10 @@ def ours(sites: int, drawn: int, rounds: int, metrics_every: int = 1) -> Clock:
             "config-json": to_json(config), "spec-json": spec.to_json(), "stages": "plain", "sites": "|".join(names),
             "run-dir": folder, "folder": folder,
         }  # fmt: skip
-        nodes = [{"site": name, "partition-id": number, "memory": True, "keep-updates": False} for number, name in enumerate(names)]
+        nodes = [
+            {"site": name, "partition-id": number, "memory": True, "keep-updates": False}
+            for number, name in enumerate(names)
+        ]
         grid = InProcessGrid(VirtualClientApp(nodes, run_config, source), nodes, run_config)
         with EventLog(Path(folder) / "events.jsonl", observers=[observe]) as events, shared_events(events):
             app(grid=grid, context=Context(1, 0, {}, RecordDict(), run_config))

@@ -27,7 +27,11 @@ def calibrate(run: Federation, stage: str) -> Calibration:
     task, weights, own = finished_task(spec, run.run_state, stage)
     deadline = time.monotonic() + run.terms.deadline_s
     parcel, prior = known_already(weights), run.prior.tolist()
-    answer = run.exchange.evaluate(EvaluateRequest(task, weights, prior, 0, deadline, own, sums=True, parcel=parcel, asked=able(run.run_state.claims)))
+    answer = run.exchange.evaluate(
+        EvaluateRequest(
+            task, weights, prior, 0, deadline, own, sums=True, parcel=parcel, asked=able(run.run_state.claims)
+        )
+    )
     figures = answer.figures
     run.run_state.bytes_sent += answer.outcome.bytes_sent
     blended, taken = cfg.blend, calibration.prior_taken(cfg, stage)

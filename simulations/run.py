@@ -27,7 +27,6 @@ from fed_diffmic.release.personal import own_part
 from fed_diffmic.reporting.curves import write_metrics_csv
 from fed_diffmic.reporting.events import EventLog, earlier_seconds, read_events
 from fed_diffmic.reporting.progress import RichProgress, make_progress
-from fed_diffmic.reporting.report import write_report
 from fed_diffmic.reporting.table import print_summary
 from fed_diffmic.reporting.tracking import make_trackers
 from server.app import app as server_app
@@ -93,6 +92,8 @@ def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
             tracker.close()
         if isinstance(progress, RichProgress):
             progress.close()
+    from fed_diffmic.reporting.report import write_report  # matplotlib: not before there is something to draw
+
     log = read_events(run_dir / "events.jsonl")
     write_metrics_csv(run_dir / "metrics.csv", log)
     report = write_report(run_dir, summary, events=log, config_yaml=to_yaml(config))
