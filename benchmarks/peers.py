@@ -1,29 +1,27 @@
 """What a round of virtual sites costs against the same work in other hands: ratios of one run.
 
-python -m benchmarks.peers [--rounds 6] [--settings 10/10,100/10,100/50,1000/50] [--pfl PYTHON]
+python -m benchmarks.peers [--rounds 6] [--settings 10/10,100/10,100/50,1000/50] [--every 1]
 
-The work: a CNN of 103,930 weights, 50 drawn images of 32 px at each site, one pass in batches of 10 with SGD, the mean of
-the updates weighted by images. A setting is SITES/DRAWN: how many virtual sites there are, and how many are drawn in a
-round. ``bare`` is a loop in PyTorch of the same work with nothing around it: no checks, no files, no messages. Measured
-are processor seconds (user and system) and wall seconds a round, the median over the rounds but the first, each
-implementation in a process of its own, one thread. pfl and Flower's simulation (Ray) are measured where they are
-installed: pfl in an interpreter of its own (``--pfl``), because it is no part of the set-up.
+The work: a CNN of 103,930 weights, 50 drawn images of 32 px at each site, one pass in batches of 10 with SGD, the mean
+of the updates weighted by images. A setting is SITES/DRAWN: how many virtual sites there are, and how many are drawn in
+a round. ``bare`` is a loop in PyTorch of the same work with nothing around it: no checks, no files, no messages, no
+validation. ``ours`` is this project's coordinator and virtual sites in one process, with all that they keep and check;
+the first ten sites judge every round (``--every``: every so many) on ten images each. Measured are processor seconds
+(user and system) and wall seconds a round, the median over the rounds but the first, each in a process of its own, one
+thread, the two by turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import importlib.util
 import json
-import os
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +163,47 @@ def ours(sites: int, drawn: int, rounds: int, metrics_every: int = 1) -> Clock:
     return clock
 
 
+def median(rows: list[tuple[float, float]]) -> tuple[float, float]:
+    """Processor and wall seconds of a round; the first one, which imports and builds, left out."""
+    later = rows[1:] or rows
+    return statistics.median(cpu for cpu, _ in later), statistics.median(wall for _, wall in later)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", default=SETTINGS)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        who, sites, drawn = given.one[0], int(given.one[1]), int(given.one[2])
+        more = {"metrics_every": given.every} if who == "ours" and given.every != 1 else {}
+        print(json.dumps((ours if who == "ours" else bare)(sites, drawn, given.rounds, **more).rows))
+        return
+    print("| sites / drawn | bare, CPU s a round | ours, CPU s | ratio | bare, wall s | ours, wall s |")
+    print("|---|---|---|---|---|---|")
+    for setting in given.settings.split(","):
+        found = {}
+        for who in ("bare", "ours"):
+            more = ["--rounds", str(given.rounds), "--every", str(given.every), "--one", who, *setting.split("/")]
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.peers", *more], check=True, stdout=subprocess.PIPE, text=True
+            )
+            found[who] = median([(cpu, wall) for cpu, wall in json.loads(done.stdout.strip().splitlines()[-1])])
+        (cpu, wall), (our_cpu, our_wall) = found["bare"], found["ours"]
+        print(
+            f"| {setting} | {cpu:.2f} | {our_cpu:.2f} | {our_cpu / cpu:.2f} | {wall:.2f} | {our_wall:.2f} |", flush=True
+        )
+
+
 TRAINING = [
     "model=tiny", f"model.image_side={SIDE}", "dataset.modality=none", "stages.plain.optimizer=sgd",
     "stages.plain.momentum=0", "stages.plain.weight_decay=0", "stages.plain.clip_norm=0", f"stages.plain.lr={RATE}",
     "stages.plain.schedule=constant", f"stages.plain.batch_size={BATCH}", "stages.plain.augment=false",
     "stages.plain.select=loss", "stages.plain.epochs=1", "run.device=cpu",
 ]  # fmt: skip
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,8 @@
 """What virtual sites of one process keep: what all of them were sent is held in memory once, not on disk for each.
 
 A virtual site's bases and weights are the coordinator's, which has them in its checkpoints and sends them again to who
-lacks them. So nothing of them is written, and a round of a thousand sites waits for no disk. Which site was sent what is
-remembered for each, so a site has here what it would have on a disk of its own, and asks for what it would ask for.
+lacks them. So nothing of them is written, and a round of a thousand sites waits for no disk. Which site was sent what
+is remembered for each, so a site has here what it would have on a disk of its own, and asks for what it would ask for.
 Declared state, which nobody else has, is written as a real site writes it. A process that goes on with a killed run
 holds nothing: its sites are sent bases and weights again, and end with the same bits.
 """

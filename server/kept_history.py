@@ -1,4 +1,4 @@
-"""A run's history on disk: one line a round, only ever added to, so that a round costs the same however many there were.
+"""A run's history on disk: a line a round, only ever added to, so that a round costs the same however many there were.
 
 A checkpoint's pointer says how many lines are its own and names them by a digest over all of them, so what a kill left
 behind the last whole round is cut off, and what was changed or lost is noticed. The pointer before names fewer lines of

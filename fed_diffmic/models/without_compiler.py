@@ -1,8 +1,8 @@
 """timm, loaded without torch's compiler.
 
 timm imports torchvision, one of whose files imports ``torch._dynamo`` for a function that only code under
-``torch.compile`` asks, and marks a function of its own as not to be compiled. That is half of all processor seconds of a
-start (symbolic algebra, code generators), and nothing here is compiled. So both get a stand-in while they are loaded.
+``torch.compile`` asks, and marks a function of its own as not to be compiled. That is half of all processor seconds of
+a start (symbolic algebra, code generators), and nothing here is compiled. So both get a stand-in while they are loaded.
 Whoever imports the compiler later gets the real one: torch's optimizers do, in the first training step.
 """
 

@@ -97,8 +97,8 @@ class EventLog:
         path: the file, created if missing; ``None``: nothing is written, observers only.
         observers: called with each event, in order.
         later: lines of :data:`OF_A_SITE` wait for the next line of another kind, or :data:`LONGEST_S` seconds, and are
-            written and flushed with it: a thousand virtual sites then wait for the disk once a round. A crash loses what
-            waits, which is of a round that a resumed run repeats.
+            written and flushed with it: a thousand virtual sites then wait for the disk once a round. A crash loses
+            what waits, which is of a round that a resumed run repeats.
 
     Raises:
         MachineError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""Virtual sites in memory: each has what it would have on its own disk, one copy for all, and the run's bits are equal."""
+"""Virtual sites in memory: each has what it would have on its own disk, one copy for all; the run's bits are equal."""
 
 from __future__ import annotations
 

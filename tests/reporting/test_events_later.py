@@ -1,4 +1,4 @@
-"""A log that writes what sites do as they should with the line that follows: one flush a round, nothing lost at the end."""
+"""A log that writes what sites do as they should with the line that follows: one flush a round, nothing lost."""
 
 from __future__ import annotations
 

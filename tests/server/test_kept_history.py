@@ -1,4 +1,4 @@
-"""History on disk: only added to, read back as it was named, cut back to what a checkpoint names; old runs still read."""
+"""History on disk: only added to, read back as named, cut back to what a checkpoint names; old runs still read."""
 
 from __future__ import annotations
 
