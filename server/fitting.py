@@ -27,10 +27,9 @@ def calibrate(run: Federation, stage: str) -> Calibration:
     task, weights, own = finished_task(spec, run.run_state, stage)
     deadline = time.monotonic() + run.terms.deadline_s
     parcel, prior = known_already(weights), run.prior.tolist()
+    asked = able(run.run_state.claims, run.exchange.everyone())
     answer = run.exchange.evaluate(
-        EvaluateRequest(
-            task, weights, prior, 0, deadline, own, sums=True, parcel=parcel, asked=able(run.run_state.claims)
-        )
+        EvaluateRequest(task, weights, prior, 0, deadline, own, sums=True, parcel=parcel, asked=asked)
     )
     figures = answer.figures
     run.run_state.bytes_sent += answer.outcome.bytes_sent

@@ -106,7 +106,7 @@ def run_stage(run: Federation, stage: str) -> None:
         made = log_aggregate(hooks, spec, progress, trained.outcome, candidate, work.algorithm)
         evaluated = FiguresAnswer({}, Outcome())
         if judged:
-            prior, asked = run.prior.tolist(), judges(spec, run.terms, stage, run_state.claims)
+            prior, asked = run.prior.tolist(), judges(run, stage)
             judge = EvaluateRequest(work.task, candidate, prior, index, deadline, work.own_states, False, parcel, asked)
             evaluated = exchange.evaluate(judge)
             choose(work, candidate, evaluated.figures, figures_of_round(run_state, stage, progress.best_round))

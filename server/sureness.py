@@ -28,7 +28,8 @@ def conform(run: Federation, fitted: Mapping[str, Calibration]) -> dict[str, Sur
     stage = list(run_state.results)[-1]
     task, weights, own = finished_task(spec, run_state, stage)
     deadline = time.monotonic() + min(run.terms.deadline_s, LONGEST_S)
-    request = AssessRequest(task, weights, fitted[stage], deadline, own, able(run_state.claims), known_already(weights))
+    asked = able(run_state.claims, exchange.everyone())
+    request = AssessRequest(task, weights, fitted[stage], deadline, own, asked, known_already(weights))
     answer = exchange.conform(request)
     run_state.bytes_sent += answer.outcome.bytes_sent
     counts: dict[str, Counts] = {}

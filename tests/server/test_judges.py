@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from fed_diffmic.config.compose import compose
 from fed_diffmic.errors import ModelFileError
 from server.judges import able, is_judged, judges
+from server.run_state import RunState
 from server.terms import RunTerms
 from tests import toy
 
@@ -30,8 +33,10 @@ def claims(**val: int | None) -> dict[str, dict[str, list[int | None]]]:
 
 
 def test_a_site_without_validation_images_is_not_asked_one_that_keeps_the_number_back_is() -> None:
-    assert able(claims(a=2, b=0, c=None)) == {"a", "c"}
-    assert able(claims(a=2, b=1)) is None and able(claims(a=0, b=0)) is None and able({}) is None
+    assert able(claims(a=2, b=0, c=None), {"a", "b", "c"}) == {"a", "c"}
+    assert able(claims(a=2, b=0), {"a", "b", "late"}) == {"a", "late"}
+    assert able(claims(a=2, b=0, gone=3), {"a", "b"}) == {"a"}, "who withdrew is waited for"
+    assert able(claims(a=2, b=1), {"a", "b"}) is None and able(claims(a=0, b=0), {"a", "b"}) is None
 
 
 @given(every=st.integers(1, 9), rounds=st.integers(1, 30))
@@ -43,8 +48,14 @@ def test_the_last_round_is_judged_whatever_the_setting(every: int, rounds: int) 
 @given(share=st.floats(0.01, 1.0), count=st.integers(1, 30))
 def test_a_share_is_of_the_able_ones_the_same_in_every_round(share: float, count: int) -> None:
     said = claims(**{f"s{n}": 1 for n in range(count)}, none=0)
-    first, again = (judges(toy.toy_spec(), RunTerms([], metrics_share=share), "plain", said) for _ in range(2))
-    assert first == again and first is not None and first <= said.keys() - {"none"}
+    run: Any = SimpleNamespace(
+        spec=toy.toy_spec(),
+        terms=RunTerms([], metrics_share=share),
+        run_state=RunState(settings={}, claims=said),  # type: ignore[arg-type]
+        exchange=SimpleNamespace(everyone=lambda: set(said)),
+    )
+    first = judges(run, "plain")
+    assert first == judges(run, "plain") and first is not None and first <= said.keys() - {"none"}
     assert len(first) - 1 < share * count <= len(first) + 1e-6
 
 
