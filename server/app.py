@@ -104,6 +104,8 @@ def train(
             join_s=join_s,
             test_s=float(run_config.get("test-s") or 0.0),
             patience=config.run.patience,
+            metrics_every=config.run.metrics_every,
+            metrics_share=config.run.metrics_share,
         ),
         hooks=replace(hooks or Hooks(), bounds=Bounds.of(config.run)),
     )

@@ -18,12 +18,13 @@ from server.aggregation import aggregate
 from server.broadcast import Broadcast
 from server.checkpoints import CheckpointStore
 from server.client_level import ClientLevel
-from server.exchange import EvaluateRequest, TrainRequest
+from server.exchange import EvaluateRequest, MetricsAnswer, Outcome, TrainRequest
 from server.federation import Federation
 from server.finished import assess
 from server.fitting import calibrate
 from server.history import RoundDone, ledger_heads, metrics_of_round, round_row
 from server.hooks import Hooks
+from server.judges import is_judged, judges
 from server.observers import Patience, RoundEvents, RoundObserver, Stop, stopped_before, told
 from server.opening import check_same_study, open_run, open_stage
 from server.prior import consortium_prior
@@ -99,13 +100,16 @@ def run_stage(run: Federation, stage: str) -> None:
         request = train_request(work, broadcast, run_state.ledgers, deadline)
         trained = exchange.train(request)
         examples = aggregate(run, work, trained, noise)
-        candidate, parcel = broadcast.settle(work, request.sent)
+        judged = is_judged(run.terms, index, rounds)
+        candidate, parcel = broadcast.settle(work, request.sent, judged=judged)
         # Before the candidate is sent: a site's own line of its evaluation must find the one that it comes of.
         made = log_aggregate(hooks, spec, progress, trained.outcome, candidate, work.algorithm)
-        prior = run.prior.tolist()
-        judge = EvaluateRequest(work.task, candidate, prior, index, deadline, work.own_states, parcel=parcel)
-        evaluated = exchange.evaluate(judge)
-        choose(work, candidate, evaluated.metrics, metrics_of_round(run_state, stage, progress.best_round))
+        evaluated = MetricsAnswer({}, Outcome())
+        if judged:
+            prior, asked = run.prior.tolist(), judges(run, stage)
+            judge = EvaluateRequest(work.task, candidate, prior, index, deadline, work.own_states, False, parcel, asked)
+            evaluated = exchange.evaluate(judge)
+            choose(work, candidate, evaluated.metrics, metrics_of_round(run_state, stage, progress.best_round))
 
         # With the checkpoint, never after it: a resumed run must not echo heads from before what the round spent.
         run_state.ledgers |= ledger_heads(trained.outcome)
