@@ -20,8 +20,7 @@ from client.enforce import Enforcement
 from client.masking import masking_step
 from client.module import BaseMissingError
 from client.requests import check_request
-from client.site import Site, log_failure, open_data, open_site, site_folder, site_rules
-from client.state import SiteStore
+from client.site import Site, in_memory, log_failure, open_data, open_site, site_folder, site_rules, store_of
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import MachineError
 from fed_diffmic.exchange.failures import BAD_REQUEST, SiteError, failure_code
@@ -145,7 +144,7 @@ def run_task(
         else:
             with rules.opening():
                 if "weights" in request.header and rules.kind != "mask":  # which names them, and needs none
-                    request = whole_request(SiteStore(site_folder(context)), spec, request)
+                    request = whole_request(store_of(site_folder(context), in_memory(context)), spec, request)
                 site = rules.settled(open_site(context, spec, request.header), request)
             rules.ready(site, spec, request)
             with rules.bounded():

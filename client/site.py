@@ -18,8 +18,10 @@ from typing import Any, Protocol
 from flwr.app import Context
 
 from client.journal import Journal
+from client.memory import MemoryStore
 from client.seals import Refusals, SiteSeals
 from client.start import SITE_LOG
+from client.state import SiteStore
 from client.watch import Watch
 from fed_diffmic.config.policy_budget import BudgetRules
 from fed_diffmic.config.privacy import PrivacyConfig
@@ -74,6 +76,7 @@ class Site:
         witness: file beside the site's key that remembers the ledger's head; none: a virtual site.
         budget: what a run and a round may take of the privacy budget; none: a virtual site.
         draws: secret of the site that its random draws in training depend on beside the run's seed; empty: none.
+        memory: hold what it is sent in this process's memory (:mod:`client.memory`): a virtual site's.
         examine: called with the stage's module, the weights that came in it, before it is trained; raises
             :class:`SiteError` where the site does not train from such weights.
         masking: its part in masked sums; none: it holds no roster of the other sites' keys.
@@ -93,6 +96,7 @@ class Site:
     witness: Path | None = None
     budget: BudgetRules | None = None
     draws: str = ""
+    memory: bool = False
     examine: Callable[[StageModule], None] | None = None
     masking: MaskingSite | None = None
     judge: Callable[[Payload, Payload], None] | None = None
@@ -101,6 +105,11 @@ class Site:
     def drawn_by(self) -> str:
         """What every seed of its training is made from beside the run's: its name, and its secret where it has one."""
         return f"{self.name}\0{self.draws}" if self.draws else self.name
+
+    @property
+    def store(self) -> SiteStore:
+        """What it keeps between rounds."""
+        return store_of(self.folder, self.memory)
 
     def key(self) -> PrivateKey:
         """What signs the privacy ledger: the site's key; a virtual site makes one in its folder."""
@@ -213,6 +222,16 @@ def site_folder(context: Context) -> Path:
     return _REGISTERED.folder(context)
 
 
+def in_memory(context: Context) -> bool:
+    """Whether the site is one of several of this process, as ``node_config["memory"]`` says; a real one never is."""
+    return _REGISTERED.rules is None and bool(context.node_config.get("memory", False))
+
+
+def store_of(folder: Path, memory: bool) -> SiteStore:
+    """What the site of that folder keeps."""
+    return MemoryStore(folder) if memory else SiteStore(folder)
+
+
 def open_data(context: Context, spec: RunSpec | None, header: Mapping[str, Any]) -> SiteData:
     """The site's data.
 
@@ -249,6 +268,7 @@ def open_site(context: Context, spec: RunSpec, header: Mapping[str, Any]) -> Sit
         device=str(context.node_config.get("device", spec.device)),
         keep_updates=bool(context.node_config.get("keep-updates", True)),
         pace=float(context.node_config.get("pace", 1.0)),
+        memory=in_memory(context),
     )
 
 

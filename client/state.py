@@ -71,6 +71,10 @@ class SiteStore:
         """Keep weights under their digest; the ones used longest ago go."""
         self._keep("weights", digest, tensors, KEPT_WEIGHTS)
 
+    def are(self, weights: Tensors, named: str) -> bool:
+        """Whether these are the weights of that digest."""
+        return tensors_digest(weights) == named
+
     def _found(self, part: str, digest: str) -> Tensors | None:
         path = self.folder / part / f"{digest}.safetensors"
         tensors = _read(path, digest)

@@ -17,7 +17,6 @@ from client.module import load_module, read_site_state, site_algorithm
 from client.privacy import check_stage, is_private, private_facts, private_round, public_weight, unprotected_round
 from client.requests import answer_header
 from client.site import Site
-from client.state import SiteStore
 from fed_diffmic.algorithms import EXTRA, Algorithm, Tensors
 from fed_diffmic.algorithms.fedsgd import FedSgd
 from fed_diffmic.config.spec import RunSpec
@@ -76,7 +75,7 @@ def train(site: Site, spec: RunSpec, request: Payload) -> Payload:
         BaseMissingError: the stage's base must be sent.
         SiteError: what the request names is not here, or the update diverged.
     """
-    header, store = request.header, SiteStore(site.folder)
+    header, store = request.header, site.store
     if header["site"] != site.name:
         raise SiteError(BAD_REQUEST)
     name, key = request_name(header), (spec.run_id, spec.arm, header["stage"])
@@ -177,7 +176,7 @@ def evaluate(site: Site, spec: RunSpec, request: Payload) -> Payload:
         BaseMissingError: the stage's base must be sent.
         SiteError: the request asks for another split, or the scores are not finite.
     """
-    header, store = request.header, SiteStore(site.folder)
+    header, store = request.header, site.store
     prior = np.array(header["prior"], dtype=np.float64) if all(type(p) is float for p in header["prior"]) else None
     if header["site"] != site.name or header["split"] != "val" or prior is None or prior.shape != (spec.num_classes,):
         raise SiteError(BAD_REQUEST)
@@ -208,7 +207,7 @@ def assess(site: Site, spec: RunSpec, request: Payload) -> Payload:
         BaseMissingError: the stage's base must be sent.
         SiteError: the request's calibration is not one of this task and these classes, or scores are not finite.
     """
-    header, store = request.header, SiteStore(site.folder)
+    header, store = request.header, site.store
     try:
         fitted = calibration.Calibration.from_json(header["calibration"])
         sure = Sureness.from_json(header["sureness"]) if "sureness" in header else None

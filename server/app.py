@@ -106,6 +106,8 @@ def train(
             test_s=float(run_config.get("test-s") or 0.0),
             deliver_s=float(run_config.get("deliver-s") or 0.0),
             patience=config.run.patience,
+            metrics_every=config.run.metrics_every,
+            metrics_share=config.run.metrics_share,
         ),
         hooks=replace(hooks or Hooks(), bounds=Bounds.of(config.run)),
     )

@@ -188,6 +188,7 @@ class EvaluateRequest:
         site_states: digest of the state whose part of the model is each site's own.
         sums: ask for the calibration's sums too; a site whose policy keeps them back counts for the quorum.
         parcel: what is first sent of ``tensors``; none: everything.
+        asked: names of those to ask; none: everyone.
     """
 
     task: StageTask
@@ -198,6 +199,7 @@ class EvaluateRequest:
     site_states: Mapping[str, str] = field(default_factory=dict)
     sums: bool = False
     parcel: Parcel | None = None
+    asked: Set[str] | None = None
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,13 @@ from server.broadcast import Broadcast
 from server.checkpoints import CheckpointStore
 from server.client_level import ClientLevel
 from server.delivery import deliver, delivers
-from server.exchange import EvaluateRequest, Exchange, Keep, TrainRequest
+from server.exchange import EvaluateRequest, Exchange, Keep, MetricsAnswer, Outcome, TrainRequest
 from server.federation import Federation
 from server.finished import assess
 from server.fitting import calibrate
 from server.history import RoundDone, ledger_heads, metrics_of_round, round_row
 from server.hooks import Hooks
+from server.judges import is_judged, judges
 from server.keeping import keeping
 from server.noisy import sites_of
 from server.observers import Patience, RoundEvents, RoundObserver, Stop, stopped_before, told
@@ -126,13 +127,16 @@ def run_stage(run: Federation, stage: str) -> None:
         request = train_request(work, broadcast, run_state.ledgers, deadline, keeping(run, work, noise))
         trained = exchange.train(request)
         examples = aggregate(run, work, trained, noise)
-        candidate, parcel = broadcast.settle(work, request.sent)
+        judged = is_judged(run.terms, index, rounds)
+        candidate, parcel = broadcast.settle(work, request.sent, judged=judged)
         # Before the candidate is sent: a site's own line of its evaluation must find the one that it comes of.
         made = log_aggregate(hooks, spec, progress, trained.outcome, candidate, work.algorithm)
-        prior = run.prior.tolist()
-        judge = EvaluateRequest(work.task, candidate, prior, index, deadline, work.own_states, parcel=parcel)
-        evaluated = exchange.evaluate(judge)
-        choose(work, candidate, evaluated.metrics, metrics_of_round(run_state, stage, progress.best_round))
+        evaluated = MetricsAnswer({}, Outcome())
+        if judged:
+            prior, asked = run.prior.tolist(), judges(run, stage)
+            judge = EvaluateRequest(work.task, candidate, prior, index, deadline, work.own_states, False, parcel, asked)
+            evaluated = exchange.evaluate(judge)
+            choose(work, candidate, evaluated.metrics, metrics_of_round(run_state, stage, progress.best_round))
 
         # With the checkpoint, never after it: a resumed run must not echo heads from before what the round spent.
         run_state.ledgers |= ledger_heads(trained.outcome)

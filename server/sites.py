@@ -179,6 +179,7 @@ class Sites(Presence):
                 metrics=ranges,
                 parcel=request.parcel,
                 excused={POLICY_METRICS} if sums else set(),
+                asked=request.asked,
             )
         )
         return metrics_answer(outcome)

@@ -21,6 +21,8 @@ class RunTerms:
             nobody is asked (a simulation reads test images itself).
         deliver_s: the longest wait, in seconds, for sites that take the signed model; 0: nobody is sent it.
         patience: rounds of a stage without a better one after which the stage ends; 0: it never ends early.
+        metrics_every: every so many rounds, and in a stage's last, sites are asked for validation metrics.
+        metrics_share: share of the sites that can answer of whom these are asked, in (0, 1].
     """
 
     stages: Sequence[str]
@@ -32,3 +34,5 @@ class RunTerms:
     test_s: float = 0.0
     deliver_s: float = 0.0
     patience: int = 0
+    metrics_every: int = 1
+    metrics_share: float = 1.0

@@ -27,7 +27,6 @@ from fed_diffmic.release.personal import own_part
 from fed_diffmic.reporting.curves import write_metrics_csv
 from fed_diffmic.reporting.events import EventLog, earlier_seconds, read_events
 from fed_diffmic.reporting.progress import RichProgress, make_progress
-from fed_diffmic.reporting.report import write_report
 from fed_diffmic.reporting.table import print_summary
 from fed_diffmic.reporting.tracking import make_trackers
 from server.app import app as server_app
@@ -71,7 +70,7 @@ def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
         raise
     atomic_write(run_dir / "config.yaml", to_yaml(config).encode())
     progress, trackers = make_progress(), make_trackers(config.run.tracking, run_dir)
-    events = EventLog(run_dir / "events.jsonl", observers=[progress, *trackers])
+    events = EventLog(run_dir / "events.jsonl", observers=[progress, *trackers], later=True)
     try:
         events.emit("resumed" if resume else "run_started", run=run_dir.name, seed=config.seed)
         for note in [*sites.notes, *model_notes(config.model)]:
@@ -94,6 +93,8 @@ def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
             tracker.close()
         if isinstance(progress, RichProgress):
             progress.close()
+    from fed_diffmic.reporting.report import write_report  # matplotlib: not before there is something to draw
+
     log = read_events(run_dir / "events.jsonl")
     write_metrics_csv(run_dir / "metrics.csv", log)
     report = write_report(run_dir, summary, events=log, config_yaml=to_yaml(config))
@@ -184,7 +185,7 @@ def run_arm(
             "run-dir": str(run_dir),
             "folder": str(folder),
         }
-        nodes = [
+        nodes: list[dict[str, Any]] = [
             {"site": site, "partition-id": number, "num-partitions": len(arm.sites)}
             for number, site in enumerate(arm.sites)
         ]
@@ -195,7 +196,9 @@ def run_arm(
                 share = 1.0 / len(arm.sites) if spec.device.startswith("cuda") else 0.0
                 run_on_ray(server_app, nodes, run_config, cpus_per_site=spec.threads, gpus_per_site=share)
             else:
-                grid = InProcessGrid(client_app, nodes, run_config)
+                # An update that is not kept is computed again, to the same bits; where it has noise, spent again.
+                here = {"memory": True, "keep-updates": config.privacy.name != "none"}
+                grid = InProcessGrid(client_app, [{**node, **here} for node in nodes], run_config)
                 context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config)
                 server_app(grid=grid, context=context)
     final = load_final(folder)

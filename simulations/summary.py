@@ -16,7 +16,6 @@ from fed_diffmic.files import save_tensors
 from fed_diffmic.inference.predictor import Predictor
 from fed_diffmic.privacy.statement import last_claims, last_client_level, statement
 from fed_diffmic.release.final import FinalModel
-from fed_diffmic.reporting.examples import FILE as EXAMPLES
 from fed_diffmic.training.operating import class_points
 from simulations.advice import advice
 from simulations.arms import Arm, TrainedArm
@@ -145,13 +144,15 @@ def _keep_examples(
     sites: VirtualSites,
 ) -> None:
     """Write the images that the report shows, if it shows any."""
+    from fed_diffmic.reporting.examples import FILE  # matplotlib: not before there is something to draw
+
     shown = wanted(config)
     guidance = methods.get("guidance/federated", {})
     models = {place: model for place, model in guidance.items() if isinstance(model, Predictor)}
     if shown and models:
         examples = example_tensors(models, results["federated"], sites.sites, shown)
         if examples:  # no test image may have any of several labels
-            save_tensors(Path(str(config.run.dir)) / EXAMPLES, examples)
+            save_tensors(Path(str(config.run.dir)) / FILE, examples)
 
 
 def nested(methods: dict[str, Any]) -> dict[str, Any]:

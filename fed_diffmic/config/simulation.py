@@ -236,6 +236,21 @@ class RunConfig(Checked):
     norm_rule: str = config_bounds.norm_rule("off")
     norm_multiple: float = config_bounds.norm_multiple()
     patience: int = config_bounds.patience()
+    metrics_every: int = option(
+        1,
+        "ask for validation metrics every so many rounds, and in a stage's last; a round that is not judged cannot be "
+        "the stage's best",
+        ge=1,
+        le=100_000,
+        sparse=True,
+    )
+    metrics_share: float = option(
+        1.0,
+        "share of the sites with validation images that are asked for metrics of the rounds, the same ones in all",
+        gt=0,
+        le=1,
+        sparse=True,
+    )
     bootstrap: int = option(1000, "resamples of groups for the 95 % intervals; 0: none", ge=0, le=100_000)
     examples: int | None = option(
         None,

@@ -7,6 +7,7 @@ a site must not trust who sent it.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -79,6 +80,11 @@ class RunSpec:
 
     def to_json(self) -> str:
         """Compact, sorted JSON."""
+        return self._text
+
+    @functools.cached_property
+    def _text(self) -> str:
+        """Written once: it is asked for in every task."""
         return json.dumps(as_written(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @staticmethod
@@ -89,12 +95,7 @@ class RunSpec:
             ConfigError: not JSON, unknown or missing key, wrong type, value out of range, values that exclude each
                 other.
         """
-        try:
-            spec: RunSpec = parse_dataclass(RunSpec, json.loads(text, parse_constant=_no_number), "spec")
-        except (ValueError, RecursionError) as error:
-            raise ConfigError("spec", "(text)", "a JSON object") from error
-        check_spec(spec)
-        return spec
+        return _from_json(text)
 
 
 def make_spec(
@@ -144,6 +145,17 @@ def without_paths(spec: RunSpec) -> RunSpec:
         model=replace(spec.model, weights=None, prior_weights=None, pretrained=False),
         stages=replace(spec.stages, **stages),
     )
+
+
+@functools.lru_cache(maxsize=8)
+def _from_json(text: str) -> RunSpec:
+    """Every task brings the run's specification, the same text each time: what was found good is not read again."""
+    try:
+        spec: RunSpec = parse_dataclass(RunSpec, json.loads(text, parse_constant=_no_number), "spec")
+    except (ValueError, RecursionError) as error:
+        raise ConfigError("spec", "(text)", "a JSON object") from error
+    check_spec(spec)
+    return spec
 
 
 def _no_number(constant: str) -> None:
