@@ -193,3 +193,17 @@ def made() -> Iterator[list[tuple[str, int]]]:
 def was_made(name: str, at: list[tuple[str, int]]) -> bool:
     """Whether one of the errors was made at a place of that name."""
     return any(p.file == file and p.first <= line <= p.last for p in named(name) for file, line in at)
+
+
+def remedy_in(action: Callable[[], Any], words: str) -> re.Match[str]:
+    """Where the message of an action that must be refused has a remedy.
+
+    Args:
+        action: raises an error that users meet.
+        words: pattern of the remedy; its groups are what is then applied.
+    """
+    with pytest.raises(FedDiffmicError) as caught:
+        action()
+    found = re.search(words, str(caught.value), re.DOTALL)
+    assert found is not None, str(caught.value)
+    return found
