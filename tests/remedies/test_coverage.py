@@ -1,7 +1,7 @@
-"""Every place where an error is made that users meet has its remedy tried here, or stands in a list with a reason.
+"""Every place where an error is made that users meet has its remedy tried here, or is listed with a reason.
 
-The list, ``untried.toml``, names those that no test tries. A new error that is in neither fails this test: try its remedy, or say
-why it cannot be tried. ``open`` is no reason: those are left to be tried, and their number may only fall.
+The list, ``untried.toml``, names those that no test tries. A new error that is in neither fails this test: try its
+remedy, or say why it cannot be tried. ``open`` is no reason: those are left to be tried, and their number only falls.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from tests.remedies.places import FOLDER, TRIED, Place, named, places, untried
 
 REASONS = ("another party", "a backup", "a machine", "people", "a run")
 OPEN = "open"
+"""No reason: what is left to be tried."""
 MOST_OPEN = 201
 
 
