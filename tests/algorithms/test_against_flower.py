@@ -1,7 +1,7 @@
 """Our averages against Flower's own strategies, over several rounds, on drawn tensors.
 
 FedAvgM, the median, the trimmed mean and Krum are in ``test_on_quadratics.py``. FedAdam and FedYogi are none of them:
-ours begin the second moment at ``tau`` squared, as the paper does, Flower's at nought, and its FedAdam corrects the bias.
+ours begin the second moment at ``tau`` squared, as the paper does, Flower's at nought, and its FedAdam corrects bias.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def training(stand: Stand) -> int | None:
     return None
 
 
-def trail(stand: Stand) -> list[dict[str, Any]]:
+def audit_lines(stand: Stand) -> list[dict[str, Any]]:
     """The lines of the coordinator's audit log."""
     return stand.made.audit.read()
 
@@ -151,11 +151,11 @@ AUDITED = {"before the task": between, "during aggregation": aggregating, "durin
 
 def held(stand: Stand, is_now: Callable[[list[dict[str, Any]]], bool]) -> int | None:
     """The coordinator's pid, stopped at that moment; none yet."""
-    if not is_now(trail(stand)):
+    if not is_now(audit_lines(stand)):
         return None
     pid = stand.coordinator.pid
     os.kill(pid, signal.SIGSTOP)
-    if is_now(trail(stand)):
+    if is_now(audit_lines(stand)):
         return pid
     os.kill(pid, signal.SIGCONT)
     return None
