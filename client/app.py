@@ -15,7 +15,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client import sureness, tasks
-from client.crossing import WeightsMissingError, whole_request
+from client.crossing import WeightsMissingError, restored_request
 from client.enforce import Enforcement
 from client.module import BaseMissingError
 from client.requests import check_request
@@ -129,7 +129,7 @@ def run_task(
         else:
             with rules.opening():
                 if "weights" in request.header:
-                    request = whole_request(SiteStore(site_folder(context)), spec, request)
+                    request = restored_request(SiteStore(site_folder(context)), spec, request)
                 site = rules.settled(open_site(context, spec, request.header), request)
             rules.ready(site, spec, request)
             with rules.bounded():

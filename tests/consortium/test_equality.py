@@ -11,8 +11,9 @@ import pytest
 
 from fed_diffmic.exchange.failures import LOST, WITHDRAWN, failure_sentence
 from fed_diffmic.training.matrix import AT_SPECIFICITY, METRICS
-from tests.consortium.harness import OUTSIDE, SITES, Consortium, consortium, final_weights, summary
+from tests.consortium.harness import OUTSIDE, Consortium, consortium, summary
 from tests.consortium.people import LEAVES, SOON_S, TASKS, audit, decision, kept, say, withdraw_while_training
+from tests.consortium.settings import SITES, final_weights
 from tests.proxy import Proxy, serving
 
 
