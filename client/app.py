@@ -15,7 +15,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client import sureness, tasks
-from client.crossing import WeightsMissingError, whole_request
+from client.crossing import WeightsMissingError, restored_request
 from client.enforce import Enforcement
 from client.masking import masking_step
 from client.module import BaseMissingError
@@ -144,7 +144,7 @@ def run_task(
         else:
             with rules.opening():
                 if "weights" in request.header and rules.kind != "mask":  # which names them, and needs none
-                    request = whole_request(store_of(site_folder(context), in_memory(context)), spec, request)
+                    request = restored_request(store_of(site_folder(context), in_memory(context)), spec, request)
                 site = rules.settled(open_site(context, spec, request.header), request)
             rules.ready(site, spec, request)
             with rules.bounded():

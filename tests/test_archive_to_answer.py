@@ -31,7 +31,7 @@ from fed_diffmic.provision.keys import private_bytes, public_text
 from fed_diffmic.seeding import numpy_generator
 from server.checkpoints import CheckpointStore
 from tests import seals, site_rules, toy
-from tests.consortium.harness import overrides, training
+from tests.consortium.settings import overrides, training
 from tests.data.dicom.written import content, header, with_pixels
 from tests.inference.test_reader import opened, served, words
 from tests.reporting.test_browser import BROWSER

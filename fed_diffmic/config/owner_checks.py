@@ -47,7 +47,7 @@ def check_strategy(config: Trained) -> None:
                 "strategy.options",
                 strategy.options,
                 f"nothing with strategy={strategy.name}",
-                "Choose strategy=flower.",
+                "Leave strategy.options out; a Flower strategy's arguments go with strategy=flower and its class_path.",
             )
         owner.options.of(strategy)
 

@@ -49,7 +49,7 @@ class Exported:
     inputs: dict[str, tuple[int, ...]]
 
 
-class _Whole(nn.Module):
+class _FromPixels(nn.Module):
     """From pixels to probabilities."""
 
     exponent_offset: Tensor
@@ -101,7 +101,7 @@ def export_onnx(predictor: Predictor, out: Path, facts: dict[str, Any]) -> Expor
         raise ModelFileError(f"the model has {size / 1e9:.1f} GB of weights; one ONNX file holds 2 GB")
     own = needs_starts(predictor)
     shared = None if own else torch.from_numpy(start_draws(np.zeros(1, np.uint64), spec))
-    whole = _Whole(predictor, shared).eval()
+    whole = _FromPixels(predictor, shared).eval()
     side = spec.model.image_side
     inputs = {"pixels": torch.zeros((1, 3, side, side), dtype=torch.uint8)}
     if own:

@@ -160,7 +160,9 @@ def check_follows(kit: Kit, opened: Kit) -> None:
         CredentialError: for another site, signed by another key, or older.
     """
     if kit.site != opened.site:
-        raise CredentialError(f"this kit is for site {kit.site!r}; here is site {opened.site!r}", _AGAIN)
+        raise CredentialError(
+            f"this kit is for site {kit.site!r}; here is site {opened.site!r}", "Open it in that site's own folder."
+        )
     if kit.signer != opened.signer:
         raise CredentialError(
             "this kit is signed by another key than the coordinator's that is known here",

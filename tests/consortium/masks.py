@@ -14,7 +14,9 @@ from fed_diffmic.exchange.audit_compare import PROBLEM, compare
 from fed_diffmic.provision.coordinator import make_kit
 from fed_diffmic.provision.keys import fingerprint
 from fed_diffmic.provision.peers import accept_peer, proposal
-from tests.consortium.harness import SITES, START_S, Consortium, GoneError, Program, wait
+from tests.consortium.harness import Consortium
+from tests.consortium.programs import START_S, GoneError, Program, wait
+from tests.consortium.settings import SITES
 
 
 def accept_all(made: Consortium) -> None:

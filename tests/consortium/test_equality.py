@@ -13,18 +13,11 @@ from fed_diffmic.exchange.failures import LOST, WITHDRAWN, failure_sentence
 from fed_diffmic.provision.keys import load_public
 from fed_diffmic.release.final import load_final
 from fed_diffmic.training.matrix import AT_SPECIFICITY, METRICS
-from tests.consortium.harness import (
-    OUTSIDE,
-    SITES,
-    Consortium,
-    Lines,
-    consortium,
-    final_weights,
-    summary,
-    weights_of_rounds,
-)
+from tests.consortium.harness import OUTSIDE, Consortium, consortium, summary
 from tests.consortium.masks import accept_all, check_logs
 from tests.consortium.people import LEAVES, SOON_S, TASKS, audit, decision, kept, say, withdraw_while_training
+from tests.consortium.programs import Lines
+from tests.consortium.settings import SITES, final_weights, weights_of_rounds
 from tests.proxy import Proxy, serving
 
 

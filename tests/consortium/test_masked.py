@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.consortium.harness import SITES, consortium, final_weights, simulate, summary, training
+from tests.consortium.harness import consortium, summary
 from tests.consortium.masks import accept_all, check_logs, kill, wait_set, wait_step
+from tests.consortium.settings import SITES, final_weights, simulate, training
 
 STEPS = ("advertise", "share", "train", "commit", "unmask")
 

@@ -31,16 +31,16 @@ from typing import Any
 import numpy as np
 
 from fed_diffmic.exchange.masking import keys
-from fed_diffmic.exchange.masking.fixed_point import leaves_room
+from fed_diffmic.exchange.masking.fixed_point import sum_fits
 from fed_diffmic.exchange.masking.session import (
     FEW,
     FORGED,
-    NO_ROOM,
     OTHER,
     OUT_OF_TURN,
     SECOND_SET,
     STALE,
     STRANGER,
+    TOO_LARGE,
     MaskingError,
     Session,
     SurvivorSet,
@@ -277,8 +277,8 @@ class MaskingSite:
     def _check_words(self, session: Session, words: np.ndarray, sites: int) -> None:
         if words.shape != (session.length,) or words.dtype != np.dtype(f"<u{session.bits // 8}"):
             raise MaskingError(OTHER, "the words are not those of the session")
-        if not leaves_room(words, sites):
-            raise MaskingError(NO_ROOM, "the words are so large that a sum over the group could leave their range")
+        if not sum_fits(words, sites):
+            raise MaskingError(TOO_LARGE, "the words are so large that a sum over the group could leave their range")
 
     def _check_set(self, chosen: SurvivorSet, state: State, session: Session) -> None:
         """Whether this site's words may be summed over a set."""
