@@ -126,7 +126,9 @@ class Replay(Grid):
             kind, header = body["kind"], body["header"]
             self.watch.doing = {"train": "sending", "evaluate": "judging"}.get(kind, "finding")
             if kind == "train" and not self._stored.exists():
+                self.watch.doing = "storing"  # not the coordinator's doing
                 self._store(decode(wire, Limits(1 << 34)).tensors)
+                self.watch.doing = "sending"
             message.content.clear()
             self._number += 1
             set_message_id(message, str(self._number))
@@ -193,7 +195,9 @@ def measure(preset: str, strategy: str, sites: int, rounds: int, bounded: bool) 
         watch.end()
         result = run.run_state.results["diffusion"]
     model = sum(value.nbytes for value in result.values()) / 1e6
-    peaks = {doing: round(peak - idle) for doing, peak in watch.peaks.items() if doing not in ("start", "finding")}
+    peaks = {
+        doing: round(peak - idle) for doing, peak in watch.peaks.items() if doing not in ("start", "finding", "storing")
+    }
     return {"sites": sites, "model": model, "idle": idle, "peaks": peaks, "cpu": spent / rounds, "wall": wall / rounds}
 
 
