@@ -226,7 +226,7 @@ class AssessRequest:
 
 
 @dataclass(frozen=True)
-class FiguresAnswer:
+class MetricsAnswer:
     """What came of an :class:`EvaluateRequest` or an :class:`AssessRequest`.
 
     Attributes:
@@ -260,13 +260,13 @@ class Exchange(Protocol):
     def train(self, request: TrainRequest) -> TrainAnswer:
         """One local update at every site that takes part; raises ``RoundError`` where the quorum is missed."""
 
-    def evaluate(self, request: EvaluateRequest) -> FiguresAnswer:
+    def evaluate(self, request: EvaluateRequest) -> MetricsAnswer:
         """Metrics on the sites' validation images; raises ``RoundError`` where the quorum is missed."""
 
-    def conform(self, request: AssessRequest) -> FiguresAnswer:
+    def conform(self, request: AssessRequest) -> MetricsAnswer:
         """Counts of the sites' validation images, for prediction sets; a site that says nothing is left out."""
 
-    def assess(self, request: AssessRequest) -> FiguresAnswer:
+    def assess(self, request: AssessRequest) -> MetricsAnswer:
         """Metrics on the sites' test images; a site that says nothing is left out, whatever the quorum."""
 
     def refused(self, site: str, code: str, stage: str = "", round_index: int = 0) -> None:

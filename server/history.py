@@ -8,7 +8,7 @@ from typing import Any
 
 from fed_diffmic.exchange.claims import parse_claim
 from server.client_level import ClientLevel
-from server.exchange import FiguresAnswer, Outcome, TrainAnswer
+from server.exchange import MetricsAnswer, Outcome, TrainAnswer
 from server.hooks import Hooks
 from server.run_state import RunState
 from server.selection import weighted_mean
@@ -32,7 +32,7 @@ class RoundDone:
 
     trained: TrainAnswer
     examples: Mapping[str, int]
-    evaluated: FiguresAnswer
+    evaluated: MetricsAnswer
     made: Mapping[str, str]
     seconds: float
 

@@ -24,7 +24,7 @@ from fed_diffmic.training.sureness import IMAGES, SETS, SQUARES, UNSURE
 from server.exchange import (
     AssessRequest,
     EvaluateRequest,
-    FiguresAnswer,
+    MetricsAnswer,
     Outcome,
     Parcel,
     Site,
@@ -142,7 +142,7 @@ class Sites(Presence):
         count = max(1, round(share * len(everyone)))
         return {everyone[i] for i in rng.choice(len(everyone), count, replace=False)}
 
-    def evaluate(self, request: EvaluateRequest) -> FiguresAnswer:
+    def evaluate(self, request: EvaluateRequest) -> MetricsAnswer:
         """Metrics on every site's validation images.
 
         Raises:
@@ -176,7 +176,7 @@ class Sites(Presence):
         )
         return metrics_answer(outcome)
 
-    def assess(self, request: AssessRequest) -> FiguresAnswer:
+    def assess(self, request: AssessRequest) -> MetricsAnswer:
         """Metrics of a finished stage's model on every site's test images that its policy lets out.
 
         No quorum is needed: a site that says nothing is left out.
@@ -191,7 +191,7 @@ class Sites(Presence):
         sets = {} if request.sureness is None else {"sureness": request.sureness.to_json()}
         return self._ask_finished(request, ASSESS, "assess", lambda site: ranges, sets)
 
-    def conform(self, request: AssessRequest) -> FiguresAnswer:
+    def conform(self, request: AssessRequest) -> MetricsAnswer:
         """Counts of every site's validation images under a finished stage's model, for prediction sets.
 
         No quorum is needed: a site that says nothing is left out.
@@ -211,7 +211,7 @@ class Sites(Presence):
         kind: str,
         ranges: Callable[[Site], Mapping[str, tuple[float, float]]],
         more: Mapping[str, Any],
-    ) -> FiguresAnswer:
+    ) -> MetricsAnswer:
         def header(site: str) -> dict[str, Any]:
             own = {"state": request.site_states.get(site, ""), "guidance": request.task.guidance.get(site, "")}
             return {**own, "calibration": request.fitted.to_json(), **more}
@@ -294,9 +294,9 @@ class Sites(Presence):
         return requests
 
 
-def metrics_answer(outcome: Outcome) -> FiguresAnswer:
+def metrics_answer(outcome: Outcome) -> MetricsAnswer:
     """Good replies as metrics by site."""
-    return FiguresAnswer({name: dict(outcome.replies[name].metrics) for name in sorted(outcome.replies)}, outcome)
+    return MetricsAnswer({name: dict(outcome.replies[name].metrics) for name in sorted(outcome.replies)}, outcome)
 
 
 def site_update(site: str, reply: Payload) -> SiteUpdate:

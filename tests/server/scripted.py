@@ -12,7 +12,7 @@ from fed_diffmic.algorithms.base import SiteUpdate
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.exchange.payload import Payload
 from server.checkpoints import CheckpointStore
-from server.exchange import EvaluateRequest, FiguresAnswer, Outcome, Site, TrainAnswer, TrainRequest
+from server.exchange import EvaluateRequest, MetricsAnswer, Outcome, Site, TrainAnswer, TrainRequest
 from server.federation import Federation
 from server.hooks import Hooks
 from server.observers import RoundObserver
@@ -48,14 +48,14 @@ class ScriptedExchange:
         reply = Payload("train.reply", {"ledger": "head", "claim": ""}, metrics={"loss": 4.0, "steps": 3.0})
         return TrainAnswer([SiteUpdate("a", grown, 12)], {"a": ""}, Outcome({"a": reply}))
 
-    def evaluate(self, request: EvaluateRequest) -> FiguresAnswer:
+    def evaluate(self, request: EvaluateRequest) -> MetricsAnswer:
         self.judged.append(request)
         score = self.scores[request.round_index - 1]
         said = {} if score is None else {"num_examples": 6.0, "auroc_macro": score, "loss": 1.0}
         reply = Payload("evaluate.reply", {"ledger": "", "claim": ""})
-        return FiguresAnswer({"a": said}, Outcome({"a": reply}))
+        return MetricsAnswer({"a": said}, Outcome({"a": reply}))
 
-    def assess(self, request: Any) -> FiguresAnswer:
+    def assess(self, request: Any) -> MetricsAnswer:
         raise AssertionError("nobody is asked for test images")
 
     def refused(self, site: str, code: str, stage: str = "", round_index: int = 0) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fed_diffmic.training import calibration, stages
-from server.exchange import FiguresAnswer, Outcome
+from server.exchange import MetricsAnswer, Outcome
 from server.federation import Federation
 from server.fitting import calibrate, calibration_table, combined
 from server.hooks import Hooks
@@ -34,7 +34,7 @@ class Members:
 
     def evaluate(self, request):
         self.asked.append(request)
-        return FiguresAnswer(self.metrics, Outcome(bytes_sent=70))
+        return MetricsAnswer(self.metrics, Outcome(bytes_sent=70))
 
 
 @pytest.fixture
