@@ -56,8 +56,8 @@ def spec_of(preset: str, strategy: str, rounds: int) -> RunSpec:
         compose(None, [*chosen, f"strategy={strategy}"]),
         classes=CLASSES, task="multiclass", run_id="bench", arm="federated", device="cpu",
     )  # fmt: skip
-    stage = replace(spec.stages.diffusion, rounds=rounds)
-    return replace(spec, stages=replace(spec.stages, diffusion=stage))
+    stages = {stage: replace(spec.stage(stage), rounds=rounds) for stage in ("guidance", "diffusion")}
+    return replace(spec, stages=replace(spec.stages, **stages))
 
 
 class Watch:
@@ -126,7 +126,9 @@ class Replay(Grid):
             kind, header = body["kind"], body["header"]
             self.watch.doing = {"train": "sending", "evaluate": "judging"}.get(kind, "finding")
             if kind == "train" and not self._stored.exists():
+                self.watch.doing = "storing"  # not the coordinator's doing
                 self._store(decode(wire, Limits(1 << 34)).tensors)
+                self.watch.doing = "sending"
             message.content.clear()
             self._number += 1
             set_message_id(message, str(self._number))
@@ -174,27 +176,38 @@ class Replay(Grid):
         save_tensors(self._stored, moved)
 
 
-def measure(preset: str, strategy: str, sites: int, rounds: int, bounded: bool) -> dict[str, Any]:
+def measure(given: argparse.Namespace) -> dict[str, Any]:
     """One run of a stage in this process."""
-    spec, names = spec_of(preset, strategy, rounds), [f"site-{n:02d}" for n in range(sites)]
+    rounds, stage = given.rounds, given.stage
+    spec, names = spec_of(given.preset, given.strategy, rounds), [f"site-{n:02d}" for n in range(given.sites[0])]
     with tempfile.TemporaryDirectory() as scratch:
         watch, store = Watch(), CheckpointStore(Path(scratch) / "run")
         grid = Replay(names, Path(scratch), watch)
-        hooks = Hooks(bounds=Bounds(0.5, "clip") if bounded else Bounds())
-        terms = RunTerms(["diffusion"], names, deadline_s=7200.0, poll_s=0.001)
-        begun_state = RunState(settings={}, results={"guidance": initial_state(spec, "guidance")})
+        hooks = Hooks(bounds=Bounds(0.5, "clip") if given.bounded else Bounds())
+        terms = RunTerms([stage], names, deadline_s=7200.0, poll_s=0.001)
+        results = {} if stage == "guidance" else {"guidance": initial_state(spec, "guidance")}
+        begun_state = RunState(settings={}, results=results)
         with store.locked():
             run = find_sites(grid, spec, store, _Quiet(watch), terms, begun_state, hooks, ())
             idle = watch.now()
             watch.doing = "opening"
             begun, spent = time.monotonic(), time.process_time()
-            run_stage(run, "diffusion")
+            run_stage(run, stage)
             spent, wall = time.process_time() - spent, time.monotonic() - begun
         watch.end()
-        result = run.run_state.results["diffusion"]
+        result = run.run_state.results[stage]
     model = sum(value.nbytes for value in result.values()) / 1e6
-    peaks = {doing: round(peak - idle) for doing, peak in watch.peaks.items() if doing not in ("start", "finding")}
-    return {"sites": sites, "model": model, "idle": idle, "peaks": peaks, "cpu": spent / rounds, "wall": wall / rounds}
+    peaks = {
+        doing: round(peak - idle) for doing, peak in watch.peaks.items() if doing not in ("start", "finding", "storing")
+    }
+    return {
+        "sites": len(names),
+        "model": model,
+        "idle": idle,
+        "peaks": peaks,
+        "cpu": spent / rounds,
+        "wall": wall / rounds,
+    }
 
 
 class _Quiet:
@@ -231,23 +244,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=("tiny", "compact", "paper"), default="compact")
     parser.add_argument("--sites", type=int, nargs="+", default=[3, 10, 30])
+    parser.add_argument("--stage", choices=("guidance", "diffusion"), default="diffusion")
     parser.add_argument("--strategy", default="fedavg")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--bounded", action="store_true", help="with the bounds that a real coordinator has unless set")
     parser.add_argument("--here", action="store_true", help="in this process, one number of sites; JSON")
     given = parser.parse_args()
     if given.here:
-        print(json.dumps(measure(given.preset, given.strategy, given.sites[0], given.rounds, given.bounded)))
+        print(json.dumps(measure(given)))
         return 0
+    alike = ["--preset", given.preset, "--stage", given.stage, "--strategy", given.strategy]
+    alike += ["--rounds", str(given.rounds), *(["--bounded"] if given.bounded else [])]
     rows = []
     for sites in given.sites:
-        more = ["--bounded"] if given.bounded else []
-        command = [sys.executable, "-m", "benchmarks.memory", "--here", "--preset", given.preset, "--sites", str(sites),
-                   "--strategy", given.strategy, "--rounds", str(given.rounds), *more]  # fmt: skip
+        command = [sys.executable, "-m", "benchmarks.memory", "--here", "--sites", str(sites), *alike]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
-    print(f"`{given.preset}`, {given.strategy}{', bounded' if given.bounded else ''}, {given.rounds} rounds; "
-          f"a model is {rows[0]['model']:.0f} MB; idle {rows[0]['idle']:.0f} MB\n")  # fmt: skip
+    print(" ".join(alike), f"a model is {rows[0]['model']:.0f} MB; idle {rows[0]['idle']:.0f} MB", sep="; ", end="\n\n")
     print(table(rows))
     return 0
 

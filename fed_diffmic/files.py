@@ -263,5 +263,5 @@ def tensors_digest(tensors: Mapping[str, np.ndarray]) -> str:
     for name in sorted(tensors):
         value = np.asarray(tensors[name], order="C")
         digest.update(f"{name}\0{value.dtype.str}\0{value.shape}\0".encode())
-        digest.update(value.reshape(-1).view(np.uint8))
+        digest.update(value.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

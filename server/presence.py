@@ -230,8 +230,9 @@ class Presence:
     ) -> Outcome:
         facts = {"arm": self.spec.arm, "stage": stage, "round": round_index}
         needed = self._needed(asked) if stage else 0
-        how = {"message_type": message_type, "deadline": deadline, "facts": facts, "needed": needed}
-        return ask(self._channel, requests, **how, take=take)
+        return ask(
+            self._channel, requests, message_type=message_type, deadline=deadline, facts=facts, needed=needed, take=take
+        )
 
     def hand_over(
         self, request: Callable[[Site, Mapping[str, Any]], Request], message_type: str, deadline: float, whom: Set[str]
