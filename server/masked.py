@@ -92,7 +92,7 @@ class MaskedSites(Sites):
         if resumed is None:
             masked, form, outcome = self._words(request, kept.begin(where), asked)
             headers = {name: dict(reply.header) for name, reply in outcome.replies.items()}
-            told = {"headers": headers, "digests": outcome.digests, "most_weight": form.most_weight}
+            told: dict[str, Any] = {"headers": headers, "digests": outcome.digests, "most_weight": form.most_weight}
             kept.freeze(masked, told)
         else:
             (masked, told), outcome = resumed, Outcome()

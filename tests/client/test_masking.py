@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from client import site as client_site
@@ -175,14 +176,14 @@ def test_an_update_is_judged_before_it_is_masked(
 
 def test_words_that_nobody_judged_do_not_leave() -> None:
     request = Payload("train", {"masked": {}})
-    words = Payload("train.reply", {"stage": "guidance"}, {"masked": toy.np.zeros(3, "int32")})
+    words = Payload("train.reply", {"stage": "guidance"}, {"masked": np.zeros(3, "int32")})
     clearance = Clearance(SitePolicy(PolicyConfig()))
     with pytest.raises(SiteError):
         clearance.check(words, request)
     clearance.given = True
     clearance.check(words, request)
     with pytest.raises(SiteError):  # as it is, where masks were asked for
-        clearance.check(replace(words, tensors={"head": toy.np.zeros(3, "float32")}), request)
+        clearance.check(replace(words, tensors={"head": np.zeros(3, "float32")}), request)
 
 
 def test_a_coordinator_that_asks_again_gets_the_same_words_and_no_second_set(
