@@ -30,6 +30,7 @@ from server.checkpoints import CheckpointStore
 from server.hooks import Hooks
 from server.observers import RoundObserver
 from tests import site_rules, toy
+from tests.seals import SITE_KEYS, sealed_hooks, sealed_rules
 
 NAMES = ("a", "b", "c", "d")
 MASKED = StrategyConfig(secure_aggregation="masked")
@@ -108,6 +109,32 @@ def test_sites_that_require_masks_train_and_nothing_else_of_them_leaves(tmp_path
     for row in final.history:
         assert row["sites"] == {name: {"num_examples": 12} for name in NAMES} and row["loss"] is None
         assert row["val"] == {name: {} for name in NAMES} and row["mean"] == {}
+
+
+def test_sealed_sites_are_summed_by_their_enrolled_keys(tmp_path: Path) -> None:
+    """As real ones are: the coordinator knows their keys by its roster, they each other's by what people accepted."""
+    names = ("a", "b", "c")
+    state = {name: tmp_path / "sites" / name for name in names}
+    rules = {name: sealed_rules(tmp_path / "log", name, state[name], **STRICT) for name in names}
+    grid, source = site_rules.ruled_grid(tmp_path, rules)
+    keys = {name: public_text(SITE_KEYS[name].public_key()) for name in names}
+
+    def masking(context: Any, name: str) -> Any:
+        config = SiteConfig(SiteGroup(name=name, folder=str(state[name])), policy=rules[name].policy.config)
+        return site_masking(config, SITE_KEYS[name], rules[name].audit)(context, name)
+
+    for name in names:
+        others = {n: Peer(n, key, "2026-01-01T00:00:00+00:00") for n, key in keys.items() if n != name}
+        _save(state[name], others)
+    client_site.register_source(source, masking=masking)
+    hooks, events = sealed_hooks(tmp_path / "coordinator", names), toy.Events([])
+    toy.federate(
+        grid, toy.toy_spec(rounds=1, strategy=MASKED), CheckpointStore(tmp_path / "run"), events, hooks=hooks,
+        stages=["guidance"], sites=list(names), poll_s=0.001, join_s=120.0,
+    )  # fmt: skip
+    assert not events.of("site_refused") and not events.of("site_failed")
+    sets = {name: {x.facts["set"] for x in log_of(tmp_path, name) if x.kind == "masked_shares"} for name in names}
+    assert sets["a"] == sets["b"] == sets["c"] and json.loads(*sets["a"])["summed"] == list(names)
 
 
 def test_a_log_that_names_another_set_than_the_site_agreed_to_is_a_problem(tmp_path: Path) -> None:
