@@ -92,7 +92,7 @@ class MaskedSites(Sites):
         if resumed is None:
             masked, form, outcome = self._words(request, kept.begin(where), asked)
             headers = {name: dict(reply.header) for name, reply in outcome.replies.items()}
-            told = {"headers": headers, "digests": outcome.digests, "most_weight": form.most_weight}
+            told: dict[str, Any] = {"headers": headers, "digests": outcome.digests, "most_weight": form.most_weight}
             kept.freeze(masked, told)
         else:
             (masked, told), outcome = resumed, Outcome()
@@ -105,7 +105,7 @@ class MaskedSites(Sites):
         summed = SurvivorSet.parse(text).summed
         mean, _ = form.mean(masked.unmask(), len(summed))
         outcome.replies = {name: Payload("train.reply", told["headers"][name]) for name in summed}
-        updates = [stand_in(name, mean) for name in summed]
+        updates = [stand_in(name, mean, self.claims[name]["images"][0]) for name in summed]
         return TrainAnswer(updates, {name: told["headers"][name]["state"] for name in summed}, outcome, asked)
 
     def _log_set(self, session: Session, text: str) -> None:
@@ -220,11 +220,11 @@ class MaskedSites(Sites):
             )
 
 
-def stand_in(site: str, mean: Tensors) -> SiteUpdate:
-    """The mean in a site's place."""
+def stand_in(site: str, mean: Tensors, images: int) -> SiteUpdate:
+    """The mean in a site's place, with the training images that it said it has: whatever weighs it, it is the mean."""
     extras = {name: value for name, value in mean.items() if name.startswith(EXTRA)}
     tensors = {name: value for name, value in mean.items() if name not in extras}
-    return SiteUpdate(site, tensors, 1, algorithm_tensors=extras)
+    return SiteUpdate(site, tensors, images, algorithm_tensors=extras)
 
 
 def sites_of(grid: Grid, spec: RunSpec, events: Events, terms: RunTerms, folder: Path, **more: Any) -> Sites:

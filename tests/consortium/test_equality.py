@@ -14,6 +14,7 @@ from fed_diffmic.training.matrix import AT_SPECIFICITY, METRICS
 from tests.consortium.harness import (
     OUTSIDE,
     SITES,
+    START_S,
     Consortium,
     consortium,
     final_weights,
@@ -78,7 +79,7 @@ def test_masked_updates_give_the_weights_of_the_simulation(standing, data, commo
     standing.new_run("masked")
     settings = ("strategy.secure_aggregation=masked", "stages.guidance.rounds=1", "stages.diffusion.rounds=0")
     server = standing.start_server(*settings)
-    assert server.wait(200) == 0, server.said()
+    assert server.wait(START_S) == 0, server.said()
     made = [line["facts"]["weights"] for line in standing.audit.read() if line["kind"] == "aggregate"]
     assert made == [expected]
     check_logs(standing, {"guidance": 1})
