@@ -10,7 +10,7 @@ it asks for signatures and shares again, and for no update.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ class MaskedSites(Sites):
         if resumed is None:
             masked, form, outcome = self._words(request, kept.begin(where), asked)
             headers = {name: dict(reply.header) for name, reply in outcome.replies.items()}
-            told = {"headers": headers, "digests": outcome.digests, "most_weight": form.most_weight}
+            told: dict[str, Any] = {"headers": headers, "digests": outcome.digests, "most_weight": form.most_weight}
             kept.freeze(masked, told)
         else:
             (masked, told), outcome = resumed, Outcome()
@@ -107,7 +107,8 @@ class MaskedSites(Sites):
         mean, _ = form.mean(masked.unmask(), len(summed))
         outcome.replies = {name: Payload("train.reply", told["headers"][name]) for name in summed}
         states = {name: told["headers"][name]["state"] for name in summed}
-        return TrainAnswer([], states, outcome, asked, masked_sums(summed, request.sent, mean))
+        images = {name: self.claims[name]["images"][0] for name in summed}
+        return TrainAnswer([], states, outcome, asked, masked_sums(images, request.sent, mean))
 
     def _log_set(self, session: Session, text: str) -> None:
         facts = {name: getattr(session, name) for name in ("run", "arm", "stage", "round", "attempt")}
@@ -221,11 +222,11 @@ class MaskedSites(Sites):
             )
 
 
-def masked_sums(sites: Sequence[str], sent: Tensors, mean: Tensors) -> Sums:
-    """A sum's mean as an algorithm takes it: nobody knows what one site said, so each stands there with one image.
+def masked_sums(images: Mapping[str, int], sent: Tensors, mean: Tensors) -> Sums:
+    """A sum's mean as an algorithm takes it.
 
     Args:
-        sites: in the sum.
+        images: training images that each site of the sum said it has; what it did with them nobody knows.
         sent: the round's global tensors, and the algorithm's own.
         mean: of the sum, by the same names.
     """
@@ -233,7 +234,7 @@ def masked_sums(sites: Sequence[str], sent: Tensors, mean: Tensors) -> Sums:
     def change(name: str) -> np.ndarray:
         return np.asarray(mean[name].astype(np.float64) - sent[name].astype(np.float64))
 
-    return Sums([SiteUpdate(name, {}, 1) for name in sorted(sites)], mean.__getitem__, change)
+    return Sums([SiteUpdate(name, {}, images[name]) for name in sorted(images)], mean.__getitem__, change)
 
 
 def sites_of(grid: Grid, spec: RunSpec, events: Events, terms: RunTerms, folder: Path, **more: Any) -> Sites:

@@ -20,7 +20,7 @@ from fed_diffmic.algorithms.base import SiteUpdate, Tensors
 from fed_diffmic.algorithms.fedsgd import FedSgd
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import RoundError
-from fed_diffmic.exchange.masking.fixed_point import add_words, leaves_room
+from fed_diffmic.exchange.masking.fixed_point import add_words, sum_fits
 from fed_diffmic.privacy.distributed.form import NoisyForm
 from fed_diffmic.privacy.distributed.step import round_form
 from server.exchange import TrainAnswer, TrainRequest
@@ -84,7 +84,7 @@ def summed(words: Mapping[str, np.ndarray], form: NoisyForm) -> np.ndarray:
     """
     total = np.zeros(form.width, form.dtype)
     for name, own in words.items():
-        if not leaves_room(own, len(words)):
+        if not sum_fits(own, len(words)):
             raise RoundError(f"the words of {name} leave no room for the others'", "Set strategy.wide_words=true.")
         add_words(total, own)
     return total

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from client import site as client_site
@@ -29,6 +30,7 @@ from server.checkpoints import CheckpointStore
 from server.hooks import Hooks
 from server.observers import RoundObserver
 from tests import site_rules, toy
+from tests.seals import SITE_KEYS, sealed_hooks, sealed_rules
 
 NAMES = ("a", "b", "c", "d")
 MASKED = StrategyConfig(secure_aggregation="masked")
@@ -104,7 +106,35 @@ def test_sites_that_require_masks_train_and_nothing_else_of_them_leaves(tmp_path
         assert all("norm" not in line.facts for line in left(tmp_path, name)) and len(left(tmp_path, name)) == 2
         found = compare(lines, coordinator, site=name, run="toy")
         assert [one for one in found if one.level == PROBLEM] == []
-    assert final.history[-1]["sites"] == list(NAMES) or final.history
+    for row in final.history:
+        assert row["sites"] == {name: {"num_examples": 12} for name in NAMES} and row["loss"] is None
+        assert row["val"] == {name: {} for name in NAMES} and row["mean"] == {}
+
+
+def test_sealed_sites_are_summed_by_their_enrolled_keys(tmp_path: Path) -> None:
+    """As real ones are: the coordinator knows their keys by its roster, they each other's by what people accepted."""
+    names = ("a", "b", "c")
+    state = {name: tmp_path / "sites" / name for name in names}
+    rules = {name: sealed_rules(tmp_path / "log", name, state[name], **STRICT) for name in names}
+    grid, source = site_rules.ruled_grid(tmp_path, rules)
+    keys = {name: public_text(SITE_KEYS[name].public_key()) for name in names}
+
+    def masking(context: Any, name: str) -> Any:
+        config = SiteConfig(SiteGroup(name=name, folder=str(state[name])), policy=rules[name].policy.config)
+        return site_masking(config, SITE_KEYS[name], rules[name].audit)(context, name)
+
+    for name in names:
+        others = {n: Peer(n, key, "2026-01-01T00:00:00+00:00") for n, key in keys.items() if n != name}
+        _save(state[name], others)
+    client_site.register_source(source, masking=masking)
+    hooks, events = sealed_hooks(tmp_path / "coordinator", names), toy.Events([])
+    toy.federate(
+        grid, toy.toy_spec(rounds=1, strategy=MASKED), CheckpointStore(tmp_path / "run"), events, hooks=hooks,
+        stages=["guidance"], sites=list(names), poll_s=0.001, join_s=120.0,
+    )  # fmt: skip
+    assert not events.of("site_refused") and not events.of("site_failed")
+    sets = {name: {x.facts["set"] for x in log_of(tmp_path, name) if x.kind == "masked_shares"} for name in names}
+    assert sets["a"] == sets["b"] == sets["c"] and json.loads(*sets["a"])["summed"] == list(names)
 
 
 def test_a_log_that_names_another_set_than_the_site_agreed_to_is_a_problem(tmp_path: Path) -> None:
@@ -175,14 +205,14 @@ def test_an_update_is_judged_before_it_is_masked(
 
 def test_words_that_nobody_judged_do_not_leave() -> None:
     request = Payload("train", {"masked": {}})
-    words = Payload("train.reply", {"stage": "guidance"}, {"masked": toy.np.zeros(3, "int32")})
+    words = Payload("train.reply", {"stage": "guidance"}, {"masked": np.zeros(3, "int32")})
     clearance = Clearance(SitePolicy(PolicyConfig()))
     with pytest.raises(SiteError):
         clearance.check(words, request)
     clearance.given = True
     clearance.check(words, request)
     with pytest.raises(SiteError):  # as it is, where masks were asked for
-        clearance.check(replace(words, tensors={"head": toy.np.zeros(3, "float32")}), request)
+        clearance.check(replace(words, tensors={"head": np.zeros(3, "float32")}), request)
 
 
 def test_a_coordinator_that_asks_again_gets_the_same_words_and_no_second_set(

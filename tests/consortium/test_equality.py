@@ -16,7 +16,7 @@ from fed_diffmic.training.matrix import AT_SPECIFICITY, METRICS
 from tests.consortium.harness import OUTSIDE, Consortium, consortium, summary
 from tests.consortium.masks import accept_all, check_logs
 from tests.consortium.people import LEAVES, SOON_S, TASKS, audit, decision, kept, say, withdraw_while_training
-from tests.consortium.programs import Lines
+from tests.consortium.programs import START_S, Lines
 from tests.consortium.settings import SITES, final_weights, weights_of_rounds
 from tests.proxy import Proxy, serving
 
@@ -76,7 +76,7 @@ def test_masked_updates_give_the_weights_of_the_simulation(standing, data, commo
     standing.new_run("masked")
     settings = ("strategy.secure_aggregation=masked", "stages.guidance.rounds=1", "stages.diffusion.rounds=0")
     server = standing.start_server(*settings)
-    assert server.wait(200) == 0, server.said()
+    assert server.wait(START_S) == 0, server.said()
     made = [line["facts"]["weights"] for line in standing.audit.read() if line["kind"] == "aggregate"]
     assert made == [expected]
     check_logs(standing, {"guidance": 1})
