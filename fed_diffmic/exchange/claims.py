@@ -25,6 +25,14 @@ none is."""
 OUTSIDE = ("validation", "units", "hyperparameters", "unprotected")
 """What may be listed as outside the guarantee: metrics over validation images, the number of units, settings that were
 chosen by looking at these data, stages that trained without privacy."""
+WORDS = {
+    "validation": "metrics over its validation and test images (by which a round was chosen, probabilities were "
+    "calibrated and the model is judged)",
+    "units": "the number of its training units, from which the sample rate follows",
+    "hyperparameters": "settings that were chosen by looking at these data",
+    "unprotected": "stages that trained on the same data without privacy",
+}
+"""The same in words."""
 
 
 @dataclass(frozen=True)

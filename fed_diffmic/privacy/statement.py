@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-WORDS = {
-    "validation": "metrics over its validation and test images (by which a round was chosen, probabilities were "
-    "calibrated and the model is judged)",
-    "units": "the number of its training units, from which the sample rate follows",
-    "hyperparameters": "settings that were chosen by looking at these data",
-    "unprotected": "stages that trained on the same data without privacy",
-}
+from fed_diffmic.exchange.claims import WORDS
 
 
 def last_claims(history: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

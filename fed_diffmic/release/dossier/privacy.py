@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fed_diffmic.privacy.statement import WORDS
+from fed_diffmic.exchange.claims import WORDS
 from fed_diffmic.release.dossier.facts import (
     CONFIG,
     MODEL,

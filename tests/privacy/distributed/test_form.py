@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.linalg import hadamard as reference
 
 from fed_diffmic.errors import ConfigError
-from fed_diffmic.exchange.masking.fixed_point import leaves_room
+from fed_diffmic.exchange.masking.fixed_point import sum_fits
 from fed_diffmic.privacy.distributed.flattening import flatten, hadamard, signs, unflatten, width_of
 from fed_diffmic.privacy.distributed.form import LEAST_DEVIATION, NoisyForm
 from fed_diffmic.privacy.distributed.rounding import round_rows, squared_bound
@@ -111,7 +111,7 @@ def test_words_of_64_bits_hold_what_32_do_not() -> None:
     assert np.array_equal(wide.words(total).view("<i8"), total)
     assert not np.array_equal(narrow.words(total).view("<i4"), total)
     hundred_thousand = np.full(narrow.width, int(100_000 * narrow.sensitivity))
-    assert leaves_room(narrow.words(hundred_thousand), 10)
+    assert sum_fits(narrow.words(hundred_thousand), 10)
 
 
 def test_the_share_is_over_what_a_unit_can_change_not_over_its_length_before_rounding() -> None:
