@@ -1,0 +1,51 @@
+"""What a start loads: neither the compiler nor what only drawing, splitting and intervals need."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch._dynamo", "sympy", "sklearn", "scipy.stats", "pandas", "matplotlib", "ray", "plotly")
+
+
+@pytest.mark.parametrize("module", ["client.app", "simulations.run"])
+def test_a_start_loads_no_more_than_it_needs_and_the_compiler_is_itself_afterwards(module: str) -> None:
+    program = (
+        f"import sys, {module}\n"
+        f"print('HEAVY', sorted(set({HEAVY!r}) & set(sys.modules)))\n"
+        "import torch, timm\n"
+        "print('OURS', getattr(vars(torch).get('_dynamo'), '__class__', None).__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert "HEAVY []" in done.stdout and "_StandIn" not in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("module", ["client.supervisor", "server.start"])
+def test_what_only_supervises_loads_no_torch(module: str) -> None:
+    program = f"import sys, {module}\nprint('TORCH', 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert "TORCH False" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_stand_in_gives_what_it_lacks_from_the_compiler() -> None:
+    program = (
+        "import sys, torch\n"
+        "from fed_diffmic.models import without_compiler as w\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+        "found = w._StandIn('torch._dynamo').config\n"
+        "import torch._dynamo\n"
+        "assert found is torch._dynamo.config and not isinstance(torch._dynamo, w._StandIn)\n"
+        "assert w.is_compile_supported('cpu') is True\n"
+        "print('GOOD')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert "GOOD" in done.stdout, done.stderr
