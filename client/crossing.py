@@ -16,6 +16,7 @@ from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.exchange.codecs import DELTA, build_codec, code, restore
 from fed_diffmic.exchange.failures import BAD_REQUEST, DIVERGED, SiteError
 from fed_diffmic.exchange.payload import HELD, REFERENCE, Payload, Tensors
+from fed_diffmic.files import tensors_digest
 from fed_diffmic.training.size import BYTES, whole_parameters
 
 COPIES, SLACK = 4, 16 * 2**20
@@ -48,7 +49,7 @@ def restored_request(store: SiteStore, spec: RunSpec, request: Payload) -> Paylo
         _check_size(spec, came)
         weights = {**_kept(store, request, HELD), **_decoded(store, spec, request, came)}
         _check_size(spec, weights)
-        if not store.are(weights, named):
+        if tensors_digest(weights) != named:
             raise SiteError(BAD_REQUEST, "the weights are not those that the request names")
         store.keep_weights(named, weights)
     return replace(request, tensors={**base, **weights})

@@ -18,10 +18,8 @@ from typing import Any, Protocol
 from flwr.app import Context
 
 from client.journal import Journal
-from client.memory import MemoryStore
 from client.seals import Refusals, SiteSeals
 from client.start import SITE_LOG
-from client.state import SiteStore
 from client.watch import Watch
 from fed_diffmic.config.policy_budget import BudgetRules
 from fed_diffmic.config.privacy import PrivacyConfig
@@ -30,10 +28,8 @@ from fed_diffmic.data.site import SiteData
 from fed_diffmic.errors import FedDiffmicError
 from fed_diffmic.exchange.audit import AuditLog
 from fed_diffmic.exchange.failures import LABELS, SETTINGS, SiteError
-from fed_diffmic.exchange.masking.site import MaskingSite
 from fed_diffmic.exchange.payload import Payload
 from fed_diffmic.exchange.policy import SitePolicy
-from fed_diffmic.exchange.policy_masking import is_masked
 from fed_diffmic.files import append_line, private_folder
 from fed_diffmic.provision.keys import PrivateKey, load_private, make_site_key
 from fed_diffmic.reporting.rotation import set_aside
@@ -45,13 +41,6 @@ class Agreement(Protocol):
 
     def check(self, kind: str, request: Payload) -> None:
         """Raise :class:`SiteError` for a request that is not of a study that the site agreed to."""
-
-
-class Models(Protocol):
-    """What takes the models that the coordinator sends (:class:`client.delivery.Delivery`)."""
-
-    def take(self, spec: RunSpec, request: Payload) -> Payload:
-        """Keep the model that a request holds; raises :class:`SiteError` for one that is not to be had."""
 
 
 Gate = Callable[[str], None]
@@ -76,12 +65,8 @@ class Site:
         witness: file beside the site's key that remembers the ledger's head; none: a virtual site.
         budget: what a run and a round may take of the privacy budget; none: a virtual site.
         draws: secret of the site that its random draws in training depend on beside the run's seed; empty: none.
-        memory: hold what it is sent in this process's memory (:mod:`client.memory`): a virtual site's.
         examine: called with the stage's module, the weights that came in it, before it is trained; raises
             :class:`SiteError` where the site does not train from such weights.
-        masking: its part in masked sums; none: it holds no roster of the other sites' keys.
-        judge: called with an update as it would leave without masks, and its request, before it is masked; raises
-            :class:`SiteError` where the site's rules do not let it leave.
     """
 
     name: str
@@ -96,20 +81,12 @@ class Site:
     witness: Path | None = None
     budget: BudgetRules | None = None
     draws: str = ""
-    memory: bool = False
     examine: Callable[[StageModule], None] | None = None
-    masking: MaskingSite | None = None
-    judge: Callable[[Payload, Payload], None] | None = None
 
     @property
     def drawn_by(self) -> str:
         """What every seed of its training is made from beside the run's: its name, and its secret where it has one."""
         return f"{self.name}\0{self.draws}" if self.draws else self.name
-
-    @property
-    def store(self) -> SiteStore:
-        """What it keeps between rounds."""
-        return store_of(self.folder, self.memory)
 
     def key(self) -> PrivateKey:
         """What signs the privacy ledger: the site's key; a virtual site makes one in its folder."""
@@ -137,7 +114,6 @@ class Rules:
         refusals: counts what was refused over its seal.
         watch: tells the supervisor what is being done; none: nobody watches from outside.
         journal: tells the site's people what was done; none: nobody reads it.
-        models: takes the models that are sent; none: none is taken.
     """
 
     policy: SitePolicy
@@ -148,7 +124,6 @@ class Rules:
     refusals: Refusals = field(default_factory=Refusals)
     watch: Watch | None = None
     journal: Journal | None = None
-    models: Models | None = None
     studies: Agreement = field(kw_only=True)
 
 
@@ -173,7 +148,6 @@ class _Registered:
     folder: Folder | None = None
     rules: Rules | None = None
     protection: Callable[[Context], Protection] | None = None
-    masking: Callable[[Context, str], MaskingSite | None] | None = None
 
 
 _REGISTERED = _Registered()
@@ -184,7 +158,6 @@ def register_source(
     folder: Folder | None = None,
     rules: Rules | None = None,
     protection: Callable[[Context], Protection] | None = None,
-    masking: Callable[[Context, str], MaskingSite | None] | None = None,
 ) -> None:
     """Say where this process's sites get their data.
 
@@ -194,9 +167,7 @@ def register_source(
         folder: the site's own folder where ``node_config["site-dir"]`` does not say it.
         rules: what a real site enforces.
         protection: how training is protected; none: it is not.
-        masking: a site's part in masked sums, by its name; none: it has none.
     """
-    _REGISTERED.masking = masking
     _REGISTERED.protection = protection
     _REGISTERED.source = source
     _REGISTERED.folder = folder
@@ -220,16 +191,6 @@ def site_folder(context: Context) -> Path:
     if _REGISTERED.folder is None:
         raise SiteError(SETTINGS)
     return _REGISTERED.folder(context)
-
-
-def in_memory(context: Context) -> bool:
-    """Whether the site is one of several of this process, as ``node_config["memory"]`` says; a real one never is."""
-    return _REGISTERED.rules is None and bool(context.node_config.get("memory", False))
-
-
-def store_of(folder: Path, memory: bool) -> SiteStore:
-    """What the site of that folder keeps."""
-    return MemoryStore(folder) if memory else SiteStore(folder)
 
 
 def open_data(context: Context, spec: RunSpec | None, header: Mapping[str, Any]) -> SiteData:
@@ -259,16 +220,12 @@ def open_site(context: Context, spec: RunSpec, header: Mapping[str, Any]) -> Sit
         witness=protection.witness,
         budget=None if _REGISTERED.rules is None else _REGISTERED.rules.policy.config.budget,
         real=_REGISTERED.rules is not None,
-        masking=_REGISTERED.masking(context, data.name)
-        if _REGISTERED.masking is not None and is_masked(spec)
-        else None,
         name=data.name,
         folder=site_folder(context),
         data=data,
         device=str(context.node_config.get("device", spec.device)),
         keep_updates=bool(context.node_config.get("keep-updates", True)),
         pace=float(context.node_config.get("pace", 1.0)),
-        memory=in_memory(context),
     )
 
 

@@ -8,6 +8,7 @@ from client.module import load_module, read_site_state, site_algorithm
 from client.privacy import is_private
 from client.requests import answer_header
 from client.site import Site
+from client.state import SiteStore
 from client.tasks import drop_non_finite
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import ModelFileError
@@ -29,7 +30,7 @@ def conform(site: Site, spec: RunSpec, request: Payload) -> Payload:
         BaseMissingError: the stage's base must be sent.
         SiteError: the request's calibration is not one of this task and these classes, or scores are not finite.
     """
-    header, store = request.header, site.store
+    header, store = request.header, SiteStore(site.folder)
     try:
         fitted = Calibration.from_json(header["calibration"])
     except ModelFileError as error:

@@ -30,25 +30,23 @@ class Broadcast:
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
         self._moved: Parcel | None = None
-        self._judged = False
 
     def trained_from(self, work: StageWork) -> Parcel | None:
         """What is first sent of the next round's weights; none: everything."""
         progress, own = work.progress, work.algorithm.broadcast(work.progress.current, work.progress.algorithm)
         if progress.round == 0:
             return None
-        if not work.config.ema and (self._judged or self._moved is None):
+        if not work.config.ema:
             return Parcel(own, held=tensors_digest(progress.current))
         moved, self._moved = self._moved, None  # a resumed run no longer has it
         return None if moved is None else Parcel({**moved.tensors, **own}, reference=moved.reference)
 
-    def settle(self, work: StageWork, sent: Tensors, *, judged: bool = True) -> tuple[Tensors, Parcel]:
+    def settle(self, work: StageWork, sent: Tensors) -> tuple[Tensors, Parcel]:
         """Turn a round's aggregate into what the sites will hold of it, written into the stage's progress.
 
         Args:
             work: the stage; its ``round`` still counts the rounds before.
             sent: the tensors that the round was trained from, the algorithm's own included.
-            judged: whether the weights go out now, to be judged; else they go out when they are trained from.
 
         Returns:
             the weights that are judged next, and what is first sent of them.
@@ -61,11 +59,12 @@ class Broadcast:
         made = self._coded(work, progress.current, sent, progress.residual)
         progress.current, progress.residual = made.decoded, made.residual
         progress.average = moving_average(progress.average, progress.current, ema)
-        self._judged, self._moved = judged, Parcel(made.travels, reference=named)
+        moved = Parcel(made.travels, reference=named)
         if not ema:
-            return progress.current, self._moved
-        average = self._coded(work, progress.average, sent, {})
-        return average.decoded, Parcel(average.travels, reference=named)
+            return progress.current, moved
+        self._moved = moved
+        judged = self._coded(work, progress.average, sent, {})
+        return judged.decoded, Parcel(judged.travels, reference=named)
 
     def _coded(self, work: StageWork, tensors: Tensors, sent: Tensors, residual: Tensors) -> Coded:
         try:

@@ -3,8 +3,7 @@
 ``checkpoints/state.json`` is renamed into place last, after every file that it names: a kill at any
 moment leaves either the old round or the new one. Tensor files are named by their own digest, so
 what did not change is not written again, and what is torn is noticed. The round before stays
-readable through ``previous.json``, which is the pointer of before under another name. The rounds' metrics are lines of
-``history.jsonl`` (:mod:`server.kept_history`).
+readable through ``previous.json``.
 """
 
 from __future__ import annotations
@@ -21,22 +20,17 @@ from fed_diffmic.algorithms.base import Tensors
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import MachineError, ModelFileError
 from fed_diffmic.exchange.audit import Head
-from fed_diffmic.files import load_tensors, map_tensors, read_json, save_tensors, tensors_digest, write_json
+from fed_diffmic.files import load_tensors, read_json, save_tensors, tensors_digest, write_json
 from fed_diffmic.release.final import FinalModel, load_final, write_final
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.sureness import Sureness
 from server.hooks import Hooks
-from server.kept_history import KeptHistory
 from server.provenance import provenance_facts
 from server.run_state import RunState, StageProgress
 
-FORMAT = 2
-OLD = 1
-"""The pointer holds the history itself; read, never written."""
+FORMAT = 1
 
 GROUPS = ("frozen", "current", "residual", "average", "best", "algorithm")
-LAID_DOWN = ("frozen", "residual", "average", "best", "algorithm")
-"""What is read from its file while the sites train; the round's weights are sent and measured against."""
 
 
 class CheckpointStore:
@@ -51,10 +45,7 @@ class CheckpointStore:
         self.checkpoints = self.folder / "checkpoints"
         self._pointer = self.checkpoints / "state.json"
         self._previous = self.checkpoints / "previous.json"
-        self._history = KeptHistory(self.checkpoints / "history.jsonl")
         self._last: dict[str, Any] | None = None
-        self._known: dict[str, Tensors] = {}
-        self._whole = False
 
     @property
     def exists(self) -> bool:
@@ -96,9 +87,7 @@ class CheckpointStore:
             if not pointer.exists():
                 continue
             try:
-                found = self._read(pointer)
-                self._whole = pointer == self._pointer
-                return found
+                return self._read(pointer)
             except ModelFileError as error:
                 first = first or error
         if first is not None:
@@ -116,36 +105,18 @@ class CheckpointStore:
         """
         value: dict[str, Any] = {
             "format": FORMAT,
-            **{k: v for k, v in vars(run_state).items() if k not in ("results", "progress", "history")},
+            **{k: v for k, v in vars(run_state).items() if k not in ("results", "progress")},
         }
-        value["history"] = self._history.keep(run_state.history)
         value["results"] = {stage: self._put(tensors) for stage, tensors in run_state.results.items()}
         value["progress"] = None
         if run_state.progress is not None:
             facts = {k: v for k, v in vars(run_state.progress).items() if k not in GROUPS}
             value["progress"] = {**facts, **{g: self._put(getattr(run_state.progress, g)) for g in GROUPS}}
-        if self._whole:  # one that was found damaged does not become the second chance
-            self._set_aside()
-        write_json(self._pointer, value, indent=None)
-        self._whole = True
+        if self._last is not None:
+            write_json(self._previous, self._last)
+        write_json(self._pointer, value)
         self._collect([value, self._last or value])
         self._last = value
-        if run_state.progress is not None:
-            self._lay_down(run_state.progress, value["progress"])
-
-    def _set_aside(self) -> None:
-        """The pointer becomes the one of the round before; until the next one is there, a resumed run goes on from it.
-
-        Raises:
-            MachineError: no permission.
-        """
-        try:
-            self._pointer.replace(self._previous)
-        except OSError as error:
-            raise MachineError(
-                f"cannot rename {self._pointer.name} in {self.checkpoints}: {error.strerror}",
-                "Choose a run.dir you may write to.",
-            ) from error
 
     def finish(
         self,
@@ -181,22 +152,9 @@ class CheckpointStore:
         write_final(self.folder, model, signer=hooks.signer, facts=facts)
         return load_final(self.folder, public_key=hooks.public_key)
 
-    def _lay_down(self, progress: StageProgress, digests: Mapping[str, Any]) -> None:
-        """Leave to the files what the next round's training does not need: their digests are known from here on."""
-        for group in LAID_DOWN:
-            tensors, digest = getattr(progress, group), digests[group]
-            if digest and tensors is not self._known.get(digest):
-                self._known[digest] = map_tensors(self._file(digest))
-                setattr(progress, group, self._known[digest])
-        named = {digests[group] for group in LAID_DOWN}
-        self._known = {digest: tensors for digest, tensors in self._known.items() if digest in named}
-
     def _put(self, tensors: Tensors) -> str:
         if not tensors:
             return ""
-        for digest, known in self._known.items():
-            if tensors is known and self._file(digest).exists():
-                return digest
         digest = tensors_digest(tensors)
         path = self._file(digest)
         if not path.exists():
@@ -223,16 +181,15 @@ class CheckpointStore:
     def _read(self, pointer: Path) -> RunState:
         value = read_json(pointer)
         try:
-            if value["format"] not in (OLD, FORMAT):
+            if value["format"] != FORMAT:
                 raise ModelFileError(f"{pointer} was written by another version")
-            history = value["history"] if value["format"] == OLD else self._history.read(value["history"])
             results = {stage: self._get(digest) for stage, digest in value["results"].items()}
             progress = value["progress"]
             if progress is not None:
                 filled: dict[str, Any] = {k: self._get(v) if k in GROUPS else v for k, v in progress.items()}
                 progress = StageProgress(**filled)
-            plain = {k: v for k, v in value.items() if k not in ("format", "results", "progress", "history")}
-            run_state = RunState(**plain, results=results, progress=progress, history=history)
+            plain = {k: v for k, v in value.items() if k not in ("format", "results", "progress")}
+            run_state = RunState(**plain, results=results, progress=progress)
         except (AttributeError, KeyError, TypeError) as error:
             raise ModelFileError(f"{pointer} lacks fields or has others") from error
         self._last = value

@@ -14,7 +14,6 @@ from server.broadcast import known_already
 from server.exchange import EvaluateRequest
 from server.federation import Federation
 from server.finished import finished_task
-from server.judges import able
 
 
 def calibrate(run: Federation, stage: str) -> Calibration:
@@ -27,10 +26,7 @@ def calibrate(run: Federation, stage: str) -> Calibration:
     task, weights, own = finished_task(spec, run.run_state, stage)
     deadline = time.monotonic() + run.terms.deadline_s
     parcel, prior = known_already(weights), run.prior.tolist()
-    asked = able(run.run_state.claims, run.exchange.everyone())
-    answer = run.exchange.evaluate(
-        EvaluateRequest(task, weights, prior, 0, deadline, own, sums=True, parcel=parcel, asked=asked)
-    )
+    answer = run.exchange.evaluate(EvaluateRequest(task, weights, prior, 0, deadline, own, sums=True, parcel=parcel))
     metrics = answer.metrics
     run.run_state.bytes_sent += answer.outcome.bytes_sent
     blended, taken = cfg.blend, calibration.prior_taken(cfg, stage)

@@ -69,8 +69,6 @@ def run_settings(spec: RunSpec, terms: RunTerms) -> dict[str, Any]:
     }
     if terms.patience:
         settings["patience"] = terms.patience
-    if (terms.metrics_every, terms.metrics_share) != (1, 1.0):
-        settings["metrics"] = {"every": terms.metrics_every, "share": terms.metrics_share}
     found: dict[str, Any] = json.loads(json.dumps(settings))
     return found
 

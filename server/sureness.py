@@ -11,7 +11,6 @@ from server.broadcast import known_already
 from server.exchange import AssessRequest
 from server.federation import Federation
 from server.finished import finished_task
-from server.judges import able
 
 ARM = "federated"  # a baseline is compared, not used
 LONGEST_S = 1800.0
@@ -28,8 +27,7 @@ def conform(run: Federation, fitted: Mapping[str, Calibration]) -> dict[str, Sur
     stage = list(run_state.results)[-1]
     task, weights, own = finished_task(spec, run_state, stage)
     deadline = time.monotonic() + min(run.terms.deadline_s, LONGEST_S)
-    asked = able(run_state.claims, exchange.everyone())
-    request = AssessRequest(task, weights, fitted[stage], deadline, own, asked, known_already(weights))
+    request = AssessRequest(task, weights, fitted[stage], deadline, own, parcel=known_already(weights))
     answer = exchange.conform(request)
     run_state.bytes_sent += answer.outcome.bytes_sent
     counts: dict[str, Counts] = {}

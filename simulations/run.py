@@ -27,6 +27,7 @@ from fed_diffmic.release.personal import own_part
 from fed_diffmic.reporting.curves import write_metrics_csv
 from fed_diffmic.reporting.events import EventLog, earlier_seconds, read_events
 from fed_diffmic.reporting.progress import RichProgress, make_progress
+from fed_diffmic.reporting.report import write_report
 from fed_diffmic.reporting.table import print_summary
 from fed_diffmic.reporting.tracking import make_trackers
 from server.app import app as server_app
@@ -37,7 +38,6 @@ from simulations.folder import forget_site_files, leave_nothing, prepare_run_dir
 from simulations.grid import InProcessGrid
 from simulations.metrics import Judge
 from simulations.personal import keep_personal, personal_methods
-from simulations.shared_noise import with_share
 from simulations.sites import VirtualSites, check_named_sites, shared_sites
 from simulations.summary import summarise
 from simulations.why import reasons
@@ -70,7 +70,7 @@ def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
         raise
     atomic_write(run_dir / "config.yaml", to_yaml(config).encode())
     progress, trackers = make_progress(), make_trackers(config.run.tracking, run_dir)
-    events = EventLog(run_dir / "events.jsonl", observers=[progress, *trackers], later=True)
+    events = EventLog(run_dir / "events.jsonl", observers=[progress, *trackers])
     try:
         events.emit("resumed" if resume else "run_started", run=run_dir.name, seed=config.seed)
         for note in [*sites.notes, *model_notes(config.model)]:
@@ -93,8 +93,6 @@ def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
             tracker.close()
         if isinstance(progress, RichProgress):
             progress.close()
-    from fed_diffmic.reporting.report import write_report  # matplotlib: not before there is something to draw
-
     log = read_events(run_dir / "events.jsonl")
     write_metrics_csv(run_dir / "metrics.csv", log)
     report = write_report(run_dir, summary, events=log, config_yaml=to_yaml(config))
@@ -148,11 +146,7 @@ def train_arm(
         place = folder if len(trials) == 1 else folder / trial.name
         place.mkdir(parents=True, exist_ok=True)
         spec = make_spec(
-            replace(
-                config,
-                stages=trial.stages(config.stages),
-                strategy=with_share(config, strategy_of(config.strategy, arm), arm),
-            ),
+            replace(config, stages=trial.stages(config.stages), strategy=strategy_of(config.strategy, arm)),
             classes=sites.classes,
             task=sites.task,
             run_id=run_dir.name,
@@ -185,7 +179,7 @@ def run_arm(
             "run-dir": str(run_dir),
             "folder": str(folder),
         }
-        nodes: list[dict[str, Any]] = [
+        nodes = [
             {"site": site, "partition-id": number, "num-partitions": len(arm.sites)}
             for number, site in enumerate(arm.sites)
         ]
@@ -196,9 +190,7 @@ def run_arm(
                 share = 1.0 / len(arm.sites) if spec.device.startswith("cuda") else 0.0
                 run_on_ray(server_app, nodes, run_config, cpus_per_site=spec.threads, gpus_per_site=share)
             else:
-                # An update that is not kept is computed again, to the same bits; where it has noise, spent again.
-                here = {"memory": True, "keep-updates": config.privacy.name != "none"}
-                grid = InProcessGrid(client_app, [{**node, **here} for node in nodes], run_config)
+                grid = InProcessGrid(client_app, nodes, run_config)
                 context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config)
                 server_app(grid=grid, context=context)
     final = load_final(folder)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.spatial.distance import jensenshannon
 
 from fed_diffmic.config.checks import parse_absence, parse_slowness
 from fed_diffmic.config.compose import config_from_run_config
@@ -134,8 +135,6 @@ def heterogeneity(counts: Mapping[str, Sequence[int]]) -> float | None:
     Returns:
         none with fewer than two sites.
     """
-    from scipy.spatial.distance import jensenshannon
-
     rows = [np.asarray(row, dtype=np.float64) for _, row in sorted(counts.items()) if sum(row)]
     shares = [row / row.sum() for row in rows]
     pairs = [jensenshannon(a, b, base=2) ** 2 for position, a in enumerate(shares) for b in shares[position + 1 :]]

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.model_selection import ShuffleSplit, StratifiedShuffleSplit
 
 from fed_diffmic.data.groups import Groups
 from fed_diffmic.data.manifest import SPLITS, Manifest
@@ -196,8 +197,6 @@ def _cut(groups: Groups, among: np.ndarray, fraction: float, seed: int, keep: in
 
 def _candidates(strata: np.ndarray, size: int, seed: int) -> Iterator[np.ndarray]:
     """Seeded draws of ``size`` positions, stratified where scikit-learn can (it needs two groups a stratum)."""
-    from sklearn.model_selection import ShuffleSplit, StratifiedShuffleSplit  # not before there is something to split
-
     state = seed % 2**32
     pooled = strata.copy()
     names, counts = np.unique(strata, return_counts=True)

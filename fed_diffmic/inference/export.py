@@ -134,9 +134,7 @@ def export_onnx(predictor: Predictor, out: Path, facts: dict[str, Any]) -> Expor
 
 def needs_starts(predictor: Predictor) -> bool:
     """Whether the graph takes the sampler's draws as an input."""
-    model = predictor.spec.model
-    drawn = model.sampling == "chain" and model.denoiser != "classifier"
-    return drawn and predictor.module.stage == "diffusion" and model.sampling_start == "own"
+    return predictor.module.stage == "diffusion" and predictor.spec.model.sampling_start == "own"
 
 
 def largest_difference(predictor: Predictor, session: Any) -> float:

@@ -15,7 +15,3 @@ Symbols used in every docstring of this room:
 ``W``  width (channels) of an encoder's features
 ====== =========================================================================
 """
-
-from fed_diffmic.models.without_compiler import load_timm
-
-load_timm()  # before any file of this folder imports it

@@ -42,8 +42,6 @@ def check_architecture(cfg: ModelConfig) -> None:
         raise ConfigError("model.crop", cfg.crop, f"at most model.image_side={cfg.image_side}")
     if cfg.sampling_steps > cfg.timesteps:
         raise ConfigError("model.sampling_steps", cfg.sampling_steps, f"at most model.timesteps={cfg.timesteps}")
-    if cfg.sampling == "mean" and cfg.denoiser != "residual":
-        raise ConfigError("model.sampling", cfg.sampling, f"chain with model.denoiser={cfg.denoiser}")
     _check_prior_init(cfg)
     grid = encoder_grid(cfg, "guidance_backbone")
     encoder_grid(cfg, "prior_backbone")

@@ -122,8 +122,7 @@ def make_kit(config: ServerConfig, name: str, address: str | None) -> Kit:
         CredentialError: no such site, an address that the certificate does not name, a certificate that expired or
             that the CA in the kit did not sign.
     """
-    roster = Roster.load(needed(config, "roster"))
-    entry = roster.site(name)
+    entry = Roster.load(needed(config, "roster")).site(name)
     ca = read_credential(needed(config, "ca"), "CA's certificate")
     certificate = load_certificate(needed(config, "certificate"))
     check_chain(certificate, load_certificates(ca, str(config.security.ca)))
@@ -136,7 +135,6 @@ def make_kit(config: ServerConfig, name: str, address: str | None) -> Kit:
         task=config.consortium.task,
         seed=config.seed,
         made=datetime.now(UTC).isoformat(timespec="microseconds"),  # of two kits of one second, one is the later
-        peers=roster.sites,
     )
 
 

@@ -47,9 +47,6 @@ from fed_diffmic.files import append_line
 Event = dict[str, Any]
 Observer = Callable[[Event], None]
 TORN = "torn_line"
-OF_A_SITE = frozenset({"site_found", "site_done", "site_evaluated"})
-"""What every site does in every round as it should: a log of ``later`` writes these with the line that follows."""
-LONGEST_S = 5.0
 _RESERVED = ("time", "elapsed")
 
 
@@ -96,21 +93,16 @@ class EventLog:
     Args:
         path: the file, created if missing; ``None``: nothing is written, observers only.
         observers: called with each event, in order.
-        later: lines of :data:`OF_A_SITE` wait for the next line of another kind, or :data:`LONGEST_S` seconds, and are
-            written and flushed with it: a thousand virtual sites then wait for the disk once a round. A crash loses
-            what waits, which is of a round that a resumed run repeats.
 
     Raises:
         MachineError: the file cannot be written.
     """
 
-    def __init__(self, path: Path | None, observers: Sequence[Observer] = (), *, later: bool = False) -> None:
+    def __init__(self, path: Path | None, observers: Sequence[Observer] = ()) -> None:
         self.path = path
         self._observers = list(observers)
         self._lock = threading.RLock()
-        self._start = self._written = time.monotonic()
-        self._later = later
-        self._waiting: list[str] = []
+        self._start = time.monotonic()
         if path is not None and path.exists() and path.stat().st_size:
             with path.open("rb") as stream:
                 stream.seek(-1, 2)
@@ -119,22 +111,11 @@ class EventLog:
                 self._append("")
                 self.emit("warning", code=TORN, message="the line before was cut short by a crash")
 
-    def _append(self, line: str, kind: str = "") -> None:
+    def _append(self, line: str) -> None:
         if self.path is None:
             return
-        self._waiting.append(line)
-        now = time.monotonic()
-        if self._later and kind in OF_A_SITE and now - self._written < LONGEST_S:
-            return
-        self._written = now
-        self._flush()
-
-    def _flush(self) -> None:
-        if self.path is None or not self._waiting:
-            return
-        lines, self._waiting = self._waiting, []
         try:
-            append_line(self.path, "\n".join(lines))
+            append_line(self.path, line)
         except OSError as error:
             raise MachineError(
                 f"cannot append to {self.path.name} in {self.path.parent}: {error.strerror}", "Free space, then resume."
@@ -161,7 +142,7 @@ class EventLog:
         with self._lock:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             event = {"time": now, "elapsed": round(time.monotonic() - self._start, 3), "kind": kind, **plain(facts)}
-            self._append(json.dumps(event, allow_nan=False), kind)
+            self._append(json.dumps(event, allow_nan=False))
             for observer in list(self._observers):
                 try:
                     observer(event)
@@ -172,20 +153,13 @@ class EventLog:
             return event
 
     def close(self) -> None:
-        """Write what waits and close the observers that can be closed. Twice is once.
-
-        Raises:
-            MachineError: no space, no permission.
-        """
+        """Close the observers that can be closed; the file needs no closing. Twice is once."""
         with self._lock:
             observers, self._observers = self._observers, []
-            try:
-                self._flush()
-            finally:
-                for observer in observers:
-                    close = getattr(observer, "close", None)
-                    if close is not None:
-                        close()
+        for observer in observers:
+            close = getattr(observer, "close", None)
+            if close is not None:
+                close()
 
     def __enter__(self) -> EventLog:
         return self

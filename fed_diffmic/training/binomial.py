@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.stats import beta
 
 
 def clopper_pearson(hits: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """The exact interval of a share (Clopper and Pearson 1934), for numbers that need not be whole; (0, 1) for none."""
     if n <= 0:
         return 0.0, 1.0
-    from scipy.stats import beta  # a second of its own, where intervals are wanted
-
     tail = (1 - confidence) / 2
     low = 0.0 if hits <= 0 else float(beta.ppf(tail, hits, n - hits + 1))
     high = 1.0 if hits >= n else float(beta.ppf(1 - tail, hits + 1, n - hits))

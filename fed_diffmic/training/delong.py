@@ -19,6 +19,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.stats import rankdata
 
 
 def auroc_influence(scores: np.ndarray, positive: np.ndarray) -> tuple[float, np.ndarray]:
@@ -35,8 +36,6 @@ def auroc_influence(scores: np.ndarray, positive: np.ndarray) -> tuple[float, np
     influence = np.zeros(len(scores))
     if not m or not n:
         return math.nan, influence
-    from scipy.stats import rankdata  # a second of its own, where intervals are wanted
-
     whole = rankdata(scores)
     above = (whole[positive] - rankdata(scores[positive])) / n  # share of negatives below each positive
     below = 1.0 - (whole[~positive] - rankdata(scores[~positive])) / m  # share of positives above each negative

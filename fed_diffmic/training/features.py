@@ -7,17 +7,17 @@ round to round. They derive from patients' images and live in memory only.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Hashable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
-from fed_diffmic.config.spec import RunSpec
+from fed_diffmic.config.spec import RunSpec, without_paths
 from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import normalise
 from fed_diffmic.deadline import check_time
@@ -66,15 +66,9 @@ def feature_key(spec: RunSpec, stage: str, base: str, examples: Examples, *, own
         own: digest of what in it is the site's own.
     """
     images = hashlib.sha256(np.ascontiguousarray(examples.keys).tobytes()).hexdigest()
-    return (_network(spec.to_json()), stage, base, own, images)
-
-
-@functools.lru_cache(maxsize=8)
-def _network(text: str) -> str:
-    """What of a specification decides what a network makes of an image; its weights are named by the base."""
-    spec = json.loads(text)
-    model = {k: v for k, v in spec["model"].items() if k not in ("weights", "prior_weights", "pretrained")}
-    return json.dumps([model, spec["mean"], spec["std"], spec["threads"]], sort_keys=True)
+    model = asdict(without_paths(spec).model)  # the base says which weights
+    network = json.dumps([model, list(spec.mean), list(spec.std), spec.threads], sort_keys=True)
+    return (network, stage, base, own, images)
 
 
 def _bytes(features: Any) -> int:
@@ -107,8 +101,7 @@ def all_features(
         return found
     with torch.no_grad():
         parts = [
-            module.inputs_of(normalised_images(module, examples, part, device), examples.keys[part])
-            for part in chunks(len(examples), CHUNK)
+            module.inputs(normalised_images(module, examples, part, device)) for part in chunks(len(examples), CHUNK)
         ]
     features = type(parts[0])(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
     if store is not None and key is not None:

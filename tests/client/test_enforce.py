@@ -78,17 +78,6 @@ BEYOND: dict[str, tuple[dict[str, Any], Callable[[], Payload], int]] = {
     "test images in a later round": ({}, lambda: task("assess", round=1), failures.POLICY_ROUNDS),
     "test images of a stage not named": ({"stages": ["plain"]}, lambda: task("assess"), failures.POLICY_STAGE),
     "a small site": ({"min_count": 13}, lambda: task("train"), failures.POLICY_COUNT),
-    "an update as it is": ({"secure_aggregation": "required"}, query, failures.POLICY_MASKING),
-    "masks": (
-        {"secure_aggregation": "off"},
-        lambda: query(strategy=StrategyConfig(secure_aggregation="masked")),
-        failures.POLICY_MASKING,
-    ),
-    "an update as it is in a run that masks": (
-        {},
-        lambda: task("train", toy.toy_spec(strategy=StrategyConfig(secure_aggregation="masked"))),
-        failures.POLICY_MASKING,
-    ),
     "no privacy": ({"privacy": "required"}, query, failures.POLICY_PRIVACY),
     "more threads": ({}, lambda: query(threads=200), failures.LIMIT_SIZE),
 }  # fmt: skip

@@ -73,7 +73,7 @@ class Consortium:
                 "certificate": str(certificate), "key": str(key), "ca": str(authority.certificate_path),
                 "roster": str(self.roster),
             },
-            "run": {"deadline_s": 150.0, "join_s": 150.0, "deliver_s": 20.0, **(run or {})},
+            "run": {"deadline_s": 150.0, "join_s": 150.0, **(run or {})},
         }  # fmt: skip
         self.server_yaml = folder / "server.yaml"
         self.server_yaml.write_text(yaml.safe_dump(server, allow_unicode=True), encoding="utf-8")
@@ -114,15 +114,8 @@ class Consortium:
 
     def set_way(self, site: str, **way: Any) -> None:
         """Change settings of a site's way to the coordinator, before it is started."""
-        self._set(site, "coordinator", way)
-
-    def set_policy(self, site: str, **rules: Any) -> None:
-        """Change rules of a site's policy, before it is started."""
-        self._set(site, "policy", rules)
-
-    def _set(self, site: str, group: str, values: Mapping[str, Any]) -> None:
         value = yaml.safe_load(self.site_yaml[site].read_text(encoding="utf-8"))
-        value[group] |= values
+        value["coordinator"] |= way
         self.site_yaml[site].write_text(yaml.safe_dump(value, allow_unicode=True), encoding="utf-8")
 
     def site_folder(self, site: str) -> Path:

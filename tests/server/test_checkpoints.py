@@ -31,8 +31,9 @@ def state(round_index: int) -> RunState:
         best_score=[2.0, 0.5],
         site_states={"a": "0" * 64},
     )
-    history = [{"round": index} for index in range(1, round_index + 1)]
-    return RunState(settings={"stages": ["guidance"]}, progress=progress, history=history, bytes_sent=8)
+    return RunState(
+        settings={"stages": ["guidance"]}, progress=progress, history=[{"round": round_index}], bytes_sent=8
+    )
 
 
 def same(a: RunState, b: RunState) -> bool:

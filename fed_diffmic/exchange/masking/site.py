@@ -19,7 +19,7 @@ What a site holds to, whatever it is asked:
   a new attempt has new keys, new masks and new shares, and the old one is dead;
 - it gives shares only when it has seen that enough others signed the very same set, and for each peer one of the two
   kinds of share;
-- what it must remember is on disk before it answers, the set in its audit log before a share is given.
+- what it must remember is on disk before it answers; the set is in its audit log before a share is given.
 """
 
 from __future__ import annotations
@@ -269,8 +269,7 @@ class MaskingSite:
         company = sorted_names(names)
         strangers = [name for name in company if name not in self.roster]
         if strangers or self.name not in company:
-            named = ", ".join(ascii(name)[:80] for name in strangers[:5]) or "this one is left out"
-            raise MaskingError(STRANGER, f"a site of the round is none of this site's roster: {named}")
+            raise MaskingError(STRANGER, "a site of the round is not in this site's roster, or this site is left out")
         if len(company) - 1 < self.min_sites:
             raise MaskingError(FEW, f"there are fewer than {self.min_sites} other sites")
 
