@@ -179,9 +179,9 @@ def test_without_noise_the_mean_is_that_of_the_clipped_gradients(monkeypatch: py
         for name, gradient in one.items():
             slow[name] += gradient.numpy() * min(1.0, 0.5 / length) / len(train)
     quantum = form.clip_norm / form.quanta
+    assert max(np.abs(gradient).max() for gradient in slow.values()) > 5 * quantum
     for name, gradient in slow.items():
         assert np.abs(found[name] - gradient).max() < 0.75 * quantum
-        assert np.abs(gradient).max() > 3 * quantum
 
 
 def test_a_round_that_dies_while_it_computes_is_charged_in_full(
