@@ -29,7 +29,7 @@ from fed_diffmic.config.owners import ALGORITHMS, DATASETS
 from fed_diffmic.config.plugins import find
 from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.config.server import ServerConfig
-from fed_diffmic.config.shared_noise import check_shared_noise
+from fed_diffmic.config.shared_noise import check_shared_noise, check_shared_privacy
 from fed_diffmic.config.simulation import DatasetConfig, SimulateConfig, StagesConfig
 from fed_diffmic.config.stages import check_crossfit, check_stage_values
 from fed_diffmic.errors import ConfigError, UsageError
@@ -102,20 +102,7 @@ def check_privacy_group(privacy: PrivacyConfig) -> None:
     if not privacy.stages:
         raise ConfigError("privacy.stages", "[]", "at least one stage with privacy=dp_sgd")
     check_once("privacy.stages", privacy.stages)
-    if privacy.mechanism == "distributed" and privacy.noise_multiplier is not None:
-        raise ConfigError(
-            "privacy.noise_multiplier",
-            privacy.noise_multiplier,
-            "null with privacy.mechanism=distributed",
-            "What each site adds is the run's strategy.noise_share.",
-        )
-    if privacy.mechanism == "distributed" and privacy.budget_alone is None:
-        raise ConfigError(
-            "privacy.budget_alone",
-            "null",
-            "a number with privacy.mechanism=distributed",
-            "It is the most that these data may lose if every other site is dishonest and adds no noise.",
-        )
+    check_shared_privacy(privacy)
     if privacy.weight == 0 and privacy.nominal_units == 0 and privacy.count_noise == 0:
         raise ConfigError(
             "privacy.weight", 0, "at least 1, or 0 beside privacy.nominal_units or privacy.count_noise above 0"

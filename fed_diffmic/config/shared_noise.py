@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fed_diffmic.config.features import Trained
+from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.config.server import ServerConfig
 from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.errors import ConfigError
@@ -78,4 +79,28 @@ def _check_simulation(config: SimulateConfig) -> None:
             config.baselines,
             f"[] with strategy={NAME}",
             "One site alone shares noise with nobody; run baselines under privacy.mechanism=local.",
+        )
+
+
+def check_shared_privacy(privacy: PrivacyConfig) -> None:
+    """A site's privacy group that shares noise and does not say what that needs.
+
+    Raises:
+        ConfigError: names the key to change, its value, and what is allowed.
+    """
+    if privacy.mechanism != "distributed":
+        return
+    if privacy.noise_multiplier is not None:
+        raise ConfigError(
+            "privacy.noise_multiplier",
+            privacy.noise_multiplier,
+            "null with privacy.mechanism=distributed",
+            "What each site adds is the run's strategy.noise_share.",
+        )
+    if privacy.budget_alone is None:
+        raise ConfigError(
+            "privacy.budget_alone",
+            "null",
+            "a number with privacy.mechanism=distributed",
+            "It is the most that these data may lose if every other site is dishonest and adds no noise.",
         )

@@ -5,7 +5,7 @@ of standard deviation ``sigma C`` to a sum to which each unit contributes, with 
 most ``C``. Composition and conversion to epsilon are Opacus's: Renyi (RDP; Mironov, Talwar and Zhang 2019, conversion
 of Balle et al. 2020) or the numerical PRV accountant (Gopi, Lee and Wutschitz 2021), whose upper bound is taken, where
 it is reliable and not too large to compute; elsewhere the Renyi bound stands. Noise of whole numbers, of which several
-sites add a share, costs what :mod:`fed_diffmic.privacy.distributed.accounting` proves, by Renyi divergence alone.
+sites add a share, costs what :mod:`fed_diffmic.privacy.distributed.divergence` proves, by Renyi divergence alone.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _renyi(parts: tuple[Mechanism, ...], delta: float) -> float:
 def _step_rdp(mechanism: Mechanism) -> np.ndarray:
     """Renyi divergence of one step at each of :data:`ORDERS`."""
     if mechanism.discrete:
-        from fed_diffmic.privacy.distributed.accounting import discrete_rdp
+        from fed_diffmic.privacy.distributed.divergence import discrete_rdp
 
         whole = mechanism.dominating()
         return discrete_rdp(whole.sample_rate, whole.noise_multiplier, ORDERS)

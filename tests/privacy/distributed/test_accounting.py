@@ -10,7 +10,8 @@ import pytest
 from opacus.accountants.analysis.rdp import compute_rdp
 
 from fed_diffmic.privacy.accounting import ORDERS, Mechanism, as_unit, epsilon, merged
-from fed_diffmic.privacy.distributed.accounting import cost, cost_of, discrete_rdp, excess, share_for
+from fed_diffmic.privacy.distributed.accounting import cost, cost_of, share_for
+from fed_diffmic.privacy.distributed.divergence import discrete_rdp, excess
 from fed_diffmic.privacy.distributed.form import LEAST_DEVIATION, NoisyForm
 
 
