@@ -95,7 +95,8 @@ def train(site: Site, spec: RunSpec, request: Payload) -> Payload:
             store.keep_update(key, name, reply)
         return reply
     result, ledger, claim = update(site, spec, header, module, algorithm, kept_state, received)
-    tensors, residual = {**result.tensors, **result.algorithm_tensors}, {}
+    tensors: Tensors = {**result.tensors, **result.algorithm_tensors}
+    residual: Tensors = {}
     if MASKED not in header:
         # After the update and all that protects it: what noise was added to may be coded as one likes.
         tensors, residual = coded_update(spec, tensors, request, left_out)

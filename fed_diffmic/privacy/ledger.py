@@ -258,7 +258,11 @@ class Ledger(Account):
         if not given or not all(0 < b < math.inf for b in given.values()) or not reason.strip():
             raise ValueError("a grant needs a finite budget above zero and a reason")
         self._append("grant", {**given, "reason": reason.strip()})
-        self.terms = replace(self.terms, **given)
+        self.terms = replace(
+            self.terms,
+            budget=given.get("budget", self.terms.budget),
+            budget_alone=given.get("budget_alone", self.terms.budget_alone),
+        )
 
     def close(self) -> None:
         """Let another process have it."""

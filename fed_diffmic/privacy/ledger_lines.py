@@ -129,7 +129,8 @@ def terms_of(lines: Iterable[Line]) -> Terms:
                 alone = float(f["budget_alone"]) if "budget_alone" in f else None
                 terms = Terms(f["unit"], f["delta"], float(f["budget"]), f["accountant"], budget_alone=alone)
             elif line.kind in ("alone", "grant") and terms is not None:  # a grant names the budgets that it sets
-                terms = replace(terms, **{name: float(f[name]) for name in ("budget", "budget_alone") if name in f})
+                alone = float(f["budget_alone"]) if "budget_alone" in f else terms.budget_alone
+                terms = replace(terms, budget=float(f.get("budget", terms.budget)), budget_alone=alone)
             elif line.kind == "accepted":
                 unknown += math.inf if f["spent"] is None else float(f["spent"])
     except (KeyError, TypeError, ValueError) as error:

@@ -71,7 +71,7 @@ def methods_of(out: Path, split: str) -> dict[str, Method]:
             continue
         place, facts = cell["place"], read_json(folder / FACTS)
         val, tensors = (load_tensors(folder / f"{name}.safetensors") for name in ("val", split))
-        views = {"": (val, tensors)}
+        views: dict[str, tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]] = {"": (val, tensors)}
         if val["scores"].ndim == 3:
             views[ALONE] = (alone(val), alone(tensors))
         for suffix, (fitted_on, of) in views.items():

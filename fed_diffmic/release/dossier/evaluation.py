@@ -65,7 +65,7 @@ def _overall(sources: Sources) -> list[Block]:
 def _sites(sources: Sources) -> list[Block]:
     summary = sources.tree(SUMMARY)
     row = row_of(summary)
-    names = ("balanced_accuracy", "auroc_macro", *POINTS, "ece")
+    names: tuple[str, ...] = ("balanced_accuracy", "auroc_macro", *POINTS, "ece")
     if row:
         matrix = summary["matrix"]
         model = next(name for name in ("federated", "diffusion", "guidance", "plain") if name in matrix)

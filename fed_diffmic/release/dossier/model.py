@@ -49,9 +49,9 @@ def model_card(sources: Sources) -> dict[str, Any]:
     )
     rows += [[f"weights of {stage}", sources.fact(MODEL, "digests", stage)] for stage in _stages(sources)]
     rows += [
-        [f"rounds of {stage}, the one kept", sources.fact(MODEL, "history", _last_row(sources, stage), "best_round")]
+        [f"rounds of {stage}, the one kept", sources.fact(MODEL, "history", last, "best_round")]
         for stage in _stages(sources)
-        if _last_row(sources, stage) is not None
+        if (last := _last_row(sources, stage)) is not None
     ]
     summary = sources.tree(SUMMARY)
     return section(
