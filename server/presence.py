@@ -193,6 +193,7 @@ class Presence:
         (self._approving.add if waits else self._approving.discard)(node.node)
         if code == WITHDRAWN:
             self._known.add(node.node)
+            self.withdrawn |= {(bound or {}).get(node.node, node.name)}
         longest = APPROVAL_PAUSE_S if waits else LONGEST_PAUSE_S
         pause = min(2.0 * self._patience.get(node.node, (0.0, 5.0 * self.terms.poll_s))[1], longest)
         self._patience[node.node] = (time.monotonic() + pause, pause)

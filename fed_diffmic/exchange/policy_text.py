@@ -229,7 +229,10 @@ def _study(rules: StudyRules) -> list[str]:
 
 def _model(policy: PolicyConfig) -> list[str]:
     if policy.take_model == "never":
-        return ["No finished model is taken from the coordinator: whoever wants it here copies it."]
+        return [
+            "No finished model is taken from the coordinator: whoever wants it here copies it. If one were taken, it "
+            f"could have {_number(policy.model_mib)} MiB."
+        ]
     return [
         f"A finished run's model of up to {_number(policy.model_mib)} MiB is kept here when the coordinator sends it, "
         "if this site took part in the run, the pinned key signed it, and it is what this site was sent last. It is "

@@ -322,7 +322,12 @@ def test_a_site_lists_compares_and_uses_what_came(at_site: tuple[Path, list[str]
     folder, more = at_site
     assert main(["client", "model", "list", *more]) == 0
     (first,) = json.loads(capsys.readouterr().out)
-    assert (first["run"], first["in_use"], first["wrong"], first["classes"]) == ("toy", False, "", ["0", "1", "2"])
+    assert (first["run"], first["in_use"], first["wrong"], first["classes"]) == (
+        "toy",
+        False,
+        "",
+        ["benign", "malignant", "other"],
+    )
     assert main(["client", "model", "compare", "toy", *more]) == 0
     assert not (folder / "model").exists()
     assert main(["client", "model", "use", "toy", *more]) == 0

@@ -150,6 +150,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "privacy": st.sampled_from(["required", "none"]),
     "secure_aggregation": st.sampled_from(["required", "allowed", "off"]),
     "min_sites": st.integers(2, 200),
+    "take_model": st.sampled_from(["never", "keep"]),
     "min_count": st.integers(0, 10**6),
     "max_rounds": st.integers(0, 10**6),
     "max_steps": st.integers(0, 10**6),
