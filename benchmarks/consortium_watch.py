@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.consortium.harness import SITES, Consortium, Program, children
+from tests.consortium.harness import Consortium
+from tests.consortium.programs import Program, children
+from tests.consortium.settings import SITES
 
 ROLES = {
     "client.worker": "worker",

@@ -30,4 +30,5 @@ ROOMS: tuple[str, ...] = (
     "report",
     "serve",
     "export",
+    "dossier",
 )

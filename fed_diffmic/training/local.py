@@ -257,10 +257,9 @@ def input_source(module: StageModule, train: Examples, at: LocalRound) -> Callab
         return lambda index: select(features, index)
 
     def images(index: np.ndarray) -> object:
-        pixels = train.images(index)
+        pixels, keys = train.images(index), train.keys[index]
         if cfg.augment:
-            keys = train.keys[index]
             pixels = augment(pixels, keys, modality=spec.modality, seed=spec.seed, site=at.site, round=at.round_index)
-        return module.inputs(normalise(pixels.to(at.device), spec.mean, spec.std))
+        return module.inputs_of(normalise(pixels.to(at.device), spec.mean, spec.std), keys)
 
     return images

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.consortium.harness import SITES, consortium, final_weights, simulate, summary
+from tests.consortium.harness import consortium, summary
+from tests.consortium.settings import SITES, final_weights, simulate
 
 
 @pytest.mark.slow

@@ -1,0 +1,167 @@
+"""A site's part in masked sums, as the coordinator's requests bring it.
+
+Four of the five steps are requests of their own kind (``mask``), which need no image; the fourth in order, ``mask``
+itself, is the request to train: what is answered then is not the update but its words under masks, and neither weight
+nor loss nor steps. Before words are masked, the site's rules judge the update as if it left as it is (``Site.judge``):
+under masks nobody can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Context
+
+from client.requests import answer_header
+from client.site import Site
+from fed_diffmic.config.site import SiteConfig
+from fed_diffmic.config.spec import RunSpec
+from fed_diffmic.exchange.audit import AuditLog
+from fed_diffmic.exchange.failures import BAD_REQUEST, FEW_PEERS, MASKING, PEERS, SiteError
+from fed_diffmic.exchange.masking.fixed_point import FixedPointError
+from fed_diffmic.exchange.masking.requests import MASKED, task_digest
+from fed_diffmic.exchange.masking.session import FEW, STRANGER, MaskingError, Session
+from fed_diffmic.exchange.masking.site import MaskingSite
+from fed_diffmic.exchange.masking.store import FileStore
+from fed_diffmic.exchange.masking.update import UpdateForm
+from fed_diffmic.exchange.payload import Payload, Tensors
+from fed_diffmic.exchange.seal import Signed
+from fed_diffmic.provision.keys import PrivateKey
+from fed_diffmic.provision.peers import peer_keys
+
+BASE = "base/"
+FOLDER = "masking"
+"""Of the site's folder: what must be known of the last sum of each run, stage and arm. Never purged."""
+FIELDS = {"session": str, "sealed": dict, "norm": float, "most_weight": int, "summands": int}
+_CODES = {STRANGER: PEERS, FEW: FEW_PEERS}
+
+
+def site_masking(config: SiteConfig, signer: PrivateKey, audit: AuditLog) -> Callable[[Context, str], MaskingSite]:
+    """A real site's part in masked sums: who counts is read anew for each request, as people may accept or remove one.
+
+    Args:
+        signer: the key that the site is enrolled with.
+        audit: takes a line of each set before it is agreed to, and before a share is given.
+    """
+    folder = Path(str(config.site.folder))
+    store = FileStore(folder / FOLDER, lambda kind, facts: audit.append(kind, **facts))
+
+    def part(context: Context, name: str) -> MaskingSite:
+        roster = peer_keys(folder, name, signer.public_key())
+        return MaskingSite(name, signer, roster, store, config.policy.min_sites)
+
+    return part
+
+
+def masking_step(site: Site, spec: RunSpec, request: Payload) -> Payload:
+    """One of the steps ``advertise``, ``share``, ``commit`` and ``unmask``.
+
+    Raises:
+        SiteError: the request is not one, or the site does not go on with the sum.
+    """
+    header, given = request.header, request.header["given"]
+    part, session = part_of(site), session_of(header, header["session"])
+    try:
+        if header["step"] == "advertise":
+            signed = part.advertise(session, _texts(given, "invited"))
+            answer: dict[str, Any] = {"signed": [signed.text, signed.signature]}
+        elif header["step"] == "share":
+            answer = {"sealed": part.share(session, _signed(given))}
+        elif header["step"] == "commit":
+            answer = {"signature": part.commit(session, str(given.get("set", "")))}
+        elif header["step"] == "unmask":
+            answer = {"shares": part.unmask(session, {str(k): str(v) for k, v in given.items()})}
+        else:
+            raise SiteError(BAD_REQUEST)
+    except MaskingError as error:
+        raise refused(error) from error
+    return Payload("mask.reply", {**answer_header(header), "answer": answer})
+
+
+def masked_reply(site: Site, spec: RunSpec, request: Payload, plain: Payload) -> Payload:
+    """The answer to a request to train, its update as words under masks: the one tensor that leaves.
+
+    Args:
+        request: with the whole weights.
+        plain: what would be answered without masks.
+
+    Raises:
+        SiteError: the update may not leave by the site's rules, the session is not that of the model and settings that
+            came to this site, the update does not fit the form, or the site does not go on with the sum.
+    """
+    if site.judge is not None:
+        site.judge(plain, request)
+    facts = dict(plain.header)
+    weight = facts.pop("num_examples") if spec.strategy.weighting == "examples" else 1
+    return Payload(plain.kind, facts, {MASKED: _masked_words(site, spec, request, plain.tensors, weight)})
+
+
+def _masked_words(site: Site, spec: RunSpec, request: Payload, tensors: Tensors, weight: int) -> np.ndarray:
+    header, asked = request.header, request.header[MASKED]
+    if set(asked) != set(FIELDS) or any(type(asked[name]) is not kind for name, kind in FIELDS.items()):
+        raise SiteError(BAD_REQUEST)
+    if asked["norm"] != spec.strategy.masked_norm:
+        raise SiteError(BAD_REQUEST, "the bound of an update's norm is not that of the run's settings")
+    session = session_of(header, asked["session"])
+    reference = {name: value for name, value in request.tensors.items() if not name.startswith(BASE)}
+    try:
+        form = UpdateForm(reference, asked["summands"], asked["norm"], asked["most_weight"], bits=session.bits)
+        task = task_digest(header, form.digest)
+        if (session.task, session.fraction, session.length) != (task, form.numbers.fraction, form.length):
+            raise SiteError(MASKING, "the session is that of another model, other settings or another form of words")
+        words = part_of(site).mask(session, asked["sealed"], form.encode(tensors, min(weight, form.most_weight)))
+    except MaskingError as error:
+        raise refused(error) from error
+    except FixedPointError as error:
+        raise SiteError(MASKING, error.cause) from error
+    return words.view(f"<i{session.bits // 8}").astype(f"int{session.bits}", copy=False)
+
+
+def refused(error: MaskingError) -> SiteError:
+    """What the coordinator is told of a step that the site does not do; the whole sentence stays in the site's log."""
+    return SiteError(_CODES.get(error.reason, MASKING), f"{error.reason}: {error.cause}")
+
+
+def session_of(header: Mapping[str, Any], text: str) -> Session:
+    """The session that a request names, if it is of the request's own round.
+
+    Raises:
+        SiteError: it is none, or of another.
+    """
+    try:
+        session = Session.parse(text)
+    except MaskingError as error:
+        raise SiteError(BAD_REQUEST) from error
+    if (*session.place, session.round) != (*(header[n] for n in ("run", "arm", "stage")), "train", header["round"]):
+        raise SiteError(BAD_REQUEST)
+    return session
+
+
+def part_of(site: Site) -> MaskingSite:
+    """The site's part.
+
+    Raises:
+        SiteError: it has none: it holds no roster of the other sites' keys.
+    """
+    if site.masking is None:
+        raise SiteError(PEERS, "this site's people accepted no other site's key: `fed-diffmic provision peers`")
+    return site.masking
+
+
+def _texts(given: Mapping[str, Any], name: str) -> list[str]:
+    value = given.get(name)
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise SiteError(BAD_REQUEST)
+    return value
+
+
+def _signed(given: Mapping[str, Any]) -> dict[str, Signed]:
+    found = {}
+    for name, pair in given.items():
+        if not isinstance(pair, list) or [type(part) for part in pair] != [str, str]:
+            raise SiteError(BAD_REQUEST)
+        found[name] = Signed(*pair)
+    return found

@@ -1,0 +1,276 @@
+"""The masked :class:`server.exchange.Exchange`: the sum of a round's updates, and no site's own.
+
+Training is asked for in the five steps of the protocol (:mod:`fed_diffmic.exchange.masking`). What the algorithm gets
+is that sum (:class:`fed_diffmic.algorithms.sums.Sums`): its server half takes weighted sums only. Everything else is
+asked as in plain: metrics are the sites' to let out.
+
+A sum whose set is frozen is kept in the run's folder until the next round begins: a coordinator that is ended behind
+it asks for signatures and shares again, and for no update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import MessageType
+from flwr.serverapp import Grid
+
+from fed_diffmic.algorithms.base import SiteUpdate, Sums, Tensors
+from fed_diffmic.config.spec import RunSpec
+from fed_diffmic.errors import RoundError
+from fed_diffmic.exchange.masking.coordinator import MaskedSum, check_quorum
+from fed_diffmic.exchange.masking.kept import KeptSum, Where
+from fed_diffmic.exchange.masking.requests import MASKED, task_digest, words_of
+from fed_diffmic.exchange.masking.session import FEW, MaskingError, Session, SurvivorSet
+from fed_diffmic.exchange.masking.update import UpdateForm
+from fed_diffmic.exchange.masking.virtual import VirtualRoster
+from fed_diffmic.exchange.payload import Payload, PayloadError
+from fed_diffmic.exchange.seal import Signed
+from fed_diffmic.files import tensors_digest
+from fed_diffmic.provision.keys import PublicKey
+from server.exchange import Outcome, Parcel, TrainAnswer, TrainRequest
+from server.replies import Events
+from server.sites import Question, Sites
+from server.terms import RunTerms
+
+STEP = "query.mask"
+COARSEST = 1e-6
+"""The largest quantum of 32-bit words that is taken: about what float32 keeps of a weight of 10."""
+PURPOSE = "train"
+FEWEST = 3
+"""Sites in a sum: of two each would know the other's update."""
+
+
+class MaskedSites(Sites):
+    """Sites whose updates are summed under masks.
+
+    Args:
+        sites: as :class:`server.sites.Sites` takes them.
+        folder: of the run; a frozen sum is kept below it.
+        roster: the enrolled key of each site.
+    """
+
+    def __init__(self, *sites: Any, folder: Path, roster: Mapping[str, PublicKey], **more: Any) -> None:
+        super().__init__(*sites, **more)
+        self.folder = folder
+        self.roster = roster
+
+    def find(self, deadline: float) -> None:
+        """As every exchange; and whether a round that has its quorum can be unmasked.
+
+        Raises:
+            RoundError: fewer than the quorum came, or it is too small.
+        """
+        super().find(deadline)
+        try:
+            asked = self.participants(self.terms.stages[0], 1)  # as many in every round
+            sites = len(self.everyone() if asked is None else asked)
+            if sites < FEWEST:
+                raise MaskingError(
+                    FEW, f"a masked sum is over {FEWEST} sites or more, and a round here is over {sites}"
+                )
+            check_quorum(self._needed(asked), sites)
+        except MaskingError as error:
+            raise RoundError(
+                error.cause,
+                "Raise run.quorum above two thirds, or strategy.participation, or let more sites take part.",
+            ) from error
+
+    def train(self, request: TrainRequest) -> TrainAnswer:
+        """One local update at every site that takes part, and the mean of those in the set.
+
+        Raises:
+            RoundError: too few sites did a step; nothing is unmasked.
+            ModelFileError: what was kept of a frozen sum cannot be resumed.
+        """
+        where: Where = (self.spec.run_id, self.spec.arm, request.task.stage, PURPOSE, request.round_index)
+        kept = KeptSum(self.folder / MASKED)
+        asked = self.participants(request.task.stage, request.round_index)
+        resumed = kept.resume(where, self.roster)
+        if resumed is None:
+            masked, form, outcome = self._words(request, kept.begin(where), asked)
+            headers = {name: dict(reply.header) for name, reply in outcome.replies.items()}
+            told: dict[str, Any] = {"headers": headers, "digests": outcome.digests, "most_weight": form.most_weight}
+            kept.freeze(masked, told)
+        else:
+            (masked, told), outcome = resumed, Outcome()
+            form = self._form(request, masked.session.bits, len(masked.invited), told["most_weight"])
+            outcome.digests = dict(told["digests"])
+        text = masked.freeze()
+        self._log_set(masked.session, text)  # before a site is asked to agree to it
+        self._signatures(request, masked, outcome)
+        self._shares(request, masked, outcome)
+        summed = SurvivorSet.parse(text).summed
+        mean, _ = form.mean(masked.unmask(), len(summed))
+        outcome.replies = {name: Payload("train.reply", told["headers"][name]) for name in summed}
+        states = {name: told["headers"][name]["state"] for name in summed}
+        images = {name: self.claims[name]["images"][0] for name in summed}
+        return TrainAnswer([], states, outcome, asked, masked_sums(images, request.sent, mean))
+
+    def _log_set(self, session: Session, text: str) -> None:
+        facts = {name: getattr(session, name) for name in ("run", "arm", "stage", "round", "attempt")}
+        self.hooks.log("masked_set", **facts, set=text)
+
+    def _form(self, request: TrainRequest, bits: int, sites: int, most: int) -> UpdateForm:
+        return UpdateForm(request.sent, sites, self.spec.strategy.masked_norm, most, bits=bits)
+
+    def _narrowest(self, request: TrainRequest, sites: int) -> UpdateForm:
+        """How updates are written as words: of 32 bits where their quanta are fine enough."""
+        most = 1
+        if self.spec.strategy.weighting == "examples":
+            most = max(site.images[0] for site in self.members.values())
+        narrow = self._form(request, 32, sites, most)
+        return narrow if narrow.numbers.quantum <= COARSEST else self._form(request, 64, sites, most)
+
+    def _words(
+        self, request: TrainRequest, attempt: int, asked: set[str] | None
+    ) -> tuple[MaskedSum, UpdateForm, Outcome]:
+        """The steps up to the masked words, added; how they are written, and the exchange that brought them."""
+        task, index = request.task, request.round_index
+        self.refresh(request.deadline)
+        invited = sorted(name for name in self.members if asked is None or name in asked)
+        form = self._narrowest(request, max(1, len(invited)))
+        place = {"run": self.spec.run_id, "arm": self.spec.arm, "stage": task.stage, "round": index}
+        alike = {**self._header, **place, "base": task.digest, "weights": tensors_digest(request.sent)}
+        session = Session(
+            self.spec.run_id, self.spec.arm, task.stage, PURPOSE, index, attempt,
+            task_digest(alike, form.digest), form.bits, form.numbers.fraction, form.length,
+        )  # fmt: skip
+        masked = MaskedSum(session, self.roster, invited, self._needed(asked))
+        lost = Outcome()
+
+        def advertised(name: str, answer: Mapping[str, Any]) -> None:
+            masked.advertised(name, Signed(*answer["signed"]))
+
+        self._step(request, masked, "advertise", {n: {"invited": invited} for n in invited}, advertised, lost)
+        group = {name: [signed.text, signed.signature] for name, signed in masked.group().items()}
+        self._step(
+            request, masked, "share", dict.fromkeys(group, group), lambda n, a: masked.shared(n, a["sealed"]), lost
+        )
+        sealed = masked.deliveries()
+        rules = {"session": session.text, "norm": float(form.norm), "most_weight": form.most_weight}
+        named = {"state": request.site_states, "keep": request.kept_states, "guidance": task.guidance}
+
+        def header(site: str) -> dict[str, Any]:
+            found = {name: digests.get(site, "") for name, digests in named.items()}
+            ledger = self.hooks.echo(site) or request.ledgers.get(site, "")
+            return {**found, "ledger": ledger, MASKED: {**rules, "summands": form.summands, "sealed": sealed[site]}}
+
+        outcome = self._exchange(
+            Question(
+                MessageType.TRAIN, task, request.sent, index, request.deadline, header=header,
+                metrics=lambda site: {}, fields={"state": str, "ledger": str, "claim": str},
+                schema={MASKED: (f"int{form.bits}", (form.length,))}, attach_base=index == 1, asked=set(sealed),
+                quorate=False, parcel=request.parcel,
+            )
+        )  # fmt: skip
+        for name in sorted(outcome.replies):
+            self._taken(
+                name, request, outcome, lambda n: masked.add(n, words_of(outcome.replies[n].tensors, form.bits))
+            )
+        outcome.missing = {**lost.missing, **outcome.missing}
+        outcome.codes = {**lost.codes, **outcome.codes}
+        outcome.replies = {n: Payload(r.kind, r.header) for n, r in outcome.replies.items() if n not in outcome.missing}
+        outcome.digests = {name: digest for name, digest in outcome.digests.items() if name in outcome.replies}
+        return masked, form, outcome
+
+    def _signatures(self, request: TrainRequest, masked: MaskedSum, outcome: Outcome) -> None:
+        text = masked.freeze()
+        given = {name: {"set": text} for name in SurvivorSet.parse(text).summed}
+        self._step(request, masked, "commit", given, lambda n, a: masked.signed(n, a["signature"]), outcome)
+
+    def _shares(self, request: TrainRequest, masked: MaskedSum, outcome: Outcome) -> None:
+        given = dict.fromkeys(masked.signatures(), masked.signatures())
+        self._step(request, masked, "unmask", given, lambda n, a: masked.shares(n, a["shares"]), outcome)
+
+    def _step(
+        self,
+        request: TrainRequest,
+        masked: MaskedSum,
+        step: str,
+        given: Mapping[str, Mapping[str, Any]],
+        take: Callable[[str, Mapping[str, Any]], None],
+        told: Outcome,
+    ) -> None:
+        """Ask the sites of ``given`` for a step, and take each answer; who is lost is named in ``told``."""
+        asked = self._exchange(
+            Question(
+                # The round's weights by name alone: they travel with the request to train.
+                STEP, request.task, request.sent, request.round_index, request.deadline, kind="mask", parcel=Parcel({}),
+                header=lambda site: {"session": masked.session.text, "step": step, "given": dict(given[site])},
+                metrics=lambda site: {}, fields={"answer": dict}, asked=set(given), quorate=False,
+            )
+        )  # fmt: skip
+        for name in sorted(asked.replies):
+            self._taken(name, request, asked, lambda n: take(n, asked.replies[n].header["answer"]))
+        told.missing |= asked.missing
+        told.codes |= asked.codes
+
+    def _taken(self, name: str, request: TrainRequest, outcome: Outcome, take: Callable[[str], None]) -> None:
+        """Take a site's answer, or refuse the site."""
+        try:
+            take(name)
+        except (PayloadError, KeyError, TypeError, ValueError) as error:
+            reason = error.reason if isinstance(error, MaskingError) else "malformed"
+            self.refused(name, "malformed", request.task.stage, request.round_index)
+            outcome.missing[name], outcome.codes[name] = (
+                f"its answer is not one of the masked sum ({reason})",
+                "malformed",
+            )
+
+
+def masked_sums(images: Mapping[str, int], sent: Tensors, mean: Tensors) -> Sums:
+    """A sum's mean as an algorithm takes it.
+
+    Args:
+        images: training images that each site of the sum said it has; what it did with them nobody knows.
+        sent: the round's global tensors, and the algorithm's own.
+        mean: of the sum, by the same names.
+    """
+
+    def change(name: str) -> np.ndarray:
+        return np.asarray(mean[name].astype(np.float64) - sent[name].astype(np.float64))
+
+    return Sums([SiteUpdate(name, {}, images[name]) for name in sorted(images)], mean.__getitem__, change)
+
+
+def sites_of(grid: Grid, spec: RunSpec, events: Events, terms: RunTerms, folder: Path, **more: Any) -> Sites:
+    """Who asks the sites of a run: plain or masked. An arm of one site (a baseline) has no one to be summed with.
+
+    Args:
+        folder: of the run.
+        more: as :class:`server.presence.Presence` takes it.
+    """
+    if spec.strategy.secure_aggregation == "off" or spec.arm.rpartition("/")[2] != "federated":
+        return Sites(grid, spec, events, terms, **more)
+    seals = more["hooks"].seals
+    roster = VirtualRoster(spec.seed) if seals is None else EnrolledKeys(seals.key_of, terms.sites or ())
+    return MaskedSites(grid, spec, events, terms, folder=folder, roster=roster, **more)
+
+
+class EnrolledKeys(Mapping[str, PublicKey]):
+    """The coordinator's roster as it stands now: a site that was revoked has no key.
+
+    Args:
+        key_of: the key of an admitted site; none: it is not (any more) admitted.
+        names: those of the run, for whoever lists them.
+    """
+
+    def __init__(self, key_of: Callable[[str], PublicKey | None], names: Iterable[str]) -> None:
+        self._key_of = key_of
+        self._names = tuple(names)
+
+    def __getitem__(self, site: str) -> PublicKey:
+        key = self._key_of(site)
+        if key is None:
+            raise KeyError(site)
+        return key
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -1,0 +1,254 @@
+"""Tables of an experiment about the head, computed from the cells' predictions.
+
+Methods are of three kinds: (a) ``guidance`` alone, (b) an ``ensemble`` of two networks without diffusion
+(``model.denoiser=classifier``), (c) a ``head``. The first (a) and the first (b) are what every method is compared with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from fed_diffmic.errors import UsageError
+from fed_diffmic.files import atomic_write, load_tensors, read_json
+from simulations.experiments.answer import table
+from simulations.experiments.compare import Difference, holm
+from simulations.experiments.head import FACTS
+from simulations.experiments.head_metrics import AURC, AUROC, Judged, alone, better, gap, judge
+from simulations.experiments.runner import CELLS, read_index
+
+GUIDANCE, ENSEMBLE, HEAD = "guidance", "ensemble", "head"
+NAMES = {
+    "auroc_macro": "macro AUROC",
+    "balanced_accuracy": "balanced accuracy",
+    "nll": "NLL",
+    "brier": "Brier",
+    "ece": "ECE",
+    "error": "error rate",
+    "aurc/entropy": "AURC, entropy",
+    "aurc/disagreement": "AURC, disagreement",
+    "aurc/spread": "AURC, spread",
+}
+SPLITS = {"val": "validation", "test": "test"}
+ALONE = ": second network alone"
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """What is known of one method.
+
+    Attributes:
+        kind: :data:`GUIDANCE`, :data:`ENSEMBLE` or :data:`HEAD`.
+        seeds: of which it has predictions.
+        judged: by seed, in that order.
+        facts: of the first seed.
+        images: numbers of the images.
+    """
+
+    kind: str
+    seeds: tuple[str, ...]
+    judged: tuple[Judged, ...]
+    facts: Mapping[str, Any]
+    images: np.ndarray
+
+
+def methods_of(out: Path, split: str) -> dict[str, Method]:
+    """Every method that has predictions of a split; what mixes two scores is a second time there, unmixed.
+
+    Raises:
+        UsageError: the folder holds no experiment, no predictions, or cells of different images.
+    """
+    found: dict[str, dict[str, tuple[str, Judged, Mapping[str, Any], np.ndarray]]] = {}
+    for cell in read_index(out)["cells"]:
+        folder = out / CELLS / cell["name"]
+        if not (folder / f"{split}.safetensors").exists():
+            continue
+        place, facts = cell["place"], read_json(folder / FACTS)
+        val, tensors = (load_tensors(folder / f"{name}.safetensors") for name in ("val", split))
+        views: dict[str, tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]] = {"": (val, tensors)}
+        if val["scores"].ndim == 3:
+            views[ALONE] = (alone(val), alone(tensors))
+        for suffix, (fitted_on, of) in views.items():
+            name = " ".join(value for axis, value in place.items() if axis != "seed") + suffix
+            judged = judge(fitted_on, of, facts["task"], facts["decision"])
+            found.setdefault(name, {})[place["seed"]] = (_kind(folder, facts), judged, facts, tensors["keys"])
+    if not found:
+        raise UsageError(f"{out}: no cell has predictions of {SPLITS[split]} images", "Run `experiment head` first.")
+    methods = {}
+    for name, by_seed in found.items():
+        kinds, judged, facts, keys = zip(*by_seed.values(), strict=True)
+        methods[name] = Method(kinds[0], tuple(by_seed), judged, facts[0], keys[0])
+    first = next(iter(methods.values())).images
+    for name, method in methods.items():
+        if not np.array_equal(method.images, first):
+            raise UsageError(f"{out}: {name} was judged on other images", "Start again in another folder.")
+    return methods
+
+
+def _kind(folder: Path, facts: Mapping[str, Any]) -> str:
+    if facts["stage"] == "guidance":
+        return GUIDANCE
+    tree = yaml.safe_load((folder / "cell.yaml").read_text(encoding="utf-8"))
+    return ENSEMBLE if tree["model"]["denoiser"] == "classifier" else HEAD
+
+
+def write_head_report(out: Path) -> list[Path]:
+    """``head-val.md`` and, where test images were predicted, ``head-test.md``; the paths.
+
+    Raises:
+        UsageError: see :func:`methods_of`.
+    """
+    written = []
+    for split in SPLITS:
+        if split == "val" or any((out / CELLS).glob(f"*/{split}.safetensors")):
+            path = out / f"head-{split}.md"
+            atomic_write(path, ("\n".join(report_lines(out, split)).rstrip() + "\n").encode())
+            written.append(path)
+    return written
+
+
+def report_lines(out: Path, split: str) -> list[str]:
+    """Verdict and tables of one split.
+
+    Raises:
+        UsageError: see :func:`methods_of`.
+    """
+    methods = methods_of(out, split)
+    lines = _words(methods, split)
+    metrics = [m for m in NAMES if any(m in one.value for method in methods.values() for one in method.judged)]
+    rows = [
+        [name, ", ".join(method.seeds), *(_mean(method, metric) for metric in metrics)]
+        for name, method in methods.items()
+    ]
+    lines += table(["mean (standard deviation) over seeds", "seeds", *(NAMES[m] for m in metrics)], rows)
+    for kind in (ENSEMBLE, GUIDANCE):
+        reference = reference_of(methods, kind)
+        if reference is not None:
+            lines += _against(methods, reference, metrics)
+    rows = [
+        [name, m.kind, f"{m.facts['trained']:,}", str(m.facts["steps"]), _per_image(m.facts)]
+        for name, m in methods.items()
+        if not name.endswith(ALONE)
+    ]
+    lines += table(["method", "kind", "numbers trained in the last stage", "steps", "ms to predict an image"], rows)
+    lines += [_rules()]
+    return lines
+
+
+def verdict_lines(out: Path, split: str) -> list[str]:
+    """The verdict alone.
+
+    Raises:
+        UsageError: see :func:`methods_of`.
+    """
+    return _words(methods_of(out, split), split)
+
+
+def _words(methods: Mapping[str, Method], split: str) -> list[str]:
+    images = len(next(iter(methods.values())).images)
+    first, *others = verdict(methods)
+    return [f"**{SPLITS[split].capitalize()}, {images} images.** {first}", "", *(f"- {one}" for one in others), ""]
+
+
+def reference_of(methods: Mapping[str, Method], kind: str) -> str | None:
+    """The first method of a kind, or none."""
+    return next((name for name, m in methods.items() if m.kind == kind and not name.endswith(ALONE)), None)
+
+
+def _mean(method: Method, metric: str) -> str:
+    values = np.array([one.value.get(metric, math.nan) for one in method.judged])
+    if np.isnan(values).any():
+        return "-"
+    return f"{values.mean():.3f}" + (f" ({values.std(ddof=1):.3f})" if len(values) > 1 else "")
+
+
+def _per_image(facts: Mapping[str, Any]) -> str:
+    return f"{1000 * facts['predict_s'] / max(1, facts['predicted']):.1f}"
+
+
+def paired(ours: Method, theirs: Method, metric: str) -> Difference | None:
+    """Over the seeds that both have; AURC by any uncertainty against the reference's by entropy."""
+    seeds = [seed for seed in ours.seeds if seed in theirs.seeds]
+    if not seeds:
+        return None
+    other = f"{AURC}/entropy" if metric.startswith(AURC) else metric
+    first, second = (tuple(m.judged[m.seeds.index(seed)] for seed in seeds) for m in (ours, theirs))
+    return gap(first, second, metric, other)
+
+
+def _against(methods: Mapping[str, Method], reference: str, metrics: Sequence[str]) -> list[str]:
+    found = {
+        (name, metric): difference
+        for name, method in methods.items()
+        if name != reference
+        for metric in metrics
+        if (difference := paired(method, methods[reference], metric)) is not None
+    }
+    adjusted = holm([difference.p for difference in found.values()])
+    found = {key: replace(d, adjusted=p) for (key, d), p in zip(found.items(), adjusted, strict=True)}
+    rows = [
+        [name, *(_gap_text(metric, found.get((name, metric))) for metric in metrics)]
+        for name in methods
+        if name != reference
+    ]
+    return table([f"minus {reference}", *(NAMES[m] for m in metrics)], rows)
+
+
+def _gap_text(metric: str, found: Difference | None) -> str:
+    if found is None:
+        return "-"
+    star = "*" if found.adjusted < 0.05 and found.verdict != "not shown" else ""
+    return f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f}) {better(metric, found)}{star}"
+
+
+def earns(ours: Method, ensemble: Method) -> tuple[bool, str]:
+    """Whether a head is worth its cost beside the ensemble, and why.
+
+    Asked for: not shown to be worse in macro AUROC, and shown to be better in NLL or in AURC, each by the interval.
+    """
+    area = paired(ours, ensemble, AUROC)
+    level = area is not None and better(AUROC, area) != "worse"
+    names = ["nll", *(metric for metric in NAMES if metric.startswith(AURC))]
+    found = {name: difference for name in names if (difference := paired(ours, ensemble, name)) is not None}
+    good = [NAMES[name] for name, difference in found.items() if better(name, difference) == "better"]
+    said = "macro AUROC not defined" if area is None else f"macro AUROC {_gap_text(AUROC, area)}"
+    return level and bool(good), f"{said}; better in {', '.join(good) or 'neither NLL nor any AURC'}"
+
+
+def verdict(methods: Mapping[str, Method]) -> list[str]:
+    """Whether any head earns its cost, then one sentence for each."""
+    reference = reference_of(methods, ENSEMBLE)
+    heads = {name: m for name, m in methods.items() if m.kind == HEAD and not name.endswith(ALONE)}
+    if reference is None or not heads:
+        return ["Without an ensemble and a head there is nothing to decide."]
+    said = {name: earns(method, methods[reference]) for name, method in heads.items()}
+    winners = [name for name, (won, _) in said.items() if won]
+    seeds = {seed for method in heads.values() for seed in method.seeds}
+    head = (
+        f"Level with {reference} in macro AUROC and shown to be better in NLL or an AURC: {', '.join(winners)}."
+        if winners
+        else f"That a head earns its cost is not shown: none is level with {reference} in macro AUROC and shown to be "
+        "better in NLL or an AURC."
+    )
+    if len(seeds) == 1:
+        head += " One seed: what another training would change is in none of the intervals."
+    return [
+        head,
+        *(f"{name} minus {reference} ({', '.join(heads[name].seeds)}): {why}" for name, (_, why) in said.items()),
+    ]
+
+
+def _rules() -> str:
+    return (
+        "*Better* and *worse* mean that the 95 % interval of the paired difference excludes zero, over patients or "
+        "lesions and over seeds (`simulations/experiments/head_metrics.py`); a star: also after Holm's correction over "
+        "the table. AURC is of the most probable class, less is better, a coin's is the error rate; a difference of "
+        "AURC is from the reference's by entropy. *Second network alone*: head, or ensemble's classifier, without "
+        "the guidance network's share."
+    )

@@ -1,0 +1,53 @@
+"""Faults seen: a server's step that is not the optimizer's that it names, a share that nobody gave."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fed_diffmic.algorithms import SiteUpdate, build_algorithm
+from fed_diffmic.algorithms.fedsgd import FedSgd
+from fed_diffmic.config.simulation import StrategyConfig
+from fed_diffmic.errors import ConfigError
+
+
+def algorithm(**options: Any) -> FedSgd:
+    made = build_algorithm(StrategyConfig(name="fedsgd", options=options))
+    assert isinstance(made, FedSgd)
+    return made
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_the_servers_step_is_torchs(optimizer: str) -> None:
+    rng = np.random.default_rng(0)
+    weights = {"b": rng.normal(size=3).astype(np.float32), "w": rng.normal(size=(2, 4)).astype(np.float32)}
+    ours = algorithm(server_optimizer=optimizer, step_size=0.05, beta1=0.8, beta2=0.95)
+    kinds = dict.fromkeys(weights, "parameter")
+    parameters = {name: torch.nn.Parameter(torch.from_numpy(value.copy())) for name, value in weights.items()}
+    theirs: torch.optim.Optimizer = torch.optim.SGD(parameters.values(), lr=0.05, momentum=0.8)
+    if optimizer == "adam":
+        theirs = torch.optim.Adam(parameters.values(), lr=0.05, betas=(0.8, 0.95))
+    state: dict[str, np.ndarray] = {}
+    for index in range(1, 6):
+        gradient = {name: rng.normal(size=value.shape) for name, value in weights.items()}
+        moved = {name: value.astype(np.float64) - gradient[name] for name, value in weights.items()}
+        updates = [SiteUpdate(site, moved, 1) for site in ("a", "b")]
+        weights, state = ours.aggregate(weights, kinds, updates, state, index)
+        for name, parameter in parameters.items():
+            parameter.grad = torch.from_numpy(gradient[name]).float()
+        theirs.step()
+    for name, parameter in parameters.items():
+        assert weights[name].dtype == np.float32
+        assert np.allclose(weights[name], parameter.detach().numpy(), atol=2e-6)
+    assert state["steps"].tolist() == [5.0]
+
+
+def test_a_run_without_a_share_does_not_begin() -> None:
+    with pytest.raises(ConfigError, match="noise_share"):
+        _ = algorithm().share
+    assert algorithm(noise_share=0.25).share == 0.25
+    assert algorithm().gradient_sums
+    assert not build_algorithm(StrategyConfig()).gradient_sums
