@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.consortium_watch import Held, everybody
-from tests.consortium.harness import Consortium
-from tests.consortium.settings import SITES, write_data
+from tests.consortium.harness import SITES, Consortium, write_data
 
 SAMPLE_S = 0.2
 LEAST_FREE_MB = 1200.0

@@ -14,10 +14,7 @@ from typing import Any
 
 from benchmarks.consortium_watch import Held, born, everybody, folder_bytes, look
 from fed_diffmic.seeding import numpy_generator
-from tests.consortium.harness import Consortium
-from tests.consortium.moments import training
-from tests.consortium.programs import Program, children
-from tests.consortium.settings import SITES, final_weights, simulate, write_data
+from tests.consortium.harness import SITES, Consortium, Program, children, final_weights, simulate, training, write_data
 
 KINDS = ("SuperLink", "coordinator", "worker", "SuperNode", "supervisor")
 STRUCK = SITES[:2]  # the third is left alone, so that its processes grow old

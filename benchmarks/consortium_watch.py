@@ -8,9 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.consortium.harness import Consortium
-from tests.consortium.programs import Program, children
-from tests.consortium.settings import SITES
+from tests.consortium.harness import SITES, Consortium, Program, children
 
 ROLES = {
     "client.worker": "worker",

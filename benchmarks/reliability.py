@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tests.consortium.matrix import MATRIX
+from tests.consortium.faults import MATRIX
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
 HEAD = ("struck", "when", "how", "heartbeat, s", "outcome", "site's next reply after, s", "round done after, s")

@@ -15,9 +15,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client import sureness, tasks
-from client.crossing import WeightsMissingError, restored_request
+from client.crossing import WeightsMissingError, whole_request
 from client.enforce import Enforcement
-from client.masking import masking_step
 from client.module import BaseMissingError
 from client.requests import check_request
 from client.site import Site, in_memory, log_failure, open_data, open_site, site_folder, site_rules, store_of
@@ -63,18 +62,6 @@ def conform(message: Message, context: Context) -> Message:
 def assess(message: Message, context: Context) -> Message:
     """Metrics of a finished model on the site's test images."""
     return answer(message, context, "assess", tasks.assess)
-
-
-@app.query("mask")
-def mask(message: Message, context: Context) -> Message:
-    """One step of a masked sum, but that of the words themselves."""
-    return answer(message, context, "mask", masking_step)
-
-
-@app.query("deliver")
-def deliver(message: Message, context: Context) -> Message:
-    """Here is the finished model: keep it if you want it."""
-    return answer(message, context, "deliver", None)
 
 
 @app.query("labels")
@@ -135,16 +122,13 @@ def run_task(
     if rules.rules is not None:  # a real site's message is nobody else's: what was decoded need not be held twice
         message.content = RecordDict()
     try:
-        if spec is not None and task is None:
-            with rules.opening():
-                reply = rules.deliver(spec, request)
-        elif spec is None or task is None:
+        if spec is None or task is None:
             with rules.opening():
                 reply = tasks.labels(open_data(context, None, request.header), request)
         else:
             with rules.opening():
-                if "weights" in request.header and rules.kind != "mask":  # which names them, and needs none
-                    request = restored_request(store_of(site_folder(context), in_memory(context)), spec, request)
+                if "weights" in request.header:
+                    request = whole_request(store_of(site_folder(context), in_memory(context)), spec, request)
                 site = rules.settled(open_site(context, spec, request.header), request)
             rules.ready(site, spec, request)
             with rules.bounded():

@@ -30,7 +30,7 @@ class WeightsMissingError(Exception):
     """The site does not keep a set of weights that the request builds on; the coordinator sends it whole then."""
 
 
-def restored_request(store: SiteStore, spec: RunSpec, request: Payload) -> Payload:
+def whole_request(store: SiteStore, spec: RunSpec, request: Payload) -> Payload:
     """The request with all the tensors of the weights that its header names; they are kept.
 
     A base that came along stays where it is.

@@ -7,7 +7,6 @@ leaves; and nothing leaves without its line in the audit log, or unsealed where 
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from client.floors import SiteFloors
-from client.masked_rules import Clearance
 from client.privacy import is_private, planned_batches
 from client.site import Rules, Site
 from client.state import SiteStore
@@ -32,7 +30,6 @@ from fed_diffmic.exchange.codecs import Codec, build_codec, restore
 from fed_diffmic.exchange.exposure import planned_exposure
 from fed_diffmic.exchange.failures import SiteError
 from fed_diffmic.exchange.floors import Basis, Exposure
-from fed_diffmic.exchange.masking.requests import MASKED
 from fed_diffmic.exchange.payload import NEED_BASE, NEED_WEIGHTS, Payload, Tensors, Wire, request_name
 from fed_diffmic.exchange.policy import Denial
 from fed_diffmic.exchange.screening import update_norm
@@ -55,7 +52,7 @@ class Enforcement:
 
     Args:
         rules: none: a virtual site; everything passes.
-        kind: ``labels``, ``query``, ``mask``, ``train``, ``evaluate``, ``conform``, ``assess`` or ``deliver``.
+        kind: ``labels``, ``query``, ``train``, ``evaluate``, ``conform`` or ``assess``.
     """
 
     def __init__(self, rules: Rules | None, kind: str) -> None:
@@ -69,7 +66,6 @@ class Enforcement:
         self._request = ""
         self._told: dict[str, Any] = {}
         self._began = time.monotonic()
-        self._clearance = None if rules is None else Clearance(rules.policy)
 
     def unseal(self, read: Callable[[], Wire]) -> Wire:
         """The request without its seal, once that is known to be the coordinator's, over this request, for this site.
@@ -157,10 +153,6 @@ class Enforcement:
             return site
         floors = self._floors(site)
         site = replace(site, data=floors.settled(site.data, self._about(site, request)))
-        if self.kind == "train" and MASKED in request.header:
-            clearance, basis = self._clearance, functools.partial(self._basis, site)
-            assert clearance is not None  # there are rules
-            site = replace(site, judge=lambda plain, asked: clearance.judge(plain, asked, basis()))
         if self.kind != "train" or is_private(site, request.header["stage"]):
             return site
         of_round = place(request.header)
@@ -191,12 +183,9 @@ class Enforcement:
         if self.kind == "train" and is_private(site, header["stage"]):
             batches = planned_batches(site, spec, header["stage"], site.data.train)
         _refuse(self.rules.policy.check_images(self.kind, spec, header["stage"], len(site.data.train), batches))
-        key, name, store = (spec.run_id, spec.arm, header["stage"]), request_name(header), SiteStore(site.folder)
-        # A masked sum may need another attempt at its round; which of them is opened is judged by its own memory.
-        if self.kind != "mask" and not store.may_answer(key, self.kind, header["round"], name, masked=MASKED in header):
+        key = (spec.run_id, spec.arm, header["stage"])
+        if not SiteStore(site.folder).may_answer(key, self.kind, header["round"], request_name(header)):
             raise SiteError(failures.REPLAY, f"round {header['round']}")
-        if self._clearance is not None and MASKED in header and store.update(key, name) is not None:
-            self._clearance.given = True
         # Noise bounds what a private update tells, and its batches are drawn by the site itself: no floor is needed.
         if self.kind == "train" and not is_private(site, header["stage"]):
             train = site.data.train
@@ -205,18 +194,6 @@ class Enforcement:
             )
             self._floors(site).check_update(key, request_name(header), train, planned)
             self._planned = planned
-
-    def deliver(self, spec: RunSpec, request: Payload) -> Payload:
-        """Keep the model that a request holds; what says that, or that none is wanted here.
-
-        Raises:
-            SiteError: it is refused.
-            MachineError: it cannot be written.
-        """
-        if self.rules is None or self.rules.models is None or self.rules.policy.config.take_model != "keep":
-            quoted = {"run": spec.run_id, "arm": spec.arm, "site": request.header["site"], "model": ""}
-            return Payload("deliver.reply", {**quoted, "request": request_name(request.header)})
-        return self.rules.models.take(spec, request)
 
     @contextmanager
     def bounded(self) -> Iterator[None]:
@@ -268,14 +245,12 @@ class Enforcement:
         if self._planned is not None and "loss" in reply.metrics:  # not all images need to have been in it
             reply = replace(reply, metrics={**reply.metrics, LOSS_IMAGES: float(self._planned.images)})
         self._decoded = reply.tensors
-        if self._codec is not None and reply.tensors and MASKED not in reply.tensors:
+        if self._codec is not None and reply.tensors:
             self._decoded = restore(self._codec, reply.tensors, request.tensors)
         judged = replace(reply, tensors=self._decoded)
         released = self.rules.policy.release(judged, request.tensors, None if site is None else self._basis(site))
         if isinstance(released, Denial):
             raise SiteError(released.code, released.detail)
-        if self._clearance is not None:
-            self._clearance.check(released, request)
         released = replace(released, tensors=reply.tensors)
         header = request.header
         if site is not None and released.kind == f"{self.kind}.reply":
@@ -284,7 +259,7 @@ class Enforcement:
             if self._planned is not None:
                 key = (header["run"], header["arm"], header["stage"])
                 floors.record_update(key, request_name(header), site.data.train, self._planned)
-        if site is not None and released.kind == f"{self.kind}.reply" and "stage" in header and self.kind != "mask":
+        if site is not None and released.kind == f"{self.kind}.reply" and "stage" in header:
             key = (header["run"], header["arm"], header["stage"])
             SiteStore(site.folder).record_answer(key, self.kind, header["round"], request_name(header))
         return released if released.kind in (NEED_BASE, NEED_WEIGHTS) else anchored(released, self.rules.audit.head())
@@ -321,8 +296,7 @@ class Enforcement:
         facts: dict[str, Any] = asked | place(request.header) | payload_facts(reply, wire.digest)
         if reply.tensors:
             decoded = sorted(self._decoded.items())
-            if MASKED not in reply.tensors:  # a log may be shown to others: it must not tell what masks hide
-                facts["norm"] = update_norm(self._decoded, request.tensors)
+            facts["norm"] = update_norm(self._decoded, request.tensors)
             facts["tensors"] = [[name, v.dtype.name, list(v.shape)] for name, v in decoded]
         released = _counts(reply.header) | dict(reply.metrics)
         self.rules.audit.append("payload", **facts, figures=released)
@@ -344,8 +318,6 @@ class Enforcement:
             MachineError: what the site agreed to cannot be read.
         """
         if self.rules is None or self.rules.journal is None or reply.kind != f"{self.kind}.reply":
-            return
-        if self.kind == "deliver" and not reply.header["model"]:
             return
         study = None if site is None else kept_study(site.folder, self._told["run"])
         last = study is not None and study.stages[-1] == self._told.get("stage")

@@ -30,7 +30,7 @@ class Entry:
 
     Attributes:
         at: seconds since the epoch.
-        task: ``query``, ``train``, ``evaluate``, ``conform``, ``assess``, ``deliver`` or ``labels``.
+        task: ``query``, ``train``, ``evaluate``, ``conform``, ``assess`` or ``labels``.
         run, stage, round, rounds: of the request, as far as it says (empty, 0).
         last: whether it is of the run's last stage.
         code: of the failure; 0: it was answered.
@@ -62,8 +62,6 @@ class Entry:
             return f"{self.place}: this site takes part"
         if self.task == "assess":
             return f"{self.place}: metrics of the finished model were given; the run's training is over"
-        if self.task == "deliver":
-            return f"{self.place}: the finished model is kept, verified; `fed-diffmic client model list` names it"
         if self.task == "train":
             done = f"{self.place}: update computed in {self.seconds:.0f} s and handed in"
             over = self.last and 0 < self.rounds <= self.round

@@ -25,7 +25,7 @@ from fed_diffmic.release.final import FinalModel, load_final
 IN_USE = "model"
 TAKEN = "taken_over"
 AGAIN = "Compare it again."
-REMEDY = "Take a model over again: `fed-diffmic client model use DIR --config site.yaml`."
+REMEDY = "Take a model over again: `fed-diffmic client compare --config site.yaml --model DIR --take-over`."
 
 
 def signing_key(config: SiteConfig) -> PrivateKey | None:
@@ -97,7 +97,7 @@ def recorded(config: SiteConfig) -> Line | None:
     lines = read_lines(path) if path.exists() else []
     taken = next((line for line in reversed(lines) if line.kind == TAKEN), None)
     if taken is not None:
-        check_chain(lines[lines.index(taken) :], signing_key(config), path)
+        _check_chain(lines[lines.index(taken) :], signing_key(config), path)
     return taken
 
 
@@ -142,7 +142,7 @@ def model_digest(folder: Path) -> str:
         raise ModelFileError(f"{folder / 'final' / 'model.json'} cannot be read: {error.strerror}") from error
 
 
-def check_chain(lines: Sequence[Line], key: PrivateKey | None, path: Path) -> None:
+def _check_chain(lines: Sequence[Line], key: PrivateKey | None, path: Path) -> None:
     """The lines follow each other, and the site's key stands for the last, and through the chain for all."""
     whole = all(line.complete for line in lines)
     linked = all(after.previous == line.digest for line, after in pairwise(lines))

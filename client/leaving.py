@@ -1,9 +1,8 @@
 """What a site that withdraws removes of its own folder and cache, and what it keeps.
 
 Removed: decoded copies of images, bases, weights, states, updates, and the reply to the request in hand. Kept: the
-audit log, the privacy ledger and its witness, the memory of the floors and of masked sums, accepted peers, the studies
-and who approved them: they say what was done with the data, and are needed to answer for it, or to take part again
-without a budget that begins anew.
+audit log, the privacy ledger and its witness, the memory of the floors, the studies and who approved them: they say
+what was done with the data, and are needed to answer for it, or to take part again without a budget that begins anew.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def load_module(
     """The stage's module with the base, the round's global weights and what is the site's own in it.
 
     Args:
-        request: with the whole weights (:func:`client.crossing.restored_request`).
+        request: with the whole weights (:func:`client.crossing.whole_request`).
         own: the site's state of this stage.
         training: whether it will be trained, else evaluated.
 

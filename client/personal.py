@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from client.kept import IN_USE, check_part
-from client.models import check_delivered_part, is_delivered
 from client.state import SiteStore
 from fed_diffmic.algorithms import Tensors
 from fed_diffmic.config.owners import ALGORITHMS
@@ -48,8 +47,6 @@ def own_parts(config: SiteConfig, final: FinalModel, folder: Path) -> dict[str, 
             parts[stage] = load_tensors(kept)
             if folder.resolve() == own.resolve():
                 check_part(config, stage, parts[stage])
-            elif is_delivered(config, folder):
-                check_delivered_part(config, final.spec.run_id, stage, parts[stage])
             continue
         key = (final.spec.run_id, final.spec.arm, stage)
         state = SiteStore(str(config.site.folder)).site_state(key, digests[site])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from client.site import Site
-from fed_diffmic.algorithms.base import Algorithm, build_algorithm
+from fed_diffmic.algorithms.base import Algorithm
 from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import Examples
@@ -225,7 +225,5 @@ def counts_of_run(site: Site, spec: RunSpec, echoed: str = "") -> list[float]:
 
 def planned_batches(site: Site, spec: RunSpec, stage: str, train: Examples) -> int:
     """Steps of a pass over the units, for the policy's bounds."""
-    if site.privacy.mechanism == "distributed":
-        return max(1, round(1.0 / build_algorithm(spec.strategy).options.sample_rate))
     plan: Plan = make_plan(site.privacy, spec, stage, train)
     return max(1, round(1.0 / plan.sample_rate))

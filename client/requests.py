@@ -7,7 +7,6 @@ from typing import Any
 
 from fed_diffmic.config.spec import STAGES, RunSpec
 from fed_diffmic.exchange.failures import BAD_REQUEST, SiteError
-from fed_diffmic.exchange.masking.requests import MASKED
 from fed_diffmic.exchange.payload import HELD, REFERENCE, Payload, request_name
 
 COMMON: dict[str, type] = {"spec": str, "run": str, "arm": str}
@@ -15,12 +14,10 @@ TASK: dict[str, type] = {**COMMON, "stage": str, "round": int, "site": str, "bas
 FIELDS: dict[str, dict[str, type]] = {
     "labels": {"run": str},
     "query": {**COMMON, "ledger": str},
-    "mask": {**TASK, "session": str, "step": str, "given": dict},
     "train": {**TASK, "state": str, "keep": str, "guidance": str, "ledger": str},
     "evaluate": {**TASK, "state": str, "guidance": str, "prior": list, "sums": bool, "split": str},
     "conform": {**TASK, "state": str, "guidance": str, "calibration": dict},
     "assess": {**TASK, "state": str, "guidance": str, "calibration": dict},
-    "deliver": {**COMMON, "site": str, "model": str, "size": int, "model_json": str, "provenance": str},
 }
 # What real sites need and virtual ones, which have no rules, do not (client.studies); how weights came
 # (client.crossing).
@@ -28,12 +25,10 @@ MAY_COME: dict[str, type] = {"study": str, HELD: str, REFERENCE: str}
 OPTIONAL: dict[str, dict[str, type]] = {
     "labels": {},
     "query": {"study": str, "document": str, "signature": str},
-    "mask": {"study": str},
-    "train": {**MAY_COME, MASKED: dict},
+    "train": MAY_COME,
     "evaluate": MAY_COME,
     "conform": MAY_COME,
     "assess": {**MAY_COME, "sureness": dict},
-    "deliver": {"study": str},
 }
 
 

@@ -26,7 +26,7 @@ from fed_diffmic.files import load_tensors, read_json, save_tensors, tensors_dig
 KEPT_BASES = 4
 KEPT_WEIGHTS = 2
 """What is trained from and what is judged; next round's differences are to the first, or it is the second itself."""
-EVALUATIONS, ATTEMPTS = 3, 50
+EVALUATIONS = 3
 PURGED = ("bases", "weights", "states", "updates")
 STALE_S = 3600.0
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -136,14 +136,11 @@ class SiteStore:
         save_tensors(self.folder / "updates" / f"{_name(key)}.safetensors", reply.tensors, facts)
 
     # ---- what was answered, so that a replayed round is recognised ----------------------------
-    def may_answer(
-        self, key: tuple[str, str, str], kind: str, round_index: int, request: str, *, masked: bool = False
-    ) -> bool:
+    def may_answer(self, key: tuple[str, str, str], kind: str, round_index: int, request: str) -> bool:
         """Whether a request may be answered: the very same again, or one for a later round than any answered.
 
         A coordinator that was resumed may have lost replies and then ask for metrics of other weights in the same
-        round; a few such requests are answered, training never differs. Under masks it may: an attempt that lost its
-        sites is made anew, and of all attempts at a round one sum is opened at most (:mod:`client.masking`).
+        round; a few such requests are answered, training never differs.
 
         Raises:
             MachineError: what was answered before cannot be read.
@@ -151,8 +148,7 @@ class SiteStore:
         last = self._answers(key).get(_answered(kind, round_index))
         if last is None or request in last["requests"] or round_index > last["round"]:
             return True
-        most = ATTEMPTS if masked else EVALUATIONS if kind == "evaluate" else 0
-        return round_index == last["round"] and len(last["requests"]) < most
+        return kind == "evaluate" and round_index == last["round"] and len(last["requests"]) < EVALUATIONS
 
     def record_answer(self, key: tuple[str, str, str], kind: str, round_index: int, request: str) -> None:
         """Write down, before the reply leaves, that a request was answered; never purged.

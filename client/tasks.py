@@ -11,19 +11,15 @@ import numpy as np
 import torch
 
 from client.crossing import coded_update, split_state
-from client.distributed import check_mechanism, noised_reply
-from client.masking import masked_reply
 from client.module import load_module, read_site_state, site_algorithm
 from client.privacy import check_stage, is_private, private_facts, private_round, public_weight, unprotected_round
 from client.requests import answer_header
 from client.site import Site
 from fed_diffmic.algorithms import EXTRA, Algorithm, Tensors
-from fed_diffmic.algorithms.fedsgd import FedSgd
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.exchange.failures import BAD_REQUEST, DIVERGED, SiteError
-from fed_diffmic.exchange.masking.requests import MASKED
 from fed_diffmic.exchange.payload import Payload, request_name
 from fed_diffmic.training import calibration
 from fed_diffmic.training.evaluation import evaluate_scores, judged, predict_scores
@@ -88,26 +84,15 @@ def train(site: Site, spec: RunSpec, request: Payload) -> Payload:
     module, received = load_module(spec, header["stage"], store, request, algorithm, kept_state, training=True)
     if site.examine is not None:
         site.examine(module)
-    check_mechanism(site, algorithm, header)
-    if isinstance(algorithm, FedSgd):
-        reply = noised_reply(site, header, module, algorithm, local_round(site, spec, header))
-        if site.keep_updates:
-            store.keep_update(key, name, reply)
-        return reply
     result, ledger, claim = update(site, spec, header, module, algorithm, kept_state, received)
-    tensors: Tensors = {**result.tensors, **result.algorithm_tensors}
-    residual: Tensors = {}
-    if MASKED not in header:
-        # After the update and all that protects it: what noise was added to may be coded as one likes.
-        tensors, residual = coded_update(spec, tensors, request, left_out)
+    # After the update and all that protects it: what noise was added to may be coded as one likes.
+    travels, residual = coded_update(spec, {**result.tensors, **result.algorithm_tensors}, request, left_out)
     state_digest, site_state = "", {**(result.optimizer_state or {}), **result.algorithm_state, **residual}
     if site_state:  # before the reply leaves: the next round may ask for it
         needed = {header["state"], header["keep"]}
         state_digest = store.keep_site_state(key, header["round"], site_state, needed)
     facts = {"num_examples": result.num_examples, "state": state_digest, "ledger": ledger, "claim": claim}
-    reply = Payload("train.reply", {**answer_header(header), **facts}, tensors, drop_non_finite(result.metrics))
-    if MASKED in header:
-        reply = masked_reply(site, spec, request, reply)
+    reply = Payload("train.reply", {**answer_header(header), **facts}, travels, drop_non_finite(result.metrics))
     if site.keep_updates:
         store.keep_update(key, name, reply)
     return reply

@@ -55,10 +55,8 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
     """Register what this site has and enforces, and serve its SuperNode."""
     from client.app import app
     from client.control import gate
-    from client.delivery import Delivery
     from client.device import chosen_device
     from client.journal import Journal
-    from client.masking import site_masking
     from client.seals import SiteSeals
     from client.site import Protection, Rules, register_source
     from client.source import SiteSource
@@ -87,12 +85,10 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
         seals=seals,
         watch=Watch(run, folder),
         journal=Journal(run),
-        models=Delivery(config, audit, signer, None if way.insecure else load_public(str(way.public_key))),
         studies=site_studies(config, audit),
     )
     protection = Protection(config.privacy, signer, witness_of(key))
-    masking = None if way.insecure else site_masking(config, signer, audit)
-    register_source(SiteSource(config), lambda _: folder, rules, lambda _: protection, masking)
+    register_source(SiteSource(config), lambda _: folder, rules, lambda _: protection)
 
     def port() -> int:
         contact = read_contact(run)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 CLEAN, FOUND, NOT_AUDITED = 0, 1, 2
-REQUEST_S, LIMIT_S = 10, 300.0
+REQUEST_S, WHOLE_S = 10, 300.0
 
 
 def judge(report: dict[str, Any]) -> tuple[int, str]:
@@ -36,14 +36,14 @@ def judge(report: dict[str, Any]) -> tuple[int, str]:
     return FOUND if weak else NOT_AUDITED if skipped or not packages else CLEAN, "\n".join(lines)
 
 
-def audit(requirements: Path, limit_s: float = LIMIT_S) -> tuple[int, str]:
-    """Run pip-audit over a compiled list, at most ``limit_s`` seconds."""
+def audit(requirements: Path, whole_s: float = WHOLE_S) -> tuple[int, str]:
+    """Run pip-audit over a compiled list, at most ``whole_s`` seconds."""
     command = [sys.executable, "-m", "pip_audit", "--requirement", str(requirements), "--require-hashes"]
     command += ["--disable-pip", "--timeout", str(REQUEST_S), "--progress-spinner", "off", "--format", "json"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)  # noqa: S603 - our own words
+        done = subprocess.run(command, capture_output=True, text=True, timeout=whole_s)  # noqa: S603 - our own words
     except subprocess.TimeoutExpired:
-        return NOT_AUDITED, f"NOT AUDITED: the advisory service did not answer within {limit_s:g} s."
+        return NOT_AUDITED, f"NOT AUDITED: the advisory service did not answer within {whole_s:g} s."
     try:
         return judge(json.loads(done.stdout))
     except (ValueError, KeyError, TypeError):

@@ -24,11 +24,6 @@ from safetensors.numpy import save as _save_tensors
 
 from fed_diffmic.errors import MachineError, ModelFileError
 
-_MAPPED = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1",
-    "BOOL": "?",
-}  # fmt: skip
-
 
 def safe_name(name: str) -> str:
     """A folder name for a site or an arm: itself where harmless, else cleaned with a short digest."""
@@ -233,35 +228,11 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise ModelFileError(f"{path} is not a readable safetensors file: {error}") from error
 
 
-def map_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file that this process wrote, read where they are used; they take no memory.
-
-    What is written into one stays in this process. The file may be removed meanwhile, but must not be written into.
-
-    Raises:
-        ModelFileError: missing, torn or not safetensors.
-    """
-    try:
-        size = Path(path).stat().st_size
-        whole = np.memmap(path, np.uint8, "c")
-        start = 8 + int(whole[:8].view("<u8")[0])
-        if start > size:
-            raise ValueError("its head is longer than the file")
-        found = {}
-        for name, facts in json.loads(bytes(whole[8:start])).items():
-            if name != "__metadata__":
-                begin, end = facts["data_offsets"]
-                found[name] = whole[start + begin : start + end].view(_MAPPED[facts["dtype"]]).reshape(facts["shape"])
-        return found
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelFileError(f"{path} is not a readable safetensors file: {error}") from error
-
-
 def tensors_digest(tensors: Mapping[str, np.ndarray]) -> str:
     """SHA-256 over sorted names, dtypes, shapes and bytes: the name of a set of weights."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         value = np.asarray(tensors[name], order="C")
         digest.update(f"{name}\0{value.dtype.str}\0{value.shape}\0".encode())
-        digest.update(value.reshape(-1).view(np.uint8).data)
+        digest.update(value.tobytes())
     return digest.hexdigest()

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from fed_diffmic.algorithms.base import SUMS, SiteUpdate, Sums, Tensors
+from fed_diffmic.algorithms.base import SiteUpdate, Tensors
 from server.bounds import Bounds
 from server.client_level import ClientLevel
-from server.culprit import aggregated, summed
+from server.culprit import aggregated
 from server.exchange import TrainAnswer
 from server.federation import Federation
-from server.fold import folded
-from server.keeping import heaviest
-from server.leaving import leave_out, tell_clipped, tell_coarse
+from server.leaving import leave_out, tell_clipped
 from server.outliers import plausible
 from server.stage import StageWork, check_aggregate
 
 
 def aggregate(run: Federation, work: StageWork, answer: TrainAnswer, noise: ClientLevel) -> dict[str, int]:
-    """What the algorithm makes of a round's updates or of their sums, written into the stage's progress.
+    """What the algorithm makes of a round's updates, written into the stage's progress.
 
     Args:
         work: the stage; its ``round`` still counts the rounds before.
@@ -34,10 +32,6 @@ def aggregate(run: Federation, work: StageWork, answer: TrainAnswer, noise: Clie
     """
     progress, kinds, index = work.progress, work.kinds, work.progress.round + 1
     stage, where = progress.name, f"stage {progress.name}, round {index}"
-    sums = answer.sums
-    if sums is not None:
-        made = summed(lambda: from_sums(run, work, sums), sums.sites, where)
-        return _settle(run, work, answer, made, sums.sites, {})
     # Under client-level privacy every update is clipped by itself: a bound made of the others' would leak them.
     bounds = Bounds() if noise.on else run.hooks.bounds
     sent = work.algorithm.broadcast(progress.current, progress.algorithm)
@@ -47,47 +41,16 @@ def aggregate(run: Federation, work: StageWork, answer: TrainAnswer, noise: Clie
     seen = noise.protect(
         progress.current, kinds, judged.updates, stage=stage, round_index=index, rounds_before=rounds_before
     )
-    most, before = 0.0 if noise.on else heaviest(run), {**progress.current, **sent}
 
     def step(some: Sequence[SiteUpdate]) -> tuple[Tensors, Tensors]:
-        if work.algorithm.needs == SUMS:
-            sums = folded(work.algorithm, before, kinds, some, most, run.store.checkpoints)
-            return from_sums(run, work, sums)
         everyone = len(run.exchange.everyone())
         new, after = work.algorithm.aggregate(progress.current, kinds, some, progress.algorithm, index, everyone)
         return check_aggregate(progress.current, new, where), after
 
     new, server_state, culprit = aggregated(step, seen, progress.current, where)
     left_out = dict.fromkeys(judged.refused, "outlier") | ({culprit: "breaks"} if culprit else {})
-    return _settle(run, work, answer, (new, server_state), judged.updates, left_out)
-
-
-def from_sums(run: Federation, work: StageWork, sums: Sums) -> tuple[Tensors, Tensors]:
-    """What the algorithm makes of a round's sums, checked.
-
-    Raises:
-        RoundError: nothing that can be used.
-    """
-    progress, index = work.progress, work.progress.round + 1
-    tell_coarse(run, sums.coarse, progress.name, index)
-    new, after = work.algorithm.from_sums(
-        progress.current, work.kinds, sums, progress.algorithm, index, len(run.exchange.everyone())
-    )
-    return check_aggregate(progress.current, new, f"stage {progress.name}, round {index}"), after
-
-
-def _settle(
-    run: Federation,
-    work: StageWork,
-    answer: TrainAnswer,
-    made: tuple[Tensors, Tensors],
-    updates: Sequence[SiteUpdate],
-    left_out: Mapping[str, str],
-) -> dict[str, int]:
-    """Write what was made into the stage's progress; who is in it."""
-    progress = work.progress
-    leave_out(run, left_out, answer, progress.name, progress.round + 1)
-    progress.current, progress.algorithm = made
+    leave_out(run, left_out, answer, stage, index)
+    progress.current, progress.algorithm = new, server_state
     kept = {site: digest for site, digest in answer.site_states.items() if digest and site not in left_out}
     progress.site_states |= kept
-    return {update.site: update.num_examples for update in updates if update.site not in left_out}
+    return {update.site: update.num_examples for update in judged.updates if update.site not in left_out}

@@ -10,7 +10,6 @@ sites          names of the expected sites separated by ``|``; without it, whoev
 run-dir        the run's folder
 join-s         seconds to wait for sites to appear; without it, 300
 test-s         seconds to wait for metrics on the sites' test images at the end; without it, nobody is asked
-deliver-s      seconds to wait for sites that take the signed model; without it, nobody is sent it
 folder         where this arm's checkpoints and final model lie; without it, ``run-dir``
 =============  ====================================================================================
 """
@@ -104,7 +103,6 @@ def train(
             deadline_s=config.run.deadline_s,
             join_s=join_s,
             test_s=float(run_config.get("test-s") or 0.0),
-            deliver_s=float(run_config.get("deliver-s") or 0.0),
             patience=config.run.patience,
             metrics_every=config.run.metrics_every,
             metrics_share=config.run.metrics_share,

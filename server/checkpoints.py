@@ -21,7 +21,7 @@ from fed_diffmic.algorithms.base import Tensors
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import MachineError, ModelFileError
 from fed_diffmic.exchange.audit import Head
-from fed_diffmic.files import load_tensors, map_tensors, read_json, save_tensors, tensors_digest, write_json
+from fed_diffmic.files import load_tensors, read_json, save_tensors, tensors_digest, write_json
 from fed_diffmic.release.final import FinalModel, load_final, write_final
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.sureness import Sureness
@@ -35,8 +35,6 @@ OLD = 1
 """The pointer holds the history itself; read, never written."""
 
 GROUPS = ("frozen", "current", "residual", "average", "best", "algorithm")
-LAID_DOWN = ("frozen", "residual", "average", "best", "algorithm")
-"""What is read from its file while the sites train; the round's weights are sent and measured against."""
 
 
 class CheckpointStore:
@@ -53,7 +51,6 @@ class CheckpointStore:
         self._previous = self.checkpoints / "previous.json"
         self._history = KeptHistory(self.checkpoints / "history.jsonl")
         self._last: dict[str, Any] | None = None
-        self._known: dict[str, Tensors] = {}
         self._whole = False
 
     @property
@@ -130,8 +127,6 @@ class CheckpointStore:
         self._whole = True
         self._collect([value, self._last or value])
         self._last = value
-        if run_state.progress is not None:
-            self._lay_down(run_state.progress, value["progress"])
 
     def _set_aside(self) -> None:
         """The pointer becomes the one of the round before; until the next one is there, a resumed run goes on from it.
@@ -181,22 +176,9 @@ class CheckpointStore:
         write_final(self.folder, model, signer=hooks.signer, facts=facts)
         return load_final(self.folder, public_key=hooks.public_key)
 
-    def _lay_down(self, progress: StageProgress, digests: Mapping[str, Any]) -> None:
-        """Leave to the files what the next round's training does not need: their digests are known from here on."""
-        for group in LAID_DOWN:
-            tensors, digest = getattr(progress, group), digests[group]
-            if digest and tensors is not self._known.get(digest):
-                self._known[digest] = map_tensors(self._file(digest))
-                setattr(progress, group, self._known[digest])
-        named = {digests[group] for group in LAID_DOWN}
-        self._known = {digest: tensors for digest, tensors in self._known.items() if digest in named}
-
     def _put(self, tensors: Tensors) -> str:
         if not tensors:
             return ""
-        for digest, known in self._known.items():
-            if tensors is known and self._file(digest).exists():
-                return digest
         digest = tensors_digest(tensors)
         path = self._file(digest)
         if not path.exists():

@@ -13,11 +13,10 @@ import numpy as np
 
 from fed_diffmic.algorithms.base import SiteUpdate, Tensors
 from fed_diffmic.errors import RoundError
-from fed_diffmic.exchange.masking.fixed_point import FixedPointError
 from fed_diffmic.exchange.screening import update_norm
 
 Step = Callable[[Sequence[SiteUpdate]], tuple[Tensors, Tensors]]
-BROKEN = (RoundError, ArithmeticError, ValueError, FixedPointError)
+BROKEN = (RoundError, ArithmeticError, ValueError)
 LEAST_FOR_A_VOTE = 3
 
 
@@ -49,30 +48,6 @@ def aggregated(step: Step, updates: Sequence[SiteUpdate], current: Tensors, wher
                 "Lower the learning rates, or choose another strategy.",
             ) from error
         return found
-
-
-def summed(
-    step: Callable[[], tuple[Tensors, Tensors]], sites: Sequence[SiteUpdate], where: str
-) -> tuple[Tensors, Tensors]:
-    """What ``step`` makes of sums, in which no single site can be told from the others.
-
-    Args:
-        sites: who is in them.
-
-    Raises:
-        RoundError: nothing can be made of them. A number of one site that is none cannot be the cause: none such can
-            be added.
-    """
-    try:
-        return _quiet(lambda _: step(), [])
-    except RoundError:
-        raise
-    except BROKEN as error:
-        raise RoundError(
-            f"{where}: the sum of the updates of {', '.join(u.site for u in sites)} cannot be aggregated "
-            f"({type(error).__name__})",
-            "Lower the learning rates, or choose another strategy.",
-        ) from error
 
 
 def _without_one(step: Step, updates: Sequence[SiteUpdate], current: Tensors) -> tuple[Tensors, Tensors, str] | None:

@@ -3,18 +3,18 @@
 The round loop (:mod:`server.rounds`) knows the sites through an :class:`Exchange` alone. :class:`server.sites.Sites` is
 the plain one, whose coordinator sees every site's screened update. One that learns only sums over a set of sites
 answers the same requests: who took part, what each said of itself and what travelled stand in its :class:`Outcome`
-just so, and the algorithm gets :attr:`TrainAnswer.sums` instead of updates. What becomes of an update as it comes is
-said by whoever asks (:attr:`TrainRequest.keep`). How an update is written on the way is the
+just so, and what the algorithm gets instead of updates is one more field of :class:`TrainAnswer`, for which
+:mod:`server.aggregation` is the one place that knows what to do with it. How an update is written on the way is the
 exchange's own business: a :class:`fed_diffmic.algorithms.base.SiteUpdate` holds tensors as the network has them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-from fed_diffmic.algorithms.base import Algorithm, SiteUpdate, Sums, Tensors
+from fed_diffmic.algorithms.base import Algorithm, SiteUpdate, Tensors
 from fed_diffmic.exchange.audit import Head
 from fed_diffmic.exchange.payload import HELD, REFERENCE, Payload
 from fed_diffmic.files import tensors_digest
@@ -48,7 +48,7 @@ class Outcome:
     """What came of an exchange.
 
     Attributes:
-        replies: good replies by site name; of updates that were taken (:attr:`TrainRequest.keep`) without tensors.
+        replies: good replies by site name.
         missing: why each of the others is missing, in fixed sentences.
         codes: the code of each of those.
         digests: of each good reply's header as it travelled, which names the digest of its tensors.
@@ -113,19 +113,6 @@ class Parcel:
         return {name: digest for name, digest in named.items() if digest}
 
 
-class Keep(Protocol):
-    """Takes a round's screened updates as they come, in any order."""
-
-    def take(self, update: SiteUpdate) -> None:
-        """Take one; raises ``FixedPointError``, with nothing changed, where it is too large, ``MachineError``."""
-
-    def updates(self) -> Sequence[SiteUpdate]:
-        """Those that can still be seen one by one, in the order of names."""
-
-    def sums(self) -> Sums | None:
-        """The sums of all that came, where they can be seen no more."""
-
-
 @dataclass(frozen=True)
 class TrainRequest:
     """One local update at every site that takes part in a round.
@@ -141,7 +128,6 @@ class TrainRequest:
         ledgers: head of each site's privacy ledger as this run saw it last, where no memory is kept over all runs; the
             site compares.
         parcel: what is first sent of ``sent``; none: everything.
-        keep: what becomes of each update; none: they stay in memory.
     """
 
     task: StageTask
@@ -153,7 +139,6 @@ class TrainRequest:
     kept_states: Mapping[str, str] = field(default_factory=dict)
     ledgers: Mapping[str, str] = field(default_factory=dict)
     parcel: Parcel | None = None
-    keep: Keep | None = None
 
 
 @dataclass(frozen=True)
@@ -161,18 +146,16 @@ class TrainAnswer:
     """What came of a :class:`TrainRequest`, its quorum met.
 
     Attributes:
-        updates: screened, in the order of site names; none where there are ``sums``.
+        updates: screened, in the order of site names.
         site_states: digests of the sites' new states; empty where a site keeps none.
         asked: names of those who were asked; none: everyone.
         outcome: of the exchange.
-        sums: of the updates, where nobody can see them one by one any more, or ever could.
     """
 
     updates: Sequence[SiteUpdate]
     site_states: Mapping[str, str]
     outcome: Outcome
     asked: Set[str] | None = None
-    sums: Sums | None = None
 
 
 @dataclass(frozen=True)
@@ -247,11 +230,9 @@ class Exchange(Protocol):
         members: the sites that are there, by name.
         heads: of the sites' chains, as each last said.
         hooks: what a real coordinator adds.
-        withdrawn: names of the sites that left for good.
     """
 
     members: dict[str, Site]
-    withdrawn: set[str]
     heads: dict[str, Head]
     hooks: Hooks
 
@@ -272,11 +253,6 @@ class Exchange(Protocol):
 
     def assess(self, request: AssessRequest) -> MetricsAnswer:
         """Metrics on the sites' test images; a site that says nothing is left out, whatever the quorum."""
-
-    def hand_over(
-        self, request: Callable[[Site, Mapping[str, Any]], Any], message_type: str, deadline: float, whom: Set[str]
-    ) -> Outcome:
-        """Ask each of ``whom`` that is there something about the whole run; nobody is waited for who is not."""
 
     def refused(self, site: str, code: str, stage: str = "", round_index: int = 0) -> None:
         """Say that a site is refused, and why (:data:`fed_diffmic.exchange.screening.REFUSALS`)."""

@@ -58,8 +58,7 @@ def agreed_labels(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(outcome.missing.items()))
         raise RoundError(
             f"{len(found)} different lists of classes came from {len(outcome.replies)} sites ({reasons})",
-            "Name the classes and the task: consortium.classes and consortium.task at a coordinator, "
-            "dataset.classes and dataset.task in a simulation.",
+            "Name the classes and the task in the configuration: dataset.classes, dataset.task.",
         )
     return found.pop()
 

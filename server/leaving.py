@@ -17,12 +17,6 @@ def tell_clipped(run: Federation, excess: Mapping[str, float], stage: str, round
         run.hooks.log("clipped", run=run.spec.run_id, **facts)
 
 
-def tell_coarse(run: Federation, coarse: Mapping[str, float], stage: str, round_index: int) -> None:
-    """Say which tensors were summed in larger quanta than the others, as a site's change of them was so large."""
-    if coarse:
-        run.events.emit("sum_coarse", quanta=dict(coarse), stage=stage, round=round_index)
-
-
 def leave_out(run: Federation, codes: Mapping[str, str], answer: TrainAnswer, stage: str, round_index: int) -> None:
     """Sites whose good replies are not in the round's aggregate count as missing from here on.
 

@@ -100,10 +100,8 @@ class LedgerMemory:
         key = self._fingerprint(site)
         if seen is None or not key:
             return
-        known = parse_claim(claim)
-        # Of noise that others share the worse number: it is what a person who lost the lines has to count.
-        said = [known[name] for name in ("epsilon_total", "alone_total") if name in known]
-        spent = math.inf if min(said, default=0.0) < 0 else max(said, default=0.0)
+        said = parse_claim(claim).get("epsilon_total", 0.0)
+        spent = math.inf if said < 0 else said
         try:
             with FileLock(str(self.path) + ".lock", timeout=LOCK_S, mode=0o600):
                 keys = self._read()

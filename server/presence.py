@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, MutableMapping, Sequence, Set
+from collections.abc import Mapping, MutableMapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from fed_diffmic.exchange.screening import MAX_EXAMPLES, REFUSALS, Expected
 from fed_diffmic.exchange.study import Study
 from server.exchange import Outcome, Site
 from server.hooks import Hooks
-from server.replies import Channel, Events, Request, Take, ask
+from server.replies import Channel, Events, Request, ask
 from server.terms import RunTerms
 
 REMEDY = "Look at the named sites' own logs; the run can be continued with --resume."
@@ -66,7 +66,6 @@ class Presence:
         self.hooks = hooks or Hooks()
         self.members: dict[str, Site] = {}
         self.heads: dict[str, Head] = {}
-        self.withdrawn: set[str] = set()
         self._channel = Channel(grid, events, terms.poll_s, self.hooks)
         self._known: set[int] = set()
         self._patience: dict[int, tuple[float, float]] = {}
@@ -131,7 +130,6 @@ class Presence:
                 continue
             site = self._as_first_said(claimed[0])
             self.members[name] = site
-            self.withdrawn.discard(name)
             images = dict(zip(PARTS, site.images, strict=True))
             self.events.emit("site_found", site=name, images=images, class_counts=list(site.class_counts))
             facts = {"run": self.spec.run_id, "site": name, "key": self.hooks.fingerprint_of(name)}
@@ -226,27 +224,10 @@ class Presence:
         stage: str,
         round_index: int,
         asked: Set[str] | None = None,
-        take: Take | None = None,
     ) -> Outcome:
         facts = {"arm": self.spec.arm, "stage": stage, "round": round_index}
         needed = self._needed(asked) if stage else 0
-        return ask(
-            self._channel, requests, message_type=message_type, deadline=deadline, facts=facts, needed=needed, take=take
-        )
-
-    def hand_over(
-        self, request: Callable[[Site, Mapping[str, Any]], Request], message_type: str, deadline: float, whom: Set[str]
-    ) -> Outcome:
-        """Ask each of ``whom`` that is there something about the whole run; nobody is waited for who is not.
-
-        Args:
-            request: makes a site's, from the header fields of every request of the run.
-        """
-        self.refresh(deadline)
-        requests = [request(site, self._header) for name, site in sorted(self.members.items()) if name in whom]
-        outcome = self._ask(requests, message_type, deadline, stage="", round_index=0)
-        self.heads |= outcome.heads
-        return outcome
+        return ask(self._channel, requests, message_type=message_type, deadline=deadline, facts=facts, needed=needed)
 
     def everyone(self) -> set[str]:
         """Names of all sites that are expected, or there."""

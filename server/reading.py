@@ -59,7 +59,7 @@ def read_reply(reply: Message, expected: Expected, site: str, opened: Opened) ->
         if failure is not None:
             return failure
         wire, proof = opened()
-        travelled = decode(wire, expected.limits, own=False)
+        travelled = decode(wire, expected.limits)
         head, facts = anchor_of(travelled.header), payload_facts(travelled, wire.digest)
         payload, refusal = decoded(travelled, expected)
         refusal = refusal or screen(payload, expected)

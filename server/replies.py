@@ -18,8 +18,6 @@ from flwr.serverapp import Grid
 
 from fed_diffmic.exchange.audit_facts import place, request_facts
 from fed_diffmic.exchange.failures import LATER, LOST
-from fed_diffmic.exchange.masking.fixed_point import FixedPointError
-from fed_diffmic.exchange.packing import Packing
 from fed_diffmic.exchange.payload import Packed, Payload, Wire, encode, request_name
 from fed_diffmic.exchange.screening import REFUSALS, Expected, Refusal
 from fed_diffmic.transport.messages import task_message, wire_of
@@ -31,8 +29,6 @@ AGAIN_S, LONGEST_AGAIN_S = 15.0, 600.0
 LOST_S, LONGEST_LOST_S = 2.0, 30.0
 POLL_SHARE, LONGEST_POLL_S = 0.02, 2.0
 KEPT_CLOSED = 100_000
-Take = Callable[[str, Payload], None]
-"""Takes the tensors of a site's good reply; raises FixedPointError, with nothing changed, where they are too large."""
 EVENTS = {"query": "site_answered", "train": "site_done", "evaluate": "site_evaluated"}
 
 
@@ -59,9 +55,9 @@ class Request:
     site: Site
     payload: Payload
     expected: Expected
-    packed: Packed | Packing
+    packed: Packed
     carried: Mapping[str, str] = field(default_factory=dict)
-    lacking: Mapping[str, Callable[[], Packed | Packing]] = field(default_factory=dict)
+    lacking: Mapping[str, Callable[[], Packed]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,6 @@ def ask(
     deadline: float,
     facts: Mapping[str, Any],
     needed: int = 0,
-    take: Take | None = None,
 ) -> Outcome:
     """Send every request, take replies until all came or the deadline passed.
 
@@ -103,21 +98,17 @@ def ask(
         deadline: monotonic seconds.
         facts: stage and round, for the events.
         needed: good replies; once they are there, sites that ask for patience are waited for no longer.
-        take: what becomes of the tensors of each good reply, which are then dropped; none: they stay in the outcome.
     """
-    asking = _Asking(channel, message_type, deadline, facts, take)
+    asking = _Asking(channel, message_type, deadline, facts)
     for request in sorted(requests, key=lambda r: r.site.name):
         asking.send(request)
-    for request in requests:
-        _release(request.packed)
     heard = time.monotonic()
     while asking.wanted(needed) and time.monotonic() < deadline:
         asking.ask_again()
         replies = list(channel.grid.pull_messages(list(asking.open))) if asking.open else []
-        came = len(replies)
-        while replies:  # and no longer held than it takes
-            asking.take(replies.pop(0))
-        if came:
+        for reply in replies:
+            asking.take(reply)
+        if replies:
             heard = time.monotonic()
         elif asking.wanted(needed):
             pause = max(channel.poll_s, min(LONGEST_POLL_S, POLL_SHARE * (time.monotonic() - heard)))
@@ -126,17 +117,10 @@ def ask(
     return asking.outcome
 
 
-def _release(packed: Packed | Packing) -> None:
-    if isinstance(packed, Packing):
-        packed.release()
-
-
 class _Asking:
     """The state of one :func:`ask`."""
 
-    def __init__(
-        self, channel: Channel, message_type: str, deadline: float, facts: Mapping[str, Any], take: Take | None = None
-    ) -> None:
+    def __init__(self, channel: Channel, message_type: str, deadline: float, facts: Mapping[str, Any]) -> None:
         self.grid = channel.grid
         self.events = channel.events
         self.message_type = message_type
@@ -144,7 +128,6 @@ class _Asking:
         self.facts = facts
         self.open: dict[str, Request] = {}
         self.outcome = Outcome()
-        self._take = take
         self._hooks = channel.hooks
         self._closed = channel.closed
         self._lacked: set[tuple[str, str]] = set()
@@ -162,7 +145,6 @@ class _Asking:
                 del self._waiting[site]
                 self._lacked -= {(site, what) for what in request.lacking}
                 self.send(request)
-                _release(request.packed)
 
     def end(self) -> None:
         """Whoever did not reply is missing."""
@@ -174,7 +156,7 @@ class _Asking:
         while len(self._closed) > KEPT_CLOSED:
             self._closed.pop(next(iter(self._closed)))
 
-    def send(self, request: Request, packed: Packed | Packing | None = None) -> None:
+    def send(self, request: Request, packed: Packed | None = None) -> None:
         """Push one request; a site that cannot be reached counts as missing.
 
         Args:
@@ -230,28 +212,14 @@ class _Asking:
         if payload.kind in request.lacking and lacked not in self._lacked:
             self._log_reply(request, read)
             self._lacked.add(lacked)
-            everything = request.lacking[payload.kind]()
-            self.send(request, everything)
-            _release(everything)
+            self.send(request, request.lacking[payload.kind]())
             return
-        if refusal is None:
-            # First: a coordinator that dies now must not forget what was spent.
-            self._hooks.saw(request.site.name, payload.header)
-            refusal = self._taken(request, payload)
-        self._log_reply(request, read, "" if refusal is None else refusal.code)
         if refusal is not None:
+            self._log_reply(request, read, refusal.code)
             self._refuse(request, refusal)
             return
-        self._accept(request, payload if self._take is None else replace(payload, tensors={}), read)
-
-    def _taken(self, request: Request, payload: Payload) -> Refusal | None:
-        """Hand a good reply's tensors over; all of them are taken, or none."""
-        try:
-            if self._take is not None:
-                self._take(request.site.name, payload)
-        except FixedPointError:
-            return Refusal("norm")
-        return None
+        self._log_reply(request, read)
+        self._accept(request, payload, read)
 
     def _opened(self, request: Request, reply: Message) -> tuple[Wire, dict[str, str]]:
         """A reply as its site encoded it, and what its seal adds to the line of the log.
@@ -276,6 +244,7 @@ class _Asking:
 
     def _accept(self, request: Request, payload: Payload, read: Read) -> None:
         site = request.site.name
+        self._hooks.saw(site, payload.header)  # first: a coordinator that dies now must not forget what was spent
         self.outcome.bytes_sent += read.nbytes
         self.outcome.replies[site] = payload
         self.outcome.digests[site] = read.digest

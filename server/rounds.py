@@ -18,16 +18,13 @@ from server.aggregation import aggregate
 from server.broadcast import Broadcast
 from server.checkpoints import CheckpointStore
 from server.client_level import ClientLevel
-from server.delivery import deliver, delivers
-from server.exchange import EvaluateRequest, Exchange, Keep, MetricsAnswer, Outcome, TrainRequest
+from server.exchange import EvaluateRequest, MetricsAnswer, Outcome, TrainRequest
 from server.federation import Federation
 from server.finished import assess
 from server.fitting import calibrate
 from server.history import RoundDone, ledger_heads, metrics_of_round, round_row
 from server.hooks import Hooks
 from server.judges import is_judged, judges
-from server.keeping import keeping
-from server.noisy import sites_of
 from server.observers import Patience, RoundEvents, RoundObserver, Stop, stopped_before, told
 from server.opening import check_same_study, open_run, open_stage
 from server.prior import consortium_prior
@@ -72,7 +69,7 @@ def run_federation(
     with store.locked():
         run_state = open_run(spec, store, events, terms, hooks)
         if has_final(store.folder):
-            return resume_finished(grid, spec, store, events, terms, run_state, hooks)
+            return load_final(store.folder)
         run = find_sites(grid, spec, store, events, terms, run_state, hooks, observers)
         for stage in terms.stages:
             if stage not in run_state.results:
@@ -83,31 +80,7 @@ def run_federation(
         matrix = assess(run, fitted, sure)
         final = store.finish(run_state, spec, fitted, hooks, matrix, run.exchange.heads, sure)
         events.emit("federation_done", arm=spec.arm, bytes_sent=final.bytes_sent, digests=final.digests)
-        hand_out(run.exchange, store, events, terms, final)
         return final
-
-
-def hand_out(exchange: Exchange, store: CheckpointStore, events: Events, terms: RunTerms, final: FinalModel) -> None:
-    """Send the signed model to the sites that take it; a simulation's, which nobody signed, goes nowhere."""
-    if delivers(exchange.hooks, terms.deliver_s):
-        without = deliver(exchange, store.folder, final, terms.deliver_s)
-        events.emit("delivered", sites=sorted(exchange.everyone() - set(without)), missing=without)
-
-
-def resume_finished(
-    grid: Grid,
-    spec: RunSpec,
-    store: CheckpointStore,
-    events: Events,
-    terms: RunTerms,
-    run_state: RunState,
-    hooks: Hooks,
-) -> FinalModel:
-    """A run that ended: nothing is computed; the sites that have not got its model are offered it again."""
-    final = load_final(store.folder, public_key=hooks.public_key)
-    if delivers(hooks, terms.deliver_s):
-        hand_out(sites_of_run(grid, spec, store, events, terms, run_state, hooks), store, events, terms, final)
-    return final
 
 
 def run_stage(run: Federation, stage: str) -> None:
@@ -124,7 +97,7 @@ def run_stage(run: Federation, stage: str) -> None:
         deadline = started + run.terms.deadline_s
         run.events.emit("round_started", **place, round=index, rounds=rounds, sites=sorted(exchange.members))
 
-        request = train_request(work, broadcast, run_state.ledgers, deadline, keeping(run, work, noise))
+        request = train_request(work, broadcast, run_state.ledgers, deadline)
         trained = exchange.train(request)
         examples = aggregate(run, work, trained, noise)
         judged = is_judged(run.terms, index, rounds)
@@ -149,13 +122,10 @@ def run_stage(run: Federation, stage: str) -> None:
         # After the checkpoint: a log that says more than what is kept would name a round that a resumed run repeats.
         hooks.log("checkpoint", run=spec.run_id, **place, round=index)
         stop = told(run.observers, row, progress)
-        del request, trained, candidate, parcel, judge, evaluated, done  # what they hold is not kept for a round more
     end_stage(run, work, stop)
 
 
-def train_request(
-    work: StageWork, broadcast: Broadcast, ledgers: dict[str, str], deadline: float, keep: Keep
-) -> TrainRequest:
+def train_request(work: StageWork, broadcast: Broadcast, ledgers: dict[str, str], deadline: float) -> TrainRequest:
     """What asks for the next round's local updates."""
     progress = work.progress
     return TrainRequest(
@@ -168,7 +138,6 @@ def train_request(
         kept_states=progress.best_states,
         ledgers=ledgers,
         parcel=broadcast.trained_from(work),
-        keep=keep,
     )
 
 
@@ -205,7 +174,11 @@ def find_sites(
         RoundError: fewer than the quorum came.
         ModelFileError: the run is held to another study.
     """
-    exchange = sites_of_run(grid, spec, store, events, terms, run_state, hooks)
+    study = study_of_run(
+        store.folder, spec, stages=terms.stages, sites=terms.sites, test=terms.test_s > 0, signer=hooks.signer
+    )
+    check_same_study(run_state.settings, study.digest)
+    exchange = Sites(grid, spec, events, terms, hooks=hooks, claims=run_state.claims, study=study)
     exchange.find(time.monotonic() + terms.deadline_s)
     if not run_state.counts:
         found = exchange.members.items()
@@ -215,24 +188,3 @@ def find_sites(
     if terms.patience:
         own.append(Patience(terms.patience, run_state.history))
     return Federation(exchange, spec, run_state, store, events, terms, prior, (*own, *observers))
-
-
-def sites_of_run(
-    grid: Grid,
-    spec: RunSpec,
-    store: CheckpointStore,
-    events: Events,
-    terms: RunTerms,
-    run_state: RunState,
-    hooks: Hooks,
-) -> Sites:
-    """The run's sites under its study, none of them looked for yet.
-
-    Raises:
-        ModelFileError: the run is held to another study.
-    """
-    study = study_of_run(
-        store.folder, spec, stages=terms.stages, sites=terms.sites, test=terms.test_s > 0, signer=hooks.signer
-    )
-    check_same_study(run_state.settings, study.digest)
-    return sites_of(grid, spec, events, terms, store.folder, hooks=hooks, claims=run_state.claims, study=study)

@@ -12,13 +12,12 @@ from flwr.app import MessageType
 from fed_diffmic.algorithms.base import EXTRA, SiteUpdate, Tensors
 from fed_diffmic.exchange.codecs import build_codec
 from fed_diffmic.exchange.failures import POLICY_METRICS, STUDY_MISSING, WITHDRAWN
-from fed_diffmic.exchange.packing import Packing
-from fed_diffmic.exchange.payload import NEED_BASE, NEED_WEIGHTS, Payload, request_name
+from fed_diffmic.exchange.payload import NEED_BASE, NEED_WEIGHTS, Payload, pack, request_name
 from fed_diffmic.exchange.screening import MAX_EXAMPLES, MAX_METRIC, Expected, schema_of
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.seeding import numpy_generator
 from fed_diffmic.training.coverage import names as coverage_names
-from fed_diffmic.training.matrix import METRICS, POINTS, TEST
+from fed_diffmic.training.matrix import AT_SPECIFICITY, METRICS, TEST
 from fed_diffmic.training.subgroups import PREFIX as SUBGROUPS
 from fed_diffmic.training.sureness import IMAGES, SETS, SQUARES, UNSURE
 from server.exchange import (
@@ -33,7 +32,7 @@ from server.exchange import (
     TrainRequest,
 )
 from server.presence import Presence
-from server.replies import Request, Take
+from server.replies import Request
 
 ASSESS = "evaluate.assess"
 CONFORM = "evaluate.conform"
@@ -44,7 +43,7 @@ MOST_NLL = 1e6
 
 
 @dataclass(frozen=True)
-class Question:
+class _Question:
     """One exchange with every site that is asked, before it is packed.
 
     Attributes:
@@ -58,13 +57,11 @@ class Question:
         metrics: the metrics that a site may send, with their ranges.
         fields: of a good reply's header, with their types.
         reply_tensors: whose names, shapes and dtypes a good reply has; none: it has no tensors.
-        schema: dtype and shape of each tensor of a good reply, where they are none of ``reply_tensors``.
         attach_base: send the base to everyone.
         excused: failures of sites that count for the quorum.
         asked: names of those to ask; none: everyone who is there.
         kind: of the request, where it is not the message's.
         quorate: whether the quorum must be met.
-        take: what becomes of the tensors of a good reply; none: they stay in it.
     """
 
     message_type: str
@@ -76,14 +73,12 @@ class Question:
     metrics: Callable[[Site], Mapping[str, tuple[float, float]]]
     fields: Mapping[str, type] = field(default_factory=dict)
     reply_tensors: Tensors | None = None
-    schema: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     parcel: Parcel | None = None
     attach_base: bool = False
     excused: Set[int | str] = frozenset()
     asked: Set[str] | None = None
     kind: str = ""
     quorate: bool = True
-    take: Take | None = None
 
 
 class Sites(Presence):
@@ -95,7 +90,7 @@ class Sites(Presence):
         Raises:
             RoundError: the quorum was missed; names the missing sites.
         """
-        task, algorithm, keep = request.task, request.algorithm, request.keep
+        task, algorithm = request.task, request.algorithm
         cfg = self.spec.stage(task.stage)
 
         def ranges(site: Site) -> dict[str, tuple[float, float]]:
@@ -103,15 +98,20 @@ class Sites(Presence):
             found = {"loss": ANY, "loss_images": POSITIVE, "steps": steps, "seconds": POSITIVE}
             return {**found, "initial_loss": POSITIVE} if algorithm.needs_initial_loss else found
 
+        def header(site: str) -> dict[str, str]:
+            named = {"state": request.site_states, "keep": request.kept_states, "guidance": task.guidance}
+            found = {name: digests.get(site, "") for name, digests in named.items()}
+            return {**found, "ledger": self.hooks.echo(site) or request.ledgers.get(site, "")}
+
         asked = self.participants(task.stage, request.round_index)
         outcome = self._exchange(
-            Question(
+            _Question(
                 MessageType.TRAIN,
                 task,
                 request.sent,
                 request.round_index,
                 request.deadline,
-                header=self.train_header(request),
+                header=header,
                 fields={"state": str, "ledger": str, "claim": str},
                 reply_tensors=request.sent,
                 parcel=request.parcel,
@@ -119,25 +119,12 @@ class Sites(Presence):
                 # A site that was not drawn before, or came late, says that it lacks the base, and gets it then.
                 attach_base=request.round_index == 1,
                 asked=asked,
-                take=None if keep is None else lambda site, reply: keep.take(site_update(site, reply)),
             )
         )
         names = sorted(outcome.replies)
-        site_states = {name: outcome.replies[name].header["state"] for name in names}
-        if keep is not None:
-            return TrainAnswer(keep.updates(), site_states, outcome, asked, keep.sums())
         updates = [site_update(name, outcome.replies[name]) for name in names]
+        site_states = {name: outcome.replies[name].header["state"] for name in names}
         return TrainAnswer(updates, site_states, outcome, asked)
-
-    def train_header(self, request: TrainRequest) -> Callable[[str], dict[str, str]]:
-        """What a request to train says to each site, by its name: what it builds on, and its ledger as it was seen."""
-        named = {"state": request.site_states, "keep": request.kept_states, "guidance": request.task.guidance}
-
-        def header(site: str) -> dict[str, str]:
-            found = {name: digests.get(site, "") for name, digests in named.items()}
-            return {**found, "ledger": self.hooks.echo(site) or request.ledgers.get(site, "")}
-
-        return header
 
     def participants(self, stage: str, round_index: int) -> set[str] | None:
         """Who is drawn to train in a round (``strategy.participation``); none: everyone who is there."""
@@ -169,7 +156,7 @@ class Sites(Presence):
             return {**own, "prior": [float(p) for p in request.prior], "sums": sums, "split": "val"}
 
         outcome = self._exchange(
-            Question(
+            _Question(
                 MessageType.EVALUATE,
                 task,
                 request.tensors,
@@ -189,7 +176,7 @@ class Sites(Presence):
 
         No quorum is needed: a site that says nothing is left out.
         """
-        share = (*METRICS, *POINTS)
+        share = (*METRICS, AT_SPECIFICITY)
         names = [name for figure in share for name in (figure, f"{figure}/low", f"{figure}/high")]
         ranges = {**{TEST + name: (0.0, 1.0) for name in names}, f"{TEST}complete": (0.0, 1.0)}
         counts = ["n", "groups", *(f"positives/{index}" for index in range(self.spec.num_classes))]
@@ -225,7 +212,7 @@ class Sites(Presence):
             return {**own, "calibration": request.fitted.to_json(), **more}
 
         outcome = self._exchange(
-            Question(
+            _Question(
                 message_type,
                 request.task,
                 request.tensors,
@@ -241,18 +228,16 @@ class Sites(Presence):
         )
         return metrics_answer(outcome)
 
-    def _exchange(self, question: Question) -> Outcome:
+    def _exchange(self, question: _Question) -> Outcome:
         task, round_index, asked = question.task, question.round_index, question.asked
         self.refresh(question.deadline)
         requests = self._requests(question)
         outcome = self._ask(
-            requests, question.message_type, question.deadline, stage=task.stage, round_index=round_index, asked=asked,
-            take=question.take,
-        )  # fmt: skip
+            requests, question.message_type, question.deadline, stage=task.stage, round_index=round_index, asked=asked
+        )
         self.heads |= outcome.heads
         for name in [name for name, code in outcome.codes.items() if code == WITHDRAWN]:
             del self.members[name]
-            self.withdrawn.add(name)
             self.events.emit("site_withdrew", site=name, stage=task.stage, round=round_index)
         for name in [name for name, code in outcome.codes.items() if code == STUDY_MISSING and name in self.members]:
             self._known.discard(self.members.pop(name).node)  # its folder is another: it gets the study again
@@ -261,16 +246,16 @@ class Sites(Presence):
             self.check_quorum(f"stage {task.stage}, round {round_index}", good, outcome.missing, asked)
         return outcome
 
-    def _requests(self, question: Question) -> list[Request]:
+    def _requests(self, question: _Question) -> list[Request]:
         """One for each site that is asked; what is sent first, and what a site may lack, is packed once for all."""
         task, tensors, reply = question.task, question.tensors, question.reply_tensors
         kind = question.kind or question.message_type
         base = {f"base/{name}": value for name, value in task.frozen.items()}
         weights = tensors_digest(tensors)
         first = question.parcel or Parcel(tensors)
-        sent = Packing({**first.tensors, **base} if question.attach_base else first.tensors)
-        whole = functools.cache(lambda: Packing(tensors))
-        with_base = functools.cache(lambda: Packing({**tensors, **base}))
+        sent = pack({**first.tensors, **base} if question.attach_base else first.tensors)
+        whole = functools.cache(lambda: pack(tensors))
+        with_base = functools.cache(lambda: pack({**tensors, **base}))
         codec = build_codec(self.spec.strategy)
 
         requests = []
@@ -289,14 +274,14 @@ class Sites(Presence):
                 kind=f"{kind}.reply",
                 header={**common, "site": site.name, "request": request_name(facts)},
                 fields=question.fields,
-                schema=schema_of(reply) if reply is not None else question.schema,
+                schema=schema_of(reply) if reply is not None else {},
                 weighted=reply is not None,
                 max_examples=site.images[0],
                 reference=reply or {},
                 max_norm=self.hooks.max_update_norm,
                 max_steps=self.spec.stage(task.stage).local_steps(site.images[0]),
                 metrics=question.metrics(site),
-                codec=None if question.schema else codec,  # words under masks are not coded
+                codec=codec,
             )
             lacking = {NEED_WEIGHTS: whole, NEED_BASE: with_base}
             requests.append(Request(site, Payload(kind, facts), expected, sent, first.fields, lacking))

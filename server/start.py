@@ -17,7 +17,6 @@ from fed_diffmic.config.network_checks import check_server_start
 from fed_diffmic.config.server import ServerConfig
 from fed_diffmic.config.simulation import DatasetConfig, RunConfig, SimulateConfig
 from fed_diffmic.config.spec import RunSpec, make_spec
-from fed_diffmic.config.stages import check_crossfit
 from fed_diffmic.errors import ConfigError, UsageError
 from fed_diffmic.provision.certificates import leads_to, load_certificate, load_certificates, load_pem_key
 from fed_diffmic.provision.credentials import read_credential
@@ -30,7 +29,6 @@ MAY_CHANGE = (
     "run.deadline_s",
     "run.join_s",
     "run.test_s",
-    "run.deliver_s",
     "run.restarts",
     "run.quorum",
     "run.max_update_norm",
@@ -85,7 +83,6 @@ def check_start(config: ServerConfig, *, resume: bool) -> None:
     if resume and not holds_run(folder):
         raise UsageError(f"--resume {folder}: there is no run in it", "Leave --resume out to start one.")
     check_server_start(config)
-    check_crossfit(config.stages)
     if not config.security.insecure:
         check_credentials(config)
     memory = ledger_memory(config)
@@ -201,7 +198,6 @@ def as_simulation(config: ServerConfig) -> SimulateConfig:
             mean=consortium.mean,
             std=consortium.std,
             modality=consortium.modality,
-            class_names=consortium.class_names,
         ),
         model=config.model,
         stages=config.stages,
@@ -232,7 +228,6 @@ def run_config(config: ServerConfig, sites: list[str] | None) -> dict[str, str]:
         "run-dir": str(folder),
         "join-s": repr(config.run.join_s),
         "test-s": repr(config.run.test_s),
-        "deliver-s": repr(config.run.deliver_s),
         "sites": "|".join(sites or ()),
     }
     spec = stored_spec(folder)

@@ -36,7 +36,6 @@ from fed_diffmic.transport.superlink import LinkSettings, RunningLink, counts, s
 from server.admission import Admission
 from server.app import app as server_app
 from server.app import shared_events
-from server.delivery import delivered, delivery_lines, lacking
 from server.hooks import Hooks
 from server.monitor import Monitor
 from server.seals import Seals, forget_reply_key, run_reply_key
@@ -199,7 +198,7 @@ class _Coordinator:
             self.status.start()
             write_json(self.run_dir / "monitor.json", {"pid": os.getpid(), "port": monitor.port})
             events.emit("resumed" if resume else "run_started", run=self.run_dir.name, seed=self.config.seed)
-            self._train_until_done(events, resume=resume)
+            self._train_until_done(events)
             self._finish(events, started)
             self.status.finish("done")
         except KeyboardInterrupt:
@@ -218,19 +217,17 @@ class _Coordinator:
             monitor.close()
 
     # ---- the SuperLink -----------------------------------------------------------------------
-    def _train_until_done(self, events: EventLog, *, resume: bool) -> None:
-        """Start the SuperLink, train, and hand the model out; if it is lost, again, from the last checkpoint."""
+    def _train_until_done(self, events: EventLog) -> None:
+        """Start the SuperLink and train; if it is lost, again, from the last checkpoint."""
         key = signing_key(self.config)
         audit = None if key is None else AuditLog(self.run_dir / AUDIT, key, owner="coordinator")
         if key is not None and not has_final(self.run_dir):
             pin(self.run_dir, key.public_key())
         private_port = free_port()  # stays the same over restarts
         restarts = 0
-        again = resume and has_final(self.run_dir) and self._may_deliver() and bool(lacking(self.run_dir))
-        while again or not has_final(self.run_dir) or (self._may_deliver() and lacking(self.run_dir) is None):
+        while not has_final(self.run_dir):
             try:
                 self._train_once(events, audit, private_port, restarts)
-                again = False
             except LinkLostError as error:
                 restarts += 1
                 events.emit("link_lost", restarts=restarts, message=str(error))
@@ -240,9 +237,6 @@ class _Coordinator:
                         "Look at link/superlink.log in the run's folder; the run can be continued with --resume.",
                     ) from error
                 time.sleep(RESTART_PAUSE_S)
-
-    def _may_deliver(self) -> bool:
-        return self.config.run.deliver_s > 0 and not self.config.security.insecure
 
     def _train_once(self, events: EventLog, audit: AuditLog | None, private_port: int, restarts: int) -> None:
         admission = None
@@ -324,8 +318,6 @@ class _Coordinator:
             "seed": self.config.seed,
             "task": final.spec.task,
             "classes": list(final.spec.classes),
-            "class_names": final.spec.plain_names,
-            "modality": final.spec.modality,
             "rounds": final.history,
             "bytes_sent": final.bytes_sent,
             "digests": final.digests,
@@ -333,7 +325,6 @@ class _Coordinator:
             "sureness": next((sure.to_json() for sure in final.sureness.values()), None),
             "sites": site_facts(recorded, sites),
             "signed_by": final.signed_by,
-            "delivery": delivered(self.run_dir),
             "privacy": privacy,
             "seconds": seconds,
         }
@@ -341,7 +332,7 @@ class _Coordinator:
         forget_database(self.run_dir / _LINK)
         forget_reply_key(self.run_dir)
         events.emit("run_done", seconds=seconds, bytes_sent=final.bytes_sent)
-        for line in [*privacy, *delivery_lines(summary["delivery"])]:
+        for line in privacy:
             logger.info("%s", line)
         write_metrics_csv(self.run_dir / "metrics.csv", recorded)
         text = (self.run_dir / "config.yaml").read_text(encoding="utf-8")

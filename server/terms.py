@@ -19,7 +19,6 @@ class RunTerms:
         poll_s: pause between looking for replies, in seconds.
         test_s: the longest wait, in seconds, for the metrics that sites let out of their test images at the end; 0:
             nobody is asked (a simulation reads test images itself).
-        deliver_s: the longest wait, in seconds, for sites that take the signed model; 0: nobody is sent it.
         patience: rounds of a stage without a better one after which the stage ends; 0: it never ends early.
         metrics_every: every so many rounds, and in a stage's last, sites are asked for validation metrics.
         metrics_share: share of the sites that can answer of whom these are asked, in (0, 1].
@@ -32,7 +31,6 @@ class RunTerms:
     join_s: float = 300.0
     poll_s: float = 0.1
     test_s: float = 0.0
-    deliver_s: float = 0.0
     patience: int = 0
     metrics_every: int = 1
     metrics_share: float = 1.0

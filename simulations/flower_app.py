@@ -16,9 +16,6 @@ from flwr.clientapp import ClientApp
 from client.app import app as site_app
 from client.site import Protection, Source, register_source
 from fed_diffmic.config.compose import config_from_run_config
-from fed_diffmic.exchange.masking.site import MaskingSite
-from fed_diffmic.exchange.masking.store import FileStore
-from fed_diffmic.exchange.masking.virtual import VirtualRoster, virtual_key
 from fed_diffmic.files import safe_name
 from fed_diffmic.transport.folders import run_dir_of
 from simulations.sites import open_virtual_site, pace_of, virtual_site_name
@@ -46,7 +43,7 @@ class VirtualClientApp(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Run the app as the virtual site that ``context`` stands for; Flower's own context stays as it was."""
-        register_source(self._source, virtual_site_folder, protection=virtual_protection, masking=virtual_masking)
+        register_source(self._source, virtual_site_folder, protection=virtual_protection)
         number = int(context.node_config.get("partition-id", 0))
         own = self._node_configs[number] if self._node_configs else {}
         run_config = {**context.run_config, **self._run_config}
@@ -67,17 +64,6 @@ def virtual_protection(context: Context) -> Protection:
     if "config-json" not in context.run_config:
         return Protection()
     return Protection(config_from_run_config(context.run_config).privacy)
-
-
-def virtual_masking(context: Context, name: str) -> MaskingSite | None:
-    """A virtual site's part in masked sums, where the run has them."""
-    if "config-json" not in context.run_config:
-        return None
-    config = config_from_run_config(context.run_config)
-    if config.strategy.secure_aggregation == "off":
-        return None
-    store = FileStore(virtual_site_folder(context) / "masking", lambda kind, facts: None)
-    return MaskingSite(name, virtual_key(config.seed, name), VirtualRoster(config.seed), store)
 
 
 def virtual_pace(context: Context) -> float:

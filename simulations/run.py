@@ -37,7 +37,6 @@ from simulations.folder import forget_site_files, leave_nothing, prepare_run_dir
 from simulations.grid import InProcessGrid
 from simulations.metrics import Judge
 from simulations.personal import keep_personal, personal_methods
-from simulations.shared_noise import with_share
 from simulations.sites import VirtualSites, check_named_sites, shared_sites
 from simulations.summary import summarise
 from simulations.why import reasons
@@ -148,11 +147,7 @@ def train_arm(
         place = folder if len(trials) == 1 else folder / trial.name
         place.mkdir(parents=True, exist_ok=True)
         spec = make_spec(
-            replace(
-                config,
-                stages=trial.stages(config.stages),
-                strategy=with_share(config, strategy_of(config.strategy, arm), arm),
-            ),
+            replace(config, stages=trial.stages(config.stages), strategy=strategy_of(config.strategy, arm)),
             classes=sites.classes,
             task=sites.task,
             run_id=run_dir.name,

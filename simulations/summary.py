@@ -16,7 +16,6 @@ from fed_diffmic.files import save_tensors
 from fed_diffmic.inference.predictor import Predictor
 from fed_diffmic.privacy.statement import last_claims, last_client_level, statement
 from fed_diffmic.release.final import FinalModel
-from fed_diffmic.training.operating import class_points
 from simulations.advice import advice
 from simulations.arms import Arm, TrainedArm
 from simulations.examples import example_tensors, wanted
@@ -27,7 +26,6 @@ from simulations.metrics import (
     cross_site,
     differences,
     everywhere,
-    join,
     method_result,
     prediction_tensors,
     subgroups,
@@ -81,8 +79,6 @@ def summarise(
         "dataset": config.dataset.name,
         "task": sites.task,
         "classes": list(sites.classes),
-        "class_names": main.spec.plain_names,
-        "modality": config.dataset.modality,
         "stages": {stage: stage_facts(main, stage) for stage in arms[0].stages},
         "final_stage": last,
         "global": own.metrics["global"],
@@ -99,9 +95,6 @@ def summarise(
         "local_optimizers": {arm.name: trained[arm.name].optimizer for arm in arms if trained[arm.name].optimizer},
         "calibration": main.calibration[last].to_json(),
         "sureness": main.sureness[last].to_json() if last in main.sureness else None,
-        "operating_points": class_points(
-            join(list(own.test.values())), sites.classes, bootstrap=draws, seed=config.seed
-        ),
         "subgroups": subgroups(own, sites.sites, main, last, draws),
         "bytes_sent": main.bytes_sent,
         "notes": [*sites.notes, *(note for table in external.values() for note in table.notes)],

@@ -16,7 +16,7 @@ from fed_diffmic.exchange.failures import MACHINE
 
 LEAST_BYTES = 2**20
 """A disk with less room than this is full, whatever was tried last."""
-_FREE_SPACE = "Free space there, or name another folder, and continue with --resume."
+_ROOM = "Free space there, or name another folder, and continue with --resume."
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def explained(error: RoundError, run_dir: Path, since: float) -> FedDiffmicError
         f"{', '.join(names)}: {what}" for what, names in alike.items()
     )
     if full or codes == {MACHINE}:
-        return MachineError(cause, _FREE_SPACE)
+        return MachineError(cause, _ROOM)
     return RoundError(cause, f"The whole story is in sites/NAME/{SITE_LOG} in the run's folder. {error.remedy}")
 
 

@@ -105,12 +105,9 @@ def test_every_setting_that_is_named_exists(page):
     assert found or page not in OPERATIONS
 
 
-_all_commands = functools.cache(_parser)
-
-
 def parser_of(words: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     """The parser that a command line ends at, and what is left of the line."""
-    parser: argparse.ArgumentParser = _all_commands()
+    parser: argparse.ArgumentParser = _parser()
     while words:
         below = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
         if not below or not below[0].choices.get(words[0]):

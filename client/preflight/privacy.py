@@ -22,7 +22,6 @@ from fed_diffmic.errors import BudgetError, ConfigError, LedgerError
 from fed_diffmic.privacy.account import FOLDER, SLACK, Account, read_account
 from fed_diffmic.privacy.accounting import Mechanism, epsilon
 from fed_diffmic.privacy.continuity import check, unit_secret
-from fed_diffmic.privacy.distributed.accounting import cost_of
 from fed_diffmic.privacy.dp_sgd import count_mechanism, make_plan, unit_members
 from fed_diffmic.privacy.ledger_lines import narrowed
 from fed_diffmic.privacy.modules import check_private
@@ -77,9 +76,6 @@ def check_privacy(
         return
     lines = "none yet: it begins with the first round" if account is None else "whole, signed, and as long as it was"
     yield passed("privacy.ledger", lines)
-    if privacy.mechanism == "distributed":
-        yield _shared(privacy, spec, stages, train, folder, account)
-        return
     try:
         yield _rounds(privacy, spec, stages, train, folder, account, rules)
     except (ConfigError, BudgetError) as error:
@@ -142,48 +138,6 @@ def _networks(spec: RunSpec, stages: Sequence[str]) -> Iterator[Check]:
         )
     else:
         yield passed("privacy.network", f"each unit's gradient can be bounded in {' and '.join(stages) or 'no stage'}")
-
-
-def _shared(
-    privacy: PrivacyConfig,
-    spec: RunSpec,
-    stages: Sequence[str],
-    train: Examples,
-    folder: Path,
-    account: Account | None,
-) -> Check:
-    """What the expected rounds would cost where sites share the noise: with honest others, and alone."""
-    share, rate = spec.strategy.options.get("noise_share"), spec.strategy.options.get("sample_rate")
-    if spec.strategy.name != "fedsgd" or share is None or rate is None:
-        return failed(
-            "privacy.mechanism",
-            "this site shares its noise (privacy.mechanism=distributed), and the run that is expected does not",
-            "Expect strategy=fedsgd with strategy.noise_share, or set privacy.mechanism=local.",
-        )
-    counts, rounds = count_mechanism(privacy), sum(spec.stage(stage).rounds or 0 for stage in stages)
-    price = cost_of(float(share), float(rate), privacy.honest_sites, rounds)
-    units = None if account is None else unit_set(train, unit_secret(folder / FOLDER))
-    own = (privacy.epsilon if privacy.budget is None else privacy.budget, privacy.budget_alone)
-    after, budgets = [], [math.inf if budget is None else budget for budget in own]
-    for alone, mechanism in ((False, price.honest), (True, price.alone)):
-        parts = [mechanism, *([counts] if counts else [])]
-        if account is not None and units is not None:
-            after.append(account.spent(units, parts, alone=alone))
-            kept = account.terms.budget_alone if alone else account.terms.budget
-            budgets[alone] = budgets[alone] if kept is None else kept
-        else:
-            after.append(epsilon(parts, privacy.delta, privacy.accountant))
-    held = [value <= budget + SLACK for value, budget in zip(after, budgets, strict=True)]
-    words = (
-        f"{rounds} rounds would make epsilon {after[0]:.2f} of {budgets[0]:g} if {privacy.honest_sites} others are "
-        f"honest, and {after[1]:.2f} of {budgets[1]:g} if nobody else adds noise"
-    )
-    facts = {"after": after[0], "after_alone": after[1], "rounds": rounds}
-    if all(held):
-        return passed("privacy.budget", words, **facts)
-    return failed(
-        "privacy.budget", words, f"{GRANT} The second: `fed-diffmic ledger grant --alone`.", exit_code=5, **facts
-    )
 
 
 def _rounds(

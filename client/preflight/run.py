@@ -11,7 +11,6 @@ from client.preflight.credentials import check_credentials, read_key, read_kit
 from client.preflight.images import check_groups, check_labels, check_outliers, open_images
 from client.preflight.machine import check_machine
 from client.preflight.network import check_network
-from client.preflight.peers import check_peers
 from client.preflight.privacy import check_privacy
 from client.preflight.rules import check_policy
 from client.preflight.trial import check_trial, expected_spec
@@ -70,8 +69,6 @@ def _checks(config: SiteConfig, expected: Expected, parts: tuple[str, ...]) -> I
         yield from check_machine(config)
     if "credentials" in parts:
         yield from check_credentials(config)
-        if ready:
-            yield from guarded("peers", lambda: check_peers(config))
     way = config.coordinator
     if "network" in parts and way.address is not None:
         yield from guarded("network", lambda: check_network(way, read_key(way)))

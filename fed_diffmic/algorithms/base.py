@@ -7,7 +7,7 @@ updates into the next global weights. What crosses between them each round is th
 that the stage exchanges, less those that the algorithm keeps at the site (:meth:`Algorithm.kept`),
 and tensors of the algorithm's own (:meth:`Algorithm.broadcast`), which a site sends back changed
 under the same names: schema, policy and the bound on an update's size hold for them as for weights.
-Both halves are deterministic: sums of a run do not depend on the order in which updates come (:mod:`server.fold`).
+Both halves are deterministic: updates arrive ordered by site name and sums are taken in float64.
 """
 
 from __future__ import annotations
@@ -16,51 +16,44 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fed_diffmic.algorithms.shares import capped
-from fed_diffmic.algorithms.sums import Sums, plain_sums, with_means
-from fed_diffmic.algorithms.updates import (
-    EXTRA,
-    SiteUpdate,
-    Tensors,
-    mean_change,
-    parameters_of,
-    stated,
-    weighted_average,
-    with_rest,
-)
 from fed_diffmic.config.owners import ALGORITHMS, Own, builtins, register
 from fed_diffmic.config.plugins import find
 from fed_diffmic.config.simulation import StageConfig, StrategyConfig
-from fed_diffmic.errors import ConfigError
+from fed_diffmic.errors import ConfigError, RoundError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = [
-    "EXTRA",
-    "SUMS",
-    "UPDATES",
-    "Algorithm",
-    "LocalContext",
-    "SiteHalf",
-    "SiteUpdate",
-    "Sums",
-    "Tensors",
-    "algorithm_class",
-    "algorithm_names",
-    "build_algorithm",
-    "mean_change",
-    "parameters_of",
-    "register_algorithm",
-    "stated",
-    "weighted_average",
-    "with_means",
-    "with_rest",
-]
+Tensors = dict[str, np.ndarray]
+"""Named arrays: weights, buffers, or an algorithm's state."""
 
-SUMS, UPDATES = "sums", "updates"
-"""What a server half takes (:attr:`Algorithm.needs`)."""
+EXTRA = "algorithm/"
+"""What the names of an algorithm's own tensors begin with, on the wire and in a site's state."""
+
+
+@dataclass(frozen=True)
+class SiteUpdate:
+    """What one site returned for a round, after screening.
+
+    Attributes:
+        site: name.
+        tensors: the exchanged tensors after the local update.
+        num_examples: training images the update was computed on (positive).
+        algorithm_tensors: the algorithm's own tensors, by the names under which they were sent.
+        steps: optimizer steps of the update; none: the site did not say.
+        initial_loss: mean loss of the round's global weights on the site's training images; none: it did not say.
+    """
+
+    site: str
+    tensors: Tensors
+    num_examples: int
+    algorithm_tensors: Tensors = field(default_factory=dict)
+    steps: float | None = None
+    initial_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -149,20 +142,10 @@ class Algorithm:
     needs_steps = False
     #: the server half needs :attr:`SiteUpdate.initial_loss`
     needs_initial_loss = False
-    #: what the server half takes: :data:`SUMS`, weighted sums over the sites and nothing of a single one, or
-    #: :data:`UPDATES`, each by itself; a class with an :meth:`aggregate` of its own takes updates unless it says so
-    needs = UPDATES
-    #: the sites send noised sums of gradients, which are added up, and the server makes the step (``fedsgd``)
-    gradient_sums = False
     #: nothing is asked of the sites but updates, of which the server takes an average (client-level privacy noises it)
     mean_of_updates = False
 
     options: Any
-
-    def __init_subclass__(cls, **rest: Any) -> None:
-        super().__init_subclass__(**rest)
-        if {"aggregate", "site_weights"} & set(vars(cls)) and "needs" not in vars(cls):
-            cls.needs = UPDATES  # whatever it derives from: sums would pass its own half by
 
     def __init__(self, config: StrategyConfig, stage: StageConfig | None = None, max_share: float = 1.0) -> None:
         self.config = config
@@ -201,7 +184,7 @@ class Algorithm:
         round_index: int,
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
-        """The next global tensors and the next state, of updates that are seen one by one.
+        """The next global tensors and the next state.
 
         Args:
             current: the round's global tensors.
@@ -215,47 +198,81 @@ class Algorithm:
         Raises:
             RoundError: the updates are not what the algorithm needs.
         """
-        weights = self.site_weights(updates)
-        before = {**current, **self.broadcast(current, state)}
-        sums = plain_sums(before, kinds, updates, weights, self.rates(updates, weights))
-        return self.from_sums(current, kinds, sums, state, round_index, sites)
-
-    def from_sums(
-        self,
-        current: Tensors,
-        kinds: Mapping[str, str],
-        sums: Sums,
-        state: Tensors,
-        round_index: int,
-        sites: int | None = None,
-    ) -> tuple[Tensors, Tensors]:
-        """As :meth:`aggregate`, of sums over the sites alone (``needs = "sums"``).
-
-        Raises:
-            RoundError: what the sites said is not what the algorithm needs.
-        """
-        return {name: sums.mean(name) for name in kinds}, state
-
-    def raw_weights(self, updates: Sequence[SiteUpdate]) -> dict[str, float]:
-        """How much each site counts: its images, or 1 (``strategy.weighting``), at most ``max_share`` of their sum.
-
-        Tensors are not looked at, so updates without any do.
-        """
-        said = {u.site: float(u.num_examples) if self.config.weighting == "examples" else 1.0 for u in updates}
-        return capped(said, self.max_share)
-
-    def rates(self, updates: Sequence[SiteUpdate], weights: Mapping[str, float]) -> dict[str, float]:
-        """What each site's change of the parameters counts, where that is not its weight; in the scale of ``weights``.
-
-        Tensors are not looked at.
-        """
-        return dict(weights)
+        return weighted_average(updates, kinds, self.site_weights(updates)), state
 
     def site_weights(self, updates: Sequence[SiteUpdate]) -> dict[str, float]:
         """Normalised weight of each site, at most ``max_share``: its images, or equal (``strategy.weighting``)."""
-        raw = self.raw_weights(updates)
+        said = {u.site: float(u.num_examples) if self.config.weighting == "examples" else 1.0 for u in updates}
+        raw = capped(said, self.max_share)
         total = sum(raw[site] for site in sorted(raw))
         return {site: value / total for site, value in raw.items()}
+
+
+def weighted_average(updates: Sequence[SiteUpdate], kinds: Mapping[str, str], weights: Mapping[str, float]) -> Tensors:
+    """Average floats in float64 in the order of site names; counters take the largest value.
+
+    Parameters and floating buffers keep their dtype; counters (``num_batches_tracked``) are not
+    quantities to average.
+    """
+    ordered = sorted(updates, key=lambda u: u.site)
+    result: Tensors = {}
+    for name, kind in kinds.items():
+        values = [u.tensors[name] for u in ordered]
+        if kind == "counter":
+            result[name] = np.maximum.reduce(values)
+            continue
+        total = np.zeros(values[0].shape, dtype=np.float64)
+        for update, value in zip(ordered, values, strict=True):
+            total += weights[update.site] * value.astype(np.float64)
+        result[name] = np.asarray(total.astype(values[0].dtype))
+    return result
+
+
+def mean_change(
+    current: Tensors, updates: Sequence[SiteUpdate], names: Sequence[str], weights: Mapping[str, float]
+) -> Tensors:
+    """``sum_k p_k (w_k - w)`` in float64 for each of ``names``, in the order of site names."""
+    result = {name: np.zeros(current[name].shape, dtype=np.float64) for name in names}
+    for update in sorted(updates, key=lambda u: u.site):
+        for name in names:
+            result[name] += weights[update.site] * (
+                update.tensors[name].astype(np.float64) - current[name].astype(np.float64)
+            )
+    return result
+
+
+def parameters_of(kinds: Mapping[str, str]) -> list[str]:
+    """Names of kind ``parameter``: server optimizers move these; buffers and counters are averaged."""
+    return [name for name, kind in kinds.items() if kind == "parameter"]
+
+
+def with_rest(
+    moved: Tensors,
+    current: Tensors,
+    kinds: Mapping[str, str],
+    updates: Sequence[SiteUpdate],
+    weights: Mapping[str, float],
+) -> Tensors:
+    """Moved parameters in their own dtype, and everything else averaged as in FedAvg, in the order of ``kinds``."""
+    rest = weighted_average(updates, {n: k for n, k in kinds.items() if n not in moved}, weights)
+    return {n: np.asarray(moved[n].astype(current[n].dtype)) if n in moved else rest[n] for n in kinds}
+
+
+def stated(updates: Sequence[SiteUpdate], figure: str, strategy: str) -> dict[str, float]:
+    """A figure of every update by site, for an algorithm that cannot do without it.
+
+    Raises:
+        RoundError: a site did not say it; names the sites.
+    """
+    values = {u.site: getattr(u, figure) for u in updates}
+    silent = sorted(site for site, value in values.items() if value is None)
+    if silent:
+        raise RoundError(
+            f"strategy={strategy} needs the figure {figure}, which did not come from {', '.join(silent)}",
+            f"Let it out at the site (policy.metrics must name {figure}; private training sends none), or choose "
+            "another strategy.",
+        )
+    return {site: float(value) for site, value in values.items() if value is not None}
 
 
 def register_algorithm(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fed_diffmic.algorithms.base import EXTRA, SUMS, Algorithm, LocalContext, SiteHalf, Tensors, register_algorithm
+from fed_diffmic.algorithms.base import EXTRA, Algorithm, LocalContext, SiteHalf, Tensors, register_algorithm
 from fed_diffmic.algorithms.fedprox import Proximal
 from fed_diffmic.config.fields import option
 from fed_diffmic.config.owners import Own
@@ -57,8 +57,8 @@ class Options(Own):
 class Ditto(Algorithm):
     """``strategy.ditto_lambda`` is ``lambda``. State of a site: ``algorithm/personal.<name>``."""
 
-    needs = SUMS
     options: Options
+
     private = False
     personal = True
 

@@ -7,20 +7,20 @@ With ``d_t = sum_k p_k (w_k - w_t)``: ``m_t = b1 m_{t-1} + (1 - b1) d_t``, ``v_t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fed_diffmic.algorithms.base import (
-    SUMS,
     Algorithm,
+    SiteUpdate,
     Tensors,
+    mean_change,
     parameters_of,
     register_algorithm,
-    with_means,
+    with_rest,
 )
-from fed_diffmic.algorithms.sums import Sums
 from fed_diffmic.config.fields import option
 from fed_diffmic.config.owners import Own
 
@@ -43,7 +43,6 @@ class FedAdam(Algorithm):
     ``strategy.server_tau`` ``tau``.
     """
 
-    needs = SUMS
     mean_of_updates = True
     options: Options
 
@@ -52,24 +51,25 @@ class FedAdam(Algorithm):
         beta2 = self.options.server_beta2
         return np.asarray(beta2 * before + (1.0 - beta2) * change**2)
 
-    def from_sums(
+    def aggregate(
         self,
         current: Tensors,
         kinds: Mapping[str, str],
-        sums: Sums,
+        updates: Sequence[SiteUpdate],
         state: Tensors,
         round_index: int,
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
         """One adaptive step of the server."""
-        own, moved, after = self.options, {}, {}
-        for name in parameters_of(kinds):
-            change = sums.change(name)
-            first = state.get(f"m/{name}", np.zeros_like(change))
-            second = state.get(f"v/{name}", np.full_like(change, own.server_tau**2))
-            first = own.server_momentum * first + (1.0 - own.server_momentum) * change
-            second = self.second_moment(second, change)
+        own, weights, names = self.options, self.site_weights(updates), parameters_of(kinds)
+        change = mean_change(current, updates, names, weights)
+        moved, after = {}, {}
+        for name in names:
+            first = state.get(f"m/{name}", np.zeros_like(change[name]))
+            second = state.get(f"v/{name}", np.full_like(change[name], own.server_tau**2))
+            first = own.server_momentum * first + (1.0 - own.server_momentum) * change[name]
+            second = self.second_moment(second, change[name])
             after[f"m/{name}"], after[f"v/{name}"] = first, second
             step = own.server_lr * first / (np.sqrt(second) + own.server_tau)
-            moved[name] = (current[name].astype(np.float64) + step).astype(current[name].dtype)
-        return with_means(moved, current, kinds, sums), after
+            moved[name] = current[name].astype(np.float64) + step
+        return with_rest(moved, current, kinds, updates, weights), after

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fed_diffmic.algorithms.base import SUMS, Algorithm, register_algorithm
+from fed_diffmic.algorithms.base import Algorithm, register_algorithm
 from fed_diffmic.config.owners import Own
 
 
@@ -17,5 +17,4 @@ class Options(Own):
 class FedAvg(Algorithm):
     """Sites train freely; the server averages, weighted by images or equally."""
 
-    needs = SUMS
     mean_of_updates = True

@@ -6,20 +6,20 @@ With ``d_t = sum_k p_k (w_t - w_k)``: ``v_t = beta v_{t-1} + d_t`` and ``w_{t+1}
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fed_diffmic.algorithms.base import (
-    SUMS,
     Algorithm,
+    SiteUpdate,
     Tensors,
+    mean_change,
     parameters_of,
     register_algorithm,
-    with_means,
+    with_rest,
 )
-from fed_diffmic.algorithms.sums import Sums
 from fed_diffmic.config.fields import option
 from fed_diffmic.config.owners import Own
 
@@ -36,27 +36,25 @@ class Options(Own):
 class FedAvgM(Algorithm):
     """Sites train freely; the server's step has momentum. State: ``v/<name>``, float64."""
 
-    needs = SUMS
     mean_of_updates = True
     options: Options
 
-    def from_sums(
+    def aggregate(
         self,
         current: Tensors,
         kinds: Mapping[str, str],
-        sums: Sums,
+        updates: Sequence[SiteUpdate],
         state: Tensors,
         round_index: int,
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
         """One step of the server's SGD with momentum."""
+        weights, names = self.site_weights(updates), parameters_of(kinds)
+        change = mean_change(current, updates, names, weights)
         moved, after = {}, {}
-        for name in parameters_of(kinds):
-            change = sums.change(name)
-            before = state.get(f"v/{name}", np.zeros_like(change))
-            velocity = self.options.server_momentum * before - change
+        for name in names:
+            before = state.get(f"v/{name}", np.zeros_like(change[name]))
+            velocity = self.options.server_momentum * before - change[name]
             after[f"v/{name}"] = velocity
-            moved[name] = (current[name].astype(np.float64) - self.options.server_lr * velocity).astype(
-                current[name].dtype
-            )
-        return with_means(moved, current, kinds, sums), after
+            moved[name] = current[name].astype(np.float64) - self.options.server_lr * velocity
+        return with_rest(moved, current, kinds, updates, weights), after

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fed_diffmic.algorithms.base import EXTRA, SUMS, Algorithm, LocalContext, SiteHalf, Tensors, register_algorithm
+from fed_diffmic.algorithms.base import EXTRA, Algorithm, LocalContext, SiteHalf, Tensors, register_algorithm
 from fed_diffmic.config.owners import Own
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ class Options(Own):
 class FedBN(Algorithm):
     """State of a site: ``algorithm/kept.<name>``."""
 
-    needs = SUMS
     personal = True
     global_is_trained = False
 

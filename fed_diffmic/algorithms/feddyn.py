@@ -9,7 +9,7 @@ agree with the global one, whatever the number of local steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,16 +17,16 @@ import numpy as np
 
 from fed_diffmic.algorithms.base import (
     EXTRA,
-    SUMS,
     Algorithm,
     LocalContext,
     SiteHalf,
+    SiteUpdate,
     Tensors,
+    mean_change,
     parameters_of,
     register_algorithm,
-    with_means,
+    with_rest,
 )
-from fed_diffmic.algorithms.sums import Sums
 from fed_diffmic.config.fields import option
 from fed_diffmic.config.owners import Own
 
@@ -71,29 +71,28 @@ class Options(Own):
 class FedDyn(Algorithm):
     """``strategy.feddyn_alpha`` is ``alpha``. State of the server: ``h/<name>``, float64; of a site: its ``h_k``."""
 
-    needs = SUMS
     options: Options
 
     def site_half(self, context: LocalContext) -> SiteHalf:
         """Adds the dynamic regulariser."""
         return _Dynamic(context, self.options.feddyn_alpha)
 
-    def from_sums(
+    def aggregate(
         self,
         current: Tensors,
         kinds: Mapping[str, str],
-        sums: Sums,
+        updates: Sequence[SiteUpdate],
         state: Tensors,
         round_index: int,
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
         """Algorithm 1, the server's lines."""
-        alpha, share = self.options.feddyn_alpha, sums.count / max(sites or sums.count, sums.count)
+        alpha, weights, names = self.options.feddyn_alpha, self.site_weights(updates), parameters_of(kinds)
+        change = mean_change(current, updates, names, weights)
+        share = len(updates) / max(sites or len(updates), len(updates))
         moved, after = {}, {}
-        for name in parameters_of(kinds):
-            change = sums.change(name)
-            before = state.get(f"h/{name}", np.zeros_like(change))
-            after[f"h/{name}"] = before - alpha * share * change
-            stepped = current[name].astype(np.float64) + change - after[f"h/{name}"] / alpha
-            moved[name] = stepped.astype(current[name].dtype)
-        return with_means(moved, current, kinds, sums), after
+        for name in names:
+            before = state.get(f"h/{name}", np.zeros_like(change[name]))
+            after[f"h/{name}"] = before - alpha * share * change[name]
+            moved[name] = current[name].astype(np.float64) + change[name] - after[f"h/{name}"] / alpha
+        return with_rest(moved, current, kinds, updates, weights), after

@@ -14,17 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from fed_diffmic.algorithms.base import (
-    SUMS,
     Algorithm,
     SiteUpdate,
     Tensors,
+    mean_change,
     parameters_of,
     register_algorithm,
     stated,
-    with_means,
+    with_rest,
 )
 from fed_diffmic.algorithms.shares import capped
-from fed_diffmic.algorithms.sums import Sums
 from fed_diffmic.config.owners import Own
 
 
@@ -44,36 +43,27 @@ class Options(Own):
 class FedNova(Algorithm):
     """Sites train freely, and say how many steps they took; ``rho`` is the stage's momentum where it trains by SGD."""
 
-    needs = SUMS
     needs_steps = True
 
-    def from_sums(
+    def aggregate(
         self,
         current: Tensors,
         kinds: Mapping[str, str],
-        sums: Sums,
+        updates: Sequence[SiteUpdate],
         state: Tensors,
         round_index: int,
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
         """The normalised average; raises RoundError where a site does not say its steps."""
-        weights, moves = self.site_weights(sums.sites), self._moves(sums.sites)
+        weights, names = self.site_weights(updates), parameters_of(kinds)
+        steps = stated(updates, "steps", "fednova")
+        momentum = self.stage.momentum if self.stage.optimizer == "sgd" else 0.0
+        moves = {site: accumulation(max(count, 1.0), momentum) for site, count in steps.items()}
         # A number of steps is a site's own word. Many would multiply everyone's change, few the site's own: both are
         # capped.
         parts = capped({site: weights[site] * moves[site] for site in moves}, self.max_share)
         effective = sum(parts[site] for site in sorted(parts))
-        moved = {
-            name: (current[name].astype(np.float64) + effective * sums.change(name)).astype(current[name].dtype)
-            for name in parameters_of(kinds)
-        }
-        return with_means(moved, current, kinds, sums), state
-
-    def rates(self, updates: Sequence[SiteUpdate], weights: Mapping[str, float]) -> dict[str, float]:
-        """``p_k / ||a_k||_1``; raises RoundError where a site does not say its steps."""
-        moves = self._moves(updates)
-        return capped({site: weights[site] / moves[site] for site in moves}, self.max_share)
-
-    def _moves(self, updates: Sequence[SiteUpdate]) -> dict[str, float]:
-        steps = stated(updates, "steps", "fednova")
-        momentum = self.stage.momentum if self.stage.optimizer == "sgd" else 0.0
-        return {site: accumulation(max(count, 1.0), momentum) for site, count in steps.items()}
+        rates = capped({site: weights[site] / moves[site] for site in moves}, self.max_share)
+        change = mean_change(current, updates, names, rates)
+        moved = {name: current[name].astype(np.float64) + effective * change[name] for name in names}
+        return with_rest(moved, current, kinds, updates, weights), state

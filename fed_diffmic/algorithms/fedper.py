@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fed_diffmic.algorithms.base import SUMS, Algorithm, LocalContext, SiteHalf, Tensors, register_algorithm
+from fed_diffmic.algorithms.base import Algorithm, LocalContext, SiteHalf, Tensors, register_algorithm
 from fed_diffmic.algorithms.fedbn import KEPT, KeepTensors
 from fed_diffmic.config.owners import Own
 
@@ -29,7 +29,6 @@ class Options(Own):
 class FedPer(Algorithm):
     """State of a site: ``algorithm/kept.<name>``."""
 
-    needs = SUMS
     personal = True
     global_is_trained = False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fed_diffmic.algorithms.base import SUMS, Algorithm, LocalContext, SiteHalf, register_algorithm
+from fed_diffmic.algorithms.base import Algorithm, LocalContext, SiteHalf, register_algorithm
 from fed_diffmic.config.fields import option
 from fed_diffmic.config.owners import Own
 
@@ -43,7 +43,6 @@ class Options(Own):
 class FedProx(Algorithm):
     """``strategy.mu`` is the proximal term's weight; 0 is FedAvg."""
 
-    needs = SUMS
     mean_of_updates = True
     options: Options
 

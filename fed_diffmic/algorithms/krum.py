@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fed_diffmic.algorithms.base import Algorithm, SiteUpdate, Tensors, parameters_of, register_algorithm
-from fed_diffmic.algorithms.robust import coordinatewise, pieces
+from fed_diffmic.algorithms.robust import coordinatewise
 from fed_diffmic.config.fields import option
 from fed_diffmic.config.owners import Own
 from fed_diffmic.errors import RoundError
@@ -21,14 +21,12 @@ from fed_diffmic.errors import RoundError
 
 def scores(updates: Sequence[SiteUpdate], names: Sequence[str], false: int) -> np.ndarray:
     """Krum's score of each update, in the order given."""
-    count = len(updates)
+    flat = [np.concatenate([u.tensors[n].astype(np.float64).ravel() for n in names]) for u in updates]
+    count = len(flat)
     distance = np.zeros((count, count))
-    for name in names:
-        for _, values in pieces([u.tensors[name] for u in updates]):
-            for i in range(count):
-                apart = values[i + 1 :] - values[i]
-                distance[i, i + 1 :] += np.einsum("ij,ij->i", apart, apart)
-    distance += distance.T
+    for i in range(count):
+        for j in range(i + 1, count):
+            distance[i, j] = distance[j, i] = float(np.vdot(flat[i] - flat[j], flat[i] - flat[j]))
     nearest = np.sort(distance + np.diag(np.full(count, np.inf)), axis=1)[:, : count - false - 2]
     return np.asarray(nearest.sum(axis=1))
 

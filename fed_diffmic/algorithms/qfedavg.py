@@ -77,13 +77,15 @@ class QFedAvg(Algorithm):
         total = {name: np.zeros(current[name].shape) for name in names}
         curvature: dict[str, float] = {}
         for update in sorted(updates, key=lambda u: u.site):
-            square = 0.0
-            for name in names:
-                delta = lipschitz * (current[name].astype(np.float64) - update.tensors[name].astype(np.float64))
-                square += float(np.vdot(delta, delta))
-                total[name] += share[update.site] * delta
+            delta = {
+                name: lipschitz * (current[name].astype(np.float64) - update.tensors[name].astype(np.float64))
+                for name in names
+            }
+            square = float(sum(np.vdot(value, value) for value in delta.values()))
             steepness = q / max(losses[update.site], LEAST_LOSS) * square
             curvature[update.site] = share[update.site] * (steepness + lipschitz)
+            for name in names:
+                total[name] += share[update.site] * delta[name]
         # A loss near zero makes a site's h_k as large as it likes, and everyone's step as small: it is capped too.
         limited = capped(curvature, self.max_share)
         scale = sum(limited[site] for site in sorted(limited))

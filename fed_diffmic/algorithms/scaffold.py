@@ -11,23 +11,23 @@ differential privacy the gradients are the noised ones, so the control reveals n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fed_diffmic.algorithms.base import (
     EXTRA,
-    SUMS,
     Algorithm,
     LocalContext,
     SiteHalf,
+    SiteUpdate,
     Tensors,
+    mean_change,
     parameters_of,
     register_algorithm,
-    with_means,
+    with_rest,
 )
-from fed_diffmic.algorithms.sums import Sums
 from fed_diffmic.config.fields import option
 from fed_diffmic.config.owners import Own
 
@@ -79,7 +79,6 @@ class Options(Own):
 class Scaffold(Algorithm):
     """State of the server: ``c/<name>``, float64; of a site: ``algorithm/own.<name>``, its ``c_k``."""
 
-    needs = SUMS
     options: Options
 
     def site_half(self, context: LocalContext) -> SiteHalf:
@@ -95,20 +94,26 @@ class Scaffold(Algorithm):
         controls = {name.removeprefix("c/"): value for name, value in state.items()}
         return {CONTROL + name: value.astype(current[name].dtype) for name, value in controls.items()}
 
-    def from_sums(
+    def aggregate(
         self,
         current: Tensors,
         kinds: Mapping[str, str],
-        sums: Sums,
+        updates: Sequence[SiteUpdate],
         state: Tensors,
         round_index: int,
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
         """Algorithm 1, lines 16 and 17."""
-        share = sums.count / max(sites or sums.count, sums.count)
-        moved, after = {}, {}
-        for name in parameters_of(kinds):
-            stepped = current[name].astype(np.float64) + self.options.server_lr * sums.change(name)
-            moved[name] = stepped.astype(current[name].dtype)
-            after[f"c/{name}"] = state[f"c/{name}"] + share * sums.change(CONTROL + name)
-        return with_means(moved, current, kinds, sums), after
+        weights, names = self.site_weights(updates), parameters_of(kinds)
+        change = mean_change(current, updates, names, weights)
+        moved = {name: current[name].astype(np.float64) + self.options.server_lr * change[name] for name in names}
+        share = len(updates) / max(sites or len(updates), len(updates))
+        sent = self.broadcast(current, state)
+        after = {}
+        for name in names:
+            total = np.zeros(current[name].shape)
+            for update in sorted(updates, key=lambda u: u.site):
+                moved_control = update.algorithm_tensors[CONTROL + name].astype(np.float64) - sent[CONTROL + name]
+                total += weights[update.site] * moved_control
+            after[f"c/{name}"] = state[f"c/{name}"] + share * total
+        return with_rest(moved, current, kinds, updates, weights), after

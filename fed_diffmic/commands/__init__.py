@@ -30,5 +30,4 @@ ROOMS: tuple[str, ...] = (
     "report",
     "serve",
     "export",
-    "dossier",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fed_diffmic.commands import audit_inversion, audit_keeping, audit_logs
 from fed_diffmic.commands.provision_parts import below
@@ -89,14 +89,8 @@ def _privacy(arguments: argparse.Namespace, hint: list[str]) -> int:
     from fed_diffmic.privacy.audit.report import Size, audit
     from fed_diffmic.privacy.audit.subject import make_subject
 
-    if settings.mechanism == "distributed":
-        from fed_diffmic.privacy.audit.shared import audit_shared, make_shared_subject
-
-        shared = make_shared_subject(settings, target=arguments.epsilon)
-        report: Any = audit_shared(shared, arguments.runs, seed=arguments.seed, tell=_Progress())
-    else:
-        subject = make_subject(settings, stage=arguments.stage, target=arguments.epsilon)
-        report = audit(subject, Size().scaled(arguments.runs), seed=arguments.seed, tell=_Progress())
+    subject = make_subject(settings, stage=arguments.stage, target=arguments.epsilon)
+    report = audit(subject, Size().scaled(arguments.runs), seed=arguments.seed, tell=_Progress())
     print("\n".join(report.lines()))
     if arguments.out is not None:
         write_json(arguments.out, report.to_json())

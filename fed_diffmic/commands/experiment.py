@@ -18,8 +18,6 @@ _ABOUT = """Many simulated runs that differ in named ways: seeds, strategies, pa
   fed-diffmic experiment run ham10000-linear --out DIR dataset.root=DIR model.weights=FILE [--jobs 2]
   fed-diffmic experiment run my.yaml --out DIR axes.seed=1,2
   fed-diffmic experiment report DIR
-  fed-diffmic experiment coverage DIR
-  fed-diffmic experiment head head-ham10000 --out DIR dataset.root=DIR model.weights=FILE [--test]
 
 A run that was killed is continued by the same command; what is finished is not run again; a cell that fails is named
 and does not stop the others.
@@ -45,18 +43,8 @@ def register(add: Add) -> None:
         run.add_argument(
             "settings", nargs="*", metavar="key=value", help="of every cell; axes.NAME=a,b narrows an axis"
         )
-    about = "does the diffusion head earn its cost? Train and judge every method on pooled images, alike"
-    head = add_below("head", _head, about)
-    head.description = about
-    head.add_argument("name", help="an experiment's name, or a file")
-    head.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the experiment, new or begun")
-    head.add_argument("--test", action="store_true", help="read the test images: once, when validation has decided")
-    head.add_argument("settings", nargs="*", metavar="key=value", help="as of run")
     report = add_below("report", _report, "write table, comparisons and pictures again")
     report.add_argument("folder", type=Path, metavar="DIR", help="folder of the experiment")
-    coverage = add_below("coverage", _coverage, "how often prediction sets held the truth: over all, by site and class")
-    coverage.add_argument("folder", type=Path, metavar="DIR", help="folder of the experiment")
-    coverage.add_argument("--level", type=float, default=0.9, help="that is promised: 0.8, 0.9, 0.95 or 0.99 (0.9)")
 
 
 def _strategies(arguments: argparse.Namespace, hint: list[str]) -> int:
@@ -98,33 +86,6 @@ def _run(arguments: argparse.Namespace, hint: list[str]) -> int:
         for path in write_experiment_report(arguments.out):
             print(path)
     return 5 if outcome.failed else 0
-
-
-def _coverage(arguments: argparse.Namespace, hint: list[str]) -> int:
-    from fed_diffmic.training.conformal import LEVELS
-
-    if arguments.level not in LEVELS:
-        known = ", ".join(f"{level:g}" for level in LEVELS)
-        raise UsageError(f"--level {arguments.level:g} is not allowed", f"Give one of {known}.")
-    from simulations.experiments.coverage import write_coverage
-
-    for path in write_coverage(arguments.folder, arguments.level):
-        print(path)
-    return 0
-
-
-def _head(arguments: argparse.Namespace, hint: list[str]) -> int:
-    from simulations.experiments.definition import load_experiment
-
-    experiment = load_experiment(arguments.name, arguments.settings)
-    hint.append("the same command goes on where this one stopped")
-    from simulations.experiments.head import run_head
-    from simulations.experiments.head_report import write_head_report
-
-    run_head(experiment, arguments.out, test=arguments.test)
-    for path in write_head_report(arguments.out):
-        print(path)
-    return 0
 
 
 def _report(arguments: argparse.Namespace, hint: list[str]) -> int:

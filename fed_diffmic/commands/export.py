@@ -39,9 +39,7 @@ def _export(arguments: argparse.Namespace, hint: list[str]) -> int:
     if not arguments.folder.is_dir():
         raise UsageError(f"--run {arguments.folder}: there is no such folder", "Give the folder of a finished run.")
     if out.suffix != ".onnx":
-        raise UsageError(
-            f"--out {out} does not end in .onnx", "Name the file with that ending: programs tell the format by it."
-        )
+        raise UsageError(f"--out {out} does not end in .onnx", "Programs tell the format by it.")
     if not out.absolute().parent.is_dir():
         raise UsageError(f"--out {out}: its folder does not exist", "Make that folder.")
     from fed_diffmic.files import atomic_write

@@ -34,8 +34,7 @@ def register(add: Add) -> None:
     verify = add_below("verify", _verify, "check the chain, its signatures and its anchor")
     project = add_below("project", _project, "how many more rounds fit into what is left")
     grant = add_below("grant", _grant, "set the budget, signed with the site's key")
-    grant.add_argument("--epsilon", type=float, help="the new budget, of every unit over all runs")
-    grant.add_argument("--alone", type=float, help="the new budget if no other site adds noise (privacy.budget_alone)")
+    grant.add_argument("--epsilon", required=True, type=float, help="the new budget, of every unit over all runs")
     accept = add_below("accept", _accept, "let a ledger that was refused be continued, with a reason")
     accept.add_argument("--spent", required=True, type=float, help="epsilon spent as far as is known, beside its lines")
     accept.add_argument(
@@ -69,17 +68,12 @@ def _show(arguments: argparse.Namespace, hint: list[str]) -> int:
     print(f"unit: {terms.unit} (one more or one less); delta {terms.delta:g}; accountant {terms.accountant}")
     print(f"spent by the {terms.unit} that spent most: {_epsilon(spent)} of {terms.budget:g}")
     print(f"left: {max(0.0, terms.budget - spent):.3f}")
-    if terms.budget_alone is not None:
-        alone = account.total(alone=True)
-        print(f"if no other site added noise: {_epsilon(alone)} of {terms.budget_alone:g}, left ", end="")
-        print(f"{max(0.0, terms.budget_alone - alone):.3f}")
     for run in dict.fromkeys(entry.run for entry in account.entries()):
         own = [entry for entry in account.entries() if entry.run == run]
         open_ones = sum(not entry.settled and entry.mechanism is not None for entry in own)
         rounds = sum(entry.what == "train" for entry in own)
         left = f", {open_ones} of them never settled and counted in full" if open_ones else ""
-        apart = f" ({_epsilon(account.total(run, alone=True))} alone)" if any(e.alone for e in own) else ""
-        print(f"  run {run}: {_epsilon(account.total(run))}{apart} in {rounds} rounds{left}")
+        print(f"  run {run}: {_epsilon(account.total(run))} in {rounds} rounds{left}")
     if terms.unknown:
         print(f"  stated by a person for lost lines: {_epsilon(terms.unknown)}")
     if any(entry.mechanism is None for entry in account.entries()):
@@ -133,13 +127,11 @@ def _project(arguments: argparse.Namespace, hint: list[str]) -> int:
         return 0
     last = trained[-1]
     assert last.mechanism is not None
-    rounds = account.rounds_left(account.units(last.units), last.mechanism, alone=last.alone)
-    limits = f"the budget of {account.terms.budget:g}"
-    if account.terms.budget_alone is not None:
-        limits += f", and into {account.terms.budget_alone:g} if no other site adds noise"
+    rounds = account.rounds_left(account.units(last.units), last.mechanism)
     print(
         f"rounds like the last one ({last.mechanism.steps} steps, sample rate {last.mechanism.sample_rate:.4g}, noise "
-        f"multiplier {last.mechanism.noise_multiplier:.4g}) on the same data: {rounds} more fit into {limits}"
+        f"multiplier {last.mechanism.noise_multiplier:.4g}) on the same data: {rounds} more fit into the budget of "
+        f"{account.terms.budget:g}"
     )
     return 0
 
@@ -152,20 +144,15 @@ def _grant(arguments: argparse.Namespace, hint: list[str]) -> int:
 
     config, folder = _site(arguments)
     read_account(folder)  # a grant begins no ledger
-    given = [number for number in (arguments.epsilon, arguments.alone) if number is not None]
-    if not given or not all(0 < number < math.inf for number in given) or not arguments.reason.strip():
-        raise UsageError("a grant needs a finite --epsilon or --alone above zero and a --reason")
+    if not 0 < arguments.epsilon < math.inf or not arguments.reason.strip():
+        raise UsageError("a grant needs a finite --epsilon above zero and a --reason")
     key = site_key(config)
     with Ledger(folder, config.privacy, site_signer(config), witness=witness_of(key)) as ledger:
-        before = ledger.terms
-        ledger.grant(arguments.epsilon, arguments.reason, arguments.alone)
-    for name, new in (("budget", arguments.epsilon), ("budget_alone", arguments.alone)):
-        if new is None:
-            continue
-        old, own = getattr(before, name), getattr(config.privacy, name)
-        print(f"{name}: {'none' if old is None else f'{old:g}'} before, {new:g} now")
-        if own is not None and own < new:
-            print(f"privacy.{name}={own:g} in the configuration is lower and holds: raise it there too")
+        before = ledger.terms.budget
+        ledger.grant(arguments.epsilon, arguments.reason)
+    print(f"budget: {before:g} before, {arguments.epsilon:g} now")
+    if config.privacy.budget is not None and config.privacy.budget < arguments.epsilon:
+        print(f"privacy.budget={config.privacy.budget:g} in the configuration is lower and holds: raise it there too")
     return 0
 
 

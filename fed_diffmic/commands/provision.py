@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fed_diffmic.commands import provision_passphrase, provision_peers, provision_renew
+from fed_diffmic.commands import provision_passphrase, provision_renew
 from fed_diffmic.commands.provision_parts import (
     DIGITS,
     add_config,
@@ -38,7 +38,6 @@ _ABOUT = """Who may take part. In this order, docs/provisioning.md shows each st
   coordinator   fed-diffmic provision enrol SITE --key site.key.pub --institution NAME --config FOLDER/server.yaml
   coordinator   fed-diffmic provision kit SITE --out SITE.kit --config FOLDER/server.yaml
   site          fed-diffmic provision open-kit SITE.kit --key FOLDER/site.key --folder FOLDER
-  site          fed-diffmic provision peers accept OTHER --config FOLDER/site.yaml     for masked sums, by phone
 """
 
 
@@ -50,7 +49,6 @@ def register(add: Add) -> None:
     _register_coordinator(add_below)
     _register_site(add_below)
     provision_passphrase.register(add_below)
-    provision_peers.register(add_below)
     renew = add_below("renew", None, "replace what expires, or a key that may have leaked")
     provision_renew.register(below(renew))
 

@@ -1,10 +1,11 @@
-"""``fed-diffmic client``: a site takes part, pauses, goes on, withdraws, says how it does, uses models that came."""
+"""``fed-diffmic client``: a site takes part, pauses, goes on, withdraws, says how it does, compares models."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,12 @@ from fed_diffmic.errors import UsageError
 
 if TYPE_CHECKING:
     from fed_diffmic.config.site import SiteConfig
+    from fed_diffmic.release.final import FinalModel
 
 logger = logging.getLogger(__name__)
 
 SAFE_PARTS = ("floors", "limits", "study", "budget")
-ACTIONS = ("run", "status", "pause", "continue", "withdraw", "model")
-MOVED = "fed-diffmic client model compare DIR"  # and `model use DIR`, which was --take-over
+ACTIONS = ("run", "status", "pause", "continue", "withdraw", "compare")
 _ABOUT = """A site of a consortium. Only outbound connections are made, to coordinator.address.
 
   fed-diffmic client --config site.yaml             take part until Ctrl-C or SIGTERM
@@ -27,25 +28,28 @@ _ABOUT = """A site of a consortium. Only outbound connections are made, to coord
   fed-diffmic client pause --config site.yaml       stay connected, do nothing
   fed-diffmic client continue --config site.yaml    go on after a pause (after withdrawing: --rejoin)
   fed-diffmic client withdraw --config site.yaml    stop what runs, remove what is kept, be asked for nothing more
-  fed-diffmic client model list --config site.yaml  the models that were sent to this site (policy.take_model)
-  fed-diffmic client model compare RUN_OR_DIR --config site.yaml
-                                                    one and the model in use, on this site's own images
-  fed-diffmic client model use RUN_OR_DIR --config site.yaml
-                                                    the same, then keep it as the one in use, unless that is better"""
+  fed-diffmic client compare --config site.yaml --model DIR [--take-over]
+                                                    a model that came and the one in use, on this site's own images"""
 
 
 def register(add: Add) -> None:
     """Add ``client``."""
-    client: Parser = add("client", _client, "a site of a consortium: take part, pause, withdraw, use models that came")
+    client: Parser = add("client", _client, "a site of a consortium: take part, pause, withdraw, compare models")
     client.description = _ABOUT
     client.add_argument("action", nargs="?", default="run", metavar="ACTION", help=", ".join(ACTIONS))
     client.add_argument("--config", type=Path, metavar="FILE", help="the site's YAML")
-    client.add_argument("--json", action="store_true", help="status, model: as JSON")
+    client.add_argument("--json", action="store_true", help="status, compare: as JSON")
     client.add_argument("--rejoin", action="store_true", help="continue: take part again after withdrawing")
-    client.add_argument("--with", type=Path, dest="other", metavar="DIR", help="model: another than the one in use")
-    client.add_argument("--even-if-worse", action="store_true", help="model use: in any case")
+    client.add_argument("--model", type=Path, metavar="DIR", help="compare: folder of the model that came")
+    client.add_argument("--with", type=Path, dest="other", metavar="DIR", help="compare: another than the one in use")
     client.add_argument(
-        "--split", default="test", choices=("val", "test"), help="model: which of the site's images (test)"
+        "--take-over",
+        action="store_true",
+        help="compare: and keep it as the one in use, unless that is shown to be better here",
+    )
+    client.add_argument("--even-if-worse", action="store_true", help="compare --take-over: in any case")
+    client.add_argument(
+        "--split", default="test", choices=("val", "test"), help="compare: which of the site's images (test)"
     )
     client.add_argument("settings", nargs="*", metavar="key=value")
 
@@ -54,10 +58,6 @@ def _client(arguments: argparse.Namespace, hint: list[str]) -> int:
     if "=" in arguments.action:  # a setting stands first
         arguments.settings.insert(0, arguments.action)
         arguments.action = "run"
-    words = [word for word in arguments.settings if "=" not in word] if arguments.action == "model" else []
-    arguments.settings = [word for word in arguments.settings if word not in words]
-    if arguments.action == "compare":
-        raise UsageError("fed-diffmic client compare is no action any more", f"It is `{MOVED}`.")
     if arguments.action not in ACTIONS:
         raise UsageError(
             f"fed-diffmic client has no action {arguments.action!r}", f"There is {', '.join(ACTIONS)}; `run` is meant."
@@ -77,10 +77,8 @@ def _client(arguments: argparse.Namespace, hint: list[str]) -> int:
     folder = Path(config.site.folder)
     if arguments.action == "status":
         return _status(config, folder, as_json=arguments.json)
-    if arguments.action == "model":
-        from fed_diffmic.commands.site_models import model
-
-        return model(config, arguments, words)
+    if arguments.action == "compare":
+        return _compare(config, arguments)
     return _decide(arguments.action, config, folder, rejoin=arguments.rejoin)
 
 
@@ -144,4 +142,48 @@ def _status(config: SiteConfig, folder: Path, *, as_json: bool) -> int:
 
     status = site_status(config, folder)
     print(json.dumps(status, indent=2) if as_json else status_text(status))
+    return 0
+
+
+def _compare(config: SiteConfig, arguments: argparse.Namespace) -> int:
+    if arguments.model is None:
+        raise UsageError("fed-diffmic client compare needs --model", "Name the folder of the model that came.")
+    from dataclasses import asdict
+
+    from client.compare import KEPT, compare_models, comparison_text, take_over
+    from client.kept import IN_USE, check_copy, coordinator_key, load_kept, model_digest, record, signing_key
+    from client.personal import complete, own_parts
+    from fed_diffmic.release.final import has_final, load_final
+
+    folder = Path(str(config.site.folder))
+    ours = folder / IN_USE
+    in_use = arguments.other or (ours if ours.exists() else None)
+
+    def load(path: Path) -> FinalModel:
+        if ours.exists() and path.resolve() == ours.resolve():
+            return load_kept(config, path)
+        return load_final(path, public_key=coordinator_key(config))
+
+    digest = model_digest(arguments.model) if arguments.take_over and has_final(arguments.model) else ""
+    came = load(arguments.model)
+    parts = own_parts(config, came, arguments.model)
+    before = None
+    if in_use is not None:
+        before = load(in_use)
+        before = complete(before, own_parts(config, before, in_use))
+    result = compare_models(config, complete(came, parts), before, split=arguments.split)
+    print(json.dumps(asdict(result), indent=2) if arguments.json else comparison_text(result))
+    if arguments.take_over and result.take == KEPT and not arguments.even_if_worse:
+        print(f"Not taken over: {result.why} To take it in any case: --even-if-worse.", file=sys.stderr)
+    elif arguments.take_over:
+        take_over(
+            arguments.model,
+            folder,
+            config.site.name,
+            parts,
+            signer=signing_key(config),
+            before=lambda copy: record(config, check_copy(config, copy, came, digest), copy, parts),
+        )
+        own = f", with this site's own part of it (--site {config.site.name})" if parts else ""
+        print(f"The model is now the one in use{own}.", file=sys.stderr)
     return 0

@@ -14,7 +14,6 @@ from fed_diffmic.errors import DataError, MachineError, UsageError
 
 if TYPE_CHECKING:
     from fed_diffmic.commands import Add
-    from fed_diffmic.inference.predictions import Predictions
     from fed_diffmic.inference.predictor import Predictor
 
 _EVALUATE = """Metrics of a run's final model on a table of images: image,label[,patient_id].
@@ -27,11 +26,10 @@ purge dataset.cache_dir=...` removes them.
 _PREDICT = """Class probabilities of images by a run's final model, what its rule decides, and how sure that is.
 
   fed-diffmic predict --run DIR IMAGE_OR_FOLDER_OR_TABLE... [--level 0.9] [--refer 0.15] [--json OUT] [--csv OUT]
-  fed-diffmic predict --run DIR DICOM_FOLDER --dicom-sr OUT
   find DIR -name '*.png' | fed-diffmic predict --run DIR - --csv OUT
 
-Of a folder every image below it is taken, DICOM files too, of a table (.csv, .tsv) its column image. Images that cannot
-be read are named, the others are predicted, and the exit code is 3.
+Of a folder every image below it is taken, of a table (.csv, .tsv) its column image. Images that cannot be read are
+named, the others are predicted, and the exit code is 3.
 """
 _REFERENCE = """What a site's own labelled images say of a model: its own prediction sets, and what they look like.
 
@@ -67,12 +65,6 @@ def register(add: Add) -> None:
         command.add_argument(
             "settings", nargs="*", metavar="key=value", help="dataset.cache_dir=DIR, dataset.on_bad_image=skip"
         )
-    predict.add_argument(
-        "--dicom-sr",
-        type=Path,
-        metavar="OUT",
-        help="write a DICOM structured report of each DICOM image to this folder",
-    )
     predict.add_argument("--batch", type=int, default=64, metavar="N", help="images at a time, 1 to 4096 (64)")
     predict.add_argument("--level", type=float, default=0.9, metavar="L", help="of prediction sets: 0.8 0.9 0.95 0.99")
     predict.add_argument("--method", metavar="M", help="of prediction sets: lac (smallest, the default) or aps")
@@ -112,15 +104,7 @@ def _predict(arguments: argparse.Namespace, hint: list[str]) -> int:
     from fed_diffmic.inference.sure import Wanted
 
     wanted = Wanted(arguments.level, arguments.method, not arguments.overall, arguments.refer)
-    files = image_files(
-        arguments.images,
-        sys.stdin if STDIN in arguments.images else (),
-        lambda text: print(shown(text), file=sys.stderr),
-    )
-    if arguments.dicom_sr is not None:
-        from fed_diffmic.inference.structured import check_installed
-
-        check_installed()
+    files = image_files(arguments.images, sys.stdin if STDIN in arguments.images else ())
     predictor = _predictor(arguments)
     own = None if arguments.reference is None else load_reference(arguments.reference, predictor)
     with _enough_memory("Give a smaller --batch, or end other programs."), progress_bar(len(files), 64) as progress:
@@ -128,8 +112,6 @@ def _predict(arguments: argparse.Namespace, hint: list[str]) -> int:
     text = json.dumps({"run": arguments.folder.name, **found.to_json()}, indent=2, allow_nan=False) + "\n"
     _write(arguments, text, found.to_csv)
     print_predictions(console(_taken(arguments)), found)
-    if arguments.dicom_sr is not None:
-        _write_reports(arguments, predictor, found)
     for bad in found.unreadable:
         print(f"not predicted: {shown(bad.name)}: {bad.words}", file=sys.stderr)
     if found.unreadable:
@@ -164,18 +146,6 @@ def _reference(arguments: argparse.Namespace, hint: list[str]) -> int:
     for sentence in [*said, f"Written to {shown(str(arguments.out))}; it stays at this site.", NOTICE]:
         console(False).print(sentence, markup=False, highlight=False)
     return 0
-
-
-def _write_reports(arguments: argparse.Namespace, predictor: Predictor, found: Predictions) -> None:
-    """A structured report of each DICOM image; what was written and left is said."""
-    from fed_diffmic.commands.use_print import console
-    from fed_diffmic.inference.structured import Author, write_reports
-    from fed_diffmic.reporting.view import plain_names
-
-    names = plain_names(found.classes, found.plain)
-    author = Author(predictor.spec.run_id, predictor.digest, predictor.signed_by, names)
-    for sentence in write_reports(arguments.dicom_sr, found, author).sentences(arguments.dicom_sr):
-        console(_taken(arguments)).print(sentence, markup=False, highlight=False)
 
 
 def _check_manifest(manifest: Path) -> None:

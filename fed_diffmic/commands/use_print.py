@@ -117,7 +117,7 @@ def print_predictions(console: Console, found: Predictions) -> None:
             _row(table, shown(name), *cells, "\n".join(f"{p:.3f} {c}" for p, c in zip(row, classes, strict=True)))
     if len(found):
         console.print(table)
-    known = plain_names(found.classes, found.plain)
+    known = plain_names(found.classes)
     if known:
         console.print("; ".join(f"{shown(name)}: {plain}" for name, plain in known.items()), markup=False)
     for sentence in () if found.sure is None else found.sure.sentences():

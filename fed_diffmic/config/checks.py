@@ -22,16 +22,14 @@ from fed_diffmic.config.owner_checks import (
     check_external,
     check_once,
     check_partition,
-    check_secure_aggregation,
     check_strategy,
 )
 from fed_diffmic.config.owners import ALGORITHMS, DATASETS
 from fed_diffmic.config.plugins import find
 from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.config.server import ServerConfig
-from fed_diffmic.config.shared_noise import check_shared_noise, check_shared_privacy
 from fed_diffmic.config.simulation import DatasetConfig, SimulateConfig, StagesConfig
-from fed_diffmic.config.stages import check_crossfit, check_stage_values
+from fed_diffmic.config.stages import check_stage_values
 from fed_diffmic.errors import ConfigError, UsageError
 
 MAY_CHANGE = ("run.dir", "run.deadline_s", "run.tracking", "dataset.cache_dir")
@@ -49,7 +47,6 @@ def check_consistency(config: SimulateConfig) -> None:
     check_stages(config)
     check_strategy(config)
     check_client_level(config)
-    check_secure_aggregation(config)
     check_conditions(config)
     check_partition(config)
     check_external(config)
@@ -57,7 +54,6 @@ def check_consistency(config: SimulateConfig) -> None:
         raise ConfigError("run.device", config.run.device, "auto, cpu, cuda, cuda:N, mps")
     check_once("baselines", config.baselines)
     check_privacy(config)
-    check_shared_noise(config)
     check_once("run.lr_scales", config.run.lr_scales)
     check_once("run.local_optimizers", config.run.local_optimizers)
     if not config.run.lr_scales:
@@ -102,7 +98,6 @@ def check_privacy_group(privacy: PrivacyConfig) -> None:
     if not privacy.stages:
         raise ConfigError("privacy.stages", "[]", "at least one stage with privacy=dp_sgd")
     check_once("privacy.stages", privacy.stages)
-    check_shared_privacy(privacy)
     if privacy.weight == 0 and privacy.nominal_units == 0 and privacy.count_noise == 0:
         raise ConfigError(
             "privacy.weight", 0, "at least 1, or 0 beside privacy.nominal_units or privacy.count_noise above 0"
@@ -272,7 +267,6 @@ def check_start(config: SimulateConfig, *, resume: bool) -> None:
         UsageError: ``--resume`` with nothing to resume.
     """
     check_folders(config, resume)
-    check_crossfit(config.stages)
     paths = {
         "model.weights": config.model.weights,
         "model.prior_weights": config.model.prior_weights,

@@ -35,9 +35,6 @@ from fed_diffmic.config.spec import parse_dataclass
 from fed_diffmic.config.text import Scalar, Tree, UnknownKeyError, flattened, nearest_keys, parse_text, to_yaml, typed
 from fed_diffmic.errors import ConfigError, UsageError
 
-NAMING = ("dataset", "consortium")
-"""Groups with a mapping ``class_names``."""
-
 __all__ = [
     "CLIENT",
     "FOLDER",
@@ -315,15 +312,11 @@ def _build(base: Base, chosen: dict[str, str], values: Tree) -> Any:
 
     options = {group: values[group].pop("options", None) for group in KINDS if group in values}
     ranges = values.get("policy", {}).get("study", {}).pop("ranges", None)
-    names = {group: values[group].pop("class_names", None) for group in NAMING if group in values}
     external = values.pop("external", None) if base is SIMULATE else None
     merged = OmegaConf.merge(composed(FOLDER, base.name, tuple(sorted(chosen.items()))), values)
     for group, own in options.items():
         if own is not None:  # a mapping replaces the option's mapping rather than mixing with it
             OmegaConf.update(merged, f"{group}.options", own, merge=False)
-    for group, given in names.items():
-        if given is not None:  # free names as keys, which a group of declared ones does not take
-            OmegaConf.update(merged, f"{group}.class_names", given, merge=False)
     if external is not None:
         OmegaConf.set_readonly(merged, False)
         merged.external = {name: str(Path(str(path)).expanduser().absolute()) for name, path in external.items()}

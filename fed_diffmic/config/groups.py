@@ -63,12 +63,6 @@ class DatasetConfig(Checked):
     classes: list[str] | None = option(
         None, "class names in the order of the outputs; none: the published order (table: sorted names found)"
     )
-    class_names: dict[str, Any] = option(
-        doc="plain names of classes, for people: `{mel: melanoma}`; shown by the report, predict, serve and structured "
-        "reports beside the class. In a consortium: consortium.class_names",
-        factory=dict,
-        sparse=True,
-    )
     split: str = option(
         "none",
         "'published' keeps the data set's own train/test (HAM10000 and APTOS2019: DiffMIC's; ChestX-ray14: the lists); "
@@ -163,21 +157,6 @@ class StrategyConfig(Checked):
         "or mixed with the model that it trained alone; []: nothing",
         factory=list,
         choices=PERSONAL,
-        sparse=True,
-    )
-    secure_aggregation: str = option(
-        "off",
-        "masked: the coordinator learns the sum of the sites' updates and none by itself (three sites or more; "
-        "docs/secure-aggregation.md); off: it sees each",
-        choices=("off", "masked"),
-        sparse=True,
-    )
-    masked_norm: float = option(
-        100.0,
-        "masked: largest L2 norm of a site's change in a round, over all tensors that are exchanged; more is scaled "
-        "down at the site",
-        gt=0,
-        le=1e6,
         sparse=True,
     )
     keep_optimizer_state: bool = option(False, "keep each site's optimizer moments from round to round (site state)")

@@ -18,10 +18,9 @@ from fed_diffmic.config.checks import (
 )
 from fed_diffmic.config.groups import layout_options
 from fed_diffmic.config.hours import parse_hours
-from fed_diffmic.config.owner_checks import check_client_level, check_once, check_secure_aggregation, check_strategy
+from fed_diffmic.config.owner_checks import check_client_level, check_once, check_strategy
 from fed_diffmic.config.policy_study import check_study_rules
 from fed_diffmic.config.server import ServerConfig
-from fed_diffmic.config.shared_noise import check_shared_noise
 from fed_diffmic.config.simulation import DatasetConfig
 from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.errors import ConfigError
@@ -56,8 +55,6 @@ def check_server_consistency(config: ServerConfig) -> None:
     check_stages(config)
     check_strategy(config)
     check_client_level(config)
-    check_secure_aggregation(config)
-    check_shared_noise(config)
     if config.listen.status_port == config.listen.port:
         raise ConfigError("listen.status_port", config.listen.port, "another port than listen.port, or 0")
     if config.listen.connections_per_address > config.listen.connections:
@@ -123,13 +120,6 @@ def check_server_start(config: ServerConfig) -> None:
     """
     security = config.security
     if security.insecure:
-        if config.strategy.secure_aggregation != "off":
-            raise ConfigError(
-                "strategy.secure_aggregation",
-                config.strategy.secure_aggregation,
-                "off with security.insecure=true",
-                "Sites agree to a sum by their enrolled keys, of which there are none; a simulation has its own.",
-            )
         if config.listen.host not in LOOPBACK:
             raise ConfigError(
                 "listen.host",

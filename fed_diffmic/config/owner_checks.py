@@ -24,7 +24,7 @@ def check_strategy(config: Trained) -> None:
             "strategy.personal",
             strategy.personal,
             "[] for a coordinator",
-            "These models are made in simulations; a site judges what came by `fed-diffmic client model compare`.",
+            "These models are made in simulations; a site judges the model that came by `fed-diffmic client compare`.",
         )
     if isinstance(config, SimulateConfig) and "mixture" in strategy.personal and "local" not in config.baselines:
         raise ConfigError(
@@ -47,7 +47,7 @@ def check_strategy(config: Trained) -> None:
                 "strategy.options",
                 strategy.options,
                 f"nothing with strategy={strategy.name}",
-                "Leave strategy.options out; a Flower strategy's arguments go with strategy=flower and its class_path.",
+                "Choose strategy=flower.",
             )
         owner.options.of(strategy)
 
@@ -102,36 +102,6 @@ def check_client_level(config: Trained) -> None:
                 f"{' or '.join(good)} with {key}",
                 "The running statistics of batch norm would leave without noise.",
             )
-
-
-def check_secure_aggregation(config: Trained) -> None:
-    """Masked updates with settings that must see single ones."""
-    strategy, key = config.strategy, "strategy.secure_aggregation"
-    if strategy.secure_aggregation == "off":
-        return
-    owner = builtin(ALGORITHMS, strategy.name)  # of an installed package nothing is imported: nobody vouches for it
-    if owner is None or not _takes_sums_alone(owner.made):
-        fitting = [name for name, other in builtins(ALGORITHMS).items() if _takes_sums_alone(other.made)]
-        raise ConfigError(
-            "strategy.name",
-            strategy.name,
-            f"one of {', '.join(fitting)} with {key}=masked",
-            "The others must see each site's update, and masked the coordinator sees their sum only.",
-        )
-    if strategy.client_noise_multiplier:
-        raise ConfigError(
-            "strategy.client_noise_multiplier",
-            strategy.client_noise_multiplier,
-            f"0 with {key}=masked",
-            "The coordinator would have to clip updates that it does not see.",
-        )
-
-
-def _takes_sums_alone(algorithm: Any) -> bool:
-    """Whether its server half takes sums, and to make them nothing has to be said of a single site."""
-    if algorithm is None or algorithm.needs != "sums":
-        return False
-    return not (algorithm.needs_steps or algorithm.needs_initial_loss)
 
 
 def check_partition(config: SimulateConfig) -> None:

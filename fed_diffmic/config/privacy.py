@@ -18,19 +18,6 @@ class PrivacyConfig(Checked):
     name: str = option(
         "none", "none: updates carry no noise; dp_sgd: differentially private training", choices=("none", "dp_sgd")
     )
-    mechanism: str = option(
-        "local",
-        "local: each site adds all the noise that its own claim needs; distributed: it adds a share, and claims what "
-        "it and honest_sites others add together: one step a round, strategy=fedsgd, the exchange masked (real sites)",
-        choices=("local", "distributed"),
-    )
-    honest_sites: int = option(
-        0,
-        "distributed: how many other sites this one takes to be honest, that is to add their share and to collude with "
-        "nobody; the epsilon that is held against budget rests on it",
-        ge=0,
-        le=10_000,
-    )
     stages: list[str] = option(
         doc="stages that train with privacy; another stage that trains on the same data voids the claim, and needs "
         "allow_unprotected",
@@ -60,12 +47,6 @@ class PrivacyConfig(Checked):
         None,
         "largest epsilon that the units may spend over all runs; null: epsilon. Written into the ledger when it "
         "begins; later only `fed-diffmic ledger grant` raises it",
-        gt=0,
-    )
-    budget_alone: float | None = option(
-        None,
-        "distributed: largest epsilon over all runs if no other site adds noise, a second hard stop beside budget; has "
-        "to be given. Later only `fed-diffmic ledger grant --alone` raises it",
         gt=0,
     )
     accountant: str = option(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from fed_diffmic.config import bounds as config_bounds
 from fed_diffmic.config.fields import Checked, option
@@ -17,9 +16,6 @@ class ConsortiumConfig(Checked):
     classes: list[str] | None = option(None, "class names in the order of the outputs; none: what all sites say")
     task: str | None = option(
         None, "what is predicted; none: what all sites say", choices=("multiclass", "ordinal", "multilabel")
-    )
-    class_names: dict[str, Any] = option(
-        doc="plain names of classes, for people: `{mel: melanoma}`; they go with the model", factory=dict, sparse=True
     )
     mean: list[float] = option(
         doc="normalisation constant for each channel of [0, 1] intensities (R, G, B)",
@@ -125,13 +121,6 @@ class ServerRunConfig(Checked):
     test_s: float = option(
         3600.0,
         "seconds to wait, after the last round, for metrics that sites let out of their test images; 0: none asked for",
-        ge=0,
-        le=7 * 86400,
-    )
-    deliver_s: float = option(
-        300.0,
-        "seconds to wait, when the signed model is there, for sites that take it (policy.take_model of each); who was "
-        "away is asked again by `flower-server --resume`. 0: nobody is sent it",
         ge=0,
         le=7 * 86400,
     )

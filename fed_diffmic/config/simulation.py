@@ -67,16 +67,8 @@ class ModelConfig(Checked):
     denoiser: str = option(
         "noise",
         "the head predicts the noise as in the paper, or what the guidance network's probabilities leave of it "
-        "(residual): then it starts as good as the guidance network; classifier: no diffusion, a linear classifier on "
-        "the image prior (with stages.diffusion.blend an ensemble of two networks)",
-        choices=("noise", "residual", "classifier"),
-    )
-    sampling: str = option(
-        "chain",
-        "how a residual head predicts: by a chain of sampling_steps from each start, or by the mean that it says in "
-        "one evaluation where all is noise (no start, no spread)",
-        choices=("chain", "mean"),
-        sparse=True,
+        "(residual): then it starts as good as the guidance network",
+        choices=("noise", "residual"),
     )
     features: str = option(
         "raw",
@@ -168,14 +160,6 @@ class StageConfig(Checked):
         False,
         "diffusion only: the calibration mixes the sampler's log-probabilities with the guidance network's logits, the "
         "share fitted on validation images; false (paper): the sampler's alone",
-    )
-    crossfit: int = option(
-        0,
-        "diffusion only, in `experiment head` alone: the head is trained on what K further guidance networks say, of "
-        "each image one that saw no image of its group; 0: on the word of the guidance network itself",
-        ge=0,
-        le=20,
-        sparse=True,
     )
     gamma: float = option(1.0, "diffusion only: exponent of hard images in the loss (paper 1)", ge=0)
     augment: bool = option(True, "flip and rotate training images (by dataset.modality)")

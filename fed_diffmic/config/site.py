@@ -113,26 +113,6 @@ class PolicyConfig(Checked):
         "whether a stage that privacy.stages does not protect may train here",
         choices=("required", "none"),
     )
-    secure_aggregation: str = option(
-        "allowed",
-        "required: an update leaves in a masked sum only (strategy.secure_aggregation=masked), and no figure, no count "
-        "of classes, validation or test images leaves at all; allowed: masked or as it is, as the run says; off: never "
-        "masked",
-        choices=("required", "allowed", "off"),
-    )
-    min_sites: int = option(
-        2,
-        "masked sums: how many other sites, whose keys this site's people accepted, must be in a sum beside this one",
-        ge=2,
-        le=200,
-    )
-    take_model: str = option(
-        "never",
-        "whether a finished run's signed model is kept under `models/` of site.folder when the coordinator sends it: "
-        "keep, if it is of a run that this site took part in, under the pinned key, and what this site was sent last",
-        choices=("never", "keep"),
-    )
-    model_mib: float = option(2048.0, "largest model that is kept, MiB (`paper`'s: 530)", ge=1, le=2**20)
     budget: BudgetRules = field(default_factory=BudgetRules)
     limits: Limits = field(default_factory=Limits)
     study: StudyRules = field(default_factory=StudyRules)

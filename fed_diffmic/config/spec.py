@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from fed_diffmic.config.fields import as_written
 from fed_diffmic.config.parse import parse_dataclass
@@ -39,8 +38,6 @@ class RunSpec:
         model, stages, strategy: groups of the configuration.
         threads: torch threads of a local update.
         device: where a *virtual* site computes; a real site decides for itself.
-        class_names: what each class is called for people, in the order of ``classes``; an empty text: as it is. Empty:
-            no class has another name.
     """
 
     run_id: str
@@ -56,12 +53,6 @@ class RunSpec:
     strategy: StrategyConfig
     threads: int = 1
     device: str = "cpu"
-    class_names: tuple[str, ...] = field(default=(), metadata={"sparse": True})
-
-    @property
-    def plain_names(self) -> dict[str, str]:
-        """Names for people, of the classes that have one."""
-        return {c: name for c, name in zip(self.classes, self.class_names, strict=False) if name}
 
     @property
     def num_classes(self) -> int:
@@ -119,22 +110,7 @@ def make_spec(
         strategy=config.strategy,
         threads=config.run.threads_per_site,
         device=device,
-        class_names=_in_order(config.dataset.class_names, classes),
     )
-
-
-def _in_order(names: Mapping[str, Any], classes: Sequence[str]) -> tuple[str, ...]:
-    """Plain names of classes in their order; none: nobody gave any.
-
-    Raises:
-        ConfigError: one is of no class, or no text.
-    """
-    for name, plain in names.items():
-        if name not in classes:
-            raise ConfigError("dataset.class_names", str(name)[:100], f"one of the classes {', '.join(classes)}"[:500])
-        if not isinstance(plain, str):
-            raise ConfigError(f"dataset.class_names.{name}", str(plain)[:100], "a text")
-    return tuple(str(names.get(name, "")) for name in classes) if names else ()
 
 
 def without_paths(spec: RunSpec) -> RunSpec:

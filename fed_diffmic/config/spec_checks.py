@@ -15,10 +15,9 @@ from fed_diffmic.config.checks import (
 )
 from fed_diffmic.config.features import check_features
 from fed_diffmic.config.fields import check_value
-from fed_diffmic.config.owner_checks import check_client_level, check_secure_aggregation, check_strategy
-from fed_diffmic.config.shared_noise import check_shared_noise
+from fed_diffmic.config.owner_checks import check_client_level, check_strategy
 from fed_diffmic.config.simulation import DatasetConfig, RunConfig, SimulateConfig
-from fed_diffmic.config.stages import check_crossfit, check_stage_values
+from fed_diffmic.config.stages import check_stage_values
 from fed_diffmic.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,15 +48,6 @@ def check_spec(spec: RunSpec) -> None:
             f"({len(spec.classes)} names)",
             f"at most {MOST_CLASSES} names of 1 to {LONGEST_NAME} characters",
         )
-    named = spec.class_names
-    if named and (
-        len(named) != len(spec.classes) or any(len(n) > LONGEST_NAME or not (n + "x").isprintable() for n in named)
-    ):
-        raise ConfigError(
-            "spec.class_names",
-            f"({len(named)} names)",
-            f"none, or one for each class of at most {LONGEST_NAME} printable characters",
-        )
     data = DatasetConfig(
         name="table",
         task=spec.task,
@@ -69,11 +59,8 @@ def check_spec(spec: RunSpec) -> None:
     check_dataset(data, "spec")
     check_model(spec)
     check_stage_values(spec)
-    check_crossfit(spec.stages)
     check_strategy(spec)
     check_client_level(spec)
-    check_secure_aggregation(spec)
-    check_shared_noise(spec)
     check_features(spec, plain=False)  # whether plain is trained, and on what, is asked when its module is built
 
 

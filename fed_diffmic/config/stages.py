@@ -32,20 +32,6 @@ def check_stage_values(config: Trained) -> None:
             )
 
 
-def check_crossfit(stages: StagesConfig) -> None:
-    """Refuse cross-fitting where nobody trains the further guidance networks.
-
-    Raises:
-        ConfigError: names the key.
-    """
-    if stages.diffusion.crossfit:
-        raise ConfigError(
-            "stages.diffusion.crossfit",
-            stages.diffusion.crossfit,
-            "0: only `fed-diffmic experiment head` trains the further guidance networks",
-        )
-
-
 def trained_stages(stages: StagesConfig) -> tuple[str, ...]:
     """The stages that a configuration trains, in order; the plain classifier where it trains neither of the two.
 

@@ -138,12 +138,7 @@ def _distinct(paths: Sequence[str]) -> list[str]:
 
 
 def images_under(top: str) -> Iterable[str]:
-    """Paths of the images under a folder (:func:`files_under`), by their endings."""
-    return (path for path in files_under(top) if path.lower().endswith(IMAGE_ENDINGS))
-
-
-def files_under(top: str) -> Iterable[str]:
-    """Paths of the files under a folder; hidden files and folders are passed over, links to folders followed once.
+    """Paths of the images under a folder; hidden files and folders are passed over, links to folders followed once.
 
     Raises:
         MachineError: a folder may not be read.
@@ -163,7 +158,7 @@ def files_under(top: str) -> Iterable[str]:
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _LITTER)
         for name in sorted(files):
-            if not name.startswith("."):
+            if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith("."):
                 yield os.path.join(folder, name)
 
 

@@ -15,7 +15,6 @@ from fed_diffmic.exchange.audit_findings import NOTE, PROBLEM, Finding, where
 from fed_diffmic.exchange.audit_heads import site_heads
 from fed_diffmic.exchange.audit_lines import Head, Line
 from fed_diffmic.exchange.audit_rounds import RESTARTS, rounds
-from fed_diffmic.exchange.audit_sets import sets
 
 __all__ = ["NOTE", "PROBLEM", "Finding", "anchors", "compare", "names_of"]
 
@@ -47,7 +46,6 @@ def compare(site_lines: Sequence[Line], coordinator_lines: Sequence[Line], *, si
     there = _collect(mine, "request", "reply", {"failure", "refusal"})
     restarts = [line.n for line in coordinator_lines if line.kind in RESTARTS]
     findings = [f for name in sorted(here.keys() | there.keys()) for f in _request(here[name], there[name], restarts)]
-    findings.extend(sets(site_lines, coordinator_lines, run=run))
     findings.extend(rounds(site_lines, coordinator_lines, site=site, run=run, names=names))
     if not here and not there:
         findings.append(Finding(NOTE, f"neither log says anything about the run {run} and the site {site}"))

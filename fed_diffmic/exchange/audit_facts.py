@@ -20,12 +20,8 @@ def request_facts(payload: Payload, digest: str, nbytes: int) -> dict[str, Any]:
     the calibration under which metrics are asked for.
     """
     asked = {
-        name: str(payload.header[name])[:LONGEST]
-        for name in ("study", "weights", "base", "model")
-        if name in payload.header
+        name: str(payload.header[name])[:LONGEST] for name in ("study", "weights", "base") if name in payload.header
     }
-    if "step" in payload.header:
-        asked["step"] = str(payload.header["step"])[:LONGEST]
     if "calibration" in payload.header:
         asked["calibration"] = value_digest(payload.header["calibration"])
     return {

@@ -54,13 +54,11 @@ POLICY_HOURS = 2034
 POLICY_PRIVACY = 2035
 POLICY_PLUGIN = 2036
 POLICY_CODEC = 2037
-POLICY_MASKING = 2038
 BUDGET = 2040
 LEDGER = 2041
 UNPROTECTED = 2042
 BUDGET_ROUND = 2043
 BUDGET_RUN = 2044
-UNSHARED = 2045
 STUDY_MISSING = 2050
 STUDY_CHANGED = 2051
 STUDY_RULES = 2052
@@ -69,25 +67,15 @@ UNSEALED = 2054
 FORGED = 2055
 FOREIGN = 2056
 STALE = 2057
-MASKING = 2058
-PEERS = 2059
 LIMIT_SIZE = 2067
 LIMIT_CACHE = 2068
 LIMIT_MEMORY = 2069
-MODEL_SIZE = 2070
-MODEL_SIGNATURE = 2071
-MODEL_RUN = 2072
-MODEL_TORN = 2073
-MODEL_OTHER = 2074
-MODEL_UNASKED = 2075
-MODEL_AGAIN = 2076
 FLOOR_STEP = 2060
 FLOOR_UPDATE = 2061
 FLOOR_REUSE = 2062
 FLOOR_SHARE = 2063
 FLOOR_CHANGED = 2064
 FLOOR_ISOLATED = 2065
-FEW_PEERS = 2066
 UNEXPECTED = 2099
 NODE_FAILED = 2100
 
@@ -127,21 +115,11 @@ FAILURES: dict[int, str] = {
     POLICY_PRIVACY: "the site's policy requires differential privacy",
     POLICY_PLUGIN: "the site's policy does not name the package that the federated algorithm comes from",
     POLICY_CODEC: "the site's policy does not name the codec in which weights and updates cross",
-    POLICY_MASKING: "the site's policy on secure aggregation does not allow what the run asks for",
-    MODEL_SIZE: "the model is larger than the site's policy takes (policy.model_mib), or than it was said to be",
-    MODEL_SIGNATURE: "the model is not signed by the coordinator whose key the site was given",
-    MODEL_RUN: "the model is of another run than the request",
-    MODEL_TORN: "what came of the model is not what its signed statement names",
-    MODEL_OTHER: "the model is not the one that the rounds made, or not the one that the site was sent last",
-    MODEL_UNASKED: "the site gave nothing to the run that the model is of",
-    MODEL_AGAIN: "the site keeps another model of that run, or as many as it keeps",
     BUDGET: "the site's privacy budget does not allow this round; it trains no more on these data",
     LEDGER: "the site's privacy ledger is missing, shorter or older than it was, or changed; a person there must look",
     BUDGET_ROUND: "one round would cost more of the site's privacy budget than the site lets a single round take",
     BUDGET_RUN: "the run would have cost more of the site's privacy budget than the site lets a single run take",
     UNPROTECTED: "the site trains with differential privacy, and not this stage",
-    UNSHARED: "the site shares its noise with others (privacy.mechanism=distributed), which simulations alone "
-    "can do so far, or the run's sums are made of such shares (strategy=fedsgd) and the site's noise is its own",
     STUDY_MISSING: "the site holds no study of this run under the coordinator's signature",
     STUDY_CHANGED: "the request is not of the study with which this run began at the site",
     STUDY_RULES: "the site's rules do not agree to the study's model or to a number in it",
@@ -150,9 +128,6 @@ FAILURES: dict[int, str] = {
     FORGED: "the request's seal is not by the coordinator whose key the site was given, or is another request's",
     FOREIGN: "the request is sealed for a site of another name",
     STALE: "the request is an old one sent again, or the coordinator's log is older than the site saw it in this run",
-    MASKING: "the site does not go on with the masked sum",
-    PEERS: "a site of the masked sum is none whose key this site's people accepted",
-    FEW_PEERS: "the masked sum is over fewer other sites than the site's policy asks for, or than unmasking takes",
     LIMIT_SIZE: "the run asks for larger images, a larger model, more threads or more sampling than the policy allows",
     LIMIT_CACHE: "the images at the run's size would take more space than the site's policy allows",
     LIMIT_MEMORY: "the task would need, or needed, more memory than the site's policy allows",

@@ -18,15 +18,12 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fed_diffmic.errors import FedDiffmicError
 from fed_diffmic.files import tensors_digest
-
-if TYPE_CHECKING:
-    from fed_diffmic.exchange.packing import Packing
 
 Tensors = dict[str, np.ndarray]
 
@@ -120,11 +117,8 @@ class Limits:
     tensors: int = 100_000
 
 
-def pack(tensors: Tensors, digest: str = "") -> Packed:
+def pack(tensors: Tensors) -> Packed:
     """Tensors as they travel.
-
-    Args:
-        digest: of the tensors, where it is known.
 
     Raises:
         PayloadError: a name or a dtype that :func:`decode` would refuse (a defect of the sender).
@@ -136,10 +130,10 @@ def pack(tensors: Tensors, digest: str = "") -> Packed:
         _check(_is_shape(value.shape), "a tensor's shape is not one")
         travelling[name] = little = np.asarray(value, dtype=value.dtype.newbyteorder("<"), order="C")
         arrays[name] = WireArray(value.dtype.name, tuple(int(n) for n in value.shape), little.tobytes())
-    return Packed(arrays, digest or tensors_digest(travelling), sum(len(a.data) for a in arrays.values()))
+    return Packed(arrays, tensors_digest(travelling), sum(len(a.data) for a in arrays.values()))
 
 
-def encode(payload: Payload, packed: Packed | Packing | None = None) -> Wire:
+def encode(payload: Payload, packed: Packed | None = None) -> Wire:
     """The payload as it travels.
 
     Args:
@@ -164,18 +158,15 @@ def encode(payload: Payload, packed: Packed | Packing | None = None) -> Wire:
     return Wire(text, text_digest(text), packed.arrays)
 
 
-def decode(wire: Wire, limits: Limits, own: bool = True) -> Payload:
-    """The payload that travelled.
-
-    Args:
-        own: with tensors in memory of their own; else they are the bytes that came, and cannot be written.
+def decode(wire: Wire, limits: Limits) -> Payload:
+    """The payload that travelled, with tensors in memory of their own.
 
     Raises:
         PayloadError: anything at all is wrong with it, or it is sealed: a seal is for who has the keys to check it.
     """
     _check(not wire.seal, "the payload is sealed")
     body = _read_body(wire)
-    tensors = _read_arrays(wire.arrays, limits, own)
+    tensors = _read_arrays(wire.arrays, limits)
     _check(tensors_digest(tensors) == body["tensors"], "the digest of the tensors is wrong")
     return Payload(body["kind"], body["header"], tensors, body["metrics"])
 
@@ -243,7 +234,7 @@ def _check_values(body: Mapping[str, Any]) -> None:
     _check(not level, "the header is nested too deeply")
 
 
-def _read_arrays(arrays: Mapping[str, WireArray], limits: Limits, own: bool) -> Tensors:
+def _read_arrays(arrays: Mapping[str, WireArray], limits: Limits) -> Tensors:
     _check(len(arrays) <= limits.tensors, "there are more tensors than expected")
     _check(sum(len(a.data) for a in arrays.values()) <= limits.tensor_bytes, "the tensors are larger than expected")
     tensors: Tensors = {}
@@ -258,8 +249,7 @@ def _read_arrays(arrays: Mapping[str, WireArray], limits: Limits, own: bool) -> 
         _check(_is_shape(sizes), "a tensor's shape is not one")
         if array.dtype == "bool":
             _check(not array.data.translate(None, b"\x00\x01"), "a tensor of booleans holds other values")
-        found = np.frombuffer(array.data, dtype=dtype).astype(np.dtype(array.dtype), copy=own)
-        tensors[name] = found.reshape(sizes)
+        tensors[name] = np.frombuffer(array.data, dtype=dtype).astype(np.dtype(array.dtype)).reshape(sizes)
     return tensors
 
 

@@ -20,11 +20,10 @@ from fed_diffmic.config.plugins import check_trusted
 from fed_diffmic.config.site import PolicyConfig
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import ConfigError
-from fed_diffmic.exchange import failures, policy_masking
+from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.codecs import DELTA
 from fed_diffmic.exchange.floors import Basis
 from fed_diffmic.exchange.limits import beyond_limits
-from fed_diffmic.exchange.masking.requests import MASKED
 from fed_diffmic.exchange.payload import NEED_BASE, NEED_WEIGHTS, Payload, Tensors
 from fed_diffmic.exchange.screening import update_norm
 from fed_diffmic.training.few import suppress, told
@@ -44,12 +43,10 @@ _HEADERS: dict[str, set[str]] = {
     NEED_WEIGHTS: set(),
     "labels.reply": {"run", "request", "classes", "task"},
     "query.reply": {"run", "arm", "request", "site", *COUNTS},
-    "mask.reply": {*_QUOTED, "answer"},
     "train.reply": {*_QUOTED, "num_examples", "state", "ledger", "claim"},
     "evaluate.reply": _QUOTED,
     "conform.reply": _QUOTED,
     "assess.reply": _QUOTED,
-    "deliver.reply": {"run", "arm", "request", "site", "model"},
 }
 
 
@@ -115,7 +112,7 @@ class SitePolicy:
         """The first rule that a request breaks, or none.
 
         Args:
-            kind: ``labels``, ``query``, ``mask``, ``train``, ``evaluate``, ``conform``, ``assess`` or ``deliver``.
+            kind: ``labels``, ``query``, ``train``, ``evaluate``, ``conform`` or ``assess``.
             spec: the request's; none for ``labels``.
             request: already found to be well-formed (:func:`client.requests.check_request`).
             dataset: layout of the site's data (``dataset.name``).
@@ -124,9 +121,9 @@ class SitePolicy:
         denial = self._check_use(kind, spec, request.header, dataset)
         if denial is not None or spec is None:
             return denial
-        if kind in ("mask", "train", "evaluate", "conform", "assess"):
+        if kind in ("train", "evaluate", "conform", "assess"):
             denial = self._check_stage(kind, spec, request.header, now)
-            if denial is None and kind != "mask":
+            if denial is None:
                 denial = self._check_training(spec, request) if kind == "train" else self._check_metrics(kind, request)
         if denial is None:  # last: it looks at the whole network
             beyond = beyond_limits(self.config.limits, kind, spec, request.header.get("stage"))
@@ -198,19 +195,11 @@ class SitePolicy:
             return Denial(failures.POLICY_TENSORS, f"a reply of kind {payload.kind} with tensors")
         if payload.kind == "labels.reply":
             return self._classes(payload.header["classes"]) or payload
-        if payload.kind == "mask.reply":
-            return replace(payload, metrics={})
-        if self.config.secure_aggregation == "required" and payload.kind in policy_masking.TOLD:
-            if payload.kind == "query.reply" and not self.protected:
-                payload = replace(payload, header={**payload.header, **self._spoken(payload, basis)})
-            return policy_masking.withheld(payload)
         if payload.kind == "query.reply" and self.protected:
             return replace(payload, metrics={})  # its counts are noised: small ones say no more than large ones
         if payload.kind == "query.reply":
-            return replace(payload, header={**payload.header, **self._spoken(payload, basis)}, metrics={})
-        if MASKED in payload.tensors:
-            said = policy_masking.words_beyond(payload)
-            return Denial(failures.POLICY_MASKING, said) if said else replace(payload, metrics={})
+            counts = self._counts(payload.header, None if basis is None else basis.patients_of_splits)
+            return replace(payload, header={**payload.header, **counts}, metrics={})
         if payload.kind == "train.reply":
             denial = self._check_update(payload, reference)
             # Under privacy the weight is a public constant, not a number of images.
@@ -220,14 +209,9 @@ class SitePolicy:
             return denial or replace(payload, metrics=self._own_metrics(payload, count, basis))
         if payload.kind == "conform.reply":
             return replace(payload, metrics=self._counts_by_cell(payload.metrics, basis))
-        if payload.kind == "deliver.reply":
-            return replace(payload, metrics={})
         if payload.kind == "assess.reply":
             return replace(payload, metrics=self._test_metrics(payload.metrics))
         return replace(payload, metrics=self._own_metrics(payload, payload.metrics.get("num_examples", 0), basis))
-
-    def _spoken(self, payload: Payload, basis: Basis | None) -> dict[str, list[int | None]]:
-        return self._counts(payload.header, None if basis is None else basis.patients_of_splits)
 
     def _check_update(self, payload: Payload, reference: Tensors) -> Denial | None:
         missing = self._tensors.lacks(payload.tensors) or [n for n in payload.tensors if n not in reference]
@@ -314,16 +298,13 @@ class SitePolicy:
             check_trusted(ALGORITHMS, spec.strategy.name, rules.plugins)
         except ConfigError as error:
             return Denial(failures.POLICY_PLUGIN, f"{error.cause}. {error.remedy}")
-        if said := policy_masking.run_beyond(rules, spec):
-            return Denial(failures.POLICY_MASKING, said)
         if spec.strategy.codec not in rules.codecs:
             return Denial(failures.POLICY_CODEC, f"policy.codecs does not name {spec.strategy.codec}")
         stage = header.get("stage")
         protected = bool(self.protected) if stage is None else stage in self.protected
         if rules.privacy == "required" and not protected:
             return Denial(failures.POLICY_PRIVACY, "policy.privacy=required and privacy.stages does not protect this")
-        # One that lets updates leave under masks alone keeps back the counts of classes, named or not.
-        lacking = self._metrics.lacks(COUNTS[:1] if rules.secure_aggregation == "required" else COUNTS)
+        lacking = self._metrics.lacks(COUNTS)
         if kind == "query" and lacking:
             return Denial(failures.POLICY_METRICS, f"policy.metrics does not name {lacking[0]}")
         return self._classes(spec.classes)
@@ -337,9 +318,7 @@ class SitePolicy:
         if stage not in rules.stages:
             return Denial(failures.POLICY_STAGE, f"policy.stages does not name {stage}")
         rounds = spec.stage(stage).rounds or 0
-        trained = (1, rounds)
-        allowed = {"mask": trained, "train": trained, "evaluate": (0, rounds)}
-        first, last = allowed.get(kind, (0, 0))  # test images: once in a run
+        first, last = {"train": (1, rounds), "evaluate": (0, rounds)}.get(kind, (0, 0))  # test images: once in a run
         if rounds > rules.max_rounds or not first <= index <= last:
             return Denial(failures.POLICY_ROUNDS, f"round {index} of {rounds}; policy.max_rounds is {rules.max_rounds}")
         seconds, code = self.time_left(now)
@@ -347,12 +326,10 @@ class SitePolicy:
 
     def _check_training(self, spec: RunSpec, request: Payload) -> Denial | None:
         rules, cfg = self.config, spec.stage(request.header["stage"])
-        if said := policy_masking.request_beyond(spec, request.header):
-            return Denial(failures.POLICY_MASKING, said)
         denial = self.check_sent(request.tensors)
         if denial is not None:
             return denial
-        if "num_examples" not in self._metrics and not policy_masking.is_masked(spec):
+        if "num_examples" not in self._metrics:
             return Denial(failures.POLICY_METRICS, "policy.metrics does not name num_examples, the update's weight")
         if rules.max_update_norm <= 0:
             return Denial(failures.POLICY_NORM, "policy.max_update_norm is 0")
@@ -363,8 +340,6 @@ class SitePolicy:
         return None
 
     def _check_metrics(self, kind: str, request: Payload) -> Denial | None:
-        if self.config.secure_aggregation == "required":
-            return None  # it is answered, and nothing of it leaves
         if kind == "assess":
             wanted = [TEST_IMAGES]
         elif kind == "conform":

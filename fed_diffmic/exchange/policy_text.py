@@ -65,12 +65,10 @@ def explain(policy: PolicyConfig, site: str = "", privacy: PrivacyConfig | None 
         ("Which runs may use the data", _uses(policy)),
         ("What may leave the site", _leaves(policy)),
         ("On how many images and patients it must rest", floors_sentences(policy.floors)),
-        ("What the coordinator may see of it", _masked(policy)),
         ("How much work may be asked for", _work(policy)),
         ("How much of the machine may be used", limit_sentences(policy.limits)),
         ("Privacy", privacy_sentences(policy, privacy)),
         ("Who agrees to the study of a run", _study(policy.study)),
-        ("The finished model", _model(policy)),
     ]
     return headed(f"Policy of the site {site}" if site else "Policy of the site", parts)
 
@@ -168,29 +166,6 @@ def _leaves(policy: PolicyConfig) -> list[str]:
     ]
 
 
-def _masked(policy: PolicyConfig) -> list[str]:
-    """Secure aggregation."""
-    company = (
-        f"A masked sum is over at least {policy.min_sites} other sites, each of which people here accepted by the "
-        "digits of its key (`fed-diffmic provision peers`); over fewer, or with any other site in it, this site gives "
-        "nothing."
-    )
-    if policy.secure_aggregation == "off":
-        return ["An update leaves as it is, sealed for the coordinator, which sees it by itself. No run may mask it."]
-    if policy.secure_aggregation == "allowed":
-        return [
-            "Whether the coordinator sees this site's update by itself or only as part of a sum is the run's choice, "
-            "which its study says (strategy.secure_aggregation).",
-            company,
-        ]
-    return [
-        "The coordinator never sees an update of this site: it leaves under masks and is known to it only as part of a "
-        "sum. Every run that asks for an update as it is is refused.",
-        company,
-        "Beside the sum no figure leaves, whatever is named above, and no count but the number of training images.",
-    ]
-
-
 def _work(policy: PolicyConfig) -> list[str]:
     when = "Training and evaluation may be done at no time."
     if policy.hours:
@@ -225,16 +200,6 @@ def _study(rules: StudyRules) -> list[str]:
         "Whatever the approval says: what was agreed to is kept, and a request that asks for anything else is refused."
     )
     return found
-
-
-def _model(policy: PolicyConfig) -> list[str]:
-    if policy.take_model == "never":
-        return ["No finished model is taken from the coordinator: whoever wants it here copies it."]
-    return [
-        f"A finished run's model of up to {_number(policy.model_mib)} MiB is kept here when the coordinator sends it, "
-        "if this site took part in the run, the pinned key signed it, and it is what this site was sent last. It is "
-        "used when a person says so (`fed-diffmic client model use`). That this site keeps it, the coordinator learns.",
-    ]
 
 
 def _named(what: str, names: Sequence[str], none: str) -> str:

@@ -21,8 +21,6 @@ _KEYS = {
     f.POLICY_STRATEGY: "policy.strategies",
     f.POLICY_PLUGIN: "policy.plugins",
     f.POLICY_CODEC: "policy.codecs",
-    f.POLICY_MASKING: "policy.secure_aggregation",
-    f.MODEL_SIZE: "policy.model_mib",
     f.POLICY_TENSORS: "policy.tensors",
     f.POLICY_DTYPES: "policy.dtypes",
     f.POLICY_NORM: "policy.max_update_norm",
@@ -54,10 +52,6 @@ AT_SITE: Mapping[int, str] = {
     f.WITHDRAWN: "`fed-diffmic client continue --config FILE --rejoin` takes part again.",
     f.BUDGET: "`fed-diffmic ledger project` and `fed-diffmic ledger grant`; docs/privacy.md.",
     f.LEDGER: "Find out why, then `fed-diffmic ledger accept`; docs/privacy.md.",
-    f.PEERS: "`fed-diffmic provision peers --config FILE` says whom this site accepts; site.log names the other.",
-    f.FEW_PEERS: "`fed-diffmic provision peers --config FILE`; policy.min_sites is how many others are needed.",
-    f.MODEL_AGAIN: "`fed-diffmic client model list --config FILE` names what is kept; remove the folder of one under "
-    "`models/` that is not needed.",
     f.STUDY_WAITS: "Read it: `fed-diffmic policy explain --config FILE --run RUN`. Agree: `fed-diffmic policy approve "
     "--config FILE --run RUN`.",
 }
@@ -67,8 +61,6 @@ AT_COORDINATOR: Mapping[int, str] = {
     f.WITHDRAWN: "Nothing: it is asked for nothing more. Its people may rejoin with `client continue --rejoin`.",
     f.POLICY_HOURS: "Nothing: it is asked again within the round's time; run.deadline_s is how long that is.",
     f.STUDY_WAITS: "Tell its people that the study is there: `fed-diffmic policy approve --config FILE --run RUN`.",
-    f.PEERS: "Send new kits; each site accepts each other one by its digits: `fed-diffmic provision peers`.",
-    f.FEW_PEERS: "More sites must take part, or its people agree on a smaller policy.min_sites.",
     f.LABELS: "Compare consortium.classes and consortium.task with the site's; they must be the same, in order.",
     f.PRIVATE_NETWORK: _NORM,
     f.NODE_FAILED: "If the site is running, its client comes back by itself; else its people start it again.",

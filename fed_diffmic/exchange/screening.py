@@ -28,8 +28,6 @@ COUNTS_A_STEP = 64
 """How often one optimizer step may move a counter (``num_batches_tracked``): the layer is called once, or once for each
 of a few parts of a batch."""
 
-_BLOCK = 2**20  # numbers at a time, so that no copy of a large tensor is made
-
 REFUSALS: dict[str, str] = {
     "malformed": "the reply is not a payload",
     "seal": "the reply is not sealed by the site that was asked, as its answer to this request",
@@ -125,10 +123,8 @@ def update_norm(tensors: Tensors, reference: Tensors) -> float:
         if value.dtype.kind == "f":
             if value.shape != reference[name].shape:
                 return math.inf
-            after, before = value.reshape(-1), reference[name].reshape(-1)
-            for start in range(0, after.size, _BLOCK):
-                difference = after[start : start + _BLOCK].astype(np.float64) - before[start : start + _BLOCK]
-                total += float(np.vdot(difference, difference))
+            difference = value.astype(np.float64) - reference[name].astype(np.float64)
+            total += float(np.vdot(difference, difference))
     return math.sqrt(total) if total >= 0 else math.nan
 
 

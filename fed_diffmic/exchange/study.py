@@ -180,12 +180,12 @@ def contradiction(study: Study, kind: str, request: Payload) -> str:
     """What a request of the study's run says that the study does not, in words for the site's own log; empty: nothing.
 
     Args:
-        kind: ``query``, ``train``, ``evaluate``, ``conform``, ``assess`` or ``deliver``.
+        kind: ``query``, ``train``, ``evaluate``, ``conform`` or ``assess``.
     """
     header = request.header
     if header["spec"] != study.spec_text:
         return "its spec is not the study's"
-    if kind in ("query", "deliver"):
+    if kind == "query":
         return ""
     stage = header["stage"]
     if stage not in study.stages:

@@ -114,13 +114,6 @@ def _besides(study: Study) -> Iterator[str]:
         yield "Once, at the end, metrics of each stage's model on the site's test images."
     else:
         yield "No metrics on the site's test images."
-    if spec.strategy.secure_aggregation == "masked":
-        yield (
-            "Updates leave under masks, each clipped at the site to the norm "
-            f"{spec.strategy.masked_norm:g}: the coordinator learns their sum and none by itself."
-        )
-    else:
-        yield "The coordinator sees each site's update by itself (no secure aggregation)."
     yield f"The sites' updates are put together by `{spec.strategy.name}`."
     sites = study.document["sites"]
     yield f"Sites expected: {', '.join(sites)}." if sites else "Sites expected: whoever is there."

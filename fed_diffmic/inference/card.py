@@ -6,16 +6,20 @@ from typing import Any
 
 from fed_diffmic.inference.predictor import NOTICE, last_stage
 from fed_diffmic.release.final import FinalModel
-from fed_diffmic.reporting.untested import NOT_SHOWN
-from fed_diffmic.reporting.view import plain_names
+
+NOT_SHOWN = (
+    "whether it helps anybody's care: it was never tried in one",
+    "how it does on images of another scanner, hospital, country or year than those it was trained and tested on",
+    "how it does on images that show none of its classes: it always names one of them"
+    " (of several labels: says something of each)",
+)
 
 
 def model_card(final: FinalModel) -> dict[str, Any]:
     """Facts of a final model for whoever uses it, every number from the run's own files.
 
     Returns:
-        ``run``, ``stage``, ``task``, ``classes``, ``class_names`` (what they are called for people, where that is
-        known), ``image_side``, ``signed_by`` (empty: nobody), ``digest``,
+        ``run``, ``stage``, ``task``, ``classes``, ``image_side``, ``signed_by`` (empty: nobody), ``digest``,
         ``strategy``, ``rounds``, ``chosen_round``, ``sites`` (names of those in the stage's last round), ``prior``
         (share of the training images that have each class), ``calibrated_on`` (images), ``validation`` (mean metrics
         of the chosen round), ``not_shown``, ``notice``.
@@ -30,7 +34,6 @@ def model_card(final: FinalModel) -> dict[str, Any]:
         "stage": stage,
         "task": spec.task,
         "classes": list(spec.classes),
-        "class_names": plain_names(spec.classes, spec.plain_names),
         "image_side": spec.model.image_side,
         "signed_by": final.signed_by,
         "digest": final.digests[stage],

@@ -49,7 +49,7 @@ class Exported:
     inputs: dict[str, tuple[int, ...]]
 
 
-class _FromPixels(nn.Module):
+class _Whole(nn.Module):
     """From pixels to probabilities."""
 
     exponent_offset: Tensor
@@ -101,7 +101,7 @@ def export_onnx(predictor: Predictor, out: Path, facts: dict[str, Any]) -> Expor
         raise ModelFileError(f"the model has {size / 1e9:.1f} GB of weights; one ONNX file holds 2 GB")
     own = needs_starts(predictor)
     shared = None if own else torch.from_numpy(start_draws(np.zeros(1, np.uint64), spec))
-    whole = _FromPixels(predictor, shared).eval()
+    whole = _Whole(predictor, shared).eval()
     side = spec.model.image_side
     inputs = {"pixels": torch.zeros((1, 3, side, side), dtype=torch.uint8)}
     if own:
@@ -134,9 +134,7 @@ def export_onnx(predictor: Predictor, out: Path, facts: dict[str, Any]) -> Expor
 
 def needs_starts(predictor: Predictor) -> bool:
     """Whether the graph takes the sampler's draws as an input."""
-    model = predictor.spec.model
-    drawn = model.sampling == "chain" and model.denoiser != "classifier"
-    return drawn and predictor.module.stage == "diffusion" and model.sampling_start == "own"
+    return predictor.module.stage == "diffusion" and predictor.spec.model.sampling_start == "own"
 
 
 def largest_difference(predictor: Predictor, session: Any) -> float:

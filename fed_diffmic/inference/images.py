@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,9 @@ import numpy as np
 
 from fed_diffmic.data.cache import content_key
 from fed_diffmic.data.decode import REASONS, BadImageError, decode, read_content, stretched
-from fed_diffmic.data.dicom.reasons import is_dicom
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.tables import read_table
-from fed_diffmic.data.tree import IMAGE_ENDINGS, files_under
+from fed_diffmic.data.tree import IMAGE_ENDINGS, images_under
 from fed_diffmic.errors import UsageError
 
 
@@ -53,20 +52,15 @@ class DecodedBatch:
 
 STDIN = "-"
 TABLES = (".csv", ".tsv")
-DICOM_ENDINGS = (".dcm", ".dicom")
-HEAD = 132  # bytes that tell a DICOM file
 
 
-def image_files(
-    given: Sequence[str | Path], names: Iterable[str] = (), said: Callable[[str], None] = lambda _: None
-) -> list[str]:
-    """Files as given; of a folder every image below it, DICOM files too, by path, in the order of their names; of a
-    table its column ``image``, paths relative to it.
+def image_files(given: Sequence[str | Path], names: Iterable[str] = ()) -> list[str]:
+    """Files as given; of a folder every image below it, by path, in the order of their names; of a table its column
+    ``image``, paths relative to it.
 
     Args:
         given: files, folders, tables, or ``-`` for ``names``.
         names: lines of file names. What of them is not there is found when it is read, not before.
-        said: told in a sentence what each folder holds.
 
     Raises:
         UsageError: nothing was given; one is not there; a folder or table holds no image.
@@ -87,43 +81,18 @@ def image_files(
         elif path.suffix.lower() in TABLES and path.is_file():
             files += _of_table(path)
         elif path.is_dir():
-            files += _below(path, said)
+            below = sorted(images_under(str(path)))
+            if not below:
+                raise UsageError(
+                    f"{path} holds no image: no file below it ends in {', '.join(IMAGE_ENDINGS)}",
+                    "Give the folder of the images, or the files themselves, whatever their ending.",
+                )
+            files += below
         elif path.is_file():
             files.append(str(path))
         else:
             raise UsageError(f"IMAGE {path}: there is no such file", "A relative path starts at the current folder.")
     return files
-
-
-def _below(folder: Path, said: Callable[[str], None]) -> list[str]:
-    """Images by their ending; DICOM files by theirs, or, with another or none, by what they begin with."""
-    found: list[str] = []
-    dicom = others = 0
-    for path in files_under(str(folder)):
-        if path.lower().endswith(IMAGE_ENDINGS):
-            found.append(path)
-        elif path.lower().endswith(DICOM_ENDINGS) or _begins_as_dicom(path):
-            found.append(path)
-            dicom += 1
-        else:
-            others += 1
-    if not found:
-        raise UsageError(
-            f"{folder} holds no image: no file below it is DICOM, or ends in {', '.join(IMAGE_ENDINGS)}",
-            "Give the folder of the images, or the files themselves, whatever their ending.",
-        )
-    if dicom or others:
-        over = f"; {others} other files passed over" if others else ""
-        said(f"{folder}: {len(found)} images, {dicom} of them DICOM{over}")
-    return sorted(found)
-
-
-def _begins_as_dicom(path: str) -> bool:
-    try:
-        with open(path, "rb") as stream:
-            return is_dicom(stream.read(HEAD))
-    except OSError:  # what cannot be read is passed over, and counted
-        return False
 
 
 def _of_table(path: Path) -> list[str]:

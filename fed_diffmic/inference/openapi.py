@@ -31,7 +31,6 @@ def _answer(classes: Sequence[str]) -> dict[str, Any]:
         "type": "object",
         "properties": {
             "classes": {"type": "array", "items": {"type": "string"}},
-            "class_names": {"type": "object", "additionalProperties": {"type": "string"}},
             "decided": {"description": "the class that the run's rule decides; of several labels: a list"},
             "probabilities": shares,
             "set": {"description": "classes that the prediction set holds; of several labels: what is said of each"},

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,8 +43,6 @@ class Predictions:
         rule: the run's rule.
         unreadable: what could not be read, and so has no row.
         sure: how sure the model is of each image.
-        plain: what classes are called for people, those that have another name.
-        keys: ``(N,)`` uint64, each image's number from its content: tells whether a file is still what was predicted.
 
     Examples:
         >>> import fed_diffmic as fd
@@ -63,8 +61,6 @@ class Predictions:
     rule: str
     unreadable: tuple[Unreadable, ...] = ()
     sure: Sure | None = None
-    plain: Mapping[str, str] = field(default_factory=dict)
-    keys: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -80,7 +76,6 @@ class Predictions:
         several, sure = self.task == "multilabel", self.sure
         return {
             "classes": list(self.classes),
-            **({"class_names": dict(self.plain)} if self.plain else {}),
             "task": self.task,
             "decision": self.rule,
             **({} if sure is None else sure.facts()),
@@ -230,13 +225,11 @@ def _predicted(
     names: list[str] = []
     said: list[Opinion] = []
     unlike: list[np.ndarray] = []
-    keys: list[np.ndarray] = []
     for batch in batches:
         found = predictor.predict_pixels(batch.pixels, batch.keys, features=reference is not None)
         if reference is not None and found.features is not None:
             unlike.append(reference.familiar.unfamiliar(found.features))
         names += batch.names
-        keys.append(batch.keys)
         said.append(replace(found, features=None))
         if progress is not None:
             progress(len(names) + len(bad))
@@ -254,6 +247,4 @@ def _predicted(
         spec.stages.decision,
         tuple(bad),
         sure(probabilities, doubts, spec.classes, spec.task, known, wanted, unfamiliar),
-        spec.plain_names,
-        np.concatenate([np.zeros(0, dtype=np.uint64), *keys]),
     )

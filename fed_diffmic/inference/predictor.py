@@ -57,7 +57,6 @@ class Predictor:
         device: where to compute.
         own: what of the state is a site's own.
         sureness: prediction sets and the test of uncertainty; none: nothing is known.
-        signed_by: fingerprint of the key whose signature was verified; empty: nobody's was.
     """
 
     def __init__(
@@ -69,9 +68,7 @@ class Predictor:
         device: str = "cpu",
         own: Tensors | None = None,
         sureness: Sureness | None = None,
-        signed_by: str = "",
     ) -> None:
-        self.signed_by = signed_by
         self.spec = spec
         self.fitted = fitted
         self.device = device
@@ -143,9 +140,7 @@ def predictor_of(final: FinalModel, run_dir: Path, site: str | None = None, devi
     stage = last_stage(final)
     own = part_of_site(Path(run_dir), final, stage, site)
     sure = final.sureness.get(stage)
-    return Predictor(
-        final.spec, stage, final.states[stage], final.calibration[stage], device, own, sure, final.signed_by
-    )
+    return Predictor(final.spec, stage, final.states[stage], final.calibration[stage], device, own, sure)
 
 
 def last_stage(final: FinalModel) -> str:

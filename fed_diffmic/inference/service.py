@@ -138,11 +138,7 @@ class _Service:
         del said["image"], told["unreadable"]
         # How sure the model is in general, apart from how sure it is of this image.
         tests = {name: told.pop(name) for name in ("prediction_sets", "uncertainty", "referral") if name in told}
-        named = {
-            "prior": self.card["prior"],
-            "class_names": self.card["class_names"],
-            "model": {k: self.card[k] for k in _NAMED},
-        }
+        named = {"prior": self.card["prior"], "model": {k: self.card[k] for k in _NAMED}}
         result: dict[str, Any] = {**told, **said, "tests": tests, **named}
         if wanted:
             pixels = decode(data, predictor.spec.model.image_side)

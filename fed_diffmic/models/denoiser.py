@@ -123,26 +123,6 @@ class ResidualDenoiser(Denoiser):
         return residual_base(y_t, guess, self.alphas_cumprod[t].unsqueeze(2).to(guess.dtype))
 
 
-class PriorClassifier(nn.Module):
-    """In a denoiser's place, no diffusion: a linear classifier on the image prior alone.
-
-    What a head is to be held against: the same encoders, trained as long, without a sampler.
-
-    Args:
-        num_classes: ``C``.
-        latent: ``D``.
-    """
-
-    def __init__(self, num_classes: int, latent: int) -> None:
-        super().__init__()
-        self.head = nn.Linear(latent, num_classes)
-
-    def forward(self, prior: Tensor) -> Tensor:
-        """Logits ``(B, C)`` from ``F (B, D)``."""
-        logits: Tensor = self.head(prior)
-        return logits
-
-
 def rows(grid: Tensor) -> Tensor:
     """A map ``(B, C, K, K)`` as rows of cells ``(B, K * K, C)``."""
     return grid.flatten(2).transpose(1, 2)

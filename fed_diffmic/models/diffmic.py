@@ -17,7 +17,7 @@ from fed_diffmic.deadline import check_time
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.models.backbones import Encoder
 from fed_diffmic.models.checks import check_architecture, check_model_config, encoder_arguments, encoder_grid
-from fed_diffmic.models.denoiser import Denoiser, PriorClassifier, ResidualDenoiser
+from fed_diffmic.models.denoiser import Denoiser, ResidualDenoiser
 from fed_diffmic.models.diffusion import alphas_cumprod, ddim_schedule, ddim_step
 from fed_diffmic.models.guidance import GuidanceNetwork, cells_to_map, guidance_cells
 from fed_diffmic.models.normalisation import live_batch_norms
@@ -76,22 +76,16 @@ class DiffMIC(nn.Module):
     Args:
         guidance: trained in stage ``guidance``; attribute ``guidance``.
         prior: attribute ``prior``.
-        denoiser: attribute ``denoiser``; a :class:`PriorClassifier` in its place classifies and cannot sample.
+        denoiser: attribute ``denoiser``.
         timesteps: ``T``.
-        sampling_steps: ``S``; 0: the mean that a residual denoiser says in one evaluation (``model.sampling=mean``).
+        sampling_steps: ``S``.
     """
 
     alphas_cumprod: Tensor
     cell_weights: Tensor
 
     def __init__(
-        self,
-        guidance: GuidanceNetwork,
-        prior: ImagePrior,
-        denoiser: Denoiser | PriorClassifier,
-        *,
-        timesteps: int,
-        sampling_steps: int,
+        self, guidance: GuidanceNetwork, prior: ImagePrior, denoiser: Denoiser, *, timesteps: int, sampling_steps: int
     ) -> None:
         super().__init__()
         self.guidance = guidance.requires_grad_(False).eval()
@@ -150,11 +144,6 @@ class DiffMIC(nn.Module):
         predicted: Tensor = self.denoiser(guidance_map, y_t, t, prior)
         return predicted
 
-    def classify(self, features: Features) -> Tensor:
-        """Logits ``(B, C)`` of a :class:`PriorClassifier`, from the image prior."""
-        logits: Tensor = self.denoiser(self.prior(features.global_pooled, features.region_pooled))
-        return logits
-
     @torch.no_grad()
     def sample(self, features: Features, start_global: Tensor, start_local: Tensor) -> Prediction:
         """DDIM from a start map built of two uniform draws, on the ``K`` distinct cells (design sections 7 and 8).
@@ -168,8 +157,7 @@ class DiffMIC(nn.Module):
             mean and spread over the grid, each ``(B, C)`` float32.
 
         Raises:
-            RuntimeError: a batch norm is in training mode (its statistics would mix the images): call ``eval()`` first;
-                or there is no denoiser to sample with.
+            RuntimeError: a batch norm is in training mode (its statistics would mix the images): call ``eval()`` first.
             OutOfTimeError: the task's time is over.
         """
         cells = self.sample_cells(features, start_global, start_local)
@@ -181,8 +169,6 @@ class DiffMIC(nn.Module):
     @torch.no_grad()
     def sample_cells(self, features: Features, start_global: Tensor, start_local: Tensor) -> Tensor:
         """The sampled map's distinct cells, ``(B, K, C)``; arguments and errors as :meth:`sample`."""
-        if isinstance(self.denoiser, PriorClassifier):
-            raise RuntimeError("model.denoiser=classifier has nothing to sample with: ask classify()")
         live = live_batch_norms(self.prior) + live_batch_norms(self.denoiser)
         if live:
             raise RuntimeError(
@@ -191,12 +177,6 @@ class DiffMIC(nn.Module):
         guidance = guidance_cells(features.y_global, features.y_local, self.regions)
         prior = self.prior(features.global_pooled, features.region_pooled)
         y = guidance_cells(start_global, start_local, self.regions)
-        if not self.sampling_steps:
-            # All noise, at its own mean: what is predicted there is the mean of the label, whatever the start.
-            last = self.timesteps - 1
-            t = torch.full(y.shape[:2], last, dtype=torch.int64, device=y.device)
-            noise = self.denoiser.cells(guidance, torch.zeros_like(y), t, prior).float()
-            return ddim_step(torch.zeros_like(noise), noise, float(self.alphas_cumprod[last]), 1.0)
         for step, alpha_t, alpha_previous in ddim_schedule(self.timesteps, self.sampling_steps):
             check_time()  # a thousand steps of many starts for a batch may take minutes
             t = torch.full(y.shape[:2], step, dtype=torch.int64, device=y.device)
@@ -254,15 +234,9 @@ def build_diffmic(cfg: ModelConfig, num_classes: int, task: str = "multiclass") 
         norm=cfg.norm,
     )
     sizes = (num_classes, cfg.latent, cfg.timesteps, cfg.norm)
-    denoiser: Denoiser | PriorClassifier
-    if cfg.denoiser == "classifier":
-        denoiser = PriorClassifier(num_classes, cfg.latent)
-    elif cfg.denoiser == "residual":
-        denoiser = ResidualDenoiser(*sizes, multilabel=task == "multilabel")
-    else:
-        denoiser = Denoiser(*sizes)
-    steps = 0 if cfg.sampling == "mean" else cfg.sampling_steps
-    return DiffMIC(guidance, prior, denoiser, timesteps=cfg.timesteps, sampling_steps=steps)
+    residual = cfg.denoiser == "residual"
+    denoiser = ResidualDenoiser(*sizes, multilabel=task == "multilabel") if residual else Denoiser(*sizes)
+    return DiffMIC(guidance, prior, denoiser, timesteps=cfg.timesteps, sampling_steps=cfg.sampling_steps)
 
 
 def _encoder(cfg: ModelConfig, key: str) -> Encoder:

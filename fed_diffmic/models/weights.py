@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from fed_diffmic.config.simulation import ModelConfig
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.models.backbones import Encoder
-from fed_diffmic.models.lite import timm_names
 from fed_diffmic.models.normalisation import batch_norms
 
 log = logging.getLogger(__name__)
@@ -164,7 +163,6 @@ def _match(encoder: Encoder, tensors: Mapping[str, Tensor]) -> _Fit:
     """Compare a file's tensors with an encoder's, position tables resampled."""
     prefix = EFFICIENTSAM_PREFIX if any(k.startswith(EFFICIENTSAM_PREFIX) for k in tensors) else ""
     own = encoder.net.state_dict()
-    tensors = timm_names(tensors, _published_names(encoder))
     state: dict[str, Tensor] = {}
     shapes: list[str] = []
     foreign: list[str] = []

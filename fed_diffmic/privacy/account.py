@@ -38,13 +38,7 @@ class Account:
         self._patterns: dict[tuple[str, int], tuple[list[str], np.ndarray]] = {}
 
     def spent(
-        self,
-        units: UnitSet,
-        more: Iterable[Mechanism] = (),
-        *,
-        run: str | None = None,
-        first: int | None = None,
-        alone: bool = False,
+        self, units: UnitSet, more: Iterable[Mechanism] = (), *, run: str | None = None, first: int | None = None
     ) -> float:
         """Epsilon of the worst unit of a training set.
 
@@ -53,44 +47,27 @@ class Account:
             more: what would be spent on every one of them besides, in the ledger's unit.
             run: count this run's lines alone (and nothing that a person stated).
             first: count no more than so many lines, the oldest.
-            alone: as if no other site had added any noise; else as the site's own word on who is honest has it.
         """
         counted, more = [e for e in self._entries[:first] if run is None or e.run == run], list(more)
         names, patterns = self._shared(units)
         held = {frozenset(name for name, inside in zip(names, row, strict=True) if inside) for row in patterns}
         worst = 0.0
         for numbers in {tuple(i for i, e in enumerate(counted) if e.units in own) for own in held}:
-            worst = max(worst, self._cost([counted[i] for i in numbers], more, alone))
+            worst = max(worst, self._cost([counted[i] for i in numbers], more))
         return worst + (self.terms.unknown if run is None else 0.0)
 
-    def total(self, run: str | None = None, first: int | None = None, *, alone: bool = False) -> float:
-        """Epsilon of the worst unit of all that the ledger knows; ``run``, ``first``, ``alone`` as in :meth:`spent`."""
+    def total(self, run: str | None = None, first: int | None = None) -> float:
+        """Epsilon of the worst unit of all that the ledger knows; ``run`` and ``first`` as in :meth:`spent`."""
         names = {e.units for e in self._entries[:first] if run is None or e.run == run}
         unknown = self.terms.unknown if run is None else 0.0
-        spent = (self.spent(self.units(name), run=run, first=first, alone=alone) for name in names)
-        return max(spent, default=unknown)
+        return max((self.spent(self.units(name), run=run, first=first) for name in names), default=unknown)
 
-    @property
-    def counts_alone(self) -> bool:
-        """Whether there is a second number beside the first: what was spent if no other site added noise."""
-        return self.terms.budget_alone is not None
-
-    def rounds_left(
-        self, units: UnitSet, mechanism: Mechanism, most: int = 100_000, *, alone: Mechanism | None = None
-    ) -> int:
-        """How often a mechanism's steps fit into what is left of the budgets, at most ``most``.
-
-        Args:
-            alone: what the same steps cost if no other site adds noise; none: the same.
-        """
+    def rounds_left(self, units: UnitSet, mechanism: Mechanism, most: int = 100_000) -> int:
+        """How often a mechanism's steps fit into what is left of the budget, at most ``most``."""
 
         def fits(times: int) -> bool:
             steps = replace(mechanism, steps=mechanism.steps * times)
-            apart = replace(alone or mechanism, steps=steps.steps)
-            held = self.terms.budget_alone is None or (
-                self.spent(units, [apart], alone=True) <= self.terms.budget_alone + SLACK
-            )
-            return held and self.spent(units, [steps]) <= self.terms.budget + SLACK
+            return self.spent(units, [steps]) <= self.terms.budget + SLACK
 
         low, high = 0, 1
         while high <= most and fits(high):
@@ -126,13 +103,12 @@ class Account:
             self._patterns = {key: (names, shared_patterns(units, [self.units(name) for name in names]))}
         return self._patterns[key]
 
-    def _cost(self, counted: Iterable[Entry], more: Iterable[Mechanism], alone: bool) -> float:
+    def _cost(self, counted: Iterable[Entry], more: Iterable[Mechanism]) -> float:
         parts = [*more]
         for entry in counted:
-            mechanism = entry.under(alone)
-            if mechanism is None:
+            if entry.mechanism is None:
                 return math.inf
-            parts.append(as_unit(mechanism, entry.unit, self.terms.unit, entry.images))
+            parts.append(as_unit(entry.mechanism, entry.unit, self.terms.unit, entry.images))
         return epsilon(parts, self.terms.delta, self.terms.accountant)
 
 

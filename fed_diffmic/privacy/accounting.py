@@ -4,8 +4,7 @@ Adjacency throughout: one unit (an image or a patient) more or less ("add or rem
 of standard deviation ``sigma C`` to a sum to which each unit contributes, with probability ``q``, a vector of norm at
 most ``C``. Composition and conversion to epsilon are Opacus's: Renyi (RDP; Mironov, Talwar and Zhang 2019, conversion
 of Balle et al. 2020) or the numerical PRV accountant (Gopi, Lee and Wutschitz 2021), whose upper bound is taken, where
-it is reliable and not too large to compute; elsewhere the Renyi bound stands. Noise of whole numbers, of which several
-sites add a share, costs what :mod:`fed_diffmic.privacy.distributed.divergence` proves, by Renyi divergence alone.
+it is reliable and not too large to compute; elsewhere the Renyi bound stands.
 """
 
 from __future__ import annotations
@@ -49,7 +48,6 @@ class Mechanism:
         steps: how often.
         images: 1: the unit itself is drawn. More: it is a patient with so many images, each drawn by itself with
             ``sample_rate``; ``sigma`` is over what one image can change.
-        discrete: the noise is a sum of discrete Gaussians on whole numbers.
 
     Raises:
         ValueError: out of range.
@@ -59,7 +57,6 @@ class Mechanism:
     noise_multiplier: float
     steps: int = 1
     images: int = 1
-    discrete: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.sample_rate <= 1 or not 0 <= self.noise_multiplier < math.inf or self.steps < 0:
@@ -73,23 +70,20 @@ class Mechanism:
         With ``J`` of ``k`` images drawn the sum moves by at most ``J C``. Let ``j`` be drawn as ``J`` given ``J > 0``;
         the channel ``x -> (j/k) x + sqrt(1 - (j/k)^2) z`` with ``z ~ N(0, sigma^2)`` keeps ``N(0, sigma^2)`` and turns
         ``N(k, sigma^2)`` into ``N(j, sigma^2)``. So the pair (nobody; patient) is a post-processing of
-        ``N(0, sigma^2)`` against the mixture of it with ``N(k, sigma^2)`` at weight ``P(J > 0)``. Of discrete noise
-        too: the divergence is jointly quasi-convex, so the worst of the ``j`` stands for the mixture of them, in both
-        directions, and its bound grows with ``j``.
+        ``N(0, sigma^2)`` against the mixture of it with ``N(k, sigma^2)`` at weight ``P(J > 0)``.
         """
         if self.images == 1:
             return self
         q, k = self.sample_rate, self.images
-        rate = -math.expm1(k * math.log1p(-q)) if q < 1 else 1.0
-        return Mechanism(rate, self.noise_multiplier / k, self.steps, discrete=self.discrete)
+        return Mechanism(-math.expm1(k * math.log1p(-q)) if q < 1 else 1.0, self.noise_multiplier / k, self.steps)
 
 
 def merged(mechanisms: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
     """Equal rates and noises as one mechanism with the sum of the steps, in a fixed order; none without steps."""
-    steps: Counter[tuple[float, float, int, bool]] = Counter()
+    steps: Counter[tuple[float, float, int]] = Counter()
     for m in mechanisms:
-        steps[(m.sample_rate, m.noise_multiplier, m.images, m.discrete)] += m.steps
-    return tuple(Mechanism(q, sigma, n, images, whole) for (q, sigma, images, whole), n in sorted(steps.items()) if n)
+        steps[(m.sample_rate, m.noise_multiplier, m.images)] += m.steps
+    return tuple(Mechanism(q, sigma, count, images) for (q, sigma, images), count in sorted(steps.items()) if count)
 
 
 def epsilon(mechanisms: Iterable[Mechanism], delta: float, accountant: str = "rdp") -> float:
@@ -114,9 +108,7 @@ def epsilon(mechanisms: Iterable[Mechanism], delta: float, accountant: str = "rd
     if any(m.noise_multiplier == 0 for m in parts):
         return math.inf
     renyi = _renyi(parts, delta)
-    if accountant == "rdp" or renyi > _PRV_MOST_EPSILON or any(m.discrete for m in parts):
-        return renyi
-    return min(renyi, _prv(parts, delta))
+    return renyi if accountant == "rdp" or renyi > _PRV_MOST_EPSILON else min(renyi, _prv(parts, delta))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -127,7 +119,7 @@ def _renyi(parts: tuple[Mechanism, ...], delta: float) -> float:
     orders = list(ORDERS)
     total = np.zeros(len(orders))
     for m in parts:
-        total += m.steps * _step_rdp(m)
+        total += m.steps * _one_step(m.sample_rate, m.noise_multiplier, m.images)
     finite = np.isfinite(total)
     if not finite.any():
         return math.inf
@@ -141,19 +133,9 @@ def _renyi(parts: tuple[Mechanism, ...], delta: float) -> float:
     return max(0.0, float(value))
 
 
-def _step_rdp(mechanism: Mechanism) -> np.ndarray:
-    """Renyi divergence of one step at each of :data:`ORDERS`."""
-    if mechanism.discrete:
-        from fed_diffmic.privacy.distributed.divergence import discrete_rdp
-
-        whole = mechanism.dominating()
-        return discrete_rdp(whole.sample_rate, whole.noise_multiplier, ORDERS)
-    return _one_step(mechanism.sample_rate, mechanism.noise_multiplier, mechanism.images)
-
-
 @functools.lru_cache(maxsize=4096)
 def _one_step(rate: float, sigma: float, images: int) -> np.ndarray:
-    """Renyi divergence of one step of Gaussian noise; of a patient's images the smaller of two bounds."""
+    """Renyi divergence of one step at each of :data:`ORDERS`; of a patient's images the smaller of two bounds."""
     import numpy as np
     from opacus.accountants.analysis.rdp import compute_rdp
 
@@ -257,5 +239,5 @@ def as_unit(mechanism: Mechanism, recorded: str, wanted: str, images: int) -> Me
         return mechanism
     q, sigma = mechanism.sample_rate, mechanism.noise_multiplier
     if wanted == "patient":
-        return Mechanism(q, sigma, mechanism.steps, max(1, images), mechanism.discrete)
-    return Mechanism(1.0, sigma / 2, mechanism.steps, discrete=mechanism.discrete)
+        return Mechanism(q, sigma, mechanism.steps, max(1, images))
+    return Mechanism(1.0, sigma / 2, mechanism.steps)

@@ -236,13 +236,10 @@ def _set_aside(path: Path, lines: Sequence[Line], spent: float) -> tuple[float, 
     terms = None
     if known is not None:
         readable = entries(lines)
-        # Of shared noise what it costs alone: what is stated here counts for both numbers.
-        parts = [found for e in readable if (found := e.under(alone=True)) is not None]
+        parts = [e.mechanism for e in readable if e.mechanism is not None]
         cost = math.inf if len(parts) < len(readable) else epsilon(parts, known.delta, known.accountant)
         spent = max(spent, known.unknown + cost)
         terms = {name: getattr(known, name) for name in ("unit", "delta", "budget", "accountant")}
-        if known.budget_alone is not None:
-            terms["budget_alone"] = known.budget_alone
     place = next(n for n in range(1, 1000) if not path.with_name(f"set-aside-{n}.jsonl").exists())
     os.replace(path, path.with_name(f"set-aside-{place}.jsonl"))
     sync_folder(path.parent)

@@ -102,18 +102,6 @@ def noised_counts(train: Examples, spec: RunSpec, privacy: PrivacyConfig, random
     return np.maximum(counts + scale * random.normal(spec.num_classes).numpy(), 0.0)
 
 
-def check_delta(privacy: PrivacyConfig, units: int) -> None:
-    """Refuse a probability of failure with which a whole unit could be given away.
-
-    Raises:
-        ConfigError: delta is more than one over the number of units.
-    """
-    if privacy.delta > 1 / units:
-        raise ConfigError(
-            "privacy.delta", privacy.delta, f"at most one over the {privacy.unit}s of the site, 1/{units}"
-        )
-
-
 def make_plan(
     privacy: PrivacyConfig, spec: RunSpec, stage: str, train: Examples, most: Allowance | None = None
 ) -> Plan:
@@ -133,7 +121,10 @@ def make_plan(
     units = privacy.nominal_units or len(unit_members(train, privacy.unit))
     if units == 0:
         raise ConfigError("privacy.nominal_units", 0, "a site with training images, or a public number of units")
-    check_delta(privacy, units)
+    if privacy.delta > 1 / units:
+        raise ConfigError(
+            "privacy.delta", privacy.delta, f"at most one over the {privacy.unit}s of the site, 1/{units}"
+        )
     rate = min(1.0, privacy.logical_batch / units)
 
     def steps(name: str) -> int:

@@ -11,9 +11,6 @@ memory, over all runs; a ledger that does not hold one of them is not continued
 
 A run, and a round by itself, may take a share of what was left when the run began (:mod:`fed_diffmic.privacy.shares`).
 
-Of noise that several sites share there are two numbers: what was spent if so many others are honest as the site
-assumes, and what was spent if nobody else adds noise. Each has its budget and its hard stop.
-
 What counts for a unit: every line whose training set holds it (or, for a patient, any of its images), converted to the
 site's unit (:func:`fed_diffmic.privacy.accounting.as_unit`). The worst unit of a training set decides.
 """
@@ -22,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,7 +33,7 @@ from fed_diffmic.files import private_folder, sync_folder, write_json
 from fed_diffmic.privacy.account import FILE, FOLDER, SLACK, UNITS, Account
 from fed_diffmic.privacy.accounting import Mechanism, epsilon
 from fed_diffmic.privacy.continuity import ANCHOR, ECHO, check, keep_echo, read_witness, unit_secret, write_witness
-from fed_diffmic.privacy.ledger_lines import Seen, entries, narrowed
+from fed_diffmic.privacy.ledger_lines import Seen, Terms, entries, narrowed
 from fed_diffmic.privacy.shares import Allowance, allowance
 from fed_diffmic.privacy.units import UnitSet, save_units
 from fed_diffmic.provision.keys import PrivateKey
@@ -110,12 +106,9 @@ class Ledger(Account):
                 accountant=privacy.accountant,
             )
         super().__init__(self.folder, read_lines(self.path))
-        if privacy.mechanism == "distributed" and not self.counts_alone:
-            self._log.append("alone", budget_alone=privacy.budget_alone)
-            super().__init__(self.folder, read_lines(self.path))
         self.terms = narrowed(self.terms, privacy)
         if seen is None and self._witness is not None:
-            self._peak = max(self.total(), self.total(alone=True))
+            self._peak = self.total()
         self._anchor()
 
     @property
@@ -137,13 +130,11 @@ class Ledger(Account):
         stage: str,
         round_index: int,
         what: str = "train",
-        alone: Mechanism | None = None,
     ) -> int:
         """Write a cost down, durably, before it is incurred.
 
         Args:
             mechanism: in the ledger's unit, with the steps that are about to be taken.
-            alone: of distributed noise, the same steps if nobody else adds a share; none: the noise is the site's own.
 
         Returns:
             Number of the line, for :meth:`settle`.
@@ -161,10 +152,9 @@ class Ledger(Account):
                 "The data have given what they may. `fed-diffmic ledger project` says what fits; a person at the site "
                 "can raise the budget with `fed-diffmic ledger grant`.",
             )
-        apart = self._check_alone(units, alone or mechanism)
         self._check_shares(units, mechanism, run, what)
         save_units(self.folder / UNITS, units)
-        self._peak = max(self._peak, after, apart)
+        self._peak = max(self._peak, after)
         facts = {
             "units": units.name,
             "unit": self.terms.unit,
@@ -180,25 +170,7 @@ class Ledger(Account):
             "what": what,
             "epsilon": None if math.isinf(after) else after,
         }
-        if alone is not None:
-            facts["noise_alone"] = alone.noise_multiplier
-            facts["epsilon_alone"] = None if math.isinf(apart) else apart
         return self._append("reserve", facts)
-
-    def _check_alone(self, units: UnitSet, mechanism: Mechanism) -> float:
-        """Epsilon after the round if no other site added noise, ever; within its own budget, where there is one."""
-        budget = self.terms.budget_alone
-        if budget is None:
-            return 0.0
-        before, after = self.spent(units, alone=True), self.spent(units, [mechanism], alone=True)
-        if after > budget + SLACK:
-            raise BudgetError(
-                f"if no other site added noise, epsilon would be {after:.3f} after this round (now {before:.3f}); the "
-                f"budget for that is {budget:g} at delta {self.terms.delta:g}, for each {self.terms.unit}",
-                "Ask for fewer rounds or larger shares of noise; a person at the site can raise it with `fed-diffmic "
-                "ledger grant --alone`.",
-            )
-        return after
 
     def allowance(self, units: UnitSet, run: str) -> Allowance:
         """What the run may take of these units' budget, as it stood before its first line."""
@@ -244,25 +216,16 @@ class Ledger(Account):
         facts = {"units": units.name, "unit": self.terms.unit, "images": units.most_images, "count": len(units)}
         self._append("unprotected", facts | place)
 
-    def grant(self, budget: float | None, reason: str, alone: float | None = None) -> None:
-        """Set a budget, or both, from here on; a person's decision.
-
-        Args:
-            budget: none: it stays.
-            alone: budget for what is spent if no other site adds noise; none: it stays.
+    def grant(self, budget: float, reason: str) -> None:
+        """Set the budget from here on; a person's decision.
 
         Raises:
-            ValueError: nothing that is finite and positive to set, or no reason.
+            ValueError: no finite, positive budget, or no reason.
         """
-        given = {n: b for n, b in (("budget", budget), ("budget_alone", alone)) if b is not None}
-        if not given or not all(0 < b < math.inf for b in given.values()) or not reason.strip():
+        if not 0 < budget < math.inf or not reason.strip():
             raise ValueError("a grant needs a finite budget above zero and a reason")
-        self._append("grant", {**given, "reason": reason.strip()})
-        self.terms = replace(
-            self.terms,
-            budget=given.get("budget", self.terms.budget),
-            budget_alone=given.get("budget_alone", self.terms.budget_alone),
-        )
+        self._append("grant", {"budget": budget, "reason": reason.strip()})
+        self.terms = Terms(self.terms.unit, self.terms.delta, budget, self.terms.accountant, self.terms.unknown)
 
     def close(self) -> None:
         """Let another process have it."""

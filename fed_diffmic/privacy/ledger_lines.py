@@ -27,8 +27,6 @@ class Entry:
         run, arm, stage, round: what it was spent on.
         what: ``train`` or ``counts``.
         settled: whether the steps are those really taken.
-        alone: of distributed noise, what the line costs if nobody else adds a share, with the same steps; none: the
-            noise was the site's own, and ``mechanism`` says it all.
     """
 
     n: int
@@ -42,11 +40,6 @@ class Entry:
     round: int
     what: str
     settled: bool
-    alone: Mechanism | None = None
-
-    def under(self, alone: bool) -> Mechanism | None:
-        """What the line costs if nobody else adds noise, or if the others do that the site counts on."""
-        return self.alone if alone and self.alone is not None else self.mechanism
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,6 @@ class Terms:
         budget: largest epsilon of a unit over all runs.
         accountant: ``rdp`` or ``prv``.
         unknown: epsilon that a person said was spent and no line shows (added to every unit's, at a delta of its own).
-        budget_alone: the same if no other site adds noise; none: there was no distributed noise yet.
     """
 
     unit: str
@@ -67,7 +59,6 @@ class Terms:
     budget: float
     accountant: str
     unknown: float = 0.0
-    budget_alone: float | None = None
 
 
 def narrowed(terms: Terms, privacy: PrivacyConfig) -> Terms:
@@ -82,8 +73,7 @@ def narrowed(terms: Terms, privacy: PrivacyConfig) -> Terms:
             "Set privacy.unit back; a person can begin a new account with `fed-diffmic ledger accept`.",
         )
     budget = min(b for b in (terms.budget, privacy.budget) if b is not None)
-    alone = min((b for b in (terms.budget_alone, privacy.budget_alone) if b is not None), default=None)
-    return replace(terms, delta=min(terms.delta, privacy.delta), budget=budget, budget_alone=alone)
+    return replace(terms, delta=min(terms.delta, privacy.delta), budget=budget)
 
 
 def entries(lines: Iterable[Line]) -> list[Entry]:
@@ -100,15 +90,12 @@ def entries(lines: Iterable[Line]) -> list[Entry]:
             if line.kind not in ("reserve", "unprotected"):
                 continue
             f = line.facts
-            mechanism = alone = None
+            mechanism = None
             if line.kind == "reserve":
                 steps = min(f["steps"], settled.get(line.n, f["steps"]))
-                whole = "noise_alone" in f
-                mechanism = Mechanism(f["sample_rate"], f["noise_multiplier"], steps, discrete=whole)
-                if whole:
-                    alone = Mechanism(f["sample_rate"], f["noise_alone"], steps, discrete=True)
+                mechanism = Mechanism(f["sample_rate"], f["noise_multiplier"], steps)
             place = (f["run"], f["arm"], f["stage"], f["round"], f.get("what", "train"))
-            found.append(Entry(line.n, f["units"], f["unit"], mechanism, f["images"], *place, line.n in settled, alone))
+            found.append(Entry(line.n, f["units"], f["unit"], mechanism, f["images"], *place, line.n in settled))
     except (KeyError, TypeError, ValueError) as error:
         raise LedgerError("a line of the privacy ledger cannot be read", REMEDY) from error
     return found
@@ -126,18 +113,16 @@ def terms_of(lines: Iterable[Line]) -> Terms:
         for line in lines:
             f = line.facts
             if line.kind == "terms":
-                alone = float(f["budget_alone"]) if "budget_alone" in f else None
-                terms = Terms(f["unit"], f["delta"], float(f["budget"]), f["accountant"], budget_alone=alone)
-            elif line.kind in ("alone", "grant") and terms is not None:  # a grant names the budgets that it sets
-                alone = float(f["budget_alone"]) if "budget_alone" in f else terms.budget_alone
-                terms = replace(terms, budget=float(f.get("budget", terms.budget)), budget_alone=alone)
+                terms = Terms(f["unit"], f["delta"], float(f["budget"]), f["accountant"])
+            elif line.kind == "grant" and terms is not None:
+                terms = Terms(terms.unit, terms.delta, float(f["budget"]), terms.accountant)
             elif line.kind == "accepted":
                 unknown += math.inf if f["spent"] is None else float(f["spent"])
     except (KeyError, TypeError, ValueError) as error:
         raise LedgerError("a line of the privacy ledger cannot be read", REMEDY) from error
     if terms is None:
         raise LedgerError("the privacy ledger does not say its terms", REMEDY)
-    return replace(terms, unknown=unknown)
+    return Terms(terms.unit, terms.delta, terms.budget, terms.accountant, unknown)
 
 
 def head_text(head: Head) -> str:

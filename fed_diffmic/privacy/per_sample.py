@@ -111,18 +111,6 @@ def norms(gradients: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([square.double() for square in squares]).sum(dim=0).sqrt()
 
 
-def clipped(gradients: Mapping[str, Tensor], bound: float) -> dict[str, Tensor]:
-    """Each unit's gradient scaled to a norm of at most ``bound``, ``(U, *shape)`` by name.
-
-    One that is not finite stays so: whoever adds them has to leave it out.
-    """
-    size = norms(gradients)
-    factor = (bound * (1 - MARGIN) / size.clamp_min(1e-30)).clamp_max(1.0)
-    return {
-        name: value * factor.to(value.dtype).view(-1, *[1] * (value.dim() - 1)) for name, value in gradients.items()
-    }
-
-
 def clipped_sum(gradients: Mapping[str, Tensor], bound: float) -> dict[str, Tensor]:
     """Sum over the units of their gradients, each scaled to a norm of at most ``bound``.
 

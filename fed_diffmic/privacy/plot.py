@@ -38,14 +38,6 @@ def plot_spending(account: Account, path: Path) -> None:
             [0, *(c for c, _ in finite)], [account.terms.unknown, *(v for _, v in finite)], where="post", label="spent"
         )
         axes.axhline(account.terms.budget, color="#D55E00", linestyle="--", label="budget")
-        if account.terms.budget_alone is not None:
-            apart = [(count, account.total(first=count, alone=True)) for count in places]
-            alone = [(count, value) for count, value in apart if not math.isinf(value)]
-            axes.step(
-                [0, *(c for c, _ in alone)], [account.terms.unknown, *(v for _, v in alone)],
-                where="post", label="spent if no other site added noise",
-            )  # fmt: skip
-            axes.axhline(account.terms.budget_alone, color="#CC79A7", linestyle=":", label="budget for that")
         axes.set_xlabel("lines of the ledger that cost something (rounds, counts)")
         axes.set_ylabel(f"epsilon at delta {account.terms.delta:g}")
         axes.set_title(f"Spent by the {account.terms.unit} that spent most")

@@ -22,7 +22,6 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
 _BLOCK = 1 << 16  # deviates that a processor makes at a time, for its cache
 _KEY_BYTES = 1 << 38  # what one key may make: 2^32 blocks of 64 bytes (RFC 8439, section 2.3)
-_MOST_WORD = 2**64 - 1
 _TOP = 2**53 - 1  # the largest of the 53-bit numbers that a uniform is made of
 
 
@@ -68,20 +67,6 @@ class Randomness:
         words = self._words(count).view("<u8") >> np.uint64(11)
         # 2^53 - 1 + 0.5 rounds to even, to 2^53: the largest uniform would be 1.
         return np.minimum((words.astype(np.float64) + 0.5) * 2.0**-53, 1 - 2.0**-53)
-
-    def below(self, bounds: np.ndarray) -> np.ndarray:
-        """Whole numbers, each uniform below its bound (``(n,)``, from 1 to 2^63), uint64, exactly.
-
-        Words beyond the last multiple of a bound are drawn again: without that small numbers would be likelier.
-        """
-        bounds = bounds.astype(np.uint64)
-        found = self._words(len(bounds)).view("<u8").astype(np.uint64)
-        last = np.uint64(_MOST_WORD) - (np.uint64(_MOST_WORD) % bounds + np.uint64(1)) % bounds
-        again = np.flatnonzero(found > last)
-        while len(again):
-            found[again] = self._words(len(again)).view("<u8")
-            again = again[found[again] > last[again]]
-        return found % bounds
 
     def normal(self, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
         """``(count,)`` float64 standard normal deviates on ``device``, by inversion.

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fed_diffmic.exchange.claims import WORDS
+WORDS = {
+    "validation": "metrics over its validation and test images (by which a round was chosen, probabilities were "
+    "calibrated and the model is judged)",
+    "units": "the number of its training units, from which the sample rate follows",
+    "hyperparameters": "settings that were chosen by looking at these data",
+    "unprotected": "stages that trained on the same data without privacy",
+}
 
 
 def last_claims(history: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -50,19 +56,6 @@ def _coordinator_says(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _rests_on_others(site: str, claim: Mapping[str, Any]) -> str:
-    """Of noise that several sites share: whose honesty the epsilon needs, and what holds without."""
-
-    def epsilon(name: str) -> str:
-        return f"{claim[name]:.3f}" if claim[name] >= 0 else "without bound"
-
-    return (
-        f"{site}: that holds against whoever sees sums over sites only, if at least {claim['honest_sites']} of the "
-        f"other sites in each sum added their share of the noise and colluded with nobody. If none did, epsilon is "
-        f"{epsilon('alone_run')} for this run and {epsilon('alone_total')} of {claim['budget_alone']:g} over all runs."
-    )
-
-
 def _sites_say(claims: Mapping[str, Mapping[str, Any]], sites: Iterable[str]) -> list[str]:
     if not claims:
         return []
@@ -76,8 +69,6 @@ def _sites_say(claims: Mapping[str, Mapping[str, Any]], sites: Iterable[str]) ->
             f"epsilon {claim['epsilon_total']:.3f} of {claim['budget']:g} over all runs, for one {claim['unit']} "
             "more or less in its training set."
         )
-        if "honest_sites" in claim:
-            lines.append(_rests_on_others(site, claim))
         if claim["outside"]:
             lines.append(f"{site}, not covered: {'; '.join(WORDS[item] for item in claim['outside'])}.")
     lines += [f"{site}: claims nothing; its updates carry no noise." for site in sorted(set(sites) - set(claims))]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +35,7 @@ from fed_diffmic.provision.certificates import (
 )
 from fed_diffmic.provision.credentials import read_credential, read_passphrase
 from fed_diffmic.provision.keys import PrivateKey, load_private, new_key_files, place_new
-from fed_diffmic.provision.kit import Kit, check_address, kit_for
+from fed_diffmic.provision.kit import Kit, kit_for
 from fed_diffmic.provision.roster import Roster
 from fed_diffmic.provision.templates import server_yaml
 
@@ -122,8 +121,7 @@ def make_kit(config: ServerConfig, name: str, address: str | None) -> Kit:
         CredentialError: no such site, an address that the certificate does not name, a certificate that expired or
             that the CA in the kit did not sign.
     """
-    roster = Roster.load(needed(config, "roster"))
-    entry = roster.site(name)
+    entry = Roster.load(needed(config, "roster")).site(name)
     ca = read_credential(needed(config, "ca"), "CA's certificate")
     certificate = load_certificate(needed(config, "certificate"))
     check_chain(certificate, load_certificates(ca, str(config.security.ca)))
@@ -136,7 +134,6 @@ def make_kit(config: ServerConfig, name: str, address: str | None) -> Kit:
         task=config.consortium.task,
         seed=config.seed,
         made=datetime.now(UTC).isoformat(timespec="microseconds"),  # of two kits of one second, one is the later
-        peers=roster.sites,
     )
 
 
@@ -147,8 +144,7 @@ def checked_address(address: str | None, certificate: x509.Certificate, port: in
         reachable = [name for name in names if name != "localhost"]
         reachable += [n if ":" not in n else f"[{n}]" for n in numbers if not ipaddress.ip_address(n).is_loopback]
         return f"{(reachable or ['localhost'])[0]}:{port}"
-    with_port = check_address(address if re.search(r"[^:]:[0-9]+$", address) else f"{address}:{port}")
-    host = with_port.rpartition(":")[0]
+    host = address.rpartition(":")[0] or address
     bare = host.strip("[]")
     if bare.lower() not in names and not _among(bare, numbers):
         raise CredentialError(
@@ -156,7 +152,7 @@ def checked_address(address: str | None, certificate: x509.Certificate, port: in
             "Sites would refuse it. Use one of these, or issue a certificate with this name: "
             "`fed-diffmic provision renew server FOLDER --ca FOLDER --name HOST` (or `--address IP`).",
         )
-    return with_port
+    return address if address != host else f"{host}:{port}"
 
 
 def check_chain(certificate: x509.Certificate, trusted: Sequence[x509.Certificate]) -> None:

@@ -11,8 +11,7 @@ import base64
 import binascii
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from fed_diffmic.provision.keys import (
     sign,
     verifies,
 )
-from fed_diffmic.provision.roster import RosterEntry, check_site_name
+from fed_diffmic.provision.roster import RosterEntry
 
 _FORM = "fed_diffmic kit, version 1"
 _TASKS = ("multiclass", "ordinal", "multilabel")
@@ -58,8 +57,6 @@ class Kit:
         task: what is predicted; none: what all sites say.
         seed: the run's seed, by custom also the sites' ``site.split_seed``.
         made: UTC time, ISO 8601; a later kit replaces an earlier one, never the other way round.
-        peers: public keys (OpenSSH text) of the other sites of the roster, by name: a proposal, of which a site takes
-            what its own people accept (:mod:`fed_diffmic.provision.peers`). Kits of before have none.
     """
 
     site: str
@@ -73,15 +70,10 @@ class Kit:
     task: str | None
     seed: int
     made: str
-    peers: dict[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """As its file holds it; without peers as it was before kits had them."""
-        return {name: value for name, value in asdict(self).items() if name != "peers" or value}
 
     def content(self) -> bytes:
         """The kit as canonical JSON: what is signed and what the fingerprint names."""
-        return json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
     @property
     def fingerprint(self) -> str:
@@ -107,7 +99,7 @@ class Kit:
         if public_text(signing_key.public_key()) != self.coordinator_key:
             raise CredentialError("the kit names another signing key than the one at hand", "Make the kit again.")
         signature = base64.b64encode(sign(signing_key, self.content())).decode()
-        value = {"form": _FORM, "kit": self.to_json(), "signature": signature}
+        value = {"form": _FORM, "kit": asdict(self), "signature": signature}
         return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
@@ -160,9 +152,7 @@ def check_follows(kit: Kit, opened: Kit) -> None:
         CredentialError: for another site, signed by another key, or older.
     """
     if kit.site != opened.site:
-        raise CredentialError(
-            f"this kit is for site {kit.site!r}; here is site {opened.site!r}", "Open it in that site's own folder."
-        )
+        raise CredentialError(f"this kit is for site {kit.site!r}; here is site {opened.site!r}", _AGAIN)
     if kit.signer != opened.signer:
         raise CredentialError(
             "this kit is signed by another key than the coordinator's that is known here",
@@ -187,9 +177,8 @@ def kit_for(
     task: str | None,
     seed: int,
     made: str,
-    peers: Iterable[RosterEntry] = (),
 ) -> Kit:
-    """The kit of one site of the roster; see :class:`Kit`. ``peers``: the roster's sites, this one or not."""
+    """The kit of one site of the roster; see :class:`Kit`."""
     return Kit(
         site=entry.name,
         institution=entry.institution,
@@ -202,7 +191,6 @@ def kit_for(
         task=task,
         seed=seed,
         made=made,
-        peers={peer.name: peer.public_key for peer in sorted(peers, key=lambda p: p.name) if peer.name != entry.name},
     )
 
 
@@ -223,9 +211,9 @@ def check_address(address: str) -> str:
 def _parse(value: Any) -> Kit:
     """A kit from JSON, every field of its type and meaning."""
     names = [f.name for f in fields(Kit)]
-    if not isinstance(value, dict) or set(value) | {"peers"} != set(names):
+    if not isinstance(value, dict) or set(value) != set(names):
         raise ValueError(f"the kit must hold {', '.join(names)} and nothing else")
-    for name in set(names) - {"classes", "task", "seed", "peers"}:
+    for name in set(names) - {"classes", "task", "seed"}:
         text = value[name]
         if not isinstance(text, str) or not text.strip() or not (text.isprintable() or name == "ca"):
             raise ValueError(f"{name} must be a line of text")
@@ -235,7 +223,6 @@ def _parse(value: Any) -> Kit:
         raise ValueError(f"task must be one of {', '.join(_TASKS)} or null")
     if datetime.fromisoformat(value["made"]).tzinfo is None:
         raise ValueError("made must be a time with its zone")
-    _check_peers(value.get("peers"), value["site"])
     kit = Kit(**value)
     RosterEntry(kit.site, kit.site_key, kit.institution, kit.role, kit.made)
     check_address(kit.address)
@@ -243,18 +230,6 @@ def _parse(value: Any) -> Kit:
     if not kit.certificates or not kit.signer:
         raise ValueError("ca holds no certificate")
     return kit
-
-
-def _check_peers(peers: Any, site: str) -> None:
-    """Names and keys of other sites, each key in the one way to write it."""
-    if peers is None:
-        return
-    if not isinstance(peers, dict) or not peers or not all(isinstance(key, str) for key in peers.values()):
-        raise ValueError("peers must be names of sites with their keys")
-    for name, key in peers.items():
-        check_site_name(name)
-        if name == site or public_text(parse_public(key, f"key of {name!r}")) != key:
-            raise ValueError("peers must be other sites, and their keys without a comment")
 
 
 def _check_classes(kit: Kit) -> None:

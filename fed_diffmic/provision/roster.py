@@ -165,11 +165,8 @@ class Roster:
         for entry in self.sites:
             if entry.name == name:
                 return entry
-        known = ", ".join(sorted(entry.name for entry in self.sites))
-        raise CredentialError(
-            f"the roster has no site {name!r}; it has {known or 'none yet'}",
-            "Check the name." if known else "`fed-diffmic provision enrol` adds the first.",
-        )
+        known = ", ".join(sorted(entry.name for entry in self.sites)) or "none yet"
+        raise CredentialError(f"the roster has no site {name!r}; it has {known}", "Check the name.")
 
     def enrol(
         self, name: str, public_key: str, institution: str, role: str = "train", max_images: int | None = None

@@ -12,7 +12,7 @@ from fed_diffmic.errors import CredentialError, FedDiffmicError, UsageError
 from fed_diffmic.files import atomic_write, private_folder
 from fed_diffmic.provision.certificates import days_left
 from fed_diffmic.provision.credentials import read_credential
-from fed_diffmic.provision.keys import load_private, load_public, place_new, same_digits
+from fed_diffmic.provision.keys import load_private, place_new, same_digits
 from fed_diffmic.provision.kit import Kit, check_follows, check_for_site, load_kit
 from fed_diffmic.provision.templates import site_yaml
 
@@ -104,25 +104,6 @@ def update_kit(
     for name, value in _brought(path, kit).items():  # opened.kit last: until then the earlier one is what is known
         atomic_write(folder / name, value)
     return _differences(folder / CONFIG, kit, Path(key).absolute())
-
-
-def opened_kit(config: SiteConfig) -> Kit | None:
-    """The kit that was opened beside ``coordinator.ca``; none: there is none.
-
-    Raises:
-        CredentialError: it is damaged, or signed by another key than ``coordinator.public_key``.
-    """
-    way = config.coordinator
-    path = None if way.ca is None else Path(way.ca).parent / OPENED
-    if path is None or not path.exists():
-        return None
-    kit = load_kit(path)
-    if way.public_key is not None and load_public(way.public_key) != kit.signer:
-        raise CredentialError(
-            f"{path} is signed by another key than coordinator.public_key",
-            "Open the coordinator's latest kit: `fed-diffmic provision open-kit --update`.",
-        )
-    return kit
 
 
 def _kit_for_key(path: str | os.PathLike[str], key: str | os.PathLike[str], passphrase: Path | None) -> Kit:

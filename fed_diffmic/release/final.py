@@ -96,21 +96,6 @@ def write_final(
     final.mkdir(exist_ok=True)
     for stage, tensors in model.states.items():
         save_tensors(final / f"{stage}.safetensors", tensors)
-    data, statement = final_texts(model, signer, facts)
-    (final / PROVENANCE).unlink(missing_ok=True)
-    if signer is not None:
-        sign_statement(final / PROVENANCE, statement, signer)
-    atomic_write(final / "model.json", data)
-
-
-def final_texts(
-    model: FinalModel, signer: PrivateKey | None, facts: Mapping[str, Any] | None
-) -> tuple[bytes, dict[str, Any]]:
-    """``model.json`` of a model, and the statement that its provenance signs.
-
-    Args:
-        signer, facts: as :func:`write_final`.
-    """
     value = {
         "format": FORMAT,
         "spec": as_written(model.spec),
@@ -126,9 +111,12 @@ def final_texts(
         "signed": "" if signer is None else fingerprint(signer.public_key()),
     }
     data = (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
-    named = {"digests": value["digests"], "architecture": value["architecture"]}
-    named |= {"spec": as_written(without_paths(model.spec)), "model_json": hashlib.sha256(data).hexdigest()}
-    return data, {**named, **(facts or {})}
+    (final / PROVENANCE).unlink(missing_ok=True)
+    if signer is not None:
+        named = {"digests": value["digests"], "architecture": value["architecture"]}
+        named |= {"spec": as_written(without_paths(model.spec)), "model_json": hashlib.sha256(data).hexdigest()}
+        sign_statement(final / PROVENANCE, {**named, **(facts or {})}, signer)
+    atomic_write(final / "model.json", data)
 
 
 def load_final(

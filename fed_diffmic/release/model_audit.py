@@ -16,8 +16,6 @@ from fed_diffmic.exchange.audit_heads import Seen
 from fed_diffmic.exchange.audit_lines import Head, Line
 
 ABOUT_RESULT = ("evaluate", "conform", "assess")
-AFTER_ALL = ("deliver", "query")
-"""What is asked when the statement is written: the model is sent, to whoever is there by then."""
 
 
 def model_findings(
@@ -90,7 +88,6 @@ def _heads(
     value = statement.get("coordinator_head")
     last = Head(value["length"], value["digest"]) if value else None
     for one in seen if last is not None else ():
-        after = last is not None and one.head.length > last.length and one.line.facts.get("task") in AFTER_ALL
-        if last is not None and one.head.length >= last.length and one.head != last and not after:
+        if last is not None and one.head.length >= last.length and one.head != last:
             text = f"the site saw line {one.head.length} of the coordinator's log, which the statement knows otherwise"
             yield Finding(PROBLEM, f"{text}; {one.evidence()}")

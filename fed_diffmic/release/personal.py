@@ -72,7 +72,7 @@ def check_parts(folder: Path, site: str, parts: Mapping[str, Tensors]) -> None:
         if (folder / PIN).exists() and parts:
             raise ModelFileError(
                 f"the own parts of {site} in {folder} are not signed by the site",
-                "Take the model over again: `fed-diffmic client model use DIR --config site.yaml`.",
+                "Take the model over again: `fed-diffmic client compare ... --take-over`.",
             )
         return
     statement, _ = verify_statement(path)
@@ -83,7 +83,7 @@ def check_parts(folder: Path, site: str, parts: Mapping[str, Tensors]) -> None:
     if not same or any(statement.get(name) != value for name, value in said.items()):
         raise ModelFileError(
             f"the own parts of {site} in {folder} are not those that the site signed for this model",
-            "Take the model over again: `fed-diffmic client model use DIR --config site.yaml`.",
+            "Take the model over again: `fed-diffmic client compare ... --take-over`.",
         )
 
 

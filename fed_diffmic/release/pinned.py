@@ -16,7 +16,7 @@ import yaml
 from fed_diffmic.errors import CredentialError, ModelFileError
 from fed_diffmic.files import atomic_write
 from fed_diffmic.provision.certificates import load_pem_key
-from fed_diffmic.provision.keys import PrivateKey, PublicKey, load_private, load_public, public_text
+from fed_diffmic.provision.keys import PublicKey, load_private, load_public, public_text
 
 PIN = "coordinator.pub"
 
@@ -39,23 +39,13 @@ def pinned_key(folder: Path) -> PublicKey | None:
     """
     if (folder / PIN).exists():
         return load_public(folder / PIN)
-    key = signing_key(folder)
-    return None if key is None else key.public_key()
-
-
-def signing_key(folder: Path) -> PrivateKey | None:
-    """The private key that signs what a coordinator's run makes, where this machine and account may read it.
-
-    Raises:
-        ModelFileError: the run's configuration cannot be read.
-    """
     security = _security(folder)
     for name, load in (("signing_key", load_private), ("key", load_pem_key)):
         path = security.get(name)
         if path is None:
             continue
         try:
-            return load(str(path), security.get("key_passphrase"))
+            return load(str(path), security.get("key_passphrase")).public_key()
         except CredentialError:  # another machine, or another account: that it must be signed is known all the same
             return None
     return None

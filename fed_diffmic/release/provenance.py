@@ -33,37 +33,25 @@ PROVENANCE = "provenance.json"
 FORMAT = 1
 PACKAGES = ("torch", "timm", "flwr", "numpy", "safetensors", "cryptography")
 SOURCES = ("fed_diffmic", "server", "client", "simulations", "configs")
-DOMAIN = b"fed_diffmic provenance\0"
-"""What is signed begins with it, so that no signature over one kind of statement passes for another."""
+_DOMAIN = b"fed_diffmic provenance\0"
 
 
-def sign_statement(path: Path, statement: Mapping[str, Any], signer: PrivateKey, *, domain: bytes = DOMAIN) -> None:
+def sign_statement(path: Path, statement: Mapping[str, Any], signer: PrivateKey) -> None:
     """Write a signed statement, atomically.
-
-    Args:
-        domain: of the kind of statement.
 
     Raises:
         MachineError: no space, no permission.
     """
-    write_json(path, signed(statement, signer, domain=domain))
-
-
-def signed(statement: Mapping[str, Any], signer: PrivateKey, *, domain: bytes = DOMAIN) -> dict[str, Any]:
-    """A statement with its signature and the key to it, as its file holds it."""
-    signature = base64.b64encode(sign(signer, domain + _canonical(statement))).decode()
+    signature = base64.b64encode(sign(signer, _DOMAIN + _canonical(statement))).decode()
     key = public_text(signer.public_key())
-    return {"format": FORMAT, "statement": dict(statement), "public_key": key, "signature": signature}
+    write_json(path, {"format": FORMAT, "statement": dict(statement), "public_key": key, "signature": signature})
 
 
-def verify_statement(
-    path: Path, public_key: PublicKey | None = None, *, domain: bytes = DOMAIN
-) -> tuple[dict[str, Any], str]:
+def verify_statement(path: Path, public_key: PublicKey | None = None) -> tuple[dict[str, Any], str]:
     """A statement whose signature holds, and the fingerprint of the key that signed it.
 
     Args:
         public_key: whose signature it must be; none: the key that the file itself names.
-        domain: of the kind of statement.
 
     Raises:
         ModelFileError: not such a file, another key, or the signature does not hold.
@@ -81,7 +69,7 @@ def verify_statement(
             f"{path} is signed by the key {fingerprint(named)}, not by {fingerprint(public_key)}",
             "Compare both with what the coordinator reads to you by phone.",
         )
-    if not verifies(named, signature, domain + _canonical(value["statement"])):
+    if not verifies(named, signature, _DOMAIN + _canonical(value["statement"])):
         raise ModelFileError(f"the signature in {path} does not hold: the file was changed", "Fetch it again.")
     return value["statement"], fingerprint(named)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from fed_diffmic.files import atomic_write
 from fed_diffmic.reporting import live, page
-from fed_diffmic.reporting.clinic import front_page
 from fed_diffmic.reporting.curves import kept_rows
 from fed_diffmic.reporting.events import Event
 from fed_diffmic.reporting.page import Html
@@ -62,7 +61,6 @@ def write_deployment_report(
         title,
         Html(f'<header class="top"><h1>{page.text(title)}</h1></header>'),
         page.paragraph(DISCLAIMER, "soft"),
-        front_page(summary),
         _opening(summary),
         warnings_notice(events),
         _tiles(summary, events),
@@ -108,7 +106,7 @@ def _opening(summary: Mapping[str, Any]) -> Html:
         points.append(f"No figure came from {', '.join(silent)}: its policy, too few images, or it was not there.")
     points.append(
         "Whether it is better than the model that a site uses now, each site finds out for itself "
-        "(fed-diffmic client model compare)."
+        "(fed-diffmic client compare)."
     )
     items = "".join(f"<li>{page.text(point)}</li>" for point in points)
     return Html(f'<div class="story unknown">{page.paragraph(headline, "headline")}<ul>{items}</ul></div>')

@@ -8,7 +8,6 @@ from typing import Any
 
 from fed_diffmic.files import atomic_write
 from fed_diffmic.reporting import live, page, plots
-from fed_diffmic.reporting.clinic import front_page
 from fed_diffmic.reporting.curves import Row, kept_rows
 from fed_diffmic.reporting.elsewhere import external_section
 from fed_diffmic.reporting.events import Event, trouble
@@ -28,8 +27,8 @@ from fed_diffmic.reporting.view import (
     measured,
     number,
     paired,
+    plain_names,
     size,
-    words_of,
 )
 from fed_diffmic.training.matrix import AT_SPECIFICITY, LEAST_POSITIVES, SPECIFICITY, comparable, rarest
 
@@ -202,7 +201,7 @@ def _classes(summary: Mapping[str, Any]) -> Html:
             "line is right; larger points hold more predictions."
         )
         drawn.append(page.picture(plots.data_uri(plots.reliability_plot(test["reliability"])), caption))
-    known = words_of(summary)
+    known = plain_names(summary["classes"])
     names = page.paragraph("; ".join(f"{name}: {said}" for name, said in known.items()) + ".", "soft") if known else ""
     parts = (page.pictures(drawn), names, _per_class(summary), _calibration(summary))
     return page.section("Classes and probabilities", *parts)
@@ -369,7 +368,6 @@ def write_report(
         title,
         top,
         page.paragraph(DISCLAIMER, "soft"),
-        front_page(summary),
         _opening(summary, events),
         _tiles(summary),
         _results(summary, interactive),

@@ -8,7 +8,7 @@ from typing import Any
 
 from fed_diffmic.reporting import page
 from fed_diffmic.reporting.page import Html
-from fed_diffmic.reporting.view import DASH, METRIC_NAMES, number, words_of
+from fed_diffmic.reporting.view import DASH, METRIC_NAMES, number, plain_names
 
 _KINDS = {
     "lac-by-class": "promised for each class (lac)",
@@ -35,7 +35,7 @@ def sureness_section(summary: Mapping[str, Any], row: Mapping[str, Mapping[str, 
         row: the model's cells of the cross-site matrix, by site.
     """
     known = summary.get("sureness")
-    parts = [*_sets(known, row, summary["classes"], words_of(summary)), *_measures(known)] if known else []
+    parts = [*_sets(known, row, summary["classes"]), *_measures(known)] if known else []
     parts += _subgroups(summary.get("subgroups") or _told(row))
     return page.section("How sure", *parts) if parts else Html("")
 
@@ -44,9 +44,7 @@ def _told(row: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {site: cell["subgroups"] for site, cell in row.items() if cell.get("subgroups")}
 
 
-def _sets(
-    known: Mapping[str, Any], row: Mapping[str, Mapping[str, Any]], classes: list[str], plain: Mapping[str, str]
-) -> list[Html]:
+def _sets(known: Mapping[str, Any], row: Mapping[str, Mapping[str, Any]], classes: list[str]) -> list[Html]:
     if not known["rules"]:
         return [page.paragraph("There are no prediction sets: no site told how its validation images scored.", "soft")]
     silent = f" Nothing is promised for {', '.join(known['silent'])}, who told nothing." if known["silent"] else ""
@@ -67,6 +65,7 @@ def _sets(
         columns = ["images of", "sets", "level", "test images whose set held the truth", "classes in a set", "n"]
         caption = "Coverage on test images, exact 95 % interval below, widened for images of one patient."
         parts.append(page.table(columns, lines, caption=caption))
+        plain = plain_names(classes)
         heads = [page.stacked(c, plain[c]) if c in plain else c for c in classes]
         table = page.table(["images of", "sets", *heads], by_class)
         note = (

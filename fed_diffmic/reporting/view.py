@@ -58,16 +58,9 @@ _SKIN = {  # of HAM10000 (Tschandl, Rosendahl and Kittler 2018)
 }
 
 
-def plain_names(classes: Sequence[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What classes are called for people: as the run says (``dataset.class_names``), else what published abbreviations
-    stand for, if every class is one: a hospital's `df` may be another."""
-    known = {name: _SKIN[name] for name in classes} if set(classes) <= set(_SKIN) else {}
-    return known | {name: plain for name, plain in (given or {}).items() if name in classes}
-
-
-def words_of(summary: Mapping[str, Any]) -> dict[str, str]:
-    """What a run's classes are called in words: as its configuration says, else as published; empty: nobody said."""
-    return plain_names(summary["classes"], summary.get("class_names"))
+def plain_names(classes: Sequence[str]) -> dict[str, str]:
+    """What published abbreviations stand for; empty unless every class is one, for a hospital's `df` may be another."""
+    return {name: _SKIN[name] for name in classes} if set(classes) <= set(_SKIN) else {}
 
 
 def arm_name(arm: str) -> str:

@@ -107,8 +107,7 @@ def all_features(
         return found
     with torch.no_grad():
         parts = [
-            module.inputs_of(normalised_images(module, examples, part, device), examples.keys[part])
-            for part in chunks(len(examples), CHUNK)
+            module.inputs(normalised_images(module, examples, part, device)) for part in chunks(len(examples), CHUNK)
         ]
     features = type(parts[0])(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
     if store is not None and key is not None:

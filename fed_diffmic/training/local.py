@@ -257,9 +257,10 @@ def input_source(module: StageModule, train: Examples, at: LocalRound) -> Callab
         return lambda index: select(features, index)
 
     def images(index: np.ndarray) -> object:
-        pixels, keys = train.images(index), train.keys[index]
+        pixels = train.images(index)
         if cfg.augment:
+            keys = train.keys[index]
             pixels = augment(pixels, keys, modality=spec.modality, seed=spec.seed, site=at.site, round=at.round_index)
-        return module.inputs_of(normalise(pixels.to(at.device), spec.mean, spec.std), keys)
+        return module.inputs(normalise(pixels.to(at.device), spec.mean, spec.std))
 
     return images

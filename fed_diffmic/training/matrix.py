@@ -24,9 +24,6 @@ SPECIFICITY = 0.9
 METRICS = ("balanced_accuracy", "auroc_macro", "ece")
 AT_ONCE = 200  # resamples held in memory together
 AT_SPECIFICITY = "sensitivity_at_specificity"
-AT_SENSITIVITY = "specificity_at_sensitivity"
-POINTS = (AT_SPECIFICITY, AT_SENSITIVITY)
-"""Operating points: sensitivity at a specificity of :data:`SPECIFICITY`, and the reverse."""
 TEST = "test/"  # what the metrics of a cell are called when they leave a site
 
 
@@ -53,19 +50,6 @@ def sensitivity_at(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray
     return np.asarray(best)
 
 
-def specificity_at(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray, sensitivity: float) -> np.ndarray:
-    """Largest specificity of a threshold whose sensitivity is at least ``sensitivity``, ``(R,)``.
-
-    Arguments and what is undefined as of :func:`sensitivity_at`, of which it is the mirror image.
-    """
-    return sensitivity_at(-scores, ~positive, weights, sensitivity)
-
-
-def operating_points(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Both of :data:`POINTS`, ``(2, R)``; arguments as of :func:`sensitivity_at`."""
-    return np.stack([at(scores, positive, weights, SPECIFICITY) for at in (sensitivity_at, specificity_at)])
-
-
 def matrix_cell(
     scored: Scored, classes: Sequence[str], *, bootstrap: int, seed: int, name: str, sureness: Sureness | None = None
 ) -> dict[str, Any]:
@@ -80,7 +64,7 @@ def matrix_cell(
 
     Returns:
         ``n``, ``groups``, ``positives`` by class, ``classes`` (those present), ``ranked``, and each of :data:`METRICS`
-        and :data:`POINTS` (macro over the classes present) as ``{value, low, high}``; ``coverage`` of its
+        and :data:`AT_SPECIFICITY` (macro over the classes present) as ``{value, low, high}``; ``coverage`` of its
         prediction sets (:func:`fed_diffmic.training.coverage.coverage`).
     """
     positives = scored.positives
@@ -89,12 +73,11 @@ def matrix_cell(
     found = {metric: (point[metric][0], drawn[metric]) for metric in METRICS}
     rng = numpy_generator(seed, "bootstrap", name)
     _, of_group = np.unique(scored.groups, return_inverse=True)
-    parts = [_macro_points(scored, present, np.ones((len(scored.labels), 1)))]
+    parts = [_macro_sensitivity(scored, present, np.ones((len(scored.labels), 1)))]
     for start in range(0, bootstrap if of_group.max() > 0 else 0, AT_ONCE):
         weights = weighted.resample_weights(of_group, min(AT_ONCE, bootstrap - start), rng)
-        parts.append(_macro_points(scored, present, weights))
-    resampled = np.concatenate(parts[1:], axis=1) if len(parts) > 1 else np.empty((len(POINTS), 0))
-    found |= {name: (parts[0][at][0], resampled[at]) for at, name in enumerate(POINTS)}
+        parts.append(_macro_sensitivity(scored, present, weights))
+    found[AT_SPECIFICITY] = (parts[0][0], np.concatenate(parts[1:]) if len(parts) > 1 else np.empty(0))
     least = min((int(positives[c]) for c in range(len(classes)) if positives[c]), default=0)
     cell: dict[str, Any] = {
         "n": len(scored.labels),
@@ -103,8 +86,8 @@ def matrix_cell(
         "classes": [classes[c] for c in present],
         "ranked": least >= LEAST_POSITIVES,
     }
-    for metric, (value, spread) in found.items():
-        low, high = interval(spread)
+    for metric, (value, resampled) in found.items():
+        low, high = interval(resampled)
         cell[metric] = {"value": number(float(value)), "low": low, "high": high}
     cell["coverage"] = {} if sureness is None else coverage(scored, sureness, classes)
     return cell
@@ -119,7 +102,7 @@ def cell_metrics(cell: Mapping[str, Any], classes: Sequence[str]) -> dict[str, f
     """
     found: dict[str, float] = {"n": cell["n"], "groups": cell["groups"], "complete": 1.0}
     found |= {f"positives/{index}": cell["positives"][label] for index, label in enumerate(classes)}
-    for metric in (*METRICS, *POINTS):
+    for metric in (*METRICS, AT_SPECIFICITY):
         for key, name in (("value", metric), ("low", f"{metric}/low"), ("high", f"{metric}/high")):
             if cell[metric][key] is not None:
                 found[name] = cell[metric][key]
@@ -145,7 +128,7 @@ def cell_from(metrics: Mapping[str, float], classes: Sequence[str]) -> dict[str,
         "complete": complete,
         "ranked": complete and min((count for count in counts if count), default=0) >= LEAST_POSITIVES,
     }
-    for metric in (*METRICS, *POINTS):
+    for metric in (*METRICS, AT_SPECIFICITY):
         names = {"value": metric, "low": f"{metric}/low", "high": f"{metric}/high"}
         cell[metric] = {key: metrics.get(TEST + name) for key, name in names.items()}
     flat = {name.removeprefix(TEST): value for name, value in metrics.items() if name.startswith(TEST)}
@@ -160,18 +143,13 @@ def rarest(cell: Mapping[str, Any]) -> int | None:
     return None if None in counts else min((n for n in counts if n), default=0)
 
 
-def positive_of(scored: Scored, c: int) -> np.ndarray:
-    """``(N,)`` bool, which images have a class."""
-    return np.asarray(scored.labels[:, c] if scored.task == "multilabel" else scored.labels == c, dtype=bool)
-
-
-def _macro_points(scored: Scored, present: Sequence[int], weights: np.ndarray) -> np.ndarray:
-    """Mean over the classes present of :func:`operating_points`, ``(2, R)``."""
-    rows = [operating_points(scored.probabilities[:, c], positive_of(scored, c), weights) for c in present]
-    if not rows:
-        return np.full((len(POINTS), weights.shape[1]), np.nan)
-    each = np.stack(rows, axis=-1)
-    return np.stack([weighted.mean_of_defined(one) for one in each])
+def _macro_sensitivity(scored: Scored, present: Sequence[int], weights: np.ndarray) -> np.ndarray:
+    """Mean over the classes present of :func:`sensitivity_at`, ``(R,)``."""
+    rows = []
+    for c in present:
+        truth = scored.labels[:, c] if scored.task == "multilabel" else scored.labels == c
+        rows.append(sensitivity_at(scored.probabilities[:, c], np.asarray(truth, dtype=bool), weights, SPECIFICITY))
+    return weighted.mean_of_defined(np.stack(rows, axis=-1)) if rows else np.full(weights.shape[1], np.nan)
 
 
 def comparable(matrix: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[list[str]]:

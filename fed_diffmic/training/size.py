@@ -18,7 +18,6 @@ from fed_diffmic.config.simulation import ModelConfig, StageConfig, StagesConfig
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.models.diffmic import build_diffmic, build_guidance
 from fed_diffmic.models.plain import build_plain
-from fed_diffmic.training.ensemble import EnsembleStage
 from fed_diffmic.training.features import CHUNK
 from fed_diffmic.training.stage import Batch, StageModule
 from fed_diffmic.training.stages import (
@@ -128,8 +127,7 @@ def _module(spec: RunSpec, stage: str) -> StageModule:
     """The stage's module as :func:`fed_diffmic.training.stages.build_module` makes it."""
     frozen = spec.stage(stage).encoders == "frozen"
     if stage == "diffusion":
-        kind = EnsembleStage if spec.model.denoiser == "classifier" else DiffusionStage
-        return kind(spec, stage, build_diffmic(spec.model, spec.num_classes, spec.task))
+        return DiffusionStage(spec, stage, build_diffmic(spec.model, spec.num_classes, spec.task))
     if stage == "guidance":
         guidance = build_guidance(spec.model, spec.num_classes)
         return (FrozenGuidanceStage if frozen else ClassifierStage)(spec, stage, guidance)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -52,10 +51,6 @@ class StageModule(nn.Module):
     def inputs(self, images: torch.Tensor) -> Any:
         """From normalised images to what :meth:`loss` and :meth:`scores` take."""
         return images
-
-    def inputs_of(self, images: torch.Tensor, keys: np.ndarray) -> Any:
-        """As :meth:`inputs`, of images with these numbers ``(B,)``: what is known of one of them may be used."""
-        return self.inputs(images)
 
     def to_centre(self, inputs: Any) -> dict[str, torch.Tensor]:
         """What a centring round averages, before it has a mean: ``(B, W)`` by the mean's name, of a root mean square of

@@ -29,8 +29,6 @@ from fed_diffmic.models.guidance import GuidanceNetwork
 from fed_diffmic.models.plain import PlainClassifier, build_plain
 from fed_diffmic.models.weights import load_pretrained
 from fed_diffmic.seeding import derive_seed
-from fed_diffmic.training.ensemble import EnsembleStage
-from fed_diffmic.training.guided import GuidedStage
 from fed_diffmic.training.losses import balancing_weights, classification_loss, classification_losses
 from fed_diffmic.training.stage import Batch, StageModule
 
@@ -136,8 +134,22 @@ class FrozenPlainStage(ClassifierStage):
         return {} if self.network.centre is None else {"centre.mean": self.network.centre(inputs.features)}
 
 
-class DiffusionStage(GuidedStage):
+class DiffusionStage(StageModule):
     """Prior and latent diffusion head; the guidance network inside is frozen."""
+
+    network: DiffMIC
+
+    def __init__(self, spec: RunSpec, stage: str, network: DiffMIC) -> None:
+        super().__init__(spec, stage, network)
+        self.features_once = spec.stages.diffusion.encoders == "frozen"
+        self.blended = spec.stages.diffusion.blend
+        if self.features_once:
+            network.freeze_encoders()
+
+    def inputs(self, images: torch.Tensor) -> Features:
+        """Everything in front of the trainable projections (section 2), with or without gradient."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.features_once):
+            return self.network.features(images)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         """Section 6, with ``draws`` independent timesteps and noises for each image."""
@@ -200,8 +212,7 @@ class DiffusionStage(GuidedStage):
         return self._mixed(samples, inputs), samples, inputs.fused
 
     def _sampled(self, inputs: Any, starts: torch.Tensor) -> torch.Tensor:
-        """The sampler's mean over the grid from each start, ``(B, N, C)``; one where no start matters."""
-        starts = starts if self.network.sampling_steps else starts[:, :1]
+        """The sampler's mean over the grid from each start, ``(B, N, C)``."""
         count = starts.shape[1]
         features: Features = type(inputs)(*(column.repeat_interleave(count, dim=0) for column in inputs))
         flat = starts.flatten(0, 1)
@@ -228,8 +239,7 @@ def build_module(spec: RunSpec, stage: str) -> StageModule:
     if stage == "plain":
         kind = FrozenPlainStage if frozen else ClassifierStage
         return kind(spec, stage, build_plain(spec.model, spec.num_classes))
-    network = build_diffmic(spec.model, spec.num_classes, spec.task)
-    return (EnsembleStage if spec.model.denoiser == "classifier" else DiffusionStage)(spec, stage, network)
+    return DiffusionStage(spec, stage, build_diffmic(spec.model, spec.num_classes, spec.task))
 
 
 _KEPT: OrderedDict[Hashable, StageModule] = OrderedDict()

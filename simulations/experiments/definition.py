@@ -145,8 +145,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        why = str(error).splitlines()[0]
-        raise UsageError(f"{path} cannot be read as YAML: {why}", f"Write {EXAMPLE}.") from error
+        raise UsageError(f"{path} cannot be read as YAML", str(error).splitlines()[0]) from error
     if not isinstance(tree, dict) or not set(tree) <= set(KEYS):
         found = sorted(set(tree) - set(KEYS)) if isinstance(tree, dict) else [type(tree).__name__]
         raise UsageError(

@@ -107,7 +107,7 @@ def test_mu_zero_adds_nothing():
 
 def test_registry_is_loud():
     assert {*algorithm_names(), "flower"} == set(group_options("strategy"))
-    assert len(algorithm_names()) == 17
+    assert len(algorithm_names()) == 16
     with pytest.raises(ValueError, match="registered twice"):
         register_algorithm("fedavg")(FedAvg)
     with pytest.raises(ConfigError, match="strategy.name=flower"):

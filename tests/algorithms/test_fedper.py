@@ -29,8 +29,8 @@ def test_heads_stay_and_encoders_cross():
         shared = set(names) - kept
         assert kept and shared and not kept & encoders
         assert {name for name in shared if names[name] == "parameter"} <= encoders
-        algorithm_tensors, state = algorithm.site_half(LocalContext(network, {}, names)).finish()
-        assert algorithm_tensors == {} and set(algorithm.overlay(state, training=True)) == kept
+        extras, state = algorithm.site_half(LocalContext(network, {}, names)).finish()
+        assert extras == {} and set(algorithm.overlay(state, training=True)) == kept
 
 
 def test_where_no_encoder_is_trained_everything_crosses():

@@ -185,8 +185,7 @@ def test_ditto_personal_models_lie_between_global_and_own_as_lambda_says():
 
 
 # ---- what holds for all -----------------------------------------------------------------------
-# fedsgd takes noised sums and no updates: tests/algorithms/test_fedsgd.py, tests/server/test_noisy.py
-@pytest.mark.parametrize("name", sorted(set(algorithm_names()) - {"fedsgd"}))
+@pytest.mark.parametrize("name", algorithm_names())
 def test_order_of_arrival_changes_no_bit_and_one_site_alone_is_served(name):
     rng = np.random.default_rng(0)
     tensors = [{"w": rng.normal(size=20).astype(np.float32), "n": np.array(i, np.int64)} for i in range(7)]
@@ -204,7 +203,7 @@ def test_order_of_arrival_changes_no_bit_and_one_site_alone_is_served(name):
     assert all(isinstance(v, np.ndarray) for v in kept.values())  # what a checkpoint can hold
 
 
-@pytest.mark.parametrize("name", sorted(set(algorithm_names()) - {"fedsgd"}))
+@pytest.mark.parametrize("name", algorithm_names())
 def test_a_resumed_state_goes_on_as_if_nothing_had_happened(name, tmp_path):
     from fed_diffmic.files import load_tensors, save_tensors
 

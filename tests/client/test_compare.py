@@ -149,15 +149,15 @@ def test_a_model_that_changed_while_it_was_compared_is_not_taken_over(
         f"site: {{name: one, folder: {tmp_path / 'site'}, device: cpu}}\ndataset: {{root: {tmp_path}}}\n"
     )
     (tmp_path / "site").mkdir()
-    command = ["client", "model", "use", str(came), "--config", str(tmp_path / "site.yaml"), "--json"]
-    assert main(command) == 4
+    command = ["client", "compare", "--config", str(tmp_path / "site.yaml"), "--json", "--model", str(came)]
+    assert main([*command, "--take-over"]) == 4
     said = capsys.readouterr().err
     assert "the model changed while it was compared" in said and "Compare it again." in said
     assert not (tmp_path / "site" / IN_USE).exists()
     monkeypatch.undo()
     monkeypatch.setattr(compare, "compare_models", lambda *_, **__: Comparison("one", "test", 1, {}, None, None))
     write_final(came, first)
-    assert main(command) == 0
+    assert main([*command, "--take-over"]) == 0
     assert load_final(tmp_path / "site" / IN_USE).bytes_sent == 1
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from client import crossing
 from client import site as client_site
-from client.crossing import RESIDUAL, WeightsMissingError, coded_update, restored_request, split_state
+from client.crossing import RESIDUAL, WeightsMissingError, coded_update, split_state, whole_request
 from client.state import KEPT_WEIGHTS, SiteStore
 from fed_diffmic.config.simulation import StrategyConfig
 from fed_diffmic.exchange import failures
@@ -47,17 +47,17 @@ def store(tmp_path: Path) -> SiteStore:
 
 def test_weights_are_what_travelled_what_is_held_and_what_changed(store: SiteStore) -> None:
     before = {**a_set(1), "algorithm/control.w": np.ones((9, 40), np.float32)}
-    restored_request(store, SPEC, request(before, before))
+    whole_request(store, SPEC, request(before, before))
     made = code(build_codec(INT8), a_set(2), before)
     coded = request(made.decoded, made.travels, reference=tensors_digest(before))
-    got = restored_request(store, SPEC, replace(coded, tensors={**made.travels, "base/frozen": np.zeros(2)}))
+    got = whole_request(store, SPEC, replace(coded, tensors={**made.travels, "base/frozen": np.zeros(2)}))
     assert tensors_digest({n: v for n, v in got.tensors.items() if n != "base/frozen"}) == tensors_digest(made.decoded)
     assert "base/frozen" in got.tensors
     held = tensors_digest(made.decoded)
     control = {"algorithm/control.w": np.zeros((9, 40), np.float32)}
-    both = restored_request(store, SPEC, request({**made.decoded, **control}, control, held=held)).tensors
+    both = whole_request(store, SPEC, request({**made.decoded, **control}, control, held=held)).tensors
     assert both.keys() == {"w", "bias", "algorithm/control.w"}
-    again = restored_request(store, SPEC, request({**made.decoded, **control}, {}, held=held)).tensors
+    again = whole_request(store, SPEC, request({**made.decoded, **control}, {}, held=held)).tensors
     assert tensors_digest(again) == tensors_digest(both)
 
 
@@ -69,11 +69,11 @@ def test_what_is_not_kept_is_asked_for(store: SiteStore) -> None:
         request(made.decoded, made.travels, reference="../../etc/passwd"),
     ):
         with pytest.raises(WeightsMissingError):
-            restored_request(store, SPEC, lacking)
+            whole_request(store, SPEC, lacking)
 
 
 def test_tensors_that_do_not_become_what_is_named_are_refused_and_not_kept(store: SiteStore) -> None:
-    restored_request(store, SPEC, request(a_set(1), a_set(1)))
+    whole_request(store, SPEC, request(a_set(1), a_set(1)))
     made = code(build_codec(INT8), a_set(2), a_set(1))
     for wrong in (
         request(a_set(3), a_set(2)),
@@ -81,7 +81,7 @@ def test_tensors_that_do_not_become_what_is_named_are_refused_and_not_kept(store
         request(a_set(2), {}, held=tensors_digest(a_set(1))),
     ):
         with pytest.raises(SiteError) as caught:
-            restored_request(store, SPEC, wrong)
+            whole_request(store, SPEC, wrong)
         assert caught.value.code == failures.BAD_REQUEST
     assert store.weights(tensors_digest(a_set(2))) is None
 
@@ -95,13 +95,13 @@ def test_no_more_is_kept_than_the_network_could_be(store: SiteStore, monkeypatch
     junk = {"junk": np.zeros(most // 4 + 1, np.float32)}
     for asked in (request(junk, junk), request(a_set(1), junk)):
         with pytest.raises(SiteError) as caught:
-            restored_request(store, spec, asked)
+            whole_request(store, spec, asked)
         assert caught.value.code == failures.BAD_REQUEST
     assert not list(store.folder.glob("weights/*")), "nothing was written"
-    assert restored_request(store, spec, request(fits, fits)).tensors.keys() == {"junk"}
+    assert whole_request(store, spec, request(fits, fits)).tensors.keys() == {"junk"}
     held, more = tensors_digest(fits), {"more": np.zeros(9, np.float32)}
     with pytest.raises(SiteError) as caught:  # a set cannot grow by what is held either
-        restored_request(store, spec, request({**fits, **more}, more, held=held))
+        whole_request(store, spec, request({**fits, **more}, more, held=held))
     assert caught.value.code == failures.BAD_REQUEST
     assert len(list(store.folder.glob("weights/*"))) == 1
 

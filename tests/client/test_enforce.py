@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,19 +12,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
+from client import site as client_site
 from client.app import app
+from client.site import Rules
 from client.state import EVALUATIONS, SiteStore
 from fed_diffmic.config.simulation import StrategyConfig
-from fed_diffmic.errors import MachineError
+from fed_diffmic.errors import MachineError, ModelFileError
 from fed_diffmic.exchange import failures
+from fed_diffmic.exchange.audit import Line, read_lines, verify
 from fed_diffmic.exchange.failures import SiteError
 from fed_diffmic.exchange.payload import Payload, encode
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.transport.identity import set_message_id
 from fed_diffmic.transport.messages import failure_of, from_record, task_message
-from tests import toy
-from tests.client.enforcing import SPEC, TYPES, lines, query, ruled, weights
+from server.checkpoints import CheckpointStore
+from server.run_state import RunState
+from simulations.grid import InProcessGrid
+from tests import site_rules, toy
 from tests.client.test_app import AMPLE, context, send, task
 
 
@@ -33,12 +40,50 @@ def _networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", lambda _: None)
 
 
+class Opened(toy.ToySource):
+    """Counts how often the site's data were opened."""
+
+    count = 0
+
+    def __call__(self, context: Any, spec: Any, header: Any) -> Any:
+        self.count += 1
+        return super().__call__(context, spec, header)
+
+
 @pytest.fixture
 def site(tmp_path: Path) -> Any:
     """Puts the site ``a`` under rules; returns how to change them."""
-    yield from ruled(tmp_path)
+    source = Opened({"a": toy.toy_site("a", 1)})
+
+    def under(gate: Any = None, **changes: Any) -> tuple[Rules, Opened]:
+        rules = site_rules.rules(tmp_path / "log", "a", gate, **changes)
+        client_site.register_source(source, rules=rules)
+        return rules, source
+
+    yield under
+    client_site.register_source(source)
 
 
+def lines(tmp_path: Path) -> list[Line]:
+    path = tmp_path / "log" / "a.audit.jsonl"
+    assert verify(path, site_rules.KEY.public_key()) == []
+    return read_lines(path)
+
+
+def weights(request: Payload, **changed: np.ndarray) -> Payload:
+    """The request with other global tensors, its digest right."""
+    tensors = {**request.tensors, **changed}
+    plain = {name: value for name, value in tensors.items() if not name.startswith("base/")}
+    return replace(request, tensors=tensors, header={**request.header, "weights": tensors_digest(plain)})
+
+
+def query(**changes: Any) -> Payload:
+    spec = replace(toy.toy_spec(), **changes)
+    return Payload("query", {"spec": spec.to_json(), "run": spec.run_id, "arm": spec.arm, "ledger": ""})
+
+
+SPEC = toy.toy_spec()
+TYPES = {"assess": "evaluate.assess"}
 # name: (rules of the site, what the coordinator asks, code of the refusal)
 BEYOND: dict[str, tuple[dict[str, Any], Callable[[], Payload], int]] = {
     "a run not named": ({"runs": ["other", "to"]}, lambda: task("train"), failures.POLICY_RUN),
@@ -78,17 +123,6 @@ BEYOND: dict[str, tuple[dict[str, Any], Callable[[], Payload], int]] = {
     "test images in a later round": ({}, lambda: task("assess", round=1), failures.POLICY_ROUNDS),
     "test images of a stage not named": ({"stages": ["plain"]}, lambda: task("assess"), failures.POLICY_STAGE),
     "a small site": ({"min_count": 13}, lambda: task("train"), failures.POLICY_COUNT),
-    "an update as it is": ({"secure_aggregation": "required"}, query, failures.POLICY_MASKING),
-    "masks": (
-        {"secure_aggregation": "off"},
-        lambda: query(strategy=StrategyConfig(secure_aggregation="masked")),
-        failures.POLICY_MASKING,
-    ),
-    "an update as it is in a run that masks": (
-        {},
-        lambda: task("train", toy.toy_spec(strategy=StrategyConfig(secure_aggregation="masked"))),
-        failures.POLICY_MASKING,
-    ),
     "no privacy": ({"privacy": "required"}, query, failures.POLICY_PRIVACY),
     "more threads": ({}, lambda: query(threads=200), failures.LIMIT_SIZE),
 }  # fmt: skip
@@ -290,3 +324,80 @@ def test_raw_data_and_paths_are_not_to_be_had(tmp_path: Path, site: Any, name: s
     assert failure_of(reply) == (failures.BAD_REQUEST, failures.FAILURES[failures.BAD_REQUEST])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "log"]
     assert lines(tmp_path)[-1].facts["code"] == failures.BAD_REQUEST
+
+
+def test_a_path_as_a_runs_name_stays_inside_the_folder(tmp_path: Path, site: Any) -> None:
+    site(runs=["*"])
+    spec = replace(SPEC, run_id="../../../outside")
+    before = {p for p in tmp_path.parent.rglob("*") if tmp_path not in p.parents and p != tmp_path}
+    assert failure_of(send(task("train", spec), "train", context(tmp_path))) is None
+    assert {p for p in tmp_path.parent.rglob("*") if tmp_path not in p.parents and p != tmp_path} == before
+    assert all("outside" not in p.name for p in tmp_path.rglob("*"))
+
+
+def test_a_message_of_another_kind_runs_nothing(tmp_path: Path, site: Any) -> None:
+    _, source = site()
+    grid = InProcessGrid(app, [{"site": "a", "site-dir": str(tmp_path / "a")}])
+    message = task_message(encode(task("train")), node=1, message_type="query.shell", ttl=60.0, group="1")
+    (message_id,) = grid.push_messages([message])
+    (reply,) = grid.pull_messages([message_id])
+    assert failure_of(reply) == (failures.UNEXPECTED, failures.FAILURES[failures.UNEXPECTED])
+    assert source.count == 0
+
+
+class Bomb:
+    """Creates a file when unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+def test_pickled_tensors_are_refused_unread(tmp_path: Path, site: Any) -> None:
+    site()
+    request = task("train")
+    record = RecordDict()
+    message = task_message(encode(request), node=1, message_type="train", ttl=60.0, group="1")
+    set_message_id(message, "1")
+    for name, value in message.content.items():
+        record[name] = value
+    bomb = pickle.dumps(Bomb(tmp_path / "boom"))
+    for stype in ("numpy.ndarray", "fed_diffmic.raw"):
+        arrays = dict(record["tensors"])
+        arrays["head.bias"] = Array("float32", (3,), stype, bomb)
+        message.content["tensors"] = ArrayRecord(arrays)
+        failed = failure_of(app(message=message, context=context(tmp_path)))
+        assert failed == (failures.BAD_REQUEST, failures.FAILURES[failures.BAD_REQUEST])
+    assert not (tmp_path / "boom").exists()
+
+
+def test_a_poisoned_checkpoint_and_a_poisoned_update_are_not_unpickled(tmp_path: Path, site: Any) -> None:
+    site()
+    where = context(tmp_path)
+    first = from_record(send(task("train"), "train", where).content, AMPLE)
+    bomb = pickle.dumps(Bomb(tmp_path / "boom"))
+    for path in (tmp_path / "a").rglob("*.safetensors"):
+        path.write_bytes(bomb)
+    again = from_record(send(task("train"), "train", where).content, AMPLE)  # torn is absent: base sent, computed again
+    assert tensors_digest(again.tensors) == tensors_digest(first.tensors)
+    store = CheckpointStore(tmp_path / "run")
+    with store.locked():
+        store.save(RunState(settings={}, results={"guidance": first.tensors}))
+        for path in store.checkpoints.glob("*.safetensors"):
+            path.write_bytes(bomb)
+        with pytest.raises(ModelFileError):
+            store.load()
+    assert not (tmp_path / "boom").exists()
+
+
+def test_a_malformed_message_is_refused_and_written_down(tmp_path: Path, site: Any) -> None:
+    site()
+    message: Message = task_message(encode(task("train")), node=1, message_type="train", ttl=60.0, group="1")
+    message.content["payload"]["digest"] = "0" * 64
+    where: Context = context(tmp_path)
+    assert failure_of(app(message=message, context=where)) == (
+        failures.BAD_REQUEST, failures.FAILURES[failures.BAD_REQUEST]
+    )  # fmt: skip
+    assert [n.kind for n in lines(tmp_path)] == ["opened", "refusal"]

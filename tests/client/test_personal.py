@@ -93,8 +93,8 @@ def test_what_is_taken_over_is_the_sites_own_model_for_good(
     (tmp_path / "site.yaml").write_text(
         f"site: {{name: a, folder: {folder}, device: cpu}}\ndataset: {{root: {tmp_path}}}\n", encoding="utf-8"
     )
-    more = ["--config", str(tmp_path / "site.yaml"), "--json"]
-    assert main(["client", "model", "use", str(run), *more]) == 0
+    command = ["client", "compare", "--config", str(tmp_path / "site.yaml"), "--json", "--model"]
+    assert main([*command, str(run), "--take-over"]) == 0
     said = capsys.readouterr()
     assert "--site a" in said.err
     first = json.loads(said.out)
@@ -104,7 +104,7 @@ def test_what_is_taken_over_is_the_sites_own_model_for_good(
     final = load_final(folder / IN_USE)
     kept = part_of_site(folder / IN_USE, final, "guidance", "a")
     assert kept and not all(np.array_equal(value, final.states["guidance"][name]) for name, value in kept.items())
-    assert main(["client", "model", "compare", str(folder / IN_USE), *more]) == 0
+    assert main([*command, str(folder / IN_USE)]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["figures"] == first["figures"]  # the part came along: the same metrics without the site's state
     assert {cell["value"] for cell in again["difference"].values()} <= {0.0, None}

@@ -378,7 +378,7 @@ def test_parts_of_a_group_that_nobody_said_anything_of(tmp_path):
 def test_a_coordinator_makes_no_personal_models_and_knows_no_tables_from_elsewhere():
     with pytest.raises(ConfigError, match=r"strategy\.personal") as refused:
         compose_server(None, ["strategy.personal=[finetune]"])
-    assert "client model compare" in refused.value.remedy
+    assert "client compare" in refused.value.remedy
     assert compose(None, ["external.far=~/x.csv"]).external == {"far": str(Path("~/x.csv").expanduser())}
     assert config_from_run_config({"config-json": to_json(compose(None, ["external.far=/x"]))}).external == {
         "far": "/x"

@@ -16,11 +16,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from tests.consortium.faults import recovery
-from tests.consortium.matrix import LOST, RUN_S, STRUCK, Outcome
-from tests.consortium.moments import Stand, finished, moment, stage_and_round
-from tests.consortium.programs import START_S, alive, wait
-from tests.consortium.settings import SITES
+from tests.consortium.faults import LOST, RUN_S, STRUCK, Outcome, Stand, finished, moment, recovery, stage_and_round
+from tests.consortium.harness import SITES, START_S, alive, wait
 
 PROCESSES = ("site worker", "SuperNode", "SuperLink", "coordinator")
 OF_EACH_PAIR = 2

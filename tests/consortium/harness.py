@@ -9,24 +9,262 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from fed_diffmic.data.phantoms import draw
+from fed_diffmic.data.phantoms.canvas import site_style
 from fed_diffmic.files import read_json
 from fed_diffmic.provision.authority import make_authority
 from fed_diffmic.provision.certificates import load_pem_key
 from fed_diffmic.provision.keys import make_site_key, public_text
 from fed_diffmic.provision.roster import Roster
-from tests.consortium.programs import BIN, START_S, GoneError, Lines, Program, alive, environment, free_port, wait
-from tests.consortium.settings import CLASSES, FLOORS, SITES, overrides
+from fed_diffmic.seeding import numpy_generator
 
+SITES = ("aurum", "birch", "cedar")
+CLASSES = ["0", "1", "2"]
+SPLITS = ("train",) * 4 + ("val",) * 2 + ("test",)
+IMAGE_SIDE = 48
+POLL_S = 0.002
+START_S = 300.0  # with both cores at work for others
+BIN = Path(sys.executable).parent
 OUTSIDE = "coordinator.invalid"  # the coordinator's name for a site whose own network cannot resolve it (RFC 6761)
+
+MODEL = {
+    "image_side": 32, "regions": 2, "crop": 16, "latent": 16, "sampling_steps": 2, "sampling_starts": 1, "attention": 8,
+    "feature_stride": 16, "prior_init": "guidance",
+}  # fmt: skip
+FLOORS = {
+    "secret_draws": False,  # the simulation, to which weights are compared, has no secret
+    "step_images": 0,
+    "step_patients": 0,
+    "update_images": 0,
+    "update_patients": 0,
+    "figure_patients": 0,
+    "sums_images": 0,
+    "few_images": 0,
+    "largest_share": 1.0,
+    "isolation": False,
+}  # its sites have a dozen images
+STAGE = {"rounds": 2, "epochs": 1, "batch_size": 4, "lr": 2e-3, "ema": 0.5}
+
+
+class GoneError(AssertionError):
+    """Something did not happen within its bound."""
+
+
+def write_data(folder: Path, images: int = 21) -> None:
+    """Draw ``folder/all`` (the union, with its institutions) and ``folder/<number>`` for each site's own images."""
+    from PIL import Image
+
+    union = ["image,label,patient_id,institution,split"]
+    for number, site in enumerate(SITES):
+        own = ["image,label,patient_id,split"]
+        place = folder / str(number)
+        place.mkdir(parents=True)
+        for i in range(images):
+            label, split = i % len(CLASSES), SPLITS[(i // len(CLASSES)) % len(SPLITS)]
+            subject = numpy_generator(7, "consortium", number, i, "subject")
+            view = numpy_generator(7, "consortium", number, i, "view")
+            pixels = draw("ultrasound", label, site_style(number), subject, view, IMAGE_SIDE)
+            Image.fromarray(pixels).save(place / f"{i}.png")
+            own.append(f"{i}.png,{label},{number}-{i},{split}")
+            union.append(f"{number}/{i}.png,{label},{number}-{i},{site},{split}")
+        (place / "manifest.csv").write_text("\n".join(own) + "\n", encoding="utf-8")
+    (folder / "manifest.csv").write_text("\n".join(union) + "\n", encoding="utf-8")
+
+
+def training(**stage: Any) -> dict[str, Any]:
+    """What the consortium and its simulation have in common."""
+    settings = {**STAGE, **stage}
+    return {
+        "seed": 5,
+        "model": "tiny",
+        "stages": "tiny",
+        "model_settings": MODEL,
+        "stage_settings": {"guidance": settings, "diffusion": {**settings, "rounds": min(1, settings["rounds"])}},
+    }
+
+
+def overrides(common: Mapping[str, Any]) -> list[str]:
+    """The same as ``key=value``."""
+    found = [f"model={common['model']}", f"stages={common['stages']}", f"seed={common['seed']}"]
+    found += [f"model.{key}={value}" for key, value in common["model_settings"].items()]
+    for stage, settings in common["stage_settings"].items():
+        found += [f"stages.{stage}.{key}={value}" for key, value in settings.items()]
+    found += [f"strategy.{key}={value}" for key, value in common.get("strategy_settings", {}).items()]
+    return found
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of every process here: one thread, nothing called home, no proxy."""
+    env = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+    return {**env, "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0", "PYTHONUNBUFFERED": "1", **more}
+
+
+def same_bounds() -> list[str]:
+    """What a coordinator bounds by default and a simulation does not, for the simulation."""
+    from fed_diffmic.config.server import ServerRunConfig
+
+    run = ServerRunConfig()
+    return [f"run.{key}={getattr(run, key)}" for key in ("max_share", "norm_rule", "norm_multiple")]
+
+
+def simulation_settings(folder: Path, data: Path, common: Mapping[str, Any]) -> list[str]:
+    """Of the simulation over the union of the sites' tables."""
+    return [
+        *overrides(common), "dataset=table", f"dataset.root={data}", "dataset.task=multiclass",
+        "dataset.classes=[" + ",".join(f'"{c}"' for c in CLASSES) + "]",
+        f"dataset.cache_dir={folder / 'simulation-cache'}", "partition=institution", "partition.min_images=1",
+        "run.device=cpu", "run.bootstrap=0", f"run.dir={folder / 'simulation'}", *same_bounds(),
+    ]  # fmt: skip
+
+
+def weights_of_rounds(folder: Path, data: Path, common: Mapping[str, Any], rounds: int) -> list[str]:
+    """The weights' digest after each of the guidance stage's first rounds, in the simulation.
+
+    The coordinator's audit log, which the simulation itself does not keep, names them.
+    """
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from fed_diffmic.config.compose import compose, to_json
+    from fed_diffmic.config.spec import make_spec
+    from fed_diffmic.exchange.audit import AuditLog
+    from server.bounds import Bounds
+    from server.checkpoints import CheckpointStore
+    from server.hooks import Hooks
+    from server.rounds import run_federation
+    from server.terms import RunTerms
+    from simulations.flower_app import client_app
+    from simulations.grid import InProcessGrid
+    from simulations.sites import shared_sites
+    from tests.toy import Events
+
+    run = folder / "simulation"
+    config = compose(None, [*simulation_settings(folder, data, common), f"stages.guidance.rounds={rounds}"])
+    sites = shared_sites(config, run)
+    spec = make_spec(config, classes=sites.classes, task=sites.task, run_id="simulation", arm="federated", device="cpu")
+    nodes = [{"site": site, "partition-id": i, "num-partitions": len(SITES)} for i, site in enumerate(SITES)]
+    grid = InProcessGrid(client_app, nodes, {"config-json": to_json(config), "run-dir": str(run)})
+    audit = AuditLog(run / "audit.jsonl", ec.generate_private_key(ec.SECP256R1()), owner="coordinator")
+    hooks = Hooks(audit=audit, bounds=Bounds.of(config.run))
+    store = CheckpointStore(run)
+    final = run_federation(grid, spec, store, Events([]), RunTerms(["guidance"], SITES), hooks=hooks)
+    return [row["weights"] for row in final.history]
+
+
+def simulate(folder: Path, data: Path, common: Mapping[str, Any]) -> Path:
+    """The in-process simulation over the union of the sites' tables; its run folder."""
+    command = [str(BIN / "fed-diffmic"), "simulate", *simulation_settings(folder, data, common)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "simulation"
+
+
+def final_weights(run: Path) -> dict[str, bytes]:
+    """The files of the final model, as bytes."""
+    return {path.name: path.read_bytes() for path in sorted((run / "final").glob("*.safetensors"))}
+
+
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def alive(pid: int) -> bool:
+    """Whether the process is there and not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def children(pid: int) -> list[int]:
+    """Every process below this one."""
+    found: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in map(int, path.read_text().split()):
+                found += [child, *children(child)]
+    return found
+
+
+def wait(what: str, found: Callable[[], Any], timeout_s: float, poll_s: float = POLL_S) -> Any:
+    """The first true value of ``found``.
+
+    Raises:
+        GoneError: there was none within ``timeout_s`` seconds.
+    """
+    until = time.monotonic() + timeout_s
+    while True:
+        value = found()
+        if value:
+            return value
+        if time.monotonic() > until:
+            raise GoneError(f"not within {timeout_s:g} s: {what}")
+        time.sleep(poll_s)
+
+
+class Lines:
+    """The JSON lines of a growing file, read as they come."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._position = 0
+        self.seen: list[dict[str, Any]] = []
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole lines so far."""
+        with suppress(FileNotFoundError), self.path.open("rb") as stream:
+            stream.seek(self._position)
+            data = stream.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            self._position += len(whole)
+            for line in whole.splitlines():
+                with suppress(ValueError):  # torn by a kill
+                    self.seen.append(json.loads(line))
+        return self.seen
+
+
+@dataclass
+class Program:
+    """One of the two commands, started here."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    output: Path
+    pids: set[int] = field(default_factory=set)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def look(self) -> None:
+        """Remember its children, so that none is missed in the end."""
+        self.pids |= {self.pid, *children(self.pid)}
+
+    def said(self) -> str:
+        return self.output.read_text(encoding="utf-8", errors="replace")
+
+    def wait(self, timeout_s: float) -> int:
+        """Its exit code.
+
+        Raises:
+            GoneError: it still runs after ``timeout_s`` seconds.
+        """
+        wait(f"the end of {self.name}\n{self.said()[-2000:]}", lambda: self.process.poll() is not None, timeout_s, 0.02)
+        return int(self.process.returncode)
 
 
 class Consortium:
@@ -73,7 +311,7 @@ class Consortium:
                 "certificate": str(certificate), "key": str(key), "ca": str(authority.certificate_path),
                 "roster": str(self.roster),
             },
-            "run": {"deadline_s": 150.0, "join_s": 150.0, "deliver_s": 20.0, **(run or {})},
+            "run": {"deadline_s": 150.0, "join_s": 150.0, **(run or {})},
         }  # fmt: skip
         self.server_yaml = folder / "server.yaml"
         self.server_yaml.write_text(yaml.safe_dump(server, allow_unicode=True), encoding="utf-8")
@@ -114,15 +352,8 @@ class Consortium:
 
     def set_way(self, site: str, **way: Any) -> None:
         """Change settings of a site's way to the coordinator, before it is started."""
-        self._set(site, "coordinator", way)
-
-    def set_policy(self, site: str, **rules: Any) -> None:
-        """Change rules of a site's policy, before it is started."""
-        self._set(site, "policy", rules)
-
-    def _set(self, site: str, group: str, values: Mapping[str, Any]) -> None:
         value = yaml.safe_load(self.site_yaml[site].read_text(encoding="utf-8"))
-        value[group] |= values
+        value["coordinator"] |= way
         self.site_yaml[site].write_text(yaml.safe_dump(value, allow_unicode=True), encoding="utf-8")
 
     def site_folder(self, site: str) -> Path:

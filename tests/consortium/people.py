@@ -11,9 +11,7 @@ from typing import Any
 
 from client.housekeeping import KEPT
 from fed_diffmic.transport.supernode import INBOX
-from tests.consortium.harness import Consortium
-from tests.consortium.programs import BIN, START_S, alive, environment, wait
-from tests.consortium.settings import SITES
+from tests.consortium.harness import BIN, SITES, START_S, Consortium, alive, environment, wait
 
 LEAVES = SITES[-1]
 SOON_S = 60.0  # of a deadline of 150 s: nobody waited for it

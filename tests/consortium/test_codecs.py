@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.consortium.harness import consortium, summary
-from tests.consortium.settings import SITES, final_weights, simulate
+from tests.consortium.harness import SITES, consortium, final_weights, simulate, summary
 
 
 @pytest.mark.slow

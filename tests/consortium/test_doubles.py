@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.consortium.doubles import OF_EACH_PAIR, PROCESSES, Double, drawn, run_double
-from tests.consortium.moments import Stand
+from tests.consortium.faults import Stand
 
 SEED = int(os.environ.get("FED_DIFFMIC_DOUBLES", "16"))
 HEARTBEAT_S = 4.0

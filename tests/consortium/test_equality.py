@@ -5,19 +5,14 @@ stand through both runs.
 """
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 
 from fed_diffmic.exchange.failures import LOST, WITHDRAWN, failure_sentence
-from fed_diffmic.provision.keys import load_public
-from fed_diffmic.release.final import load_final
 from fed_diffmic.training.matrix import AT_SPECIFICITY, METRICS
-from tests.consortium.harness import OUTSIDE, Consortium, consortium, summary
-from tests.consortium.masks import accept_all, check_logs
+from tests.consortium.harness import OUTSIDE, SITES, Consortium, consortium, final_weights, summary
 from tests.consortium.people import LEAVES, SOON_S, TASKS, audit, decision, kept, say, withdraw_while_training
-from tests.consortium.programs import START_S, Lines
-from tests.consortium.settings import SITES, final_weights, weights_of_rounds
 from tests.proxy import Proxy, serving
 
 
@@ -33,7 +28,6 @@ def standing(tmp_path_factory, data, common) -> Iterator[Consortium]:
         HospitalProxy.routes = {outside: f"127.0.0.1:{made.port}"}
         made.set_way(LEAVES, address=outside, proxy=f"http://{proxy}")
         for site in SITES:
-            made.set_policy(site, take_model="never" if site == SITES[1] else "keep")
             made.start_site(site)
         yield made
         assert made.stop_sites() == [143] * 3
@@ -64,35 +58,7 @@ def test_weights_and_test_metrics_equal_the_simulation(standing, simulated, undi
                 assert said[name]["low"] <= said[name]["value"] <= said[name]["high"]
     page = (standing.run_dir / "report.html").read_text(encoding="utf-8")
     assert "On the test images of 3 of 3 sites" in page and all(site in page for site in SITES)
-    check_delivery(standing, found)
     assert HospitalProxy.asked and set(HospitalProxy.asked) == {f"{OUTSIDE}:{standing.port}"}
-
-
-def test_masked_updates_give_the_weights_of_the_simulation(standing, data, common, tmp_path):
-    """Of one round; killed at every step: test_masked.py."""
-    masked = {**common, "strategy_settings": {"secure_aggregation": "masked"}}
-    (expected,) = weights_of_rounds(tmp_path, data, masked, 1)
-    accept_all(standing)
-    standing.new_run("masked")
-    settings = ("strategy.secure_aggregation=masked", "stages.guidance.rounds=1", "stages.diffusion.rounds=0")
-    server = standing.start_server(*settings)
-    assert server.wait(START_S) == 0, server.said()
-    made = [line["facts"]["weights"] for line in standing.audit.read() if line["kind"] == "aggregate"]
-    assert made == [expected]
-    check_logs(standing, {"guidance": 1})
-
-
-def check_delivery(made: Consortium, found: dict[str, Any]) -> None:
-    """Two sites, one of them behind the proxy, keep the model, verified; the third takes none, and is named."""
-    takers = (SITES[0], SITES[2])
-    assert {name for name, said in found["delivery"].items() if said["has"]} == set(takers)
-    for site in takers:
-        folder = made.site_folder(site)
-        kept = load_final(folder / "models" / "simulation", public_key=load_public(made.coordinator_key))
-        assert kept.digests == found["digests"] and set(kept.history[0]["val"]) == {site}
-        assert [line["kind"] for line in Lines(folder / "audit.jsonl").read()].count("model_kept") == 1
-    assert not (made.site_folder(SITES[1]) / "models").exists()
-    assert LEAVES in takers
 
 
 @pytest.mark.slow

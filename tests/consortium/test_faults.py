@@ -14,9 +14,7 @@ from typing import Any
 import pytest
 
 from fed_diffmic.transport.heartbeats import STOCK_S
-from tests.consortium.faults import run_cell
-from tests.consortium.matrix import MATRIX, Cell
-from tests.consortium.moments import Stand
+from tests.consortium.faults import MATRIX, Cell, Stand, run_cell
 
 SHORT_S = 4.0
 ROUNDS = {SHORT_S: 30, STOCK_S: 95}

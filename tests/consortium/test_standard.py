@@ -13,9 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.consortium.harness import consortium, summary
-from tests.consortium.programs import BIN, Lines, environment
-from tests.consortium.settings import CLASSES, SITES, write_data
+from tests.consortium.harness import BIN, CLASSES, SITES, Lines, consortium, environment, summary, write_data
 
 COMMON = {
     "seed": 5,

@@ -3,12 +3,10 @@
 import pytest
 
 from fed_diffmic.exchange.failures import WITHDRAWN, failure_sentence
-from tests.consortium.harness import consortium, summary
+from tests.consortium.faults import REQUEST_BYTES
+from tests.consortium.harness import SITES, START_S, consortium, final_weights, summary, wait
 from tests.consortium.link import Link
-from tests.consortium.matrix import REQUEST_BYTES
 from tests.consortium.people import LEAVES, SOON_S, decision, kept, say, withdraw_while_training
-from tests.consortium.programs import START_S, wait
-from tests.consortium.settings import SITES, final_weights
 
 
 def start(made):

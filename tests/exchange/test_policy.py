@@ -148,8 +148,6 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "stages": st.lists(st.sampled_from(["guidance", "diffusion", "plain"]), unique=True),
     "hours": st.lists(st.sampled_from(["always", "mon 08:00-09:00", "sat,sun 10:00-02:00"]), unique=True),
     "privacy": st.sampled_from(["required", "none"]),
-    "secure_aggregation": st.sampled_from(["required", "allowed", "off"]),
-    "min_sites": st.integers(2, 200),
     "min_count": st.integers(0, 10**6),
     "max_rounds": st.integers(0, 10**6),
     "max_steps": st.integers(0, 10**6),

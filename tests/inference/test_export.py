@@ -80,16 +80,3 @@ def test_mistakes(given, said, tmp_path, monkeypatch, capsys):
     arguments = given if "--run" in given else ["--run", "run", *given]
     assert main(["export", *arguments]) == 2
     assert said in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("settings", "asked"),
-    [
-        (["model.denoiser=residual", "model.sampling_start=own"], True),
-        (["model.denoiser=residual", "model.sampling_start=own", "model.sampling=mean"], False),
-        (["model.denoiser=classifier", "model.sampling_start=own"], False),
-        (["model.denoiser=noise", "model.sampling_start=shared"], False),
-    ],
-)
-def test_draws_are_asked_for_where_something_is_drawn(settings, asked):
-    assert export.needs_starts(tiny_predictor(*settings)) == asked

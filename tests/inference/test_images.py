@@ -35,17 +35,3 @@ def test_nothing_missing_and_empty_are_refused(tmp_path):
         image_files([tmp_path / "gone.png"])
     with pytest.raises(UsageError, match="holds no image"):
         image_files([tmp_path])
-
-
-def test_dicom_files_of_a_folder_are_taken_by_ending_or_beginning_and_counted(tmp_path):
-    draw_images(tmp_path, 1)
-    (tmp_path / "a.DCM").touch()
-    (tmp_path / "IM0001").write_bytes(bytes(128) + b"DICM")
-    (tmp_path / "notes.txt").write_text("x" * 200)
-    said = []
-    names = [Path(name).name for name in image_files([tmp_path], said=said.append)]
-    assert names == ["IM0001", "a.DCM", "image-000.png"]
-    assert said == [f"{tmp_path}: 3 images, 2 of them DICOM; 1 other files passed over"]
-    said.clear()
-    draw_images(tmp_path / "plain", 2)
-    assert len(image_files([tmp_path / "plain"], said=said.append)) == 2 and said == []

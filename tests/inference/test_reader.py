@@ -48,12 +48,11 @@ addEventListener("load", async () => {
 
 
 @contextlib.contextmanager
-def served(sample: bytes, layer: str = "", app=None, **card):
-    """The application (of the tiny model, unless another is given) with a page that chooses an image by itself; its
-    address."""
-    if app is None:
-        predictor = tiny_predictor()
-        app = make_service(predictor, {**model_card(tiny_model(predictor.spec)), **card}, ServiceSettings())
+def served(sample: bytes, layer: str = "", **card):
+    """The application with a page that chooses an image by itself; its address."""
+    predictor = tiny_predictor()
+    told = {**model_card(tiny_model(predictor.spec)), **card}
+    app = make_service(predictor, told, ServiceSettings())
 
     async def driven(request):
         text = (PAGE / "index.html").read_text().replace("</head>", '<script src="/drive.js" defer></script></head>')

@@ -31,7 +31,6 @@ class ScriptedExchange:
     def __init__(self, scores: Sequence[float | None]) -> None:
         self.members = {"a": Site("a", 1, (12, 6, 6))}
         self.heads: dict[str, Any] = {}
-        self.withdrawn: set[str] = set()
         self.hooks = Hooks()
         self.scores = scores
         self.trained: list[int] = []
@@ -55,9 +54,6 @@ class ScriptedExchange:
         said = {} if score is None else {"num_examples": 6.0, "auroc_macro": score, "loss": 1.0}
         reply = Payload("evaluate.reply", {"ledger": "", "claim": ""})
         return MetricsAnswer({"a": said}, Outcome({"a": reply}))
-
-    def hand_over(self, *_: Any) -> Outcome:
-        raise AssertionError("nobody is sent a model")
 
     def assess(self, request: Any) -> MetricsAnswer:
         raise AssertionError("nobody is asked for test images")

@@ -45,7 +45,7 @@ def options(name: str) -> StrategyConfig:
     return StrategyConfig(name=name, trim=0.34, server_lr=0.1 if name in ("fedadam", "fedyogi") else 1.0)
 
 
-@pytest.mark.parametrize("name", sorted(set(algorithm_names()) - {"fedsgd"}))  # that one: tests/server/test_noisy.py
+@pytest.mark.parametrize("name", algorithm_names())
 def test_every_algorithm_trains_and_repeats_itself_bit_for_bit(name: str, tmp_path: Path) -> None:
     names = ("a", "b", "c")
     first, events, spec = federation(tmp_path / "1", options(name), names)

@@ -108,9 +108,9 @@ def test_features_that_were_kept_from_round_to_round_do_not_hold_the_mean():
     assert all(after[0][name].tobytes() == after[1][name].tobytes() for name in after[0])
 
 
-@pytest.mark.parametrize("name", sorted(set(algorithm_names()) - {"krum", "fedsgd"}))
+@pytest.mark.parametrize("name", sorted(set(algorithm_names()) - {"krum"}))
 def test_every_algorithm_averages_the_mean_and_moves_nothing_else(name):
-    """Krum takes whole updates, fedsgd sums; the rest average, or take the middle of, buffers as they come."""
+    """Krum takes whole updates; the rest average, or take the middle of, buffers as they come."""
     spec = centred_spec(name=name, **({"trim": 0.0} if name == "trimmed_mean" else {}))
     sites = [toy_site(site, seed, count=24, side=32) for site, seed in (("a", 1), ("b", 2))]
     module = begin(spec, "plain")

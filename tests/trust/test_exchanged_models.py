@@ -276,8 +276,8 @@ class Kept:
         self.config = folder / "site.yaml"
         self.model = self.folder / IN_USE
 
-    def compare(self, model: Path, way: str = "compare") -> int:
-        return main(["client", "model", way, str(model), "--config", str(self.config), "--json"])
+    def compare(self, model: Path, *more: str) -> int:
+        return main(["client", "compare", "--config", str(self.config), "--json", "--model", str(model), *more])
 
 
 @pytest.fixture
@@ -285,7 +285,7 @@ def kept(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kept:
     data = toy.toy_site("a", 3, count=48)
     monkeypatch.setattr(compare, "SiteSource", lambda _: lambda *_: data)
     kept = Kept(tmp_path)
-    assert kept.compare(run, "use") == 0
+    assert kept.compare(run, "--take-over") == 0
     assert kept.compare(kept.model) == 0
     return kept
 
@@ -322,12 +322,12 @@ def test_a_model_in_use_that_was_exchanged_is_refused_at_the_next_use(
     for model in (run, kept.model):
         assert kept.compare(model) == 4
         assert "take" in capsys.readouterr().err.lower() or attack is strip
-    assert kept.compare(run, "use") == 4  # what is in use is compared first
+    assert kept.compare(run, "--take-over") == 4  # what is in use is compared first
 
 
 def test_a_model_that_is_not_signed_by_the_pinned_key_is_not_taken_over(run: Path, tmp_path: Path) -> None:
     kept = Kept(tmp_path, pinned_key=OTHER)
-    assert kept.compare(run, "use") == 4
+    assert kept.compare(run, "--take-over") == 4
     assert not kept.model.exists()
 
 

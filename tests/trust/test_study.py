@@ -26,8 +26,8 @@ from fed_diffmic.exchange.study_rules import breaches
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.transport.messages import failure_of, from_record
 from tests import site_rules, studies, toy
-from tests.client.enforcing import TYPES, Opened
 from tests.client.test_app import AMPLE, context, send, task
+from tests.client.test_enforce import TYPES, Opened
 from tests.studies import query, study_of
 
 ONE_IMAGE = {"batch_size": 1, "steps": 1, "optimizer": "sgd", "clip_norm": 0.0, "momentum": 0.0, "lr": 0.05}

@@ -45,15 +45,12 @@ def main() -> None:
 
 def _answer(head: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
     from fed_diffmic.data.dicom.look import look_at, references
-    from fed_diffmic.data.dicom.origin import origin_of
     from fed_diffmic.data.dicom.picture import picture_of
     from fed_diffmic.data.dicom.reasons import UnusableError
 
     try:
         if head["what"] == "look":
             return {"look": asdict(look_at(data))}, b""
-        if head["what"] == "origin":
-            return origin_of(data), b""
         if head["what"] == "references":
             return {"references": references(data)}, b""
         found = picture_of(data, frame=head["frame"], window=head["window"], most_pixels=head["most_pixels"])

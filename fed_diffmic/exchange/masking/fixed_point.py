@@ -167,7 +167,7 @@ class ExactSum:
         return self.form.decode(self.words)
 
 
-def sum_fits(words: np.ndarray, summands: int) -> bool:
+def leaves_room(words: np.ndarray, summands: int) -> bool:
     """Whether ``summands`` arrays whose words are no larger than these can be added without leaving the range."""
     bits = words.dtype.itemsize * 8
     signed = words.view(f"<i{words.dtype.itemsize}")

@@ -18,7 +18,7 @@ PURPOSES = ("train", "evaluate")
 """What may be summed. A word that is made up would be a second sum over the same round's updates, and a second set."""
 
 # Why a site or a coordinator does not go on (:class:`MaskingError`).
-STRANGER, FORGED, STALE, OTHER, FEW, SECOND_SET, OUT_OF_TURN, BAD_SHARE, TOO_LARGE, MALFORMED = (
+STRANGER, FORGED, STALE, OTHER, FEW, SECOND_SET, OUT_OF_TURN, BAD_SHARE, NO_ROOM, MALFORMED = (
     "stranger",
     "forged",
     "stale",

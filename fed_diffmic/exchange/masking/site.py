@@ -19,7 +19,7 @@ What a site holds to, whatever it is asked:
   a new attempt has new keys, new masks and new shares, and the old one is dead;
 - it gives shares only when it has seen that enough others signed the very same set, and for each peer one of the two
   kinds of share;
-- what it must remember is on disk before it answers, the set in its audit log before a share is given.
+- what it must remember is on disk before it answers; the set is in its audit log before a share is given.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from typing import Any
 import numpy as np
 
 from fed_diffmic.exchange.masking import keys
-from fed_diffmic.exchange.masking.fixed_point import sum_fits
+from fed_diffmic.exchange.masking.fixed_point import leaves_room
 from fed_diffmic.exchange.masking.session import (
     FEW,
     FORGED,
+    NO_ROOM,
     OTHER,
     OUT_OF_TURN,
     SECOND_SET,
     STALE,
     STRANGER,
-    TOO_LARGE,
     MaskingError,
     Session,
     SurvivorSet,
@@ -269,16 +269,15 @@ class MaskingSite:
         company = sorted_names(names)
         strangers = [name for name in company if name not in self.roster]
         if strangers or self.name not in company:
-            named = ", ".join(ascii(name)[:80] for name in strangers[:5]) or "this one is left out"
-            raise MaskingError(STRANGER, f"a site of the round is none of this site's roster: {named}")
+            raise MaskingError(STRANGER, "a site of the round is not in this site's roster, or this site is left out")
         if len(company) - 1 < self.min_sites:
             raise MaskingError(FEW, f"there are fewer than {self.min_sites} other sites")
 
     def _check_words(self, session: Session, words: np.ndarray, sites: int) -> None:
         if words.shape != (session.length,) or words.dtype != np.dtype(f"<u{session.bits // 8}"):
             raise MaskingError(OTHER, "the words are not those of the session")
-        if not sum_fits(words, sites):
-            raise MaskingError(TOO_LARGE, "the words are so large that a sum over the group could leave their range")
+        if not leaves_room(words, sites):
+            raise MaskingError(NO_ROOM, "the words are so large that a sum over the group could leave their range")
 
     def _check_set(self, chosen: SurvivorSet, state: State, session: Session) -> None:
         """Whether this site's words may be summed over a set."""

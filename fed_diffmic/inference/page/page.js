@@ -48,11 +48,6 @@ function cell(row, text) {
   return made;
 }
 
-function called(about, name) {
-  const plain = about.class_names?.[name];
-  return plain ? `${plain} (${name})` : name;
-}
-
 function showClasses(told) {
   const decided = [].concat(told.decided);
   const body = $("classes");
@@ -61,7 +56,7 @@ function showClasses(told) {
   for (const name of order) {
     const row = body.insertRow();
     row.className = decided.includes(name) ? "decided" : "";
-    const first = cell(row, called(told, name));
+    const first = cell(row, name);
     const bar = document.createElement("div");
     bar.className = "bar";
     bar.setAttribute("aria-hidden", "true");
@@ -77,7 +72,7 @@ function showClasses(told) {
   const beside = [];
   if (told.referred) beside.push("Referred: this image is among those that a person shall decide.");
   if (told.unfamiliar) beside.push("This image is unlike those that the model was trained on: do not rely on it.");
-  if (Array.isArray(told.set)) beside.push(`Prediction set: ${told.set.length ? told.set.map((name) => called(told, name)).join(", ") : "no class"}`);
+  if (Array.isArray(told.set)) beside.push(`Prediction set: ${told.set.length ? told.set.join(", ") : "no class"}`);
   else if (told.set) beside.push(`Of each label: ${Object.entries(told.set).map((pair) => pair.join(" ")).join(", ")}`);
   for (const [name, value] of Object.entries(told.uncertainty || {})) beside.push(`${name}: ${value.toFixed(3)}`);
   beside.push(...(told.sure || []));
@@ -86,7 +81,7 @@ function showClasses(told) {
     item.textContent = text;
     return item;
   }));
-  $("decided").textContent = decided.length ? `Decided: ${decided.map((name) => called(told, name)).join(", ")}` : "Decided: none of its labels";
+  $("decided").textContent = decided.length ? `Decided: ${decided.join(", ")}` : "Decided: none of its labels";
 }
 
 function layer() {
@@ -143,7 +138,7 @@ function show(told) {
   $("notice").textContent = told.notice;
   const guided = Boolean(told.look.saliency);
   for (const part of document.querySelectorAll(".guided")) part.hidden = !guided;
-  $("which").replaceChildren(...told.classes.map((name) => new Option(called(told, name), name, false, name === told.look.class)));
+  $("which").replaceChildren(...told.classes.map((name) => new Option(name, name, false, name === told.look.class)));
   $("result").hidden = false;
   draw();
 }
@@ -172,7 +167,7 @@ function describe(card) {
   const facts = {
     run: card.run,
     "signed by": card.signed_by || "nobody",
-    classes: card.classes.map((name) => called(card, name)).join(", "),
+    classes: card.classes.join(", "),
     strategy: `${card.strategy}, ${card.sites.length} sites, round ${card.chosen_round} of ${card.rounds}`,
     "validation, mean": Object.entries(card.validation).map(([name, value]) => `${name} ${value.toFixed(3)}`).join(", "),
     "calibrated on": `${card.calibrated_on} images`,

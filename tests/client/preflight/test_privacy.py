@@ -179,18 +179,3 @@ def test_as_a_part_of_the_preflight(site):
     checks = {check.name: check for check in preflight(private, expected, lambda _: None, ("data", "privacy"))}
     assert checks["privacy.unit"].level == "passed" and checks["privacy.unit"].facts["units"] > 10
     assert checks["privacy.network"].level == checks["privacy.budget"].level == "passed"
-
-
-def test_shared_noise_is_held_against_both_budgets_and_needs_a_run_that_shares_it(train, tmp_path, key):
-    shared = replace(
-        PRIVACY, mechanism="distributed", honest_sites=2, budget=1e3, budget_alone=1e4, noise_multiplier=None
-    )
-    found = look(shared, train, tmp_path, key)
-    assert found["privacy.mechanism"].level == "failed"
-    options = {"sample_rate": 0.5, "noise_share": 1.0}
-    spec = replace(SPEC, strategy=replace(SPEC.strategy, name="fedsgd", options=options))
-    good = look(shared, train, tmp_path, key, spec)["privacy.budget"]
-    assert good.level == "passed"
-    assert "2 others are honest" in good.cause
-    short = look(replace(shared, budget_alone=0.1), train, tmp_path, key, spec)["privacy.budget"]
-    assert (short.level, short.exit_code) == ("failed", 5)

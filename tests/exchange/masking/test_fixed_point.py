@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fed_diffmic.exchange.masking import fixed_point
-from fed_diffmic.exchange.masking.fixed_point import ExactSum, FixedPoint, FixedPointError, add_words, sum_fits
+from fed_diffmic.exchange.masking.fixed_point import ExactSum, FixedPoint, FixedPointError, add_words, leaves_room
 
 BOUNDS = st.floats(1e-6, 1e6)
 WIDTHS = st.sampled_from([32, 64])
@@ -140,9 +140,9 @@ def test_a_format_that_means_nothing_is_refused() -> None:
 
 def test_room_is_judged_by_the_words_themselves() -> None:
     top = np.array([2**29 - 1, 0], "<u4")
-    assert sum_fits(top, 4) and not sum_fits(top + np.uint32(1), 4)
+    assert leaves_room(top, 4) and not leaves_room(top + np.uint32(1), 4)
     lowest = np.array([-(2**31)], "<i4").view("<u4")
-    assert not sum_fits(lowest, 1) and sum_fits(np.zeros(0, "<u8"), 9)
+    assert not leaves_room(lowest, 1) and leaves_room(np.zeros(0, "<u8"), 9)
 
 
 def test_words_of_two_widths_or_shapes_are_not_added() -> None:

@@ -15,12 +15,12 @@ from fed_diffmic.exchange.masking.session import (
     FEW,
     FORGED,
     MALFORMED,
+    NO_ROOM,
     OTHER,
     OUT_OF_TURN,
     SECOND_SET,
     STALE,
     STRANGER,
-    TOO_LARGE,
     Session,
     SurvivorSet,
 )
@@ -238,7 +238,7 @@ def test_words_that_leave_no_room_are_refused() -> None:
     _, sealed = parties.share()
     large = np.zeros(SESSION.length, "<u8")
     large[3] = 2**63 // 3 + 1
-    refused(TOO_LARGE, lambda: parties.sites[A].mask(SESSION, sealed[A], large))
+    refused(NO_ROOM, lambda: parties.sites[A].mask(SESSION, sealed[A], large))
     for wrong in (np.zeros(SESSION.length + 1, "<u8"), np.zeros(SESSION.length, "<u4")):
         refused(OTHER, lambda w=wrong: parties.sites[A].mask(SESSION, sealed[A], w))
 
