@@ -341,7 +341,7 @@ class _Coordinator:
         forget_database(self.run_dir / _LINK)
         forget_reply_key(self.run_dir)
         events.emit("run_done", seconds=seconds, bytes_sent=final.bytes_sent)
-        for line in [*privacy, *delivery_lines(summary["delivery"])]:
+        for line in [*privacy, *delivery_lines(delivered(self.run_dir))]:
             logger.info("%s", line)
         write_metrics_csv(self.run_dir / "metrics.csv", recorded)
         text = (self.run_dir / "config.yaml").read_text(encoding="utf-8")
