@@ -19,6 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -204,7 +205,7 @@ def head_spec(spec: RunSpec) -> RunSpec:
 def trained_guidance(work: Work) -> Tensors:
     """The guidance network of the cell's seed, trained on all training images."""
     spec = guidance_spec(work.spec)
-    return _kept(work, "guidance", _key(work, spec), lambda: _trained(work, spec, "guidance", work.data.train))
+    return _kept(work, "guidance", _key(work, spec), partial(_trained, work, spec, "guidance", work.data.train))
 
 
 def trained_head(work: Work, guidance: Tensors) -> Tensors:
@@ -242,7 +243,7 @@ def _said(work: Work, spec: RunSpec) -> GuidanceTable:
     for fold in range(cfg.crossfit):
         others, own = train.subset(folds != fold), train.subset(folds == fold)
         key = f"{_key(work, spec)} without fold {fold} of {cfg.crossfit}"
-        state = _kept(work, "guidance", key, lambda others=others: _trained(work, spec, "guidance", others))  # type: ignore[misc]
+        state = _kept(work, "guidance", key, partial(_trained, work, spec, "guidance", others))
         tables.append(_table(spec, state, own))
     return joined(tables)
 

@@ -116,7 +116,7 @@ def test_methods_are_compared_on_the_same_resamples():
         {**data, "scores": 1.001 * data["scores"]},
         "multiclass",
         "balanced",
-        300,
+        100,
     )
     found = gap([one], [near], "nll")
     assert found.high - found.low < 0.1 * 4 * one.resampled["nll"].std()
