@@ -69,32 +69,32 @@ class FlowerAlgorithm(Algorithm):
         current: Tensors,
         kinds: Mapping[str, str],
         updates: Sequence[SiteUpdate],
-        state: Tensors,
+        server_state: Tensors,
         round_index: int,
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
         """One round of the strategy.
 
         Raises:
-            ConfigError: the strategy needs something of its sites that ours do not do, or keeps state
+            ConfigError: the strategy needs something of its sites that ours do not do, or keeps server_state
                 that cannot be saved.
             RoundError: it returned no weights (for example too few sites for what it assumes).
         """
         with quiet_flower():
-            return self._aggregate(current, kinds, updates, state, round_index)
+            return self._aggregate(current, kinds, updates, server_state, round_index)
 
     def _aggregate(
         self,
         current: Tensors,
         kinds: Mapping[str, str],
         updates: Sequence[SiteUpdate],
-        state: Tensors,
+        server_state: Tensors,
         round_index: int,
     ) -> tuple[Tensors, Tensors]:
         ordered = sorted(updates, key=lambda u: u.site)
         names = [name for name, kind in kinds.items() if kind == "parameter"]
         strategy, untouched = self._fresh(), self._fresh()
-        restore_state(strategy, state)
+        restore_state(strategy, server_state)
         sent = {name: current[name] for name in names}
         requests = self._configure(strategy, sent, len(ordered), round_index)
         counts = self._counts(ordered)

@@ -72,14 +72,14 @@ class LocalContext:
         reference: the round's global values of its trainable parameters, by name; never changed.
         names: tensors that the stage would exchange, with their kind (:func:`fed_diffmic.training.stages.exchanged`).
         received: the algorithm's own tensors of this round, by name.
-        state: what this site's half kept after the previous round; empty at first.
+        site_state: what this site's half kept after the previous round; empty at first.
     """
 
     network: nn.Module
     reference: Mapping[str, torch.Tensor]
     names: Mapping[str, str] = field(default_factory=dict)
     received: Tensors = field(default_factory=dict)
-    state: Tensors = field(default_factory=dict)
+    site_state: Tensors = field(default_factory=dict)
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """Trainable parameters by name, in the network's order."""
@@ -179,7 +179,7 @@ class Algorithm:
         """Those of ``names`` (what the stage would exchange) that never leave the site."""
         return frozenset()
 
-    def overlay(self, state: Tensors, *, training: bool) -> Tensors:
+    def overlay(self, site_state: Tensors, *, training: bool) -> Tensors:
         """What of a site's state replaces the global values before training, or before an evaluation."""
         return {}
 
@@ -188,7 +188,7 @@ class Algorithm:
         """State the server keeps from round to round (saved in each checkpoint), before the first."""
         return {}
 
-    def broadcast(self, current: Tensors, state: Tensors) -> Tensors:
+    def broadcast(self, current: Tensors, server_state: Tensors) -> Tensors:
         """The algorithm's own tensors that go to every site with the weights; names begin with :data:`EXTRA`."""
         return {}
 
@@ -197,7 +197,7 @@ class Algorithm:
         current: Tensors,
         kinds: Mapping[str, str],
         updates: Sequence[SiteUpdate],
-        state: Tensors,
+        server_state: Tensors,
         round_index: int,
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
@@ -207,7 +207,7 @@ class Algorithm:
             current: the round's global tensors.
             kinds: ``parameter``, ``buffer`` or ``counter`` for each name.
             updates: screened, in any order; at least one.
-            state: what the previous round returned.
+            server_state: what the previous round returned.
             round_index: from 1.
             sites: how many there are in the run, those that took no part in this round included; none: as many as
                 there are updates.
@@ -216,16 +216,16 @@ class Algorithm:
             RoundError: the updates are not what the algorithm needs.
         """
         weights = self.site_weights(updates)
-        before = {**current, **self.broadcast(current, state)}
+        before = {**current, **self.broadcast(current, server_state)}
         sums = plain_sums(before, kinds, updates, weights, self.rates(updates, weights))
-        return self.from_sums(current, kinds, sums, state, round_index, sites)
+        return self.from_sums(current, kinds, sums, server_state, round_index, sites)
 
     def from_sums(
         self,
         current: Tensors,
         kinds: Mapping[str, str],
         sums: Sums,
-        state: Tensors,
+        server_state: Tensors,
         round_index: int,
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
@@ -234,7 +234,7 @@ class Algorithm:
         Raises:
             RoundError: what the sites said is not what the algorithm needs.
         """
-        return {name: sums.mean(name) for name in kinds}, state
+        return {name: sums.mean(name) for name in kinds}, server_state
 
     def raw_weights(self, updates: Sequence[SiteUpdate]) -> dict[str, float]:
         """How much each site counts: its images, or 1 (``strategy.weighting``), at most ``max_share`` of their sum.

@@ -54,7 +54,7 @@ class ClippedMean(Algorithm):
         current: Tensors,
         kinds: Mapping[str, str],
         updates: Sequence[SiteUpdate],
-        state: Tensors,
+        server_state: Tensors,
         round_index: int,
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
@@ -71,4 +71,4 @@ class ClippedMean(Algorithm):
             else np.asarray((current[name].astype(np.float64) + change[name]).astype(current[name].dtype))
             for name in kinds
         }
-        return result, state
+        return result, server_state

@@ -27,7 +27,7 @@ class _Personal(SiteHalf):
 
     def __init__(self, context: LocalContext, weight: float) -> None:
         self._pull = Proximal(context, weight)
-        self._state = dict(context.state)
+        self._state = dict(context.site_state)
 
     def personal_start(self) -> Tensors:
         """The site's model of the round before; nothing in the first round: it starts from the global weights."""
@@ -66,8 +66,8 @@ class Ditto(Algorithm):
         """Trains the site's own model after the update."""
         return _Personal(context, self.options.ditto_lambda)
 
-    def overlay(self, state: Tensors, *, training: bool) -> Tensors:
+    def overlay(self, site_state: Tensors, *, training: bool) -> Tensors:
         """The site's own model, where it is evaluated."""
         if training:
             return {}
-        return {name.removeprefix(OWN): value for name, value in state.items() if name.startswith(OWN)}
+        return {name.removeprefix(OWN): value for name, value in site_state.items() if name.startswith(OWN)}

@@ -57,7 +57,7 @@ class FedAdam(Algorithm):
         current: Tensors,
         kinds: Mapping[str, str],
         sums: Sums,
-        state: Tensors,
+        server_state: Tensors,
         round_index: int,
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
@@ -65,8 +65,8 @@ class FedAdam(Algorithm):
         own, moved, after = self.options, {}, {}
         for name in parameters_of(kinds):
             change = sums.change(name)
-            first = state.get(f"m/{name}", np.zeros_like(change))
-            second = state.get(f"v/{name}", np.full_like(change, own.server_tau**2))
+            first = server_state.get(f"m/{name}", np.zeros_like(change))
+            second = server_state.get(f"v/{name}", np.full_like(change, own.server_tau**2))
             first = own.server_momentum * first + (1.0 - own.server_momentum) * change
             second = self.second_moment(second, change)
             after[f"m/{name}"], after[f"v/{name}"] = first, second

@@ -45,7 +45,7 @@ class FedAvgM(Algorithm):
         current: Tensors,
         kinds: Mapping[str, str],
         sums: Sums,
-        state: Tensors,
+        server_state: Tensors,
         round_index: int,
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
@@ -53,7 +53,7 @@ class FedAvgM(Algorithm):
         moved, after = {}, {}
         for name in parameters_of(kinds):
             change = sums.change(name)
-            before = state.get(f"v/{name}", np.zeros_like(change))
+            before = server_state.get(f"v/{name}", np.zeros_like(change))
             velocity = self.options.server_momentum * before - change
             after[f"v/{name}"] = velocity
             moved[name] = (current[name].astype(np.float64) - self.options.server_lr * velocity).astype(

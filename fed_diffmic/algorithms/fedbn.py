@@ -57,6 +57,6 @@ class FedBN(Algorithm):
         layers = normalisation_layers(network)
         return frozenset(name for name in names if name.rpartition(".")[0] in layers)
 
-    def overlay(self, state: Tensors, *, training: bool) -> Tensors:
+    def overlay(self, site_state: Tensors, *, training: bool) -> Tensors:
         """The site's own normalisation, always."""
-        return {name.removeprefix(KEPT): value for name, value in state.items() if name.startswith(KEPT)}
+        return {name.removeprefix(KEPT): value for name, value in site_state.items() if name.startswith(KEPT)}

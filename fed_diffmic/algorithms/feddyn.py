@@ -41,7 +41,7 @@ class _Dynamic(SiteHalf):
         self._alpha = alpha
         self._parameters = context.trained()
         self._reference = context.reference
-        self._linear = context.tensors(context.state, LINEAR)
+        self._linear = context.tensors(context.site_state, LINEAR)
 
     def penalty(self) -> torch.Tensor | None:
         """``-<h_k, w> + alpha/2 ||w - w_t||^2``."""
@@ -83,7 +83,7 @@ class FedDyn(Algorithm):
         current: Tensors,
         kinds: Mapping[str, str],
         sums: Sums,
-        state: Tensors,
+        server_state: Tensors,
         round_index: int,
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
@@ -92,7 +92,7 @@ class FedDyn(Algorithm):
         moved, after = {}, {}
         for name in parameters_of(kinds):
             change = sums.change(name)
-            before = state.get(f"h/{name}", np.zeros_like(change))
+            before = server_state.get(f"h/{name}", np.zeros_like(change))
             after[f"h/{name}"] = before - alpha * share * change
             stepped = current[name].astype(np.float64) + change - after[f"h/{name}"] / alpha
             moved[name] = stepped.astype(current[name].dtype)

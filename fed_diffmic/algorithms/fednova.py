@@ -52,7 +52,7 @@ class FedNova(Algorithm):
         current: Tensors,
         kinds: Mapping[str, str],
         sums: Sums,
-        state: Tensors,
+        server_state: Tensors,
         round_index: int,
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
@@ -66,7 +66,7 @@ class FedNova(Algorithm):
             name: (current[name].astype(np.float64) + effective * sums.change(name)).astype(current[name].dtype)
             for name in parameters_of(kinds)
         }
-        return with_means(moved, current, kinds, sums), state
+        return with_means(moved, current, kinds, sums), server_state
 
     def rates(self, updates: Sequence[SiteUpdate], weights: Mapping[str, float]) -> dict[str, float]:
         """``p_k / ||a_k||_1``; raises RoundError where a site does not say its steps."""

@@ -46,6 +46,6 @@ class FedPer(Algorithm):
         trained = any(names[name] == "parameter" for name in inside)
         return frozenset(name for name in names if name not in inside) if trained else frozenset()
 
-    def overlay(self, state: Tensors, *, training: bool) -> Tensors:
+    def overlay(self, site_state: Tensors, *, training: bool) -> Tensors:
         """The site's own head, always."""
-        return {name.removeprefix(KEPT): value for name, value in state.items() if name.startswith(KEPT)}
+        return {name.removeprefix(KEPT): value for name, value in site_state.items() if name.startswith(KEPT)}

@@ -68,7 +68,7 @@ class FedSgd(Algorithm):
         current: Tensors,
         kinds: Mapping[str, str],
         updates: Sequence[SiteUpdate],
-        state: Tensors,
+        server_state: Tensors,
         round_index: int,
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
@@ -78,15 +78,16 @@ class FedSgd(Algorithm):
             updates: each holds, in float64, the weights less the mean gradient over *all* sites: the sum has no parts.
         """
         own, new, after = self.options, {}, {}
-        steps = float(state.get("steps", np.zeros(1))[0]) + 1
+        steps = float(server_state.get("steps", np.zeros(1))[0]) + 1
         for name in kinds:
             gradient = current[name].astype(np.float64) - updates[0].tensors[name]
-            first = own.beta1 * state.get(f"m/{name}", np.zeros_like(gradient))
+            first = own.beta1 * server_state.get(f"m/{name}", np.zeros_like(gradient))
             if own.server_optimizer == "sgd":
                 after[f"m/{name}"] = step = first + gradient
             else:
                 after[f"m/{name}"] = first = first + (1.0 - own.beta1) * gradient
-                second = own.beta2 * state.get(f"v/{name}", np.zeros_like(gradient)) + (1.0 - own.beta2) * gradient**2
+                moment = server_state.get(f"v/{name}", np.zeros_like(gradient))
+                second = own.beta2 * moment + (1.0 - own.beta2) * gradient**2
                 after[f"v/{name}"] = second
                 scale = np.sqrt(second / (1.0 - own.beta2**steps)) + own.tau
                 step = first / (1.0 - own.beta1**steps) / scale

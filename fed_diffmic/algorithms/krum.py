@@ -52,7 +52,7 @@ class Krum(Algorithm):
         current: Tensors,
         kinds: Mapping[str, str],
         updates: Sequence[SiteUpdate],
-        state: Tensors,
+        server_state: Tensors,
         round_index: int,
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
@@ -67,4 +67,4 @@ class Krum(Algorithm):
             )
         ordered = sorted(updates, key=lambda u: u.site)
         best = np.argsort(scores(ordered, parameters_of(kinds), false), kind="stable")[:keep]
-        return coordinatewise(current, kinds, [ordered[i] for i in sorted(best)], "mean"), state
+        return coordinatewise(current, kinds, [ordered[i] for i in sorted(best)], "mean"), server_state

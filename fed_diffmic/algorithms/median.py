@@ -28,9 +28,9 @@ class Median(Algorithm):
         current: Tensors,
         kinds: Mapping[str, str],
         updates: Sequence[SiteUpdate],
-        state: Tensors,
+        server_state: Tensors,
         round_index: int,
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
         """The median of every coordinate."""
-        return coordinatewise(current, kinds, updates, "median"), state
+        return coordinatewise(current, kinds, updates, "median"), server_state

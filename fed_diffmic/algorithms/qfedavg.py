@@ -62,7 +62,7 @@ class QFedAvg(Algorithm):
         current: Tensors,
         kinds: Mapping[str, str],
         updates: Sequence[SiteUpdate],
-        state: Tensors,
+        server_state: Tensors,
         round_index: int,
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
@@ -90,4 +90,4 @@ class QFedAvg(Algorithm):
         if not 0.0 < scale < math.inf:
             raise RoundError("strategy=qfedavg: the sites' losses and updates give no finite step", "Lower strategy.q.")
         moved = {name: current[name].astype(np.float64) - total[name] / scale for name in names}
-        return with_rest(moved, current, kinds, updates, weights), state
+        return with_rest(moved, current, kinds, updates, weights), server_state

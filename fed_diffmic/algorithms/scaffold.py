@@ -39,7 +39,7 @@ class _Control(SiteHalf):
     def __init__(self, context: LocalContext) -> None:
         self._parameters = context.trained()
         self._global = context.tensors(context.received, CONTROL)
-        self._own = context.tensors(context.state, OWN)
+        self._own = context.tensors(context.site_state, OWN)
         import torch
 
         self._sum = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in self._parameters}
@@ -90,9 +90,9 @@ class Scaffold(Algorithm):
         """``c = 0`` for every parameter."""
         return {f"c/{name}": np.zeros(weights[name].shape) for name in parameters_of(kinds)}
 
-    def broadcast(self, current: Tensors, state: Tensors) -> Tensors:
+    def broadcast(self, current: Tensors, server_state: Tensors) -> Tensors:
         """``c``, in the parameters' dtype."""
-        controls = {name.removeprefix("c/"): value for name, value in state.items()}
+        controls = {name.removeprefix("c/"): value for name, value in server_state.items()}
         return {CONTROL + name: value.astype(current[name].dtype) for name, value in controls.items()}
 
     def from_sums(
@@ -100,7 +100,7 @@ class Scaffold(Algorithm):
         current: Tensors,
         kinds: Mapping[str, str],
         sums: Sums,
-        state: Tensors,
+        server_state: Tensors,
         round_index: int,
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
@@ -110,5 +110,5 @@ class Scaffold(Algorithm):
         for name in parameters_of(kinds):
             stepped = current[name].astype(np.float64) + self.options.server_lr * sums.change(name)
             moved[name] = stepped.astype(current[name].dtype)
-            after[f"c/{name}"] = state[f"c/{name}"] + share * sums.change(CONTROL + name)
+            after[f"c/{name}"] = server_state[f"c/{name}"] + share * sums.change(CONTROL + name)
         return with_means(moved, current, kinds, sums), after

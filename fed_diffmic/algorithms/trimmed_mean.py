@@ -35,7 +35,7 @@ class TrimmedMean(Algorithm):
         current: Tensors,
         kinds: Mapping[str, str],
         updates: Sequence[SiteUpdate],
-        state: Tensors,
+        server_state: Tensors,
         round_index: int,
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
@@ -47,4 +47,4 @@ class TrimmedMean(Algorithm):
                 "mean, which withstands nothing",
                 "Use a larger strategy.trim, or more sites.",
             )
-        return coordinatewise(current, kinds, updates, "mean", trim), state
+        return coordinatewise(current, kinds, updates, "mean", trim), server_state
