@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 SAFE_PARTS = ("floors", "limits", "study", "budget")
 ACTIONS = ("run", "status", "pause", "continue", "withdraw", "model")
-MOVED = "fed-diffmic client model compare DIR"  # and `model use DIR`, which was --take-over
+MOVED = "fed-diffmic client model compare DIR --config FILE"  # and `model use DIR`, which was --take-over
 _ABOUT = """A site of a consortium. Only outbound connections are made, to coordinator.address.
 
   fed-diffmic client --config site.yaml             take part until Ctrl-C or SIGTERM
@@ -57,7 +57,7 @@ def _client(arguments: argparse.Namespace, hint: list[str]) -> int:
     words = [word for word in arguments.settings if "=" not in word] if arguments.action == "model" else []
     arguments.settings = [word for word in arguments.settings if word not in words]
     if arguments.action == "compare":
-        raise UsageError("fed-diffmic client compare is no action any more", f"It is `{MOVED}`.")
+        raise UsageError("fed-diffmic client compare is no action any more", f"Type `{MOVED}`.")
     if arguments.action not in ACTIONS:
         raise UsageError(
             f"fed-diffmic client has no action {arguments.action!r}", f"There is {', '.join(ACTIONS)}; `run` is meant."

@@ -102,5 +102,5 @@ def check_shared_privacy(privacy: PrivacyConfig) -> None:
             "privacy.budget_alone",
             "null",
             "a number with privacy.mechanism=distributed",
-            "It is the most that these data may lose if every other site is dishonest and adds no noise.",
+            "Set it to the most that these data may lose if every other site is dishonest and adds no noise.",
         )

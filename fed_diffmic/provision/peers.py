@@ -177,11 +177,16 @@ def _check_distinct(peers: Iterable[Peer]) -> None:
     keys: dict[str, str] = {}
     for peer in peers:
         if peer.name.casefold() in names:
-            raise CredentialError(f"two peers have the name {peer.name!r}", "Each site has one name.")
+            raise CredentialError(
+                f"two peers have the name {peer.name!r}",
+                "Each site has one name: take the other one out with `fed-diffmic provision peers remove SITE --config "
+                "FILE`.",
+            )
         if peer.public_key in keys:
             raise CredentialError(
                 f"the sites {keys[peer.public_key]!r} and {peer.name!r} have one and the same key",
-                "One key is one site: ask the coordinator why its roster has it twice. `peers remove` takes one out.",
+                "One key is one site: ask the coordinator why its roster has it twice. `fed-diffmic provision peers remove "
+                "SITE --config FILE` takes one out.",
             )
         names.add(peer.name.casefold())
         keys[peer.public_key] = peer.name

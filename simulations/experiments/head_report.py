@@ -36,6 +36,8 @@ NAMES = {
     "aurc/spread": "AURC, spread",
 }
 SPLITS = {"val": "validation", "test": "test"}
+_ASKED = {"val": "", "test": " --test"}
+"""How images of a split are asked for."""
 ALONE = ": second network alone"
 
 
@@ -79,7 +81,8 @@ def methods_of(out: Path, split: str) -> dict[str, Method]:
             judged = judge(fitted_on, of, facts["task"], facts["decision"])
             found.setdefault(name, {})[place["seed"]] = (_kind(folder, facts), judged, facts, tensors["keys"])
     if not found:
-        raise UsageError(f"{out}: no cell has predictions of {SPLITS[split]} images", "Run `experiment head` first.")
+        said = f"{out}: no cell has predictions of {SPLITS[split]} images"
+        raise UsageError(said, f"Run `fed-diffmic experiment head NAME --out DIR{_ASKED[split]}` first.")
     methods = {}
     for name, by_seed in found.items():
         kinds, judged, facts, keys = zip(*by_seed.values(), strict=True)

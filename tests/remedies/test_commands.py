@@ -26,11 +26,15 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def desk(elsewhere: Path, ended: Path) -> Path:
+def desk(elsewhere: Path, ended: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What a person has before them."""
     (elsewhere / "run").symlink_to(ended)
     images = draw_images(elsewhere / "images", 2)
     write_table(elsewhere, images)
+    monkeypatch.setattr("fed_diffmic.data.open.DEFAULT_CACHE", elsewhere / "account")
+    (elsewhere / "account" / "images-cache").mkdir(parents=True)
+    (elsewhere / "account" / "images-cache" / "a.u8").write_bytes(b"decoded")
+    (elsewhere / "papers").mkdir()
     (elsewhere / "full").mkdir()
     (elsewhere / "full" / "notes.txt").write_text("mine")
     (elsewhere / "site.yaml").write_text("site:\n  name: a\n  folder: site\n")
@@ -60,7 +64,7 @@ WORK = {
     "audit rekey": "fed_diffmic.exchange.audit.read_lines",
     "export": "fed_diffmic.release.final.load_final",
     "report": "fed_diffmic.reporting.report.write_report",
-    "client compare": "fed_diffmic.release.final.load_final",
+    "client model": "fed_diffmic.release.final.load_final",
     "client status": "client.status.site_status",
     "ledger show": "fed_diffmic.privacy.account.read_account",
     "policy explain": "fed_diffmic.commands.policy._no_study",
@@ -71,6 +75,10 @@ WORK = {
     "evaluate": "fed_diffmic.inference.evaluate.evaluate_table",
     "reference": "fed_diffmic.inference.reference.make_reference",
     "experiment run": "simulations.experiments.runner.run_experiment",
+    "experiment coverage": "simulations.experiments.coverage.write_coverage",
+    "experiment head": "simulations.experiments.head.prepare",
+    "dossier run": "fed_diffmic.release.dossier.write.write_dossier",
+    "dossier papers": "fed_diffmic.release.dossier.write.verify_dossier",
 }
 """Where the work of a command begins that takes its time; before that everything about its words was checked."""
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 
 import numpy as np
 import torch
@@ -61,7 +62,8 @@ class NoisyForm:
                 "strategy.noise_share",
                 self.share,
                 f"a share of {LEAST_DEVIATION} to {MOST_DEVIATION} whole numbers, which is "
-                f"{LEAST_DEVIATION / self.sensitivity:.3g} to {MOST_DEVIATION / self.sensitivity:.3g}",
+                f"{_digits(LEAST_DEVIATION / self.sensitivity, ROUND_CEILING)} to "
+                f"{_digits(MOST_DEVIATION / self.sensitivity, ROUND_FLOOR)}",
             )
 
     @property
@@ -136,3 +138,8 @@ class NoisyForm:
             found[name] = flat[start : start + size].reshape(self.shapes[name])
             start += size
         return found
+
+
+def _digits(value: float, rounding: str) -> str:
+    """Three significant digits, rounded so that what is said to be allowed is."""
+    return f"{Context(prec=3, rounding=rounding).create_decimal_from_float(value):g}"

@@ -157,7 +157,9 @@ def verify_dossier(folder: Path, public_key: PublicKey | None = None) -> tuple[d
     statement, signed_by = verify_statement(path, public_key, domain=DOMAIN)
     listed = statement.get("files")
     if statement.get("kind") != KIND or not isinstance(listed, dict):
-        raise ModelFileError(f"what {path} signs is no dossier")
+        raise ModelFileError(
+            f"what {path} signs is no dossier", "Name the folder that `fed-diffmic dossier RUN` wrote (RUN/dossier)."
+        )
     remedy = "Fetch the folder again, whole, from whoever signed it."
     there = {found.name for found in folder.iterdir()} - {SIGNATURE}
     for name, digest in sorted(listed.items()):
@@ -221,5 +223,7 @@ def read_dossier(folder: Path) -> dict[str, Any]:
     """
     content = read_json(folder / JSON)
     if not isinstance(content, dict) or content.get("kind") != KIND or content.get("format") != FORMAT:
-        raise ModelFileError(f"{folder / JSON} is no dossier of this version")
+        raise ModelFileError(
+            f"{folder / JSON} is no dossier of this version", "Make it again with `fed-diffmic dossier RUN`."
+        )
     return content
