@@ -43,7 +43,7 @@ class NoisySites(Sites):
         """
         algorithm = request.algorithm
         if not isinstance(algorithm, FedSgd):
-            raise RoundError("noised sums are what strategy=fedsgd takes")
+            raise RoundError("noised sums are what strategy=fedsgd takes", "Choose strategy=fedsgd.")
         task, index = request.task, request.round_index
         shapes = {name: value.shape for name, value in request.sent.items()}
         form = round_form(self.spec, task.stage, index, algorithm, shapes)

@@ -87,7 +87,7 @@ def check_installed() -> None:
         UsageError: the extra is missing.
     """
     if importlib.util.find_spec("highdicom") is None:
-        raise UsageError("--dicom-sr needs a package that is not installed", "pip install 'fed-diffmic[dicom]'")
+        raise UsageError("--dicom-sr needs a package that is not installed", "Run pip install 'fed-diffmic[dicom]'.")
 
 
 def write_reports(folder: Path, found: Predictions, author: Author) -> Reports:

@@ -70,6 +70,7 @@ def test_folders_of_a_run() -> None:
     f"{FOLDERS}check_folders | Choose another folder",
     f"{FOLDERS}check_folders | Check run.dir",
     "fed_diffmic/config/checks.py::check_start | Check the path",
+    "fed_diffmic/config/stages.py::check_crossfit",
 )
 def test_a_run_that_is_there_or_not() -> None:
     [key] = remedy_in(lambda: start(resume=True), r"Say (run\.dir)=DIR").groups()
@@ -81,6 +82,8 @@ def test_a_run_that_is_there_or_not() -> None:
     start("run.dir=data")
     remedy_in(lambda: start("model.weights=none"), "relative one starts at the current folder")
     start("model.weights=file")
+    [none] = remedy_in(lambda: start("stages.diffusion.crossfit=2"), r"allowed: (0): only").groups()
+    start(f"stages.diffusion.crossfit={none}")
 
 
 @tries(
