@@ -21,7 +21,7 @@ class PrivacyConfig(Checked):
     mechanism: str = option(
         "local",
         "local: each site adds all the noise that its own claim needs; distributed: it adds a share, and claims what "
-        "it and honest_sites others add together: one step a round, strategy=fedsgd, the exchange masked (real sites)",
+        "it and honest_sites others add together: one step a round, strategy=fedsgd (so far in simulations alone)",
         choices=("local", "distributed"),
     )
     honest_sites: int = option(

@@ -30,8 +30,8 @@ def check_shared_noise(config: Trained) -> None:
             "strategy.name",
             NAME,
             "another strategy at a coordinator, for example fedavg",
-            "So far simulations alone share noise: masked sums do not take it yet, and real sites refuse it. Each of them "
-            "can add all its own noise (privacy.mechanism=local at the site).",
+            "So far simulations alone share noise: masked sums do not take it yet, and real sites refuse it. Each can "
+            "add all its own noise instead (privacy.mechanism=local at the site).",
         )
     if strategy.participation != 1.0:
         raise ConfigError(

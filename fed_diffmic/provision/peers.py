@@ -185,8 +185,8 @@ def _check_distinct(peers: Iterable[Peer]) -> None:
         if peer.public_key in keys:
             raise CredentialError(
                 f"the sites {keys[peer.public_key]!r} and {peer.name!r} have one and the same key",
-                "One key is one site: ask the coordinator why its roster has it twice. `fed-diffmic provision peers remove "
-                "SITE --config FILE` takes one out.",
+                "One key is one site: ask the coordinator why its roster has it twice. `fed-diffmic provision peers "
+                "remove SITE --config FILE` takes one out.",
             )
         names.add(peer.name.casefold())
         keys[peer.public_key] = peer.name

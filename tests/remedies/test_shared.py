@@ -43,9 +43,10 @@ def test_how_much_noise_a_simulation_shares() -> None:
         config = compose(None, [*SHARED, *more])
         with_share(config, config.strategy, Arm("federated", ("plain",), ("a", "b", "c", "d")))
 
-    [key] = remedy_in(lambda: share("privacy.epsilon=null", "privacy.budget=9"), r"or (privacy\.\w+) to compute").groups()
+    unsaid = ("privacy.epsilon=null", "privacy.budget=9")
+    [key] = remedy_in(lambda: share(*unsaid), r"or (privacy\.\w+) to compute").groups()
     share(f"{key}=3", "privacy.budget=9")
-    share("privacy.epsilon=null", "privacy.budget=9", "strategy.noise_share=0.7")
+    share(*unsaid, "strategy.noise_share=0.7")
     remedy_in(lambda: share("privacy.count_noise=0.5", "privacy.epsilon=0.1"), "more than the class counts alone cost")
     share("privacy.count_noise=0.5", "privacy.epsilon=60")
     [most] = remedy_in(lambda: share("run.quorum=0.5"), r"at most (\d+),").groups()
