@@ -97,12 +97,12 @@ def check_privacy_group(privacy: PrivacyConfig) -> None:
         return
     if privacy.budget is None and privacy.epsilon is None:
         raise ConfigError("privacy.budget", "null", "a number, or privacy.epsilon")
+    check_shared_privacy(privacy)  # first: it allows no noise_multiplier, which the next would ask for
     if privacy.noise_multiplier is None and privacy.epsilon is None:
         raise ConfigError("privacy.noise_multiplier", "null", "a number, or privacy.epsilon to compute it from")
     if not privacy.stages:
         raise ConfigError("privacy.stages", "[]", "at least one stage with privacy=dp_sgd")
     check_once("privacy.stages", privacy.stages)
-    check_shared_privacy(privacy)
     if privacy.weight == 0 and privacy.nominal_units == 0 and privacy.count_noise == 0:
         raise ConfigError(
             "privacy.weight", 0, "at least 1, or 0 beside privacy.nominal_units or privacy.count_noise above 0"

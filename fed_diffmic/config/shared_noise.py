@@ -98,6 +98,13 @@ def check_shared_privacy(privacy: PrivacyConfig) -> None:
             "null with privacy.mechanism=distributed",
             "What each site adds is the run's strategy.noise_share.",
         )
+    if privacy.epsilon is None:
+        raise ConfigError(
+            "privacy.epsilon",
+            "null",
+            "a number with privacy.mechanism=distributed",
+            "From it the share of noise is computed.",
+        )
     if privacy.budget_alone is None:
         raise ConfigError(
             "privacy.budget_alone",

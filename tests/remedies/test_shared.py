@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,14 +40,15 @@ PEERS, COMMANDS = "fed_diffmic/provision/peers.py::", "fed_diffmic/commands/prov
     "simulations/shared_noise.py::_check_honest",
 )
 def test_how_much_noise_a_simulation_shares() -> None:
-    def share(*more: str) -> None:
+    def share(*more: str, epsilon: bool = True) -> None:
         config = compose(None, [*SHARED, *more])
+        if not epsilon:  # as a configuration that is made without a check
+            config = replace(config, privacy=replace(config.privacy, epsilon=None))
         with_share(config, config.strategy, Arm("federated", ("plain",), ("a", "b", "c", "d")))
 
-    unsaid = ("privacy.epsilon=null", "privacy.budget=9")
-    [key] = remedy_in(lambda: share(*unsaid), r"or (privacy\.\w+) to compute").groups()
-    share(f"{key}=3", "privacy.budget=9")
-    share(*unsaid, "strategy.noise_share=0.7")
+    [key] = remedy_in(lambda: share(epsilon=False), r"or (privacy\.\w+) to compute").groups()
+    share(f"{key}=3")
+    share("strategy.noise_share=0.7", epsilon=False)
     remedy_in(lambda: share("privacy.count_noise=0.5", "privacy.epsilon=0.1"), "more than the class counts alone cost")
     share("privacy.count_noise=0.5", "privacy.epsilon=60")
     [most] = remedy_in(lambda: share("run.quorum=0.5"), r"at most (\d+),").groups()
