@@ -225,6 +225,12 @@ def made_up(asked: Asked) -> Payload:
     return header(request, provenance=json.dumps(edition.signed(value, seals.COORDINATOR)))
 
 
+def other_names(asked: Asked) -> Payload:
+    """The run's own weights, whole and bound to its rounds, that call the classes by each other's names."""
+    spec = replace(asked.final.spec, classes=tuple(reversed(asked.final.spec.classes)))
+    return asked.of(asked.made.hooks, replace(asked.final, spec=spec))
+
+
 REFUSED: dict[str, tuple[Callable[[Asked], Payload], Mapping[str, Any], int]] = {
     "another key": (lambda a: a.of(replace(a.made.hooks, signer=seals.OTHER)), {}, failures.MODEL_SIGNATURE),
     "no statement": (lambda a: header(a.request, provenance="{}"), {}, failures.MODEL_SIGNATURE),
@@ -243,6 +249,7 @@ REFUSED: dict[str, tuple[Callable[[Asked], Payload], Mapping[str, Any], int]] = 
     ),
     "too large": (lambda a: header(a.request, size=2**20 + 1), {"model_mib": 1.0}, failures.MODEL_SIZE),
     "larger than said": (lambda a: header(a.request, size=8), {}, failures.MODEL_SIZE),
+    "other names of the classes": (other_names, {}, failures.MODEL_OTHER),
     "not what its rounds made": (other_model, {}, failures.MODEL_OTHER),
     "not what was sent last": (made_up, {}, failures.MODEL_OTHER),
 }  # fmt: skip
@@ -255,6 +262,14 @@ def test_what_is_not_the_runs_own_model_is_refused_by_name(asked: Asked, case: s
         asked.take(make(asked), **policy)
     assert caught.value.code == code
     assert not asked.made.kept("a").exists() and not list(asked.made.kept("a").parent.glob(".*"))
+
+
+def test_weights_that_the_site_keeps_already_are_bound_too(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request without weights says nothing of their size that could be believed."""
+    monkeypatch.setattr(Delivery, "_sent_last", lambda *_: {"w": np.zeros(2**17 + 1)})
+    with pytest.raises(SiteError) as caught:
+        asked.take(replace(header(asked.request, size=0), tensors={}), model_mib=1.0)
+    assert caught.value.code == failures.MODEL_SIZE and not asked.made.kept("a").exists()
 
 
 def test_a_model_that_nobody_asked_for_is_refused_before_it_is_looked_at(asked: Asked, tmp_path: Path) -> None:
