@@ -138,7 +138,7 @@ def test_sealed_sites_are_summed_by_their_enrolled_keys(tmp_path: Path) -> None:
 
 
 def test_sites_that_count_alike_say_no_weight(tmp_path: Path) -> None:
-    """With ``strategy.weighting=equal`` the weight under masks is 1, and the number of images does not leave beside it."""
+    """With ``strategy.weighting=equal`` the weight under masks is 1, and the number of images does not leave."""
     grid, _ = consortium(tmp_path)
     strategy = StrategyConfig(secure_aggregation="masked", weighting="equal")
     final, events = run(tmp_path, grid, strategy=strategy)
