@@ -164,7 +164,7 @@ class Delivery:
         if value["spec"] != json.loads(without_paths(spec).to_json()):
             # Its weights fit the site's log whatever its classes are called, and however an answer is made of them.
             raise SiteError(failures.MODEL_OTHER, "model.json holds other settings or classes than the run's study")
-        self._compare(spec.run_id, statement, value["calibration"])
+        self._compare(spec.run_id, statement, value["calibration"], value["sureness"])
         return value, statement
 
     def _bound(self, size: int) -> None:
@@ -173,7 +173,9 @@ class Delivery:
         if size > most:
             raise SiteError(failures.MODEL_SIZE, f"{size} bytes; policy.model_mib is {most >> 20}")
 
-    def _compare(self, run: str, statement: Mapping[str, Any], calibration: Mapping[str, Any]) -> None:
+    def _compare(
+        self, run: str, statement: Mapping[str, Any], calibration: Mapping[str, Any], sureness: Mapping[str, Any]
+    ) -> None:
         """Hold what was signed against this site's own log.
 
         Raises:
@@ -185,7 +187,7 @@ class Delivery:
             raise SiteError(failures.MODEL_UNASKED)
         seen, _ = coordinator_heads(lines, [self._key], site=site, run=run)
         try:
-            found = list(model_findings(statement, calibration, lines, seen, site=site, run=run))
+            found = list(model_findings(statement, calibration, lines, seen, site=site, run=run, sureness=sureness))
         except (
             AttributeError,
             KeyError,
@@ -237,7 +239,7 @@ def _facts(text: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(text)
-        found = {name: value[name] for name in ("spec", "digests", "calibration")}
+        found = {name: value[name] for name in ("spec", "digests", "calibration", "sureness")}
         found["run"] = value["spec"]["run_id"]
         if not all(type(digest) is str for digest in found["digests"].values()):
             raise TypeError

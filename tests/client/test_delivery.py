@@ -231,6 +231,13 @@ def other_names(asked: Asked) -> Payload:
     return asked.of(asked.made.hooks, replace(asked.final, spec=spec))
 
 
+def other_sets(asked: Asked) -> Payload:
+    """The run's own model with prediction sets that promise another thing than those it was judged under."""
+    sets = {stage: replace(sure, n=sure.n + 1) for stage, sure in asked.final.sureness.items()}
+    assert sets
+    return asked.of(asked.made.hooks, replace(asked.final, sureness=sets))
+
+
 REFUSED: dict[str, tuple[Callable[[Asked], Payload], Mapping[str, Any], int]] = {
     "another key": (lambda a: a.of(replace(a.made.hooks, signer=seals.OTHER)), {}, failures.MODEL_SIGNATURE),
     "no statement": (lambda a: header(a.request, provenance="{}"), {}, failures.MODEL_SIGNATURE),
@@ -250,6 +257,7 @@ REFUSED: dict[str, tuple[Callable[[Asked], Payload], Mapping[str, Any], int]] = 
     "too large": (lambda a: header(a.request, size=2**20 + 1), {"model_mib": 1.0}, failures.MODEL_SIZE),
     "larger than said": (lambda a: header(a.request, size=8), {}, failures.MODEL_SIZE),
     "other names of the classes": (other_names, {}, failures.MODEL_OTHER),
+    "other prediction sets": (other_sets, {}, failures.MODEL_OTHER),
     "not what its rounds made": (other_model, {}, failures.MODEL_OTHER),
     "not what was sent last": (made_up, {}, failures.MODEL_OTHER),
 }  # fmt: skip
