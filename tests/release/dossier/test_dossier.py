@@ -164,6 +164,17 @@ def test_markup_in_names_is_text(tmp_path: Path, summary: dict[str, Any]) -> Non
             assert not line.startswith("|") or line.endswith("|")
 
 
+def test_a_dossier_that_came_names_no_file_outside_the_run(simulated: Path, tmp_path: Path) -> None:
+    """Where somebody looks its numbers up, it would be read (and ``/dev/zero`` has no last line)."""
+    write_json(tmp_path / "secret.json", {"a": 5})
+    for file in (str(tmp_path / "secret.json"), f"{'../' * 40}{tmp_path}/secret.json"):
+        for cell in ({"at": "/a", "value": 5}, {"at": "lines", "value": 1}):
+            content = {"sections": [{"file": file, **cell}], "drafts": []}
+            assert len(unsourced(content, simulated)) == 1
+    content["sections"][0]["file"] = "summary.json"
+    assert len(unsourced(content, simulated)) == 1
+
+
 def test_the_same_run_gives_the_same_bytes(simulated: Path, tmp_path: Path) -> None:
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
