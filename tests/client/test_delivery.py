@@ -128,6 +128,15 @@ def test_of_two_sites_the_means_are_left_out_too() -> None:
     assert edition._row(row, "a") == {"sites": {"a": {"loss": 1.0}, "b": {}}, "loss": None, "mean": {}, "round": 1}
 
 
+def test_who_trained_and_told_nothing_is_in_no_mean() -> None:
+    """Three trained, and two of them let a metric out: their mean less one's own is the other's."""
+    loss = {"loss": 1.0}
+    row = {"sites": {"a": loss, "b": loss, "c": {}}, "loss": 1.0, "round": 1}
+    row |= {"val": {"a": {**loss, "accuracy": 0.5}, "b": {**loss, "accuracy": 0.7}, "c": loss}}
+    own = edition._row({**row, "mean": {"loss": 1.0, "accuracy": 0.6}}, "a")
+    assert own["loss"] is None and own["mean"] == {"loss": 1.0} and own["val"] == {"a": {"loss": 1.0, "accuracy": 0.5}}
+
+
 def test_a_site_that_was_away_is_named_and_gets_it_when_the_run_is_resumed(tmp_path: Path) -> None:
     made = Consortium(tmp_path)
     made.rules["b"] = replace(made.rules["b"], gate=lambda kind: _paused() if kind == "deliver" else None)
