@@ -141,7 +141,14 @@ def test_every_algorithm_makes_the_same_of_the_integers_as_of_the_floats(name: s
 
 
 def test_sums_are_for_those_that_say_so() -> None:
-    assert set(algorithm_names()) - set(BY_SUMS) == {"clipped_mean", "krum", "median", "qfedavg", "trimmed_mean"}
+    assert set(algorithm_names()) - set(BY_SUMS) == {
+        "clipped_mean",
+        "fedsgd",
+        "krum",
+        "median",
+        "qfedavg",
+        "trimmed_mean",
+    }
     base = algorithm_class("fedavg")
 
     class Own(base):  # type: ignore[misc, valid-type]
