@@ -20,7 +20,7 @@ from client.models import KEPT, MODELS
 from client.personal import own_parts
 from client.state import SiteStore
 from fed_diffmic.config.site import SiteConfig
-from fed_diffmic.config.spec import RunSpec
+from fed_diffmic.config.spec import RunSpec, without_paths
 from fed_diffmic.errors import FedDiffmicError, ModelFileError
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.audit import AuditLog, read_lines
@@ -113,6 +113,8 @@ class Delivery:
         """Write the whole model into ``part``, verified, with its line in the audit log."""
         value, statement = self._judged(spec, request, part)
         states = self._states(value["digests"], statement, request)
+        # Once more: what the site keeps already did not travel, and nobody said how large it is.
+        self._bound(sum(tensor.nbytes for state in states.values() for tensor in state.values()))
         for stage, tensors in states.items():
             save_tensors(part / "final" / f"{stage}.safetensors", tensors)
         try:
@@ -142,10 +144,10 @@ class Delivery:
         Raises:
             SiteError: it is refused.
         """
-        header, most = request.header, int(self.config.policy.model_mib * 2**20)
-        if max(header["size"], request.tensor_bytes) > most or request.tensor_bytes > header["size"]:
-            raise SiteError(failures.MODEL_SIZE, f"{header['size']} bytes; policy.model_mib is {most >> 20}")
-        key = self._key
+        header, key = request.header, self._key
+        self._bound(max(header["size"], request.tensor_bytes))
+        if request.tensor_bytes > header["size"]:
+            raise SiteError(failures.MODEL_SIZE, f"{request.tensor_bytes} bytes; it was to be {header['size']}")
         (part / "final").mkdir(mode=0o700, parents=True)
         atomic_write(part / "final" / "model.json", header["model_json"].encode())
         atomic_write(part / "final" / PROVENANCE, header["provenance"].encode())
@@ -159,10 +161,21 @@ class Delivery:
         value = _facts(header["model_json"])
         if value["run"] != spec.run_id or statement.get("edition") != header["site"]:
             raise SiteError(failures.MODEL_RUN, "the signed model is of another run, or made for another site")
-        self._compare(spec.run_id, statement, value["calibration"])
+        if value["spec"] != json.loads(without_paths(spec).to_json()):
+            # Its weights fit the site's log whatever its classes are called, and however an answer is made of them.
+            raise SiteError(failures.MODEL_OTHER, "model.json holds other settings or classes than the run's study")
+        self._compare(spec.run_id, statement, value["calibration"], value["sureness"])
         return value, statement
 
-    def _compare(self, run: str, statement: Mapping[str, Any], calibration: Mapping[str, Any]) -> None:
+    def _bound(self, size: int) -> None:
+        """Raises for weights of more bytes than the site takes."""
+        most = int(self.config.policy.model_mib * 2**20)
+        if size > most:
+            raise SiteError(failures.MODEL_SIZE, f"{size} bytes; policy.model_mib is {most >> 20}")
+
+    def _compare(
+        self, run: str, statement: Mapping[str, Any], calibration: Mapping[str, Any], sureness: Mapping[str, Any]
+    ) -> None:
         """Hold what was signed against this site's own log.
 
         Raises:
@@ -174,7 +187,7 @@ class Delivery:
             raise SiteError(failures.MODEL_UNASKED)
         seen, _ = coordinator_heads(lines, [self._key], site=site, run=run)
         try:
-            found = list(model_findings(statement, calibration, lines, seen, site=site, run=run))
+            found = list(model_findings(statement, calibration, lines, seen, site=site, run=run, sureness=sureness))
         except (
             AttributeError,
             KeyError,
@@ -226,7 +239,8 @@ def _facts(text: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(text)
-        found = {"run": value["spec"]["run_id"], "digests": value["digests"], "calibration": value["calibration"]}
+        found = {name: value[name] for name in ("spec", "digests", "calibration", "sureness")}
+        found["run"] = value["spec"]["run_id"]
         if not all(type(digest) is str for digest in found["digests"].values()):
             raise TypeError
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:

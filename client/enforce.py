@@ -19,6 +19,7 @@ import numpy as np
 from client.floors import SiteFloors
 from client.masked_rules import Clearance
 from client.privacy import is_private, planned_batches
+from client.requests import answer_header
 from client.site import Rules, Site
 from client.state import SiteStore
 from client.studies import kept_study
@@ -205,6 +206,20 @@ class Enforcement:
             )
             self._floors(site).check_update(key, request_name(header), train, planned)
             self._planned = planned
+        if self.kind == "train" and MASKED in header:
+            # Before it is computed: a refusal afterwards tells something of this one update too, and must not be had
+            # more often than a round may be tried.
+            store.record_answer(key, self.kind, header["round"], name)
+
+    def withheld(self, request: Payload) -> Payload | None:
+        """The answer to a question of which the site tells nothing whatever comes out; none: it is to be computed.
+
+        What is not computed tells nothing by its failure or by how long it took either.
+        """
+        required = self.rules is not None and self.rules.policy.config.secure_aggregation == "required"
+        if not required or self.kind not in ("evaluate", "conform", "assess"):
+            return None
+        return Payload(f"{self.kind}.reply", answer_header(request.header))
 
     def deliver(self, spec: RunSpec, request: Payload) -> Payload:
         """Keep the model that a request holds; what says that, or that none is wanted here.

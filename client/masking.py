@@ -95,7 +95,8 @@ def masked_reply(site: Site, spec: RunSpec, request: Payload, plain: Payload) ->
     if site.judge is not None:
         site.judge(plain, request)
     facts = dict(plain.header)
-    weight = facts.pop("num_examples") if spec.strategy.weighting == "examples" else 1
+    examples = facts.pop("num_examples")  # beside the words it leaves in no case
+    weight = examples if spec.strategy.weighting == "examples" else 1
     return Payload(plain.kind, facts, {MASKED: _masked_words(site, spec, request, plain.tensors, weight)})
 
 

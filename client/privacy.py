@@ -226,6 +226,8 @@ def counts_of_run(site: Site, spec: RunSpec, echoed: str = "") -> list[float]:
 def planned_batches(site: Site, spec: RunSpec, stage: str, train: Examples) -> int:
     """Steps of a pass over the units, for the policy's bounds."""
     if site.privacy.mechanism == "distributed":
-        return max(1, round(1.0 / build_algorithm(spec.strategy).options.sample_rate))
+        algorithm = build_algorithm(spec.strategy)
+        # Any other is refused by name before anything is computed (client.distributed).
+        return max(1, round(1.0 / algorithm.options.sample_rate)) if algorithm.gradient_sums else 1
     plan: Plan = make_plan(site.privacy, spec, stage, train)
     return max(1, round(1.0 / plan.sample_rate))

@@ -101,7 +101,8 @@ class Fold:
         return Sums([self._sites[site] for site in sorted(self._sites)], self._mean, self._change, self.coarse)
 
     def _form(self, name: str, value: np.ndarray, share: float) -> int:
-        largest = max((float(np.abs(change).max()) for change, *_ in self._changes(name, value)), default=0.0)
+        # By numpy to the end: Python's `max` passes over what is not a number, behind one that is.
+        largest = float(np.max([np.abs(change).max() for change, *_ in self._changes(name, value)], initial=0.0))
         for number, form in enumerate(self._forms):
             if largest * share <= form.bound:
                 return number

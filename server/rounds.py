@@ -131,7 +131,7 @@ def run_stage(run: Federation, stage: str) -> None:
         candidate, parcel = broadcast.settle(work, request.sent, judged=judged)
         # Before the candidate is sent: a site's own line of its evaluation must find the one that it comes of.
         made = log_aggregate(hooks, spec, progress, trained.outcome, candidate, work.algorithm)
-        evaluated = MetricsAnswer({}, Outcome())
+        judge, evaluated = None, MetricsAnswer({}, Outcome())
         if judged:
             prior, asked = run.prior.tolist(), judges(run, stage)
             judge = EvaluateRequest(work.task, candidate, prior, index, deadline, work.own_states, False, parcel, asked)

@@ -236,8 +236,8 @@ def show_status(folder: Path) -> str:
         lines.append(f"listens  {value['address']}, {value['connections']} connections, {_age(value['updated'])}")
     if value["stage"]:
         lines.append(f"stage    {value['stage']}, {value['round']} of {value['rounds']} rounds done")
-    if value["figures"]:
-        lines.append("last     " + ", ".join(f"{k} {v:.3f}" for k, v in value["figures"].items()))
+    if value["metrics"]:
+        lines.append("last     " + ", ".join(f"{k} {v:.3f}" for k, v in value["metrics"].items()))
     sent = f"{value['bytes_sent'] / 1e6:,.1f} MB of tensors"
     left = duration(round(value["left_s"])) if value["left_s"] is not None else "unknown"
     lines.append(f"sent     {sent}" if over else f"left     {left} in this stage; {sent} so far")

@@ -25,7 +25,13 @@ from tests import site_rules
 COORDINATOR, OTHER = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
 SITE_KEYS = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("a", "b", "c")}
 AMPLE = Limits(1 << 20)
-TYPES = {"labels": "query.labels", "conform": "evaluate.conform", "assess": "evaluate.assess"}
+TYPES = {
+    "labels": "query.labels",
+    "mask": "query.mask",
+    "deliver": "query.deliver",
+    "conform": "evaluate.conform",
+    "assess": "evaluate.assess",
+}
 
 
 def key_of(name: str) -> Any:

@@ -15,7 +15,7 @@ from fed_diffmic.config.owners import KINDS, builtins
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 ROWS = {"dataset": "a data set", "strategy": "a federated algorithm", "partition": "a partitioner"}
-SHARED = {"dataset": set(), "strategy": {"base", "robust", "shares"}, "partition": {"base"}}
+SHARED = {"dataset": set(), "strategy": {"base", "robust", "shares", "sums", "updates"}, "partition": {"base"}}
 """Files that are no choice: what the others share."""
 
 ONE_FILE = {
@@ -114,7 +114,9 @@ def test_one_file_is_all_that_it_takes(kind: str, tmp_path: Path) -> None:
 
 def test_a_strategy_that_hospitals_take_is_named_in_their_policy() -> None:
     assert "`configs/policy/standard.yaml`" in row("strategy")
-    assert set(compose_site(None, ["policy=standard"]).policy.strategies) == set(builtins(KINDS["strategy"]))
+    assert set(compose_site(None, ["policy=standard"]).policy.strategies) == set(builtins(KINDS["strategy"])) - {
+        "fedsgd"  # its sums with shared noise are for simulations so far
+    }
 
 
 def test_every_path_that_the_page_names_is_there() -> None:

@@ -15,7 +15,7 @@ from fed_diffmic.exchange.masking.store import MemoryStore
 from fed_diffmic.provision.keys import PrivateKey, load_private
 from fed_diffmic.provision.peers import load_peers, peer_keys, standing
 
-NAME = "peers"
+NAME = "credentials.peers"
 _ACCEPT = "`fed-diffmic provision peers accept SITE --config FILE`, with that site's people on the phone."
 
 

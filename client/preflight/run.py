@@ -71,7 +71,7 @@ def _checks(config: SiteConfig, expected: Expected, parts: tuple[str, ...]) -> I
     if "credentials" in parts:
         yield from check_credentials(config)
         if ready:
-            yield from guarded("peers", lambda: check_peers(config))
+            yield from guarded("credentials.peers", lambda: check_peers(config))
     way = config.coordinator
     if "network" in parts and way.address is not None:
         yield from guarded("network", lambda: check_network(way, read_key(way)))

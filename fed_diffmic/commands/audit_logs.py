@@ -158,7 +158,8 @@ def _model_against(
     seen, found = audit_heads.coordinator_heads(lines, [coordinator], site=site, run=run)
     say.findings(found, run)
     calibration = {stage: fitted.to_json() for stage, fitted in final.calibration.items()}
-    say.findings(model_findings(statement, calibration, lines, seen, site=site, run=run), run)
+    sets = {stage: sure.to_json() for stage, sure in final.sureness.items()}
+    say.findings(model_findings(statement, calibration, lines, seen, site=site, run=run, sureness=sets), run)
     print(f"compared with the log of the site {site}: {say.bad or 'no'} problems")
     return ModelFileError.exit_code if say.bad else 0
 

@@ -17,7 +17,7 @@ def request_facts(payload: Payload, digest: str, nbytes: int) -> dict[str, Any]:
     """A request: task, run, arm, stage, round, its name, digest of its header as it travelled, bytes of tensors.
 
     And what was asked: digests of the study, which holds every number, of the weights and of the frozen base, and of
-    the calibration under which metrics are asked for.
+    the calibration and the prediction sets under which metrics are asked for.
     """
     asked = {
         name: str(payload.header[name])[:LONGEST]
@@ -26,8 +26,9 @@ def request_facts(payload: Payload, digest: str, nbytes: int) -> dict[str, Any]:
     }
     if "step" in payload.header:
         asked["step"] = str(payload.header["step"])[:LONGEST]
-    if "calibration" in payload.header:
-        asked["calibration"] = value_digest(payload.header["calibration"])
+    asked |= {
+        name: value_digest(payload.header[name]) for name in ("calibration", "sureness") if name in payload.header
+    }
     return {
         "task": payload.kind[:LONGEST],
         **place(payload.header),

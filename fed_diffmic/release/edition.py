@@ -65,8 +65,18 @@ def _row(row: Mapping[str, Any], site: str) -> dict[str, Any]:
     kept = {**row, **{name: _of(row[name], site) for name in ("val", "missing", "heads", "privacy") if name in row}}
     if "payloads" in row:
         kept["payloads"] = _payloads(row["payloads"], site)
-    kept["sites"] = {name: dict(value) if name == site else {} for name, value in row.get("sites", {}).items()}
-    return kept if len(kept["sites"]) >= FEWEST else {**kept, "loss": None, "mean": {}}
+    trained, judged = (dict(row.get(part, {})) for part in ("sites", "val"))
+    kept["sites"] = {name: dict(value) if name == site else {} for name, value in trained.items()}
+    if "loss" in row and _told(trained, "loss") < FEWEST:
+        kept["loss"] = None
+    if "mean" in row:
+        kept["mean"] = {name: value for name, value in row["mean"].items() if _told(judged, name) >= FEWEST}
+    return kept
+
+
+def _told(by_site: Mapping[str, Mapping[str, Any]], name: str) -> int:
+    """How many sites are in a mean: who trained need not have said how well."""
+    return sum(name in metrics for metrics in by_site.values())
 
 
 def _round(row: Mapping[str, Any], site: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ def model_findings(
     *,
     site: str,
     run: str,
+    sureness: Mapping[str, Any] | None = None,
 ) -> Iterator[Finding]:
     """Everything in which a final model's statement differs from what a site wrote down.
 
@@ -38,6 +39,7 @@ def model_findings(
         seen: heads of the coordinator's chain in that log, their signatures verified.
         site: its name.
         run: the run's name.
+        sureness: prediction sets of each stage of the model that has them, as JSON values; none: they are not compared.
     """
     mine = [line for line in site_lines if line.facts.get("run") == run]
     stages = statement.get("stages")
@@ -46,6 +48,8 @@ def model_findings(
         stages = {}
     for stage, bound in sorted(stages.items()):
         yield from _stage(mine, str(stage), bound, calibration)
+        if sureness is not None:
+            yield from _sets(mine, str(stage), sureness)
     yield from _payloads(statement, mine, site)
     yield from _heads(statement, site_lines, seen, site)
 
@@ -66,6 +70,17 @@ def _stage(
         yield Finding(PROBLEM, f"stage {stage}: the site's images were judged under another calibration")
     if not last and not chosen:
         yield Finding(NOTE, f"stage {stage}: this site was never asked about the result; its log proves nothing of it")
+
+
+def _sets(lines: Sequence[Line], stage: str, sureness: Mapping[str, Any]) -> Iterator[Finding]:
+    """The prediction sets under which the site's test images were judged, if it was told them."""
+    told = {
+        n.facts["sureness"]
+        for n in lines
+        if n.kind == "task" and n.facts.get("stage") == stage and "sureness" in n.facts
+    }
+    if told - {value_digest(sureness.get(stage))}:
+        yield Finding(PROBLEM, f"stage {stage}: the site's images were judged under other prediction sets")
 
 
 def _payloads(statement: Mapping[str, Any], lines: Sequence[Line], site: str) -> Iterator[Finding]:

@@ -128,6 +128,15 @@ def test_of_two_sites_the_means_are_left_out_too() -> None:
     assert edition._row(row, "a") == {"sites": {"a": {"loss": 1.0}, "b": {}}, "loss": None, "mean": {}, "round": 1}
 
 
+def test_who_trained_and_told_nothing_is_in_no_mean() -> None:
+    """Three trained, and two of them let a metric out: their mean less one's own is the other's."""
+    loss = {"loss": 1.0}
+    row = {"sites": {"a": loss, "b": loss, "c": {}}, "loss": 1.0, "round": 1}
+    row |= {"val": {"a": {**loss, "accuracy": 0.5}, "b": {**loss, "accuracy": 0.7}, "c": loss}}
+    own = edition._row({**row, "mean": {"loss": 1.0, "accuracy": 0.6}}, "a")
+    assert own["loss"] is None and own["mean"] == {"loss": 1.0} and own["val"] == {"a": {"loss": 1.0, "accuracy": 0.5}}
+
+
 def test_a_site_that_was_away_is_named_and_gets_it_when_the_run_is_resumed(tmp_path: Path) -> None:
     made = Consortium(tmp_path)
     made.rules["b"] = replace(made.rules["b"], gate=lambda kind: _paused() if kind == "deliver" else None)
@@ -225,6 +234,19 @@ def made_up(asked: Asked) -> Payload:
     return header(request, provenance=json.dumps(edition.signed(value, seals.COORDINATOR)))
 
 
+def other_names(asked: Asked) -> Payload:
+    """The run's own weights, whole and bound to its rounds, that call the classes by each other's names."""
+    spec = replace(asked.final.spec, classes=tuple(reversed(asked.final.spec.classes)))
+    return asked.of(asked.made.hooks, replace(asked.final, spec=spec))
+
+
+def other_sets(asked: Asked) -> Payload:
+    """The run's own model with prediction sets that promise another thing than those it was judged under."""
+    sets = {stage: replace(sure, n=sure.n + 1) for stage, sure in asked.final.sureness.items()}
+    assert sets
+    return asked.of(asked.made.hooks, replace(asked.final, sureness=sets))
+
+
 REFUSED: dict[str, tuple[Callable[[Asked], Payload], Mapping[str, Any], int]] = {
     "another key": (lambda a: a.of(replace(a.made.hooks, signer=seals.OTHER)), {}, failures.MODEL_SIGNATURE),
     "no statement": (lambda a: header(a.request, provenance="{}"), {}, failures.MODEL_SIGNATURE),
@@ -243,6 +265,8 @@ REFUSED: dict[str, tuple[Callable[[Asked], Payload], Mapping[str, Any], int]] = 
     ),
     "too large": (lambda a: header(a.request, size=2**20 + 1), {"model_mib": 1.0}, failures.MODEL_SIZE),
     "larger than said": (lambda a: header(a.request, size=8), {}, failures.MODEL_SIZE),
+    "other names of the classes": (other_names, {}, failures.MODEL_OTHER),
+    "other prediction sets": (other_sets, {}, failures.MODEL_OTHER),
     "not what its rounds made": (other_model, {}, failures.MODEL_OTHER),
     "not what was sent last": (made_up, {}, failures.MODEL_OTHER),
 }  # fmt: skip
@@ -255,6 +279,14 @@ def test_what_is_not_the_runs_own_model_is_refused_by_name(asked: Asked, case: s
         asked.take(make(asked), **policy)
     assert caught.value.code == code
     assert not asked.made.kept("a").exists() and not list(asked.made.kept("a").parent.glob(".*"))
+
+
+def test_weights_that_the_site_keeps_already_are_bound_too(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request without weights says nothing of their size that could be believed."""
+    monkeypatch.setattr(Delivery, "_sent_last", lambda *_: {"w": np.zeros(2**17 + 1)})
+    with pytest.raises(SiteError) as caught:
+        asked.take(replace(header(asked.request, size=0), tensors={}), model_mib=1.0)
+    assert caught.value.code == failures.MODEL_SIZE and not asked.made.kept("a").exists()
 
 
 def test_a_model_that_nobody_asked_for_is_refused_before_it_is_looked_at(asked: Asked, tmp_path: Path) -> None:

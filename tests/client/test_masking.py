@@ -137,6 +137,17 @@ def test_sealed_sites_are_summed_by_their_enrolled_keys(tmp_path: Path) -> None:
     assert sets["a"] == sets["b"] == sets["c"] and json.loads(*sets["a"])["summed"] == list(names)
 
 
+def test_sites_that_count_alike_say_no_weight(tmp_path: Path) -> None:
+    """With ``strategy.weighting=equal`` the weight under masks is 1, and the number of images does not leave."""
+    grid, _ = consortium(tmp_path)
+    strategy = StrategyConfig(secure_aggregation="masked", weighting="equal")
+    final, events = run(tmp_path, grid, strategy=strategy)
+    assert not events.of("site_refused") and not events.of("site_failed") and final.states["guidance"]
+    for name in NAMES:
+        (line,) = left(tmp_path, name)
+        assert line.facts["figures"] == {}
+
+
 def test_a_log_that_names_another_set_than_the_site_agreed_to_is_a_problem(tmp_path: Path) -> None:
     grid, _ = consortium(tmp_path)
     run(tmp_path, grid)

@@ -106,7 +106,7 @@ def test_what_is_taken_over_is_the_sites_own_model_for_good(
     assert kept and not all(np.array_equal(value, final.states["guidance"][name]) for name, value in kept.items())
     assert main(["client", "model", "compare", str(folder / IN_USE), *more]) == 0
     again = json.loads(capsys.readouterr().out)
-    assert again["figures"] == first["figures"]  # the part came along: the same metrics without the site's state
+    assert again["metrics"] == first["metrics"]  # the part came along: the same metrics without the site's state
     assert {cell["value"] for cell in again["difference"].values()} <= {0.0, None}
     if strategy == "fedbn":
         with pytest.raises(UsageError, match="--site NAME"):

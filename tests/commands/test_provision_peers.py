@@ -14,9 +14,7 @@ from fed_diffmic.exchange.audit import read_lines
 from fed_diffmic.provision.keys import fingerprint, load_public
 from fed_diffmic.provision.kit import load_kit
 from fed_diffmic.provision.peers import load_peers, peer_keys
-from tests.commands.test_provision import CONFIG, Consortium, consortium, typed
-
-__all__ = ["consortium"]  # the fixture
+from tests.commands.provisioning import CONFIG, Consortium, typed
 
 
 @pytest.fixture

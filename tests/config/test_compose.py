@@ -33,6 +33,18 @@ NEEDS = {
     ("strategy", "flower"): ["strategy.class_path=flwr.serverapp.strategy.FedMedian"],
     ("partition", "saved"): ["partition.file=/somewhere/partition.csv"],
     ("conditions", "unreliable"): ["run.quorum=0.5"],
+    ("strategy", "fedsgd"): [
+        "privacy=dp_sgd",
+        "privacy.mechanism=distributed",
+        "privacy.budget_alone=50",
+        "strategy.noise_share=8",
+        "stages.guidance.steps=1",
+        "stages.guidance.epochs=1",
+        "stages.diffusion.steps=1",
+        "stages.diffusion.epochs=1",
+        "model.norm=group",
+        "model.encoder_norm=group",
+    ],
     ("privacy", "dp_sgd"): ["model.norm=group", "model.encoder_norm=group"],
 }
 

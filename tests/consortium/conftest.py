@@ -2,8 +2,7 @@
 
 import pytest
 
-from tests.consortium.moments import training
-from tests.consortium.settings import final_weights, simulate, weights_of_rounds, write_data
+from tests.consortium.settings import final_weights, simulate, training, weights_of_rounds, write_data
 
 
 @pytest.fixture(scope="session")

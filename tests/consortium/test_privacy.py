@@ -12,9 +12,8 @@ from fed_diffmic.privacy.account import read_account
 from fed_diffmic.privacy.accounting import Mechanism, epsilon
 from fed_diffmic.release.provenance import PROVENANCE, verify_statement
 from tests.consortium.harness import consortium, summary
-from tests.consortium.moments import training
 from tests.consortium.programs import BIN, START_S, environment, wait
-from tests.consortium.settings import SITES
+from tests.consortium.settings import SITES, training
 
 DELTA = 1e-3
 ROUND = Mechanism(1 / 3, 2.0, 3)  # 4 of 12 images a step, one pass

@@ -68,7 +68,7 @@ def test_fewer_than_k_windows_names_k_h_and_stride(tiny: Build) -> None:
         ({"guidance_backbone": "resnet81"}, "model.guidance_backbone", "resnet18"),
         ({"region_backbone": "nothing_like_it_at_all"}, "model.region_backbone", "the name of a timm model"),
         ({"prior_backbone": "hf-hub:timm/resnet18.a1_in1k"}, "model.prior_backbone", "the name of a timm model"),
-        ({"feature_stride": 64}, "model.feature_stride", "one of 2, 4, 8, 16, 32 for test_resnet"),
+        ({"feature_stride": 64}, "model.feature_stride", "one of 4, 8, 16, 32 for test_resnet"),
         ({"frozen_blocks": 9}, "model.frozen_blocks", "0 to 3 for test_resnet"),
         ({"sampling_steps": 50, "timesteps": 20}, "model.sampling_steps", "at most model.timesteps=20"),
         (

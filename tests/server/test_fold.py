@@ -141,7 +141,14 @@ def test_every_algorithm_makes_the_same_of_the_integers_as_of_the_floats(name: s
 
 
 def test_sums_are_for_those_that_say_so() -> None:
-    assert set(algorithm_names()) - set(BY_SUMS) == {"clipped_mean", "krum", "median", "qfedavg", "trimmed_mean"}
+    assert set(algorithm_names()) - set(BY_SUMS) == {
+        "clipped_mean",
+        "fedsgd",
+        "krum",
+        "median",
+        "qfedavg",
+        "trimmed_mean",
+    }
     base = algorithm_class("fedavg")
 
     class Own(base):  # type: ignore[misc, valid-type]
@@ -200,6 +207,19 @@ def test_what_fits_no_form_is_refused_and_leaves_the_sum_as_it_was() -> None:
     with pytest.raises(FixedPointError, match="larger than the sum leaves room for"):
         made.add(some[2], 1.0)
     assert bits(made) == two and made.sums().count == 2 and made.coarse == {}
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_is_refused_wherever_it_stands(number: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind numbers that are: nothing of what stands before it is added."""
+    monkeypatch.setattr(fold_module, "_BLOCK", 2)
+    some = updates(5, [1, 1, 1], 0.01)
+    two = bits(fold(some[:2], 5, 1.0))
+    made = fold(some[:2], 5, 1.0)
+    some[2].tensors["w"][4, 1] = number
+    with pytest.raises(FixedPointError, match="larger than the sum leaves room for"):
+        made.add(some[2], 1.0)
+    assert bits(made) == two
 
 
 def test_no_site_is_in_a_sum_twice() -> None:

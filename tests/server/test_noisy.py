@@ -19,6 +19,7 @@ from torch import nn
 from client import distributed as client_distributed
 from client import site as client_site
 from client.distributed import check_mechanism
+from client.privacy import planned_batches
 from client.site import Protection, Site
 from fed_diffmic.algorithms import build_algorithm
 from fed_diffmic.config.privacy import PrivacyConfig
@@ -220,6 +221,13 @@ def test_a_site_shares_noise_with_its_like_alone(tmp_path: Path) -> None:
     with pytest.raises(RoundError, match="privacy.mechanism=distributed"):
         run(tmp_path / "2", PRIVACY, plain)
     assert not (tmp_path / "2" / "sites" / "a" / "arms").exists()  # nothing was charged
+
+
+def test_a_real_site_that_shares_noise_tells_another_runs_request_from_a_fault(tmp_path: Path) -> None:
+    """Its steps are counted before it is refused by name, and an algorithm of another kind says no sample rate."""
+    real = Site("a", tmp_path, toy_site("a", 1), "cpu", privacy=PRIVACY, real=True)
+    assert planned_batches(real, toy_spec(), "plain", real.data.train) == 1
+    assert planned_batches(real, spec(), "plain", real.data.train) >= 1
 
 
 @pytest.mark.parametrize("more", [{}, {"masked": {}}])

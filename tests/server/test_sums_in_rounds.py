@@ -119,7 +119,7 @@ def test_what_is_set_aside_lies_in_no_memory_and_has_no_name(tmp_path: Path, ans
     for update in answer.updates:
         assert all(isinstance(value.base, np.ndarray) for value in update.tensors.values())
         assert isinstance(update.tensors["head.weight"], np.memmap)
-    assert {p.suffix for p in (tmp_path / "run" / "checkpoints").iterdir()} <= {".json", ".safetensors", ""}
+    assert {p.suffix for p in (tmp_path / "run" / "checkpoints").iterdir()} <= {".json", ".jsonl", ".safetensors", ""}
 
 
 def wrong_piece(which: int) -> Any:
@@ -205,7 +205,7 @@ def test_a_coordinator_that_dies_with_half_a_sum_ends_with_the_same_bits(
     again, events = federate(tmp_path / "2", bounds=bounds)
     assert events.of("federation_resumed") and again.digests == whole.digests
     named = {path.suffix for path in (tmp_path / "2" / "run" / "checkpoints").iterdir()}
-    assert named <= {".json", ".safetensors", ""}
+    assert named <= {".json", ".jsonl", ".safetensors", ""}
 
 
 def far(reply: Message, message: Message) -> Message:

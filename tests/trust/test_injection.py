@@ -32,9 +32,8 @@ from fed_diffmic.files import tensors_digest
 from fed_diffmic.training.stages import build_module, exchanged, initial_state
 from fed_diffmic.transport.messages import task_message
 from tests.consortium.harness import Consortium, consortium, summary
-from tests.consortium.moments import training
 from tests.consortium.programs import wait
-from tests.consortium.settings import SITES, write_data
+from tests.consortium.settings import SITES, training, write_data
 
 VICTIM, INTRUDER = SITES[:2]
 ROUNDS = 5

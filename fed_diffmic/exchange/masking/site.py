@@ -231,12 +231,13 @@ class MaskingSite:
             ``{"seed": {name: share}, "mask": {name: share}}``, in hexadecimal.
 
         Raises:
-            MaskingError: this site signed no set, or too few others signed the same.
+            MaskingError: this site signed no set, too few others signed the same, or a site of it counts no more.
         """
         state = self._state(session)
         if not state["set"]:
             raise MaskingError(OUT_OF_TURN, "this site signed no set")
         chosen = SurvivorSet.parse(state["set"])
+        self._check_company(chosen.summed)  # whom people took out since the set was signed is given no sum
         for name, signature in signatures.items():
             key = self.roster.get(name)
             if name not in chosen.summed or key is None or not keys.signed_set(state["set"], signature, key):

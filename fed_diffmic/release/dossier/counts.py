@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fed_diffmic.release.dossier.facts import Fact, Sources
+from fed_diffmic.release.dossier.facts import SUMMARY, Fact, Sources
 from fed_diffmic.training.few import suppress
 
+SPLITS = ("train", "val", "test")
 LEAST = 10
 """Images; the default of a site's ``policy.min_count``."""
 FEW = "kept back: few images, or one that few could be had from by subtraction"
@@ -40,6 +41,24 @@ def count_facts(
         fact = sources.fact(file, *place, key) if may else None
         facts.append(fact or sources.withheld(NOT_SAID if count is None else FEW, file, *place, key))
     return facts
+
+
+def split_keys(sources: Sources, site: str) -> list[str]:
+    """What the summary calls a site's numbers of training, validation and test images."""
+    own = sources.at(SUMMARY, "sites", site) or {}
+    return [f"n_{split}" if f"n_{split}" in own else split for split in SPLITS]
+
+
+def total_tells(sources: Sources, split: str, least: int) -> bool:
+    """Whether the images of a split at all sites together would give away how many a site has that are kept back."""
+    hidden = []
+    for site in sources.at(SUMMARY, "sites") or {}:
+        keys = split_keys(sources, site)
+        facts = count_facts(sources, SUMMARY, ("sites", site), keys, least)
+        said = sources.at(SUMMARY, "sites", site, keys[SPLITS.index(split)])
+        if "withheld" in facts[SPLITS.index(split)] and type(said) is int:  # what a site kept back is in no total
+            hidden.append(said)
+    return bool(hidden) and (len(hidden) == 1 or sum(hidden) < least)
 
 
 def subgroup_values(values: Mapping[str, Mapping[str, Any]], total: int | None, least: int) -> set[str]:

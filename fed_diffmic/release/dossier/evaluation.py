@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fed_diffmic.release.dossier.counts import FEW, LEAST, NOT_SAID, shown, subgroup_values
+from fed_diffmic.release.dossier.counts import FEW, LEAST, NOT_SAID, shown, subgroup_values, total_tells
 from fed_diffmic.release.dossier.facts import (
     SUMMARY,
     Block,
@@ -94,9 +94,9 @@ def _classes(sources: Sources, least: int) -> list[Block]:
     words = words_of(sources.tree(SUMMARY))
     classes = [name for name in sources.at(SUMMARY, "classes") if name in block]
     may = shown([block[name]["positives"] for name in classes], least)
-    lines = []
+    lines, counted = [], not total_tells(sources, "test", least)
     for name, open_ in zip(classes, may, strict=True):
-        cells: list[Fact | None] = [_or_few(sources, open_, *place, name, "positives")]
+        cells: list[Fact | None] = [_or_few(sources, open_ and counted, *place, name, "positives")]
         cells += [_or_few(sources, open_, *place, name, key) for key in ("auroc", "sensitivity", "specificity")]
         cells += [_or_few(sources, open_, "operating_points", name, point) for point in POINTS]
         lines.append([f"{words[name]} ({name})" if name in words else name, *cells])
@@ -173,15 +173,16 @@ def sureness(sources: Sources, least: int = LEAST) -> dict[str, Any]:
     """Calibration, prediction sets and their coverage, and which uncertainty tells errors."""
     if not sources.tree(SUMMARY):
         return section("sureness", "Calibration and coverage", missing("The run's folder holds no summary.json."))
-    blocks = [*_calibration(sources), *_coverage(sources, least), *_measures(sources)]
+    blocks = [*_calibration(sources, least), *_coverage(sources, least), *_measures(sources, least)]
     return section("sureness", "Calibration and coverage", *blocks)
 
 
-def _calibration(sources: Sources) -> list[Block]:
-    rows = named(
+def _calibration(sources: Sources, least: int) -> list[Block]:
+    fitted = _or_few(sources, not total_tells(sources, "val", least), "calibration", "n")
+    rows = [["validation images that it was fitted on", fitted]] if fitted else []
+    rows += named(
         sources,
         [
-            ("validation images that it was fitted on", SUMMARY, ("calibration", "n")),
             ("scale of the score", SUMMARY, ("calibration", "scale")),
             ("weight of the class shares", SUMMARY, ("calibration", "prior_weight")),
             ("mean negative log-likelihood, nats", SUMMARY, ("calibration", "nll")),
@@ -233,13 +234,15 @@ def _coverage(sources: Sources, least: int) -> list[Block]:
     ]
 
 
-def _measures(sources: Sources) -> list[Block]:
+def _measures(sources: Sources, least: int) -> list[Block]:
     measures = sources.at(SUMMARY, "sureness", "measures") or []
-    rows = []
-    for place in range(len(measures)):
+    rows, counted = [], not total_tells(sources, "val", least)
+    for place, one in enumerate(measures):
         spot = ("sureness", "measures", place)
-        keys = ("measure", "auroc", "low", "high", "n", "errors")
-        rows.append([sources.fact(SUMMARY, *spot, key) for key in keys])
+        told = [sources.fact(SUMMARY, *spot, key) for key in ("measure", "auroc", "low", "high")]
+        errors = counted and all(shown([one["errors"], one["n"] - one["errors"]], least))
+        told += [_or_few(sources, counted, *spot, "n"), _or_few(sources, errors, *spot, "errors")]
+        rows.append(told)
     if not rows:
         return [missing("Uncertainty of single images: no measure of it was tested on this run's validation images.")]
     columns = ["measure", "finds errors (AUROC)", "from", "to", "validation images", "errors among them"]

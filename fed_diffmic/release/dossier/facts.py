@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -47,8 +47,17 @@ class Sources:
         self._extra[name] = path
 
     def path(self, name: str) -> Path:
-        """Where a file lies."""
-        return self._extra.get(name, self.folder / name)
+        """Where a file lies.
+
+        Raises:
+            ValueError: it is no name of a file in the run's folder. A dossier that came may name anything.
+        """
+        if name in self._extra:
+            return self._extra[name]
+        inside = PurePath(name)
+        if inside.is_absolute() or ".." in inside.parts:
+            raise ValueError(f"{name} is no file of the run")
+        return self.folder / inside
 
     def tree(self, name: str) -> Any:
         """What a JSON or YAML file holds; none where there is no such file.

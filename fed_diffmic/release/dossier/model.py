@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fed_diffmic.release.dossier.counts import FEW, LEAST, count_facts, subgroup_values
+from fed_diffmic.release.dossier.counts import FEW, LEAST, count_facts, split_keys, subgroup_values
 from fed_diffmic.release.dossier.facts import (
     CONFIG,
     MODEL,
@@ -114,10 +114,7 @@ def data_statement(sources: Sources, least: int = LEAST) -> dict[str, Any]:
 def _images(sources: Sources, sites: list[str], least: int) -> Block:
     rows = []
     for site in sites:
-        own = sources.at(SUMMARY, "sites", site) or {}
-        keys = [("n_train" if "n_train" in own else "train"), ("n_val" if "n_val" in own else "val")]
-        keys.append("n_test" if "n_test" in own else "test")
-        rows.append([site, *count_facts(sources, SUMMARY, ("sites", site), keys, least)])
+        rows.append([site, *count_facts(sources, SUMMARY, ("sites", site), split_keys(sources, site), least)])
     return table("Images", ["site", "training", "validation", "test"], rows)
 
 
@@ -139,7 +136,8 @@ def _of_site(sources: Sources, site: str, least: int) -> list[Block]:
         held = [column for column in columns if any(name in column.lower() for name in names)]
         rows = []
         for column in held:
-            may = subgroup_values(columns[column], sources.at(SUMMARY, "sites", site, "n_test"), least)
+            tested = sources.at(SUMMARY, "sites", site, split_keys(sources, site)[2])
+            may = subgroup_values(columns[column], tested, least)
             for value in sorted(columns[column]):
                 place = ("subgroups", site, column, value, "n")
                 count = sources.fact(SUMMARY, *place) if value in may else sources.withheld(FEW, SUMMARY, *place)

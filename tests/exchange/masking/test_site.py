@@ -96,6 +96,16 @@ def test_a_company_without_the_site_itself_is_refused() -> None:
     refused(STRANGER, lambda: parties.sites[A].commit(SESSION, parties.set_of([B, C, D])))
 
 
+def test_a_peer_that_people_take_out_after_the_set_was_signed_is_given_no_sum() -> None:
+    """Shares are the last thing that can be kept back; without its signature there are still enough."""
+    parties = Parties(4)
+    parties.mask()
+    text = parties.set_of(parties.names)
+    signatures = {name: parties.sites[name].commit(SESSION, text) for name in (A, B, C)}
+    del parties.roster[D]
+    refused(STRANGER, lambda: parties.restarted(A).unmask(SESSION, signatures))
+
+
 # ---- one set for a round -----------------------------------------------------------------------
 def test_a_second_set_of_the_round_is_refused_whatever_the_attempt() -> None:
     parties = Parties(5)

@@ -130,6 +130,26 @@ def test_few_images_are_kept_back_and_so_is_what_gives_them_away(simulated: Path
             assert all("withheld" in told[f"/global/test/per_class/{name}/{key}"] for key in keys)
 
 
+def test_no_total_over_sites_gives_away_what_is_kept_back_at_one(tmp_path: Path, summary: dict[str, Any]) -> None:
+    """All validation images less those of the other sites are those of the one that has few."""
+    few = copy.deepcopy(summary)
+    for site in SITES:
+        few["sites"][site] |= {"n_train": 100, "n_val": 40, "n_test": 40}
+    open_ = build(write_simulation(tmp_path / "many", few))
+    for split, places in {
+        "val": ("/calibration/n", "/sureness/measures/0/n", "/sureness/measures/0/errors"),
+        "test": ("/global/test/per_class/nv/positives",),
+    }.items():
+        one = copy.deepcopy(few)
+        one["sites"][SITES[0]][f"n_{split}"] = 5
+        kept = build(write_simulation(tmp_path / split, one))
+        for place in places:
+            before, after = (
+                [cell for cell in cells(content["sections"]) if cell["at"] == place] for content in (open_, kept)
+            )
+            assert len(before) == len(after) == 1 and "value" in before[0] and "withheld" in after[0], place
+
+
 def test_markup_in_names_is_text(tmp_path: Path, summary: dict[str, Any]) -> None:
     bad = "<img src=x onerror=alert(1)>"
     text = json.dumps(summary).replace(f'"{SITES[0]}"', json.dumps(bad)).replace('"mel"', '"me|`l"')
@@ -142,6 +162,17 @@ def test_markup_in_names_is_text(tmp_path: Path, summary: dict[str, Any]) -> Non
         assert "<img" not in draft.replace("\\<img", "") and "\\<img src=x" in draft
         for line in draft.splitlines():
             assert not line.startswith("|") or line.endswith("|")
+
+
+def test_a_dossier_that_came_names_no_file_outside_the_run(simulated: Path, tmp_path: Path) -> None:
+    """Where somebody looks its numbers up, it would be read (and ``/dev/zero`` has no last line)."""
+    write_json(tmp_path / "secret.json", {"a": 5})
+    for file in (str(tmp_path / "secret.json"), f"{'../' * 40}{tmp_path}/secret.json"):
+        for cell in ({"at": "/a", "value": 5}, {"at": "lines", "value": 1}):
+            content = {"sections": [{"file": file, **cell}], "drafts": []}
+            assert len(unsourced(content, simulated)) == 1
+    content["sections"][0]["file"] = "summary.json"
+    assert len(unsourced(content, simulated)) == 1
 
 
 def test_the_same_run_gives_the_same_bytes(simulated: Path, tmp_path: Path) -> None:
