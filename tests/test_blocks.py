@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from fed_diffmic.cli import _check_commands, _parser
+from fed_diffmic.commands.site_models import WAYS
 from fed_diffmic.config.compose import compose, compose_server, compose_site
 from fed_diffmic.console import Parser, split_settings
 from fed_diffmic.errors import ConfigError, UsageError
@@ -127,6 +128,9 @@ def check_ours(words: list[str], block: Block, scratch: Path) -> None:
     known, left = parser.parse_known_args(words)
     settings = split_settings(known.parser, getattr(known, "settings", []), left)
     assert hasattr(known, "settings") or not left, left
+    if words[:2] == ["client", "model"]:  # what is done with which model stands among the settings
+        assert settings[0] in WAYS
+        settings = [word for word in settings if "=" in word]
     if words[0] == "experiment" and settings and hasattr(known, "name"):
         check_experiment(experiment_file(known.name, block, scratch), settings)
     elif settings and words[:2] == ["data", "from-dicom"]:
