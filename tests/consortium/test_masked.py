@@ -62,6 +62,6 @@ def test_a_site_that_does_not_come_back_ends_the_round_by_name_and_nothing_is_un
         server = made.start_server()
         wait_step(made, "commit", 1, SITES[0])
         kill(programs[SITES[0]])
-        assert server.wait(300) == 6, server.said()
+        assert server.wait(300) == 5, server.said()
         assert "2 sites gave signatures of the set, 3 are needed; nothing was unmasked" in server.said()
         assert SITES[0] in server.said() and not (made.run_dir / "final").exists()
