@@ -76,7 +76,7 @@ class FlowerAlgorithm(Algorithm):
         """One round of the strategy.
 
         Raises:
-            ConfigError: the strategy needs something of its sites that ours do not do, or keeps server_state
+            ConfigError: the strategy needs something of its sites that ours do not do, or keeps state
                 that cannot be saved.
             RoundError: it returned no weights (for example too few sites for what it assumes).
         """
