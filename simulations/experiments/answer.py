@@ -17,14 +17,15 @@ from simulations.experiments.elsewhere import Elsewhere
 
 NAMES = {"balanced_accuracy": "balanced accuracy", "auroc_macro": "macro AUROC"}
 RANKED = "auroc_macro"
+STAR = "★"  # not an asterisk: two of those in a paragraph are italics to Markdown, and both vanish
 PERSONAL = ("finetune", "head", "mixture")
 
 
 def gap_text(gap: Difference | None) -> str:
-    """``+0.031 (+0.002 to +0.060) above*``; a star where it holds after Holm's correction too."""
+    """``+0.031 (+0.002 to +0.060) above★``; a star where it holds after Holm's correction too."""
     if gap is None:
         return "-"
-    star = "*" if gap.adjusted < 0.05 and gap.verdict != "not shown" else ""
+    star = STAR if gap.adjusted < 0.05 and gap.verdict != "not shown" else ""
     return f"{gap.mean:+.3f} ({gap.low:+.3f} to {gap.high:+.3f}) {gap.verdict}{star}"
 
 
@@ -174,5 +175,6 @@ def _how_sure(section: Section) -> str:
     return (
         f"How sure: every image was a test image once ({section.folds} folds, {seeds} as repeats of the whole). "
         "Intervals of 95 % over patients or lesions (macro AUROC: DeLong's variance; balanced accuracy: bootstrap) and "
-        f"over seeds; each holds for itself, so of twenty without any true difference one looks like one.{missing}"
+        "over seeds; each holds for itself, so of twenty without any true difference one looks like one; a "
+        f"{STAR} holds for all comparisons of its kind together (Holm's correction).{missing}"
     )

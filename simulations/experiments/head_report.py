@@ -17,7 +17,7 @@ import yaml
 
 from fed_diffmic.errors import UsageError
 from fed_diffmic.files import atomic_write, load_tensors, read_json
-from simulations.experiments.answer import table
+from simulations.experiments.answer import STAR, table
 from simulations.experiments.compare import Difference, holm
 from simulations.experiments.head import FACTS
 from simulations.experiments.head_metrics import AURC, AUROC, Judged, alone, better, gap, judge
@@ -206,7 +206,7 @@ def _against(methods: Mapping[str, Method], reference: str, metrics: Sequence[st
 def _gap_text(metric: str, found: Difference | None) -> str:
     if found is None:
         return "-"
-    star = "*" if found.adjusted < 0.05 and found.verdict != "not shown" else ""
+    star = STAR if found.adjusted < 0.05 and found.verdict != "not shown" else ""
     return f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f}) {better(metric, found)}{star}"
 
 

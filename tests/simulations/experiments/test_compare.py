@@ -2,10 +2,20 @@
 
 import math
 
+import markdown
 import numpy as np
 import pytest
 
-from simulations.experiments.compare import critical_difference, difference, holm, metrics, over_sites, positives
+from simulations.experiments.answer import STAR, gap_text
+from simulations.experiments.compare import (
+    Difference,
+    critical_difference,
+    difference,
+    holm,
+    metrics,
+    over_sites,
+    positives,
+)
 
 
 def test_the_corrected_interval_by_hand():
@@ -79,3 +89,11 @@ def test_over_sites_leaves_out_what_is_not_defined():
 def test_critical_difference_of_demsars_example():
     """Demsar 2006, section 3.2.3: four classifiers, 14 data sets: q = 2.569, CD = 1.25."""
     assert critical_difference(4, 14) == pytest.approx(1.25, abs=0.005)
+
+
+def test_two_gaps_in_one_paragraph_keep_their_stars_when_a_page_is_made_of_them():
+    """Two asterisks were a pair to Markdown: the words between became italics and both marks were gone."""
+    shown = Difference(mean=0.1, low=0.05, high=0.15, p=0.001, wins=3, adjusted=0.002)
+    hidden = Difference(mean=0.1, low=-0.05, high=0.25, p=0.2, wins=2, adjusted=0.4)
+    page = markdown.markdown(f"**{gap_text(shown)}, then {gap_text(hidden)}, then {gap_text(shown)}**")
+    assert "<em>" not in page and page.count(STAR) == 2 and page.count(f"above{STAR}") == 2
