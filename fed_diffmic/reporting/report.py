@@ -226,8 +226,8 @@ def _calibration(summary: Mapping[str, Any]) -> Html:
     )
     if fitted.get("blend"):
         said += (
-            f" The score is {1 - fitted['blend']:g} of the sampler's and {fitted['blend']:g} of the guidance network's,"
-            " shares fitted with the rest."
+            f" The score is {1 - fitted['blend']:g} of the second network's and {fitted['blend']:g} of the guidance"
+            " network's, shares fitted with the rest."
         )
     return page.paragraph(said, "soft")
 

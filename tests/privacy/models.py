@@ -14,7 +14,8 @@ from tests.toy import CLASSES, ToyCache, toy_spec
 def private_spec(preset, *, encoders="train", task="multiclass", draws=2, **stage):
     """A spec of ``preset``'s network without live batch norm."""
     model = compose(None, [f"model={preset}"]).model
-    model = replace(model, norm="group", encoder_norm="frozen" if preset == "compact" else "group", frozen_blocks=0)
+    norm = "frozen" if preset == "compact" else "group"
+    model = replace(model, denoiser="noise", norm="group", encoder_norm=norm, frozen_blocks=0)
     spec = toy_spec(loss="balanced", draws=draws, encoders=encoders, **stage)
     return replace(spec, model=model, task=task)
 
