@@ -9,6 +9,7 @@ under masks nobody can.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ from fed_diffmic.provision.peers import peer_keys
 BASE = "base/"
 FOLDER = "masking"
 """Of the site's folder: what must be known of the last sum of each run, stage and arm. Never purged."""
-FIELDS = {"session": str, "sealed": dict, "norm": float, "most_weight": int, "summands": int}
+TURN: dict[str, type] = {"session": str, "sealed": dict}
+"""What a request says of a masked sum whose form the site knows by itself."""
+FIELDS: dict[str, type] = {**TURN, "norm": float, "most_weight": int, "summands": int}
 _CODES = {STRANGER: PEERS, FEW: FEW_PEERS}
 
 
@@ -97,28 +100,106 @@ def masked_reply(site: Site, spec: RunSpec, request: Payload, plain: Payload) ->
     facts = dict(plain.header)
     examples = facts.pop("num_examples")  # beside the words it leaves in no case
     weight = examples if spec.strategy.weighting == "examples" else 1
-    return Payload(plain.kind, facts, {MASKED: _masked_words(site, spec, request, plain.tensors, weight)})
+    return Payload(plain.kind, facts, {MASKED: _masked_update(site, spec, request, plain.tensors, weight)})
 
 
-def _masked_words(site: Site, spec: RunSpec, request: Payload, tensors: Tensors, weight: int) -> np.ndarray:
-    header, asked = request.header, request.header[MASKED]
-    if set(asked) != set(FIELDS) or any(type(asked[name]) is not kind for name, kind in FIELDS.items()):
-        raise SiteError(BAD_REQUEST)
+def _masked_update(site: Site, spec: RunSpec, request: Payload, tensors: Tensors, weight: int) -> np.ndarray:
+    header, asked = request.header, _asked(request.header, FIELDS)
     if asked["norm"] != spec.strategy.masked_norm:
         raise SiteError(BAD_REQUEST, "the bound of an update's norm is not that of the run's settings")
     session = session_of(header, asked["session"])
     reference = {name: value for name, value in request.tensors.items() if not name.startswith(BASE)}
     try:
         form = UpdateForm(reference, asked["summands"], asked["norm"], asked["most_weight"], bits=session.bits)
-        task = task_digest(header, form.digest)
-        if (session.task, session.fraction, session.length) != (task, form.numbers.fraction, form.length):
-            raise SiteError(MASKING, "the session is that of another model, other settings or another form of words")
-        words = part_of(site).mask(session, asked["sealed"], form.encode(tensors, min(weight, form.most_weight)))
-    except MaskingError as error:
-        raise refused(error) from error
+        turn = _turn(site, header, session, WordForm(form.digest, form.bits, form.numbers.fraction, form.length))
+        return turn.masked(form.encode(tensors, min(weight, form.most_weight)))
     except FixedPointError as error:
         raise SiteError(MASKING, error.cause) from error
-    return words.view(f"<i{session.bits // 8}").astype(f"int{session.bits}", copy=False)
+
+
+@dataclass(frozen=True)
+class WordForm:
+    """How a site's words are written, as far as a session says it.
+
+    Attributes:
+        digest: names the form.
+        bits, fraction, length: of the words.
+    """
+
+    digest: str
+    bits: int
+    fraction: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A site's turn in a masked sum: a session that is of this very task, in which it may mask.
+
+    Attributes:
+        part: of the site.
+        session: of the sum.
+        sealed: what the other sites sealed for this one.
+    """
+
+    part: MaskingSite
+    session: Session
+    sealed: Mapping[str, str]
+
+    def sites(self, *, anew: bool = False) -> int:
+        """How many sites share the sum's secrets, if words may be masked now.
+
+        Args:
+            anew: none may have been masked in this attempt before.
+
+        Raises:
+            SiteError: they may not.
+        """
+        try:
+            return self.part.may_mask(self.session, self.sealed, anew=anew)
+        except MaskingError as error:
+            raise refused(error) from error
+
+    def masked(self, words: np.ndarray) -> np.ndarray:
+        """Words under masks, as the signed type that a payload carries.
+
+        Raises:
+            SiteError: the site does not go on with the sum.
+        """
+        try:
+            found = self.part.mask(self.session, self.sealed, words)
+        except MaskingError as error:
+            raise refused(error) from error
+        bits = self.session.bits
+        return found.view(f"<i{bits // 8}").astype(f"int{bits}", copy=False)
+
+
+def turn_of(site: Site, header: Mapping[str, Any], form: WordForm) -> Turn:
+    """A site's turn in a sum whose form it knows by itself; nothing is changed or computed.
+
+    Raises:
+        SiteError: the session is not that of the model, settings and form that are known here, or it is not the time.
+    """
+    return _turn(site, header, session_of(header, _asked(header, TURN)["session"]), form)
+
+
+def _turn(site: Site, header: Mapping[str, Any], session: Session, form: WordForm) -> Turn:
+    said = (session.task, session.bits, session.fraction, session.length)
+    if said != (task_digest(header, form.digest), form.bits, form.fraction, form.length):
+        raise SiteError(MASKING, "the session is that of another model, other settings or another form of words")
+    return Turn(part_of(site), session, header[MASKED]["sealed"])
+
+
+def _asked(header: Mapping[str, Any], fields: Mapping[str, type]) -> dict[str, Any]:
+    """What a request says of its masked sum.
+
+    Raises:
+        SiteError: other fields, or of other types.
+    """
+    asked: dict[str, Any] = header[MASKED]
+    if set(asked) != set(fields) or any(type(asked[name]) is not kind for name, kind in fields.items()):
+        raise SiteError(BAD_REQUEST)
+    return asked
 
 
 def refused(error: MaskingError) -> SiteError:

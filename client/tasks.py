@@ -90,7 +90,7 @@ def train(site: Site, spec: RunSpec, request: Payload) -> Payload:
         site.examine(module)
     check_mechanism(site, algorithm, header)
     if isinstance(algorithm, FedSgd):
-        reply = noised_reply(site, header, module, algorithm, local_round(site, spec, header))
+        reply = noised_reply(site, request, module, algorithm, local_round(site, spec, header))
         if site.keep_updates:
             store.keep_update(key, name, reply)
         return reply

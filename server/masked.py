@@ -10,13 +10,13 @@ it asks for signatures and shares again, and for no update.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flwr.app import MessageType
-from flwr.serverapp import Grid
 
 from fed_diffmic.algorithms.base import SiteUpdate, Sums, Tensors
 from fed_diffmic.config.spec import RunSpec
@@ -32,7 +32,7 @@ from fed_diffmic.exchange.seal import Signed
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.provision.keys import PublicKey
 from server.exchange import Outcome, Parcel, TrainAnswer, TrainRequest
-from server.replies import Events
+from server.hooks import Hooks
 from server.sites import Question, Sites
 from server.terms import RunTerms
 
@@ -42,6 +42,27 @@ COARSEST = 1e-6
 PURPOSE = "train"
 FEWEST = 3
 """Sites in a sum: of two each would know the other's update."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """How what a site gives is written as words, the same at every site of a sum.
+
+    Attributes:
+        digest: names the form.
+        bits, fraction, length: as a session says them.
+        read: makes of a sum, and the names of the sites in it, what the algorithm gets: updates, or sums.
+        rules: what a request says of the form beside its session.
+        kept: what a coordinator that comes back must know of it.
+    """
+
+    digest: str
+    bits: int
+    fraction: int
+    length: int
+    read: Callable[[np.ndarray, Sequence[str]], tuple[Sequence[SiteUpdate], Sums | None]]
+    rules: Mapping[str, Any] = field(default_factory=dict)
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
 
 class MaskedSites(Sites):
@@ -91,53 +112,68 @@ class MaskedSites(Sites):
         asked = self.participants(request.task.stage, request.round_index)
         resumed = kept.resume(where, self.roster)
         if resumed is None:
-            masked, form, outcome = self._words(request, kept.begin(where), asked)
+            masked, words, outcome = self._words(request, kept.begin(where), asked)
             headers = {name: dict(reply.header) for name, reply in outcome.replies.items()}
-            told: dict[str, Any] = {"headers": headers, "digests": outcome.digests, "most_weight": form.most_weight}
+            told: dict[str, Any] = {"headers": headers, "digests": outcome.digests, **words.kept}
             kept.freeze(masked, told)
         else:
             (masked, told), outcome = resumed, Outcome()
-            form = self._form(request, masked.session.bits, len(masked.invited), told["most_weight"])
+            words = self.written(request, len(masked.invited), told)
             outcome.digests = dict(told["digests"])
         text = masked.freeze()
         self._log_set(masked.session, text)  # before a site is asked to agree to it
         self._signatures(request, masked, outcome)
         self._shares(request, masked, outcome)
         summed = SurvivorSet.parse(text).summed
-        mean, _ = form.mean(masked.unmask(), len(summed))
+        updates, sums = words.read(masked.unmask(), summed)
         outcome.replies = {name: Payload("train.reply", told["headers"][name]) for name in summed}
         states = {name: told["headers"][name]["state"] for name in summed}
-        images = {name: self.claims[name]["images"][0] for name in summed}
-        return TrainAnswer([], states, outcome, asked, masked_sums(images, request.sent, mean))
+        return TrainAnswer(updates, states, outcome, asked, sums)
+
+    def images_of(self, names: Sequence[str]) -> dict[str, int]:
+        """Training images that each of these sites said it has when it was found."""
+        return {name: self.claims[name]["images"][0] for name in names}
 
     def _log_set(self, session: Session, text: str) -> None:
         facts = {name: getattr(session, name) for name in ("run", "arm", "stage", "round", "attempt")}
         self.hooks.log("masked_set", **facts, set=text)
 
-    def _form(self, request: TrainRequest, bits: int, sites: int, most: int) -> UpdateForm:
-        return UpdateForm(request.sent, sites, self.spec.strategy.masked_norm, most, bits=bits)
+    def written(self, request: TrainRequest, sites: int, kept: Mapping[str, Any] | None = None) -> Words:
+        """How a round's updates are written: in words of 32 bits where their quanta are fine enough.
 
-    def _narrowest(self, request: TrainRequest, sites: int) -> UpdateForm:
-        """How updates are written as words: of 32 bits where their quanta are fine enough."""
-        most = 1
-        if self.spec.strategy.weighting == "examples":
+        Args:
+            sites: how many there are in the sum at most.
+            kept: of the sum that is resumed; none: it begins.
+        """
+        most = 1 if kept is None else int(kept["most_weight"])
+        if kept is None and self.spec.strategy.weighting == "examples":
             most = max(site.images[0] for site in self.members.values())
-        narrow = self._form(request, 32, sites, most)
-        return narrow if narrow.numbers.quantum <= COARSEST else self._form(request, 64, sites, most)
 
-    def _words(
-        self, request: TrainRequest, attempt: int, asked: set[str] | None
-    ) -> tuple[MaskedSum, UpdateForm, Outcome]:
+        def form(bits: int) -> UpdateForm:
+            return UpdateForm(request.sent, sites, self.spec.strategy.masked_norm, most, bits=bits)
+
+        chosen = form(32) if form(32).numbers.quantum <= COARSEST else form(64)
+
+        def read(total: np.ndarray, names: Sequence[str]) -> tuple[Sequence[SiteUpdate], Sums | None]:
+            mean, _ = chosen.mean(total, len(names))
+            return [], masked_sums(self.images_of(names), request.sent, mean)
+
+        rules = {"norm": float(chosen.norm), "most_weight": most, "summands": sites}
+        return Words(
+            chosen.digest, chosen.bits, chosen.numbers.fraction, chosen.length, read, rules, {"most_weight": most}
+        )
+
+    def _words(self, request: TrainRequest, attempt: int, asked: set[str] | None) -> tuple[MaskedSum, Words, Outcome]:
         """The steps up to the masked words, added; how they are written, and the exchange that brought them."""
         task, index = request.task, request.round_index
         self.refresh(request.deadline)
         invited = sorted(name for name in self.members if asked is None or name in asked)
-        form = self._narrowest(request, max(1, len(invited)))
+        form = self.written(request, max(1, len(invited)))
         place = {"run": self.spec.run_id, "arm": self.spec.arm, "stage": task.stage, "round": index}
         alike = {**self._header, **place, "base": task.digest, "weights": tensors_digest(request.sent)}
         session = Session(
             self.spec.run_id, self.spec.arm, task.stage, PURPOSE, index, attempt,
-            task_digest(alike, form.digest), form.bits, form.numbers.fraction, form.length,
+            task_digest(alike, form.digest), form.bits, form.fraction, form.length,
         )  # fmt: skip
         masked = MaskedSum(session, self.roster, invited, self._needed(asked))
         lost = Outcome()
@@ -151,13 +187,10 @@ class MaskedSites(Sites):
             request, masked, "share", dict.fromkeys(group, group), lambda n, a: masked.shared(n, a["sealed"]), lost
         )
         sealed = masked.deliveries()
-        rules = {"session": session.text, "norm": float(form.norm), "most_weight": form.most_weight}
-        named = {"state": request.site_states, "keep": request.kept_states, "guidance": task.guidance}
+        plain = self.train_header(request)
 
         def header(site: str) -> dict[str, Any]:
-            found = {name: digests.get(site, "") for name, digests in named.items()}
-            ledger = self.hooks.echo(site) or request.ledgers.get(site, "")
-            return {**found, "ledger": ledger, MASKED: {**rules, "summands": form.summands, "sealed": sealed[site]}}
+            return {**plain(site), MASKED: {**form.rules, "session": session.text, "sealed": sealed[site]}}
 
         outcome = self._exchange(
             Question(
@@ -237,18 +270,14 @@ def masked_sums(images: Mapping[str, int], sent: Tensors, mean: Tensors) -> Sums
     return Sums([SiteUpdate(name, {}, images[name]) for name in sorted(images)], mean.__getitem__, change)
 
 
-def sites_of(grid: Grid, spec: RunSpec, events: Events, terms: RunTerms, folder: Path, **more: Any) -> Sites:
-    """Who asks the sites of a run: plain or masked. An arm of one site (a baseline) has no one to be summed with.
+def is_masked(spec: RunSpec) -> bool:
+    """Whether this arm sums under masks: one of one site (a baseline) has no one to be summed with."""
+    return spec.strategy.secure_aggregation != "off" and spec.arm.rpartition("/")[2] == "federated"
 
-    Args:
-        folder: of the run.
-        more: as :class:`server.presence.Presence` takes it.
-    """
-    if spec.strategy.secure_aggregation == "off" or spec.arm.rpartition("/")[2] != "federated":
-        return Sites(grid, spec, events, terms, **more)
-    seals = more["hooks"].seals
-    roster = VirtualRoster(spec.seed) if seals is None else EnrolledKeys(seals.key_of, terms.sites or ())
-    return MaskedSites(grid, spec, events, terms, folder=folder, roster=roster, **more)
+
+def roster_of(spec: RunSpec, terms: RunTerms, hooks: Hooks) -> Mapping[str, PublicKey]:
+    """The enrolled key of each site, as the coordinator knows it."""
+    return VirtualRoster(spec.seed) if hooks.seals is None else EnrolledKeys(hooks.seals.key_of, terms.sites or ())
 
 
 class EnrolledKeys(Mapping[str, PublicKey]):
