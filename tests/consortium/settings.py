@@ -72,6 +72,7 @@ def training(**stage: Any) -> dict[str, Any]:
 def overrides(common: Mapping[str, Any]) -> list[str]:
     """The same as ``key=value``."""
     found = [f"model={common['model']}", f"stages={common['stages']}", f"seed={common['seed']}"]
+    found += [f"strategy={common['strategy']}"] if "strategy" in common else []
     found += [f"model.{key}={value}" for key, value in common["model_settings"].items()]
     for stage, settings in common["stage_settings"].items():
         found += [f"stages.{stage}.{key}={value}" for key, value in settings.items()]
@@ -90,7 +91,7 @@ def same_bounds() -> list[str]:
 def simulation_settings(folder: Path, data: Path, common: Mapping[str, Any]) -> list[str]:
     """Of the simulation over the union of the sites' tables."""
     return [
-        *overrides(common), "dataset=table", f"dataset.root={data}", "dataset.task=multiclass",
+        *overrides(common), *common.get("privacy", ()), "dataset=table", f"dataset.root={data}", "dataset.task=multiclass",
         "dataset.classes=[" + ",".join(f'"{c}"' for c in CLASSES) + "]",
         f"dataset.cache_dir={folder / 'simulation-cache'}", "partition=institution", "partition.min_images=1",
         "run.device=cpu", "run.bootstrap=0", f"run.dir={folder / 'simulation'}", *same_bounds(),
