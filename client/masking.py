@@ -18,6 +18,7 @@ from flwr.app import Context
 
 from client.requests import answer_header
 from client.site import Site
+from fed_diffmic.algorithms.base import Algorithm, parameters_of
 from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.exchange.audit import AuditLog
@@ -32,6 +33,8 @@ from fed_diffmic.exchange.payload import Payload, Tensors
 from fed_diffmic.exchange.seal import Signed
 from fed_diffmic.provision.keys import PrivateKey
 from fed_diffmic.provision.peers import peer_keys
+from fed_diffmic.training.stage import StageModule
+from fed_diffmic.training.stages import exchanged
 
 BASE = "base/"
 FOLDER = "masking"
@@ -39,6 +42,8 @@ FOLDER = "masking"
 TURN: dict[str, type] = {"session": str, "sealed": dict}
 """What a request says of a masked sum whose form the site knows by itself."""
 FIELDS: dict[str, type] = {**TURN, "norm": float, "most_weight": int, "summands": int}
+MOVES: dict[str, type] = {"most_moves": float}
+"""What it says besides where changes are divided."""
 _CODES = {STRANGER: PEERS, FEW: FEW_PEERS}
 
 
@@ -84,12 +89,35 @@ def masking_step(site: Site, spec: RunSpec, request: Payload) -> Payload:
     return Payload("mask.reply", {**answer_header(header), "answer": answer})
 
 
-def masked_reply(site: Site, spec: RunSpec, request: Payload, plain: Payload) -> Payload:
+@dataclass(frozen=True)
+class Divided:
+    """What a site's change is divided by under masks, where it counts over how far the site's steps moved it.
+
+    Attributes:
+        names: of the tensors.
+        moves: ``a_k``, from 1; none: the site does not say its steps.
+    """
+
+    names: frozenset[str]
+    moves: float | None
+
+
+def divided_by(algorithm: Algorithm, module: StageModule, steps: float | None) -> Divided | None:
+    """What the change of an update of so many steps is divided by; none: nothing is."""
+    if not algorithm.divides:
+        return None
+    return Divided(frozenset(parameters_of(exchanged(module))), None if steps is None else algorithm.moves(steps))
+
+
+def masked_reply(
+    site: Site, spec: RunSpec, request: Payload, plain: Payload, divided: Divided | None = None
+) -> Payload:
     """The answer to a request to train, its update as words under masks: the one tensor that leaves.
 
     Args:
         request: with the whole weights.
         plain: what would be answered without masks.
+        divided: what the change is divided by.
 
     Raises:
         SiteError: the update may not leave by the site's rules, the session is not that of the model and settings that
@@ -100,19 +128,27 @@ def masked_reply(site: Site, spec: RunSpec, request: Payload, plain: Payload) ->
     facts = dict(plain.header)
     examples = facts.pop("num_examples")  # beside the words it leaves in no case
     weight = examples if spec.strategy.weighting == "examples" else 1
-    return Payload(plain.kind, facts, {MASKED: _masked_update(site, spec, request, plain.tensors, weight)})
+    return Payload(plain.kind, facts, {MASKED: _masked_update(site, spec, request, plain.tensors, weight, divided)})
 
 
-def _masked_update(site: Site, spec: RunSpec, request: Payload, tensors: Tensors, weight: int) -> np.ndarray:
-    header, asked = request.header, _asked(request.header, FIELDS)
+def _masked_update(
+    site: Site, spec: RunSpec, request: Payload, tensors: Tensors, weight: int, divided: Divided | None
+) -> np.ndarray:
+    header, asked = request.header, _asked(request.header, FIELDS if divided is None else {**FIELDS, **MOVES})
+    if divided is not None and divided.moves is None:
+        raise SiteError(MASKING, "this site's update says no number of steps, by which its change has to be divided")
     if asked["norm"] != spec.strategy.masked_norm:
         raise SiteError(BAD_REQUEST, "the bound of an update's norm is not that of the run's settings")
     session = session_of(header, asked["session"])
     reference = {name: value for name, value in request.tensors.items() if not name.startswith(BASE)}
     try:
-        form = UpdateForm(reference, asked["summands"], asked["norm"], asked["most_weight"], bits=session.bits)
+        form = UpdateForm(
+            reference, asked["summands"], asked["norm"], asked["most_weight"], bits=session.bits,
+            divided=frozenset() if divided is None else divided.names, most_moves=asked.get("most_moves", 1.0),
+        )  # fmt: skip
         turn = _turn(site, header, session, WordForm(form.digest, form.bits, form.numbers.fraction, form.length))
-        return turn.masked(form.encode(tensors, min(weight, form.most_weight)))
+        moves = 1.0 if divided is None or divided.moves is None else divided.moves
+        return turn.masked(form.encode(tensors, min(weight, form.most_weight), moves=moves))
     except FixedPointError as error:
         raise SiteError(MASKING, error.cause) from error
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from flwr.app import MessageType
 
-from fed_diffmic.algorithms.base import SiteUpdate, Sums, Tensors
+from fed_diffmic.algorithms.base import SiteUpdate, Sums, Tensors, parameters_of
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import RoundError
 from fed_diffmic.exchange.masking.coordinator import MaskedSum, check_quorum
@@ -145,23 +145,31 @@ class MaskedSites(Sites):
             sites: how many there are in the sum at most.
             kept: of the sum that is resumed; none: it begins.
         """
-        most = 1 if kept is None else int(kept["most_weight"])
-        if kept is None and self.spec.strategy.weighting == "examples":
-            most = max(site.images[0] for site in self.members.values())
+        most = dict(
+            self._most(request) if kept is None else {n: kept[n] for n in ("most_weight", "most_moves") if n in kept}
+        )
+        divided = frozenset(parameters_of(request.kinds)) if request.algorithm.divides else frozenset()
 
         def form(bits: int) -> UpdateForm:
-            return UpdateForm(request.sent, sites, self.spec.strategy.masked_norm, most, bits=bits)
+            norm = self.spec.strategy.masked_norm
+            return UpdateForm(request.sent, sites, norm, bits=bits, divided=divided, **most)
 
         chosen = form(32) if form(32).numbers.quantum <= COARSEST else form(64)
 
         def read(total: np.ndarray, names: Sequence[str]) -> tuple[Sequence[SiteUpdate], Sums | None]:
-            mean, _ = chosen.mean(total, len(names))
-            return [], masked_sums(self.images_of(names), request.sent, mean)
+            return [], masked_sums(self.images_of(names), request.sent, chosen, total)
 
-        rules = {"norm": float(chosen.norm), "most_weight": most, "summands": sites}
-        return Words(
-            chosen.digest, chosen.bits, chosen.numbers.fraction, chosen.length, read, rules, {"most_weight": most}
-        )
+        rules = {"norm": float(chosen.norm), "summands": sites, **most}
+        return Words(chosen.digest, chosen.bits, chosen.numbers.fraction, chosen.length, read, rules, most)
+
+    def _most(self, request: TrainRequest) -> dict[str, Any]:
+        """The largest weight of a site, and how far the most steps of one move, by what the sites said they have."""
+        images = [site.images[0] for site in self.members.values()]
+        found: dict[str, Any] = {"most_weight": max(images) if self.spec.strategy.weighting == "examples" else 1}
+        if request.algorithm.divides:
+            steps = max(map(self.spec.stage(request.task.stage).local_steps, images))
+            found["most_moves"] = float(request.algorithm.moves(steps))
+        return found
 
     def _words(self, request: TrainRequest, attempt: int, asked: set[str] | None) -> tuple[MaskedSum, Words, Outcome]:
         """The steps up to the masked words, added; how they are written, and the exchange that brought them."""
@@ -255,19 +263,28 @@ class MaskedSites(Sites):
             )
 
 
-def masked_sums(images: Mapping[str, int], sent: Tensors, mean: Tensors) -> Sums:
-    """A sum's mean as an algorithm takes it.
+def masked_sums(images: Mapping[str, int], sent: Tensors, form: UpdateForm, total: np.ndarray) -> Sums:
+    """A sum as an algorithm takes it.
 
     Args:
         images: training images that each site of the sum said it has; what it did with them nobody knows.
         sent: the round's global tensors, and the algorithm's own.
-        mean: of the sum, by the same names.
+        form: of the words.
+        total: their sum.
+
+    Raises:
+        FixedPointError: it is none of so many updates.
     """
+    mean, _ = form.mean(total, len(images))
+    rates, moves = form.rates(total, len(images)) if form.divided else ({}, None)
 
     def change(name: str) -> np.ndarray:
+        if name in rates:
+            return rates[name]
         return np.asarray(mean[name].astype(np.float64) - sent[name].astype(np.float64))
 
-    return Sums([SiteUpdate(name, {}, images[name]) for name in sorted(images)], mean.__getitem__, change)
+    sites = [SiteUpdate(name, {}, images[name]) for name in sorted(images)]
+    return Sums(sites, mean.__getitem__, change, moves=moves)
 
 
 def is_masked(spec: RunSpec) -> bool:

@@ -194,7 +194,10 @@ def _share(arguments: argparse.Namespace, hint: list[str]) -> int:
             "Give --epsilon above 0, --delta below 1, --sample-rate above 0 and at most 1, one of --rounds or more and "
             "--honest-sites from 0.",
         )
-    share = math.ceil(1e4 * share_for(arguments.epsilon, arguments.delta, rate, rounds, honest)) / 1e4
+    try:
+        share = math.ceil(1e4 * share_for(arguments.epsilon, arguments.delta, rate, rounds, honest)) / 1e4
+    except ValueError as error:
+        raise UsageError(str(error), "Give a larger --epsilon, or fewer --rounds.") from error
     price = cost_of(share, rate, honest, rounds)
     together, alone = (epsilon([part], arguments.delta) for part in (price.honest, price.alone))
     print(f"strategy.noise_share={share:.10g}")

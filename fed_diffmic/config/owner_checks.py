@@ -131,7 +131,7 @@ def _takes_sums_alone(algorithm: Any) -> bool:
     """Whether its server half takes sums, and to make them nothing has to be said of a single site."""
     if algorithm is None:
         return False
-    needs = algorithm.needs_steps or algorithm.needs_initial_loss
+    needs = algorithm.needs_initial_loss or (algorithm.needs_steps and not algorithm.divides)
     return bool(algorithm.gradient_sums or (algorithm.needs == "sums" and not needs))
 
 

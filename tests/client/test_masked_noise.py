@@ -139,9 +139,9 @@ def test_sites_under_rules_end_with_the_weights_of_a_simulation_masked_or_in_the
         assert set(told) <= {"images", "class_counts"}  # public numbers
     assert final.history[-1]["loss"] is None
     claims = last_claims(final.history)
-    assert {(claim["honest_sites"], claim["alone_total"] > claim["epsilon_total"] > 0) for claim in claims.values()} == {
-        (2, True)
-    }
+    assert {
+        (claim["honest_sites"], claim["alone_total"] > claim["epsilon_total"] > 0) for claim in claims.values()
+    } == {(2, True)}
 
 
 def test_the_ledger_is_written_before_words_are_masked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
