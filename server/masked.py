@@ -40,6 +40,7 @@ STEP = "query.mask"
 COARSEST = 1e-6
 """The largest quantum of 32-bit words that is taken: about what float32 keeps of a weight of 10."""
 PURPOSE = "train"
+MOST = ("most_weight", "most_moves")
 FEWEST = 3
 """Sites in a sum: of two each would know the other's update."""
 
@@ -145,16 +146,16 @@ class MaskedSites(Sites):
             sites: how many there are in the sum at most.
             kept: of the sum that is resumed; none: it begins.
         """
-        most = dict(
-            self._most(request) if kept is None else {n: kept[n] for n in ("most_weight", "most_moves") if n in kept}
-        )
+        most = self._most(request) if kept is None else {name: kept[name] for name in MOST if name in kept}
         divided = frozenset(parameters_of(request.kinds)) if request.algorithm.divides else frozenset()
 
         def form(bits: int) -> UpdateForm:
             norm = self.spec.strategy.masked_norm
             return UpdateForm(request.sent, sites, norm, bits=bits, divided=divided, **most)
 
-        chosen = form(32) if form(32).numbers.quantum <= COARSEST else form(64)
+        narrow = form(32)
+        coarse = max(narrow.numbers.quantum, narrow.shares.quantum * narrow.most_moves)
+        chosen = narrow if coarse <= COARSEST else form(64)
 
         def read(total: np.ndarray, names: Sequence[str]) -> tuple[Sequence[SiteUpdate], Sums | None]:
             return [], masked_sums(self.images_of(names), request.sent, chosen, total)

@@ -23,7 +23,7 @@ class Sums:
             ``w`` as it was sent; of parameters ``sum_k q_k (w_k - w)``, where the algorithm has such ``q_k``
             (:meth:`fed_diffmic.algorithms.base.Algorithm.rates`).
         moves: ``sum_k p_k a_k``, where each site divided its change of the parameters by ``a_k`` itself and nobody
-            knows the steps of one (:meth:`fed_diffmic.algorithms.base.Algorithm.moves`); none: what sites said tells it.
+            knows the steps of one (:meth:`fed_diffmic.algorithms.base.Algorithm.moves`); none: what sites say tells it.
         coarse: tensors some of whose changes were too large to be summed as finely as the others, with the quantum.
     """
 

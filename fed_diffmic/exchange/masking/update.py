@@ -161,7 +161,8 @@ class UpdateForm:
         weight = self._weight(total, sites)
         over = self.most_weight / weight
         effective = float(self.shares.decode(total[1:2])[0]) * self.most_moves * over
-        if not 1.0 - 1e-6 <= effective <= self.most_moves * (1 + 1e-6):
+        slack = sites * self.shares.quantum * self.most_moves * over  # what rounding may have added or taken
+        if not 1.0 - slack <= effective <= self.most_moves + slack:
             raise FixedPointError("the sum of the steps is none of so many sites")
         found = {
             name: self.numbers.decode(part).reshape(self.reference[name].shape) * over
