@@ -91,7 +91,8 @@ def same_bounds() -> list[str]:
 def simulation_settings(folder: Path, data: Path, common: Mapping[str, Any]) -> list[str]:
     """Of the simulation over the union of the sites' tables."""
     return [
-        *overrides(common), *common.get("privacy", ()), "dataset=table", f"dataset.root={data}", "dataset.task=multiclass",
+        *overrides(common), *common.get("privacy", ()),
+        "dataset=table", f"dataset.root={data}", "dataset.task=multiclass",
         "dataset.classes=[" + ",".join(f'"{c}"' for c in CLASSES) + "]",
         f"dataset.cache_dir={folder / 'simulation-cache'}", "partition=institution", "partition.min_images=1",
         "run.device=cpu", "run.bootstrap=0", f"run.dir={folder / 'simulation'}", *same_bounds(),
