@@ -10,8 +10,9 @@ it asks for signatures and shares again, and for no update.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ STEP = "query.mask"
 COARSEST = 1e-6
 """The largest quantum of 32-bit words that is taken: about what float32 keeps of a weight of 10."""
 PURPOSE = "train"
+KEYS, TRAINING, SIGNING = 1 / 3, 4 / 5, 1 / 2
+"""Of the time that a round has left, what each step may take; the last one takes what is left."""
 MOST = ("most_weight", "most_moves")
 FEWEST = 3
 """Sites in a sum: of two each would know the other's update."""
@@ -190,10 +193,12 @@ class MaskedSites(Sites):
         def advertised(name: str, answer: Mapping[str, Any]) -> None:
             masked.advertised(name, Signed(*answer["signed"]))
 
-        self._step(request, masked, "advertise", {n: {"invited": invited} for n in invited}, advertised, lost)
+        begun = replace(request, deadline=part_of_time(request.deadline, KEYS))
+        self._step(begun, masked, "advertise", {n: {"invited": invited} for n in invited}, advertised, lost)
         group = {name: [signed.text, signed.signature] for name, signed in masked.group().items()}
+        begun = replace(request, deadline=part_of_time(request.deadline, KEYS))
         self._step(
-            request, masked, "share", dict.fromkeys(group, group), lambda n, a: masked.shared(n, a["sealed"]), lost
+            begun, masked, "share", dict.fromkeys(group, group), lambda n, a: masked.shared(n, a["sealed"]), lost
         )
         sealed = masked.deliveries()
         plain = self.train_header(request)
@@ -203,7 +208,7 @@ class MaskedSites(Sites):
 
         outcome = self._exchange(
             Question(
-                MessageType.TRAIN, task, request.sent, index, request.deadline, header=header,
+                MessageType.TRAIN, task, request.sent, index, part_of_time(request.deadline, TRAINING), header=header,
                 metrics=lambda site: {}, fields={"state": str, "ledger": str, "claim": str},
                 schema={MASKED: (f"int{form.bits}", (form.length,))}, attach_base=index == 1, asked=set(sealed),
                 quorate=False, parcel=request.parcel,
@@ -222,6 +227,7 @@ class MaskedSites(Sites):
     def _signatures(self, request: TrainRequest, masked: MaskedSum, outcome: Outcome) -> None:
         text = masked.freeze()
         given = {name: {"set": text} for name in SurvivorSet.parse(text).summed}
+        request = replace(request, deadline=part_of_time(request.deadline, SIGNING))
         self._step(request, masked, "commit", given, lambda n, a: masked.signed(n, a["signature"]), outcome)
 
     def _shares(self, request: TrainRequest, masked: MaskedSum, outcome: Outcome) -> None:
@@ -286,6 +292,15 @@ def masked_sums(images: Mapping[str, int], sent: Tensors, form: UpdateForm, tota
 
     sites = [SiteUpdate(name, {}, images[name]) for name in sorted(images)]
     return Sums(sites, mean.__getitem__, change, moves=moves)
+
+
+def part_of_time(deadline: float, share: float) -> float:
+    """When a step is to be over, of a round that is to be over at ``deadline`` (monotonic seconds).
+
+    A site that is there and says nothing would else take the whole round's time in its first step; so it costs a part
+    of it, and the round goes on without the site.
+    """
+    return deadline - (1.0 - share) * max(0.0, deadline - time.monotonic())
 
 
 def is_masked(spec: RunSpec) -> bool:

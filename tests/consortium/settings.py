@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +36,17 @@ FLOORS = {
 STAGE = {"rounds": 2, "epochs": 1, "batch_size": 4, "lr": 2e-3, "ema": 0.5}
 
 
-def write_data(folder: Path, images: int = 21) -> None:
+def write_data(folder: Path, images: int = 21, sites: Sequence[str] = SITES, splits: Sequence[str] = SPLITS) -> None:
     """Draw ``folder/all`` (the union, with its institutions) and ``folder/<number>`` for each site's own images."""
     from PIL import Image
 
     union = ["image,label,patient_id,institution,split"]
-    for number, site in enumerate(SITES):
+    for number, site in enumerate(sites):
         own = ["image,label,patient_id,split"]
         place = folder / str(number)
         place.mkdir(parents=True)
         for i in range(images):
-            label, split = i % len(CLASSES), SPLITS[(i // len(CLASSES)) % len(SPLITS)]
+            label, split = i % len(CLASSES), splits[(i // len(CLASSES)) % len(splits)]
             subject = numpy_generator(7, "consortium", number, i, "subject")
             view = numpy_generator(7, "consortium", number, i, "view")
             pixels = draw("ultrasound", label, site_style(number), subject, view, IMAGE_SIDE)

@@ -180,7 +180,7 @@ def test_a_site_of_more_steps_than_agreed_gives_no_words_and_a_form_names_what_i
     for most in (0.5, float("inf"), float("nan")):
         with pytest.raises(FixedPointError):
             form(divided=DIVIDED, most_moves=most)
+    total = shape.encode(moved(1), 7, moves=4.0)
+    total[1] += total[1]
     with pytest.raises(FixedPointError, match="steps"):  # a sum whose sites together say more than all could
-        total = shape.encode(moved(1), 7, moves=4.0)
-        total[1] += total[1]
         shape.rates(total, 1)
