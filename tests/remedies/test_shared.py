@@ -58,6 +58,7 @@ def test_how_much_noise_a_simulation_shares() -> None:
 @tries(
     "fed_diffmic/algorithms/fedsgd.py::FedSgd.share",
     "fed_diffmic/privacy/distributed/form.py::NoisyForm.__post_init__",
+    "fed_diffmic/privacy/distributed/form.py::NoisyForm.room",
     "fed_diffmic/privacy/dp_sgd.py::check_delta",
     "server/noisy.py::summed",
 )
@@ -76,6 +77,9 @@ def test_how_much_noise_a_site_adds() -> None:
     large = np.full(narrow.width, 2**30)
     remedy_in(lambda: summed({name: narrow.words(large) for name in "ab"}, narrow), r"Set strategy\.wide_words=true")
     summed({name: wide.words(large) for name in "ab"}, wide)
+    tight = form(1.0, numbers=2**20)
+    [value] = remedy_in(lambda: tight.room(2000), r"strategy\.wide_words=false .* allowed: (true) where").groups()
+    assert form(1.0, bits=64 if value == "true" else 32, numbers=2**20).room(2000) > tight.sensitivity
     [units] = remedy_in(lambda: check_delta(PrivacyConfig(name="dp_sgd", delta=0.1), 40), r"1/(\d+)").groups()
     check_delta(PrivacyConfig(name="dp_sgd", delta=1 / int(units)), 40)
 
