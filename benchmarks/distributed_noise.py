@@ -86,8 +86,9 @@ def main() -> None:
             f"{both / 1e6:,.0f} MB ({arguments.rounds} rounds) | {m['noise_s']:.2f} s | "
             f"{1000 * m['rows_s'] / arguments.units:.1f} ms | {m['read_s']:.2f} s |"
         )
-    print("\n| trained numbers | sites | keys and masks of a site | encoding alone | coordinator | from a site | over the "
-          "words alone |")  # fmt: skip
+    heads = ["trained numbers", "sites", "keys and masks of a site", "encoding alone", "coordinator", "from a site",
+             "over the words alone"]  # fmt: skip
+    print(f"\n| {' | '.join(heads)} |")
     print("|---|---|---|---|---|---|---|")
     for numbers in arguments.numbers:
         for sites in arguments.sites:

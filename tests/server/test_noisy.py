@@ -186,6 +186,23 @@ def test_without_noise_the_mean_is_that_of_the_clipped_gradients(monkeypatch: py
         assert np.abs(found[name] - gradient).max() < 0.75 * quantum
 
 
+def test_a_sum_beyond_the_room_that_others_leave_is_cut_before_its_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def words(room: int | None, noise: int) -> np.ndarray:
+        monkeypatch.setattr(NoisyForm, "noise", lambda self, random: np.full(self.width, noise, dtype=np.int64))
+        at, train = LocalRound("a", 1), toy_site("a", 1).train
+        seeded = replace(PRIVACY, test_seed=5)
+        return noised_words(module, train, at, form, 1.0, privacy=seeded, room=room).view("<i4").astype(int)
+
+    made = spec(1)
+    torch.manual_seed(0)
+    module = build_module(made, "plain")
+    form = form_at_site(module, build_algorithm(made.strategy), 1)
+    free = words(None, 0)
+    assert np.abs(free).max() > 9
+    assert np.array_equal(words(9, 1000), np.clip(free, -9, 9) + 1000)
+    assert np.array_equal(words(form.room(10), 7), free + 7)
+
+
 def test_a_round_that_dies_while_it_computes_is_charged_in_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
