@@ -11,22 +11,19 @@ it asks for signatures and shares again, and for no update.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flwr.app import MessageType
 
-from fed_diffmic.algorithms.base import SiteUpdate, Sums, Tensors, parameters_of
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import RoundError
 from fed_diffmic.exchange.masking.coordinator import MaskedSum, check_quorum
 from fed_diffmic.exchange.masking.kept import KeptSum, Where
 from fed_diffmic.exchange.masking.requests import MASKED, task_digest, words_of
 from fed_diffmic.exchange.masking.session import FEW, MaskingError, Session, SurvivorSet
-from fed_diffmic.exchange.masking.update import UpdateForm
 from fed_diffmic.exchange.masking.virtual import VirtualRoster
 from fed_diffmic.exchange.payload import Payload, PayloadError
 from fed_diffmic.exchange.seal import Signed
@@ -36,37 +33,14 @@ from server.exchange import Outcome, Parcel, TrainAnswer, TrainRequest
 from server.hooks import Hooks
 from server.sites import Question, Sites
 from server.terms import RunTerms
+from server.words import Words, most_of, update_words
 
 STEP = "query.mask"
-COARSEST = 1e-6
-"""The largest quantum of 32-bit words that is taken: about what float32 keeps of a weight of 10."""
 PURPOSE = "train"
 KEYS, TRAINING, SIGNING = 1 / 3, 4 / 5, 1 / 2
 """Of the time that a round has left, what each step may take; the last one takes what is left."""
-MOST = ("most_weight", "most_moves")
 FEWEST = 3
 """Sites in a sum: of two each would know the other's update."""
-
-
-@dataclass(frozen=True)
-class Words:
-    """How what a site gives is written as words, the same at every site of a sum.
-
-    Attributes:
-        digest: names the form.
-        bits, fraction, length: as a session says them.
-        read: makes of a sum, and the names of the sites in it, what the algorithm gets: updates, or sums.
-        rules: what a request says of the form beside its session.
-        kept: what a coordinator that comes back must know of it.
-    """
-
-    digest: str
-    bits: int
-    fraction: int
-    length: int
-    read: Callable[[np.ndarray, Sequence[str]], tuple[Sequence[SiteUpdate], Sums | None]]
-    rules: Mapping[str, Any] = field(default_factory=dict)
-    kept: Mapping[str, Any] = field(default_factory=dict)
 
 
 class MaskedSites(Sites):
@@ -129,51 +103,25 @@ class MaskedSites(Sites):
         self._signatures(request, masked, outcome)
         self._shares(request, masked, outcome)
         summed = SurvivorSet.parse(text).summed
-        updates, sums = words.read(masked.unmask(), summed)
+        images = {name: self.claims[name]["images"][0] for name in summed}
+        updates, sums = words.read(masked.unmask(), images)
         outcome.replies = {name: Payload("train.reply", told["headers"][name]) for name in summed}
         states = {name: told["headers"][name]["state"] for name in summed}
         return TrainAnswer(updates, states, outcome, asked, sums)
-
-    def images_of(self, names: Sequence[str]) -> dict[str, int]:
-        """Training images that each of these sites said it has when it was found."""
-        return {name: self.claims[name]["images"][0] for name in names}
 
     def _log_set(self, session: Session, text: str) -> None:
         facts = {name: getattr(session, name) for name in ("run", "arm", "stage", "round", "attempt")}
         self.hooks.log("masked_set", **facts, set=text)
 
     def written(self, request: TrainRequest, sites: int, kept: Mapping[str, Any] | None = None) -> Words:
-        """How a round's updates are written: in words of 32 bits where their quanta are fine enough.
+        """How what sites give in a round is written.
 
         Args:
             sites: how many there are in the sum at most.
             kept: of the sum that is resumed; none: it begins.
         """
-        most = self._most(request) if kept is None else {name: kept[name] for name in MOST if name in kept}
-        divided = frozenset(parameters_of(request.kinds)) if request.algorithm.divides else frozenset()
-
-        def form(bits: int) -> UpdateForm:
-            norm = self.spec.strategy.masked_norm
-            return UpdateForm(request.sent, sites, norm, bits=bits, divided=divided, **most)
-
-        narrow = form(32)
-        coarse = max(narrow.numbers.quantum, narrow.shares.quantum * narrow.most_moves)
-        chosen = narrow if coarse <= COARSEST else form(64)
-
-        def read(total: np.ndarray, names: Sequence[str]) -> tuple[Sequence[SiteUpdate], Sums | None]:
-            return [], masked_sums(self.images_of(names), request.sent, chosen, total)
-
-        rules = {"norm": float(chosen.norm), "summands": sites, **most}
-        return Words(chosen.digest, chosen.bits, chosen.numbers.fraction, chosen.length, read, rules, most)
-
-    def _most(self, request: TrainRequest) -> dict[str, Any]:
-        """The largest weight of a site, and how far the most steps of one move, by what the sites said they have."""
         images = [site.images[0] for site in self.members.values()]
-        found: dict[str, Any] = {"most_weight": max(images) if self.spec.strategy.weighting == "examples" else 1}
-        if request.algorithm.divides:
-            steps = max(map(self.spec.stage(request.task.stage).local_steps, images))
-            found["most_moves"] = float(request.algorithm.moves(steps))
-        return found
+        return update_words(self.spec, request, sites, most_of(self.spec, request, images) if kept is None else kept)
 
     def _words(self, request: TrainRequest, attempt: int, asked: set[str] | None) -> tuple[MaskedSum, Words, Outcome]:
         """The steps up to the masked words, added; how they are written, and the exchange that brought them."""
@@ -268,30 +216,6 @@ class MaskedSites(Sites):
                 f"its answer is not one of the masked sum ({reason})",
                 "malformed",
             )
-
-
-def masked_sums(images: Mapping[str, int], sent: Tensors, form: UpdateForm, total: np.ndarray) -> Sums:
-    """A sum as an algorithm takes it.
-
-    Args:
-        images: training images that each site of the sum said it has; what it did with them nobody knows.
-        sent: the round's global tensors, and the algorithm's own.
-        form: of the words.
-        total: their sum.
-
-    Raises:
-        FixedPointError: it is none of so many updates.
-    """
-    mean, _ = form.mean(total, len(images))
-    rates, moves = form.rates(total, len(images)) if form.divided else ({}, None)
-
-    def change(name: str) -> np.ndarray:
-        if name in rates:
-            return rates[name]
-        return np.asarray(mean[name].astype(np.float64) - sent[name].astype(np.float64))
-
-    sites = [SiteUpdate(name, {}, images[name]) for name in sorted(images)]
-    return Sums(sites, mean.__getitem__, change, moves=moves)
 
 
 def part_of_time(deadline: float, share: float) -> float:

@@ -25,10 +25,11 @@ from fed_diffmic.exchange.masking.requests import NOISED
 from fed_diffmic.privacy.distributed.form import NoisyForm
 from fed_diffmic.privacy.distributed.step import round_form
 from server.exchange import TrainAnswer, TrainRequest
-from server.masked import MaskedSites, Words, is_masked, roster_of
+from server.masked import MaskedSites, is_masked, roster_of
 from server.replies import Events
 from server.sites import Question, Sites
 from server.terms import RunTerms
+from server.words import Words
 
 
 class NoisySites(Sites):
@@ -74,8 +75,8 @@ class MaskedNoisySites(MaskedSites):
         form = form_of(self.spec, request)
         form.room(sites)
 
-        def read(total: np.ndarray, names: Sequence[str]) -> tuple[Sequence[SiteUpdate], Sums | None]:
-            return moved(total, form, request, self.images_of(names)), None
+        def read(total: np.ndarray, units: Mapping[str, int]) -> tuple[Sequence[SiteUpdate], Sums | None]:
+            return moved(total, form, request, units), None
 
         return Words(form.digest, form.bits, 0, form.width, read)
 

@@ -16,7 +16,7 @@ from fed_diffmic.config.simulation import StageConfig, StrategyConfig
 from fed_diffmic.exchange.masking.driver import masked_sum
 from fed_diffmic.exchange.masking.fixed_point import FixedPointError
 from fed_diffmic.exchange.masking.update import UpdateForm
-from server.masked import masked_sums
+from server.words import masked_sums
 from tests.exchange.masking.parties import SESSION, Parties
 
 KINDS = {"w": "parameter", "b": "parameter", "mean": "buffer", "seen": "counter"}
