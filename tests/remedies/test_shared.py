@@ -37,14 +37,15 @@ PEERS, COMMANDS = "fed_diffmic/provision/peers.py::", "fed_diffmic/commands/prov
 @tries(
     "simulations/shared_noise.py::with_share | a number, or",
     "simulations/shared_noise.py::with_share | more than",
-    "simulations/shared_noise.py::_check_honest",
+    "simulations/shared_noise.py::_check_honest | at most",
+    "simulations/shared_noise.py::_check_honest | Masks",
 )
 def test_how_much_noise_a_simulation_shares() -> None:
-    def share(*more: str, epsilon: bool = True) -> None:
+    def share(*more: str, epsilon: bool = True, sites: int = 4) -> None:
         config = compose(None, [*SHARED, *more])
         if not epsilon:  # as a configuration that is made without a check
             config = replace(config, privacy=replace(config.privacy, epsilon=None))
-        with_share(config, config.strategy, Arm("federated", ("plain",), ("a", "b", "c", "d")))
+        with_share(config, config.strategy, Arm("federated", ("plain",), tuple("abcdefghij"[:sites])))
 
     [key] = remedy_in(lambda: share(epsilon=False), r"or (privacy\.\w+) to compute").groups()
     share(f"{key}=3")
@@ -53,6 +54,10 @@ def test_how_much_noise_a_simulation_shares() -> None:
     share("privacy.count_noise=0.5", "privacy.epsilon=60")
     [most] = remedy_in(lambda: share("run.quorum=0.5"), r"at most (\d+),").groups()
     share("run.quorum=0.5", f"privacy.honest_sites={most}")
+    masked = ("strategy.secure_aggregation=masked", "strategy.noise_share=0.7")
+    none, fewest = remedy_in(lambda: share(*masked, sites=10), r"allowed: (0), or at least (\d+) where").groups()
+    for honest in (none, fewest):
+        share(*masked, f"privacy.honest_sites={honest}", sites=10)
 
 
 @tries(
