@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Message
 from scipy import stats
 
 from client import site as client_site
@@ -26,6 +28,7 @@ from server import masked as masked_module
 from server import replies as replies_module
 from server.checkpoints import CheckpointStore
 from server.strategy import FlowerAlgorithm
+from simulations.grid import InProcessGrid
 from tests import toy
 
 NAMES = ("a", "b", "c", "d")
@@ -237,3 +240,29 @@ def test_weights_may_come_coded_and_words_go_back_as_they_are(tmp_path: Path) ->
     final, events = run(tmp_path / "run", grid, masked(codec="int8"))
     assert not events.of("site_refused") and not events.of("site_failed")
     assert [row["missing"] for row in events.of("round_done")] == [{}, {}] and final.states["guidance"]
+
+
+class Silent(InProcessGrid):
+    """The last node is there, and answers no step with keys."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        replies = super().pull_messages(message_ids)
+        return [r for r in replies if (r.metadata.src_node_id, r.metadata.message_type) != (4, "query.mask")]
+
+
+def test_a_site_that_is_there_and_silent_costs_a_round_a_part_of_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(masked_module, "KEYS", 0.05)
+    grid, _ = masked_grid(tmp_path)
+    grid.__class__ = Silent
+    _, events = run(tmp_path / "run", grid, masked(), quorum=0.75, deadline_s=60.0)
+    rounds = events.of("round_done")
+    assert [row["missing"] for row in rounds] == [{"d": "it did not reply before the deadline"}] * 2
+
+
+def test_steps_share_what_is_left_of_a_rounds_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masked_module.time, "monotonic", lambda: 100.0)
+    assert masked_module.part_of_time(160.0, 1 / 3) == pytest.approx(120.0)
+    assert masked_module.part_of_time(160.0, 1.0) == 160.0
+    assert masked_module.part_of_time(90.0, 1 / 3) == 90.0  # it is over
