@@ -253,10 +253,10 @@ class Silent(InProcessGrid):
 def test_a_site_that_is_there_and_silent_costs_a_round_a_part_of_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(masked_module, "KEYS", 0.05)
+    monkeypatch.setattr(masked_module, "KEYS", 0.005)
     grid, _ = masked_grid(tmp_path)
     grid.__class__ = Silent
-    _, events = run(tmp_path / "run", grid, masked(), quorum=0.75, deadline_s=60.0)
+    _, events = run(tmp_path / "run", grid, masked(), quorum=0.75, deadline_s=600.0)
     rounds = events.of("round_done")
     assert [row["missing"] for row in rounds] == [{"d": "it did not reply before the deadline"}] * 2
 
