@@ -39,7 +39,7 @@ from server import replies as replies_module
 from server.checkpoints import CheckpointStore
 from tests import site_rules, toy
 from tests.client.test_masking import accept
-from tests.server.test_masked import lose
+from tests.server.test_masked import KilledError, die, lose
 from tests.server.test_noisy import PRIVACY, RATE, SHARE, PrivateNet
 
 NAMES = ("a", "b", "c", "d")
@@ -265,11 +265,28 @@ def test_a_second_question_in_one_attempt_draws_nothing_and_costs_nothing(
 def test_a_lost_attempt_is_paid_for_and_the_next_one_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = sites(tmp_path)
     with monkeypatch.context() as patch:
-        lose(patch, "b", "commit")
-        lose_too(patch, "c", "commit")
+        lose(patch, "b", "train")
+        lose_too(patch, "c", "mask")
         with pytest.raises(RoundError, match="nothing was unmasked"):
             run(tmp_path, grid, spec())
     assert {name: charged(tmp_path, name) for name in NAMES} == {name: [(1, True)] for name in NAMES}
+    run(tmp_path, grid, spec())
+    assert {name: charged(tmp_path, name) for name in NAMES} == {name: [(1, True)] * 2 for name in NAMES}
+    sets = [line.facts["attempt"] for line in log_of(tmp_path, "a") if line.kind == "masked_shares"]
+    assert sets == [2]  # one sum of the round was opened
+
+
+def test_a_coordinator_that_is_ended_behind_the_set_goes_on_and_nothing_is_charged_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = sites(tmp_path / "real")
+    with monkeypatch.context() as patch:
+        die(patch, "commit")
+        with pytest.raises(KilledError):
+            run(tmp_path / "real", grid, spec())
+    resumed, _ = run(tmp_path / "real", grid, spec())
+    assert {name: charged(tmp_path / "real", name) for name in NAMES} == {name: [(1, True)] for name in NAMES}
+    assert resumed.digests == simulated(tmp_path / "whole", spec()).digests
 
 
 def lose_too(monkeypatch: pytest.MonkeyPatch, name: str, step: str) -> None:
