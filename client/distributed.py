@@ -101,7 +101,9 @@ def noised_reply(site: Site, request: Payload, module: StageModule, algorithm: F
     header, train, privacy, spec = request.header, site.data.train, site.privacy, module.spec
     echoed = header["ledger"]
     check_delta(privacy, max(1, len(unit_members(train, privacy.unit))))
-    form, turn, room = form_at_site(module, algorithm, at.round_index), None, None
+    form = form_at_site(module, algorithm, at.round_index)
+    turn: Turn | None = None
+    room: int | None = None
     if MASKED in header:
         turn = turn_of(site, header, WordForm(form.digest, form.bits, 0, form.width))
         sites = turn.sites(anew=True)

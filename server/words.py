@@ -86,7 +86,10 @@ def masked_sums(images: Mapping[str, int], sent: Tensors, form: UpdateForm, tota
         FixedPointError: it is none of so many updates.
     """
     mean, _ = form.mean(total, len(images))
-    rates, moves = form.rates(total, len(images)) if form.divided else ({}, None)
+    rates: Tensors = {}
+    moves: float | None = None
+    if form.divided:
+        rates, moves = form.rates(total, len(images))
 
     def change(name: str) -> np.ndarray:
         if name in rates:

@@ -12,6 +12,8 @@ from fed_diffmic.errors import UsageError
 if TYPE_CHECKING:
     from client.preflight.check import Check
     from fed_diffmic.commands import Add
+    from fed_diffmic.config.server import ServerConfig
+    from fed_diffmic.config.simulation import SimulateConfig
 
 _MARKS = {"passed": ("passed ", "green"), "warning": ("warning", "yellow"), "failed": ("failed ", "bold red")}
 _PARTS = ("machine", "credentials", "network", "data", "privacy", "trial")
@@ -47,7 +49,9 @@ def _preflight(arguments: argparse.Namespace, hint: list[str]) -> int:
     config = compose_site(arguments.config, arguments.settings)
     stages = arguments.stages or arguments.model
     wanted = [f"model={arguments.model}", f"stages={stages}", *arguments.expect]
-    expected = compose_server(None, wanted) if arguments.expect else compose(None, wanted)
+    expected: ServerConfig | SimulateConfig = (
+        compose_server(None, wanted) if arguments.expect else compose(None, wanted)
+    )
     from client.preflight.check import as_json, exit_code, worst
     from client.preflight.run import Expected, preflight
 
