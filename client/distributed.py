@@ -26,7 +26,7 @@ from fed_diffmic.algorithms.fedsgd import FedSgd
 from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.exchange.claims import Alone, claim_text
-from fed_diffmic.exchange.failures import UNSHARED, UNTRUSTED, SiteError
+from fed_diffmic.exchange.failures import MASKING, UNSHARED, UNTRUSTED, SiteError
 from fed_diffmic.exchange.masking.requests import MASKED, NOISED
 from fed_diffmic.exchange.masking.shamir import most_dishonest, share_threshold
 from fed_diffmic.exchange.payload import Payload
@@ -44,12 +44,15 @@ def check_mechanism(site: Site, algorithm: Algorithm, header: Mapping[str, Any])
     """Refuse a round that the site's own mechanism is not for, before anything is computed.
 
     Raises:
-        SiteError: noise is shared on one side only, or a real site's words would be seen by themselves.
+        SiteError: noise is shared on one side only, a real site's words would be seen by themselves, or a masked change
+            would have to be divided by what private training does not say.
     """
     shares = is_private(site, header["stage"]) and site.privacy.mechanism == "distributed"
     if shares != algorithm.gradient_sums:
         named = "needs strategy=fedsgd" if shares else "is not set, and the run's sums need every site's share of noise"
         raise SiteError(UNSHARED, f"privacy.mechanism=distributed {named}")
+    if algorithm.divides and MASKED in header and is_private(site, header["stage"]):
+        raise SiteError(MASKING, "private training says no number of steps, by which a masked change would be divided")
     if shares and site.real and MASKED not in header:
         raise SiteError(
             UNSHARED,

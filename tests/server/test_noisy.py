@@ -256,3 +256,15 @@ def test_a_real_site_gives_its_words_to_nobody_but_under_masks(tmp_path: Path) -
     assert refused.value.code == failures.UNSHARED
     check_mechanism(real, algorithm, {**header, "masked": {}})
     check_mechanism(replace(real, real=False), algorithm, header)
+
+
+def test_a_private_site_is_not_charged_for_a_masked_change_that_it_cannot_divide(tmp_path: Path) -> None:
+    """FedNova's needs the number of steps, which private training does not say."""
+    own = replace(PRIVACY, mechanism="local", noise_multiplier=2.0)
+    real = Site("a", tmp_path, toy_site("a", 1), "cpu", privacy=own, real=True)
+    fednova, header = build_algorithm(StrategyConfig(name="fednova")), {"stage": "plain", "masked": {}}
+    with pytest.raises(SiteError, match="no number of steps") as refused:
+        check_mechanism(real, fednova, header)
+    assert refused.value.code == failures.MASKING
+    check_mechanism(real, build_algorithm(StrategyConfig()), header)
+    check_mechanism(replace(real, privacy=PrivacyConfig()), fednova, header)
