@@ -133,22 +133,32 @@ def masked(values: np.ndarray, sites: int, bits: int, repeats: int) -> Cost:
     form = FixedPoint.finest(sites, BOUND, bits)
     session = Session("b", "b", "guidance", "train", 1, 1, "0" * 64, bits, form.fraction, 8)
     keys = key_steps(sites, session)
-    session = replace(session, length=values.size)
+    return words_cost(replace(session, length=values.size), sites, lambda: form.encode(values), keys, repeats)
+
+
+def words_cost(session: Session, sites: int, words: Callable[[], np.ndarray], keys: Cost, repeats: int) -> Cost:
+    """A round of words: made, masked, encoded; decoded and added so many times, and the masks of all lifted.
+
+    Args:
+        session: of the words.
+        words: makes those of one site.
+        keys: what everything else costs (:func:`key_steps`).
+    """
     everyone, _ = parties(sites, session)
-    middle = sorted(everyone)[sites // 2]
+    middle, dtype = sorted(everyone)[sites // 2], np.dtype(f"<u{session.bits // 8}")
     group = {name: site.advertise(session, everyone) for name, site in everyone.items()}
     sealed = {name: site.share(session, group)[middle] for name, site in everyone.items() if name != middle}
     everyone[middle].share(session, group)
 
     def update() -> Wire:
-        words = everyone[middle].mask(session, sealed, form.encode(values))
-        return encode(Payload("train.reply", {}, {"w": words.view(f"<i{bits // 8}")}))
+        masked_words = everyone[middle].mask(session, sealed, words())
+        return encode(Payload("train.reply", {}, {"w": masked_words.view(f"<i{session.bits // 8}")}))
 
     site, wire = timed(update, repeats)
-    total = np.zeros(values.size, form.dtype)
+    total = np.zeros(session.length, dtype)
 
     def take() -> None:
-        add_words(total, decode(wire, LIMITS).tensors["w"].view(form.dtype))
+        add_words(total, decode(wire, LIMITS).tensors["w"].view(dtype))
 
     one, _ = timed(take, repeats)
     lifted, _ = timed(lambda: apply_masks(total, [], [bytes([n]) * 32 for n in range(sites)]), 1)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.failures import SiteError
 from fed_diffmic.exchange.floors import Basis
-from fed_diffmic.exchange.masking.requests import MASKED
+from fed_diffmic.exchange.masking.requests import MASKED, NOISED
 from fed_diffmic.exchange.payload import Payload
 from fed_diffmic.exchange.policy import Denial, SitePolicy
+from fed_diffmic.exchange.policy_masking import noised_beyond
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Clearance:
     given: bool = False
 
     def judge(self, plain: Payload, request: Payload, basis: Basis | None) -> None:
-        """Judge an update by every rule on what leaves.
+        """Judge an update by every rule on what leaves; of words with a share of noise, whether noise covers the stage.
 
         Args:
             plain: the update as it would leave without masks.
@@ -39,8 +40,10 @@ class Clearance:
         Raises:
             SiteError: it may not leave.
         """
-        said = self.policy.release(plain, request.tensors, basis)
-        if isinstance(said, Denial):
+        if NOISED in plain.tensors:
+            if beyond := noised_beyond(plain, self.policy.protected):
+                raise SiteError(failures.POLICY_PRIVACY, beyond)
+        elif isinstance(said := self.policy.release(plain, request.tensors, basis), Denial):
             raise SiteError(said.code, said.detail)
         self.given = True
 

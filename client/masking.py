@@ -9,6 +9,7 @@ under masks nobody can.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from flwr.app import Context
 
 from client.requests import answer_header
 from client.site import Site
+from fed_diffmic.algorithms.base import Algorithm, parameters_of
 from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.exchange.audit import AuditLog
@@ -31,11 +33,17 @@ from fed_diffmic.exchange.payload import Payload, Tensors
 from fed_diffmic.exchange.seal import Signed
 from fed_diffmic.provision.keys import PrivateKey
 from fed_diffmic.provision.peers import peer_keys
+from fed_diffmic.training.stage import StageModule
+from fed_diffmic.training.stages import exchanged
 
 BASE = "base/"
 FOLDER = "masking"
 """Of the site's folder: what must be known of the last sum of each run, stage and arm. Never purged."""
-FIELDS = {"session": str, "sealed": dict, "norm": float, "most_weight": int, "summands": int}
+TURN: dict[str, type] = {"session": str, "sealed": dict}
+"""What a request says of a masked sum whose form the site knows by itself."""
+FIELDS: dict[str, type] = {**TURN, "norm": float, "most_weight": int, "summands": int}
+MOVES: dict[str, type] = {"most_moves": float}
+"""What it says besides where changes are divided."""
 _CODES = {STRANGER: PEERS, FEW: FEW_PEERS}
 
 
@@ -81,12 +89,35 @@ def masking_step(site: Site, spec: RunSpec, request: Payload) -> Payload:
     return Payload("mask.reply", {**answer_header(header), "answer": answer})
 
 
-def masked_reply(site: Site, spec: RunSpec, request: Payload, plain: Payload) -> Payload:
+@dataclass(frozen=True)
+class Divided:
+    """What a site's change is divided by under masks, where it counts over how far the site's steps moved it.
+
+    Attributes:
+        names: of the tensors.
+        moves: ``a_k``, from 1; none: the site does not say its steps.
+    """
+
+    names: frozenset[str]
+    moves: float | None
+
+
+def divided_by(algorithm: Algorithm, module: StageModule, steps: float | None) -> Divided | None:
+    """What the change of an update of so many steps is divided by; none: nothing is."""
+    if not algorithm.divides:
+        return None
+    return Divided(frozenset(parameters_of(exchanged(module))), None if steps is None else algorithm.moves(steps))
+
+
+def masked_reply(
+    site: Site, spec: RunSpec, request: Payload, plain: Payload, divided: Divided | None = None
+) -> Payload:
     """The answer to a request to train, its update as words under masks: the one tensor that leaves.
 
     Args:
         request: with the whole weights.
         plain: what would be answered without masks.
+        divided: what the change is divided by.
 
     Raises:
         SiteError: the update may not leave by the site's rules, the session is not that of the model and settings that
@@ -97,28 +128,114 @@ def masked_reply(site: Site, spec: RunSpec, request: Payload, plain: Payload) ->
     facts = dict(plain.header)
     examples = facts.pop("num_examples")  # beside the words it leaves in no case
     weight = examples if spec.strategy.weighting == "examples" else 1
-    return Payload(plain.kind, facts, {MASKED: _masked_words(site, spec, request, plain.tensors, weight)})
+    return Payload(plain.kind, facts, {MASKED: _masked_update(site, spec, request, plain.tensors, weight, divided)})
 
 
-def _masked_words(site: Site, spec: RunSpec, request: Payload, tensors: Tensors, weight: int) -> np.ndarray:
-    header, asked = request.header, request.header[MASKED]
-    if set(asked) != set(FIELDS) or any(type(asked[name]) is not kind for name, kind in FIELDS.items()):
-        raise SiteError(BAD_REQUEST)
+def _masked_update(
+    site: Site, spec: RunSpec, request: Payload, tensors: Tensors, weight: int, divided: Divided | None
+) -> np.ndarray:
+    header, asked = request.header, _asked(request.header, FIELDS if divided is None else {**FIELDS, **MOVES})
+    if divided is not None and divided.moves is None:
+        raise SiteError(MASKING, "this site's update says no number of steps, by which its change has to be divided")
     if asked["norm"] != spec.strategy.masked_norm:
         raise SiteError(BAD_REQUEST, "the bound of an update's norm is not that of the run's settings")
     session = session_of(header, asked["session"])
     reference = {name: value for name, value in request.tensors.items() if not name.startswith(BASE)}
     try:
-        form = UpdateForm(reference, asked["summands"], asked["norm"], asked["most_weight"], bits=session.bits)
-        task = task_digest(header, form.digest)
-        if (session.task, session.fraction, session.length) != (task, form.numbers.fraction, form.length):
-            raise SiteError(MASKING, "the session is that of another model, other settings or another form of words")
-        words = part_of(site).mask(session, asked["sealed"], form.encode(tensors, min(weight, form.most_weight)))
-    except MaskingError as error:
-        raise refused(error) from error
+        form = UpdateForm(
+            reference, asked["summands"], asked["norm"], asked["most_weight"], bits=session.bits,
+            divided=frozenset() if divided is None else divided.names, most_moves=asked.get("most_moves", 1.0),
+        )  # fmt: skip
+        turn = _turn(site, header, session, WordForm(form.digest, form.bits, form.numbers.fraction, form.length))
+        moves = 1.0 if divided is None or divided.moves is None else divided.moves
+        return turn.masked(form.encode(tensors, min(weight, form.most_weight), moves=moves))
     except FixedPointError as error:
         raise SiteError(MASKING, error.cause) from error
-    return words.view(f"<i{session.bits // 8}").astype(f"int{session.bits}", copy=False)
+
+
+@dataclass(frozen=True)
+class WordForm:
+    """How a site's words are written, as far as a session says it.
+
+    Attributes:
+        digest: names the form.
+        bits, fraction, length: of the words.
+    """
+
+    digest: str
+    bits: int
+    fraction: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A site's turn in a masked sum: a session that is of this very task, in which it may mask.
+
+    Attributes:
+        part: of the site.
+        session: of the sum.
+        sealed: what the other sites sealed for this one.
+    """
+
+    part: MaskingSite
+    session: Session
+    sealed: Mapping[str, str]
+
+    def sites(self, *, anew: bool = False) -> int:
+        """How many sites share the sum's secrets, if words may be masked now.
+
+        Args:
+            anew: none may have been masked in this attempt before.
+
+        Raises:
+            SiteError: they may not.
+        """
+        try:
+            return self.part.may_mask(self.session, self.sealed, anew=anew)
+        except MaskingError as error:
+            raise refused(error) from error
+
+    def masked(self, words: np.ndarray) -> np.ndarray:
+        """Words under masks, as the signed type that a payload carries.
+
+        Raises:
+            SiteError: the site does not go on with the sum.
+        """
+        try:
+            found = self.part.mask(self.session, self.sealed, words)
+        except MaskingError as error:
+            raise refused(error) from error
+        bits = self.session.bits
+        return found.view(f"<i{bits // 8}").astype(f"int{bits}", copy=False)
+
+
+def turn_of(site: Site, header: Mapping[str, Any], form: WordForm) -> Turn:
+    """A site's turn in a sum whose form it knows by itself; nothing is changed or computed.
+
+    Raises:
+        SiteError: the session is not that of the model, settings and form that are known here, or it is not the time.
+    """
+    return _turn(site, header, session_of(header, _asked(header, TURN)["session"]), form)
+
+
+def _turn(site: Site, header: Mapping[str, Any], session: Session, form: WordForm) -> Turn:
+    said = (session.task, session.bits, session.fraction, session.length)
+    if said != (task_digest(header, form.digest), form.bits, form.fraction, form.length):
+        raise SiteError(MASKING, "the session is that of another model, other settings or another form of words")
+    return Turn(part_of(site), session, header[MASKED]["sealed"])
+
+
+def _asked(header: Mapping[str, Any], fields: Mapping[str, type]) -> dict[str, Any]:
+    """What a request says of its masked sum.
+
+    Raises:
+        SiteError: other fields, or of other types.
+    """
+    asked: dict[str, Any] = header[MASKED]
+    if set(asked) != set(fields) or any(type(asked[name]) is not kind for name, kind in fields.items()):
+        raise SiteError(BAD_REQUEST)
+    return asked
 
 
 def refused(error: MaskingError) -> SiteError:

@@ -12,7 +12,7 @@ import torch
 
 from client.crossing import coded_update, split_state
 from client.distributed import check_mechanism, noised_reply
-from client.masking import masked_reply
+from client.masking import divided_by, masked_reply
 from client.module import load_module, read_site_state, site_algorithm
 from client.privacy import check_stage, is_private, private_facts, private_round, public_weight, unprotected_round
 from client.requests import answer_header
@@ -90,7 +90,7 @@ def train(site: Site, spec: RunSpec, request: Payload) -> Payload:
         site.examine(module)
     check_mechanism(site, algorithm, header)
     if isinstance(algorithm, FedSgd):
-        reply = noised_reply(site, header, module, algorithm, local_round(site, spec, header))
+        reply = noised_reply(site, request, module, algorithm, local_round(site, spec, header))
         if site.keep_updates:
             store.keep_update(key, name, reply)
         return reply
@@ -107,7 +107,8 @@ def train(site: Site, spec: RunSpec, request: Payload) -> Payload:
     facts = {"num_examples": result.num_examples, "state": state_digest, "ledger": ledger, "claim": claim}
     reply = Payload("train.reply", {**answer_header(header), **facts}, tensors, drop_non_finite(result.metrics))
     if MASKED in header:
-        reply = masked_reply(site, spec, request, reply)
+        divided = divided_by(algorithm, module, result.metrics.get("steps"))
+        reply = masked_reply(site, spec, request, reply, divided)
     if site.keep_updates:
         store.keep_update(key, name, reply)
     return reply

@@ -142,6 +142,7 @@ class TrainRequest:
             site compares.
         parcel: what is first sent of ``sent``; none: everything.
         keep: what becomes of each update; none: they stay in memory.
+        kinds: ``parameter``, ``buffer`` or ``counter`` of each exchanged tensor.
     """
 
     task: StageTask
@@ -154,6 +155,7 @@ class TrainRequest:
     ledgers: Mapping[str, str] = field(default_factory=dict)
     parcel: Parcel | None = None
     keep: Keep | None = None
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,36 +10,35 @@ it asks for signatures and shares again, and for no update.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flwr.app import MessageType
-from flwr.serverapp import Grid
 
-from fed_diffmic.algorithms.base import SiteUpdate, Sums, Tensors
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import RoundError
 from fed_diffmic.exchange.masking.coordinator import MaskedSum, check_quorum
 from fed_diffmic.exchange.masking.kept import KeptSum, Where
 from fed_diffmic.exchange.masking.requests import MASKED, task_digest, words_of
 from fed_diffmic.exchange.masking.session import FEW, MaskingError, Session, SurvivorSet
-from fed_diffmic.exchange.masking.update import UpdateForm
 from fed_diffmic.exchange.masking.virtual import VirtualRoster
 from fed_diffmic.exchange.payload import Payload, PayloadError
 from fed_diffmic.exchange.seal import Signed
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.provision.keys import PublicKey
 from server.exchange import Outcome, Parcel, TrainAnswer, TrainRequest
-from server.replies import Events
+from server.hooks import Hooks
 from server.sites import Question, Sites
 from server.terms import RunTerms
+from server.words import Words, most_of, update_words
 
 STEP = "query.mask"
-COARSEST = 1e-6
-"""The largest quantum of 32-bit words that is taken: about what float32 keeps of a weight of 10."""
 PURPOSE = "train"
+KEYS, TRAINING, SIGNING = 1 / 3, 4 / 5, 1 / 2
+"""Of the time that a round has left, what each step may take; the last one takes what is left."""
 FEWEST = 3
 """Sites in a sum: of two each would know the other's update."""
 
@@ -91,53 +90,50 @@ class MaskedSites(Sites):
         asked = self.participants(request.task.stage, request.round_index)
         resumed = kept.resume(where, self.roster)
         if resumed is None:
-            masked, form, outcome = self._words(request, kept.begin(where), asked)
+            masked, words, outcome = self._words(request, kept.begin(where), asked)
             headers = {name: dict(reply.header) for name, reply in outcome.replies.items()}
-            told: dict[str, Any] = {"headers": headers, "digests": outcome.digests, "most_weight": form.most_weight}
+            told: dict[str, Any] = {"headers": headers, "digests": outcome.digests, **words.kept}
             kept.freeze(masked, told)
         else:
             (masked, told), outcome = resumed, Outcome()
-            form = self._form(request, masked.session.bits, len(masked.invited), told["most_weight"])
+            words = self.written(request, len(masked.invited), told)
             outcome.digests = dict(told["digests"])
         text = masked.freeze()
         self._log_set(masked.session, text)  # before a site is asked to agree to it
         self._signatures(request, masked, outcome)
         self._shares(request, masked, outcome)
         summed = SurvivorSet.parse(text).summed
-        mean, _ = form.mean(masked.unmask(), len(summed))
+        images = {name: self.claims[name]["images"][0] for name in summed}
+        updates, sums = words.read(masked.unmask(), images)
         outcome.replies = {name: Payload("train.reply", told["headers"][name]) for name in summed}
         states = {name: told["headers"][name]["state"] for name in summed}
-        images = {name: self.claims[name]["images"][0] for name in summed}
-        return TrainAnswer([], states, outcome, asked, masked_sums(images, request.sent, mean))
+        return TrainAnswer(updates, states, outcome, asked, sums)
 
     def _log_set(self, session: Session, text: str) -> None:
         facts = {name: getattr(session, name) for name in ("run", "arm", "stage", "round", "attempt")}
         self.hooks.log("masked_set", **facts, set=text)
 
-    def _form(self, request: TrainRequest, bits: int, sites: int, most: int) -> UpdateForm:
-        return UpdateForm(request.sent, sites, self.spec.strategy.masked_norm, most, bits=bits)
+    def written(self, request: TrainRequest, sites: int, kept: Mapping[str, Any] | None = None) -> Words:
+        """How what sites give in a round is written.
 
-    def _narrowest(self, request: TrainRequest, sites: int) -> UpdateForm:
-        """How updates are written as words: of 32 bits where their quanta are fine enough."""
-        most = 1
-        if self.spec.strategy.weighting == "examples":
-            most = max(site.images[0] for site in self.members.values())
-        narrow = self._form(request, 32, sites, most)
-        return narrow if narrow.numbers.quantum <= COARSEST else self._form(request, 64, sites, most)
+        Args:
+            sites: how many there are in the sum at most.
+            kept: of the sum that is resumed; none: it begins.
+        """
+        images = [site.images[0] for site in self.members.values()]
+        return update_words(self.spec, request, sites, most_of(self.spec, request, images) if kept is None else kept)
 
-    def _words(
-        self, request: TrainRequest, attempt: int, asked: set[str] | None
-    ) -> tuple[MaskedSum, UpdateForm, Outcome]:
+    def _words(self, request: TrainRequest, attempt: int, asked: set[str] | None) -> tuple[MaskedSum, Words, Outcome]:
         """The steps up to the masked words, added; how they are written, and the exchange that brought them."""
         task, index = request.task, request.round_index
         self.refresh(request.deadline)
         invited = sorted(name for name in self.members if asked is None or name in asked)
-        form = self._narrowest(request, max(1, len(invited)))
+        form = self.written(request, max(1, len(invited)))
         place = {"run": self.spec.run_id, "arm": self.spec.arm, "stage": task.stage, "round": index}
         alike = {**self._header, **place, "base": task.digest, "weights": tensors_digest(request.sent)}
         session = Session(
             self.spec.run_id, self.spec.arm, task.stage, PURPOSE, index, attempt,
-            task_digest(alike, form.digest), form.bits, form.numbers.fraction, form.length,
+            task_digest(alike, form.digest), form.bits, form.fraction, form.length,
         )  # fmt: skip
         masked = MaskedSum(session, self.roster, invited, self._needed(asked))
         lost = Outcome()
@@ -145,23 +141,22 @@ class MaskedSites(Sites):
         def advertised(name: str, answer: Mapping[str, Any]) -> None:
             masked.advertised(name, Signed(*answer["signed"]))
 
-        self._step(request, masked, "advertise", {n: {"invited": invited} for n in invited}, advertised, lost)
+        begun = replace(request, deadline=part_of_time(request.deadline, KEYS))
+        self._step(begun, masked, "advertise", {n: {"invited": invited} for n in invited}, advertised, lost)
         group = {name: [signed.text, signed.signature] for name, signed in masked.group().items()}
+        begun = replace(request, deadline=part_of_time(request.deadline, KEYS))
         self._step(
-            request, masked, "share", dict.fromkeys(group, group), lambda n, a: masked.shared(n, a["sealed"]), lost
+            begun, masked, "share", dict.fromkeys(group, group), lambda n, a: masked.shared(n, a["sealed"]), lost
         )
         sealed = masked.deliveries()
-        rules = {"session": session.text, "norm": float(form.norm), "most_weight": form.most_weight}
-        named = {"state": request.site_states, "keep": request.kept_states, "guidance": task.guidance}
+        plain = self.train_header(request)
 
         def header(site: str) -> dict[str, Any]:
-            found = {name: digests.get(site, "") for name, digests in named.items()}
-            ledger = self.hooks.echo(site) or request.ledgers.get(site, "")
-            return {**found, "ledger": ledger, MASKED: {**rules, "summands": form.summands, "sealed": sealed[site]}}
+            return {**plain(site), MASKED: {**form.rules, "session": session.text, "sealed": sealed[site]}}
 
         outcome = self._exchange(
             Question(
-                MessageType.TRAIN, task, request.sent, index, request.deadline, header=header,
+                MessageType.TRAIN, task, request.sent, index, part_of_time(request.deadline, TRAINING), header=header,
                 metrics=lambda site: {}, fields={"state": str, "ledger": str, "claim": str},
                 schema={MASKED: (f"int{form.bits}", (form.length,))}, attach_base=index == 1, asked=set(sealed),
                 quorate=False, parcel=request.parcel,
@@ -180,6 +175,7 @@ class MaskedSites(Sites):
     def _signatures(self, request: TrainRequest, masked: MaskedSum, outcome: Outcome) -> None:
         text = masked.freeze()
         given = {name: {"set": text} for name in SurvivorSet.parse(text).summed}
+        request = replace(request, deadline=part_of_time(request.deadline, SIGNING))
         self._step(request, masked, "commit", given, lambda n, a: masked.signed(n, a["signature"]), outcome)
 
     def _shares(self, request: TrainRequest, masked: MaskedSum, outcome: Outcome) -> None:
@@ -222,33 +218,23 @@ class MaskedSites(Sites):
             )
 
 
-def masked_sums(images: Mapping[str, int], sent: Tensors, mean: Tensors) -> Sums:
-    """A sum's mean as an algorithm takes it.
+def part_of_time(deadline: float, share: float) -> float:
+    """When a step is to be over, of a round that is to be over at ``deadline`` (monotonic seconds).
 
-    Args:
-        images: training images that each site of the sum said it has; what it did with them nobody knows.
-        sent: the round's global tensors, and the algorithm's own.
-        mean: of the sum, by the same names.
+    A site that is there and says nothing would else take the whole round's time in its first step; so it costs a part
+    of it, and the round goes on without the site.
     """
-
-    def change(name: str) -> np.ndarray:
-        return np.asarray(mean[name].astype(np.float64) - sent[name].astype(np.float64))
-
-    return Sums([SiteUpdate(name, {}, images[name]) for name in sorted(images)], mean.__getitem__, change)
+    return deadline - (1.0 - share) * max(0.0, deadline - time.monotonic())
 
 
-def sites_of(grid: Grid, spec: RunSpec, events: Events, terms: RunTerms, folder: Path, **more: Any) -> Sites:
-    """Who asks the sites of a run: plain or masked. An arm of one site (a baseline) has no one to be summed with.
+def is_masked(spec: RunSpec) -> bool:
+    """Whether this arm sums under masks: one of one site (a baseline) has no one to be summed with."""
+    return spec.strategy.secure_aggregation != "off" and spec.arm.rpartition("/")[2] == "federated"
 
-    Args:
-        folder: of the run.
-        more: as :class:`server.presence.Presence` takes it.
-    """
-    if spec.strategy.secure_aggregation == "off" or spec.arm.rpartition("/")[2] != "federated":
-        return Sites(grid, spec, events, terms, **more)
-    seals = more["hooks"].seals
-    roster = VirtualRoster(spec.seed) if seals is None else EnrolledKeys(seals.key_of, terms.sites or ())
-    return MaskedSites(grid, spec, events, terms, folder=folder, roster=roster, **more)
+
+def roster_of(spec: RunSpec, terms: RunTerms, hooks: Hooks) -> Mapping[str, PublicKey]:
+    """The enrolled key of each site, as the coordinator knows it."""
+    return VirtualRoster(spec.seed) if hooks.seals is None else EnrolledKeys(hooks.seals.key_of, terms.sites or ())
 
 
 class EnrolledKeys(Mapping[str, PublicKey]):

@@ -1,13 +1,13 @@
 """The :class:`server.exchange.Exchange` of noised sums: each site's words are added up, and the sum is read.
 
-What the algorithm gets is the same for each site of the sum: the weights less the mean gradient over all of them. The
-words come as they are here, which is for sites that are one process; under masks it is the same sum of the same words
-(``tests/server/test_noisy.py`` adds both).
+What the algorithm gets is the same for each site of the sum: the weights less the mean gradient over all of them. Real
+sites give their words under masks alone; of sites that are one process they may come as they are. Both are the same sum
+of the same words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,20 @@ from flwr.app import MessageType
 from flwr.serverapp import Grid
 
 from fed_diffmic.algorithms import algorithm_class
-from fed_diffmic.algorithms.base import SiteUpdate, Tensors
+from fed_diffmic.algorithms.base import SiteUpdate, Sums, Tensors
 from fed_diffmic.algorithms.fedsgd import FedSgd
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import RoundError
 from fed_diffmic.exchange.masking.fixed_point import add_words, sum_fits
+from fed_diffmic.exchange.masking.requests import NOISED
 from fed_diffmic.privacy.distributed.form import NoisyForm
 from fed_diffmic.privacy.distributed.step import round_form
 from server.exchange import TrainAnswer, TrainRequest
-from server.masked import sites_of as plain_or_masked
+from server.masked import MaskedSites, is_masked, roster_of
 from server.replies import Events
 from server.sites import Question, Sites
 from server.terms import RunTerms
-
-WORDS = "words"
+from server.words import Words
 
 
 class NoisySites(Sites):
@@ -41,12 +41,8 @@ class NoisySites(Sites):
         Raises:
             RoundError: the quorum was missed, or words are so large that the sum could wrap around.
         """
-        algorithm = request.algorithm
-        if not isinstance(algorithm, FedSgd):
-            raise RoundError("noised sums are what strategy=fedsgd takes", "Choose strategy=fedsgd.")
         task, index = request.task, request.round_index
-        shapes = {name: value.shape for name, value in request.sent.items()}
-        form = round_form(self.spec, task.stage, index, algorithm, shapes)
+        form = form_of(self.spec, request)
         outcome = self._exchange(
             Question(
                 MessageType.TRAIN,
@@ -57,18 +53,57 @@ class NoisySites(Sites):
                 header=self.train_header(request),
                 metrics=lambda site: {},
                 fields={"state": str, "ledger": str, "claim": str},
-                schema={WORDS: (f"int{form.bits}", (form.width,))},
+                schema={NOISED: (f"int{form.bits}", (form.width,))},
                 parcel=request.parcel,
                 attach_base=index == 1,
             )
         )
-        words = {name: unsigned(outcome.replies[name].tensors[WORDS], form) for name in sorted(outcome.replies)}
-        total = summed(words, form)
-        units = sum(self.members[name].images[0] for name in words)
-        mean = mean_gradient(total, form, algorithm.options.sample_rate * units)
-        moved = {name: value.astype(np.float64) - mean[name] for name, value in request.sent.items()}
-        updates = [SiteUpdate(name, moved, 1) for name in words]
-        return TrainAnswer(updates, dict.fromkeys(words, ""), outcome)
+        words = {name: unsigned(outcome.replies[name].tensors[NOISED], form) for name in sorted(outcome.replies)}
+        units = {name: self.members[name].images[0] for name in words}
+        return TrainAnswer(moved(summed(words, form), form, request, units), dict.fromkeys(words, ""), outcome)
+
+
+class MaskedNoisySites(MaskedSites):
+    """Sites that answer a round with words of a noised sum, under masks."""
+
+    def written(self, request: TrainRequest, sites: int, kept: Mapping[str, Any] | None = None) -> Words:
+        """How a round's noised sums are written: by the form alone, which a request need not describe.
+
+        Raises:
+            RoundError, ConfigError: as :func:`form_of`; or so many sites' words do not fit.
+        """
+        form = form_of(self.spec, request)
+        form.room(sites)
+
+        def read(total: np.ndarray, units: Mapping[str, int]) -> tuple[Sequence[SiteUpdate], Sums | None]:
+            return moved(total, form, request, units), None
+
+        return Words(form.digest, form.bits, 0, form.width, read)
+
+
+def form_of(spec: RunSpec, request: TrainRequest) -> NoisyForm:
+    """The form of a round's sum.
+
+    Raises:
+        RoundError: the algorithm takes none.
+        ConfigError: as :func:`fed_diffmic.privacy.distributed.step.round_form`.
+    """
+    if not isinstance(request.algorithm, FedSgd):
+        raise RoundError("noised sums are what strategy=fedsgd takes", "Choose strategy=fedsgd.")
+    shapes = {name: value.shape for name, value in request.sent.items()}
+    return round_form(spec, request.task.stage, request.round_index, request.algorithm, shapes)
+
+
+def moved(total: np.ndarray, form: NoisyForm, request: TrainRequest, units: Mapping[str, int]) -> list[SiteUpdate]:
+    """What the algorithm gets of a sum: for each site of it the weights less the mean gradient over all of them.
+
+    Args:
+        units: that each site of the sum said it has.
+    """
+    rate = request.algorithm.options.sample_rate
+    mean = mean_gradient(total, form, rate * sum(units.values()))
+    found = {name: value.astype(np.float64) - mean[name] for name, value in request.sent.items()}
+    return [SiteUpdate(name, found, 1) for name in sorted(units)]
 
 
 def unsigned(words: np.ndarray, form: NoisyForm) -> np.ndarray:
@@ -100,12 +135,14 @@ def mean_gradient(total: np.ndarray, form: NoisyForm, expected: float) -> Tensor
 
 
 def sites_of(grid: Grid, spec: RunSpec, events: Events, terms: RunTerms, folder: Path, **more: Any) -> Sites:
-    """Who asks the sites of a run: by the sums that its algorithm takes, else plain or masked.
+    """Who asks the sites of a run: by the sums that its algorithm takes, plain or masked.
 
     Args:
         folder: of the run.
         more: as :class:`server.presence.Presence` takes it.
     """
-    if algorithm_class(spec.strategy.name).gradient_sums:
-        return NoisySites(grid, spec, events, terms, **more)
-    return plain_or_masked(grid, spec, events, terms, folder, **more)
+    noised = algorithm_class(spec.strategy.name).gradient_sums
+    if not is_masked(spec):
+        return (NoisySites if noised else Sites)(grid, spec, events, terms, **more)
+    kept = {"folder": folder, "roster": roster_of(spec, terms, more["hooks"])}
+    return (MaskedNoisySites if noised else MaskedSites)(grid, spec, events, terms, **kept, **more)

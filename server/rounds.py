@@ -169,6 +169,7 @@ def train_request(
         ledgers=ledgers,
         parcel=broadcast.trained_from(work),
         keep=keep,
+        kinds=work.kinds,
     )
 
 

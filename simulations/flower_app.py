@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 from client.app import app as site_app
 from client.site import Protection, Source, register_source
 from fed_diffmic.config.compose import config_from_run_config
-from fed_diffmic.exchange.masking.site import MaskingSite
+from fed_diffmic.exchange.masking.site import MIN_SITES, MaskingSite
 from fed_diffmic.exchange.masking.store import FileStore
 from fed_diffmic.exchange.masking.virtual import VirtualRoster, virtual_key
 from fed_diffmic.files import safe_name
@@ -77,7 +77,10 @@ def virtual_masking(context: Context, name: str) -> MaskingSite | None:
     if config.strategy.secure_aggregation == "off":
         return None
     store = FileStore(virtual_site_folder(context) / "masking", lambda kind, facts: None)
-    return MaskingSite(name, virtual_key(config.seed, name), VirtualRoster(config.seed), store)
+    privacy = config.privacy
+    shares = privacy.name != "none" and privacy.mechanism == "distributed"
+    least = max(MIN_SITES, privacy.honest_sites if shares else 0)  # as a real site's policy.min_sites has to be
+    return MaskingSite(name, virtual_key(config.seed, name), VirtualRoster(config.seed), store, least)
 
 
 def virtual_pace(context: Context) -> float:

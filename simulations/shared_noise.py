@@ -11,6 +11,8 @@ from fed_diffmic.algorithms.fedsgd import FedSgd
 from fed_diffmic.config.shared_noise import NAME
 from fed_diffmic.config.simulation import SimulateConfig, StrategyConfig
 from fed_diffmic.errors import ConfigError
+from fed_diffmic.exchange.masking.shamir import most_dishonest, share_threshold
+from fed_diffmic.exchange.masking.site import MIN_SITES
 from fed_diffmic.privacy.distributed.accounting import share_for
 from fed_diffmic.privacy.dp_sgd import count_mechanism
 from simulations.arms import Arm
@@ -60,3 +62,16 @@ def _check_honest(config: SimulateConfig, sites: Sequence[str]) -> None:
             config.privacy.honest_sites,
             f"at most {least - 1}, the others in the smallest sum of {len(sites)} sites (run.quorum)",
         )
+    honest, fewest = config.privacy.honest_sites, fewest_honest(len(sites))
+    if config.strategy.secure_aggregation == "masked" and 0 < honest < fewest:
+        raise ConfigError(
+            "privacy.honest_sites",
+            honest,
+            f"0, or at least {fewest} where {len(sites)} sites mask their sums",
+            "Masks do not bear as many dishonest sites as fewer honest ones would leave in a sum.",
+        )
+
+
+def fewest_honest(sites: int) -> int:
+    """How many others a site of so many, under masks, has to assume honest if it assumes any (client.distributed)."""
+    return max(MIN_SITES, share_threshold(sites) - 1) - most_dishonest(sites)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from client.distributed import check_company
 from client.preflight.check import Check, failed, of_error, passed, warning
 from fed_diffmic.config.policy_budget import BudgetRules
 from fed_diffmic.config.privacy import PrivacyConfig
@@ -19,6 +20,8 @@ from fed_diffmic.data.manifest import OWN_GROUP
 from fed_diffmic.data.pixels import alike, difference_hash
 from fed_diffmic.data.site import Examples
 from fed_diffmic.errors import BudgetError, ConfigError, LedgerError
+from fed_diffmic.exchange.failures import SiteError
+from fed_diffmic.exchange.masking.shamir import most_dishonest
 from fed_diffmic.privacy.account import FOLDER, SLACK, Account, read_account
 from fed_diffmic.privacy.accounting import Mechanism, epsilon
 from fed_diffmic.privacy.continuity import check, unit_secret
@@ -158,7 +161,8 @@ def _shared(
         return failed(
             "privacy.mechanism",
             "this site shares its noise (privacy.mechanism=distributed), and the run that is expected does not",
-            "Expect strategy=fedsgd with strategy.noise_share, or set privacy.mechanism=local.",
+            "Say what the coordinator announced: --expect strategy=fedsgd --expect strategy.noise_share=NUMBER; or set "
+            "privacy.mechanism=local.",
         )
     counts, rounds = count_mechanism(privacy), sum(spec.stage(stage).rounds or 0 for stage in stages)
     price = cost_of(float(share), float(rate), privacy.honest_sites, rounds)
@@ -184,6 +188,29 @@ def _shared(
     return failed(
         "privacy.budget", words, f"{GRANT} The second: `fed-diffmic ledger grant --alone`.", exit_code=5, **facts
     )
+
+
+def check_shares_of_noise(privacy: PrivacyConfig, min_sites: int, sites: int) -> Check:
+    """Whether a masked sum over all that this site knows holds what its claim counts on.
+
+    Args:
+        privacy: of the site.
+        min_sites: ``policy.min_sites``.
+        sites: this one and those that its people accepted.
+    """
+    name, honest = "privacy.honest_sites", privacy.honest_sites
+    if sites <= min_sites:
+        return warning(
+            name,
+            f"{sites - 1} other sites are accepted, and policy.min_sites is {min_sites}: no sum would be agreed to",
+            "Accept the others first: `fed-diffmic provision peers`.",
+        )
+    try:
+        check_company(privacy, min_sites, sites)
+    except SiteError as error:
+        return failed(name, error.detail, "Change it in site.yaml; docs/privacy.md says what it means.", exit_code=2)
+    words = "nobody else is counted on" if not honest else f"{honest} honest others are counted on"
+    return passed(name, f"{words}; masks over all {sites} sites bear {most_dishonest(sites)} that are not honest")
 
 
 def _rounds(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from client.preflight.check import Check, failed, guarded, of_error, passed
@@ -12,16 +12,17 @@ from client.preflight.images import check_groups, check_labels, check_outliers, 
 from client.preflight.machine import check_machine
 from client.preflight.network import check_network
 from client.preflight.peers import check_peers
-from client.preflight.privacy import check_privacy
+from client.preflight.privacy import check_privacy, check_shares_of_noise
 from client.preflight.rules import check_policy
 from client.preflight.trial import check_trial, expected_spec
 from client.source import SiteSource
 from fed_diffmic.config.network_checks import check_site_start
-from fed_diffmic.config.simulation import ModelConfig, StagesConfig
+from fed_diffmic.config.simulation import ModelConfig, StagesConfig, StrategyConfig
 from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.privacy.continuity import witness_of
+from fed_diffmic.provision.peers import load_peers
 
 PARTS = ("machine", "credentials", "network", "data", "privacy", "trial")
 
@@ -31,11 +32,12 @@ class Expected:
     """What is assumed of the run, which the coordinator decides.
 
     Attributes:
-        model, stages: groups of the coordinator's configuration.
+        model, stages, strategy: groups of the coordinator's configuration.
     """
 
     model: ModelConfig
     stages: StagesConfig
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
 
 
 def preflight(
@@ -89,12 +91,14 @@ def _checks(config: SiteConfig, expected: Expected, parts: tuple[str, ...]) -> I
 
 def _privacy(config: SiteConfig, expected: Expected) -> Iterator[Check]:
     data = SiteSource(config).read(expected.model.image_side)
-    spec = expected_spec(config, data.classes, data.task, expected.model, expected.stages)
+    spec = expected_spec(config, data.classes, data.task, expected.model, expected.stages, expected.strategy)
     coordinator, folder = config.coordinator, Path(str(config.site.folder))
     witness = None if coordinator.key is None else witness_of(Path(coordinator.key))
     yield from check_privacy(
         config.privacy, spec, data.train, folder, read_key(coordinator), rules=config.policy.budget, witness=witness
     )
+    if config.privacy.mechanism == "distributed":
+        yield check_shares_of_noise(config.privacy, config.policy.min_sites, 1 + len(load_peers(folder)))
 
 
 def _data(config: SiteConfig, expected: Expected) -> Iterator[Check]:

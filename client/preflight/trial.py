@@ -151,9 +151,14 @@ def measure(trial: Trial) -> dict[str, Any]:
 
 
 def expected_spec(
-    config: SiteConfig, classes: tuple[str, ...], task: str, model: ModelConfig, stages: StagesConfig
+    config: SiteConfig,
+    classes: tuple[str, ...],
+    task: str,
+    model: ModelConfig,
+    stages: StagesConfig,
+    strategy: StrategyConfig | None = None,
 ) -> RunSpec:
-    """A run as it is expected, over this site's data."""
+    """A run as it is expected, over this site's data; none: the strategy is the default one."""
     dataset = config.dataset
     return RunSpec(
         run_id="preflight",
@@ -166,7 +171,7 @@ def expected_spec(
         modality=dataset.modality,
         model=model,
         stages=stages,
-        strategy=StrategyConfig(),
+        strategy=strategy or StrategyConfig(),
     )
 
 

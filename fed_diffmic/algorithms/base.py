@@ -147,6 +147,9 @@ class Algorithm:
     global_is_trained = True
     #: the server half needs :attr:`SiteUpdate.steps`, no more than a site of that many images has
     needs_steps = False
+    #: a site's change of the parameters counts over how far its steps moved it (:meth:`moves`); under masks the site
+    #: divides it itself
+    divides = False
     #: the server half needs :attr:`SiteUpdate.initial_loss`
     needs_initial_loss = False
     #: what the server half takes: :data:`SUMS`, weighted sums over the sites and nothing of a single one, or
@@ -250,6 +253,10 @@ class Algorithm:
         Tensors are not looked at.
         """
         return dict(weights)
+
+    def moves(self, steps: float) -> float:
+        """``a_k``, at least 1: how far so many local steps move, in units of one (:attr:`divides` only)."""
+        return 1.0
 
     def site_weights(self, updates: Sequence[SiteUpdate]) -> dict[str, float]:
         """Normalised weight of each site, at most ``max_share``: its images, or equal (``strategy.weighting``)."""

@@ -46,6 +46,7 @@ class FedNova(Algorithm):
 
     needs = SUMS
     needs_steps = True
+    divides = True
 
     def from_sums(
         self,
@@ -57,16 +58,20 @@ class FedNova(Algorithm):
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
         """The normalised average; raises RoundError where a site does not say its steps."""
-        weights, moves = self.site_weights(sums.sites), self._moves(sums.sites)
-        # A number of steps is a site's own word. Many would multiply everyone's change, few the site's own: both are
-        # capped.
-        parts = capped({site: weights[site] * moves[site] for site in moves}, self.max_share)
-        effective = sum(parts[site] for site in sorted(parts))
+        effective = self._effective(sums.sites) if sums.moves is None else sums.moves
         moved = {
             name: (current[name].astype(np.float64) + effective * sums.change(name)).astype(current[name].dtype)
             for name in parameters_of(kinds)
         }
         return with_means(moved, current, kinds, sums), server_state
+
+    def _effective(self, sites: Sequence[SiteUpdate]) -> float:
+        """``tau_eff``, of steps that each site said."""
+        weights, moves = self.site_weights(sites), self._moves(sites)
+        # A number of steps is a site's own word. Many would multiply everyone's change, few the site's own: both are
+        # capped.
+        parts = capped({site: weights[site] * moves[site] for site in moves}, self.max_share)
+        return sum(parts[site] for site in sorted(parts))
 
     def rates(self, updates: Sequence[SiteUpdate], weights: Mapping[str, float]) -> dict[str, float]:
         """``p_k / ||a_k||_1``; raises RoundError where a site does not say its steps."""
@@ -74,6 +79,9 @@ class FedNova(Algorithm):
         return capped({site: weights[site] / moves[site] for site in moves}, self.max_share)
 
     def _moves(self, updates: Sequence[SiteUpdate]) -> dict[str, float]:
-        steps = stated(updates, "steps", "fednova")
+        return {site: self.moves(count) for site, count in stated(updates, "steps", "fednova").items()}
+
+    def moves(self, steps: float) -> float:
+        """``||a_k||_1``; momentum makes it more than the steps."""
         momentum = self.stage.momentum if self.stage.optimizer == "sgd" else 0.0
-        return {site: accumulation(max(count, 1.0), momentum) for site, count in steps.items()}
+        return accumulation(max(steps, 1.0), momentum)

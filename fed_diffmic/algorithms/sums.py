@@ -22,6 +22,8 @@ class Sums:
         change: of a floating-point tensor, exchanged or the algorithm's own, ``sum_k p_k (w_k - w)`` in float64, with
             ``w`` as it was sent; of parameters ``sum_k q_k (w_k - w)``, where the algorithm has such ``q_k``
             (:meth:`fed_diffmic.algorithms.base.Algorithm.rates`).
+        moves: ``sum_k p_k a_k``, where each site divided its change of the parameters by ``a_k`` itself and nobody
+            knows the steps of one (:meth:`fed_diffmic.algorithms.base.Algorithm.moves`); none: what sites say tells it.
         coarse: tensors some of whose changes were too large to be summed as finely as the others, with the quantum.
     """
 
@@ -29,6 +31,7 @@ class Sums:
     mean: Callable[[str], np.ndarray]
     change: Callable[[str], np.ndarray]
     coarse: Mapping[str, float] = field(default_factory=dict)
+    moves: float | None = None
 
     @property
     def count(self) -> int:

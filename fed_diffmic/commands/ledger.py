@@ -21,7 +21,17 @@ _ABOUT = """The privacy ledger of this site: epsilon spent on the units of its d
   fed-diffmic ledger project --config site.yaml
   fed-diffmic ledger grant --config site.yaml --epsilon 10 --reason TEXT
   fed-diffmic ledger accept --config site.yaml --spent 4.2 --reason TEXT
+  fed-diffmic ledger share --epsilon 3 --delta 1e-5 --sample-rate 0.05 --rounds 100 --honest-sites 2
 """
+
+
+_SHARE: tuple[tuple[str, type, str], ...] = (
+    ("--epsilon", float, "of all rounds, if so many others are honest"),
+    ("--delta", float, "probability that the bound fails"),
+    ("--sample-rate", float, "strategy.sample_rate"),
+    ("--rounds", int, "of the stages that are trained so, together"),
+    ("--honest-sites", int, "how many others in each sum are taken to be honest (privacy.honest_sites)"),
+)
 
 
 def register(add: Add) -> None:
@@ -44,6 +54,9 @@ def register(add: Add) -> None:
         metavar="LENGTH:DIGEST[:SPENT]",
         help="what the coordinator insists on; without it, what it insisted on when the ledger was refused last",
     )
+    share = add_below("share", _share, "the noise that each site adds, where sites share it (strategy.noise_share)")
+    for name, kind, text in _SHARE:
+        share.add_argument(name, required=True, type=kind, help=text)
     for command in (grant, accept):
         command.add_argument("--reason", required=True, help="why; it stands in the ledger")
     for command in (show, verify, project, grant, accept):
@@ -166,6 +179,30 @@ def _grant(arguments: argparse.Namespace, hint: list[str]) -> int:
         print(f"{name}: {'none' if old is None else f'{old:g}'} before, {new:g} now")
         if own is not None and own < new:
             print(f"privacy.{name}={own:g} in the configuration is lower and holds: raise it there too")
+    return 0
+
+
+def _share(arguments: argparse.Namespace, hint: list[str]) -> int:
+    from fed_diffmic.privacy.accounting import epsilon
+    from fed_diffmic.privacy.distributed.accounting import cost_of, share_for
+
+    rate, rounds, honest = arguments.sample_rate, arguments.rounds, arguments.honest_sites
+    known = 0 < arguments.epsilon < math.inf and 0 < arguments.delta < 1 and 0 < rate <= 1
+    if not known or rounds < 1 or not 0 <= honest <= 10_000:
+        raise UsageError(
+            "these numbers describe no run",
+            "Give --epsilon above 0, --delta below 1, --sample-rate above 0 and at most 1, one of --rounds or more and "
+            "--honest-sites from 0.",
+        )
+    try:
+        share = math.ceil(1e4 * share_for(arguments.epsilon, arguments.delta, rate, rounds, honest)) / 1e4
+    except ValueError as error:
+        raise UsageError(str(error), "Give a larger --epsilon, or fewer --rounds.") from error
+    price = cost_of(share, rate, honest, rounds)
+    together, alone = (epsilon([part], arguments.delta) for part in (price.honest, price.alone))
+    print(f"strategy.noise_share={share:.10g}")
+    print(f"{rounds} rounds cost epsilon {together:.3f} if {honest} others are honest, and {alone:.3f} if nobody else "
+          "adds noise; class counts that a site releases come on top")  # fmt: skip
     return 0
 
 

@@ -12,6 +12,8 @@ from fed_diffmic.errors import UsageError
 if TYPE_CHECKING:
     from client.preflight.check import Check
     from fed_diffmic.commands import Add
+    from fed_diffmic.config.server import ServerConfig
+    from fed_diffmic.config.simulation import SimulateConfig
 
 _MARKS = {"passed": ("passed ", "green"), "warning": ("warning", "yellow"), "failed": ("failed ", "bold red")}
 _PARTS = ("machine", "credentials", "network", "data", "privacy", "trial")
@@ -27,11 +29,18 @@ def register(add: Add) -> None:
     command.add_argument(
         "--only", metavar="PART,...", default=",".join(_PARTS), help=f"some of {', '.join(_PARTS)} (all)"
     )
+    command.add_argument(
+        "--expect",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the coordinator's that was announced, as strategy=fedsgd; repeat",
+    )
     command.add_argument("settings", nargs="*", metavar="key=value", help="settings of the site, as for `client`")
 
 
 def _preflight(arguments: argparse.Namespace, hint: list[str]) -> int:
-    from fed_diffmic.config.compose import compose, compose_site
+    from fed_diffmic.config.compose import compose, compose_server, compose_site
 
     parts = tuple(part.strip() for part in str(arguments.only).split(","))
     unknown = [part for part in parts if part not in _PARTS]
@@ -39,12 +48,15 @@ def _preflight(arguments: argparse.Namespace, hint: list[str]) -> int:
         raise UsageError(f"--only {arguments.only}: there is no part {unknown[0]!r}", f"Use {', '.join(_PARTS)}.")
     config = compose_site(arguments.config, arguments.settings)
     stages = arguments.stages or arguments.model
-    expected = compose(None, [f"model={arguments.model}", f"stages={stages}"])
+    wanted = [f"model={arguments.model}", f"stages={stages}", *arguments.expect]
+    expected: ServerConfig | SimulateConfig = (
+        compose_server(None, wanted) if arguments.expect else compose(None, wanted)
+    )
     from client.preflight.check import as_json, exit_code, worst
     from client.preflight.run import Expected, preflight
 
     say = _silent if arguments.json else _Printer()
-    checks = preflight(config, Expected(expected.model, expected.stages), say, parts)
+    checks = preflight(config, Expected(expected.model, expected.stages, expected.strategy), say, parts)
     if arguments.json:
         print(json.dumps(as_json(checks, config.site.name), indent=2, allow_nan=False))
     else:

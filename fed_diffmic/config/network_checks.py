@@ -21,7 +21,7 @@ from fed_diffmic.config.hours import parse_hours
 from fed_diffmic.config.owner_checks import check_client_level, check_once, check_secure_aggregation, check_strategy
 from fed_diffmic.config.policy_study import check_study_rules
 from fed_diffmic.config.server import ServerConfig
-from fed_diffmic.config.shared_noise import check_shared_noise
+from fed_diffmic.config.shared_noise import check_shared_noise, check_shared_policy
 from fed_diffmic.config.simulation import DatasetConfig
 from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.errors import ConfigError
@@ -80,6 +80,7 @@ def check_site_consistency(config: SiteConfig) -> None:
     """
     check_dataset(config.dataset, "dataset")
     check_privacy_group(config.privacy)
+    check_shared_policy(config.privacy, config.policy)
     site, way = config.site, config.coordinator
     parse_hours(config.policy.hours)
     check_study_rules(config.policy.study)

@@ -129,9 +129,10 @@ def check_secure_aggregation(config: Trained) -> None:
 
 def _takes_sums_alone(algorithm: Any) -> bool:
     """Whether its server half takes sums, and to make them nothing has to be said of a single site."""
-    if algorithm is None or algorithm.needs != "sums":
+    if algorithm is None:
         return False
-    return not (algorithm.needs_steps or algorithm.needs_initial_loss)
+    needs = algorithm.needs_initial_loss or (algorithm.needs_steps and not algorithm.divides)
+    return bool(algorithm.gradient_sums or (algorithm.needs == "sums" and not needs))
 
 
 def check_partition(config: SimulateConfig) -> None:

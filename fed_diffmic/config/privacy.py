@@ -21,13 +21,14 @@ class PrivacyConfig(Checked):
     mechanism: str = option(
         "local",
         "local: each site adds all the noise that its own claim needs; distributed: it adds a share, and claims what "
-        "it and honest_sites others add together: one step a round, strategy=fedsgd (so far in simulations alone)",
+        "it and honest_sites others add together: one step a round, strategy=fedsgd, and between hospitals "
+        "strategy.secure_aggregation=masked",
         choices=("local", "distributed"),
     )
     honest_sites: int = option(
         0,
-        "distributed: how many other sites this one takes to be honest, that is to add their share and to collude with "
-        "nobody; the epsilon that is held against budget rests on it",
+        "distributed: how many of the other sites in each sum this one takes to be honest, that is to add their share "
+        "and to collude with nobody; the epsilon that is held against budget rests on it. At most policy.min_sites",
         ge=0,
         le=10_000,
     )

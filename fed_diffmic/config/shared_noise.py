@@ -6,6 +6,7 @@ from fed_diffmic.config.features import Trained
 from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.config.server import ServerConfig
 from fed_diffmic.config.simulation import SimulateConfig
+from fed_diffmic.config.site import PolicyConfig
 from fed_diffmic.errors import ConfigError
 
 NAME = "fedsgd"
@@ -25,13 +26,12 @@ def check_shared_noise(config: Trained) -> None:
         _check_simulation(config)
     if strategy.name != NAME:
         return
-    if isinstance(config, ServerConfig):  # before what it would ask for: nothing makes it run here
+    if isinstance(config, ServerConfig) and strategy.secure_aggregation != "masked":
         raise ConfigError(
-            "strategy.name",
-            NAME,
-            "another strategy at a coordinator, for example fedavg",
-            "So far simulations alone share noise: masked sums do not take it yet, and real sites refuse it. Each can "
-            "add all its own noise instead (privacy.mechanism=local at the site).",
+            "strategy.secure_aggregation",
+            strategy.secure_aggregation,
+            f"masked with strategy={NAME} at a coordinator",
+            "A site's share of the noise alone does not protect it: real sites give such words under masks only.",
         )
     if strategy.participation != 1.0:
         raise ConfigError(
@@ -58,7 +58,7 @@ def check_shared_noise(config: Trained) -> None:
             "strategy.noise_share",
             "null",
             f"a number with strategy={NAME}",
-            "Every site has to know what share of the noise all of them add.",
+            "Every site has to know what share of the noise all of them add: `fed-diffmic ledger share` computes it.",
         )
 
 
@@ -80,6 +80,30 @@ def _check_simulation(config: SimulateConfig) -> None:
             config.baselines,
             f"[] with strategy={NAME}",
             "One site alone shares noise with nobody; run baselines under privacy.mechanism=local.",
+        )
+
+
+def check_shared_policy(privacy: PrivacyConfig, policy: PolicyConfig) -> None:
+    """A site that shares noise, and whose policy lets its words into no sum, or into one over too few others.
+
+    Raises:
+        ConfigError: names the key to change, its value, and what is allowed.
+    """
+    if privacy.name == "none" or privacy.mechanism != "distributed":
+        return
+    if policy.secure_aggregation == "off":
+        raise ConfigError(
+            "policy.secure_aggregation",
+            "off",
+            "required or allowed with privacy.mechanism=distributed",
+            "With its share of the noise alone this site's words leave under masks only.",
+        )
+    if policy.min_sites < privacy.honest_sites:
+        raise ConfigError(
+            "policy.min_sites",
+            policy.min_sites,
+            f"at least {privacy.honest_sites}, which is privacy.honest_sites",
+            "A sum over fewer others could not hold the noise that the claim counts on.",
         )
 
 

@@ -22,9 +22,8 @@ def privacy_sentences(policy: PolicyConfig, privacy: PrivacyConfig | None) -> li
             found.append("A stage trains here with differential privacy (group privacy) or not at all.")
         else:
             found.append(
-                "Differential privacy is not required, and there is no secure aggregation: where a stage trains "
-                "without privacy, neither of the two protects the update. The coordinator sees it as it is, and what "
-                "it tells about single patients is made harder to read by the floors above but is not bounded."
+                f"Differential privacy is not required: where a stage trains without it, {_seen(policy)}, and what it "
+                "tells about single patients is made harder to read by the floors above but is not bounded."
             )
     else:
         found += _protected(policy, privacy)
@@ -36,14 +35,16 @@ def _protected(policy: PolicyConfig, privacy: PrivacyConfig) -> list[str]:
     others = [s for s in policy.stages if s not in privacy.stages]
     budget = privacy.epsilon if privacy.budget is None else privacy.budget
     found = []
-    if stages:
+    if privacy.mechanism == "distributed":
+        found += _shared(policy, privacy, stages)
+    elif stages:
         noise = f"Noise of {privacy.noise_multiplier!r} times the clipping bound is added in each step"
         cost = f"{noise}; what a run costs by it depends on its rounds"
         if privacy.noise_multiplier is None:
             cost = f"One run is bounded by epsilon {privacy.epsilon!r}, all rounds of all its stages together"
         who = f"for one {unit} more or less"
         found.append(f"{_stages(stages)} with differential privacy, {who}. {cost} (delta {privacy.delta!r}).")
-    if budget is not None:
+    if budget is not None and privacy.mechanism == "local":
         found.append(
             f"Over all runs a {unit} spends at most epsilon {budget!r} (or what a person granted: `fed-diffmic ledger "
             "show`); then the site trains no more on these data."
@@ -54,6 +55,47 @@ def _protected(policy: PolicyConfig, privacy: PrivacyConfig) -> list[str]:
         found.append(f"{_stages(others)} without privacy, and no epsilon holds for these data any more.")
     elif others:
         found.append(f"{_stages(others, 'is', 'are')} refused: privacy.stages does not name it.")
+    return found
+
+
+def _seen(policy: PolicyConfig) -> str:
+    """Who sees an update without noise."""
+    if policy.secure_aggregation == "required":
+        return "its update is seen by nobody but in a sum (see above); the sum has no noise"
+    return (
+        "the coordinator sees the update as it is"
+        if policy.secure_aggregation == "off"
+        else ("the coordinator sees the update as it is, or in a sum, as the run says")
+    )
+
+
+def _shared(policy: PolicyConfig, privacy: PrivacyConfig, stages: Sequence[str]) -> list[str]:
+    """Of noise that sites share: what leaves, whose honesty it rests on, and both budgets."""
+    unit, honest = privacy.unit, privacy.honest_sites
+    budget = privacy.epsilon if privacy.budget is None else privacy.budget
+    named = (
+        "; nobody else is counted on"
+        if not honest
+        else (f", if of the other sites in each sum at least {honest} add their share and give nothing of it away")
+    )
+    found = []
+    if stages:
+        found.append(
+            f"{_stages(stages)} with differential privacy, for one {unit} more or less, with noise that several sites "
+            "share: what leaves is the sum of this site's clipped gradients with its share, as whole numbers under "
+            "masks, and never as it is. policy.max_update_norm does not bound it: noise is most of it."
+        )
+    found.append(
+        f"Over all runs a {unit} spends at most epsilon {budget!r} (delta {privacy.delta!r}){named}; and at most "
+        f"{privacy.budget_alone!r} if no other site adds any noise (or what a person granted: `fed-diffmic ledger "
+        "show`). Beyond either the site trains no more on these data."
+    )
+    if honest:
+        found.append(
+            f"A sum is over {policy.min_sites} others or more, so up to {policy.min_sites - honest} of them may be "
+            "dishonest in the smallest one; masks have to bear that, by the number of sites that share their secrets, "
+            "else nothing leaves."
+        )
     return found
 
 

@@ -61,6 +61,7 @@ UNPROTECTED = 2042
 BUDGET_ROUND = 2043
 BUDGET_RUN = 2044
 UNSHARED = 2045
+UNTRUSTED = 2046
 STUDY_MISSING = 2050
 STUDY_CHANGED = 2051
 STUDY_RULES = 2052
@@ -140,8 +141,10 @@ FAILURES: dict[int, str] = {
     BUDGET_ROUND: "one round would cost more of the site's privacy budget than the site lets a single round take",
     BUDGET_RUN: "the run would have cost more of the site's privacy budget than the site lets a single run take",
     UNPROTECTED: "the site trains with differential privacy, and not this stage",
-    UNSHARED: "the site shares its noise with others (privacy.mechanism=distributed), which simulations alone "
-    "can do so far, or the run's sums are made of such shares (strategy=fedsgd) and the site's noise is its own",
+    UNSHARED: "the site shares its noise with others (privacy.mechanism=distributed), which needs strategy=fedsgd "
+    "under masks, or the run's sums are made of such shares (strategy=fedsgd) and the site's noise is its own",
+    UNTRUSTED: "the masked sum does not hold what the site's privacy counts on: so many honest others, and masks that "
+    "withstand the rest",
     STUDY_MISSING: "the site holds no study of this run under the coordinator's signature",
     STUDY_CHANGED: "the request is not of the study with which this run began at the site",
     STUDY_RULES: "the site's rules do not agree to the study's model or to a number in it",

@@ -7,13 +7,13 @@ The number of training images leaves if ``policy.metrics`` names ``images``: the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
 from fed_diffmic.config.site import PolicyConfig
 from fed_diffmic.config.spec import RunSpec
-from fed_diffmic.exchange.masking.requests import MASKED
+from fed_diffmic.exchange.masking.requests import MASKED, NOISED
 from fed_diffmic.exchange.payload import Payload
 
 WORDS = ("int32", "int64")
@@ -53,6 +53,21 @@ def words_beyond(payload: Payload) -> str:
     if set(payload.tensors) != {MASKED} or words.dtype.name not in WORDS or words.ndim != 1:
         return "something else than words under masks would leave of the update"
     return "the update's weight would leave beside the words" if "num_examples" in payload.header else ""
+
+
+def noised_beyond(payload: Payload, protected: Collection[str]) -> str:
+    """Why a sum with a share of noise may not be put under masks; empty: it may.
+
+    Of which tensors it is was judged when they came, a unit's part in it is bounded by the run's settings, and images
+    and patients behind it need no floor: noise covers them.
+
+    Args:
+        protected: stages that the site trains with differential privacy.
+    """
+    words = payload.tensors[NOISED]
+    if set(payload.tensors) != {NOISED} or words.dtype.name not in WORDS or words.ndim != 1 or payload.metrics:
+        return "something else than words with noise would be put under masks"
+    return "" if payload.header["stage"] in protected else "no noise of the site's covers the stage"
 
 
 def withheld(payload: Payload) -> Payload:

@@ -55,6 +55,7 @@ AT_SITE: Mapping[int, str] = {
     f.BUDGET: "`fed-diffmic ledger project` and `fed-diffmic ledger grant`; docs/privacy.md.",
     f.LEDGER: "Find out why, then `fed-diffmic ledger accept`; docs/privacy.md.",
     f.PEERS: "`fed-diffmic provision peers --config FILE` says whom this site accepts; site.log names the other.",
+    f.UNTRUSTED: "site.log in the site's folder says how many others privacy.honest_sites may be set to here.",
     f.FEW_PEERS: "`fed-diffmic provision peers --config FILE`; policy.min_sites is how many others are needed.",
     f.MODEL_AGAIN: "`fed-diffmic client model list --config FILE` names what is kept; remove the folder of one under "
     "`models/` that is not needed.",

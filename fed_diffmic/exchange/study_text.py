@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from fed_diffmic.config.policy_study import StudyRules
+from fed_diffmic.config.shared_noise import NAME as SHARES_NOISE
 from fed_diffmic.config.simulation import StageConfig
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.config.text import flattened
@@ -114,7 +115,12 @@ def _besides(study: Study) -> Iterator[str]:
         yield "Once, at the end, metrics of each stage's model on the site's test images."
     else:
         yield "No metrics on the site's test images."
-    if spec.strategy.secure_aggregation == "masked":
+    if spec.strategy.name == SHARES_NOISE:
+        yield (
+            "What leaves a site in a round is the sum of its drawn units' clipped gradients with its share of noise, "
+            "under masks: sites have to share their noise (privacy.mechanism=distributed)."
+        )
+    elif spec.strategy.secure_aggregation == "masked":
         yield (
             "Updates leave under masks, each clipped at the site to the norm "
             f"{spec.strategy.masked_norm:g}: the coordinator learns their sum and none by itself."

@@ -9,6 +9,7 @@ from fed_diffmic.console import Parser
 from fed_diffmic.errors import LedgerError, UsageError
 from fed_diffmic.privacy.account import FILE, FOLDER
 from fed_diffmic.privacy.accounting import Mechanism, epsilon
+from fed_diffmic.privacy.distributed.accounting import cost_of
 from fed_diffmic.privacy.ledger import Ledger
 from fed_diffmic.provision.keys import load_private, make_site_key
 from tests.privacy.test_units import units
@@ -133,3 +134,17 @@ def test_without_a_ledger_it_says_so(tmp_path):
     path.write_text(yaml.safe_dump({"site": {"name": "n"}}))
     with pytest.raises(UsageError, match=r"site\.folder"):
         run("show", "--config", path)
+
+
+def test_share_says_the_noise_whose_rounds_cost_what_is_asked(capsys):
+    """By the accountant itself, of the share as it is printed."""
+    given = ("--epsilon", 3, "--delta", 1e-5, "--sample-rate", 0.05, "--rounds", 100, "--honest-sites", 2)
+    assert run("share", *given) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    share = float(first.removeprefix("strategy.noise_share="))
+    price = cost_of(share, 0.05, 2, 100)
+    assert 2.98 < epsilon([price.honest], 1e-5) <= 3 < epsilon([price.alone], 1e-5)
+    assert f"{epsilon([price.alone], 1e-5):.3f} if nobody else" in second
+    for name, wrong in (("--epsilon", 0), ("--rounds", 0), ("--honest-sites", -1), ("--sample-rate", 1.5)):
+        with pytest.raises(UsageError):
+            run("share", *(wrong if i and given[i - 1] == name else part for i, part in enumerate(given)))

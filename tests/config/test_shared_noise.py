@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fed_diffmic.config.checks import check_privacy_group
-from fed_diffmic.config.compose import compose
+from fed_diffmic.config.compose import compose, compose_server, compose_site
 from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.config.spec import RunSpec, make_spec
@@ -104,3 +104,35 @@ def test_a_spec_without_a_share_is_refused_where_it_arrives() -> None:
         RunSpec.from_json(make_spec(made, **facts).to_json())
     whole = replace(made, strategy=with_share(made, made.strategy, ARM))
     assert RunSpec.from_json(make_spec(whole, **facts).to_json()).strategy.options["sample_rate"] == 0.2
+
+
+BESIDE = (
+    "privacy=dp_sgd",
+    "privacy.mechanism=distributed",
+    "privacy.budget_alone=30",
+    "privacy.honest_sites=3",
+    "policy.min_sites=3",
+)
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [("policy.secure_aggregation=off", "policy.secure_aggregation"), ("policy.min_sites=2", "policy.min_sites")],
+)
+def test_a_site_that_shares_noise_needs_masked_sums_over_as_many_as_it_counts_on(setting: str, key: str) -> None:
+    compose_site(None, list(BESIDE))
+    compose_site(None, [*(s for s in BESIDE if not s.startswith("privacy")), setting])  # it shares none
+    with pytest.raises(ConfigError) as refused:
+        compose_site(None, [*BESIDE, setting])
+    assert refused.value.key == key
+
+
+def test_a_coordinator_shares_noise_under_masks_alone_and_says_how_much() -> None:
+    run = ["model=tiny", "model.norm=group", "model.encoder_norm=group", "strategy=fedsgd", "strategy.noise_share=0.7",
+           *(f"stages.{stage}.steps=1" for stage in ("guidance", "diffusion"))]  # fmt: skip
+    masked = "strategy.secure_aggregation=masked"
+    assert compose_server(None, [*run, masked]).strategy.options["noise_share"] == 0.7
+    for missing, key in ((run, "strategy.secure_aggregation"), ([*run[:4], *run[5:], masked], "strategy.noise_share")):
+        with pytest.raises(ConfigError) as refused:
+            compose_server(None, missing)
+        assert refused.value.key == key

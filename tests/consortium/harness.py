@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ OUTSIDE = "coordinator.invalid"  # the coordinator's name for a site whose own n
 
 
 class Consortium:
-    """A coordinator and three sites in ``folder``.
+    """A coordinator and its sites in ``folder``.
 
     Args:
         folder: of this test.
@@ -38,6 +38,7 @@ class Consortium:
         common: as :func:`training`.
         heartbeat_s: Flower's interval.
         listen, run: further settings of the coordinator.
+        sites: their names, in the order of the data's folders.
     """
 
     def __init__(
@@ -50,8 +51,9 @@ class Consortium:
         listen: Mapping[str, Any] | None = None,
         run: Mapping[str, Any] | None = None,
         way: Mapping[str, Any] | None = None,
+        sites: Sequence[str] = SITES,
     ) -> None:
-        self.folder = folder
+        self.folder, self.sites = folder, tuple(sites)
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self.programs: list[Program] = []
@@ -61,7 +63,7 @@ class Consortium:
         self.coordinator_key = folder / "coordinator.pub"
         self.coordinator_key.write_text(public_text(load_pem_key(key).public_key()) + "\n", encoding="utf-8")
         self.roster, roster = folder / "roster.json", Roster()
-        for number, site in enumerate(SITES):
+        for number, site in enumerate(self.sites):
             text = make_site_key(folder / "keys" / f"{number}.key")
             roster = roster.enrol(site, text, f"Hospital {site}")
         roster.save(self.roster)
@@ -79,7 +81,7 @@ class Consortium:
         self.server_yaml.write_text(yaml.safe_dump(server, allow_unicode=True), encoding="utf-8")
         self.server_settings = [s for s in overrides(common) if not s.startswith("seed=")]
         self.site_yaml: dict[str, Path] = {}
-        for number, site in enumerate(SITES):
+        for number, site in enumerate(self.sites):
             value = {
                 "site": {"name": site, "folder": str(self.site_folder(site)), "device": "cpu", "split_seed": 5},
                 "coordinator": {
@@ -126,7 +128,7 @@ class Consortium:
         self.site_yaml[site].write_text(yaml.safe_dump(value, allow_unicode=True), encoding="utf-8")
 
     def site_folder(self, site: str) -> Path:
-        return self.folder / f"state-{SITES.index(site)}"
+        return self.folder / f"state-{self.sites.index(site)}"
 
     # ---- processes ---------------------------------------------------------------------------
     def start(self, name: str, command: list[str], **env: str) -> Program:
@@ -146,7 +148,7 @@ class Consortium:
 
     def start_site(self, site: str, *settings: str, **env: str) -> Program:
         command = [str(BIN / "fed-diffmic"), "client", "--config", str(self.site_yaml[site]), *settings]
-        return self.start(f"site-{SITES.index(site)}", command, **env)
+        return self.start(f"site-{self.sites.index(site)}", command, **env)
 
     def link_pid(self) -> int:
         """The SuperLink's pid, as the last start of it was reported."""

@@ -22,9 +22,9 @@ from tests.consortium.settings import SITES
 def accept_all(made: Consortium) -> None:
     """The people of every site accept every other one, each by the digits of its key."""
     config = compose_server(made.server_yaml, [])
-    for site in SITES:
+    for site in made.sites:
         kit = make_kit(config, site, f"localhost:{made.port}")
-        for other in set(SITES) - {site}:
+        for other in set(made.sites) - {site}:
             digits = fingerprint(proposal(kit, other).key)
             accept_peer(made.site_folder(site), kit, other, digits, before=lambda peer: None)
 

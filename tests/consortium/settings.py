@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +36,17 @@ FLOORS = {
 STAGE = {"rounds": 2, "epochs": 1, "batch_size": 4, "lr": 2e-3, "ema": 0.5}
 
 
-def write_data(folder: Path, images: int = 21) -> None:
+def write_data(folder: Path, images: int = 21, sites: Sequence[str] = SITES, splits: Sequence[str] = SPLITS) -> None:
     """Draw ``folder/all`` (the union, with its institutions) and ``folder/<number>`` for each site's own images."""
     from PIL import Image
 
     union = ["image,label,patient_id,institution,split"]
-    for number, site in enumerate(SITES):
+    for number, site in enumerate(sites):
         own = ["image,label,patient_id,split"]
         place = folder / str(number)
         place.mkdir(parents=True)
         for i in range(images):
-            label, split = i % len(CLASSES), SPLITS[(i // len(CLASSES)) % len(SPLITS)]
+            label, split = i % len(CLASSES), splits[(i // len(CLASSES)) % len(splits)]
             subject = numpy_generator(7, "consortium", number, i, "subject")
             view = numpy_generator(7, "consortium", number, i, "view")
             pixels = draw("ultrasound", label, site_style(number), subject, view, IMAGE_SIDE)
@@ -72,6 +72,7 @@ def training(**stage: Any) -> dict[str, Any]:
 def overrides(common: Mapping[str, Any]) -> list[str]:
     """The same as ``key=value``."""
     found = [f"model={common['model']}", f"stages={common['stages']}", f"seed={common['seed']}"]
+    found += [f"strategy={common['strategy']}"] if "strategy" in common else []
     found += [f"model.{key}={value}" for key, value in common["model_settings"].items()]
     for stage, settings in common["stage_settings"].items():
         found += [f"stages.{stage}.{key}={value}" for key, value in settings.items()]
@@ -90,7 +91,8 @@ def same_bounds() -> list[str]:
 def simulation_settings(folder: Path, data: Path, common: Mapping[str, Any]) -> list[str]:
     """Of the simulation over the union of the sites' tables."""
     return [
-        *overrides(common), "dataset=table", f"dataset.root={data}", "dataset.task=multiclass",
+        *overrides(common), *common.get("privacy", ()),
+        "dataset=table", f"dataset.root={data}", "dataset.task=multiclass",
         "dataset.classes=[" + ",".join(f'"{c}"' for c in CLASSES) + "]",
         f"dataset.cache_dir={folder / 'simulation-cache'}", "partition=institution", "partition.min_images=1",
         "run.device=cpu", "run.bootstrap=0", f"run.dir={folder / 'simulation'}", *same_bounds(),

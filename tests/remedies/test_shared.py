@@ -37,14 +37,15 @@ PEERS, COMMANDS = "fed_diffmic/provision/peers.py::", "fed_diffmic/commands/prov
 @tries(
     "simulations/shared_noise.py::with_share | a number, or",
     "simulations/shared_noise.py::with_share | more than",
-    "simulations/shared_noise.py::_check_honest",
+    "simulations/shared_noise.py::_check_honest | at most",
+    "simulations/shared_noise.py::_check_honest | Masks",
 )
 def test_how_much_noise_a_simulation_shares() -> None:
-    def share(*more: str, epsilon: bool = True) -> None:
+    def share(*more: str, epsilon: bool = True, sites: int = 4) -> None:
         config = compose(None, [*SHARED, *more])
         if not epsilon:  # as a configuration that is made without a check
             config = replace(config, privacy=replace(config.privacy, epsilon=None))
-        with_share(config, config.strategy, Arm("federated", ("plain",), ("a", "b", "c", "d")))
+        with_share(config, config.strategy, Arm("federated", ("plain",), tuple("abcdefghij"[:sites])))
 
     [key] = remedy_in(lambda: share(epsilon=False), r"or (privacy\.\w+) to compute").groups()
     share(f"{key}=3")
@@ -53,11 +54,16 @@ def test_how_much_noise_a_simulation_shares() -> None:
     share("privacy.count_noise=0.5", "privacy.epsilon=60")
     [most] = remedy_in(lambda: share("run.quorum=0.5"), r"at most (\d+),").groups()
     share("run.quorum=0.5", f"privacy.honest_sites={most}")
+    masked = ("strategy.secure_aggregation=masked", "strategy.noise_share=0.7")
+    none, fewest = remedy_in(lambda: share(*masked, sites=10), r"allowed: (0), or at least (\d+) where").groups()
+    for honest in (none, fewest):
+        share(*masked, f"privacy.honest_sites={honest}", sites=10)
 
 
 @tries(
     "fed_diffmic/algorithms/fedsgd.py::FedSgd.share",
     "fed_diffmic/privacy/distributed/form.py::NoisyForm.__post_init__",
+    "fed_diffmic/privacy/distributed/form.py::NoisyForm.room",
     "fed_diffmic/privacy/dp_sgd.py::check_delta",
     "server/noisy.py::summed",
 )
@@ -76,6 +82,9 @@ def test_how_much_noise_a_site_adds() -> None:
     large = np.full(narrow.width, 2**30)
     remedy_in(lambda: summed({name: narrow.words(large) for name in "ab"}, narrow), r"Set strategy\.wide_words=true")
     summed({name: wide.words(large) for name in "ab"}, wide)
+    tight = form(1.0, numbers=2**20)
+    [value] = remedy_in(lambda: tight.room(2000), r"strategy\.wide_words=false .* allowed: (true) where").groups()
+    assert form(1.0, bits=64 if value == "true" else 32, numbers=2**20).room(2000) > tight.sensitivity
     [units] = remedy_in(lambda: check_delta(PrivacyConfig(name="dp_sgd", delta=0.1), 40), r"1/(\d+)").groups()
     check_delta(PrivacyConfig(name="dp_sgd", delta=1 / int(units)), 40)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Message
 from scipy import stats
 
 from client import site as client_site
@@ -26,6 +28,7 @@ from server import masked as masked_module
 from server import replies as replies_module
 from server.checkpoints import CheckpointStore
 from server.strategy import FlowerAlgorithm
+from simulations.grid import InProcessGrid
 from tests import toy
 
 NAMES = ("a", "b", "c", "d")
@@ -58,7 +61,7 @@ def masked(name: str = "fedavg", **changed: Any) -> StrategyConfig:
     return StrategyConfig(name=name, secure_aggregation="masked", **{"masked_norm": 1000.0, **changed})
 
 
-@pytest.mark.parametrize("name", ["fedavg", "fedadam", "scaffold", "fedbn", "feddyn"])
+@pytest.mark.parametrize("name", ["fedavg", "fedadam", "scaffold", "fedbn", "feddyn", "fednova"])
 def test_a_masked_run_ends_near_the_plain_one_and_repeats_itself_bit_for_bit(name: str, tmp_path: Path) -> None:
     lr = 0.1 if name == "fedadam" else 1.0
     grid, _ = toy.toy_grid(tmp_path / "0", NAMES)
@@ -195,12 +198,12 @@ def test_a_quorum_below_the_threshold_is_refused_before_the_first_round(tmp_path
 
 def test_an_algorithm_that_must_see_updates_is_refused_by_the_configuration() -> None:
     by_sums = {name for name in algorithm_names() if algorithm_class(name).needs == "sums"}
-    known = {name for name in by_sums if not algorithm_class(name).needs_steps}  # FedNova's sum takes each site's steps
-    assert by_sums - known == {"fednova"}
+    # FedNova's sites divide by their steps themselves; of shared noise (fedsgd) there is nothing but the sum.
+    known = {name for name in by_sums if not algorithm_class(name).needs_steps or algorithm_class(name).divides}
     assert known == {"fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedbn", "fedper", "scaffold", "feddyn",
-                     "ditto"}  # fmt: skip
+                     "ditto", "fednova"}  # fmt: skip
     assert Algorithm.needs == FlowerAlgorithm.needs == "updates"
-    for name in set(algorithm_names()) - known:
+    for name in set(algorithm_names()) - known - {"fedsgd"}:
         with pytest.raises(ConfigError, match="must see each site's update"):
             compose_text("", [f"strategy={name}", "strategy.secure_aggregation=masked"])
     with pytest.raises(ConfigError, match="client_noise_multiplier"):
@@ -237,3 +240,29 @@ def test_weights_may_come_coded_and_words_go_back_as_they_are(tmp_path: Path) ->
     final, events = run(tmp_path / "run", grid, masked(codec="int8"))
     assert not events.of("site_refused") and not events.of("site_failed")
     assert [row["missing"] for row in events.of("round_done")] == [{}, {}] and final.states["guidance"]
+
+
+class Silent(InProcessGrid):
+    """The last node is there, and answers no step with keys."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        replies = super().pull_messages(message_ids)
+        return [r for r in replies if (r.metadata.src_node_id, r.metadata.message_type) != (4, "query.mask")]
+
+
+def test_a_site_that_is_there_and_silent_costs_a_round_a_part_of_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(masked_module, "KEYS", 0.005)
+    grid, _ = masked_grid(tmp_path)
+    grid.__class__ = Silent
+    _, events = run(tmp_path / "run", grid, masked(), quorum=0.75, deadline_s=600.0)
+    rounds = events.of("round_done")
+    assert [row["missing"] for row in rounds] == [{"d": "it did not reply before the deadline"}] * 2
+
+
+def test_steps_share_what_is_left_of_a_rounds_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masked_module.time, "monotonic", lambda: 100.0)
+    assert masked_module.part_of_time(160.0, 1 / 3) == pytest.approx(120.0)
+    assert masked_module.part_of_time(160.0, 1.0) == 160.0
+    assert masked_module.part_of_time(90.0, 1 / 3) == 90.0  # it is over

@@ -186,6 +186,23 @@ def test_without_noise_the_mean_is_that_of_the_clipped_gradients(monkeypatch: py
         assert np.abs(found[name] - gradient).max() < 0.75 * quantum
 
 
+def test_a_sum_beyond_the_room_that_others_leave_is_cut_before_its_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def words(room: int | None, noise: int) -> np.ndarray:
+        monkeypatch.setattr(NoisyForm, "noise", lambda self, random: np.full(self.width, noise, dtype=np.int64))
+        at, train = LocalRound("a", 1), toy_site("a", 1).train
+        seeded = replace(PRIVACY, test_seed=5)
+        return noised_words(module, train, at, form, 1.0, privacy=seeded, room=room).view("<i4").astype(int)
+
+    made = spec(1)
+    torch.manual_seed(0)
+    module = build_module(made, "plain")
+    form = form_at_site(module, build_algorithm(made.strategy), 1)
+    free = words(None, 0)
+    assert np.abs(free).max() > 9
+    assert np.array_equal(words(9, 1000), np.clip(free, -9, 9) + 1000)
+    assert np.array_equal(words(form.room(10), 7), free + 7)
+
+
 def test_a_round_that_dies_while_it_computes_is_charged_in_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,11 +247,24 @@ def test_a_real_site_that_shares_noise_tells_another_runs_request_from_a_fault(t
     assert planned_batches(real, spec(), "plain", real.data.train) >= 1
 
 
-@pytest.mark.parametrize("more", [{}, {"masked": {}}])
-def test_a_real_site_gives_its_words_to_nobody_whatever_the_request_says(tmp_path: Path, more: dict[str, Any]) -> None:
+def test_a_real_site_gives_its_words_to_nobody_but_under_masks(tmp_path: Path) -> None:
+    """What a request to mask has to be: tests/client/test_masked_noise.py."""
     real = Site("a", tmp_path, toy_site("a", 1), "cpu", privacy=PRIVACY, real=True)
-    algorithm, header = build_algorithm(spec().strategy), {"stage": "plain", **more}
-    with pytest.raises(SiteError, match="is for simulations") as refused:
+    algorithm, header = build_algorithm(spec().strategy), {"stage": "plain"}
+    with pytest.raises(SiteError, match="leave under masks only") as refused:
         check_mechanism(real, algorithm, header)
     assert refused.value.code == failures.UNSHARED
+    check_mechanism(real, algorithm, {**header, "masked": {}})
     check_mechanism(replace(real, real=False), algorithm, header)
+
+
+def test_a_private_site_is_not_charged_for_a_masked_change_that_it_cannot_divide(tmp_path: Path) -> None:
+    """FedNova's needs the number of steps, which private training does not say."""
+    own = replace(PRIVACY, mechanism="local", noise_multiplier=2.0)
+    real = Site("a", tmp_path, toy_site("a", 1), "cpu", privacy=own, real=True)
+    fednova, header = build_algorithm(StrategyConfig(name="fednova")), {"stage": "plain", "masked": {}}
+    with pytest.raises(SiteError, match="no number of steps") as refused:
+        check_mechanism(real, fednova, header)
+    assert refused.value.code == failures.MASKING
+    check_mechanism(real, build_algorithm(StrategyConfig()), header)
+    check_mechanism(replace(real, privacy=PrivacyConfig()), fednova, header)

@@ -29,6 +29,15 @@ def share_threshold(sites: int) -> int:
     return 2 * sites // 3 + 1
 
 
+def most_dishonest(sites: int) -> int:
+    """How many of ``sites`` may break the rules, together with the coordinator, and masks hold all the same.
+
+    Two sets of the threshold's size have ``2 t - K`` sites in common at least. As many dishonest ones sign both: the
+    honest are told different sets, and give both kinds of share of one site.
+    """
+    return 2 * share_threshold(sites) - sites - 1
+
+
 def split(secret: bytes, threshold: int, places: Iterable[int]) -> dict[int, int]:
     """The share of each place, from coefficients that the operating system draws.
 

@@ -157,6 +157,28 @@ class MaskingSite:
         self._store.save(session.place, state)
         return sealed
 
+    def may_mask(self, session: Session, sealed: Mapping[str, str], *, anew: bool = False) -> int:
+        """How many sites share the attempt's secrets, if words may be masked in it now; nothing is changed.
+
+        Args:
+            session: as before.
+            sealed: what the other sites sealed for this one; those who sealed nothing are out of the sum.
+            anew: the words are not there yet, and would not be the same again: none may have been masked before.
+
+        Raises:
+            MaskingError: it is not the time for it, too few shared, or (``anew``) words were masked before.
+        """
+        state = self._state(session)
+        if not state["group"] or state["set"]:
+            raise MaskingError(OUT_OF_TURN, "this site has no shares to mask by, or signed the round's set already")
+        if anew and state["input"]:
+            raise MaskingError(OTHER, "this site masked words in this attempt: a new attempt has new masks")
+        names = sorted_names([*sealed, self.name])
+        self._check_company(names)
+        if not set(names) <= set(state["group"]) or len(names) < share_threshold(len(state["group"])):
+            raise MaskingError(FEW, "too few sites of the group shared their secrets")
+        return len(state["group"])
+
     def mask(self, session: Session, sealed: Mapping[str, str], words: np.ndarray) -> np.ndarray:
         """The site's words under its masks.
 
@@ -169,14 +191,8 @@ class MaskingSite:
             MaskingError: it is not the time for it; too few shared; what was sealed does not open; another input than
                 before; or words that leave no room for those of the others.
         """
-        state = self._state(session)
-        if not state["group"] or state["set"]:
-            raise MaskingError(OUT_OF_TURN, "this site has no shares to mask by, or signed the round's set already")
-        self._check_words(session, words, len(state["group"]))
-        names = sorted_names([*sealed, self.name])
-        self._check_company(names)
-        if not set(names) <= set(state["group"]) or len(names) < share_threshold(len(state["group"])):
-            raise MaskingError(FEW, "too few sites of the group shared their secrets")
+        self._check_words(session, words, self.may_mask(session, sealed))
+        state, names = self._state(session), sorted_names([*sealed, self.name])
         digest = hashlib.sha256("\0".join(names).encode() + b"\0\0")
         digest.update(np.ascontiguousarray(words).data)
         secrets = keys.Secrets.from_json(state["secrets"])

@@ -16,7 +16,8 @@ from fed_diffmic.privacy.randomness import Randomness
 MOST_DEVIATION = 1 << 24
 """The largest standard deviation, in integers: beyond it products would leave 64 bits."""
 
-_FAR = 1 << 7  # deviations: no draw is ever so far out (probability exp(-128)), and its square fits
+FAR = 1 << 7
+"""Deviations: no draw is ever so far out (it would be with a probability of exp(-128)), and its square fits."""
 _PROPOSALS = 2.2  # how many are drawn for each number that is wanted
 
 
@@ -51,7 +52,7 @@ def _discrete_laplace(random: Randomness, scale: int, tries: int) -> np.ndarray:
     size = rest + scale * whole
     negative = random.below(np.full(len(size), 2)).astype(bool)
     kept = ~(negative & (size == 0))  # else zero would count twice
-    kept &= size < _FAR * scale
+    kept &= size < FAR * scale
     return np.where(negative, -size, size)[kept]
 
 

@@ -22,7 +22,7 @@ import torch
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.exchange.audit_lines import canonical
 from fed_diffmic.exchange.payload import text_digest
-from fed_diffmic.privacy.distributed.discrete import MOST_DEVIATION, discrete_gaussian
+from fed_diffmic.privacy.distributed.discrete import FAR, MOST_DEVIATION, discrete_gaussian
 from fed_diffmic.privacy.distributed.flattening import flatten, signs, unflatten, width_of
 from fed_diffmic.privacy.distributed.rounding import round_rows, squared_bound
 from fed_diffmic.privacy.randomness import Randomness
@@ -107,6 +107,26 @@ class NoisyForm:
         shapes = {name: list(map(str, shape)) for name, shape in self.shapes.items()}
         terms = {"norm": self.clip_norm, "share": self.share, "seed": self.seed, "bits": self.bits}
         return text_digest(canonical({"v": 1, "noisy": shapes, **terms}))
+
+    def room(self, sites: int) -> int:
+        """How large a number of a site's sum may be before its noise is added, so that so many sites' words fit.
+
+        Noise is below :data:`~fed_diffmic.privacy.distributed.discrete.FAR` deviations, so no word is larger than
+        ``(2^(bits - 1) - 1) / sites``, whatever is drawn. What is larger is cut to this number, which is
+        public: a projection onto a box brings no two sums further apart, and leaves whole numbers whole. Refusing such
+        words instead would tell something of this one site's.
+
+        Raises:
+            ConfigError: not even one unit's numbers fit.
+        """
+        most = (2 ** (self.bits - 1) - 1) // sites - FAR * self.deviation
+        if most < self.sensitivity:
+            raise ConfigError(
+                "strategy.wide_words",
+                "false" if self.bits == 32 else "true",
+                f"true where {sites} sites add so much noise, or a smaller strategy.noise_share",
+            )
+        return most
 
     def rows(self, gradients: Mapping[str, torch.Tensor], random: Randomness) -> torch.Tensor:
         """``(U, d)`` int64: what each unit adds to the sum.

@@ -62,6 +62,7 @@ def noised_words(
     *,
     privacy: PrivacyConfig,
     prior: np.ndarray | None = None,
+    room: int | None = None,
 ) -> np.ndarray:
     """The words of one round, ``(d,)``; their cost must be in the ledger before.
 
@@ -73,6 +74,8 @@ def noised_words(
         rate: probability with which a unit takes part.
         privacy: how training is protected.
         prior: noised class shares ``(C,)`` for the balanced loss; none: classes count as equally frequent.
+        room: what no number of the sum exceeds before noise is added (:meth:`NoisyForm.room`); none: whoever adds words
+            looks whether they fit.
 
     Raises:
         OutOfTimeError: a bound on the time that the caller set is over.
@@ -90,4 +93,6 @@ def noised_words(
     for units in source.chunks(drawn, random):
         rows = form.rows(clipped(unit_gradients(module, units), form.clip_norm), random)
         total += rows.sum(dim=0).cpu().numpy()
+    if room is not None:
+        np.clip(total, -room, room, out=total)
     return form.words(total + form.noise(random))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.preflight.privacy import check_privacy
+from client.preflight.privacy import check_privacy, check_shares_of_noise
 from client.preflight.run import Expected, preflight
 from fed_diffmic.config.compose import compose
 from fed_diffmic.config.policy_budget import BudgetRules
@@ -194,3 +194,14 @@ def test_shared_noise_is_held_against_both_budgets_and_needs_a_run_that_shares_i
     assert "2 others are honest" in good.cause
     short = look(replace(shared, budget_alone=0.1), train, tmp_path, key, spec)["privacy.budget"]
     assert (short.level, short.exit_code) == ("failed", 5)
+
+
+def test_preflight_says_before_the_run_how_many_dishonest_sites_masks_would_bear():
+    shared = replace(PRIVACY, mechanism="distributed", honest_sites=2, budget_alone=30.0)
+    good = check_shares_of_noise(shared, 2, 4)
+    assert good.level == "passed" and "masks over all 4 sites bear 1" in good.cause
+    bad = check_shares_of_noise(shared, 2, 10)
+    assert (bad.level, bad.exit_code) == ("failed", 2) and "assume 3 or more, or 0" in bad.cause
+    assert check_shares_of_noise(replace(shared, honest_sites=3), 2, 10).level == "passed"
+    few = check_shares_of_noise(shared, 2, 2)
+    assert few.level == "warning" and "provision peers" in few.remedy

@@ -16,6 +16,7 @@ from fed_diffmic.config.simulation import StageConfig, StrategyConfig
 from fed_diffmic.exchange.masking.driver import masked_sum
 from fed_diffmic.exchange.masking.fixed_point import FixedPointError
 from fed_diffmic.exchange.masking.update import UpdateForm
+from server.words import masked_sums
 from tests.exchange.masking.parties import SESSION, Parties
 
 KINDS = {"w": "parameter", "b": "parameter", "mean": "buffer", "seen": "counter"}
@@ -136,3 +137,50 @@ def test_an_algorithm_makes_the_same_of_the_mean_as_of_the_updates(name: str) ->
         assert states[0].keys() == states[1].keys()
         for n in states[0]:
             assert np.allclose(states[0][n], states[1][n], atol=2e-6), (index, n)
+
+
+DIVIDED = frozenset({"w", "b"})
+
+
+@pytest.mark.parametrize(("bits", "near"), [(32, 1e-4), (64, 1e-11)])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_fednova_of_a_masked_sum_is_fednova_of_the_updates(bits: int, near: float, momentum: float) -> None:
+    """The step of the algorithm by its other way, from updates one by one; the sum is that of the same plain words."""
+    steps, weights = [1, 3, 40, 8, 25], [1, 7, 120, 500, 33]
+    algorithm = build_algorithm(StrategyConfig(name="fednova"), StageConfig(optimizer="sgd", momentum=momentum))
+    moves = [algorithm.moves(count) for count in steps]
+    shape, parties = form(bits, divided=DIVIDED, most_moves=max(moves)), Parties(5)
+    session = replace(SESSION, bits=bits, fraction=shape.numbers.fraction, length=shape.length)
+    updates = [moved(seed) for seed in range(1, 6)]
+    words = [shape.encode(u, w, moves=m) for u, w, m in zip(updates, weights, moves, strict=True)]
+    total, _ = masked_sum(parties.coordinator(session), parties.sites, dict(zip(parties.names, words, strict=True)))
+    assert total.tobytes() == np.sum(words, axis=0, dtype=total.dtype).tobytes()
+    found = masked_sums(dict(zip(parties.names, weights, strict=True)), model(0), shape, total)
+    plain = [
+        SiteUpdate(name, tensors, weight, steps=count)
+        for name, tensors, weight, count in zip(parties.names, updates, weights, steps, strict=True)
+    ]
+    exact, _ = algorithm.aggregate(model(0), KINDS, plain, {}, 1)
+    new, _ = algorithm.from_sums(model(0), KINDS, found, {}, 1)
+    tau = np.average(moves, weights=weights)
+    assert found.moves == pytest.approx(tau, rel=near)
+    for name in ("w", "b", "mean"):
+        assert new[name].dtype == exact[name].dtype
+        assert np.abs(new[name] - exact[name]).max() < max(near, 1e-6 * (name != "mean"))
+        assert np.abs(new[name] - model(0)[name]).max() > 1e-3
+
+
+def test_a_site_of_more_steps_than_agreed_gives_no_words_and_a_form_names_what_it_divides() -> None:
+    shape = form(divided=DIVIDED, most_moves=4.0)
+    for moves in (0.5, 4.1, float("nan")):
+        with pytest.raises(FixedPointError, match="more steps"):
+            shape.encode(moved(1), 7, moves=moves)
+    others = (form(), form(divided=DIVIDED), form(divided=frozenset({"w"}), most_moves=4.0))
+    assert len({shape.digest, *(other.digest for other in others)}) == 4
+    for most in (0.5, float("inf"), float("nan")):
+        with pytest.raises(FixedPointError):
+            form(divided=DIVIDED, most_moves=most)
+    total = shape.encode(moved(1), 7, moves=4.0)
+    total[1] += total[1]
+    with pytest.raises(FixedPointError, match="steps"):  # a sum whose sites together say more than all could
+        shape.rates(total, 1)

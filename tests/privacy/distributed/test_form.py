@@ -13,6 +13,7 @@ from scipy.linalg import hadamard as reference
 
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.exchange.masking.fixed_point import sum_fits
+from fed_diffmic.privacy.distributed.discrete import FAR
 from fed_diffmic.privacy.distributed.flattening import flatten, hadamard, signs, unflatten, width_of
 from fed_diffmic.privacy.distributed.form import LEAST_DEVIATION, NoisyForm
 from fed_diffmic.privacy.distributed.rounding import round_rows, squared_bound
@@ -127,3 +128,32 @@ def test_a_share_too_small_to_be_whole_numbers_is_refused_and_the_terms_have_a_n
         form(share=LEAST_DEVIATION / form().sensitivity / 2)
     names = {form(**more).digest for more in ({}, {"share": 1.1}, {"clip_norm": 1.0}, {"seed": 4}, {"bits": 64})}
     assert len(names) == 5
+
+
+@settings(max_examples=60)
+@given(
+    bits=st.sampled_from([32, 64]),
+    sites=st.integers(2, 200),
+    share=st.floats(0.6, 30),
+    numbers=st.integers(1, 4000),
+    seed=st.integers(0, 2**31),
+)
+def test_so_many_sites_words_never_leave_their_range_whatever_was_drawn(
+    bits: int, sites: int, share: float, numbers: int, seed: int
+) -> None:
+    """The largest noise that is ever drawn on top of sums of any size; by Python's own integers."""
+    made = form(shapes={"w": (numbers,)}, share=share, bits=bits)
+    room, rng = made.room(sites), np.random.default_rng(seed)
+    total = rng.integers(-(2**62), 2**62, 8)
+    largest = int(np.abs(np.clip(total, -room, room)).max()) + FAR * made.deviation
+    assert sites * largest < 2 ** (bits - 1) <= sites * (room + FAR * made.deviation + 1)
+    other = total + rng.integers(-3, 4, 8) * rng.integers(1, 2**40, 8)
+    moved = np.clip(other, -room, room).astype(object) - np.clip(total, -room, room)
+    assert sum(int(x) ** 2 for x in moved) <= sum(int(x) ** 2 for x in other.astype(object) - total)
+
+
+def test_a_form_that_leaves_no_room_for_one_unit_is_refused() -> None:
+    made = form(shapes={"w": (4,)}, share=1.0)
+    assert made.sensitivity < made.room(4) < made.room(3)
+    with pytest.raises(ConfigError, match="wide_words"):
+        form(shapes={"w": (2**20,)}, share=1.0).room(2000)
