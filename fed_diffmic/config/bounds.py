@@ -1,4 +1,4 @@
-"""Keys of the rounds that the coordinator's configuration and a simulation's have in common: bounds, patience, exchanges."""
+"""Keys of rounds that the coordinator's configuration and a simulation's have in common: bounds, patience, messages."""
 
 from __future__ import annotations
 

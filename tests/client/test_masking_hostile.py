@@ -48,9 +48,7 @@ def test_a_refusal_after_training_counts_as_an_attempt(tmp_path: Path, monkeypat
             for number in range(4):
                 header = {**request.payload.header}
                 header["masked"] = {**header["masked"], "norm": 1000.0 + number}
-                asking = replies_module.Asking(
-                    replies_module.Channel(grid, toy.Events([])), "train", self.deadline, {}
-                )
+                asking = replies_module.Asking(replies_module.Channel(grid, toy.Events([])), "train", self.deadline, {})
                 send(asking, replace(request, payload=replace(request.payload, header=header)), packed)
                 while asking.open:  # once more where the base is lacking
                     for reply in grid.pull_messages(list(asking.open)):

@@ -10,7 +10,7 @@ from fed_diffmic.exchange.payload import Payload, pack
 from fed_diffmic.exchange.screening import REFUSALS, Expected
 from server import replies
 from server.exchange import Site
-from server.replies import Channel, Request, Asking
+from server.replies import Asking, Channel, Request
 from tests.toy import Events
 
 FACTS = {"arm": "federated", "stage": "plain", "round": 2}
