@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 from flwr.serverapp import Grid
 
+from fed_diffmic.config.folders import has_final
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.exchange.codecs import build_codec
-from fed_diffmic.release.final import FinalModel, has_final, load_final
+from fed_diffmic.release.final import FinalModel, load_final
 from server.aggregation import aggregate
 from server.broadcast import Broadcast
 from server.checkpoints import CheckpointStore
