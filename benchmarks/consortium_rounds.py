@@ -25,9 +25,8 @@ from fed_diffmic.provision.keys import load_private, make_site_key
 from fed_diffmic.transport.messages import from_record, to_record
 from server.checkpoints import CheckpointStore
 from tests.consortium.harness import Consortium
-from tests.consortium.moments import training
 from tests.consortium.programs import Lines, wait
-from tests.consortium.settings import SITES, final_weights, simulate, write_data
+from tests.consortium.settings import SITES, final_weights, simulate, training, write_data
 
 ROUNDS = 6
 DONE_S = 600.0

@@ -68,5 +68,5 @@ def test_every_preset_is_one_that_can_exist(name: str) -> None:
     check_architecture(model)
     for changed in ("latent=16", "pretrained=false", "weights=none.pt"):
         assert is_stock(compose(None, [f"model={name}", f"model.{changed}"]).model)
-    for changed in ("image_side=512", "feature_stride=16", "norm=group" if name != "compact" else "norm=batch"):
+    for changed in ("image_side=512", "crop=24", "regions=5"):
         assert not is_stock(compose(None, [f"model={name}", f"model.{changed}"]).model)
