@@ -120,7 +120,8 @@ def run_stage(run: Federation, stage: str) -> None:
     place = {"arm": spec.arm, "stage": stage}
     run.events.emit("stage_started", **place, round=progress.round, rounds=rounds, base=work.task.digest)
     noise, broadcast = ClientLevel(spec.strategy, run.store.folder), Broadcast(build_codec(spec.strategy))
-    judging, stop = Judging(run, work), stopped_before(run.observers, progress)
+    judging = Judging(run, work)
+    stop = stopped_before(run.observers, progress)
     while progress.round < rounds and stop is None:
         started, index = time.monotonic(), progress.round + 1
         deadline = started + run.terms.deadline_s
