@@ -52,7 +52,7 @@ def test_a_site_reaches_for_the_coordinator_before_it_loads_anything_of_its_work
     file.write_text(SITE.replace("FOLDER", str(tmp_path)), encoding="utf-8")
     given = ["client", "--config", str(file)]
     found, seconds = loaded("fed_diffmic.cli", "client.supervisor", "start_supernode", given)
-    assert not found & (HEAVY - {"flwr", "fastapi"})
+    assert not found & HEAVY
     assert seconds < 4.0
 
 

@@ -51,7 +51,8 @@ def codes(message: Message, where: Context) -> dict[str, int]:
 
 def both(index: int = 1) -> tuple[Payload, Payload]:
     """Metrics of a round's weights, and the next round's training."""
-    return task("evaluate", round=index), task("train", round=index + 1)
+    spec = toy.toy_spec(rounds=4)
+    return task("evaluate", spec, round=index), task("train", spec, round=index + 1)
 
 
 def test_both_are_answered_and_a_killed_workers_message_is_answered_again(tmp_path: Path, site: Context) -> None:
