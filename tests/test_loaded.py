@@ -43,7 +43,7 @@ def test_a_coordinator_listens_before_it_loads_what_it_trains_with(tmp_path: Pat
     given.append(f"run.dir={tmp_path / 'run'}")
     found, seconds = loaded("server.cli", "server.supervisor", "start_superlink", given)
     assert not found & HEAVY
-    assert seconds < 4.0  # 1.3 on a machine that has nothing else to do
+    assert seconds < 4.0  # 1.7 where twenty other processes want the same two cores
 
 
 def test_a_site_reaches_for_the_coordinator_before_it_loads_anything_of_its_work(tmp_path: Path) -> None:

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
+
+from fed_diffmic.config.choices import FOLDER
 from fed_diffmic.config.simulation import ModelConfig
 from fed_diffmic.errors import ConfigError
 
@@ -17,11 +20,10 @@ STOCK = ("tiny", "compact", "paper")
 
 def is_stock(cfg: ModelConfig) -> bool:
     """Whether a model is a preset but for what no check of its architecture looks at."""
-    from fed_diffmic.config.compose import compose
-
     if cfg.name not in STOCK:
         return False
-    preset = compose(None, [f"model={cfg.name}"]).model
+    said = yaml.safe_load((FOLDER / "model" / f"{cfg.name}.yaml").read_text(encoding="utf-8"))
+    preset = ModelConfig(**{key: value for key, value in said.items() if key != "defaults"})
     free = {"weights": cfg.weights, "pretrained": cfg.pretrained, "latent": cfg.latent, "attention": cfg.attention}
     return replace(preset, sampling_starts=cfg.sampling_starts, **free) == cfg  # type: ignore[arg-type]
 
