@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--heartbeat", type=float, default=30.0, help="Flower's interval, seconds")
     parser.add_argument("--sites", type=int, default=3, choices=(1, 2, 3), help="of the memory's measurement")
     parser.add_argument("--latent", type=int, default=6144, help="width of its model; 6144 is the `paper` model")
+    parser.add_argument("--exchanges", default="auto", choices=("auto", "one", "two"), help="messages of a round")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         return measure(given, given.folder or Path(scratch) / "consortium")
@@ -49,7 +50,7 @@ def measure(given: argparse.Namespace, folder: Path) -> int:
     if given.what == "rounds":
         from benchmarks.consortium_rounds import measure_rounds
 
-        print(measure_rounds(folder, given.heartbeat))
+        print(measure_rounds(folder, given.heartbeat, given.exchanges))
     if given.what == "memory":
         from benchmarks.consortium_memory import measure_memory
 

@@ -15,16 +15,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from benchmarks.consortium_watch import everybody
+from benchmarks.tls_copy import copied
 from fed_diffmic.exchange.audit import AuditLog
 from fed_diffmic.exchange.payload import Limits, Payload, encode, pack
 from fed_diffmic.provision.keys import load_private, make_site_key
 from fed_diffmic.transport.messages import from_record, to_record
 from server.checkpoints import CheckpointStore
 from tests.consortium.harness import Consortium
-from tests.consortium.moments import training
 from tests.consortium.programs import Lines, wait
-from tests.consortium.settings import SITES, final_weights, simulate, write_data
+from tests.consortium.settings import SITES, final_weights, simulate, training, write_data
 
 ROUNDS = 6
 DONE_S = 600.0
@@ -49,15 +51,15 @@ def spent(made: Consortium) -> dict[str, float]:
     return found
 
 
-def measure_rounds(folder: Path, heartbeat_s: float) -> str:
-    """Run a consortium once, all four commands started together; the two tables."""
+def measure_rounds(folder: Path, heartbeat_s: float, exchanges: str = "auto") -> str:
+    """Run a consortium once, all four commands started together; the tables."""
     write_data(folder / "data")
     common = training(rounds=ROUNDS)
     reference = final_weights(simulate(folder / "undisturbed", folder / "data", common))
     simulated = Lines(folder / "undisturbed" / "simulation" / "events.jsonl").read()
     made = Consortium(
         folder / "consortium", folder / "data", common, heartbeat_s=heartbeat_s, way={"poll_s": 0.5},
-        run={"deadline_s": DONE_S, "join_s": DONE_S},
+        run={"deadline_s": DONE_S, "join_s": DONE_S, "exchanges": exchanges},
     )  # fmt: skip
     try:
         begun = time.time()
@@ -85,7 +87,8 @@ def measure_rounds(folder: Path, heartbeat_s: float) -> str:
         assert server.wait(DONE_S) == 0, server.said()[-2000:]
         assert final_weights(made.run_dir) == reference
         made.stop_sites()
-        parts = [started(made, begun, ready, at_start), rounds(made, simulated), cpu(at_start, at_end), pieces(made)]
+        parts = [started(made, begun, ready, at_start), rounds(made, simulated), copy(made), cpu(at_start, at_end)]
+        parts.append(pieces(made))
         load = os.getloadavg()
         parts.append(f"{os.cpu_count()} cores; load average in the end: {load[0]:.1f} (1 min), {load[2]:.1f} (15 min)")
         return "\n\n".join(parts)
@@ -119,10 +122,10 @@ def rounds(made: Consortium, simulated: list[dict[str, Any]]) -> str:
     audit, events = made.audit.read(), made.events.read()
     sites = {site: Lines(made.site_folder(site) / "audit.jsonl").read() for site in SITES}
     table: dict[str, list[float]] = {}
-    for number in range(2, ROUNDS + 1):
+    for number in range(2, ROUNDS):  # the last one is judged by a message of its own in any case
         for name, value in one_round(audit, events, sites, number).items():
             table.setdefault(name, []).append(value)
-    lines = [f"| a round ({ROUNDS - 1} rounds) | median s | smallest |", "|---|---|---|"]
+    lines = [f"| a round ({ROUNDS - 2} rounds) | median s | smallest |", "|---|---|---|"]
     lines += [f"| {name} | {statistics.median(v):.2f} | {min(v):.2f} |" for name, v in table.items()]
     alone = [e["seconds"] for e in simulated if e["kind"] == "round_done" and e["stage"] == "guidance"][1:]
     lines.append(f"| the same round in one process, three sites in turn | {statistics.median(alone):.2f} |"
@@ -135,36 +138,54 @@ def one_round(
 ) -> dict[str, float]:
     """Seconds of each phase of a guidance round; of what sites do at once, the one that ended last counts."""
 
-    def event(kind: str) -> float:
-        return next(seconds(e) for e in events if e["kind"] == kind and place(e) == ("guidance", number))
+    def lines(log: list[dict[str, Any]], kind: str, task: str, index: int) -> list[dict[str, Any]]:
+        found = [x for x in log if x["kind"] == kind and place(x["facts"]) == ("guidance", index)]
+        return [x for x in found if x["facts"].get("task") == task or x["facts"].get("reply") == f"{task}.reply"]
 
-    def lines(log: list[dict[str, Any]], kind: str, key: str, value: str) -> list[dict[str, Any]]:
-        found = [x for x in log if x["kind"] == kind and place(x["facts"]) == ("guidance", number)]
-        return [x for x in found if x["facts"][key] == value]
-
-    begun, done = event("round_started"), event("round_done")
+    begun = next(seconds(e) for e in events if e["kind"] == "round_started" and place(e) == ("guidance", number))
+    done = next(seconds(x) for x in audit if x["kind"] == "checkpoint" and place(x["facts"]) == ("guidance", number))
+    before = max(seconds(x) for x in lines(audit, "request", "evaluate", number - 1))
+    joined = before > begun  # the metrics of the round before are asked for with this one's training
+    messages = [("evaluate", number - 1, "train", number)] if joined else []
+    messages += [] if joined else [("train", number, "train", number), ("evaluate", number, "evaluate", number)]
     found: dict[str, float] = {}
     at, asked, answered, own = begun, 0.0, 0.0, 0.0
-    for task in ("train", "evaluate"):
-        request = {x["facts"]["site"]: seconds(x) for x in lines(audit, "request", "task", task)}
-        reply = {x["facts"]["site"]: seconds(x) for x in lines(audit, "reply", "reply", f"{task}.reply")}
-        last = max(reply, key=reply.__getitem__)
-        begins, ends = (seconds(lines(sites[last], kind, "task", task)[-1]) for kind in ("task", "payload"))
-        word = "training" if task == "train" else "evaluation"
-        before = "round begins" if task == "train" else "updates are there: aggregate, pack"
-        found[f"coordinator: {before}, until the {word}'s last request is sent"] = max(request.values()) - at
-        found[f"{word}: request on its way, until the site's worker has it"] = begins - request[last]
+    for first, of_first, last, of_last in messages:
+        request = {x["facts"]["site"]: seconds(x) for x in lines(audit, "request", last, of_last)}
+        reply = {x["facts"]["site"]: seconds(x) for x in lines(audit, "reply", last, of_last)}
+        latest = max(reply, key=reply.__getitem__)
+        begins = seconds(lines(sites[latest], "task", first, of_first)[-1])
+        ends = seconds(lines(sites[latest], "payload", last, of_last)[-1])
+        word = "evaluation and training" if joined else "training" if last == "train" else "evaluation"
+        since = "updates are there: aggregate, pack" if last == "evaluate" else "round begins"
+        found[f"coordinator: {since}, until the {word}'s last request is sent"] = max(request.values()) - at
+        found[f"{word}: request on its way, until the site's worker has it"] = begins - request[latest]
         found[f"{word}: the site's work, policy and audit included"] = ends - begins
-        found[f"{word}: reply on its way, until the coordinator has judged it"] = reply[last] - ends
+        found[f"{word}: reply on its way, until the coordinator has judged it"] = reply[latest] - ends
         own += max(request.values()) - at
-        asked, answered = asked + begins - request[last], answered + reply[last] - ends
-        at = reply[last]
-    found["coordinator: metrics, checkpoint, audit, until the round is done"] = done - at
+        asked, answered = asked + begins - request[latest], answered + reply[latest] - ends
+        at = reply[latest]
+    rest = "aggregate, " if joined else "metrics, "
+    found[f"coordinator: {rest}checkpoint, audit, until the round is kept"] = done - at
     own += done - at
     found["**the whole round**"] = done - begun
     found["**of it the coordinator alone** (sites wait)"] = own
     found["**of it on the way** (Flower: polls, hops, its database)"] = asked + answered
     return found
+
+
+def copy(made: Consortium) -> str:
+    """What a copy of a round's bytes over loopback TLS takes."""
+    row = next(e for e in made.events.read() if e["kind"] == "round_done" and place(e) == ("guidance", 3))
+    each = int(row["bytes_sent"]) // (2 * len(SITES))
+    server = yaml.safe_load(made.server_yaml.read_text(encoding="utf-8"))["security"]
+    ways = [Path(server[name]) for name in ("certificate", "key", "ca")]
+    found = [copied(*ways, down=each, up=each, sites=len(SITES)) for _ in range(5)]
+    wall, own = (statistics.median(side) for side in zip(*found, strict=True))
+    return (
+        f"A plain copy of these bytes over loopback TLS ({each / 1e6:.2f} MB to each of {len(SITES)} sites and as much"
+        f" back): {wall:.3f} s, {own:.3f} CPU s, both ends"
+    )
 
 
 def place(facts: dict[str, Any]) -> tuple[str, int]:

@@ -239,6 +239,28 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def draw(rows: list[dict[str, Any]], preset: str, path: Path) -> None:
+    """The most that was held against the number of sites, in models, with the line that is aimed at."""
+    from matplotlib.figure import Figure
+
+    from simulations.experiments.pictures import save_drawing
+
+    sites = [row["sites"] for row in rows]
+    most = [max(value for step, value in row["peaks"].items() if step != "opening") / row["model"] for row in rows]
+    drawing = Figure(figsize=(5.0, 2.6), layout="constrained")
+    ax = drawing.add_subplot()
+    ax.plot(sites, most, "o-", color="#0072b2", label=f"measured, {preset}")
+    ax.plot(
+        sites, [3.0 + 0.1 * count for count in sites], ":", color="#999999", label="at most: 3 models and 0.1 a site"
+    )
+    ax.plot(sites, [3.0 + count for count in sites], "--", color="#d55e00", label="if every update were held")
+    ax.set_ylim(0, 1.15 * max(3.0 + 0.1 * sites[-1], *most))
+    ax.set_xlabel("sites")
+    ax.set_ylabel("models above idle, at most")
+    ax.legend(fontsize=8, loc="upper left")
+    save_drawing(drawing, path)
+
+
 def main() -> int:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -249,6 +271,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--bounded", action="store_true", help="with the bounds that a real coordinator has unless set")
     parser.add_argument("--here", action="store_true", help="in this process, one number of sites; JSON")
+    parser.add_argument("--svg", type=Path, help="draw it into this file, too")
     given = parser.parse_args()
     if given.here:
         print(json.dumps(measure(given)))
@@ -262,6 +285,8 @@ def main() -> int:
         rows.append(json.loads(done.stdout.splitlines()[-1]))
     print(" ".join(alike), f"a model is {rows[0]['model']:.0f} MB; idle {rows[0]['idle']:.0f} MB", sep="; ", end="\n\n")
     print(table(rows))
+    if given.svg is not None:
+        draw(rows, f"{given.preset}, {given.stage}", given.svg)
     return 0
 
 

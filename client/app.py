@@ -26,6 +26,7 @@ from fed_diffmic.errors import MachineError
 from fed_diffmic.exchange.failures import BAD_REQUEST, SiteError, failure_code
 from fed_diffmic.exchange.payload import NEED_BASE, NEED_WEIGHTS, Limits, Payload, PayloadError, decode, encode
 from fed_diffmic.transport.messages import failure_message, reply_message, wire_of
+from fed_diffmic.transport.together import KINDS, joined_reply, name_of, parts_of
 
 LIMITS = Limits(tensor_bytes=16 * 1024**3)
 
@@ -45,6 +46,12 @@ def query(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """One local update."""
     return answer(message, context, "train", tasks.train)
+
+
+@app.train("judged")
+def judged(message: Message, context: Context) -> Message:
+    """Metrics of the weights that came, then one local update from them: two requests on one way."""
+    return answer_both(message, context)
 
 
 @app.evaluate()
@@ -83,10 +90,27 @@ def labels(message: Message, context: Context) -> Message:
     return answer(message, context, "labels", None)
 
 
-def answer(message: Message, context: Context, kind: str, task: Task | None) -> Message:
-    """Do a task and reply; a failure becomes its code and fixed sentence."""
+def answer_both(message: Message, context: Context) -> Message:
+    """Answer the requests of a message of two, the one after the other; each is admitted, or refused, by itself."""
+    try:
+        parts = parts_of(message)
+    except PayloadError:
+        return answer(message, context, "train", tasks.train)  # which refuses what holds no request
+    whole = name_of(parts)
+    if site_rules() is not None:  # each part holds its own, and lets go of it when it was decoded
+        message.content = RecordDict()
+    found = {"evaluate": tasks.evaluate, "train": tasks.train}
+    return joined_reply({kind: answer(parts[kind], context, kind, found[kind], whole) for kind in KINDS}, message)
+
+
+def answer(message: Message, context: Context, kind: str, task: Task | None, whole: str = "") -> Message:
+    """Do a task and reply; a failure becomes its code and fixed sentence.
+
+    Args:
+        whole: name of the message of several that brought the request.
+    """
     folder: Path | None = None
-    rules = Enforcement(site_rules(), kind)
+    rules = Enforcement(site_rules(), kind, whole)
     try:
         folder = site_folder(context)
         request, digest = read(message, rules)

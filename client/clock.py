@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-
-import httpx
+from typing import TYPE_CHECKING
 
 from fed_diffmic.config.site import CoordinatorConfig
 from fed_diffmic.transport.supernode import ca_certificates
+
+if TYPE_CHECKING:
+    import httpx
 
 AHEAD_S, BEHIND_S = 5.0, 305.0
 MARGIN_S = 2.0
@@ -59,6 +61,8 @@ def http_client(way: CoordinatorConfig, timeout_s: float = TIMEOUT_S) -> httpx.C
     Raises:
         ConfigError: ``coordinator.ca`` cannot be read.
     """
+    import httpx
+
     verify: ssl.SSLContext | bool = False
     if not way.insecure:
         trusted = ca_certificates(way.ca)
@@ -76,6 +80,8 @@ def measure_skew(way: CoordinatorConfig, clock: Callable[[], float] = time.time)
     Returns:
         The difference, or none if it cannot be reached or says no time.
     """
+    import httpx  # takes a while to load: a site reaches for its coordinator first
+
     scheme = "http" if way.insecure else "https"
     try:
         with http_client(way) as client:

@@ -57,11 +57,13 @@ class Enforcement:
     Args:
         rules: none: a virtual site; everything passes.
         kind: ``labels``, ``query``, ``mask``, ``train``, ``evaluate``, ``conform``, ``assess`` or ``deliver``.
+        whole: name of the message of several that brought the request; empty: it came alone.
     """
 
-    def __init__(self, rules: Rules | None, kind: str) -> None:
+    def __init__(self, rules: Rules | None, kind: str, whole: str = "") -> None:
         self.rules = rules
         self.kind = kind
+        self._whole = whole
         self._facts: dict[str, Any] = {"task": kind}
         self._planned: Exposure | None = None
         self._codec: Codec | None = None
@@ -118,7 +120,7 @@ class Enforcement:
             self._told["rounds"] = int(spec.stage(request.header["stage"]).rounds or 0)
         proof: dict[str, str] = {}
         if self.rules.seals is not None and self._asked is not None:
-            self.rules.seals.follow(self._asked, request.header["run"])
+            self.rules.seals.follow(self._asked, request.header["run"], self._whole)
             proof = self._asked.signed.facts()
         self.rules.audit.append("task", **self._facts, **proof)
         if spec is not None and spec.arm != ARM:

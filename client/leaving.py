@@ -15,7 +15,6 @@ from pathlib import Path
 from client.copies import site_copies
 from client.watch import ENDED
 from fed_diffmic.config.site import SiteConfig
-from fed_diffmic.transport.spool import Spool
 from fed_diffmic.transport.supernode import INBOX
 
 KEPT = ("bases", "weights", "states", "updates", ENDED)
@@ -66,6 +65,8 @@ def forget(config: SiteConfig, folder: Path) -> Removed:
     Raises:
         MachineError: decoded images cannot be removed.
     """
+    from fed_diffmic.transport.spool import Spool  # loads Flower
+
     files = 0
     for part in KEPT:
         files += sum(path.is_file() for path in (folder / part).rglob("*"))

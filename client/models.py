@@ -14,11 +14,12 @@ from typing import Any
 from client.kept import IN_USE, check_chain, coordinator_key, model_digest, signing_key
 from client.start import AUDIT
 from fed_diffmic.algorithms import Tensors
+from fed_diffmic.config.folders import has_final
 from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.errors import FedDiffmicError, ModelFileError, UsageError
 from fed_diffmic.exchange.audit_lines import Line, read_lines
 from fed_diffmic.files import safe_name, tensors_digest
-from fed_diffmic.release.final import FinalModel, has_final, load_final
+from fed_diffmic.release.final import FinalModel, load_final
 
 MODELS, KEPT = "models", "model_kept"
 REMEDY = "Remove its folder; the coordinator sends it again when it resumes the run (`flower-server --resume RUN`)."

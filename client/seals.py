@@ -57,21 +57,26 @@ class SiteSeals:
         except SealError as error:
             raise SiteError(CODES.get(error.reason, failures.FORGED), error.cause) from error
 
-    def follow(self, seal: RequestSeal, run: str) -> None:
+    def follow(self, seal: RequestSeal, run: str, whole: str = "") -> None:
         """Write down where the coordinator's log stands, before the request is served.
+
+        Args:
+            whole: name, made of their seals, of the message that brought this request with others; they are sealed at
+                different lines of one log, and the message may come again as one that came alone may.
 
         Raises:
             SiteError: it stood there, or beyond, before: an old request, or an old log.
             MachineError: what was seen cannot be read or written.
         """
         path = self._file(run)
-        name = hashlib.sha256(seal.signed.text.encode()).hexdigest()
+        name = whole or hashlib.sha256(seal.signed.text.encode()).hexdigest()
         before, last, times = self._seen(path)
         if seal.head.length > before.length:
             times = 0
         elif name != last or times >= REPEATS:
             raise SiteError(failures.STALE, f"line {seal.head.length} of its log after line {before.length}")
-        head = {"length": seal.head.length, "digest": seal.head.digest}
+        reached = max(before, seal.head, key=lambda head: head.length)
+        head = {"length": reached.length, "digest": reached.digest}
         write_json(path, {"run": run, **head, "seal": name, "times": times + 1}, mode=0o600)
 
     def seal(self, wire: Wire, asked: RequestSeal, request: str, head: Head) -> Wire:

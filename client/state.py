@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from fed_diffmic.algorithms.base import Tensors
 from fed_diffmic.errors import MachineError, ModelFileError
-from fed_diffmic.exchange.payload import Limits, Payload, PayloadError, Wire, decode, encode, pack
+from fed_diffmic.exchange.payload import Limits, Payload, PayloadError, Wire, body_of, decode, pack, text_digest
 from fed_diffmic.files import load_tensors, read_json, save_tensors, tensors_digest, write_json
 
 KEPT_BASES = 4
@@ -123,16 +123,16 @@ class SiteStore:
                 facts = stream.metadata() or {}
             if facts.get("request") != request:
                 return None
-            arrays = pack(load_tensors(path)).arrays
+            packed = pack(load_tensors(path))  # whose bytes become the tensors: they are copied once
             size = path.stat().st_size
-            return decode(Wire(facts["body"], facts["digest"], arrays), Limits(tensor_bytes=size))
+            return decode(Wire(facts["body"], facts["digest"], packed.arrays), Limits(tensor_bytes=size), own=False)
         except (ModelFileError, PayloadError, SafetensorError, KeyError, OSError):
             return None
 
     def keep_update(self, key: tuple[str, str, str], request: str, reply: Payload) -> None:
         """Keep the reply so that the same request is never computed twice."""
-        wire = encode(reply)
-        facts = {"request": request, "body": wire.body, "digest": wire.digest}
+        body = body_of(reply, tensors_digest(reply.tensors))  # and no copy of the tensors as they travel
+        facts = {"request": request, "body": body, "digest": text_digest(body)}
         save_tensors(self.folder / "updates" / f"{_name(key)}.safetensors", reply.tensors, facts)
 
     # ---- what was answered, so that a replayed round is recognised ----------------------------

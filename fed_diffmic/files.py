@@ -14,7 +14,7 @@ import re
 import stat
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,12 @@ _MAPPED = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1",
     "BOOL": "?",
 }  # fmt: skip
+_CODES = {np.dtype(kind).name: code for code, kind in _MAPPED.items()}
+_ORDER = ("I64", "F64", "F32", "I32", "F16", "I16", "I8", "U8", "BOOL")
+"""Of types in a file, as the library lays them out: none begins where it would not be aligned."""
+
+
+Piece = bytes | memoryview
 
 
 def safe_name(name: str) -> str:
@@ -47,27 +53,31 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def atomic_write(path: str | os.PathLike[str], data: bytes, mode: int = 0o644) -> Path:
+def atomic_write(path: str | os.PathLike[str], data: bytes | Sequence[Piece], mode: int = 0o644) -> Path:
     """Write ``data`` under a temporary name in the same folder, flush it to disk, rename it.
 
     A link is followed: what it points to is written, and the link stays. What is no file (a terminal, a pipe,
     ``/dev/null``) is written into, never replaced.
 
+    Args:
+        data: whole, or its pieces in their order.
+
     Raises:
         MachineError: no space, no permission, no such folder, or the path is a folder.
     """
-    path = Path(path)
+    path, pieces = Path(path), [data] if isinstance(data, bytes) else data
     try:
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
             with path.open("wb", buffering=0) as stream:
-                _write_all(stream.fileno(), data)
+                for piece in pieces:
+                    _write_all(stream.fileno(), piece)
             return path
         if path.is_symlink():  # after the above: /dev/stdout is a link whose target has no name
             path = Path(os.path.realpath(path))
         fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         try:
             with os.fdopen(fd, "wb") as stream:
-                stream.write(data)
+                stream.writelines(pieces)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.chmod(temporary, mode)
@@ -84,7 +94,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes, mode: int = 0o644) -
     return path
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def _write_all(fd: int, data: Piece) -> None:
     """Write everything, however little a pipe takes at a time."""
     rest = memoryview(data)
     while rest:
@@ -216,9 +226,27 @@ def save_tensors(
     *,
     mode: int = 0o644,
 ) -> Path:
-    """Write named arrays as safetensors, atomically; scalars keep their shape ``()``."""
-    data = _save_tensors({k: np.asarray(v, order="C") for k, v in tensors.items()}, dict(metadata or {}))
-    return atomic_write(path, data, mode)
+    """Write named arrays as safetensors, atomically; scalars keep their shape ``()``.
+
+    Nothing is copied: what the file holds is written tensor by tensor, in the library's own layout.
+    """
+    return atomic_write(path, _pieces(tensors, dict(metadata or {})), mode)
+
+
+def _pieces(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> list[Piece]:
+    """A safetensors file in pieces: its head, then each tensor's bytes where they are."""
+    arrays = {name: np.asarray(value, order="C") for name, value in tensors.items()}
+    codes = {name: _CODES.get(value.dtype.name, "") for name, value in arrays.items()}
+    if not all(codes.values()) or any(value.dtype.byteorder == ">" for value in arrays.values()):
+        return [_save_tensors(arrays, dict(metadata) or None)]
+    head: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    names, end = sorted(arrays, key=lambda name: (_ORDER.index(codes[name]), name)), 0
+    for name in names:
+        begin, end = end, end + arrays[name].nbytes
+        head[name] = {"dtype": codes[name], "shape": list(arrays[name].shape), "data_offsets": [begin, end]}
+    text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little") + text, *(arrays[name].reshape(-1).view(np.uint8).data for name in names)]
 
 
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -228,7 +256,7 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         ModelFileError: missing, torn or not safetensors.
     """
     try:
-        return {k: np.array(v) for k, v in _load_tensors(Path(path).read_bytes()).items()}
+        return dict(sorted(_load_tensors(Path(path).read_bytes()).items()))
     except Exception as error:  # safetensors raises its own type, with the position of the fault
         raise ModelFileError(f"{path} is not a readable safetensors file: {error}") from error
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from fed_diffmic.errors import CredentialError
 from fed_diffmic.provision.keys import PublicKey, parse_public
 from fed_diffmic.provision.roster import Roster
-from fed_diffmic.transport.control import Control, LinkLostError
-from fed_diffmic.transport.superlink import RunningLink
+from fed_diffmic.transport.control import Control
+from fed_diffmic.transport.superlink import LinkLostError, RunningLink
 from server.replies import Events
 
 

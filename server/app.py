@@ -108,6 +108,7 @@ def train(
             patience=config.run.patience,
             metrics_every=config.run.metrics_every,
             metrics_share=config.run.metrics_share,
+            one_exchange=config.run.exchanges != "two",
         ),
         hooks=replace(hooks or Hooks(), bounds=Bounds.of(config.run)),
     )

@@ -34,8 +34,8 @@ FORMAT = 2
 OLD = 1
 """The pointer holds the history itself; read, never written."""
 
-GROUPS = ("frozen", "current", "residual", "average", "best", "algorithm")
-LAID_DOWN = ("frozen", "residual", "average", "best", "algorithm")
+GROUPS = ("frozen", "current", "residual", "average", "best", "algorithm", "candidate")
+LAID_DOWN = ("frozen", "residual", "average", "best", "algorithm", "candidate")
 """What is read from its file while the sites train; the round's weights are sent and measured against."""
 
 

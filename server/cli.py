@@ -7,10 +7,14 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fed_diffmic import __version__
 from fed_diffmic.console import Parser, run_command, split_settings
 from fed_diffmic.errors import UsageError
+
+if TYPE_CHECKING:
+    from fed_diffmic.config.simulation import ModelConfig
 
 logger = logging.getLogger(__name__)
 
@@ -63,16 +67,27 @@ def _coordinate(given: argparse.Namespace, hint: list[str]) -> int:
     check_start(config, resume=given.resume is not None)
     if saved is not None and saved.is_file():
         check_same_run(compose_server(saved, []), config)
-    from fed_diffmic.models.checks import check_model_config
     from fed_diffmic.reporting.logs import set_up_logs
 
-    check_model_config(config.model)
+    check_model(config.model)
     hint.append(f"continue with: flower-server --resume {config.run.dir}")
     set_up_logs()
     logger.info("run %s: loading libraries", config.run.dir)
     from server.supervisor import coordinate
 
     return coordinate(config, resume=given.resume is not None)
+
+
+def check_model(model: ModelConfig) -> None:
+    """Refuse a network that cannot exist, or weights that are not there; torch is loaded for one that is no preset."""
+    from fed_diffmic.config.stock import check_weights_files, is_stock
+
+    if is_stock(model):
+        check_weights_files(model)
+        return
+    from fed_diffmic.models.checks import check_model_config
+
+    check_model_config(model)
 
 
 def _status(arguments: list[str]) -> int:

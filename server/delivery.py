@@ -18,15 +18,15 @@ from typing import Any
 from fed_diffmic.exchange.failures import LATER, LOST, WITHDRAWN, failure_sentence
 from fed_diffmic.exchange.payload import MAX_BODY, NEED_WEIGHTS, Packed, Payload, pack, request_name
 from fed_diffmic.exchange.screening import Expected
-from fed_diffmic.files import read_json, write_json
+from fed_diffmic.files import write_json
 from fed_diffmic.release.edition import Edition, site_edition
 from fed_diffmic.release.final import FinalModel
 from fed_diffmic.release.provenance import PROVENANCE, verify_statement
+from server.delivered import FILE, delivered
 from server.exchange import Exchange, Site
 from server.hooks import Hooks
 from server.replies import Request
 
-FILE = "delivery.json"
 DELIVER = "query.deliver"
 AGAIN_S, PAUSE_S = 15.0, 0.5
 AWAY = frozenset({*LATER, *LOST, "unreachable", "deadline"})
@@ -40,34 +40,6 @@ TOO_LARGE = "the model's texts are larger than a request may be; it is copied by
 def delivers(hooks: Hooks, seconds: float) -> bool:
     """Whether a coordinator sends models: it signs them, and knows its sites by their keys."""
     return seconds > 0 and hooks.signer is not None and hooks.seals is not None
-
-
-def lacking(run_dir: Path) -> list[str] | None:
-    """Names of the sites that have not got a finished run's model; none: nobody was asked yet.
-
-    Raises:
-        ModelFileError: ``delivery.json`` is damaged.
-    """
-    sites = delivered(run_dir)
-    return sorted(name for name, said in sites.items() if not said["has"]) if sites else None
-
-
-def delivered(run_dir: Path) -> dict[str, dict[str, Any]]:
-    """Each site that was asked: whether it ``has`` the model, and ``why`` not; empty: nobody was asked.
-
-    Raises:
-        ModelFileError: ``delivery.json`` is damaged.
-    """
-    return dict(read_json(run_dir / FILE)["sites"]) if (run_dir / FILE).exists() else {}
-
-
-def delivery_lines(sites: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Who has the model and who has not, in sentences."""
-    if not sites:
-        return []
-    has = [name for name, said in sorted(sites.items()) if said["has"]]
-    lines = [f"The model is kept, verified, by {', '.join(has)}." if has else "No site keeps the model."]
-    return lines + [f"{name} has not got it: {said['why']}." for name, said in sorted(sites.items()) if not said["has"]]
 
 
 def deliver(exchange: Exchange, folder: Path, final: FinalModel, seconds: float) -> dict[str, str]:

@@ -269,6 +269,13 @@ class Exchange(Protocol):
     def evaluate(self, request: EvaluateRequest) -> MetricsAnswer:
         """Metrics on the sites' validation images; raises ``RoundError`` where the quorum is missed."""
 
+    @property
+    def one_message(self) -> bool:
+        """Whether :meth:`judge_and_train` can be asked."""
+
+    def judge_and_train(self, judge: EvaluateRequest, request: TrainRequest) -> tuple[MetricsAnswer, TrainAnswer]:
+        """What ``evaluate`` and then ``train`` answer, by one message to a site that is asked both."""
+
     def conform(self, request: AssessRequest) -> MetricsAnswer:
         """Counts of the sites' validation images, for prediction sets; a site that says nothing is left out."""
 

@@ -15,6 +15,7 @@ from server.selection import weighted_mean
 from server.stage import StageWork
 from server.trail import round_facts
 
+Row = dict[str, Any]
 METRICS = ("loss", "auroc_macro", "balanced_accuracy", "accuracy")
 
 
@@ -42,26 +43,24 @@ class RoundDone:
         return self.trained.outcome.bytes_sent + self.evaluated.outcome.bytes_sent
 
 
-def round_row(work: StageWork, done: RoundDone, noise: ClientLevel, hooks: Hooks) -> dict[str, Any]:
+def round_row(work: StageWork, done: RoundDone, noise: ClientLevel, hooks: Hooks) -> Row:
     """The row of the round that the stage's progress counts as its last.
 
     What client-level noise has cost so far stands in the row itself, not with an observer: it must be in the
     checkpoint that holds the weights which it paid for.
     """
-    progress, share = work.progress, work.share
-    trained, evaluated, metrics = done.trained.outcome, done.evaluated.outcome, done.evaluated.metrics
+    progress, share, trained = work.progress, work.share, done.trained.outcome
     sites = {name: {**trained.replies[name].metrics, "num_examples": n} for name, n in done.examples.items()}
-    means = {name: weighted_mean(metrics, name, share) for name in METRICS}
-    row: dict[str, Any] = {
+    row: Row = {
         "stage": progress.name,
         "round": progress.round,
         "loss": weighted_mean(sites, "loss", share),
-        "mean": {name: value for name, value in means.items() if value is not None},
+        "mean": {},
         "sites": sites,
-        "val": metrics,
-        "missing": {**trained.missing, **evaluated.missing},
-        "best_round": progress.best_round,
-        "bytes_sent": done.bytes_sent,
+        "val": {},
+        "missing": dict(trained.missing),
+        "best_round": 0,
+        "bytes_sent": trained.bytes_sent,
         "seconds": done.seconds,
     }
     claims = privacy_claims(trained)
@@ -69,7 +68,29 @@ def round_row(work: StageWork, done: RoundDone, noise: ClientLevel, hooks: Hooks
         row["privacy"] = claims
     if noise.on:
         row["client_level"] = noise.facts()
-    return row | dict(done.made) | round_facts(hooks, {"train": trained, "evaluate": evaluated})
+    return judged_row(work, row | dict(done.made) | round_facts(hooks, {"train": trained}), done.evaluated, hooks)
+
+
+def judged_row(work: StageWork, row: Row, evaluated: MetricsAnswer, hooks: Hooks) -> Row:
+    """A round's row with what the sites said of it, and which round is the best one now.
+
+    Args:
+        row: of a round of which nobody had said anything yet.
+    """
+    outcome, metrics, share = evaluated.outcome, evaluated.metrics, work.share
+    means = {name: weighted_mean(metrics, name, share) for name in METRICS}
+    added = round_facts(hooks, {"evaluate": outcome})
+    if added:
+        added = {"payloads": row["payloads"] | added["payloads"], "heads": row["heads"] | added["heads"]}
+    return {
+        **row,
+        "mean": {name: value for name, value in means.items() if value is not None},
+        "val": metrics,
+        "missing": {**row["missing"], **outcome.missing},
+        "best_round": work.progress.best_round,
+        "bytes_sent": row["bytes_sent"] + outcome.bytes_sent,
+        **added,
+    }
 
 
 def metrics_of_round(run_state: RunState, stage: str, index: int) -> dict[str, dict[str, float]]:

@@ -49,6 +49,14 @@ class RoundObserver(Protocol):
         """What this observer would have said after the last round that is kept; asked before a stage goes on."""
         return None
 
+    def may_stop(self, progress: StageProgress) -> bool:
+        """Whether it might end the stage when it is told of the round that is under way.
+
+        If not, the next round may be asked for before it is told (:mod:`server.judging`). Who does not say is asked to
+        wait for, so that no round is trained in vain.
+        """
+        return True
+
 
 class RoundEvents(RoundObserver):
     """Writes ``round_done``, which the console, the report and every viewer of a run are made of.
@@ -60,6 +68,10 @@ class RoundEvents(RoundObserver):
 
     def __init__(self, events: Events, spec: RunSpec) -> None:
         self._events, self._spec = events, spec
+
+    def may_stop(self, progress: StageProgress) -> bool:
+        """Never."""
+        return False
 
     def after_round(self, facts: Facts, progress: StageProgress) -> Stop | None:
         """Emit the event."""
@@ -91,15 +103,23 @@ class Patience(RoundObserver):
 
     def resumed(self, progress: StageProgress) -> Stop | None:
         """As after the last round that is kept: counted from the history, with nothing remembered beside it."""
-        later = [f for f in self._history if f["stage"] == progress.name and f["round"] > progress.best_round]
-        if sum(bool(facts["mean"]) for facts in later) < self._patience:
+        if self._since(progress) < self._patience:
             return None
         return Stop(f"no round was better than round {progress.best_round} for {self._patience} rounds (run.patience)")
 
+    def may_stop(self, progress: StageProgress) -> bool:
+        """Whether one more round that is no better would be enough."""
+        return self._since(progress) + 1 >= self._patience
 
-def told(observers: Iterable[RoundObserver], facts: Facts, progress: StageProgress) -> Stop | None:
-    """Tell every observer of a round; the first one's word that the stage shall end, or none."""
-    said = [observer.after_round(facts, progress) for observer in observers]
+    def _since(self, progress: StageProgress) -> int:
+        """Rounds since the best one of which somebody says how good they are."""
+        later = [f for f in self._history if f["stage"] == progress.name and f["round"] > progress.best_round]
+        return sum(bool(facts["mean"]) for facts in later)
+
+
+def told(observers: Sequence[RoundObserver], rows: Iterable[Facts | None], progress: StageProgress) -> Stop | None:
+    """Tell every observer of the rounds that are kept now; the first one's word that the stage shall end, or none."""
+    said = [observer.after_round(facts, progress) for facts in rows if facts is not None for observer in observers]
     return next((stop for stop in said if stop is not None), None)
 
 

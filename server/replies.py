@@ -105,11 +105,33 @@ def ask(
         needed: good replies; once they are there, sites that ask for patience are waited for no longer.
         take: what becomes of the tensors of each good reply, which are then dropped; none: they stay in the outcome.
     """
-    asking = _Asking(channel, message_type, deadline, facts, take)
+    asking = Asking(channel, message_type, deadline, facts, take)
     for request in sorted(requests, key=lambda r: r.site.name):
         asking.send(request)
     for request in requests:
-        _release(request.packed)
+        release(request.packed)
+    hear(channel, asking, needed, deadline)
+    asking.end()
+    return asking.outcome
+
+
+class Listening(Protocol):
+    """Whoever takes replies."""
+
+    open: dict[str, Any]
+
+    def wanted(self, needed: int) -> bool:
+        """Whether there is anything left to wait for."""
+
+    def ask_again(self) -> None:
+        """Ask those whose pause is over."""
+
+    def take(self, reply: Message) -> None:
+        """Judge a reply."""
+
+
+def hear(channel: Channel, asking: Listening, needed: int, deadline: float) -> None:
+    """Take replies as they come, until nothing is left to wait for or the deadline passed."""
     heard = time.monotonic()
     while asking.wanted(needed) and time.monotonic() < deadline:
         asking.ask_again()
@@ -122,16 +144,15 @@ def ask(
         elif asking.wanted(needed):
             pause = max(channel.poll_s, min(LONGEST_POLL_S, POLL_SHARE * (time.monotonic() - heard)))
             time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
-    asking.end()
-    return asking.outcome
 
 
-def _release(packed: Packed | Packing) -> None:
+def release(packed: Packed | Packing) -> None:
+    """Let go of what was packed, where it can be packed again."""
     if isinstance(packed, Packing):
         packed.release()
 
 
-class _Asking:
+class Asking:
     """The state of one :func:`ask`."""
 
     def __init__(
@@ -157,12 +178,17 @@ class _Asking:
 
     def ask_again(self) -> None:
         """Ask the sites whose pause is over."""
-        for site, (when, request, _, _) in list(self._waiting.items()):
-            if time.monotonic() >= when:
-                del self._waiting[site]
-                self._lacked -= {(site, what) for what in request.lacking}
-                self.send(request)
-                _release(request.packed)
+        for request in self.due():
+            self.send(request)
+            release(request.packed)
+
+    def due(self) -> list[Request]:
+        """Requests to the sites whose pause is over, which wait no longer."""
+        over = [request for when, request, _, _ in self._waiting.values() if time.monotonic() >= when]
+        for request in over:
+            del self._waiting[request.site.name]
+            self._lacked -= {(request.site.name, what) for what in request.lacking}
+        return over
 
     def end(self) -> None:
         """Whoever did not reply is missing."""
@@ -180,10 +206,18 @@ class _Asking:
         Args:
             packed: everything that the site needs; none: what is sent first.
         """
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            self.fail(request, "deadline", "no time was left to ask it")
+        wire = self.sealed(request, packed)
+        if wire is None:
             return
+        message = task_message(wire, message_type=self.message_type, **self.way(request))
+        ids = [str(i) for i in self.grid.push_messages([message]) if i]
+        self.sent(request, ids[0] if ids else "", packed)
+
+    def sealed(self, request: Request, packed: Packed | Packing | None = None) -> Wire | None:
+        """A request as it travels, with its line in the log; none: the site is missing, and it is said why."""
+        if self.deadline <= time.monotonic():
+            self.fail(request, "deadline", "no time was left to ask it")
+            return None
         payload = request.payload
         if packed is None:
             packed, payload = request.packed, replace(payload, header={**payload.header, **request.carried})
@@ -193,23 +227,23 @@ class _Asking:
         sealed = self._hooks.sealed(wire, request.site.node, request.site.name)
         if sealed is None:
             self.fail(request, "roster", REFUSALS["roster"])
-            return
-        message = task_message(
-            sealed,
-            node=request.site.node,
-            message_type=self.message_type,
-            ttl=left,
-            group=str(self.facts.get("round", 0)),
-        )
-        ids = [str(i) for i in self.grid.push_messages([message]) if i]
-        if not ids:
+        return sealed
+
+    def way(self, request: Request) -> dict[str, Any]:
+        """Whom a request's message is for, and how long."""
+        left = max(0.001, self.deadline - time.monotonic())
+        return {"node": request.site.node, "ttl": left, "group": str(self.facts.get("round", 0))}
+
+    def sent(self, request: Request, message_id: str, packed: Packed | Packing | None = None) -> None:
+        """The request went out in that message; empty: it could not."""
+        if not message_id:
             self.fail(request, "unreachable", "it could not be reached")
             return
-        self.outcome.bytes_sent += packed.nbytes
-        self.open[ids[0]] = request
+        self.outcome.bytes_sent += (request.packed if packed is None else packed).nbytes
+        self.open[message_id] = request
 
     def take(self, reply: Message) -> None:
-        """Judge one reply: good, failed, refused, not now, or from a site that asks for the base."""
+        """Judge one reply: good, failed, refused, not now, or from a site that asks for what it lacks and gets it."""
         message_id = reply.metadata.reply_to_message_id
         request = self.open.pop(message_id, None)
         if request is None:
@@ -218,22 +252,31 @@ class _Asking:
             self._hooks.log("refusal", site="", code=code, **self.facts)
             return
         self._closed[message_id] = "duplicate"
+        lacking = self.judge(request, reply)
+        if lacking:
+            everything = request.lacking[lacking]()
+            self.send(request, everything)
+            release(everything)
+
+    def judge(self, request: Request, reply: Message) -> str:
+        """Judge the reply to a request.
+
+        Returns:
+            what the site lacks, of :attr:`Request.lacking`, if it is to be sent that; else empty.
+        """
         read = read_reply(reply, request.expected, request.site.name, lambda: self._opened(request, reply))
         if isinstance(read, tuple):
             self._failed(request, *read)
-            return
+            return ""
         payload, refusal = read.payload, read.refusal
         if payload is None:
             self._refuse(request, refusal or Refusal("malformed"))
-            return
+            return ""
         lacked = (request.site.name, payload.kind)
         if payload.kind in request.lacking and lacked not in self._lacked:
             self._log_reply(request, read)
             self._lacked.add(lacked)
-            everything = request.lacking[payload.kind]()
-            self.send(request, everything)
-            _release(everything)
-            return
+            return payload.kind
         if refusal is None:
             # First: a coordinator that dies now must not forget what was spent.
             self._hooks.saw(request.site.name, payload.header)
@@ -241,8 +284,9 @@ class _Asking:
         self._log_reply(request, read, "" if refusal is None else refusal.code)
         if refusal is not None:
             self._refuse(request, refusal)
-            return
-        self._accept(request, payload if self._take is None else replace(payload, tensors={}), read)
+        else:
+            self._accept(request, payload if self._take is None else replace(payload, tensors={}), read)
+        return ""
 
     def _taken(self, request: Request, payload: Payload) -> Refusal | None:
         """Hand a good reply's tensors over; all of them are taken, or none."""

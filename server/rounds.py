@@ -11,21 +11,23 @@ from collections.abc import Sequence
 
 from flwr.serverapp import Grid
 
+from fed_diffmic.config.folders import has_final
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.exchange.codecs import build_codec
-from fed_diffmic.release.final import FinalModel, has_final, load_final
+from fed_diffmic.release.final import FinalModel, load_final
 from server.aggregation import aggregate
 from server.broadcast import Broadcast
 from server.checkpoints import CheckpointStore
 from server.client_level import ClientLevel
 from server.delivery import deliver, delivers
-from server.exchange import EvaluateRequest, Exchange, Keep, MetricsAnswer, Outcome, TrainRequest
+from server.exchange import Exchange, Keep, MetricsAnswer, Outcome, TrainRequest
 from server.federation import Federation
 from server.finished import assess
 from server.fitting import calibrate
-from server.history import RoundDone, ledger_heads, metrics_of_round, round_row
+from server.history import RoundDone, ledger_heads, round_row
 from server.hooks import Hooks
-from server.judges import is_judged, judges
+from server.judges import is_judged
+from server.judging import Judging
 from server.keeping import keeping
 from server.noisy import sites_of
 from server.observers import Patience, RoundEvents, RoundObserver, Stop, stopped_before, told
@@ -35,7 +37,7 @@ from server.replies import Events
 from server.run_state import RunState
 from server.selection import NOBODY_SAYS
 from server.sites import Sites
-from server.stage import StageWork, choose
+from server.stage import StageWork
 from server.study import study_of_run
 from server.sureness import conform
 from server.terms import RunTerms
@@ -118,6 +120,7 @@ def run_stage(run: Federation, stage: str) -> None:
     place = {"arm": spec.arm, "stage": stage}
     run.events.emit("stage_started", **place, round=progress.round, rounds=rounds, base=work.task.digest)
     noise, broadcast = ClientLevel(spec.strategy, run.store.folder), Broadcast(build_codec(spec.strategy))
+    judging = Judging(run, work)
     stop = stopped_before(run.observers, progress)
     while progress.round < rounds and stop is None:
         started, index = time.monotonic(), progress.round + 1
@@ -125,18 +128,15 @@ def run_stage(run: Federation, stage: str) -> None:
         run.events.emit("round_started", **place, round=index, rounds=rounds, sites=sorted(exchange.members))
 
         request = train_request(work, broadcast, run_state.ledgers, deadline, keeping(run, work, noise))
-        trained = exchange.train(request)
+        trained, before = judging.train(request)
         examples = aggregate(run, work, trained, noise)
         judged = is_judged(run.terms, index, rounds)
         candidate, parcel = broadcast.settle(work, request.sent, judged=judged)
         # Before the candidate is sent: a site's own line of its evaluation must find the one that it comes of.
         made = log_aggregate(hooks, spec, progress, trained.outcome, candidate, work.algorithm)
-        judge, evaluated = None, MetricsAnswer({}, Outcome())
-        if judged:
-            prior, asked = run.prior.tolist(), judges(run, stage)
-            judge = EvaluateRequest(work.task, candidate, prior, index, deadline, work.own_states, False, parcel, asked)
-            evaluated = exchange.evaluate(judge)
-            choose(work, candidate, evaluated.metrics, metrics_of_round(run_state, stage, progress.best_round))
+        evaluated, waits = MetricsAnswer({}, Outcome()), judged and judging.waits(index)
+        if judged and not waits:
+            evaluated = judging.now(candidate, index, deadline, parcel)
 
         # With the checkpoint, never after it: a resumed run must not echo heads from before what the round spent.
         run_state.ledgers |= ledger_heads(trained.outcome)
@@ -144,12 +144,16 @@ def run_stage(run: Federation, stage: str) -> None:
         done = RoundDone(trained, examples, evaluated, made, time.monotonic() - started)
         run_state.bytes_sent += done.bytes_sent
         row = round_row(work, done, noise, hooks)
-        run_state.history.append(row)
+        if waits:
+            judging.keep(row, candidate, parcel)
+        else:
+            run_state.history.append(row)
         run.store.save(run_state)
         # After the checkpoint: a log that says more than what is kept would name a round that a resumed run repeats.
         hooks.log("checkpoint", run=spec.run_id, **place, round=index)
-        stop = told(run.observers, row, progress)
-        del request, trained, candidate, parcel, judge, evaluated, done  # what they hold is not kept for a round more
+        stop = told(run.observers, [before, None if waits else row], progress)
+        del request, trained, candidate, parcel, evaluated, done  # what they hold is not kept for a round more
+    told(run.observers, [judging.catch_up(time.monotonic() + run.terms.deadline_s)], progress)
     end_stage(run, work, stop)
 
 

@@ -25,6 +25,9 @@ class StageProgress:
         best_score: what the selection compares; larger is better.
         site_states: digest of the state that each site's next round builds on.
         best_states: digest of the state that each site had in the best round.
+        waiting: row of the last round, whose metrics come with the next one's training (:mod:`server.judging`); empty:
+            it is judged, and its row is in the history.
+        candidate: what is judged of a round that waits, where it is not ``current``.
     """
 
     name: str
@@ -39,6 +42,8 @@ class StageProgress:
     best_score: list[float] = field(default_factory=list)
     site_states: dict[str, str] = field(default_factory=dict)
     best_states: dict[str, str] = field(default_factory=dict)
+    waiting: dict[str, Any] = field(default_factory=dict)
+    candidate: Tensors = field(default_factory=dict)
 
 
 @dataclass

@@ -34,6 +34,7 @@ from server.exchange import (
 )
 from server.presence import Presence
 from server.replies import Request, Take
+from server.together import Asked, ask_together
 
 ASSESS = "evaluate.assess"
 CONFORM = "evaluate.conform"
@@ -95,6 +96,31 @@ class Sites(Presence):
         Raises:
             RoundError: the quorum was missed; names the missing sites.
         """
+        question = self._training(request)
+        return train_answer(request, self._exchange(question), question.asked)
+
+    @property
+    def one_message(self) -> bool:
+        """Whether a round may be judged with the next one's training: not where a round is more than one request."""
+        return type(self).train is Sites.train
+
+    def judge_and_train(self, judge: EvaluateRequest, request: TrainRequest) -> tuple[MetricsAnswer, TrainAnswer]:
+        """What :meth:`evaluate` and then :meth:`train` answer, by one message to a site that is asked both.
+
+        Raises:
+            RoundError: a quorum was missed, of the one or of the other.
+            ValueError: these sites are not asked so (:attr:`one_message`).
+        """
+        if not self.one_message:
+            raise ValueError("a round of these sites is more than one request")
+        questions = self._judging(judge), self._training(request)
+        self.refresh(request.deadline)
+        outcomes = ask_together(self._channel, *(self._asked(question) for question in questions), request.deadline)
+        for question, outcome in zip(questions, outcomes, strict=True):
+            self._heard(question, outcome)
+        return metrics_answer(outcomes[0]), train_answer(request, outcomes[1], questions[1].asked)
+
+    def _training(self, request: TrainRequest) -> Question:
         task, algorithm, keep = request.task, request.algorithm, request.keep
         cfg = self.spec.stage(task.stage)
 
@@ -104,30 +130,22 @@ class Sites(Presence):
             return {**found, "initial_loss": POSITIVE} if algorithm.needs_initial_loss else found
 
         asked = self.participants(task.stage, request.round_index)
-        outcome = self._exchange(
-            Question(
-                MessageType.TRAIN,
-                task,
-                request.sent,
-                request.round_index,
-                request.deadline,
-                header=self.train_header(request),
-                fields={"state": str, "ledger": str, "claim": str},
-                reply_tensors=request.sent,
-                parcel=request.parcel,
-                metrics=ranges,
-                # A site that was not drawn before, or came late, says that it lacks the base, and gets it then.
-                attach_base=request.round_index == 1,
-                asked=asked,
-                take=None if keep is None else lambda site, reply: keep.take(site_update(site, reply)),
-            )
+        return Question(
+            MessageType.TRAIN,
+            task,
+            request.sent,
+            request.round_index,
+            request.deadline,
+            header=self.train_header(request),
+            fields={"state": str, "ledger": str, "claim": str},
+            reply_tensors=request.sent,
+            parcel=request.parcel,
+            metrics=ranges,
+            # A site that was not drawn before, or came late, says that it lacks the base, and gets it then.
+            attach_base=request.round_index == 1,
+            asked=asked,
+            take=None if keep is None else lambda site, reply: keep.take(site_update(site, reply)),
         )
-        names = sorted(outcome.replies)
-        site_states = {name: outcome.replies[name].header["state"] for name in names}
-        if keep is not None:
-            return TrainAnswer(keep.updates(), site_states, outcome, asked, keep.sums())
-        updates = [site_update(name, outcome.replies[name]) for name in names]
-        return TrainAnswer(updates, site_states, outcome, asked)
 
     def train_header(self, request: TrainRequest) -> Callable[[str], dict[str, str]]:
         """What a request to train says to each site, by its name: what it builds on, and its ledger as it was seen."""
@@ -155,6 +173,9 @@ class Sites(Presence):
         Raises:
             RoundError: the quorum was missed.
         """
+        return metrics_answer(self._exchange(self._judging(request)))
+
+    def _judging(self, request: EvaluateRequest) -> Question:
         task, sums = request.task, request.sums
 
         def ranges(site: Site) -> dict[str, tuple[float, float]]:
@@ -168,21 +189,18 @@ class Sites(Presence):
             own = {"state": request.site_states.get(site, ""), "guidance": task.guidance.get(site, "")}
             return {**own, "prior": [float(p) for p in request.prior], "sums": sums, "split": "val"}
 
-        outcome = self._exchange(
-            Question(
-                MessageType.EVALUATE,
-                task,
-                request.tensors,
-                request.round_index,
-                request.deadline,
-                header=header,
-                metrics=ranges,
-                parcel=request.parcel,
-                excused={POLICY_METRICS} if sums else set(),
-                asked=request.asked,
-            )
+        return Question(
+            MessageType.EVALUATE,
+            task,
+            request.tensors,
+            request.round_index,
+            request.deadline,
+            header=header,
+            metrics=ranges,
+            parcel=request.parcel,
+            excused={POLICY_METRICS} if sums else set(),
+            asked=request.asked,
         )
-        return metrics_answer(outcome)
 
     def assess(self, request: AssessRequest) -> MetricsAnswer:
         """Metrics of a finished stage's model on every site's test images that its policy lets out.
@@ -249,8 +267,20 @@ class Sites(Presence):
             requests, question.message_type, question.deadline, stage=task.stage, round_index=round_index, asked=asked,
             take=question.take,
         )  # fmt: skip
+        self._heard(question, outcome)
+        return outcome
+
+    def _asked(self, question: Question) -> Asked:
+        facts = {"arm": self.spec.arm, "stage": question.task.stage, "round": question.round_index}
+        requests, needed = self._requests(question), self._needed(question.asked)
+        return Asked(requests, question.message_type, facts, needed, question.take)
+
+    def _heard(self, question: Question, outcome: Outcome) -> None:
+        """What an exchange tells of the sites; raises RoundError where the quorum was missed."""
+        task, round_index, asked = question.task, question.round_index, question.asked
         self.heads |= outcome.heads
-        for name in [name for name, code in outcome.codes.items() if code == WITHDRAWN]:
+        gone = [name for name, code in outcome.codes.items() if code == WITHDRAWN and name in self.members]
+        for name in gone:
             del self.members[name]
             self.withdrawn.add(name)
             self.events.emit("site_withdrew", site=name, stage=task.stage, round=round_index)
@@ -259,7 +289,6 @@ class Sites(Presence):
         good = set(outcome.replies) | {name for name, code in outcome.codes.items() if code in question.excused}
         if question.quorate:
             self.check_quorum(f"stage {task.stage}, round {round_index}", good, outcome.missing, asked)
-        return outcome
 
     def _requests(self, question: Question) -> list[Request]:
         """One for each site that is asked; what is sent first, and what a site may lack, is packed once for all."""
@@ -306,6 +335,16 @@ class Sites(Presence):
 def metrics_answer(outcome: Outcome) -> MetricsAnswer:
     """Good replies as metrics by site."""
     return MetricsAnswer({name: dict(outcome.replies[name].metrics) for name in sorted(outcome.replies)}, outcome)
+
+
+def train_answer(request: TrainRequest, outcome: Outcome, asked: Set[str] | None) -> TrainAnswer:
+    """Good replies as updates, or as what was made of them as they came."""
+    keep, names = request.keep, sorted(outcome.replies)
+    site_states = {name: outcome.replies[name].header["state"] for name in names}
+    if keep is not None:
+        return TrainAnswer(keep.updates(), site_states, outcome, asked, keep.sums())
+    updates = [site_update(name, outcome.replies[name]) for name in names]
+    return TrainAnswer(updates, site_states, outcome, asked)
 
 
 def site_update(site: str, reply: Payload) -> SiteUpdate:

@@ -132,19 +132,21 @@ def check_aggregate(current: Tensors, new: Tensors, where: str) -> Tensors:
 def choose(
     work: StageWork,
     candidate: Tensors,
+    index: int,
     metrics: Mapping[str, Mapping[str, float]],
     best_metrics: Mapping[str, Mapping[str, float]],
 ) -> None:
     """Make the round the stage's best one so far if the sites' metrics say so; what stays is what was judged.
 
     Args:
-        work: the stage; its ``round`` still counts the rounds before.
+        work: the stage, with the sites' states of that round.
         candidate: the weights that the sites judged.
+        index: the round, from 1.
         metrics: what they said of them.
         best_metrics: what they said of the best round so far.
     """
     progress, select = work.progress, work.config.select
     score = selection_score(metrics, select, work.share, guarded=work.guarded)
     if is_better(score, progress.best_score, metrics, best_metrics, select, work.guarded):
-        progress.best, progress.best_round, progress.best_score = candidate, progress.round + 1, score
+        progress.best, progress.best_round, progress.best_score = candidate, index, score
         progress.best_states = dict(work.own_states)

@@ -33,6 +33,7 @@ MAY_CHANGE = (
     "run.deliver_s",
     "run.restarts",
     "run.quorum",
+    "run.exchanges",
     "run.max_update_norm",
     "listen.",
     "security.",
@@ -216,6 +217,7 @@ def as_simulation(config: ServerConfig) -> SimulateConfig:
             norm_rule=config.run.norm_rule,
             norm_multiple=config.run.norm_multiple,
             patience=config.run.patience,
+            exchanges=config.run.exchanges,
         ),
     )
 

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fed_diffmic.config.folders import has_final
 from fed_diffmic.config.server import ServerConfig
 from fed_diffmic.config.text import to_yaml
 from fed_diffmic.console import Terminated
@@ -22,26 +23,23 @@ from fed_diffmic.errors import FedDiffmicError, MachineError
 from fed_diffmic.exchange.audit import AuditLog
 from fed_diffmic.files import atomic_write, write_json
 from fed_diffmic.privacy.statement import last_claims, last_client_level, statement
-from fed_diffmic.release.final import has_final, load_final
 from fed_diffmic.release.pinned import pin
 from fed_diffmic.reporting.curves import write_metrics_csv
 from fed_diffmic.reporting.events import EventLog, Observer, earlier_seconds, read_events
 from fed_diffmic.reporting.logs import set_up_logs
 from fed_diffmic.reporting.progress import PlainProgress, RichProgress, make_progress
 from fed_diffmic.reporting.rotation import set_aside
-from fed_diffmic.transport.control import Control, LinkLostError
 from fed_diffmic.transport.processes import free_port, lock_file
-from fed_diffmic.transport.serverapp import run_server_app
-from fed_diffmic.transport.superlink import LinkSettings, RunningLink, counts, start_superlink
-from server.admission import Admission
-from server.app import app as server_app
-from server.app import shared_events
-from server.delivery import delivered, delivery_lines, lacking
+from fed_diffmic.transport.superlink import LinkLostError, LinkSettings, RunningLink, counts, start_superlink
+from server.delivered import delivered, delivery_lines, lacking
 from server.hooks import Hooks
 from server.monitor import Monitor
 from server.seals import Seals, forget_reply_key, run_reply_key
 from server.start import expected_sites, ledger_memory, run_config, signing_key
 from server.status import LOCK, RunStatus, StatusWriter
+
+if TYPE_CHECKING:
+    from server.admission import Admission
 
 AUDIT = "audit.jsonl"
 RESTART_PAUSE_S = 1.0
@@ -251,6 +249,13 @@ class _Coordinator:
             say(listening(self.config))
         events.emit("listening", address=self.status.status.address, pid=link.child.pid)
         try:
+            # Flower, torch and the library of backbones take seconds to load: sites connect meanwhile.
+            from fed_diffmic.transport.control import Control
+            from fed_diffmic.transport.serverapp import run_server_app
+            from server.admission import Admission
+            from server.app import app as server_app
+            from server.app import shared_events
+
             self.status.status.state = "waiting"
             if link.settings.roster is not None:
                 admission = Admission(link, Path(link.settings.roster), events)
@@ -310,6 +315,7 @@ class _Coordinator:
     def _finish(self, events: EventLog, started: float) -> None:
         """The final model is there: sum up, and forget what sites' updates are left in the SuperLink's database."""
         # Drawing is loaded when there is something to draw: a coordinator waits for weeks without it.
+        from fed_diffmic.release.final import load_final
         from fed_diffmic.reporting.deployment import KIND, write_deployment_report
 
         final = load_final(self.run_dir)

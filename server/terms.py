@@ -23,6 +23,8 @@ class RunTerms:
         patience: rounds of a stage without a better one after which the stage ends; 0: it never ends early.
         metrics_every: every so many rounds, and in a stage's last, sites are asked for validation metrics.
         metrics_share: share of the sites that can answer of whom these are asked, in (0, 1].
+        one_exchange: ask for a round's metrics with the next round's training where that can be; the run comes to the
+            same (:mod:`server.judging`).
     """
 
     stages: Sequence[str]
@@ -36,3 +38,4 @@ class RunTerms:
     patience: int = 0
     metrics_every: int = 1
     metrics_share: float = 1.0
+    one_exchange: bool = False

@@ -16,13 +16,13 @@ import torch
 from flwr.app import Context, RecordDict
 
 from fed_diffmic.config.compose import to_json, to_yaml
-from fed_diffmic.config.folders import with_run_dir
+from fed_diffmic.config.folders import has_final, with_run_dir
 from fed_diffmic.config.simulation import ModelConfig, SimulateConfig, StrategyConfig
 from fed_diffmic.config.spec import RunSpec, make_spec
 from fed_diffmic.errors import ConfigError, FedDiffmicError
 from fed_diffmic.files import atomic_write, write_json
 from fed_diffmic.inference.predictor import Predictor
-from fed_diffmic.release.final import FinalModel, has_final, load_final
+from fed_diffmic.release.final import FinalModel, load_final
 from fed_diffmic.release.personal import own_part
 from fed_diffmic.reporting.curves import write_metrics_csv
 from fed_diffmic.reporting.events import EventLog, earlier_seconds, read_events

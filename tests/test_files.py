@@ -6,12 +6,14 @@ import stat
 import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from fed_diffmic import files
 from fed_diffmic.errors import MachineError, ModelFileError
@@ -64,6 +66,44 @@ def test_torn_tensors_are_noticed(tmp_path):
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(ModelFileError, match="not a readable safetensors"):
         files.load_tensors(path)
+
+
+KINDS = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool", "uint16", ">f4")
+
+
+@given(
+    st.dictionaries(
+        st.text(min_size=1, max_size=6).filter(lambda name: name.isprintable() and name != "__metadata__"),
+        st.tuples(st.sampled_from(KINDS), st.lists(st.integers(0, 3), max_size=3)),
+        max_size=6,
+    ),
+    st.one_of(st.none(), st.text(max_size=5).filter(str.isprintable)),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_file_of_tensors_is_what_the_library_writes(tmp_path, found, said):
+    rng = np.random.default_rng(0)
+    tensors = {name: (rng.random(shape) * 99).astype(kind) for name, (kind, shape) in found.items()}
+    about = None if said is None else {"about": said}
+    path = files.save_tensors(tmp_path / "t.safetensors", tensors, about)
+    assert path.read_bytes() == save({k: np.asarray(v, order="C") for k, v in tensors.items()}, about)
+    back = files.load_tensors(path)
+    assert {k: (v.shape, v.tolist()) for k, v in back.items()} == {k: (v.shape, v.tolist()) for k, v in tensors.items()}
+    assert all(value.flags.writeable for value in back.values())
+
+
+def test_writing_and_reading_tensors_copies_no_more_than_it_must(tmp_path):
+    tensors = {str(n): np.ones(250_000, np.float32) for n in range(8)}
+    size, peaks = 8_000_000, []
+    for step in (
+        lambda: files.save_tensors(tmp_path / "t.safetensors", tensors),
+        lambda: files.load_tensors(tmp_path / "t.safetensors"),
+    ):
+        tracemalloc.start()
+        step()
+        peaks.append(tracemalloc.get_traced_memory()[1] / size)
+        tracemalloc.stop()
+    assert peaks[0] < 0.1  # of what is written; 2 before
+    assert peaks[1] < 2.1  # the file's bytes and the tensors; 3 before
 
 
 @pytest.mark.parametrize("change", ["value", "name", "shape", "dtype"])

@@ -55,7 +55,8 @@ def _compare(config: SiteConfig, arguments: argparse.Namespace, came_from: Path,
     from client.kept import IN_USE, check_copy, coordinator_key, load_kept, model_digest, record, signing_key
     from client.models import is_delivered, load_delivered
     from client.personal import complete, own_parts
-    from fed_diffmic.release.final import has_final, load_final
+    from fed_diffmic.config.folders import has_final
+    from fed_diffmic.release.final import load_final
 
     folder = Path(str(config.site.folder))
     ours = folder / IN_USE

@@ -1,4 +1,4 @@
-"""Keys of the rounds that the coordinator's configuration and a simulation's have in common: bounds, patience."""
+"""Keys of rounds that the coordinator's configuration and a simulation's have in common: bounds, patience, messages."""
 
 from __future__ import annotations
 
@@ -47,4 +47,16 @@ def patience() -> Any:
         "stage ends; its best round is its result in any case; 0: all rounds of stages.*.rounds",
         ge=0,
         le=100_000,
+    )
+
+
+def exchanges(default: str) -> Any:
+    """``run.exchanges``."""
+    return option(
+        default,
+        "messages to a site and round: `two` (train, then evaluate) or `one` (a round's metrics are asked for with the "
+        "next round's training: they come a round later, and the run comes to the same); `auto`: one, but two where "
+        "updates are masked or noise is shared",
+        choices=("auto", "one", "two"),
+        sparse=True,
     )

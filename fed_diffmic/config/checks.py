@@ -18,6 +18,7 @@ from fed_diffmic.config.folders import check_folders, renamed
 from fed_diffmic.config.groups import layout_options
 from fed_diffmic.config.owner_checks import (
     check_client_level,
+    check_exchanges,
     check_exclusive,
     check_external,
     check_once,
@@ -34,7 +35,7 @@ from fed_diffmic.config.simulation import DatasetConfig, SimulateConfig, StagesC
 from fed_diffmic.config.stages import check_crossfit, check_stage_values
 from fed_diffmic.errors import ConfigError, UsageError
 
-MAY_CHANGE = ("run.dir", "run.deadline_s", "run.tracking", "dataset.cache_dir")
+MAY_CHANGE = ("run.dir", "run.deadline_s", "run.exchanges", "run.tracking", "dataset.cache_dir")
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
 
 
@@ -50,6 +51,7 @@ def check_consistency(config: SimulateConfig) -> None:
     check_strategy(config)
     check_client_level(config)
     check_secure_aggregation(config)
+    check_exchanges(config)
     check_conditions(config)
     check_partition(config)
     check_external(config)

@@ -21,6 +21,11 @@ def holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in RUN_MARKS)
 
 
+def has_final(run_dir: str | os.PathLike[str]) -> bool:
+    """Whether a run ended here."""
+    return (Path(run_dir) / "final" / "model.json").exists()
+
+
 def renamed(before: str, now: str) -> tuple[str, str]:
     """Cause and remedy of a run whose folder has another name than it had; it may well have moved."""
     return (

@@ -18,7 +18,13 @@ from fed_diffmic.config.checks import (
 )
 from fed_diffmic.config.groups import layout_options
 from fed_diffmic.config.hours import parse_hours
-from fed_diffmic.config.owner_checks import check_client_level, check_once, check_secure_aggregation, check_strategy
+from fed_diffmic.config.owner_checks import (
+    check_client_level,
+    check_exchanges,
+    check_once,
+    check_secure_aggregation,
+    check_strategy,
+)
 from fed_diffmic.config.policy_study import check_study_rules
 from fed_diffmic.config.server import ServerConfig
 from fed_diffmic.config.shared_noise import check_shared_noise, check_shared_policy
@@ -57,6 +63,7 @@ def check_server_consistency(config: ServerConfig) -> None:
     check_strategy(config)
     check_client_level(config)
     check_secure_aggregation(config)
+    check_exchanges(config)
     check_shared_noise(config)
     if config.listen.status_port == config.listen.port:
         raise ConfigError("listen.status_port", config.listen.port, "another port than listen.port, or 0")

@@ -8,6 +8,7 @@ from typing import Any
 
 from fed_diffmic.config.features import Trained
 from fed_diffmic.config.owners import ALGORITHMS, PARTITIONERS, Kind, builtin, builtins
+from fed_diffmic.config.server import ServerConfig
 from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.errors import ConfigError
 
@@ -125,6 +126,17 @@ def check_secure_aggregation(config: Trained) -> None:
             f"0 with {key}=masked",
             "The coordinator would have to clip updates that it does not see.",
         )
+
+
+def check_exchanges(config: SimulateConfig | ServerConfig) -> None:
+    """One message a round where a round is several requests to a site."""
+    strategy, shares = config.strategy, "fedsgd"
+    if config.run.exchanges != "one" or (strategy.secure_aggregation == "off" and strategy.name != shares):
+        return
+    beside = f"strategy={shares}" if strategy.name == shares else "strategy.secure_aggregation=masked"
+    raise ConfigError(
+        "run.exchanges", "one", f"auto or two with {beside}", "A round is several requests to a site there."
+    )
 
 
 def _takes_sums_alone(algorithm: Any) -> bool:

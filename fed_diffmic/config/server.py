@@ -122,6 +122,7 @@ class ServerRunConfig(Checked):
     norm_rule: str = config_bounds.norm_rule("clip")
     norm_multiple: float = config_bounds.norm_multiple()
     patience: int = config_bounds.patience()
+    exchanges: str = config_bounds.exchanges("auto")
     test_s: float = option(
         3600.0,
         "seconds to wait, after the last round, for metrics that sites let out of their test images; 0: none asked for",

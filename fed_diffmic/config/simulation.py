@@ -236,6 +236,7 @@ class RunConfig(Checked):
     norm_rule: str = config_bounds.norm_rule("off")
     norm_multiple: float = config_bounds.norm_multiple()
     patience: int = config_bounds.patience()
+    exchanges: str = config_bounds.exchanges("two")
     metrics_every: int = option(
         1,
         "ask for validation metrics every so many rounds, and in a stage's last; a round that is not judged cannot be "

@@ -59,7 +59,13 @@ class CoordinatorConfig(Checked):
     proxy: str | None = option(None, "http://host:port of a proxy; none: HTTPS_PROXY is not looked at")
     insecure: bool = option(False, "true: no TLS, no authentication; for trials on one machine only")
     heartbeat_s: float = option(30.0, "interval of Flower's heartbeats", ge=1, le=300)
-    poll_s: float = option(0.5, "pause between asking the coordinator for work", ge=0.1, le=60)
+    poll_s: float = option(
+        0.5,
+        "longest pause between asking the coordinator for work, seconds; a twentieth of the time since this site's "
+        "last reply where that is shorter",
+        ge=0.1,
+        le=60,
+    )
     retry_min_s: float = option(
         1.0, "first pause before connecting again; doubled each time, with jitter", gt=0, le=600
     )

@@ -149,19 +149,32 @@ def encode(payload: Payload, packed: Packed | Packing | None = None) -> Wire:
         PayloadError: it holds what :func:`decode` would refuse (a defect of the sender).
     """
     packed = packed or pack(payload.tensors)
+    text = body_of(payload, packed.digest)
+    return Wire(text, text_digest(text), packed.arrays)
+
+
+def body_of(payload: Payload, tensors: str) -> str:
+    """The text that travels of a payload.
+
+    Args:
+        tensors: digest of its tensors.
+
+    Raises:
+        PayloadError: it holds what :func:`decode` would refuse (a defect of the sender).
+    """
     try:
         body = {
             "schema": SCHEMA,
             "kind": payload.kind,
             "header": dict(payload.header),
             "metrics": {k: float(v) for k, v in payload.metrics.items()},
-            "tensors": packed.digest,
+            "tensors": tensors,
         }
         text = _dumps(body)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise PayloadError("a header holds what JSON cannot") from error
     _read_text(text)
-    return Wire(text, text_digest(text), packed.arrays)
+    return text
 
 
 def decode(wire: Wire, limits: Limits, own: bool = True) -> Payload:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from fed_diffmic.config.simulation import ModelConfig
+from fed_diffmic.config.stock import check_weights_files
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.models.backbones import BackboneInfo, Encoder, backbone_info, check_backbone_name
 from fed_diffmic.models.regions import window_count, window_side
@@ -24,10 +24,7 @@ def check_model_config(cfg: ModelConfig) -> None:
         ConfigError: naming the key, the value and what is allowed.
     """
     check_architecture(cfg)
-    for key in ("weights", "prior_weights"):
-        path = getattr(cfg, key)
-        if path is not None and not Path(path).is_file():
-            raise ConfigError(f"model.{key}", path, "the path of an existing weights file (safetensors or state dict)")
+    check_weights_files(cfg)
 
 
 def check_architecture(cfg: ModelConfig) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from fed_diffmic.algorithms.base import Tensors
 from fed_diffmic.config.fields import as_written
+from fed_diffmic.config.folders import has_final
 from fed_diffmic.config.spec import RunSpec, parse_dataclass, without_paths
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.files import atomic_write, load_tensors, read_json, save_tensors, tensors_digest
@@ -69,11 +70,6 @@ class FinalModel:
         if self.signed_by:
             return f"signed by the key {self.signed_by}"
         return "not signed: a simulation made it, or a coordinator without a signing key"
-
-
-def has_final(run_dir: str | os.PathLike[str]) -> bool:
-    """Whether a run ended here."""
-    return (Path(run_dir) / "final" / "model.json").exists()
 
 
 def write_final(

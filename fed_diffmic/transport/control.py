@@ -23,7 +23,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 
 from fed_diffmic.provision.keys import parse_public, public_pem
-from fed_diffmic.transport.superlink import TOKEN_HEADER, RunningLink
+from fed_diffmic.transport.superlink import TOKEN_HEADER, LinkLostError, RunningLink
 
 # What a SuperNode is sent as "the app". Our sites run the ClientApp that they have installed, whatever arrives; the
 # bundle holds a name and nothing of the run's configuration.
@@ -40,10 +40,6 @@ serverapp = "server.app:app"
 clientapp = "client.app:app"
 [tool.flwr.app.config]
 """
-
-
-class LinkLostError(RuntimeError):
-    """The SuperLink does not answer, or does not know the run any more: start again."""
 
 
 class LoopbackToken:

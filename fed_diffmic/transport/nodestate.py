@@ -77,12 +77,9 @@ class KeptNodeState(InMemoryNodeState):
     def _keep(self, entry: MessageEntry) -> bool:
         """Whether a reply is whole; then it is kept on the disk from here on."""
         message_id = entry.message.metadata.message_id
-        try:
-            tree = self.object_store.get_object_tree(message_id)
-        except NoObjectInStoreError:
+        if not self._is_whole(message_id):
             return False
-        if any(not self.object_store.get(node.object_id) for node in iterate_object_tree(tree)):
-            return False
+        tree = self.object_store.get_object_tree(message_id)
         for node in iterate_object_tree(tree):
             self.spool.put(node.object_id, self.object_store.get(node.object_id) or b"")
         self.spool.keep_reply(
@@ -138,6 +135,26 @@ class KeptNodeState(InMemoryNodeState):
         """Whether a task waits for a worker."""
         with self.lock_task_store:
             return any(t.status.status == Status.PENDING for t in self.task_store.values())
+
+    def comes(self) -> bool:
+        """Whether a request that no worker was given yet is still on its way.
+
+        A worker that is given one asks for what is not there, and asks again after a second, after two, after four.
+        """
+        with self.lock_task_store, self.lock_msg_store:
+            waiting = [
+                entry.message.metadata.message_id
+                for entry in self.msg_store.values()
+                if not entry.message.metadata.reply_to_message_id and not entry.is_retrieved
+            ]
+            return any(not self._is_whole(message_id) for message_id in waiting)
+
+    def _is_whole(self, message_id: str) -> bool:
+        try:
+            tree = self.object_store.get_object_tree(message_id)
+        except NoObjectInStoreError:
+            return False
+        return all(self.object_store.get(node.object_id) for node in iterate_object_tree(tree))
 
     def _restore(self, run_id: int) -> bool:
         """Put the request's content back into the store; false if the request was answered or is not whole."""
@@ -199,6 +216,8 @@ class Handlers:
         if state.pending() and self._spool.attempts >= ATTEMPTS:
             logger.error("a request ended %d workers and is not given to another", ATTEMPTS)
             state.give_up()
+        if state.comes():
+            return AcquireTaskResponse()
         response = runtime_handlers.acquire_task(request, state)
         if response.token:
             self._spool.attempt()

@@ -29,8 +29,8 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
-from fed_diffmic.transport.control import LinkLostError, LoopbackToken
-from fed_diffmic.transport.superlink import RunningLink
+from fed_diffmic.transport.control import LoopbackToken
+from fed_diffmic.transport.superlink import LinkLostError, RunningLink
 
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 ACQUIRE_S = 60.0

@@ -28,6 +28,10 @@ START_S = 180.0
 STATE = "link.json"
 
 
+class LinkLostError(RuntimeError):
+    """The SuperLink does not answer, or does not know the run any more: start again."""
+
+
 @dataclass(frozen=True)
 class LinkSettings:
     """What a SuperLink is started with.

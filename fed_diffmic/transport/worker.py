@@ -25,9 +25,10 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, 
 
 from fed_diffmic.exchange.failures import failure_code
 from fed_diffmic.transport.messages import failure_message
+from fed_diffmic.transport.pauses import Pauses
 
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
-POLL_S = 0.2
+SHORTEST_S, POLL_S = 0.04, 0.2
 LOST_S = 1.0
 RETRY_S = 5.0  # a SuperNode on this machine that does not answer is gone; the next one gives the task again
 
@@ -62,6 +63,7 @@ def serve(
         beat_s: interval at which the SuperNode is told that a task's worker lives.
         state: told ``ready``, ``lost``, ``working`` and ``replying``.
     """
+    pauses = Pauses(SHORTEST_S, POLL_S)
     with _Tasks(port, secret) as tasks:
         while not stop.is_set():
             try:
@@ -72,10 +74,11 @@ def serve(
                 continue
             if token is None:
                 state("ready")
-                stop.wait(POLL_S)
+                stop.wait(pauses.next())
                 continue
             try:
                 _do(app, tasks, token, node_config, beat_s, state)
+                pauses.came()
             except Exception as error:  # the SuperNode is gone or gave the task to another: its next start asks again
                 logger.warning("a task could not be taken or handed back: %s", type(error).__name__)
                 stop.wait(LOST_S)

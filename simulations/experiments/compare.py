@@ -27,6 +27,7 @@ from scipy import stats
 
 from fed_diffmic.files import load_tensors, read_json
 from fed_diffmic.training import weighted
+from simulations.experiments.reach import mean_bytes_to_reach
 
 LEAST_POSITIVES = 10
 METRICS = ("balanced_accuracy", "auroc_macro")
@@ -78,6 +79,8 @@ class Section:
         images: with folds, images of each site, all of them tested.
         gaps: with folds, difference of (method, reference, place, metric).
         drawn_anew: with folds, the seeds hold other images at a site.
+        to_reach: mean tensor bytes until a method was nearly as good as it became
+            (:mod:`simulations.experiments.reach`).
     """
 
     place: Mapping[str, str]
@@ -92,6 +95,7 @@ class Section:
     images: Mapping[str, int] = field(default_factory=dict)
     gaps: Mapping[tuple[str, str, str, str], Difference] = field(default_factory=dict)
     drawn_anew: bool = False
+    to_reach: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def methods(self) -> list[str]:
@@ -150,9 +154,10 @@ def seed_section(place: Mapping[str, str], methods: Mapping[str, Mapping[str, Pa
     trained = [sum(b["n_train"] + b["n_val"] for b in s["sites"].values()) for s, _ in first]
     tested = [sum(b["n_test"] for b in s["sites"].values()) for s, _ in first]
     sent = {method: float(np.mean([s["bytes_sent"] for s, _ in found])) for method, found in runs.items() if found}
+    reach = {method: mean_bytes_to_reach(s for s, _ in found) for method, found in runs.items() if found}
     left_out = tuple(seed for seed in everywhere if seed not in seeds)
     ratio = sum(tested) / sum(trained) if trained else math.nan
-    return Section(place, tuple(seeds), left_out, classes, judged, values, ratio, sent)
+    return Section(place, tuple(seeds), left_out, classes, judged, values, ratio, sent, to_reach=reach)
 
 
 def over_sites(each: np.ndarray, how: Callable[..., Any]) -> np.ndarray:

@@ -45,6 +45,7 @@ from simulations.experiments.compare import (
     over_sites,
     positives,
 )
+from simulations.experiments.reach import mean_bytes_to_reach
 
 RESAMPLES = 1000
 AT_ONCE = 200
@@ -127,10 +128,10 @@ def folded_section(place: Mapping[str, str], cells: Cells, folds: int) -> Sectio
             if method != reference:
                 found = _gaps(measured[method], measured[reference], first, judged)
                 gaps |= {(method, reference, where, metric): gap for (where, metric), gap in found.items()}
-    sent = {
-        method: float(np.mean([read_json(f / "summary.json")["bytes_sent"] for seed in seeds for f in runs[seed]]))
-        for method, runs in cells.items()
+    said = {
+        method: [read_json(f / "summary.json") for seed in seeds for f in runs[seed]] for method, runs in cells.items()
     }
+    sent = {method: float(np.mean([s["bytes_sent"] for s in found])) for method, found in said.items()}
     images = {site: len(first[0][f"{site}|labels"]) for site in sites}
     anew = not all(aligned(first, site) for site in sites)
     return Section(
@@ -146,6 +147,7 @@ def folded_section(place: Mapping[str, str], cells: Cells, folds: int) -> Sectio
         images=images,
         gaps=gaps,
         drawn_anew=anew,
+        to_reach={method: mean_bytes_to_reach(found) for method, found in said.items()},
     )
 
 

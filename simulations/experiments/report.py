@@ -24,6 +24,7 @@ from simulations.experiments.compare import (
 )
 from simulations.experiments.gather import elsewhere, sections
 from simulations.experiments.pictures import convergence, pictures, save_drawing
+from simulations.experiments.reach import SHARE
 from simulations.experiments.runner import outcome, read_index
 from simulations.experiments.table import write_table
 
@@ -148,8 +149,17 @@ def _section_lines(section: Section) -> list[str]:
                 ]
                 lines += table([f"minus {reference}", *section.places], rows)
         lines += _verdict_lines(section, figure)
-    costs = [[method, f"{sent / 1e6:,.2f}"] for method, sent in section.bytes_sent.items()]
-    return [*lines, *table(["method", "MB of tensors, both ways"], costs)]
+    costs = [
+        [method, f"{sent / 1e6:,.2f}", megabytes(section.to_reach.get(method, math.nan))]
+        for method, sent in section.bytes_sent.items()
+    ]
+    head = ["method", "MB of tensors, both ways", f"MB until {SHARE} of its last round's validation AUROC, last stage"]
+    return [*lines, *table(head, costs)]
+
+
+def megabytes(count: float) -> str:
+    """Bytes in MB of 10**6."""
+    return "-" if math.isnan(count) else f"{count / 1e6:,.2f}"
 
 
 def _verdict_lines(section: Section, figure: str) -> list[str]:

@@ -231,13 +231,13 @@ def test_a_coordinator_that_asks_again_gets_the_same_words_and_no_second_set(
 ) -> None:
     grid, _ = consortium(tmp_path)
     sent: list[Any] = []
-    send = replies_module._Asking.send
+    send = replies_module.Asking.send
 
     def watched(self: Any, request: Any, packed: Any = None) -> None:
         sent.append((request, self))
         send(self, request, packed)
 
-    monkeypatch.setattr(replies_module._Asking, "send", watched)
+    monkeypatch.setattr(replies_module.Asking, "send", watched)
     run(tmp_path, grid)
     asked = {(r.payload.kind, r.payload.header.get("step")): (r, a) for r, a in sent if r.site.name == "c"}
 
@@ -246,7 +246,7 @@ def test_a_coordinator_that_asks_again_gets_the_same_words_and_no_second_set(
         header = {**request.payload.header, "given": given}
         expected = replace(request.expected, header={**request.expected.header})
         other = replace(request, payload=replace(request.payload, header=header), expected=expected)
-        fresh = replies_module._Asking(
+        fresh = replies_module.Asking(
             replies_module.Channel(grid, toy.Events([])), "query.mask", asking.deadline + 60, {}
         )
         send(fresh, other)

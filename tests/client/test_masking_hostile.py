@@ -41,16 +41,14 @@ def test_a_refusal_after_training_counts_as_an_attempt(tmp_path: Path, monkeypat
     """Each tells whether one update broke a rule; asked without end, with other weights, that would tell much of it."""
     grid, _ = consortium(tmp_path)
     told: list[Any] = []
-    send = replies_module._Asking.send
+    send = replies_module.Asking.send
 
     def probed(self: Any, request: Any, packed: Any = None) -> None:
         if request.payload.kind == "train" and request.site.name == "c" and not told:
             for number in range(4):
                 header = {**request.payload.header}
                 header["masked"] = {**header["masked"], "norm": 1000.0 + number}
-                asking = replies_module._Asking(
-                    replies_module.Channel(grid, toy.Events([])), "train", self.deadline, {}
-                )
+                asking = replies_module.Asking(replies_module.Channel(grid, toy.Events([])), "train", self.deadline, {})
                 send(asking, replace(request, payload=replace(request.payload, header=header)), packed)
                 while asking.open:  # once more where the base is lacking
                     for reply in grid.pull_messages(list(asking.open)):
@@ -58,7 +56,7 @@ def test_a_refusal_after_training_counts_as_an_attempt(tmp_path: Path, monkeypat
                 told.append(asking.outcome.codes.get("c"))
         send(self, request, packed)
 
-    monkeypatch.setattr(replies_module._Asking, "send", probed)
+    monkeypatch.setattr(replies_module.Asking, "send", probed)
     monkeypatch.setattr(state_module, "ATTEMPTS", 2)
     run(tmp_path, grid)
     assert told == [failures.BAD_REQUEST, failures.BAD_REQUEST, failures.REPLAY, failures.REPLAY]

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +130,9 @@ def audit_lines(stand: Stand) -> list[dict[str, Any]]:
 
 
 def aggregating(lines: list[dict[str, Any]]) -> bool:
-    """Every site's update is there, and nobody was asked for metrics yet."""
-    last = lines[-len(SITES) :]
-    return len(last) == len(SITES) and all(
-        line["kind"] == "reply" and line["facts"].get("reply") == "train.reply" for line in last
-    )
+    """Every site's update is there (beside its metrics of the round before), and nobody was asked anything since."""
+    last = takewhile(lambda line: line["kind"] == "reply", reversed(lines))
+    return sum(line["facts"].get("reply") == "train.reply" for line in last) == len(SITES)
 
 
 def saving(lines: list[dict[str, Any]]) -> bool:

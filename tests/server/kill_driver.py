@@ -44,6 +44,8 @@ VARIANTS = {
     "int8": {"strategy": StrategyConfig(codec="int8")},
     "topk": {"strategy": StrategyConfig(codec="topk", topk_share=0.3), "ema": 0.0, "keep": True},
     "int4": {"strategy": StrategyConfig(name="scaffold", codec="int4"), "ema": 0.0, "keep_updates": False},
+    "one message": {"one_exchange": True},
+    "one message, coded": {"one_exchange": True, "keep": True, "strategy": StrategyConfig(codec="int8")},
     "diffmic": {},
 }
 
@@ -72,6 +74,7 @@ def diffmic_federation(folder: Path) -> tuple[Any, Any, list[str]]:
 def toy_federation(folder: Path, variant: str) -> tuple[Any, Any, list[str]]:
     """Toy networks in two stages."""
     settings = dict(VARIANTS[variant])
+    settings.pop("one_exchange", None)
     node = {"keep-updates": settings.pop("keep_updates", True)}
     toy.install_toy_networks()
     return toy.toy_grid(folder, **node)[0], toy.toy_spec(**settings), ["guidance", "plain"]
@@ -124,7 +127,10 @@ def train(folder: Path, variant: str, fatal: int | None) -> dict[str, Any]:
     if fatal is not None:
         moments.install()
     with EventLog(folder / "events.jsonl") as events:
-        final = toy.federate(grid, spec, CheckpointStore(folder), events, stages=stages, sites=["a", "b"], poll_s=0.001)
+        final = toy.federate(
+            grid, spec, CheckpointStore(folder), events, stages=stages, sites=["a", "b"], poll_s=0.001,
+            one_exchange=bool(VARIANTS[variant].get("one_exchange")),
+        )  # fmt: skip
     return {"moments": moments.count, "digests": final.digests, **traces(folder)}
 
 

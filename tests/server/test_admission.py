@@ -5,7 +5,7 @@ import pytest
 from fed_diffmic.provision.keys import make_site_key, public_text
 from fed_diffmic.provision.roster import Roster
 from fed_diffmic.reporting.events import EventLog
-from fed_diffmic.transport.control import LinkLostError
+from fed_diffmic.transport.superlink import LinkLostError
 from server import admission
 from server.admission import Admission
 

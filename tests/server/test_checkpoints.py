@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fed_diffmic.config.folders import has_final
 from fed_diffmic.errors import MachineError, ModelFileError
-from fed_diffmic.release.final import has_final, load_final
+from fed_diffmic.release.final import load_final
 from fed_diffmic.training import calibration
 from server.checkpoints import CheckpointStore
 from server.run_state import RunState, StageProgress

@@ -11,7 +11,7 @@ from fed_diffmic.config.server import ServerConfig, ServerRunConfig, ServerSecur
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.files import write_json
 from server import supervisor
-from server.delivery import FILE, delivered, delivery_lines, lacking
+from server.delivered import FILE, delivered, delivery_lines, lacking
 from tests.toy import Events
 
 SAID = {"a": {"has": True, "why": ""}, "b": {"has": False, "why": "it is not connected"}}

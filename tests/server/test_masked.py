@@ -92,13 +92,13 @@ def test_no_sites_update_weight_or_loss_reaches_the_coordinator(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Payload] = []
-    take = replies_module._Asking._accept
+    take = replies_module.Asking._accept
 
     def watched(self: Any, request: Any, payload: Payload, read: Any) -> None:
         seen.append(payload)
         take(self, request, payload, read)
 
-    monkeypatch.setattr(replies_module._Asking, "_accept", watched)
+    monkeypatch.setattr(replies_module.Asking, "_accept", watched)
     grid, _ = masked_grid(tmp_path)
     run(tmp_path / "run", grid, masked())
     trained = [payload for payload in seen if payload.kind == "train.reply"]
@@ -181,13 +181,13 @@ def die(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
 
 
 def count(monkeypatch: pytest.MonkeyPatch, asked: list[str]) -> None:
-    real = replies_module._Asking.send
+    real = replies_module.Asking.send
 
     def send(self: Any, request: Any, packed: Any = None) -> None:
         asked.append(request.payload.kind)
         real(self, request, packed)
 
-    monkeypatch.setattr(replies_module._Asking, "send", send)
+    monkeypatch.setattr(replies_module.Asking, "send", send)
 
 
 def test_a_quorum_below_the_threshold_is_refused_before_the_first_round(tmp_path: Path) -> None:

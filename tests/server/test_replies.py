@@ -10,7 +10,7 @@ from fed_diffmic.exchange.payload import Payload, pack
 from fed_diffmic.exchange.screening import REFUSALS, Expected
 from server import replies
 from server.exchange import Site
-from server.replies import Channel, Request, _Asking
+from server.replies import Asking, Channel, Request
 from tests.toy import Events
 
 FACTS = {"arm": "federated", "stage": "plain", "round": 2}
@@ -34,7 +34,7 @@ class Grid:
 def exchange(closed=None, left=60.0):
     events, grid = Events([]), Grid()
     channel = Channel(grid, events, closed={} if closed is None else closed)
-    made = _Asking(channel, "train", time.monotonic() + left, FACTS)
+    made = Asking(channel, "train", time.monotonic() + left, FACTS)
     return made, events, grid
 
 

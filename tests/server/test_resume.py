@@ -16,7 +16,19 @@ from typing import Any
 import pytest
 
 DRIVER = Path(__file__).with_name("kill_driver.py")
-VARIANTS = ("plain", "state", "recompute", "scaffold", "fedbn", "ditto", "int8", "topk", "int4")
+VARIANTS = (
+    "plain",
+    "state",
+    "recompute",
+    "scaffold",
+    "fedbn",
+    "ditto",
+    "int8",
+    "topk",
+    "int4",
+    "one message",
+    "one message, coded",
+)
 
 
 def drive(folder: Path, variant: str, stride: int, offset: int, timeout: float) -> dict[str, Any]:
@@ -38,6 +50,8 @@ def drive(folder: Path, variant: str, stride: int, offset: int, timeout: float) 
         ("ditto", 130, 67),
         ("int8", 170, 61),
         ("topk", 170, 19),
+        ("one message", 150, 83),
+        ("one message, coded", 190, 117),
         ("diffmic", 130, 77),
     ],
 )

@@ -21,13 +21,14 @@ from fed_diffmic.provision.authority import make_authority
 from fed_diffmic.provision.keys import make_site_key
 from fed_diffmic.provision.roster import Roster
 from fed_diffmic.transport import serverapp
-from fed_diffmic.transport.control import Control, LinkLostError
+from fed_diffmic.transport.control import Control
 from fed_diffmic.transport.guard import VERSIONS_HEADER
 from fed_diffmic.transport.processes import free_port
 from fed_diffmic.transport.serverapp import run_server_app
 from fed_diffmic.transport.superlink import (
     NONCE_HEADER,
     TOKEN_HEADER,
+    LinkLostError,
     LinkSettings,
     RunningLink,
     counts,
