@@ -19,6 +19,7 @@ from client.requests import answer_header
 from client.site import Site
 from fed_diffmic.algorithms import EXTRA, Algorithm, Tensors
 from fed_diffmic.algorithms.fedsgd import FedSgd
+from fed_diffmic.config.precision import check_private
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.errors import ModelFileError
@@ -89,6 +90,8 @@ def train(site: Site, spec: RunSpec, request: Payload) -> Payload:
     if site.examine is not None:
         site.examine(module)
     check_mechanism(site, algorithm, header)
+    if isinstance(algorithm, FedSgd) or is_private(site, header["stage"]):
+        check_private(spec.precision)
     if isinstance(algorithm, FedSgd):
         reply = noised_reply(site, header, module, algorithm, local_round(site, spec, header))
         if site.keep_updates:
@@ -158,6 +161,7 @@ def local_round(site: Site, spec: RunSpec, header: Mapping[str, Any]) -> LocalRo
         site.pace,
         SHARED,
         feature_key(spec, stage, base, site.data.train, own=guidance),
+        site.folder if site.real else site.folder.parent,  # virtual sites share a machine, so they share a choice
     )
 
 

@@ -12,7 +12,10 @@ import importlib
 import sys
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.overrides import TorchFunctionMode
 
 COMPILER = "torch._dynamo"
 
@@ -45,6 +48,23 @@ class _StandIn(ModuleType):
             raise AttributeError(name)
         _take_away({n: m for n, m in sys.modules.items() if n in (COMPILER, f"{COMPILER}.utils")})
         return getattr(importlib.import_module(COMPILER), name)
+
+
+def without_drawing() -> TorchFunctionMode:
+    """Leave out random draws into tensors, inside a ``with``: for networks on the device ``meta``, which hold nothing.
+
+    There torch draws in Python, by way of its compiler: seconds of a start for numbers that nobody can read.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    drawing = {torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.bernoulli_, torch.Tensor.erfinv_}
+
+    class WithoutDrawing(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return args[0] if func in drawing else func(*args, **(kwargs or {}))
+
+    return WithoutDrawing()
 
 
 def is_compile_supported(device_type: str) -> bool:
