@@ -57,10 +57,10 @@ def inputs_of(spec: RunSpec, count: int, device: str) -> tuple[torch.Tensor, tor
     return images.to(device), torch.randint(CLASSES, (count,), generator=drawn).to(device)
 
 
-def training_step(module: StageModule, device: str, precision: str, *, plain: bool) -> Step:
-    """One step of the stage on :data:`IMAGES` images; ``plain``: with torch's optimizer and clipping as they come."""
+def training_step(module: StageModule, device: str, precision: str, *, plain: bool, images: int = IMAGES) -> Step:
+    """One step of the stage on random images; ``plain``: with torch's optimizer and clipping as they come."""
     cfg = module.spec.stage(module.stage)
-    images, labels = inputs_of(module.spec, IMAGES, device)
+    pixels, labels = inputs_of(module.spec, images, device)
     noise = torch.Generator(device).manual_seed(2)
     trained = [p for p in module.network.parameters() if p.requires_grad]
     optimizer: torch.optim.Optimizer = build_optimizer(module, cfg)
@@ -71,7 +71,7 @@ def training_step(module: StageModule, device: str, precision: str, *, plain: bo
     def step() -> None:
         module.train()
         with casts(device, precision):
-            loss = module.loss(Batch(module.inputs(images), labels), noise)
+            loss = module.loss(Batch(module.inputs(pixels), labels), noise)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if plain:
