@@ -3,8 +3,8 @@
     python -m benchmarks.step [--small] [--repeats 3] [--only train|predict] [--profile] [--device cpu]
 
 ``train``: forward, loss, backward, clipping and optimizer of a stage on random images as the package does it, against a
-twin with torch's clipping and torch's own optimizer as it comes. ``predict``: scores of 4 images, the sampler on the
-distinct cells with its product of few rows, against a twin that runs the head on all cells and encodes the images at
+twin with torch's clipping and torch's own optimizer as it comes. ``predict``: the sampler's mean for 4 images, on the
+distinct cells and encoded once, against a twin that runs the head on all cells and encodes the images at
 every step. Both in float32 and, where the device computes in bfloat16 itself, in that. Seconds are of the processor
 (on a card: of the wall, after it has finished), the least of the repeats, one thread. ``--profile`` prints what a step
 spends its time on instead; ``--small`` is the preset ``tiny``, to see that the program works.

@@ -90,9 +90,8 @@ def train(site: Site, spec: RunSpec, request: Payload) -> Payload:
     if site.examine is not None:
         site.examine(module)
     check_mechanism(site, algorithm, header)
-    if isinstance(algorithm, FedSgd) or is_private(site, header["stage"]):
-        check_private(spec.precision)
     if isinstance(algorithm, FedSgd):
+        check_private(spec.precision)
         reply = noised_reply(site, header, module, algorithm, local_round(site, spec, header))
         if site.keep_updates:
             store.keep_update(key, name, reply)
@@ -134,12 +133,14 @@ def update(
 
     Raises:
         SiteError: it diverged.
+        ConfigError: the run computes in bfloat16, and the site protects the stage.
         BudgetError, LedgerError: the site's privacy does not allow it.
     """
     stage, echoed = header["stage"], header["ledger"]
     at, memory = local_round(site, spec, header), site_memory(kept_state, received)
     try:
         if is_private(site, stage):
+            check_private(spec.precision)
             return private_round(site, spec, echoed, module, algorithm, at, memory)
         # Before the update, as a reservation would be: a site that dies meanwhile has the round in its ledger.
         head = unprotected_round(site, spec, stage, at.round_index, echoed)

@@ -36,7 +36,7 @@ class DenoiserBlock(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Cells ``(B, N, channels_in)`` at timesteps ``(B, N)`` to ``(B, N, D)``."""
-        scaled = linear_rows(self.conv, x) * self.timestep_table(t)
+        scaled = self.conv(x) * self.timestep_table(t)
         return F.softplus(self.norm(scaled.flatten(0, 1)).unflatten(0, t.shape))
 
 
@@ -141,24 +141,6 @@ class PriorClassifier(nn.Module):
         """Logits ``(B, C)`` from ``F (B, D)``."""
         logits: Tensor = self.head(prior)
         return logits
-
-
-FEW_ROWS = 128
-"""Rows up to which a product was measured to be faster the other way round (``benchmarks/step.py``)."""
-
-
-def linear_rows(layer: nn.Linear, x: Tensor) -> Tensor:
-    """``layer(x)`` of cells ``(B, N, W)``; few of them, without gradient on a processor, as ``(weight x^T)^T``.
-
-    A sampler's step has ``K`` rows for each image before matrices of ``D x D``. Matrix libraries cut a product along
-    its rows, and so few fill no block; along the weight's ``D`` rows they do. The sums differ by rounding.
-    """
-    count = x.shape[0] * x.shape[1]
-    if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32 or count > FEW_ROWS:
-        plain: Tensor = layer(x)
-        return plain
-    product = layer.weight @ x.flatten(0, 1).T
-    return (product + layer.bias[:, None]).T.unflatten(0, x.shape[:2])
 
 
 def rows(grid: Tensor) -> Tensor:
