@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,39 +38,27 @@ def build_optimizer(module: StageModule, cfg: StageConfig) -> torch.optim.Optimi
         }
         for (encoder, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
+    optimizer: torch.optim.Optimizer
     if cfg.optimizer == "sgd":
-        return _Sgd(settings, lr=cfg.lr, momentum=cfg.momentum)
-    return _AdamW(settings, lr=cfg.lr, fused=True)
+        optimizer = _Sgd(settings, lr=cfg.lr, momentum=cfg.momentum)
+    else:
+        optimizer = _AdamW(settings, lr=cfg.lr, fused=True)
+    return optimizer
 
 
-class _NotCompiled(torch.optim.Optimizer):
-    """An optimizer as torch wrote it, without what torch wraps around it for its compiler.
+def _not_compiled(kind: type[torch.optim.Optimizer]) -> Any:
+    """An optimizer's class as torch wrote it, without what torch wraps around it for its compiler.
 
     The wrappers import the compiler with its symbolic algebra the first time they are called, which is seconds of a
     start, to tell it to leave the function alone. Nothing here is compiled, so the functions below them are called.
     """
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch."""
-        inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """As in torch."""
-        inspect.unwrap(torch.optim.Optimizer.zero_grad)(self, set_to_none)
+    names = ("add_param_group", "zero_grad", "step")
+    plain: dict[str, Any] = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    plain["step"] = torch.no_grad()(plain["step"])
+    return type(kind.__name__, (kind,), plain)
 
 
-class _AdamW(_NotCompiled, torch.optim.AdamW):
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
-        """As in torch."""
-        return inspect.unwrap(torch.optim.AdamW.step)(self, closure)
-
-
-class _Sgd(_NotCompiled, torch.optim.SGD):
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
-        """As in torch."""
-        return inspect.unwrap(torch.optim.SGD.step)(self, closure)
+_AdamW, _Sgd = _not_compiled(torch.optim.AdamW), _not_compiled(torch.optim.SGD)
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], most: float) -> None:

@@ -42,7 +42,7 @@ def has_bfloat16(device: torch.device | str) -> bool:
     """Whether the device computes in bfloat16 itself: on a processor without such units torch imitates it, slowly."""
     kind = torch.device(device).type
     if kind == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return kind == "cpu" and torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
 
 
