@@ -93,7 +93,7 @@ def private_step(
         )
         total = summed(module, chunks, 1.0)
         for name, value in trained(module).items():
-            noise = torch.from_numpy(random.normal(value.numel())).view(value.shape).to(value.device)
+            noise = torch.as_tensor(random.normal(value.numel())).view(value.shape).to(value.device)
             total[name] += noise
 
     return step

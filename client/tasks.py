@@ -19,6 +19,7 @@ from client.requests import answer_header
 from client.site import Site
 from fed_diffmic.algorithms import EXTRA, Algorithm, Tensors
 from fed_diffmic.algorithms.fedsgd import FedSgd
+from fed_diffmic.config.precision import check_private
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.errors import ModelFileError
@@ -90,6 +91,7 @@ def train(site: Site, spec: RunSpec, request: Payload) -> Payload:
         site.examine(module)
     check_mechanism(site, algorithm, header)
     if isinstance(algorithm, FedSgd):
+        check_private(spec.precision)
         reply = noised_reply(site, request, module, algorithm, local_round(site, spec, header))
         if site.keep_updates:
             store.keep_update(key, name, reply)
@@ -132,12 +134,14 @@ def update(
 
     Raises:
         SiteError: it diverged.
+        ConfigError: the run computes in bfloat16, and the site protects the stage.
         BudgetError, LedgerError: the site's privacy does not allow it.
     """
     stage, echoed = header["stage"], header["ledger"]
     at, memory = local_round(site, spec, header), site_memory(kept_state, received)
     try:
         if is_private(site, stage):
+            check_private(spec.precision)
             return private_round(site, spec, echoed, module, algorithm, at, memory)
         # Before the update, as a reservation would be: a site that dies meanwhile has the round in its ledger.
         head = unprotected_round(site, spec, stage, at.round_index, echoed)
@@ -159,6 +163,7 @@ def local_round(site: Site, spec: RunSpec, header: Mapping[str, Any]) -> LocalRo
         site.pace,
         SHARED,
         feature_key(spec, stage, base, site.data.train, own=guidance),
+        site.folder if site.real else site.folder.parent,  # virtual sites share a machine, so they share a choice
     )
 
 

@@ -211,6 +211,7 @@ def as_simulation(config: ServerConfig) -> SimulateConfig:
             dir=config.run.dir,
             threads_per_site=config.run.threads_per_site,
             device="cpu",
+            precision=config.run.precision,
             quorum=config.run.quorum,
             deadline_s=config.run.deadline_s,
             max_share=config.run.max_share,

@@ -34,6 +34,7 @@ def register(add: Add) -> None:
     serve.add_argument("--key", type=Path, metavar="PUB", help="the coordinator's public key: it must have signed")
     serve.add_argument("--unsigned", action="store_true", help="serve a model that nobody signed (a simulation's)")
     serve.add_argument("--site", metavar="NAME", help="whose own part of the model to use (fedbn, ditto)")
+    serve.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="to compute in")
     serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (127.0.0.1)")
     serve.add_argument("--port", type=int, default=8600, metavar="N", help="0 to 65535 (8600); 0 chooses one")
     serve.add_argument("--name", action="append", default=[], metavar="HOST", help="name by which it is reached")
@@ -68,7 +69,7 @@ def _serve(arguments: argparse.Namespace, hint: list[str]) -> int:
         )
     given = {"level": arguments.level, "refer": arguments.refer}
     wanted = Wanted(**{name: value for name, value in given.items() if value is not None})
-    predictor = predictor_of(final, arguments.model, arguments.site)
+    predictor = predictor_of(final, arguments.model, arguments.site, precision=arguments.precision)
     check_wanted(predictor, wanted)
     settings = ServiceSettings(
         hosts=("127.0.0.1", "localhost", *_reached_as(arguments)),

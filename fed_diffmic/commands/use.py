@@ -54,6 +54,12 @@ def register(add: Add) -> None:
         command.add_argument(
             "--key", type=Path, metavar="PUB", help="the coordinator's public key: it must have signed"
         )
+        command.add_argument(
+            "--precision",
+            choices=("float32", "bfloat16"),
+            default="float32",
+            help="compute in float32, as the model was judged, or in bfloat16, where that is faster",
+        )
     for command in (evaluate, reference):
         command.add_argument(
             "--manifest", required=True, type=Path, metavar="FILE", help="table: image,label[,patient_id]"
@@ -208,7 +214,7 @@ def _predictor(arguments: argparse.Namespace) -> Predictor:
     from fed_diffmic.provision.keys import load_public
 
     key = None if arguments.key is None else load_public(arguments.key)
-    return final_predictor(arguments.folder, arguments.site, key)
+    return final_predictor(arguments.folder, arguments.site, key, precision=arguments.precision)
 
 
 @contextmanager

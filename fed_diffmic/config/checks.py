@@ -28,6 +28,7 @@ from fed_diffmic.config.owner_checks import (
 )
 from fed_diffmic.config.owners import ALGORITHMS, DATASETS
 from fed_diffmic.config.plugins import find
+from fed_diffmic.config.precision import check_private
 from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.config.server import ServerConfig
 from fed_diffmic.config.shared_noise import check_shared_noise, check_shared_privacy
@@ -116,6 +117,7 @@ def check_privacy(config: SimulateConfig) -> None:
     check_privacy_group(config.privacy)
     if config.privacy.name == "none":
         return
+    check_private(config.run.precision)
     for key, grid in (("lr_scales", config.run.lr_scales), ("local_optimizers", config.run.local_optimizers)):
         if len(grid) > 1:
             raise ConfigError(

@@ -44,9 +44,9 @@ class StudyRules(Checked):
         factory=list,
     )
     ranges: dict[str, Any] = option(
-        doc="rule: the lowest and highest number, or the words, that a study may name, by key: seed, threads, mean, "
-        "std, model.KEY, strategy.KEY, stages.KEY (every stage) or stages.STAGE.KEY. A key that is not here: what the "
-        "program itself allows. Entries are added to those of the preset",
+        doc="rule: the lowest and highest number, or the words, that a study may name, by key: seed, threads, "
+        "precision, mean, std, model.KEY, strategy.KEY, stages.KEY (every stage) or stages.STAGE.KEY. A key that is "
+        "not here: what the program itself allows. Entries are added to those of the preset",
         factory=dict,
     )
 
@@ -59,6 +59,7 @@ class StudyRules(Checked):
 def known_keys() -> dict[str, Field[Any]]:
     """Every key that a study may be judged by, with the field that declares it."""
     single = {"seed": (SimulateConfig, "seed"), "threads": (RunConfig, "threads_per_site")}
+    single["precision"] = (RunConfig, "precision")
     single |= {name: (DatasetConfig, name) for name in ("mean", "std")}
     found = {key: next(f for f in fields(kind) if f.name == name) for key, (kind, name) in single.items()}
     groups: list[tuple[str, type]] = [
@@ -82,7 +83,9 @@ def check_study_rules(rules: StudyRules) -> None:
     for key, value in rules.flat_ranges.items():
         name = f"policy.study.ranges.{key}"
         if key not in known:
-            raise ConfigError(name, str(value), "ranges of seed, threads, mean, std, model.*, stages.*, strategy.*")
+            raise ConfigError(
+                name, str(value), "ranges of seed, threads, precision, mean, std, model.*, stages.*, strategy.*"
+            )
         if is_number(known[key]):
             if not _is_range(value):
                 raise ConfigError(name, str(value), "[lowest, highest], two numbers")

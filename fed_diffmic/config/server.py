@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fed_diffmic.config import bounds as config_bounds
+from fed_diffmic.config import precision as config_precision
 from fed_diffmic.config.fields import Checked, option
 from fed_diffmic.config.simulation import ModelConfig, StagesConfig, StrategyConfig
 
@@ -112,6 +113,7 @@ class ServerRunConfig(Checked):
 
     dir: str | None = option(None, "folder of the run; none: runs/<date>-federation-<digest>", path=True)
     threads_per_site: int = option(1, "torch threads of a local update (part of what makes bits equal)", ge=1, le=256)
+    precision: str = config_precision.precision()
     quorum: float = option(1.0, "share of sites whose good replies a round needs", gt=0, le=1)
     deadline_s: float = option(86400.0, "seconds a round may take", gt=0, le=7 * 86400)
     join_s: float = option(3600.0, "seconds to wait for sites to appear at the start", gt=0, le=7 * 86400)

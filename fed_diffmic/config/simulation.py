@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass, field
 
 from fed_diffmic.config import bounds as config_bounds
+from fed_diffmic.config import precision as config_precision
 from fed_diffmic.config.fields import Checked, option
 from fed_diffmic.config.groups import DatasetConfig, PartitionConfig, StrategyConfig
 from fed_diffmic.config.privacy import PrivacyConfig
@@ -179,7 +180,7 @@ class StageConfig(Checked):
     )
     gamma: float = option(1.0, "diffusion only: exponent of hard images in the loss (paper 1)", ge=0)
     augment: bool = option(True, "flip and rotate training images (by dataset.modality)")
-    amp: bool = option(True, "bfloat16 autocast where the device has it (CUDA only)")
+    amp: bool = option(True, "compute in bfloat16 where run.precision says so; false: this stage in float32")
     ema: float = option(0.0, "decay a round of the averaged global weights used for evaluation; 0: none", ge=0, lt=1)
     select: str = option("auroc_macro", "validation metric that chooses the round", choices=SELECT_METRICS)
     init: str | None = option(None, "start this stage from the given safetensors file", path=True)
@@ -230,6 +231,7 @@ class RunConfig(Checked):
     backend: str = option("inprocess", "simulation engine", choices=("inprocess", "ray"))
     threads_per_site: int = option(1, "torch threads of a local update (part of what makes bits equal)", ge=1, le=256)
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: str = config_precision.precision()
     quorum: float = option(1.0, "share of sites whose good replies a round needs", gt=0, le=1)
     deadline_s: float = option(86400.0, "seconds a round may take", gt=0, le=7 * 86400)
     max_share: float = config_bounds.max_share(1.0)

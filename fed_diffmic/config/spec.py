@@ -41,6 +41,7 @@ class RunSpec:
         device: where a *virtual* site computes; a real site decides for itself.
         class_names: what each class is called for people, in the order of ``classes``; an empty text: as it is. Empty:
             no class has another name.
+        precision: what local updates compute in (``run.precision``).
     """
 
     run_id: str
@@ -57,6 +58,7 @@ class RunSpec:
     threads: int = 1
     device: str = "cpu"
     class_names: tuple[str, ...] = field(default=(), metadata={"sparse": True})
+    precision: str = field(default="device", metadata={"sparse": True})
 
     @property
     def plain_names(self) -> dict[str, str]:
@@ -120,6 +122,7 @@ def make_spec(
         threads=config.run.threads_per_site,
         device=device,
         class_names=_in_order(config.dataset.class_names, classes),
+        precision=config.run.precision,
     )
 
 

@@ -39,6 +39,7 @@ def check_spec(spec: RunSpec) -> None:
             raise ConfigError(f"spec.{key}", f"({len(value)} characters)", f"1 to {LONGEST_NAME} characters")
     _check_declared(SimulateConfig, "seed", spec.seed, "spec.seed")
     _check_declared(RunConfig, "threads_per_site", spec.threads, "spec.threads")
+    _check_declared(RunConfig, "precision", spec.precision, "spec.precision")
     if not DEVICE.fullmatch(spec.device):
         raise ConfigError("spec.device", spec.device[:LONGEST_NAME], "auto, cpu, cuda, cuda:N, mps")
     if spec.task not in ("multiclass", "ordinal", "multilabel"):

@@ -45,6 +45,7 @@ def breaches(spec: RunSpec, stages: Sequence[str], rules: StudyRules) -> list[st
 def values(spec: RunSpec, stages: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """Every value of a study that a range can be given for, by its key."""
     flat: dict[str, Any] = {"seed": spec.seed, "threads": spec.threads, "mean": spec.mean, "std": spec.std}
+    flat["precision"] = spec.precision
     flat |= {f"model.{name}": value for name, value in asdict(spec.model).items()}
     for stage in stages:
         flat |= {f"stages.{stage}.{name}": value for name, value in asdict(spec.stage(stage)).items()}

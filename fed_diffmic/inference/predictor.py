@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fed_diffmic.algorithms import Tensors
+from fed_diffmic.config.precision import FLOAT32
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import Examples
 from fed_diffmic.files import tensors_digest
@@ -21,6 +22,7 @@ from fed_diffmic.training.evaluation import judged, predict_doubts, predict_scor
 from fed_diffmic.training.familiar import image_features
 from fed_diffmic.training.features import SHARED, feature_key
 from fed_diffmic.training.metrics import Scored
+from fed_diffmic.training.precision import casts
 from fed_diffmic.training.stages import build_module, exchanged, full_state, load_state
 from fed_diffmic.training.sureness import Sureness, unsure_of
 
@@ -58,7 +60,12 @@ class Predictor:
         own: what of the state is a site's own.
         sureness: prediction sets and the test of uncertainty; none: nothing is known.
         signed_by: fingerprint of the key whose signature was verified; empty: nobody's was.
+
+    Attributes:
+        precision: what it computes in: float32 as it was judged, unless somebody asks for bfloat16.
     """
+
+    precision: str = FLOAT32
 
     def __init__(
         self,
@@ -89,14 +96,15 @@ class Predictor:
 
     def predict(self, examples: Examples) -> Scored:
         """Calibrated probabilities and the decisions of the run's rule (``stages.decision``), ``N >= 1`` examples."""
-        key = feature_key(self.spec, self.module.stage, self.base, examples)
-        scores = predict_scores(self.module, examples, torch.device(self.device), SHARED, key)
+        with casts(self.device, self.precision):
+            scores = predict_scores(self.module, examples, torch.device(self.device), SHARED, self._key(examples))
         return judged(scores, examples, self.fitted, self.spec)
 
     def opinion(self, examples: Examples) -> Opinion:
         """Probabilities, decisions and doubts of examples, whose labels are not looked at."""
-        key = feature_key(self.spec, self.module.stage, self.base, examples)
-        return self._opinion(*predict_doubts(self.module, examples, torch.device(self.device), SHARED, key))
+        with casts(self.device, self.precision):
+            said = predict_doubts(self.module, examples, torch.device(self.device), SHARED, self._key(examples))
+        return self._opinion(*said)
 
     def predict_pixels(self, pixels: np.ndarray, keys: np.ndarray, *, features: bool = False) -> Opinion:
         """What is said of one batch of images that have no labels and lie in no cache.
@@ -110,9 +118,13 @@ class Predictor:
         """
         n, rows = len(pixels), np.minimum(np.arange(max(len(pixels), LEAST_ROWS)), len(pixels) - 1)
         images = torch.from_numpy(pixels[rows])
-        scores, others = score_images(self.module, images, keys[rows], self.device)
-        encoded = image_features(self.module, images, self.device)[:n] if features else None
+        with casts(self.device, self.precision):
+            scores, others = score_images(self.module, images, keys[rows], self.device)
+            encoded = image_features(self.module, images, self.device)[:n] if features else None
         return self._opinion(scores[:n], {name: value[:n] for name, value in others.items()}, encoded)
+
+    def _key(self, examples: Examples) -> tuple[str, ...]:
+        return (*feature_key(self.spec, self.module.stage, self.base, examples), self.precision)
 
     def _opinion(
         self, scores: np.ndarray, others: Mapping[str, np.ndarray], features: np.ndarray | None = None
@@ -122,7 +134,11 @@ class Predictor:
 
 
 def final_predictor(
-    run_dir: Path, site: str | None = None, key: PublicKey | None = None, device: str = "cpu"
+    run_dir: Path,
+    site: str | None = None,
+    key: PublicKey | None = None,
+    device: str = "cpu",
+    precision: str = FLOAT32,
 ) -> Predictor:
     """The last stage of a run's final model, verified against its digests.
 
@@ -130,22 +146,27 @@ def final_predictor(
         key: of the coordinator; the model must be signed by it. None: by the one that the folder is pinned to, if any.
         site: whose own part of the model to use, where the sites kept some; none: the global model.
         device: where to compute.
+        precision: what to compute in, ``float32`` or ``bfloat16``.
 
     Raises:
         UsageError: a site must be named, or the run has no such site.
         ModelFileError: the run did not end, or its files are torn or changed.
     """
-    return predictor_of(load_final(run_dir, public_key=key), run_dir, site, device)
+    return predictor_of(load_final(run_dir, public_key=key), run_dir, site, device, precision)
 
 
-def predictor_of(final: FinalModel, run_dir: Path, site: str | None = None, device: str = "cpu") -> Predictor:
+def predictor_of(
+    final: FinalModel, run_dir: Path, site: str | None = None, device: str = "cpu", precision: str = FLOAT32
+) -> Predictor:
     """As :func:`final_predictor`, of a final model that was read from ``run_dir`` already."""
     stage = last_stage(final)
     own = part_of_site(Path(run_dir), final, stage, site)
     sure = final.sureness.get(stage)
-    return Predictor(
+    found = Predictor(
         final.spec, stage, final.states[stage], final.calibration[stage], device, own, sure, final.signed_by
     )
+    found.precision = precision
+    return found
 
 
 def last_stage(final: FinalModel) -> str:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.models.depthwise import speed_up_depthwise
 from fed_diffmic.models.normalisation import batch_norms, replace_batch_norms
+from fed_diffmic.models.without_compiler import shapes_only
 
 NO_OVERRIDES: Mapping[str, Any] = MappingProxyType({})
 _NUMBERED_STAGE = re.compile(r"(layer|stage|s)\d+")
@@ -91,7 +92,7 @@ def _info(name: str, side: int, plain: bool, overrides: tuple[tuple[str, Any], .
     arguments = dict(overrides)
     if getattr(get_pretrained_cfg(name), "fixed_input_size", False):
         arguments["img_size"] = side
-    with torch.device("meta"):
+    with shapes_only():
         net: Any = timm.create_model(name, num_classes=0, **arguments)
         if not plain and type(net) is VisionTransformer and net.has_class_token and net.num_prefix_tokens == 1:
             arguments.update(class_token=False, no_embed_class=True, global_pool="avg")

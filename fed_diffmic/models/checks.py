@@ -13,6 +13,7 @@ from fed_diffmic.config.stock import check_weights_files
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.models.backbones import BackboneInfo, Encoder, backbone_info, check_backbone_name
 from fed_diffmic.models.regions import window_count, window_side
+from fed_diffmic.models.without_compiler import shapes_only
 
 _WHOLE_IMAGE = ("guidance_backbone", "prior_backbone")
 
@@ -139,7 +140,7 @@ def _strides(info: BackboneInfo) -> str:
 def _feature_shape(name: str, arguments: tuple[tuple[str, Any], ...]) -> tuple[int, ...]:
     keywords = dict(arguments)
     side = keywords["side"]
-    with torch.device("meta"):
+    with shapes_only():
         return tuple(Encoder(name, **keywords).eval()(torch.empty(2, 3, side, side)).shape)
 
 

@@ -31,6 +31,7 @@ from fed_diffmic.errors import ModelFileError
 from fed_diffmic.models.backbones import Encoder
 from fed_diffmic.models.lite import timm_names
 from fed_diffmic.models.normalisation import batch_norms
+from fed_diffmic.models.without_compiler import shapes_only
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ def _is_safetensors(path: Path) -> bool:
 @functools.lru_cache(maxsize=64)
 def _whole_names(name: str, arguments: tuple[tuple[str, Any], ...]) -> frozenset[str]:
     """Tensor names of a backbone as published, classifier included."""
-    with torch.device("meta"):
+    with shapes_only():
         return frozenset(timm.create_model(name, **dict(arguments)).state_dict())
 
 

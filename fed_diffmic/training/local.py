@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import nn
 
 from fed_diffmic.algorithms.base import Algorithm, LocalContext, SiteHalf, Tensors
+from fed_diffmic.config.precision import FLOAT32
 from fed_diffmic.data.site import Examples
 from fed_diffmic.data.transforms import augment, normalise
 from fed_diffmic.deadline import check_time
@@ -25,10 +25,12 @@ from fed_diffmic.training.features import CHUNK, all_features, chunks, normalise
 from fed_diffmic.training.losses import label_prior, prior_offset
 from fed_diffmic.training.optimizer import (
     build_optimizer,
+    clip_gradients,
     load_optimizer_state,
     optimizer_tensors,
     set_learning_rate,
 )
+from fed_diffmic.training.precision import casts, precision_of
 from fed_diffmic.training.stage import Batch, StageModule
 from fed_diffmic.training.stages import exchanged, set_tensors, to_array
 from fed_diffmic.training.update import LocalResult, LocalRound, SiteMemory
@@ -71,6 +73,7 @@ def local_update(
     if centring:
         find_centre(module, train, at.device, features)
     else:
+        work = replace(work, precision=precision_of(module, at, work.trial))
         metrics["loss"] = work.run(begun.optimizer, half.penalty, half.correct)
     tensors = _tensors(module, begun.names)
     if half.personal:
@@ -143,6 +146,18 @@ class _Work:
     offset: torch.Tensor | None
     at: LocalRound
     steps: int
+    precision: str = FLOAT32
+
+    def trial(self, precision: str) -> None:
+        """Forward and backward pass of a step in a precision, to see how long they take."""
+        index = np.arange(min(len(self.train), self.module.spec.stage(self.module.stage).batch_size))
+        noise = torch_generator(self.module.spec.seed, "trial", device=self.at.device)
+        self._loss(index, noise, precision).backward()
+
+    def _loss(self, index: np.ndarray, noise: torch.Generator, precision: str) -> torch.Tensor:
+        labels = torch.from_numpy(self.train.labels[index]).to(self.at.device)
+        with casts(self.at.device, precision):
+            return self.module.loss(Batch(self.inputs(index), labels, self.offset), noise)
 
     def run(
         self,
@@ -163,24 +178,19 @@ class _Work:
         order = numpy_generator(spec.seed, "order", *names)
         losses = torch.zeros((), device=device)
         parameters = [p for p in module.network.parameters() if p.requires_grad]
-        kind = torch.device(device).type
-        autocast = cfg.amp and kind == "cuda" and torch.cuda.is_bf16_supported()
         count = len(self.train)
         for step, index in zip(range(self.steps), batches(count, cfg.batch_size, order), strict=False):
             check_time()
             set_learning_rate(optimizer, cfg, (self.at.round_index - 1 + step / self.steps) / max(cfg.rounds or 1, 1))
-            labels = torch.from_numpy(self.train.labels[index]).to(device)
-            with torch.autocast(kind, torch.bfloat16, enabled=autocast):
-                loss = module.loss(Batch(self.inputs(index), labels, self.offset), noise)
-                term = penalty()
-                if term is not None:
-                    loss = loss + term
+            loss = self._loss(index, noise, self.precision)
+            term = penalty()
+            if term is not None:
+                loss = loss + term
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if correct is not None:
                 correct()
-            if cfg.clip_norm:
-                nn.utils.clip_grad_norm_(parameters, cfg.clip_norm)
+            clip_gradients(parameters, cfg.clip_norm)
             optimizer.step()
             losses += loss.detach()
         optimizer.zero_grad(set_to_none=True)  # the module stays for the next task; its gradients need not

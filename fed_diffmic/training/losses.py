@@ -46,6 +46,8 @@ def classification_losses(
         labels: ``(B,)`` int64, or ``(B, C)`` float for multi-label.
         offset: ``(C,)`` or none.
     """
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
     if offset is not None:
         logits = logits + offset
     if task == "multilabel":

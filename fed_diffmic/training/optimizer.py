@@ -1,8 +1,15 @@
-"""A local update's optimizer: which rate and decay each parameter has, the schedule, and its moments as arrays."""
+"""A local update's optimizer: which rate and decay each parameter has, the schedule, and its moments as arrays.
+
+Both are torch's own. AdamW is its fused form, one pass over weights, gradients and moments in place of about ten
+(``benchmarks/step.py``), whose weights differ from those of torch's loop by rounding; SGD is the loop, bit for bit.
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,9 +38,42 @@ def build_optimizer(module: StageModule, cfg: StageConfig) -> torch.optim.Optimi
         }
         for (encoder, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
+    optimizer: torch.optim.Optimizer
     if cfg.optimizer == "sgd":
-        return torch.optim.SGD(settings, lr=cfg.lr, momentum=cfg.momentum)
-    return torch.optim.AdamW(settings, lr=cfg.lr)
+        optimizer = _Sgd(settings, lr=cfg.lr, momentum=cfg.momentum)
+    else:
+        optimizer = _AdamW(settings, lr=cfg.lr, fused=True)
+    return optimizer
+
+
+def _not_compiled(kind: type[torch.optim.Optimizer]) -> Any:
+    """An optimizer's class as torch wrote it, without what torch wraps around it for its compiler.
+
+    The wrappers import the compiler with its symbolic algebra the first time they are called, which is seconds of a
+    start, to tell it to leave the function alone. Nothing here is compiled, so the functions below them are called.
+    """
+    names = ("add_param_group", "zero_grad", "step")
+    plain: dict[str, Any] = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    plain["step"] = torch.no_grad()(plain["step"])
+    return type(kind.__name__, (kind,), plain)
+
+
+_AdamW, _Sgd = _not_compiled(torch.optim.AdamW), _not_compiled(torch.optim.SGD)
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], most: float) -> None:
+    """Scale all gradients so that their joint L2 norm is at most ``most``; 0: leave them.
+
+    As :func:`torch.nn.utils.clip_grad_norm_`, bit for bit, but a step whose norm is within the bound on a processor
+    writes nothing: there the factor is 1. (Elsewhere nothing asks for the norm, which would wait for the device.)
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not most or not gradients:
+        return
+    norm = nn.utils.get_total_norm(gradients)
+    if norm.device.type == "cpu" and bool(most / (norm + 1e-6) >= 1):
+        return
+    nn.utils.clip_grads_with_norm_(parameters, most, norm)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, cfg: StageConfig, progress: float) -> None:
@@ -63,6 +103,4 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, network: nn.Module, t
             if key.split("/", 1)[1] == name
         }
         if moments and parameter.requires_grad:
-            optimizer.state[parameter] = {
-                moment: value if moment == "step" else value.to(parameter.device) for moment, value in moments.items()
-            }
+            optimizer.state[parameter] = {moment: value.to(parameter.device) for moment, value in moments.items()}

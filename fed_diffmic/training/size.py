@@ -18,6 +18,7 @@ from fed_diffmic.config.simulation import ModelConfig, StageConfig, StagesConfig
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.models.diffmic import build_diffmic, build_guidance
 from fed_diffmic.models.plain import build_plain
+from fed_diffmic.models.without_compiler import shapes_only
 from fed_diffmic.training.ensemble import EnsembleStage
 from fed_diffmic.training.features import CHUNK
 from fed_diffmic.training.stage import Batch, StageModule
@@ -98,7 +99,7 @@ def whole_parameters(spec: RunSpec) -> int:
 
 @functools.lru_cache(maxsize=_CACHE)
 def _parameters(model: ModelConfig, classes: int, task: str) -> int:
-    with torch.device("meta"):
+    with shapes_only():
         return sum(p.numel() for p in build_diffmic(model, classes, task).parameters())
 
 
@@ -110,7 +111,7 @@ def _size(model: ModelConfig, classes: int, task: str, stage: str, decides: tupl
         std=(0.5,) * 3, modality="none", model=replace(model, weights=None, prior_weights=None, pretrained=False),
         stages=StagesConfig(cfg, cfg, cfg), strategy=StrategyConfig(),
     )  # fmt: skip
-    with torch.device("meta"):
+    with shapes_only():
         module = _module(spec, stage).train()
         kept, largest = _activations(module)
         state = module.network.state_dict()

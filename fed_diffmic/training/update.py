@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -21,6 +22,7 @@ class LocalRound:
         device: where to compute.
         pace: share of the round's steps that the site manages (simulated stragglers); at least one step is done.
         store, store_key: where features that nothing trains are kept from round to round; none: nowhere.
+        choices: folder where it is kept which precision was found to be faster; none: in this process alone.
     """
 
     site: str
@@ -29,6 +31,7 @@ class LocalRound:
     pace: float = 1.0
     store: FeatureStore | None = None
     store_key: Hashable = None
+    choices: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -49,3 +49,22 @@ def test_the_stand_in_gives_what_it_lacks_from_the_compiler() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2]
     )
     assert "GOOD" in done.stdout, done.stderr
+
+
+def test_shapes_of_a_network_are_found_without_the_compiler_and_are_the_real_ones() -> None:
+    program = (
+        "import sys, torch\n"
+        "from fed_diffmic.config.simulation import ModelConfig\n"
+        "from fed_diffmic.models import backbones, checks\n"
+        "cfg = ModelConfig(image_side=64, crop=32, guidance_backbone='test_resnet')\n"
+        "arguments = checks.encoder_arguments(cfg, 'guidance_backbone')\n"
+        "found = checks._feature_shape('test_resnet', tuple(sorted(arguments.items())))\n"
+        "print('LOADED', 'torch._dynamo' in sys.modules, '_dynamo' in vars(torch))\n"
+        "real = backbones.Encoder('test_resnet', **arguments).eval()\n"
+        "print('ALIKE', tuple(real(torch.zeros(2, 3, 64, 64)).shape) == found)\n"
+        "print('DRAWN', all(p.std() > 0 for p in real.parameters() if p.ndim > 1))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert done.stdout.splitlines() == ["LOADED False False", "ALIKE True", "DRAWN True"], done.stdout + done.stderr
