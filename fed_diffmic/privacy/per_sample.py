@@ -57,10 +57,14 @@ class _Losses(nn.Module):
         self.module = module
 
     def forward(self, batch: Batch, draws: tuple[Tensor, ...]) -> Tensor:
-        images = batch.inputs
-        if isinstance(images, Tensor):  # encoders that are trained lie inside what is differentiated
-            batch = Batch(self.module.inputs(images), batch.labels, batch.offset)
-        return self.module.losses(batch, draws)
+        return losses_of(self.module, batch, draws)
+
+
+def losses_of(module: StageModule, batch: Batch, draws: tuple[Tensor, ...]) -> Tensor:
+    """Each image's loss ``(B,)``: encoders that are trained lie inside what is differentiated."""
+    if isinstance(batch.inputs, Tensor):
+        batch = Batch(module.inputs(batch.inputs), batch.labels, batch.offset)
+    return module.losses(batch, draws)
 
 
 def trained(module: StageModule) -> dict[str, nn.Parameter]:
