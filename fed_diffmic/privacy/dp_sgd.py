@@ -23,8 +23,9 @@ from fed_diffmic.data.transforms import augment, normalise
 from fed_diffmic.deadline import check_time
 from fed_diffmic.errors import BudgetError, ConfigError
 from fed_diffmic.privacy.accounting import Mechanism, epsilon, noise_multiplier_for
+from fed_diffmic.privacy.ghost.sum import summed
 from fed_diffmic.privacy.modules import check_private
-from fed_diffmic.privacy.per_sample import Units, clipped_sum, summed, trained
+from fed_diffmic.privacy.per_sample import Units, clipped_sum, trained
 from fed_diffmic.privacy.randomness import Randomness
 from fed_diffmic.privacy.shares import Allowance
 from fed_diffmic.training.centring import seeks_centre

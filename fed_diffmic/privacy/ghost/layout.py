@@ -62,16 +62,16 @@ class Layout:
 
     def sum(self, values: Tensor) -> Tensor:
         """Sums over the images of each unit: ``(N, ...)`` to ``(U, ...)``."""
-        if self.most == 1:
-            return values
         if self.even:
-            return values.unflatten(0, (self.units, self.most)).sum(dim=1)
+            return values if self.most == 1 else values.unflatten(0, (self.units, self.most)).sum(dim=1)
         return values.new_zeros((self.units, *values.shape[1:])).index_add_(0, self.of, values)
 
     def together(self, values: Tensor) -> Tensor:
-        """Tokens of each unit in one row: ``(N, T, ...)`` to ``(U, most * T, ...)``, zeros where it has fewer images."""
+        """Tokens of each unit in one row, ``(N, T, ...)`` to ``(U, most * T, ...)``; zeros fill it up."""
         if not self.even:
-            place = torch.arange(self.images, device=self.device) - torch.tensor(self.starts, device=self.device)[self.of]
+            place = (
+                torch.arange(self.images, device=self.device) - torch.tensor(self.starts, device=self.device)[self.of]
+            )
             padded = values.new_zeros((self.units, self.most, *values.shape[1:]))
             padded[self.of, place] = values
             return padded.flatten(1, 2)

@@ -3,10 +3,10 @@
 Torch hands every function that is called to a :class:`Tape` first (``TorchFunctionMode``), wherever it stands: in a
 layer, or in a ``forward`` that takes a layer's weight past the layer. Calls that are known
 (:mod:`fed_diffmic.privacy.ghost.rules`) run on a detached weight and leave their inputs; when the output's gradient
-arrives, they make a *use* of the weight of it (:mod:`fed_diffmic.privacy.ghost.uses`). Calls that are not known run as they
-are, and so leave the parameter in the graph of the loss, where :meth:`Tape.missed` finds it: no gradient reaches a
-parameter unseen. What is computed of one parameter alone (a softmax of gates) is known whatever it is, and its gradient is
-passed on.
+arrives, they make a *use* of the weight of it (:mod:`fed_diffmic.privacy.ghost.uses`). Calls that are not known run as
+they are, and so leave the parameter in the graph of the loss, where :meth:`Tape.missed` finds it: no gradient reaches a
+parameter unseen. What is computed of one parameter alone (a softmax of gates) is known whatever it is, and its gradient
+is passed on.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class Tape(TorchFunctionMode):
     Args:
         parameters: trained ones, by name.
         layout: whose the rows of the batch are.
-        rules: what is known of functions: called with the tape, the function and its arguments, and gives its result, or
-            ``NotImplemented`` where it does not know such a call.
+        rules: what is known of functions: called with the tape, the function and its arguments; gives its
+            result, or ``NotImplemented`` where it does not know such a call.
         finished: called with a parameter's name and uses when all its uses got their gradients.
     """
 
@@ -148,9 +148,7 @@ class Tape(TorchFunctionMode):
         made: Tensor = _Leaf.apply(value, self._anchor, self._tell([], [(parameter, make)]))
         return made
 
-    def _tell(
-        self, inputs: Sequence[Tensor], uses: Iterable[tuple[Tensor | None, Maker]]
-    ) -> Callable[[Tensor], None]:
+    def _tell(self, inputs: Sequence[Tensor], uses: Iterable[tuple[Tensor | None, Maker]]) -> Callable[[Tensor], None]:
         named = [(source, make) for parameter, make in uses if (source := self.source(parameter)) is not None]
         for source, _ in named:
             self._calls[source.name] += 1
