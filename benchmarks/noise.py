@@ -1,6 +1,6 @@
 """Normal deviates a second for the noise of a private step: the stream alone, inversion, and as it was done before.
 
-``python -m benchmarks.noise [--count 4000000] [--repeats 5]``: one process, one thread, processor seconds, by turns. The
+``python -m benchmarks.noise [--count 4000000] [--repeats 5]``: one process, one thread, processor seconds. The
 way of before is kept here: a new array for each block of the stream, and torch's ``ndtri`` on the lower half of the
 uniforms. ``--device cuda`` measures wall seconds of that device, against the processor's stream sent there.
 """
