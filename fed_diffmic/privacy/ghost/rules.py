@@ -79,7 +79,7 @@ def _small_depthwise(
         whole = F.pad(seen, (before[1], after[1], before[0], after[0]))
         return Convolution(whole, g, shape, each, step, (0, 0), (1, 1), shape[0])
 
-    output = small_depthwise(x, tape.plain(weight), tape.plain(bias), stride, before, cells)  # type: ignore[arg-type]
+    output = small_depthwise(x, tape.plain(weight), tape.plain(bias), stride, before, cells)
     return tape.tap(output, [x], [(weight, use), (bias, lambda g: _by_unit(g.sum(dim=(2, 3)), layout))])
 
 
@@ -129,7 +129,7 @@ def _embedding(
     if padding_idx is not None or max_norm is not None or scale_grad_by_freq or sparse or _rows(tape, input) is None:
         return NotImplemented
     images, rows, width = tape.layout.images, weight.shape[0], weight.shape[1]
-    output = F.embedding(input, tape.plain(weight))  # type: ignore[arg-type]
+    output = F.embedding(input, tape.plain(weight))
     index = input.reshape(images, -1)
     return tape.tap(output, [input], [(weight, lambda g: Lookup(index, g.reshape(images, -1, width), rows))])
 
@@ -145,7 +145,7 @@ def _elementwise(tape: Tape, func: Any, first: Any, second: Any, **more: Any) ->
     if len(own) >= x.dim() or torch.broadcast_shapes(x.shape[1:], own) != x.shape[1:]:
         return NotImplemented
     detached, layout = tape.plain(p), tape.layout
-    copies = detached.reshape(1, *[1] * (x.dim() - 1 - len(own)), *own).expand(x.shape[0], *[-1] * (x.dim() - 1))  # type: ignore[union-attr]
+    copies = detached.reshape(1, *[1] * (x.dim() - 1 - len(own)), *own).expand(x.shape[0], *[-1] * (x.dim() - 1))
     made = tape.leaf(copies, p, lambda g: _by_unit(g.reshape(len(g), *shape), layout))
     return func(made, x, **more) if p is first else func(x, made, **more)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +125,12 @@ class Tape(TorchFunctionMode):
     def source(self, tensor: Tensor | None) -> _Source | None:
         """What a tensor is of, if of a parameter."""
         return self._sources.get(id(tensor))
+
+    @overload
+    def plain(self, tensor: Tensor) -> Tensor: ...
+
+    @overload
+    def plain(self, tensor: None) -> None: ...
 
     def plain(self, tensor: Tensor | None) -> Tensor | None:
         """A parameter without its gradient, anything else as it is."""

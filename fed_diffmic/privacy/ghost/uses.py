@@ -193,6 +193,8 @@ class Convolution:
         """``(U, *shape)``."""
         if self.groups == self.x.shape[1] == self.shape[0]:
             return layout.sum(self._depthwise().unflatten(0, (-1, self.each)).sum(dim=1))
+        if self.groups == 1 and self.shape[2:] == (1, 1):
+            return Linear(*self.tokens()).product(layout).view(layout.units, *self.shape)
         spans = zip(layout.starts[:-1], layout.starts[1:], strict=True)
         return torch.stack([self.part(slice(*span))._gradient() for span in spans])
 

@@ -152,6 +152,11 @@ def test_a_use_that_is_not_followed_stops_a_step_too(network):
         ghost_of(stage(network), units((2, 1)))
 
 
+def test_what_was_written_over_stops_a_step():
+    with pytest.raises(CannotTapeError, match="overwritten before its gradient came"):
+        ghost_of(stage(Overwriting), units((2, 1)))
+
+
 @pytest.mark.parametrize("network", [*TAKEN, Unknown, OtherOrder])
 @pytest.mark.parametrize("counts", [(1, 1, 1), (2, 1, 3)])
 def test_the_sum_is_that_of_one_unit_at_a_time_either_way(network, counts):
