@@ -14,13 +14,16 @@ most during one step, gradients and sums with it; on a CUDA device it is the mos
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import os
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -129,15 +132,24 @@ def most_memory(step: Step, device: torch.device) -> int:
     read, write = os.pipe()
     child = os.fork()
     if not child:
-        base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not serve the step unseen
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is what it holds now
+        base = resident("VmRSS")
         step()
-        os.write(write, str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base).encode())
+        os.write(write, str(resident("VmHWM") - base).encode())
         os._exit(0)
     os.close(write)
     with os.fdopen(read) as pipe:
         said = pipe.read()
     os.waitpid(child, 0)
-    return 1024 * int(said or -1)
+    return int(said)
+
+
+def resident(what: str) -> int:
+    """Bytes of this process in memory: now (``VmRSS``), or at most (``VmHWM``)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(what)).split()[1])
 
 
 def main() -> None:
@@ -147,7 +159,7 @@ def main() -> None:
     parser.add_argument("--stage", default="guidance", choices=("guidance", "diffusion", "plain"))
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--physical", type=int, default=16, help="units at a time")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="0: memory alone")
     parser.add_argument("--encoders", default="train", choices=("train", "frozen"), help="of the guidance network")
     parser.add_argument("--inside", action="store_true", help="frozen encoders run inside of what is differentiated")
     parser.add_argument("--ways", nargs="+", default=["plain", "units", "ghost"], choices=("plain", "units", "ghost"))
@@ -167,20 +179,21 @@ def main() -> None:
         f"{options.model}, {options.stage}: {options.images} images of {side} px, {count / 1e6:.1f} M trained numbers, "
         f"{options.physical} units at a time"
     )
-    first = next(chunks_of(module, images[:1], labels[:1], 1, options.inside))
-    print(f"taken together: {why_not(module, first) or 'yes'}")
     steps = {
         "plain": plain_step(module, images, labels),
         **private_steps(module, images, labels, options.physical, options.inside),
     }
     steps = {name: steps[name] for name in options.ways}
-    memory = {name: most_memory(step, device) for name, step in steps.items()}
-    seconds = seconds_by_turns(steps, options.repeats, device)
+    with mock.patch.object(ghost, "why_not", return_value=""):  # tried below; its memory is not a step's
+        memory = {name: most_memory(step, device) for name, step in steps.items()}
+    if options.repeats:
+        first = next(chunks_of(module, images[:1], labels[:1], 1, options.inside))
+        print(f"taken together: {why_not(module, first) or 'yes'}")
+    seconds = seconds_by_turns(steps, options.repeats, device) if options.repeats else {}
     for name in steps:
-        print(
-            f"{name:6s} {seconds[name]:8.3f} s   over plain {seconds[name] / seconds['plain']:6.2f}   "
-            f"memory {memory[name] / 2**30:6.2f} GB   over plain {memory[name] / memory['plain']:5.2f}"
-        )
+        if seconds:
+            print(f"{name:6s} {seconds[name]:8.3f} s   over plain {seconds[name] / seconds['plain']:6.2f}", end="   ")
+        print(f"memory {memory[name] / 2**30:6.2f} GB   over plain {memory[name] / memory['plain']:5.2f}   ({name})")
 
 
 if __name__ == "__main__":

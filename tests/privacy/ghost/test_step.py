@@ -45,7 +45,8 @@ def checked(spec, stage, unit, dtype, tolerance):
 def test_tiny_in_both_precisions(stage, encoders, unit):
     spec = private_spec("tiny", encoders=encoders)
     checked(spec, stage, unit, torch.float64, 1e-9)
-    checked(spec, stage, unit, torch.float32, 1e-5)
+    if unit == "patient":
+        checked(spec, stage, unit, torch.float32, 1e-5)
 
 
 @pytest.mark.parametrize("stage", ["guidance", "diffusion"])
