@@ -205,6 +205,7 @@ def test_the_trial_is_made_once_of_random_images_and_changes_nothing(monkeypatch
 def test_what_a_zero_weight_hides_is_looked_at():
     module = stage(Mixing)
     nn.init.zeros_(module.network.second.weight)
+    nn.init.zeros_(module.network.second.bias)
     assert why_not(module, units((2, 1))) != ""
     assert not module.network.second.weight.any()
 
