@@ -21,7 +21,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks import step as steps
-from benchmarks.private_step import median_seconds, plain_step, private_step
+from benchmarks.private_step import most_memory, plain_step, private_steps, seconds_by_turns
 from benchmarks.private_step import spec_of as private_spec
 from fed_diffmic.training.stages import build_module
 
@@ -58,29 +58,26 @@ def speeds(model: str, device: str, repeats: int) -> None:
 
 
 def private(model: str, device: str, repeats: int) -> None:
-    """A private step against a plain one of as many images, in both stages, time and memory."""
+    """Private steps, both ways, against a plain one of as many images, in both stages: time and memory."""
     torch.manual_seed(0)
     where, count = torch.device(device), 2 * PHYSICAL[model]
     for stage in ("guidance", "diffusion"):
-        spec = private_spec(model, "train")
+        spec = private_spec(model, "train", [])
         module = build_module(spec, stage).train().to(where)
         side = spec.model.image_side
         images = torch.randn(count, 3, side, side).to(where)
         labels = (torch.arange(count) % spec.num_classes).to(where)
-        ways: dict[str, Callable[[], None]] = {
+        ways = {
             "plain": plain_step(module, images, labels),
-            "private": private_step(module, images, labels, PHYSICAL[model], False),
+            **private_steps(module, images, labels, PHYSICAL[model], False),
         }
-        found = {}
-        for name, step in ways.items():
-            fresh(device)
-            found[name] = (median_seconds(step, repeats, where), peak_gib(device))
-        (plain, held), (private_s, most) = found["plain"], found["private"]
-        print(
-            f"| {model}, {stage}, {count} images | plain {plain:.3f} s, {held:.2f} GiB | private {private_s:.3f} s, "
-            f"{most:.2f} GiB | {private_s / plain:.1f} times |",
-            flush=True,
+        seconds = seconds_by_turns(ways, repeats, where)
+        memory = {name: most_memory(step, where) for name, step in ways.items()}
+        said = " | ".join(
+            f"{name} {seconds[name]:.3f} s ({seconds[name] / seconds['plain']:.1f} times), {memory[name] / 2**30:.2f} GiB"
+            for name in ways
         )
+        print(f"| {model}, {stage}, {count} images | {said} |", flush=True)
 
 
 def program(*arguments: str, seconds: float) -> None:

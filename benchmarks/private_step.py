@@ -1,59 +1,57 @@
-"""A private step against a plain one: unit gradients, clipping and noise, by physical batch; time and peak memory.
+"""A private step against a plain one: norms, clipping and noise; processor seconds and peak memory.
 
-``python -m benchmarks.private_step [--model compact] [--stage guidance] [--images 32] [--device cuda]``: one process,
-one run, one thread, random images. The noise's numbers are drawn too. Memory on the processor is what the process grew
-by at most; on a CUDA device it is the most that tensors held, model and all, with a line for what did not fit.
+``python -m benchmarks.private_step [--model paper] [--stage guidance] [--images 4] [--device cuda]``: one process, one
+thread, random images, three ways by turns, each step of the same images:
+
+- *plain*: a mini-batch's gradient;
+- *units*: each unit's gradient by itself (``vmap`` of ``grad``), clipped and added, with noise as it was drawn before;
+- *ghost*: norms without gradients, and noise as it is drawn now.
+
+Ratios of this run count, for the machine may be shared. Memory on the processor is what a process of its own grew by at
+most during one step, gradients and sums with it; on a CUDA device it is the most that tensors held, model and all.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import ctypes
+import gc
+import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 
+from benchmarks.noise import before
 from fed_diffmic.config.compose import compose_text
 from fed_diffmic.config.spec import RunSpec, make_spec
-from fed_diffmic.privacy.per_sample import Units, summed, trained
+from fed_diffmic.privacy import per_sample
+from fed_diffmic.privacy.dp_sgd import NOISE_AT_A_TIME
+from fed_diffmic.privacy.ghost import sum as ghost
+from fed_diffmic.privacy.ghost.proof import why_not
+from fed_diffmic.privacy.per_sample import Units, trained
 from fed_diffmic.privacy.randomness import Randomness
 from fed_diffmic.training.stage import Batch, StageModule
 from fed_diffmic.training.stages import build_module
 
+Step = Callable[[], None]
 
-def spec_of(model: str, encoders: str) -> RunSpec:
+
+def spec_of(model: str, encoders: str, more: list[str]) -> RunSpec:
     """A run of ``model`` without live batch norm; ``encoders``: of the guidance network, ``train`` or ``frozen``."""
-    config = compose_text("", [f"model={model}", "model.norm=group", f"stages.guidance.encoders={encoders}"])
+    config = compose_text("", [f"model={model}", "model.norm=group", f"stages.guidance.encoders={encoders}", *more])
     if config.model.encoder_norm == "train":
         config = replace(config, model=replace(config.model, encoder_norm="group"))
     return make_spec(config, classes=list("abcdefg"), task="multiclass", run_id="b", arm="b", device="cpu")
 
 
-def median_seconds(step: Callable[[], None], repeats: int, device: torch.device) -> float:
-    """Median seconds of a step, after one that is not counted."""
-    taken = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken[1:])
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most memory so far: of the process, or of a CUDA device's tensors since the last reset."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def plain_step(module: StageModule, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
+def plain_step(module: StageModule, images: torch.Tensor, labels: torch.Tensor) -> Step:
     """A mini-batch's gradient."""
     generator = torch.Generator(images.device).manual_seed(0)
 
@@ -72,31 +70,86 @@ def inputs_of(module: StageModule, images: torch.Tensor, inside: bool) -> Any:
     return type(made)(*(column[:, None] for column in made))
 
 
-def private_step(
+def chunks_of(
     module: StageModule, images: torch.Tensor, labels: torch.Tensor, physical: int, inside: bool
-) -> Callable[[], None]:
-    """The same images' clipped and noised sum, ``physical`` at a time."""
-    random, generator = Randomness(0), torch.Generator(images.device).manual_seed(0)
+) -> Iterator[Units]:
+    """The images, one a unit, ``physical`` at a time."""
+    draws = module.draws(len(images), torch.Generator(images.device).manual_seed(0), images.device)
+    for i in range(0, len(images), physical):
+        part = slice(i, i + physical)
+        filled = torch.ones(len(images[part]), 1, device=images.device)
+        inputs = inputs_of(module, images[part], inside)
+        yield Units(inputs, labels[part, None], tuple(d[part, None] for d in draws), filled, None)
 
-    def step() -> None:
+
+def private_steps(
+    module: StageModule, images: torch.Tensor, labels: torch.Tensor, physical: int, inside: bool
+) -> dict[str, Step]:
+    """The same images' clipped and noised sum, both ways."""
+    random = Randomness(0)
+
+    def units() -> None:
         module.zero_grad(set_to_none=True)
-        draws = module.draws(len(images), generator, images.device)
-        chunks = (
-            Units(
-                inputs_of(module, images[i : i + physical], inside),
-                labels[i : i + physical, None],
-                tuple(d[i : i + physical, None] for d in draws),
-                torch.ones(len(images[i : i + physical]), 1, device=images.device),
-                None,
-            )
-            for i in range(0, len(images), physical)
-        )
-        total = summed(module, chunks, 1.0)
-        for name, value in trained(module).items():
-            noise = torch.as_tensor(random.normal(value.numel())).view(value.shape).to(value.device)
-            total[name] += noise
+        total = per_sample.summed(module, chunks_of(module, images, labels, physical, inside), 1.0)
+        for name in sorted(total):
+            value = total[name]
+            total[name] = value + before(random, value.numel(), images.device).view(value.shape)
 
-    return step
+    def ghosts() -> None:
+        module.zero_grad(set_to_none=True)
+        total = ghost.summed(module, chunks_of(module, images, labels, physical, inside), 1.0)
+        for name in sorted(total):
+            flat = total[name].reshape(-1)
+            for start in range(0, len(flat), NOISE_AT_A_TIME):
+                part = flat[start : start + NOISE_AT_A_TIME]
+                part.add_(random.normal(len(part), images.device))
+
+    return {"units": units, "ghost": ghosts}
+
+
+def seconds_by_turns(steps: dict[str, Step], repeats: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each step, after one that is not counted: of the processor, or of the wall for a device."""
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for repeat in range(repeats + 1):
+        for name, step in steps.items():
+            start = clock()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if repeat:
+                taken[name].append(clock() - start)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def most_memory(step: Step, device: torch.device) -> int:
+    """Bytes: what one step takes of a process of its own, or the most that a CUDA device's tensors held."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return torch.cuda.max_memory_allocated(device)
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not serve the step unseen
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is what it holds now
+        base = resident("VmRSS")
+        step()
+        os.write(write, str(resident("VmHWM") - base).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    return int(said)
+
+
+def resident(what: str) -> int:
+    """Bytes of this process in memory: now (``VmRSS``), or at most (``VmHWM``)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(what)).split()[1])
 
 
 def main() -> None:
@@ -104,45 +157,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="compact", choices=("tiny", "compact", "paper"))
     parser.add_argument("--stage", default="guidance", choices=("guidance", "diffusion", "plain"))
-    parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--physical", type=int, nargs="+", default=[4, 8, 16])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--physical", type=int, default=16, help="units at a time")
+    parser.add_argument("--repeats", type=int, default=3, help="0: memory alone")
     parser.add_argument("--encoders", default="train", choices=("train", "frozen"), help="of the guidance network")
-    parser.add_argument("--inside", action="store_true", help="frozen encoders run unit by unit all the same")
+    parser.add_argument("--inside", action="store_true", help="frozen encoders run inside of what is differentiated")
+    parser.add_argument("--ways", nargs="+", default=["plain", "units", "ghost"], choices=("plain", "units", "ghost"))
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--set", nargs="*", default=[], help="further settings, such as model.latent=1024")
     options = parser.parse_args()
     device = torch.device(options.device)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    spec = spec_of(options.model, options.encoders)
+    spec = spec_of(options.model, options.encoders, options.set)
     module = build_module(spec, options.stage).train().to(device)
     side = spec.model.image_side
     images = torch.randn(options.images, 3, side, side).to(device)
     labels = torch.from_numpy(np.arange(options.images) % spec.num_classes).to(device)
     count = sum(p.numel() for p in trained(module).values())
     print(
-        f"{options.model}, {options.stage}: {options.images} images of {side} px, {count / 1e6:.1f} M trained numbers"
+        f"{options.model}, {options.stage}: {options.images} images of {side} px, {count / 1e6:.1f} M trained numbers, "
+        f"{options.physical} units at a time"
     )
-    plain = median_seconds(plain_step(module, images, labels), options.repeats, device)
-    before = peak_bytes(device)
-    cuda = device.type == "cuda"
-    print(f"plain step                      {plain:7.3f} s" + (f"   peak {before / 2**30:6.2f} GB" if cuda else ""))
-    for physical in options.physical:
-        if cuda:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(device)
-        try:
-            taken = median_seconds(
-                private_step(module, images, labels, physical, options.inside), options.repeats, device
-            )
-        except torch.cuda.OutOfMemoryError:
-            print(f"private, {physical:3d} units at a time   does not fit the device's memory")
-            continue
-        peak = peak_bytes(device) - (0 if cuda else before)
-        print(
-            f"private, {physical:3d} units at a time   {taken:7.3f} s   ratio {taken / plain:5.2f}"
-            f"   peak {max(0, peak) / 2**30:6.2f} GB" + ("" if cuda else " above the plain step's")
-        )
+    steps = {
+        "plain": plain_step(module, images, labels),
+        **private_steps(module, images, labels, options.physical, options.inside),
+    }
+    steps = {name: steps[name] for name in options.ways}
+    with mock.patch.object(ghost, "why_not", return_value=""):  # tried below; its memory is not a step's
+        memory = {name: most_memory(step, device) for name, step in steps.items()}
+    if options.repeats:
+        first = next(chunks_of(module, images[:1], labels[:1], 1, options.inside))
+        print(f"taken together: {why_not(module, first) or 'yes'}")
+    seconds = seconds_by_turns(steps, options.repeats, device) if options.repeats else {}
+    for name in steps:
+        if seconds:
+            print(f"{name:6s} {seconds[name]:8.3f} s   over plain {seconds[name] / seconds['plain']:6.2f}", end="   ")
+        print(f"memory {memory[name] / 2**30:6.2f} GB   over plain {memory[name] / memory['plain']:5.2f}   ({name})")
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ class PrivacyConfig(Checked):
         choices=("rdp", "prv"),
     )
     logical_batch: int = option(64, "expected units in a step (Poisson sampling); the loss is divided by it", ge=1)
-    physical_batch: int = option(16, "units whose gradients are in memory at once; changes no result", ge=1)
+    physical_batch: int = option(16, "units that go through the network at once; changes no result", ge=1)
     nominal_units: int = option(
         0,
         "public, rounded number of training units from which the sample rate follows; 0: the true number, which the "

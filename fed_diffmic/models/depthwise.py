@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 MOST_PRODUCTS = 256  # I x O up to which the matrix product was measured to be faster
 MOST_CELLS = 4  # so many output cells are always small; more only under kernels that oneDNN is slow at
@@ -91,6 +92,9 @@ def small_depthwise(
     Returns:
         ``(N, W, *cells)``.
     """
+    if has_torch_function((x, weight)):  # as torch's own convolutions, it can be seen by who follows the weights
+        y: Tensor = handle_torch_function(small_depthwise, (x, weight), x, weight, bias, stride, before, cells)
+        return y
     shape = tuple(x.shape[-2:]), tuple(weight.shape[-2:])
     index = torch.from_numpy(_entries(*shape, tuple(stride), tuple(before), cells))
     kernel = F.pad(weight.flatten(1), (0, 1))  # the last entry is what lies outside the kernel: zero

@@ -23,8 +23,9 @@ from fed_diffmic.data.transforms import augment, normalise
 from fed_diffmic.deadline import check_time
 from fed_diffmic.errors import BudgetError, ConfigError
 from fed_diffmic.privacy.accounting import Mechanism, epsilon, noise_multiplier_for
+from fed_diffmic.privacy.ghost.sum import summed
 from fed_diffmic.privacy.modules import check_private
-from fed_diffmic.privacy.per_sample import Units, clipped_sum, summed, trained
+from fed_diffmic.privacy.per_sample import Units, clipped_sum, trained
 from fed_diffmic.privacy.randomness import Randomness
 from fed_diffmic.privacy.shares import Allowance
 from fed_diffmic.training.centring import seeks_centre
@@ -38,6 +39,9 @@ from fed_diffmic.training.update import LocalResult, LocalRound, SiteMemory
 
 LEAST = 0.1
 """A run that may spend less than this share of ``privacy.epsilon`` is refused before its first round."""
+
+NOISE_AT_A_TIME = 1 << 18
+"""Deviates; more would take memory that the system has to clear first, which costs more than to make them."""
 
 GRANT = "A person at the site can raise the budget: `fed-diffmic ledger grant`."
 
@@ -284,10 +288,13 @@ class _Noisy:
         return self.source.chunks(drawn, self.random)
 
     def _noised(self, total: torch.Tensor) -> torch.Tensor:
-        """The sum with its noise over the expected batch."""
-        noise = self.random.normal(total.numel(), self.device).view(total.shape).to(total)
+        """The sum, which is used up, with its noise over the expected batch."""
         deviation = self.plan.noise_multiplier * self.source.privacy.max_grad_norm
-        return (total + deviation * noise) / self.plan.expected_batch
+        flat = total.reshape(-1)
+        for start in range(0, len(flat), NOISE_AT_A_TIME):
+            part = flat[start : start + NOISE_AT_A_TIME]
+            part.add_(self.random.normal(len(part), self.device).to(total), alpha=deviation)
+        return (flat / self.plan.expected_batch).view(total.shape)
 
 
 def unit_features(module: StageModule, units: Units) -> dict[str, torch.Tensor]:

@@ -57,10 +57,14 @@ class _Losses(nn.Module):
         self.module = module
 
     def forward(self, batch: Batch, draws: tuple[Tensor, ...]) -> Tensor:
-        images = batch.inputs
-        if isinstance(images, Tensor):  # encoders that are trained lie inside what is differentiated
-            batch = Batch(self.module.inputs(images), batch.labels, batch.offset)
-        return self.module.losses(batch, draws)
+        return losses_of(self.module, batch, draws)
+
+
+def losses_of(module: StageModule, batch: Batch, draws: tuple[Tensor, ...]) -> Tensor:
+    """Each image's loss ``(B,)``: encoders that are trained lie inside what is differentiated."""
+    if isinstance(batch.inputs, Tensor):
+        batch = Batch(module.inputs(batch.inputs), batch.labels, batch.offset)
+    return module.losses(batch, draws)
 
 
 def trained(module: StageModule) -> dict[str, nn.Parameter]:
@@ -111,6 +115,12 @@ def norms(gradients: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([square.double() for square in squares]).sum(dim=0).sqrt()
 
 
+def clip_factors(size: Tensor, bound: float) -> Tensor:
+    """What each unit's gradient is multiplied by: norms ``(U,)`` become at most ``bound``; 0 for what is not finite."""
+    factors = (bound * (1 - MARGIN) / size.clamp_min(1e-30)).clamp_max(1.0)
+    return torch.where(torch.isfinite(size), factors, torch.zeros_like(factors))
+
+
 def clipped(gradients: Mapping[str, Tensor], bound: float) -> dict[str, Tensor]:
     """Each unit's gradient scaled to a norm of at most ``bound``, ``(U, *shape)`` by name.
 
@@ -131,7 +141,7 @@ def clipped_sum(gradients: Mapping[str, Tensor], bound: float) -> dict[str, Tens
     """
     size = norms(gradients)
     finite = torch.isfinite(size)
-    factor = torch.where(finite, (bound * (1 - MARGIN) / size.clamp_min(1e-30)).clamp_max(1.0), torch.zeros_like(size))
+    factor = clip_factors(size, bound)
     if not bool(finite.all()):  # nothing times infinity is not nothing
         gradients = {name: value[finite] for name, value in gradients.items()}
         factor = factor[finite]

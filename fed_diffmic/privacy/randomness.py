@@ -6,24 +6,31 @@ is written nowhere and derived from nothing. The run's seed takes no part in it.
 counter has 32 bits, of blocks of 64 bytes); a stream that needs more goes on under another key.
 
 Not covered: normal deviates are made in float64 by inversion of 53-bit uniforms and added in the update's own
-precision; attacks on the low bits of floating-point noise (Mironov 2012) are outside the guarantee.
+precision; attacks on the low bits of floating-point noise (Mironov 2012) are outside the guarantee. (In float32 the
+inversion would take a third less time, and noise would lie on a grid as coarse as the update it hides.)
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 
 import numpy as np
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
-_BLOCK = 1 << 16  # deviates that a processor makes at a time, for its cache
+from fed_diffmic.privacy.chacha import BLOCK_BYTES, keystream
+
+_BLOCK = 1 << 15  # deviates that a processor makes at a time, for its cache
+_DEVICE_BLOCK = 1 << 22
 _KEY_BYTES = 1 << 38  # what one key may make: 2^32 blocks of 64 bytes (RFC 8439, section 2.3)
 _MOST_WORD = 2**64 - 1
-_TOP = 2**53 - 1  # the largest of the 53-bit numbers that a uniform is made of
+_HALF = 2**52  # of the 53-bit numbers that a uniform is made of
+_TAIL = 1 - 2.0**-20
+"""Of ``2 u - 1``: beyond it, at 4.9 deviations, a number near 1 no longer tells to eleven digits how near it is."""
 
 
 class Randomness:
@@ -42,10 +49,10 @@ class Randomness:
 
     def _renew(self) -> None:
         """Begin the next stream, under a key of its own."""
-        key = os.urandom(32) if self._test is None else _test_key(self._test, self._streams)
+        self._key = os.urandom(32) if self._test is None else _test_key(self._test, self._streams)
         self._streams += 1
         self._left = _KEY_BYTES
-        self._stream = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
+        self._stream = _cipher(self._key, 0)
 
     def _bytes(self, count: int) -> bytes:
         """The next ``count`` bytes; where a key's stream ends, those of the next one follow."""
@@ -62,6 +69,30 @@ class Randomness:
     def _words(self, count: int) -> np.ndarray:
         """``(count,)`` int64, 64 bits of the stream each."""
         return np.frombuffer(self._bytes(8 * count), dtype="<i8")
+
+    def _fill(self, words: np.ndarray, zeros: np.ndarray) -> None:
+        """The same, into an array of int64; ``zeros`` are as many bytes, which the cipher works on."""
+        if self._left < words.nbytes:
+            words[:] = self._words(len(words))
+        else:
+            self._stream.update_into(zeros, words.view(np.uint8))
+            self._left -= words.nbytes
+
+    def _words_on(self, count: int, device: torch.device) -> torch.Tensor:
+        """The same, made on a device: what the processor would make next, bit for bit."""
+        parts = []
+        while count:
+            if not self._left:
+                self._renew()
+            taken, start = min(count, self._left // 8), _KEY_BYTES - self._left
+            first, skipped = divmod(start, BLOCK_BYTES)
+            blocks = -(-(skipped + 8 * taken) // BLOCK_BYTES)
+            made = keystream(self._key, first, blocks, device).view(torch.int64).flatten()
+            parts.append(made[skipped // 8 : skipped // 8 + taken])
+            self._left -= 8 * taken
+            count -= taken
+            self._stream = _cipher(self._key, start + 8 * taken)
+        return torch.cat(parts)
 
     def uniform(self, count: int) -> np.ndarray:
         """``(count,)`` float64, strictly inside (0, 1): ``(2 k + 1) / 2^54`` with ``k`` of 53 bits."""
@@ -84,24 +115,19 @@ class Randomness:
         return found % bounds
 
     def normal(self, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
-        """``(count,)`` float64 standard normal deviates on ``device``, by inversion.
-
-        Only the stream is always the processor's work: of the time that a hundred million deviates take it, which a
-        large network needs at each step, inversion is the larger part.
-        """
+        """``(count,)`` float64 standard normal deviates on ``device``, by inversion. A card makes the stream itself."""
         made = torch.empty(count, dtype=torch.float64, device=device)
-        block = _BLOCK if made.device.type == "cpu" else 64 * _BLOCK
-        for start in range(0, count, block):
-            part = made[start : start + block]
-            words = torch.from_numpy(self._words(len(part)).astype(np.int64)).to(device)
-            # torch shifts the sign in from the left; the mask leaves the 53 bits that `uniform` takes.
-            words.bitwise_right_shift_(11).bitwise_and_(_TOP)
-            # The upper half by symmetry: uniforms near 1 lie 2^-53 apart, which is coarse beyond seven deviations,
-            # those near 0 are exact. So both tails are the same, and none ends at an infinite deviate.
-            sign = words.bitwise_right_shift(52).neg_()  # -1 in the upper half, else 0
-            part.copy_(words.bitwise_xor_(sign.bitwise_and(_TOP)))  # in the upper half 2^53 - 1 less the number
-            torch.special.ndtri(part.add_(0.5).mul_(2.0**-53), out=part)
-            part.mul_(sign.mul_(2).add_(1))
+        if made.device.type != "cpu":
+            for start in range(0, count, _DEVICE_BLOCK):
+                part = made[start : start + _DEVICE_BLOCK]
+                _inverted(self._words_on(len(part), made.device), part)
+            return made
+        words, zeros = np.empty(min(count, _BLOCK), dtype="<i8"), np.zeros(8 * min(count, _BLOCK), dtype=np.uint8)
+        for start in range(0, count, _BLOCK):
+            part = made[start : start + _BLOCK]
+            taken = words[: len(part)]
+            self._fill(taken, zeros[: taken.nbytes])
+            _inverted(torch.from_numpy(taken), part)
         return made
 
     def included(self, count: int, rate: float) -> np.ndarray:
@@ -111,6 +137,29 @@ class Randomness:
     def seed(self) -> int:
         """63 bits to seed another generator with (what needs to be random, and need not be secret afterwards)."""
         return int.from_bytes(self._bytes(8), "little") >> 1
+
+
+def _inverted(words: torch.Tensor, made: torch.Tensor) -> None:
+    """Normal deviates of 64 bits each, of which 53 count, into ``made``; ``words`` are used up."""
+    # The 53-bit number less its half: uniforms about 0. Both tails are the same, and none ends at infinity.
+    words.bitwise_xor_(-(2**63)).bitwise_right_shift_(11)
+    made.copy_(words).add_(0.5).mul_(1 / _HALF)
+    low, high = torch.aminmax(made)
+    outside = (made.abs() > _TAIL).nonzero().squeeze(1) if max(-float(low), float(high)) > _TAIL else None
+    torch.erfinv(made, out=made).mul_(math.sqrt(2))
+    if outside is not None:
+        far = words[outside]
+        # Of the nearer end: uniforms near 0 are exact, those near 1 lie 2^-53 apart.
+        below = torch.where(far < 0, far + _HALF, _HALF - 1 - far).double().add_(0.5).mul_(0.5 / _HALF)
+        made[outside] = torch.special.ndtri(below) * torch.where(far < 0, 1.0, -1.0).double()
+
+
+def _cipher(key: bytes, position: int) -> CipherContext:
+    """The key's stream from a byte on."""
+    block, skipped = divmod(position, BLOCK_BYTES)
+    stream = Cipher(ChaCha20(key, (block % 2**32).to_bytes(4, "little") + bytes(12)), mode=None).encryptor()
+    stream.update(bytes(skipped))
+    return stream
 
 
 def _test_key(names: tuple[str | int, ...], stream: int) -> bytes:

@@ -57,6 +57,9 @@ class Words:
     def update(self, data):
         return np.resize(self.data, len(data) // 8).astype("<u8").tobytes()
 
+    def update_into(self, data, buffer):
+        buffer[:] = np.frombuffer(self.update(bytes(len(data))), dtype=np.uint8)
+
 
 @pytest.mark.parametrize("number", [0, 2**53 - 1])
 def test_the_outermost_uniforms_lie_inside_and_have_finite_deviates(monkeypatch, number):

@@ -1,0 +1,1 @@
+"""Clipped sums of units' gradients without the gradients: norms from activations and output gradients."""
