@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -24,11 +24,12 @@ from fed_diffmic.data.site import Examples, SiteData
 from fed_diffmic.errors import DataError, ModelFileError, UsageError
 from fed_diffmic.files import sync_folder
 from fed_diffmic.provision.keys import PrivateKey
+from fed_diffmic.release.made_at import OWN
 from fed_diffmic.release.personal import save_part, sign_parts
 from fed_diffmic.release.pinned import pin
 from fed_diffmic.release.provenance import PROVENANCE, signed_key
 from fed_diffmic.training.calibration import Calibration
-from fed_diffmic.training.choice import choose_model
+from fed_diffmic.training.choice import Step, choose_model
 from fed_diffmic.training.comparison import difference
 from fed_diffmic.training.evaluation import judged, metrics_of, predict_scores
 from fed_diffmic.training.metrics import METRICS, Scored
@@ -58,17 +59,34 @@ class Final(Protocol):
         """Calibration of each stage."""
 
 
+@runtime_checkable
+class Predicts(Protocol):
+    """A model that says itself what it makes of images (:class:`fed_diffmic.inference.predictor.Predictor`)."""
+
+    @property
+    def spec(self) -> RunSpec:
+        """What it was trained as."""
+
+    def predict(self, examples: Examples) -> Scored:
+        """Calibrated probabilities and decisions."""
+
+
+Judged = Final | Predicts
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """Metrics of one or two models on a site's images.
+    """Metrics of one or more models on a site's images.
 
     Attributes:
         site, split, images: on what.
         metrics: of the model that came: ``{metric: {value, low, high}}``.
         other: of the one in use, if there is one.
         difference: the model that came minus the one in use.
-        take: the one to use: :data:`CAME` or :data:`KEPT`.
-        why: in a sentence.
+        take: the one to use: :data:`CAME`, :data:`KEPT`, or one that the site made (:func:`own_name`).
+        why: in a sentence or several.
+        own: metrics of the models that the site made of the one that came, by kind.
+        steps: the comparisons that led to the choice, in order, where there are own models.
     """
 
     site: str
@@ -79,12 +97,25 @@ class Comparison:
     difference: dict[str, Any] | None
     take: str = CAME
     why: str = ""
+    own: dict[str, dict[str, Any]] = field(default_factory=dict)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+
+def own_name(kind: str) -> str:
+    """What a model that the site made is called in a comparison."""
+    return f"this site's own model ({kind})"
 
 
 def compare_models(
-    config: SiteConfig, model: Final, other: Final | None, *, split: str = "test", bootstrap: int = BOOTSTRAP
+    config: SiteConfig,
+    model: Judged,
+    other: Judged | None,
+    *,
+    split: str = "test",
+    bootstrap: int = BOOTSTRAP,
+    own: Mapping[str, Predicts] | None = None,
 ) -> Comparison:
-    """Score one or two models on the site's own images.
+    """Score models on the site's own images.
 
     Args:
         config: of the site.
@@ -92,6 +123,7 @@ def compare_models(
         other: that is in use; none: there is no other.
         split: ``test`` or ``val``.
         bootstrap: resamples of groups.
+        own: models that the site made of the one that came, by kind; none: there are none.
 
     Raises:
         DataError: the split is empty, or the site's classes or task are not a model's.
@@ -99,19 +131,47 @@ def compare_models(
     """
     source = SiteSource(config)
     device = chosen_device(config.site.device)
-    scored = score(source, model, split, device)
-    site = config.site.name
-    own = _metrics(scored, model.spec, bootstrap)
-    if other is None:
-        return Comparison(site, split, len(scored.labels), own, None, None, CAME, "There is no model in use.")
-    before = score(source, other, split, device)
+    site, seed = config.site.name, model.spec.seed
+    scored = {CAME: score(source, model, split, device)}
+    count, metrics = len(scored[CAME].labels), _metrics(scored[CAME], model.spec, bootstrap)
+    found = Comparison(site, split, count, metrics, None, None, CAME, "There is no model in use.")
+    if other is not None:
+        scored[KEPT] = score(source, other, split, device)
+        gap = _difference(site, scored[CAME], scored[KEPT], bootstrap, seed)
+        take, why = which_to_take(gap)
+        theirs = _metrics(scored[KEPT], other.spec, bootstrap)
+        found = replace(found, other=theirs, difference=gap, take=take, why=why)
+    if not own:
+        return found
+    scored |= {own_name(kind): score(source, each, split, device) for kind, each in own.items()}
+
+    def gap_of(first: str, second: str) -> Mapping[str, Any]:
+        cell: Mapping[str, Any] = _difference(site, scored[first], scored[second], bootstrap, seed)[RANKED]
+        return cell
+
+    choice = choose_model(list(scored), gap_of)
+    of_own = {kind: _metrics(scored[own_name(kind)], model.spec, bootstrap) for kind in own}
+    why = " ".join(map(step_text, choice.steps))
+    return replace(found, take=choice.model, why=why, own=of_own, steps=[asdict(step) for step in choice.steps])
+
+
+def _difference(site: str, first: Scored, second: Scored, bootstrap: int, seed: int) -> dict[str, Any]:
     try:
-        paired = difference({site: scored}, {site: before}, bootstrap=bootstrap, seed=model.spec.seed)
+        found = difference({site: first}, {site: second}, bootstrap=bootstrap, seed=seed)
     except ValueError as error:
         raise DataError(f"the two models cannot be compared: {error}") from error
-    theirs = _metrics(before, other.spec, bootstrap)
-    take, why = which_to_take(paired["sites"][site])
-    return Comparison(site, split, len(scored.labels), own, theirs, paired["sites"][site], take, why)
+    cells: dict[str, Any] = found["sites"][site]
+    return cells
+
+
+def step_text(step: Step) -> str:
+    """One comparison of several, in a sentence."""
+    name = step.candidate[0].upper() + step.candidate[1:]
+    if step.value is None or step.low is None or step.high is None:
+        return f"{name} against {step.against}: no interval of the difference in macro AUROC can be given."
+    said = "better" if step.taken else "worse" if step.worse else "neither better nor worse"
+    span = f"{step.value:+.3f} ({step.low:+.3f} to {step.high:+.3f})"
+    return f"{name} is shown to be {said} than {step.against} on this site's own images: macro AUROC {span}."
 
 
 def which_to_take(gap: Mapping[str, Any]) -> tuple[str, str]:
@@ -136,7 +196,7 @@ def which_to_take(gap: Mapping[str, Any]) -> tuple[str, str]:
     return choice.model, f"The model that came {said} on this site's own images: {amount}{default}."
 
 
-def score(source: SiteSource, model: Final, split: str, device: str) -> Scored:
+def score(source: SiteSource, model: Judged, split: str, device: str) -> Scored:
     """Calibrated predictions of the last stage of a model on one of the site's splits.
 
     Raises:
@@ -152,6 +212,8 @@ def score(source: SiteSource, model: Final, split: str, device: str) -> Scored:
     examples: Examples = getattr(data, split)
     if not len(examples):
         raise DataError(f"this site has no {split} images", "Choose --split val, or set site.test_fraction.")
+    if isinstance(model, Predicts):
+        return model.predict(examples)
     stage = next((name for name in STAGES if name in model.states), None)
     if stage is None or stage not in model.calibration:
         raise ModelFileError("the model has no finished stage")
@@ -211,6 +273,8 @@ def take_over(
 def _copy(final: Path, part: Path, site: str, parts: Mapping[str, Tensors], signer: PrivateKey | None) -> None:
     part.mkdir(mode=0o700)
     shutil.copytree(final / "final", part / "final")
+    if (final / OWN).is_dir():  # a mixture is two models
+        shutil.copytree(final / OWN, part / OWN)
     if (part / "final" / PROVENANCE).exists():
         pin(part, signed_key(part / "final" / PROVENANCE))
     for stage, own in parts.items():
@@ -237,10 +301,23 @@ def comparison_text(result: Comparison) -> str:
             note = " (smaller is better)" if metric in SMALLER_IS_BETTER else ""
             line += f"{result.other[metric]['value']:>8.3f}{cell['value']:>+12.3f}  {span}{note}"
         lines.append(line)
-    if result.other is not None:
+    lines += _own_lines(result)
+    if result.other is not None or result.own:
         lines.append(f"Take {result.take}. {result.why}")
     lines.append("For research, not a medical device.")
     return "\n".join(lines)
+
+
+def _own_lines(result: Comparison) -> list[str]:
+    """The metrics of the models that the site made, a column each."""
+    if not result.own:
+        return []
+    lines = ["", "models that this site made", f"{'figure':<20}" + "".join(f"{kind:>10}" for kind in result.own)]
+    for metric in METRICS:
+        values = [metrics[metric]["value"] for metrics in result.own.values()]
+        if any(value is not None for value in values):
+            lines.append(f"{metric:<20}" + "".join(f"{'' if v is None else f'{v:.3f}':>10}" for v in values))
+    return lines
 
 
 def _metrics(scored: Scored, spec: RunSpec, bootstrap: int) -> dict[str, Any]:

@@ -206,6 +206,8 @@ def as_simulation(config: ServerConfig) -> SimulateConfig:
         model=config.model,
         stages=config.stages,
         strategy=config.strategy,
+        # What a mixture needs beside the global model each site trains by itself, if its people want one.
+        baselines=["local"] if "mixture" in config.strategy.personal else [],
         run=RunConfig(
             dir=config.run.dir,
             threads_per_site=config.run.threads_per_site,

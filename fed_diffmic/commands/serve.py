@@ -53,7 +53,7 @@ def _serve(arguments: argparse.Namespace, hint: list[str]) -> int:
     token = _token(arguments.token_file)
     context = _tls(arguments)
     from fed_diffmic.inference.card import model_card
-    from fed_diffmic.inference.predictor import predictor_of
+    from fed_diffmic.inference.finished import predictor_of
     from fed_diffmic.inference.service import ServiceSettings, check_wanted, make_service
     from fed_diffmic.inference.sure import Wanted
     from fed_diffmic.provision.keys import load_public

@@ -204,7 +204,7 @@ def _check_common(arguments: argparse.Namespace) -> None:
 
 
 def _predictor(arguments: argparse.Namespace) -> Predictor:
-    from fed_diffmic.inference.predictor import final_predictor
+    from fed_diffmic.inference.finished import final_predictor
     from fed_diffmic.provision.keys import load_public
 
     key = None if arguments.key is None else load_public(arguments.key)

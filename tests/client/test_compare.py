@@ -144,7 +144,7 @@ def test_a_model_that_changed_while_it_was_compared_is_not_taken_over(
         return third if change == "read in between" else first
 
     monkeypatch.setattr(compare, "compare_models", swap)
-    monkeypatch.setattr("fed_diffmic.release.final.load_final", read)  # the command's; the copy is read as ever
+    monkeypatch.setattr("client.models.load_final", read)  # the command's; the copy is read as ever
     (tmp_path / "site.yaml").write_text(
         f"site: {{name: one, folder: {tmp_path / 'site'}, device: cpu}}\ndataset: {{root: {tmp_path}}}\n"
     )
