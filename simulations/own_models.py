@@ -83,24 +83,22 @@ def is_own(config: SiteConfig, folder: Path) -> bool:
 
 
 def load_own(config: SiteConfig, folder: Path) -> FinalModel:
-    """A model that this site made, if it is still the one that it made last.
+    """A model that this site made, if it is still the one of its kind that it made last.
 
     Raises:
         ModelFileError: it is not, or its signature does not hold.
     """
     key = signing_key(config)
     model = load_final(folder, public_key=None if key is None else key.public_key())
-    if model.made_at is None or model.made_at.site != config.site.name:
-        raise ModelFileError(f"the model in {folder} is none that this site made", AGAIN)
+    about = (model.made_at.site, model.made_at.kind) if model.made_at is not None else ("", "")
+    if about != (config.site.name, folder.name):
+        raise ModelFileError(f"the model in {folder} is none that this site made, or one of another kind", AGAIN)
     if key is None:
         return model
     path = Path(str(config.site.folder)) / AUDIT
     lines = read_lines(path) if path.exists() else []
-    about = {"of_run": model.spec.run_id, "made": model.made_at.kind}
-    line = next(
-        (n for n in reversed(lines) if n.kind == MADE and about.items() <= n.facts.items()),
-        None,
-    )
+    named = {"of_run": model.spec.run_id, "made": folder.name}
+    line = next((n for n in reversed(lines) if n.kind == MADE and named.items() <= n.facts.items()), None)
     if line is None or line.facts.get("model") != model_digest(folder):
         raise ModelFileError(f"the model in {folder} is not the one that this site made last", AGAIN)
     check_chain(lines[lines.index(line) :], key, path)

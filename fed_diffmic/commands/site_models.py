@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from fed_diffmic.errors import UsageError
 
 if TYPE_CHECKING:
-    from client.compare import Comparison, Judged
+    from client.compare import Judged
+    from client.compared import Comparison
     from fed_diffmic.algorithms.base import Tensors
     from fed_diffmic.config.site import SiteConfig
     from fed_diffmic.release.final import FinalModel
@@ -85,7 +86,8 @@ def _complete(config: SiteConfig, final: FinalModel, path: Path, parts: dict[str
 def _compare(config: SiteConfig, arguments: argparse.Namespace, came_from: Path, *, use: bool) -> int:
     from dataclasses import asdict
 
-    from client.compare import compare_models, comparison_text
+    from client.compare import compare_models
+    from client.compared import comparison_text
     from client.device import chosen_device
     from client.kept import IN_USE, model_digest
     from client.personal import own_parts
@@ -121,7 +123,8 @@ def _use(
     Args:
         came: where the model lies that came, what it is, the site's own parts of it, digest of its folder.
     """
-    from client.compare import CAME, KEPT, own_name, take_over
+    from client.compare import take_over
+    from client.compared import CAME, KEPT, own_name
     from client.kept import check_copy, model_digest, record, signing_key
     from simulations.own_models import own_folder
 

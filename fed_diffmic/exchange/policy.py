@@ -128,6 +128,8 @@ class SitePolicy:
             denial = self._check_stage(kind, spec, request.header, now)
             if denial is None and kind != "mask":
                 denial = self._check_training(spec, request) if kind == "train" else self._check_metrics(kind, request)
+        if denial is None and kind == "deliver" and minutes_left(self._hours, now or datetime.now()) <= 0:
+            denial = Denial(failures.POLICY_HOURS, "no time is left by policy.hours")
         if denial is None:  # last: it looks at the whole network
             beyond = beyond_limits(self.config.limits, kind, spec, request.header.get("stage"))
             denial = None if beyond is None else Denial(*beyond)

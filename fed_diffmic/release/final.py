@@ -18,6 +18,7 @@ from typing import Any
 
 from fed_diffmic.algorithms.base import Tensors
 from fed_diffmic.config.fields import as_written
+from fed_diffmic.config.run_names import RUN_NAMES, is_run_name
 from fed_diffmic.config.spec import RunSpec, parse_dataclass, without_paths
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.files import atomic_write, load_tensors, read_json, save_tensors, tensors_digest
@@ -179,8 +180,11 @@ def load_final(
                 raise ModelFileError(f"{final / stage}.safetensors does not hold the weights that model.json names")
         check_binding(statement, states, str(final))
         _check_architecture(path, states, {**value.get("architecture", {}), **(architecture or {})})
+        spec = parse_dataclass(RunSpec, value["spec"], "spec")
+        if not is_run_name(spec.run_id):
+            raise ModelFileError(f"{path} names a run {spec.run_id!r}; allowed: {RUN_NAMES}")
         return FinalModel(
-            spec=parse_dataclass(RunSpec, value["spec"], "spec"),
+            spec=spec,
             states=states,
             calibration={stage: Calibration.from_json(c) for stage, c in value["calibration"].items()},
             history=value["history"],

@@ -10,18 +10,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from client import compare
-from client.compare import (
-    BEFORE,
-    CAME,
-    IN_USE,
-    KEPT,
-    Comparison,
-    Final,
-    compare_models,
-    comparison_text,
-    take_over,
-    which_to_take,
-)
+from client.compare import BEFORE, IN_USE, Final, compare_models, take_over, which_to_take
+from client.compared import CAME, KEPT, Comparison, comparison_text
 from fed_diffmic.cli import main
 from fed_diffmic.config.site import SiteConfig, SiteGroup
 from fed_diffmic.config.spec import RunSpec
