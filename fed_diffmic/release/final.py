@@ -163,9 +163,12 @@ def load_final(
     """
     final = Path(run_dir) / "final"
     if not has_final(run_dir):
+        inside = Path(run_dir).name == "final" and (Path(run_dir) / "model.json").exists()
         raise ModelFileError(
-            f"{run_dir} holds no final model",
-            "Name a run that has ended (its folder holds final/); --resume continues one that has not.",
+            f"{run_dir} holds no final model" + (": it is one" if inside else ""),
+            f"Name the folder that it lies in: {Path(run_dir).parent}."
+            if inside
+            else "Name a run that has ended (its folder holds final/); --resume continues one that has not.",
         )
     path = final / "model.json"
     value = read_json(path)

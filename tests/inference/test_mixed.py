@@ -39,7 +39,8 @@ def test_the_mean_is_of_the_sites_own_mix_of_classes(pair: tuple[Predictor, Pred
     np.testing.assert_allclose(found.probabilities, expected, rtol=1e-12)
     np.testing.assert_array_equal(found.decided, expected.argmax(axis=1))
     opinion = mixed.opinion(examples)
-    np.testing.assert_allclose(opinion.doubts["entropy"], -(expected * np.log(expected)).sum(axis=1), rtol=1e-9)
+    entropy = -(expected * np.log(expected)).sum(axis=1) / np.log(3)
+    np.testing.assert_allclose(opinion.doubts["entropy"], entropy, rtol=1e-9)
     pixels = examples.images(np.arange(len(examples))).numpy()
     np.testing.assert_allclose(mixed.predict_pixels(pixels, examples.keys).probabilities, expected, rtol=1e-5)
     scores, others = mixed.scores(examples)  # what a site's own prediction sets are counted from
