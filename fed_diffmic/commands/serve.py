@@ -78,7 +78,7 @@ def _serve(arguments: argparse.Namespace, hint: list[str]) -> int:
         queue=arguments.queue,
         wanted=wanted,
     )
-    app = make_service(predictor, model_card(final), settings)
+    app = make_service(predictor, model_card(final, predictor.fitted), settings)
     return _listen(app, arguments, context, final.origin)
 
 

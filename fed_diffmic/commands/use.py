@@ -134,8 +134,8 @@ def _predict(arguments: argparse.Namespace, hint: list[str]) -> int:
         _write_reports(arguments, predictor, found)
     dicom = sum(map(begins_as_dicom, found.names))
     if dicom:
-        print(f"{dicom} of the images are DICOM: of a file with several frames one was looked at, the one that its header "
-              "names or the middle one.", file=sys.stderr)  # fmt: skip
+        which = "one was looked at, the one that its header names or the middle one"
+        print(f"{dicom} of the images are DICOM: of a file with several frames {which}.", file=sys.stderr)
     for bad in found.unreadable:
         print(f"not predicted: {shown(bad.name)}: {bad.words}", file=sys.stderr)
     if found.unreadable:

@@ -54,7 +54,7 @@ class Hospital:
 
 
 def federated(folder: Path, name: str, data: SiteData) -> FinalModel:
-    others = toy.toy_site("b", 2, count=96)  # where the same pictures are called otherwise
+    others = toy.toy_site("b", 2, count=576)  # where the same pictures are called otherwise
     train, val = (replace(part, labels=(part.labels + 1) % 3) for part in (others.train, others.val))
     others = replace(others, train=train, val=val)
     grid, _ = toy.toy_grid(folder, ("a", "b"), toy.ToySource({"a": data, "b": others}))
