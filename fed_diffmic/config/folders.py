@@ -60,7 +60,7 @@ def check_folders(config: SimulateConfig, resume: bool) -> None:
             )
         return
     folder = Path(config.run.dir)
-    check_run_folder(folder)
+    check_run_folder(folder.resolve())
     if folder.exists() and not folder.is_dir():
         raise ConfigError("run.dir", folder, "a folder, existing or not")
     if holds_run(folder) and not resume:
@@ -77,8 +77,7 @@ def check_run_folder(folder: Path) -> None:
     Raises:
         ConfigError: says what is allowed.
     """
-    name = folder.absolute().name
-    if not is_run_name(name):
+    if not is_run_name(folder.name):
         raise ConfigError("run.dir", repr(str(folder)), f"a folder whose name has {RUN_NAMES}")
 
 
