@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +47,7 @@ def test_a_hostile_name_is_refused_wherever_it_enters(name: str, tmp_path: Path)
     write_final(tmp_path, FinalModel(spec, {}, {}, [], 0, {}))
     with pytest.raises(ModelFileError, match="names a run") as copied:  # a model that was copied by hand
         load_final(tmp_path)
-    assert str(copied.value).isprintable() and json.dumps(name)[1:-1]
+    assert str(copied.value).isprintable()
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[2Jb", "a\u202eb"])
