@@ -22,7 +22,7 @@ from fed_diffmic.files import write_new
 from fed_diffmic.inference.finished import final_predictor, predictor_of
 from fed_diffmic.inference.predictor import Predictor
 from fed_diffmic.provision.keys import private_bytes, public_text
-from fed_diffmic.release.final import FinalModel, load_final
+from fed_diffmic.release.final import FinalModel, load_final, write_final
 from server.checkpoints import CheckpointStore
 from simulations.alone import alone_spec, starts_elsewhere
 from simulations.arms import TrainedArm
@@ -176,7 +176,7 @@ def test_a_person_may_take_another_one(copied: Hospital, capsys: Any) -> None:
     assert "alone, finetune, head, mixture" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change", ["another's", "another of its own", "the second of a mixture"])
+@pytest.mark.parametrize("change", ["another's", "another of its own", "an older one", "the second of a mixture"])
 def test_a_model_that_was_exchanged_is_refused(copied: Hospital, capsys: Any, change: str) -> None:
     folder = own_folder(copied.config, "toy")
     if change == "another's":
@@ -189,6 +189,10 @@ def test_a_model_that_was_exchanged_is_refused(copied: Hospital, capsys: Any, ch
         assert '"kind": "alone"' in text
         shutil.rmtree(folder / "alone")
         shutil.copytree(folder / "head", folder / "alone")
+    elif change == "an older one":  # of the same kind, under the site's own signature
+        model = load_final(folder / "finetune")
+        older = {stage: replace(fitted, scale=2 * fitted.scale) for stage, fitted in model.calibration.items()}
+        write_final(folder / "finetune", replace(model, calibration=older), signer=seals.SITE_KEYS["a"], facts={})
     else:
         shutil.rmtree(folder / "mixture" / "own")
         shutil.copytree(folder / "head", folder / "mixture" / "own")
