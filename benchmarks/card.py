@@ -74,8 +74,8 @@ def private(model: str, device: str, repeats: int) -> None:
         seconds = seconds_by_turns(ways, repeats, where)
         memory = {name: most_memory(step, where) for name, step in ways.items()}
         said = " | ".join(
-            f"{name} {seconds[name]:.3f} s ({seconds[name] / seconds['plain']:.1f} times), {memory[name] / 2**30:.2f} GiB"
-            for name in ways
+            f"{name} {taken:.3f} s ({taken / seconds['plain']:.1f} times), {memory[name] / 2**30:.2f} GiB"
+            for name, taken in seconds.items()
         )
         print(f"| {model}, {stage}, {count} images | {said} |", flush=True)
 

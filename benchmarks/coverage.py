@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from fed_diffmic.config.compose import compose
-from fed_diffmic.inference.predictor import Predictor, final_predictor
+from fed_diffmic.inference.finished import final_predictor
+from fed_diffmic.inference.predictor import Predictor
 from fed_diffmic.release.final import load_final
 from fed_diffmic.training import conformal
 from fed_diffmic.training.conformal import Rule

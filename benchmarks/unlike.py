@@ -21,7 +21,8 @@ from fed_diffmic.data.phantoms import chest, dermoscopy
 from fed_diffmic.data.phantoms.canvas import site_style
 from fed_diffmic.data.site import Examples
 from fed_diffmic.errors import DataError
-from fed_diffmic.inference.predictor import Predictor, final_predictor
+from fed_diffmic.inference.finished import final_predictor
+from fed_diffmic.inference.predictor import Predictor
 from fed_diffmic.training.familiar import familiar, image_features
 from fed_diffmic.training.features import CHUNK, chunks
 from simulations.sites import build_sites

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from client.compared import CAME, KEPT, Comparison, own_name, step_text
 from client.device import chosen_device
 from client.kept import IN_USE
 from client.source import SiteSource
@@ -24,6 +25,7 @@ from fed_diffmic.data.site import Examples, SiteData
 from fed_diffmic.errors import DataError, ModelFileError, UsageError
 from fed_diffmic.files import sync_folder
 from fed_diffmic.provision.keys import PrivateKey
+from fed_diffmic.release.made_at import OWN
 from fed_diffmic.release.personal import save_part, sign_parts
 from fed_diffmic.release.pinned import pin
 from fed_diffmic.release.provenance import PROVENANCE, signed_key
@@ -37,8 +39,6 @@ from fed_diffmic.training.stages import build_module, load_state
 BEFORE, NEW = "model.before", ".model.part"
 STAGES = ("diffusion", "guidance", "plain")
 BOOTSTRAP = 1000
-SMALLER_IS_BETTER = ("brier", "ece")
-CAME, KEPT = "the model that came", "the model in use"
 RANKED = "auroc_macro"
 
 
@@ -58,33 +58,31 @@ class Final(Protocol):
         """Calibration of each stage."""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Metrics of one or two models on a site's images.
+@runtime_checkable
+class Predicts(Protocol):
+    """A model that says itself what it makes of images (:class:`fed_diffmic.inference.predictor.Predictor`)."""
 
-    Attributes:
-        site, split, images: on what.
-        metrics: of the model that came: ``{metric: {value, low, high}}``.
-        other: of the one in use, if there is one.
-        difference: the model that came minus the one in use.
-        take: the one to use: :data:`CAME` or :data:`KEPT`.
-        why: in a sentence.
-    """
+    @property
+    def spec(self) -> RunSpec:
+        """What it was trained as."""
 
-    site: str
-    split: str
-    images: int
-    metrics: dict[str, Any]
-    other: dict[str, Any] | None
-    difference: dict[str, Any] | None
-    take: str = CAME
-    why: str = ""
+    def predict(self, examples: Examples) -> Scored:
+        """Calibrated probabilities and decisions."""
+
+
+Judged = Final | Predicts
 
 
 def compare_models(
-    config: SiteConfig, model: Final, other: Final | None, *, split: str = "test", bootstrap: int = BOOTSTRAP
+    config: SiteConfig,
+    model: Judged,
+    other: Judged | None,
+    *,
+    split: str = "test",
+    bootstrap: int = BOOTSTRAP,
+    own: Mapping[str, Predicts] | None = None,
 ) -> Comparison:
-    """Score one or two models on the site's own images.
+    """Score models on the site's own images.
 
     Args:
         config: of the site.
@@ -92,6 +90,7 @@ def compare_models(
         other: that is in use; none: there is no other.
         split: ``test`` or ``val``.
         bootstrap: resamples of groups.
+        own: models that the site made of the one that came, by kind; none: there are none.
 
     Raises:
         DataError: the split is empty, or the site's classes or task are not a model's.
@@ -99,19 +98,37 @@ def compare_models(
     """
     source = SiteSource(config)
     device = chosen_device(config.site.device)
-    scored = score(source, model, split, device)
-    site = config.site.name
-    own = _metrics(scored, model.spec, bootstrap)
-    if other is None:
-        return Comparison(site, split, len(scored.labels), own, None, None, CAME, "There is no model in use.")
-    before = score(source, other, split, device)
+    site, seed = config.site.name, model.spec.seed
+    scored = {CAME: score(source, model, split, device)}
+    count, metrics = len(scored[CAME].labels), _metrics(scored[CAME], model.spec, bootstrap)
+    found = Comparison(site, split, count, metrics, None, None, CAME, "There is no model in use.")
+    if other is not None:
+        scored[KEPT] = score(source, other, split, device)
+        gap = _difference(site, scored[CAME], scored[KEPT], bootstrap, seed)
+        take, why = which_to_take(gap)
+        theirs = _metrics(scored[KEPT], other.spec, bootstrap)
+        found = replace(found, other=theirs, difference=gap, take=take, why=why)
+    if not own:
+        return found
+    scored |= {own_name(kind): score(source, each, split, device) for kind, each in own.items()}
+
+    def gap_of(first: str, second: str) -> Mapping[str, Any]:
+        cell: Mapping[str, Any] = _difference(site, scored[first], scored[second], bootstrap, seed)[RANKED]
+        return cell
+
+    choice = choose_model(list(scored), gap_of)
+    of_own = {kind: _metrics(scored[own_name(kind)], model.spec, bootstrap) for kind in own}
+    why = " ".join(map(step_text, choice.steps))
+    return replace(found, take=choice.model, why=why, own=of_own, steps=[asdict(step) for step in choice.steps])
+
+
+def _difference(site: str, first: Scored, second: Scored, bootstrap: int, seed: int) -> dict[str, Any]:
     try:
-        paired = difference({site: scored}, {site: before}, bootstrap=bootstrap, seed=model.spec.seed)
+        found = difference({site: first}, {site: second}, bootstrap=bootstrap, seed=seed)
     except ValueError as error:
         raise DataError(f"the two models cannot be compared: {error}") from error
-    theirs = _metrics(before, other.spec, bootstrap)
-    take, why = which_to_take(paired["sites"][site])
-    return Comparison(site, split, len(scored.labels), own, theirs, paired["sites"][site], take, why)
+    cells: dict[str, Any] = found["sites"][site]
+    return cells
 
 
 def which_to_take(gap: Mapping[str, Any]) -> tuple[str, str]:
@@ -136,7 +153,7 @@ def which_to_take(gap: Mapping[str, Any]) -> tuple[str, str]:
     return choice.model, f"The model that came {said} on this site's own images: {amount}{default}."
 
 
-def score(source: SiteSource, model: Final, split: str, device: str) -> Scored:
+def score(source: SiteSource, model: Judged, split: str, device: str) -> Scored:
     """Calibrated predictions of the last stage of a model on one of the site's splits.
 
     Raises:
@@ -152,6 +169,8 @@ def score(source: SiteSource, model: Final, split: str, device: str) -> Scored:
     examples: Examples = getattr(data, split)
     if not len(examples):
         raise DataError(f"this site has no {split} images", "Choose --split val, or set site.test_fraction.")
+    if isinstance(model, Predicts):
+        return model.predict(examples)
     stage = next((name for name in STAGES if name in model.states), None)
     if stage is None or stage not in model.calibration:
         raise ModelFileError("the model has no finished stage")
@@ -211,36 +230,14 @@ def take_over(
 def _copy(final: Path, part: Path, site: str, parts: Mapping[str, Tensors], signer: PrivateKey | None) -> None:
     part.mkdir(mode=0o700)
     shutil.copytree(final / "final", part / "final")
+    if (final / OWN).is_dir():  # a mixture is two models
+        shutil.copytree(final / OWN, part / OWN)
     if (part / "final" / PROVENANCE).exists():
         pin(part, signed_key(part / "final" / PROVENANCE))
     for stage, own in parts.items():
         save_part(part, stage, site, own)
     if parts:
         sign_parts(part, site, parts, signer)
-
-
-def comparison_text(result: Comparison) -> str:
-    """The metrics as a table for a reader."""
-    lines = [f"site {result.site}: {result.images} {result.split} images"]
-    head = f"{'figure':<20}{'model':>8}"
-    lines.append(head if result.other is None else f"{head}{'in use':>8}{'difference':>12}  95 % interval")
-    for metric in METRICS:
-        value = result.metrics[metric]["value"]
-        if value is None:
-            continue
-        line = f"{metric:<20}{value:>8.3f}"
-        if result.other is not None and result.difference is not None:
-            cell = result.difference[metric]
-            if cell["value"] is None or result.other[metric]["value"] is None:
-                continue
-            span = "" if cell["low"] is None else f"{cell['low']:+.3f} to {cell['high']:+.3f}"
-            note = " (smaller is better)" if metric in SMALLER_IS_BETTER else ""
-            line += f"{result.other[metric]['value']:>8.3f}{cell['value']:>+12.3f}  {span}{note}"
-        lines.append(line)
-    if result.other is not None:
-        lines.append(f"Take {result.take}. {result.why}")
-    lines.append("For research, not a medical device.")
-    return "\n".join(lines)
 
 
 def _metrics(scored: Scored, spec: RunSpec, bootstrap: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from client.crossing import WeightsMissingError
+from client.logged import unlike_log
 from client.models import KEPT, MODELS
 from client.personal import own_parts
 from client.state import SiteStore
@@ -24,14 +25,11 @@ from fed_diffmic.config.spec import RunSpec, without_paths
 from fed_diffmic.errors import FedDiffmicError, ModelFileError
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.audit import AuditLog, read_lines
-from fed_diffmic.exchange.audit_findings import PROBLEM
-from fed_diffmic.exchange.audit_heads import coordinator_heads
 from fed_diffmic.exchange.failures import SiteError
 from fed_diffmic.exchange.payload import Payload, Tensors, request_name
 from fed_diffmic.files import atomic_write, private_folder, safe_name, save_tensors, sync_folder, tensors_digest
 from fed_diffmic.provision.keys import PrivateKey, PublicKey
 from fed_diffmic.release.final import FinalModel, load_final
-from fed_diffmic.release.model_audit import model_findings
 from fed_diffmic.release.personal import save_part, sign_parts
 from fed_diffmic.release.pinned import pin
 from fed_diffmic.release.provenance import PROVENANCE, verify_statement
@@ -164,7 +162,7 @@ class Delivery:
         if value["spec"] != json.loads(without_paths(spec).to_json()):
             # Its weights fit the site's log whatever its classes are called, and however an answer is made of them.
             raise SiteError(failures.MODEL_OTHER, "model.json holds other settings or classes than the run's study")
-        self._compare(spec.run_id, statement, value["calibration"], value["sureness"])
+        self._compare(spec.run_id, statement, value)
         return value, statement
 
     def _bound(self, size: int) -> None:
@@ -173,9 +171,7 @@ class Delivery:
         if size > most:
             raise SiteError(failures.MODEL_SIZE, f"{size} bytes; policy.model_mib is {most >> 20}")
 
-    def _compare(
-        self, run: str, statement: Mapping[str, Any], calibration: Mapping[str, Any], sureness: Mapping[str, Any]
-    ) -> None:
+    def _compare(self, run: str, statement: Mapping[str, Any], value: Mapping[str, Any]) -> None:
         """Hold what was signed against this site's own log.
 
         Raises:
@@ -185,9 +181,8 @@ class Delivery:
         mine = [line for line in lines if line.kind == "payload" and line.facts.get("run") == run]
         if not any(line.facts.get("reply") in GIVEN for line in mine):
             raise SiteError(failures.MODEL_UNASKED)
-        seen, _ = coordinator_heads(lines, [self._key], site=site, run=run)
         try:
-            found = list(model_findings(statement, calibration, lines, seen, site=site, run=run, sureness=sureness))
+            wrong = unlike_log(lines, self._key, site, run, statement, value)
         except (
             AttributeError,
             KeyError,
@@ -195,7 +190,6 @@ class Delivery:
             ValueError,
         ) as error:  # signed, and no statement
             raise SiteError(failures.MODEL_OTHER, "the statement cannot be read") from error
-        wrong = [finding.text for finding in found if finding.level == PROBLEM]
         if wrong:
             raise SiteError(failures.MODEL_OTHER, "; ".join(wrong))
 

@@ -20,7 +20,8 @@ from fed_diffmic.errors import ModelFileError
 from fed_diffmic.exchange.audit_lines import Line, read_lines
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.provision.keys import PrivateKey, PublicKey, load_public
-from fed_diffmic.release.final import FinalModel, load_final
+from fed_diffmic.release.final import FinalModel, load_final, second_of
+from fed_diffmic.release.made_at import MIXTURE
 
 IN_USE = "model"
 TAKEN = "taken_over"
@@ -65,23 +66,28 @@ def record(config: SiteConfig, model: FinalModel, folder: Path, parts: Mapping[s
     site_audit(config).append(TAKEN, **facts)
 
 
-def check_copy(config: SiteConfig, copy: Path, model: FinalModel, digest: str) -> FinalModel:
+def check_copy(
+    config: SiteConfig, copy: Path, model: FinalModel, digest: str, key: PublicKey | None = None
+) -> FinalModel:
     """The model of a copy, if it is the one that was compared: the folder that it was read from may have changed.
 
     Args:
         copy: folder that is about to be the model in use.
         model: as it was read and compared.
         digest: of its folder (:func:`model_digest`) before it was read.
+        key: that it must be signed by; none: the coordinator's.
 
     Raises:
-        ModelFileError: it is another, or not verified by the coordinator's key.
+        ModelFileError: it is another, or not verified by that key.
     """
     try:
-        found = load_final(copy, public_key=coordinator_key(config))
+        found = load_final(copy, public_key=key or coordinator_key(config))
+        if found.made_at is not None and found.made_at.kind == MIXTURE:
+            second_of(found.made_at, copy)
         same = model_digest(copy) == digest
     except ModelFileError as error:
         raise ModelFileError(f"the model changed while it was compared: {error.cause}", AGAIN) from error
-    about = [(m.spec, m.digests, m.calibration, m.personal, m.signed_by) for m in (model, found)]
+    about = [(m.spec, m.digests, m.calibration, m.personal, m.signed_by, m.made_at) for m in (model, found)]
     if not same or about[0] != about[1]:
         raise ModelFileError("the model changed while it was compared", AGAIN)
     return found

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from client.kept import IN_USE, check_chain, coordinator_key, model_digest, signing_key
+from client.logged import check_agreed, check_logged
 from client.start import AUDIT
 from fed_diffmic.algorithms import Tensors
 from fed_diffmic.config.folders import has_final
@@ -20,6 +21,7 @@ from fed_diffmic.errors import FedDiffmicError, ModelFileError, UsageError
 from fed_diffmic.exchange.audit_lines import Line, read_lines
 from fed_diffmic.files import safe_name, tensors_digest
 from fed_diffmic.release.final import FinalModel, load_final
+from fed_diffmic.release.provenance import PROVENANCE, verify_statement
 
 MODELS, KEPT = "models", "model_kept"
 REMEDY = "Remove its folder; the coordinator sends it again when it resumes the run (`flower-server --resume RUN`)."
@@ -36,6 +38,7 @@ class Listed:
         classes, task: what it predicts.
         mib: size of its weights.
         in_use: whether it is the model in use.
+        own: kinds of the models that this site made of it for itself.
         wrong: why it cannot be used; empty: it can.
     """
 
@@ -46,6 +49,7 @@ class Listed:
     task: str = ""
     mib: float = 0.0
     in_use: bool = False
+    own: tuple[str, ...] = ()
     wrong: str = ""
 
 
@@ -78,6 +82,25 @@ def load_delivered(config: SiteConfig, folder: Path) -> FinalModel:
     line = kept_line(config, model.spec.run_id)
     if line is None or line.facts.get("model") != model_digest(folder):
         raise ModelFileError(f"the model in {folder} is not the one that was sent to this site", REMEDY)
+    return model
+
+
+def load_copied(config: SiteConfig, folder: Path) -> FinalModel:
+    """A model in a folder that somebody copied here: signed by the coordinator, and what this site agreed to.
+
+    Where the site keeps the study of its run, settings and classes are the study's; where it took part, the model is
+    what its own log says that it was sent. That of a run that this site knows nothing of is known by its key alone.
+
+    Raises:
+        ModelFileError: it is not.
+    """
+    key = coordinator_key(config)
+    model = load_final(folder, public_key=key)
+    check_agreed(_folder(config), model.spec, folder)
+    log = _folder(config) / AUDIT
+    if key is not None and log.exists():
+        statement, _ = verify_statement(folder / "final" / PROVENANCE, key)
+        check_logged(read_lines(log), key, config.site.name, folder, statement, model.spec.run_id)
     return model
 
 
@@ -131,12 +154,14 @@ def listing(models: Sequence[Listed]) -> str:
         use = "; in use" if one.in_use else ""
         lines.append(f"{one.run}: came {one.came}, {len(one.classes)} classes, {one.mib:.1f} MiB{use}")
         lines.append(f"  signed by {one.signed_by}")
+        if one.own:
+            lines.append(f"  made of it at this site: {', '.join(one.own)}")
     return "\n".join([*lines, "For research, not a medical device."])
 
 
 def facts(models: Sequence[Listed]) -> list[dict[str, Any]]:
     """The list for a program."""
-    return [{**vars(one), "classes": list(one.classes)} for one in models]
+    return [{**vars(one), "classes": list(one.classes), "own": list(one.own)} for one in models]
 
 
 def _listed(config: SiteConfig, name: str, in_use: str) -> Listed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fed_diffmic.config.run_names import is_run_name
 from fed_diffmic.config.spec import STAGES, RunSpec
 from fed_diffmic.exchange.failures import BAD_REQUEST, SiteError
 from fed_diffmic.exchange.masking.requests import MASKED
@@ -48,7 +49,7 @@ def check_request(request: Payload, kind: str) -> RunSpec | None:
     header = request.header
     if request.kind != kind or not set(wanted) <= set(header) <= set(allowed):
         raise SiteError(BAD_REQUEST)
-    if any(type(value) is not allowed[name] for name, value in header.items()):
+    if any(type(value) is not allowed[name] for name, value in header.items()) or not is_run_name(header["run"]):
         raise SiteError(BAD_REQUEST)
     if "spec" not in wanted:
         return None

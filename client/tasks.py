@@ -31,6 +31,7 @@ from fed_diffmic.training.evaluation import evaluate_scores, judged, predict_sco
 from fed_diffmic.training.features import SHARED, feature_key
 from fed_diffmic.training.local import local_update
 from fed_diffmic.training.matrix import cell_metrics, matrix_cell
+from fed_diffmic.training.pooled import site_points
 from fed_diffmic.training.stage import StageModule
 from fed_diffmic.training.subgroups import flat as flat_subgroups
 from fed_diffmic.training.subgroups import subgroup_metrics
@@ -236,7 +237,7 @@ def assess(site: Site, spec: RunSpec, request: Payload) -> Payload:
     except (ValueError, FloatingPointError) as error:
         raise SiteError(DIVERGED) from error
     cell = matrix_cell(scored, spec.classes, bootstrap=RESAMPLES, seed=spec.seed, name=site.name, sureness=sure)
-    metrics = cell_metrics(cell, spec.classes)
+    metrics = cell_metrics(cell, spec.classes) | site_points(scored, spec.num_classes)
     if examples.subgroups is not None:
         texts = examples.subgroups
         found = subgroup_metrics(

@@ -145,8 +145,13 @@ def run_command(body: Callable[[], int], resume_hint: Callable[[], str] | None =
 
 
 def _say(error: FedDiffmicError) -> int:
-    print(f"error {error}", file=sys.stderr)
+    print(f"error {harmless(str(error))}", file=sys.stderr)
     return error.exit_code
+
+
+def harmless(text: str) -> str:
+    """A text that no terminal takes for a command: what is not printable is escaped, but ends of lines."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _machine_error(error: Exception) -> MachineError | None:

@@ -10,6 +10,7 @@ from fed_diffmic.algorithms.base import Tensors
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.matrix import cell_from
+from fed_diffmic.training.pooled import with_points
 from fed_diffmic.training.sureness import Sureness
 from server.broadcast import known_already
 from server.exchange import AssessRequest, StageTask
@@ -50,7 +51,9 @@ def assess(
         asked = set(answer.metrics)
         run_state.bytes_sent += answer.outcome.bytes_sent
         everyone = sorted(run.exchange.everyone())
-        matrix[stage] = {site: cell_from(answer.metrics.get(site, {}), spec.classes) for site in everyone}
+        said = {site: answer.metrics.get(site, {}) for site in everyone}
+        cells = {site: cell_from(metrics, spec.classes) for site, metrics in said.items()}
+        matrix[stage] = {site: with_points(cell, said[site], spec.classes) for site, cell in cells.items()}
         missing = answer.outcome.missing
         run.events.emit("assessed", arm=spec.arm, stage=stage, sites=sorted(answer.metrics), missing=missing)
     return matrix

@@ -19,6 +19,7 @@ from fed_diffmic.files import tensors_digest
 from fed_diffmic.seeding import numpy_generator
 from fed_diffmic.training.coverage import names as coverage_names
 from fed_diffmic.training.matrix import METRICS, POINTS, TEST
+from fed_diffmic.training.pooled import PREFIX as POOLED
 from fed_diffmic.training.subgroups import PREFIX as SUBGROUPS
 from fed_diffmic.training.sureness import IMAGES, SETS, SQUARES, UNSURE
 from server.exchange import (
@@ -213,7 +214,7 @@ class Sites(Presence):
         counts = ["n", "groups", *(f"positives/{index}" for index in range(self.spec.num_classes))]
         ranges |= {TEST + name: (0.0, float(MAX_EXAMPLES)) for name in counts}
         ranges |= {TEST + name: bounds for name, bounds in coverage_names(self.spec.num_classes).items()}
-        ranges[SUBGROUPS] = (0.0, float(MAX_EXAMPLES))
+        ranges[SUBGROUPS] = ranges[POOLED] = (0.0, float(MAX_EXAMPLES))
         sets = {} if request.sureness is None else {"sureness": request.sureness.to_json()}
         return self._ask_finished(request, ASSESS, "assess", lambda site: ranges, sets)
 

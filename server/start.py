@@ -12,7 +12,7 @@ from cryptography import x509
 
 from fed_diffmic.config.checks import differences
 from fed_diffmic.config.compose import to_json
-from fed_diffmic.config.folders import holds_run, renamed
+from fed_diffmic.config.folders import check_run_folder, holds_run, renamed
 from fed_diffmic.config.network_checks import check_server_start
 from fed_diffmic.config.server import ServerConfig
 from fed_diffmic.config.simulation import DatasetConfig, RunConfig, SimulateConfig
@@ -79,6 +79,7 @@ def check_start(config: ServerConfig, *, resume: bool) -> None:
         UsageError: ``--resume`` with nothing to resume.
     """
     folder = Path(str(config.run.dir))
+    check_run_folder(folder)
     if holds_run(folder) and not resume:
         raise ConfigError(
             "run.dir", folder, "a folder without a run", f"Continue that run: `flower-server --resume {folder}`."
@@ -207,6 +208,8 @@ def as_simulation(config: ServerConfig) -> SimulateConfig:
         model=config.model,
         stages=config.stages,
         strategy=config.strategy,
+        # What a mixture needs beside the global model each site trains by itself, if its people want one.
+        baselines=["local"] if "mixture" in config.strategy.personal else [],
         run=RunConfig(
             dir=config.run.dir,
             threads_per_site=config.run.threads_per_site,

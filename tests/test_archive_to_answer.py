@@ -113,7 +113,9 @@ def test_from_two_archives_to_a_page_and_a_structured_report(
     state = tmp_path / "a" / "state"
     assert (state / MODELS / "pilot" / "final" / "model.json").exists()
     (tmp_path / "logs" / "a.audit.jsonl").rename(state / "audit.jsonl")
-    assert main(["client", "model", "use", "pilot", "--config", str(configs["a"])]) == 0
+    own = ["client", "model", "own", "pilot", "finetune", "--config", str(configs["a"])]
+    assert main(own) == 0
+    assert main(["client", "model", "use", "pilot", "--take", "global", "--config", str(configs["a"])]) == 0
 
     image = tmp_path / "a" / "export" / "IM6"  # of class 2
     key = ["--key", str(tmp_path / "coordinator.pub")]
@@ -129,6 +131,7 @@ def test_from_two_archives_to_a_page_and_a_structured_report(
     made: list[Any] = []
     monkeypatch.setattr(serve, "_listen", lambda app, *_: made.append(app) or 0)
     assert main(["serve", "--model", str(state / "model"), *key]) == 0
+    _use_own(tmp_path, configs["a"], state, image, capsys)
     if BROWSER is None:
         pytest.skip("no Chromium on this machine: the page was not opened in a browser")
     with served(image.read_bytes(), app=made[0]) as address:
@@ -138,6 +141,19 @@ def test_from_two_archives_to_a_page_and_a_structured_report(
     shown = f"{100 * numbers['Probability: two of them']:.1f}"
     assert re.search(rf"two of them \(2\) +{re.escape(shown)}\s%", text), text
     assert re.search(r'<p[^>]*id="unsigned"[^>]*hidden', dom), "the coordinator's key stands for it"
+
+
+def _use_own(folder: Path, config: Path, state: Path, image: Path, capsys: Any) -> None:
+    """The site's own model in its place: under the site's key, with the same commands."""
+    (folder / "a" / "site.key.pub").write_text(public_text(seals.SITE_KEYS["a"].public_key()) + "\n")
+    assert main(["client", "model", "use", "pilot", "--take", "finetune", "--config", str(config)]) == 0
+    used = ["--key", str(folder / "a" / "site.key.pub")]
+    table, model = str(folder / "a" / "table" / "manifest.csv"), str(state / "model")
+    assert main(["predict", "--run", model, *used, str(image)]) == 0
+    assert main(["evaluate", "--run", model, "--site", "a", *used, "--manifest", table]) == 0
+    assert main(["serve", "--model", model, *used]) == 0
+    assert main(["serve", "--model", model, "--key", str(folder / "coordinator.pub")]) == 4
+    assert "a site made this model for itself" in capsys.readouterr().err
 
 
 def _items(ds: Any) -> list[Any]:

@@ -11,9 +11,10 @@ import torch
 
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import UsageError
+from fed_diffmic.inference.finished import final_predictor
 from fed_diffmic.inference.images import as_arrays, image_files
 from fed_diffmic.inference.predictions import BATCH, Predictions, predict_arrays, predict_files
-from fed_diffmic.inference.predictor import Predictor, final_predictor
+from fed_diffmic.inference.predictor import Predictor
 from fed_diffmic.provision.keys import PublicKey, load_public
 
 Images = str | Path | np.ndarray | Sequence[str | Path] | Sequence[np.ndarray]

@@ -51,6 +51,10 @@ def _from_dicom(arguments: argparse.Namespace, hint: list[str]) -> int:
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not an empty folder", "Name a new folder.")
+    if Path(arguments.source).is_dir() and out.resolve().is_relative_to(Path(arguments.source).resolve()):
+        raise UsageError(
+            f"{out} lies in the export itself: the next one would take it for a part of it", "Name a folder outside."
+        )
     if arguments.labels is not None and not arguments.labels.is_file():
         raise UsageError(f"--labels {arguments.labels}: there is no such file", "A relative path starts here.")
     from fed_diffmic.data.dicom.reasons import readers

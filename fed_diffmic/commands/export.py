@@ -47,12 +47,18 @@ def _export(arguments: argparse.Namespace, hint: list[str]) -> int:
     from fed_diffmic.files import atomic_write
     from fed_diffmic.inference.card import model_card
     from fed_diffmic.inference.export import export_onnx, needs_starts
-    from fed_diffmic.inference.predictor import predictor_of
+    from fed_diffmic.inference.finished import predictor_of
     from fed_diffmic.provision.keys import load_public
     from fed_diffmic.release.final import load_final
+    from fed_diffmic.release.made_at import MIXTURE
     from fed_diffmic.release.provenance import PROVENANCE
 
     final = load_final(arguments.folder, public_key=None if arguments.key is None else load_public(arguments.key))
+    if final.made_at is not None and final.made_at.kind == MIXTURE:
+        raise UsageError(
+            "a mixture is two models, and ONNX takes one",
+            "Export the run's model that came, and the folder `own` inside this one, each by itself.",
+        )
     predictor = predictor_of(final, arguments.folder, arguments.site)
     card = model_card(final)
     spec, side = predictor.spec, predictor.spec.model.image_side

@@ -54,7 +54,7 @@ def _serve(arguments: argparse.Namespace, hint: list[str]) -> int:
     token = _token(arguments.token_file)
     context = _tls(arguments)
     from fed_diffmic.inference.card import model_card
-    from fed_diffmic.inference.predictor import predictor_of
+    from fed_diffmic.inference.finished import predictor_of
     from fed_diffmic.inference.service import ServiceSettings, check_wanted, make_service
     from fed_diffmic.inference.sure import Wanted
     from fed_diffmic.provision.keys import load_public
@@ -79,7 +79,7 @@ def _serve(arguments: argparse.Namespace, hint: list[str]) -> int:
         queue=arguments.queue,
         wanted=wanted,
     )
-    app = make_service(predictor, model_card(final), settings)
+    app = make_service(predictor, model_card(final, predictor.fitted), settings)
     return _listen(app, arguments, context, final.origin)
 
 
@@ -139,6 +139,11 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(arguments, name)} is not within {low} and {high}")
     if (arguments.certificate is None) != (arguments.tls_key is None):
         raise UsageError("--certificate and --tls-key belong together", "Give both, or neither.")
+    arguments.host = arguments.host.strip("[]")  # of IPv6, as an address bar has it
+    if "/" in arguments.host or (":" in arguments.host and not _is_address(arguments.host)):
+        raise UsageError(
+            f"--host {arguments.host} is no name and no address", "Give it without http:// and port: --host 127.0.0.1."
+        )
     if not _is_loopback(arguments.host):
         needed = {"--certificate and --tls-key": arguments.certificate, "--token-file": arguments.token_file}
         missing = [name for name, given in needed.items() if given is None]
@@ -150,10 +155,15 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _is_loopback(host: str) -> bool:
+    return ipaddress.ip_address(host).is_loopback if _is_address(host) else host == "localhost"
+
+
+def _is_address(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        ipaddress.ip_address(host)
     except ValueError:
-        return host == "localhost"
+        return False
+    return True
 
 
 def _reached_as(arguments: argparse.Namespace) -> list[str]:
@@ -175,7 +185,7 @@ def _token(path: Path | None) -> str:
         return ""
     from fed_diffmic.provision.credentials import read_passphrase
 
-    token = read_passphrase(path).decode().strip()
+    token = read_passphrase(path, kind="token").decode().strip()
     if len(token) < SHORTEST_TOKEN:
         raise UsageError(
             f"--token-file {path}: the token has {len(token)} letters; {SHORTEST_TOKEN} are the least",

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 SAFE_PARTS = ("floors", "limits", "study", "budget")
 ACTIONS = ("run", "status", "pause", "continue", "withdraw", "model")
+KINDS = ("alone", "finetune", "head", "mixture")  # as in release/made_at, which need not be loaded here
 MOVED = "fed-diffmic client model compare DIR --config FILE"  # and `model use DIR`, which was --take-over
 _ABOUT = """A site of a consortium. Only outbound connections are made, to coordinator.address.
 
@@ -31,7 +32,10 @@ _ABOUT = """A site of a consortium. Only outbound connections are made, to coord
   fed-diffmic client model compare RUN_OR_DIR --config site.yaml
                                                     one and the model in use, on this site's own images
   fed-diffmic client model use RUN_OR_DIR --config site.yaml
-                                                    the same, then keep it as the one in use, unless that is better"""
+                                                    the same, then keep it as the one in use, unless that is better
+  fed-diffmic client model own RUN_OR_DIR [alone finetune head mixture] --config site.yaml
+                                                    make models of this site's own of it, on its own images; they stay
+                                                    here, and `compare` and `use` judge them too"""
 
 
 def register(add: Add) -> None:
@@ -43,7 +47,12 @@ def register(add: Add) -> None:
     client.add_argument("--json", action="store_true", help="status, model: as JSON")
     client.add_argument("--rejoin", action="store_true", help="continue: take part again after withdrawing")
     client.add_argument("--with", type=Path, dest="other", metavar="DIR", help="model: another than the one in use")
-    client.add_argument("--even-if-worse", action="store_true", help="model use: in any case")
+    client.add_argument("--even-if-worse", action="store_true", help="model use: the one that came, in any case")
+    client.add_argument(
+        "--take", choices=("global", *KINDS), help="model use: this one in any case (default: what `compare` says)"
+    )
+    client.add_argument("--weights", metavar="FILE", help="model own alone: what the encoders start from")
+    client.add_argument("--prior-weights", metavar="FILE", help="model own alone: what the prior's encoder starts from")
     client.add_argument(
         "--split", default="test", choices=("val", "test"), help="model: which of the site's images (test)"
     )

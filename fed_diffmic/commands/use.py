@@ -112,7 +112,7 @@ def _evaluate(arguments: argparse.Namespace, hint: list[str]) -> int:
 def _predict(arguments: argparse.Namespace, hint: list[str]) -> int:
     _check_common(arguments)
     from fed_diffmic.commands.use_print import console, print_predictions, progress_bar, shown
-    from fed_diffmic.inference.images import STDIN, image_files
+    from fed_diffmic.inference.images import STDIN, begins_as_dicom, image_files
     from fed_diffmic.inference.predictions import predict_files
     from fed_diffmic.inference.reference import load_reference
     from fed_diffmic.inference.sure import Wanted
@@ -127,6 +127,8 @@ def _predict(arguments: argparse.Namespace, hint: list[str]) -> int:
         from fed_diffmic.inference.structured import check_installed
 
         check_installed()
+        if arguments.dicom_sr.exists() and not arguments.dicom_sr.is_dir():
+            raise UsageError(f"--dicom-sr {arguments.dicom_sr} is a file", "Name a folder, existing or not.")
     predictor = _predictor(arguments)
     own = None if arguments.reference is None else load_reference(arguments.reference, predictor)
     with _enough_memory("Give a smaller --batch, or end other programs."), progress_bar(len(files), 64) as progress:
@@ -136,12 +138,16 @@ def _predict(arguments: argparse.Namespace, hint: list[str]) -> int:
     print_predictions(console(_taken(arguments)), found)
     if arguments.dicom_sr is not None:
         _write_reports(arguments, predictor, found)
+    dicom = sum(map(begins_as_dicom, found.names))
+    if dicom:
+        which = "one was looked at, the one that its header names or the middle one"
+        print(f"{dicom} of the images are DICOM: of a file with several frames {which}.", file=sys.stderr)
     for bad in found.unreadable:
         print(f"not predicted: {shown(bad.name)}: {bad.words}", file=sys.stderr)
     if found.unreadable:
         raise DataError(
             f"{len(found.unreadable)} of {len(files)} images cannot be read; they are named above",
-            "Give readable JPEG or PNG files in their place. What was said of the others holds.",
+            "Give readable JPEG, PNG or DICOM files in their place. What was said of the others holds.",
         )
     return 0
 
@@ -210,7 +216,7 @@ def _check_common(arguments: argparse.Namespace) -> None:
 
 
 def _predictor(arguments: argparse.Namespace) -> Predictor:
-    from fed_diffmic.inference.predictor import final_predictor
+    from fed_diffmic.inference.finished import final_predictor
     from fed_diffmic.provision.keys import load_public
 
     key = None if arguments.key is None else load_public(arguments.key)

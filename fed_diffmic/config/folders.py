@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from fed_diffmic.config.groups import layout_options
+from fed_diffmic.config.run_names import RUN_NAMES, is_run_name
 from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.errors import ConfigError, UsageError
 
@@ -64,6 +65,7 @@ def check_folders(config: SimulateConfig, resume: bool) -> None:
             )
         return
     folder = Path(config.run.dir)
+    check_run_folder(folder.resolve())
     if folder.exists() and not folder.is_dir():
         raise ConfigError("run.dir", folder, "a folder, existing or not")
     if holds_run(folder) and not resume:
@@ -72,6 +74,16 @@ def check_folders(config: SimulateConfig, resume: bool) -> None:
         )
     if resume and not holds_run(folder):
         raise UsageError(f"--resume: there is no run in {folder}", "Check run.dir, or leave --resume out to start one.")
+
+
+def check_run_folder(folder: Path) -> None:
+    """Refuse the folder of a run whose name no site would take as the run's.
+
+    Raises:
+        ConfigError: says what is allowed.
+    """
+    if not is_run_name(folder.name):
+        raise ConfigError("run.dir", repr(str(folder)), f"a folder whose name has {RUN_NAMES}")
 
 
 def check_path(key: str, path: str | None) -> None:

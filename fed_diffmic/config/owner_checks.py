@@ -20,13 +20,6 @@ def check_strategy(config: Trained) -> None:
     """
     strategy = config.strategy
     check_once("strategy.personal", strategy.personal)
-    if strategy.personal and not isinstance(config, SimulateConfig):
-        raise ConfigError(
-            "strategy.personal",
-            strategy.personal,
-            "[] for a coordinator",
-            "These models are made in simulations; a site judges what came by `fed-diffmic client model compare`.",
-        )
     if isinstance(config, SimulateConfig) and "mixture" in strategy.personal and "local" not in config.baselines:
         raise ConfigError(
             "strategy.personal",

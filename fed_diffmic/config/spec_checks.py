@@ -16,6 +16,7 @@ from fed_diffmic.config.checks import (
 from fed_diffmic.config.features import check_features
 from fed_diffmic.config.fields import check_value
 from fed_diffmic.config.owner_checks import check_client_level, check_secure_aggregation, check_strategy
+from fed_diffmic.config.run_names import RUN_NAMES, is_run_name
 from fed_diffmic.config.shared_noise import check_shared_noise
 from fed_diffmic.config.simulation import DatasetConfig, RunConfig, SimulateConfig
 from fed_diffmic.config.stages import check_crossfit, check_stage_values
@@ -37,6 +38,8 @@ def check_spec(spec: RunSpec) -> None:
     for key, value in (("run_id", spec.run_id), ("arm", spec.arm)):
         if not 0 < len(value) <= LONGEST_NAME:
             raise ConfigError(f"spec.{key}", f"({len(value)} characters)", f"1 to {LONGEST_NAME} characters")
+    if not is_run_name(spec.run_id):
+        raise ConfigError("spec.run_id", repr(spec.run_id), RUN_NAMES)
     _check_declared(SimulateConfig, "seed", spec.seed, "spec.seed")
     _check_declared(RunConfig, "threads_per_site", spec.threads, "spec.threads")
     _check_declared(RunConfig, "precision", spec.precision, "spec.precision")

@@ -27,6 +27,7 @@ from fed_diffmic.exchange.limits import beyond_limits
 from fed_diffmic.exchange.masking.requests import MASKED
 from fed_diffmic.exchange.payload import NEED_BASE, NEED_WEIGHTS, Payload, Tensors
 from fed_diffmic.exchange.screening import update_norm
+from fed_diffmic.training import pooled
 from fed_diffmic.training.few import suppress, told
 from fed_diffmic.training.subgroups import enough
 
@@ -128,6 +129,8 @@ class SitePolicy:
             denial = self._check_stage(kind, spec, request.header, now)
             if denial is None and kind != "mask":
                 denial = self._check_training(spec, request) if kind == "train" else self._check_metrics(kind, request)
+        if denial is None and kind == "deliver" and minutes_left(self._hours, now or datetime.now()) <= 0:
+            denial = Denial(failures.POLICY_HOURS, "no time is left by policy.hours")
         if denial is None:  # last: it looks at the whole network
             beyond = beyond_limits(self.config.limits, kind, spec, request.header.get("stage"))
             denial = None if beyond is None else Denial(*beyond)
@@ -272,18 +275,20 @@ class SitePolicy:
 
     def _test_metrics(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Those named; none over too few images; small counts of a class left out, which :data:`COMPLETE` tells."""
-        few = metrics.get(TEST_IMAGES, 0) < max(1, self.config.min_count)
-        if few or metrics.get(TEST_PATIENTS, math.inf) < self.config.floors.figure_patients:
+        least, patients = max(1, self.config.min_count), self.config.floors.figure_patients
+        few = metrics.get(TEST_IMAGES, 0) < least
+        if few or metrics.get(TEST_PATIENTS, math.inf) < patients:
             return {}
         names = [name for name in metrics if name.startswith(POSITIVES)]
         shown = dict(zip(names, suppress([int(metrics[name]) for name in names], self.config.min_count), strict=True))
         rare = {name.removeprefix(POSITIVES) for name in names if (shown[name] or 0) < self.config.min_count}
+        metrics = pooled.told(metrics, least, patients, sorted(rare))
         found = {name: value for name, value in metrics.items() if shown.get(name, 0) is not None}
         found = {
             name: v for name, v in found.items() if not name.startswith(OF_CLASS) or name.split("/")[3] not in rare
         }
         found[COMPLETE] = float(None not in shown.values() and not self._metrics.lacks(names))
-        found = enough(found, max(1, self.config.min_count), self.config.floors.figure_patients)
+        found = enough(found, least, patients)
         return {name: value for name, value in found.items() if name in self._metrics}
 
     def _counts(self, header: Mapping[str, Any], patients: Sequence[int] | None) -> dict[str, list[int | None]]:

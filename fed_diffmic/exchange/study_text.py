@@ -128,6 +128,12 @@ def _besides(study: Study) -> Iterator[str]:
     else:
         yield "The coordinator sees each site's update by itself (no secure aggregation)."
     yield f"The sites' updates are put together by `{spec.strategy.name}`."
+    if spec.strategy.personal:
+        kinds = ", ".join(spec.strategy.personal)
+        yield (
+            f"The site's people may make models of its own of the finished one ({kinds}), on its own images"
+            " (`fed-diffmic client model own`). Nobody is told, and nothing of it leaves."
+        )
     sites = study.document["sites"]
     yield f"Sites expected: {', '.join(sites)}." if sites else "Sites expected: whoever is there."
     yield f"The coordinator's program is version {study.document['code'].get('version', 'unknown')}."

@@ -78,7 +78,7 @@ def image_files(
     files: list[str] = []
     for path in map(Path, given):
         if str(path) == STDIN:
-            listed = [name for line in names if (name := line.rstrip("\r\n"))]
+            listed = _of_lines(names)
             if not listed:
                 raise UsageError(
                     "- : no name came on standard input", "find DIR -name '*.png' | fed-diffmic predict - ..."
@@ -92,7 +92,29 @@ def image_files(
             files.append(str(path))
         else:
             raise UsageError(f"IMAGE {path}: there is no such file", "A relative path starts at the current folder.")
+    again = len(files) - len(set(files))
+    if again:
+        said(f"{again} rows are of an image that another row is of: it is predicted again, and counted twice")
     return files
+
+
+def _of_lines(lines: Iterable[str]) -> list[str]:
+    """Names, one a line.
+
+    Raises:
+        UsageError: they are separated by NUL, or it is a file's content that came.
+    """
+    found: list[str] = []
+    for line in lines:
+        if "\0" in line:
+            raise UsageError(
+                "- : what came on standard input is not one name a line: it holds NUL bytes",
+                "Leave -print0 out; an image itself is not read from there: give its file, "
+                "fed-diffmic predict --run DIR FILE.",
+            )
+        if name := line.rstrip("\r\n"):
+            found.append(name)
+    return found
 
 
 def _below(folder: Path, said: Callable[[str], None]) -> list[str]:
@@ -102,7 +124,7 @@ def _below(folder: Path, said: Callable[[str], None]) -> list[str]:
     for path in files_under(str(folder)):
         if path.lower().endswith(IMAGE_ENDINGS):
             found.append(path)
-        elif path.lower().endswith(DICOM_ENDINGS) or _begins_as_dicom(path):
+        elif path.lower().endswith(DICOM_ENDINGS) or begins_as_dicom(path):
             found.append(path)
             dicom += 1
         else:
@@ -118,7 +140,8 @@ def _below(folder: Path, said: Callable[[str], None]) -> list[str]:
     return sorted(found)
 
 
-def _begins_as_dicom(path: str) -> bool:
+def begins_as_dicom(path: str) -> bool:
+    """Whether a file says that it is DICOM; one that cannot be read says nothing."""
     try:
         with open(path, "rb") as stream:
             return is_dicom(stream.read(HEAD))

@@ -1,10 +1,9 @@
-"""A trained stage with its calibration, and the final model of a run as one."""
+"""A trained stage with its calibration."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,9 +13,7 @@ from fed_diffmic.config.precision import FLOAT32
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import Examples
 from fed_diffmic.files import tensors_digest
-from fed_diffmic.provision.keys import PublicKey
-from fed_diffmic.release.final import FinalModel, load_final
-from fed_diffmic.release.personal import part_of_site
+from fed_diffmic.release.final import FinalModel
 from fed_diffmic.training.calibration import Calibration, decide
 from fed_diffmic.training.evaluation import judged, predict_doubts, predict_scores, score_images
 from fed_diffmic.training.familiar import image_features
@@ -102,9 +99,12 @@ class Predictor:
 
     def opinion(self, examples: Examples) -> Opinion:
         """Probabilities, decisions and doubts of examples, whose labels are not looked at."""
+        return self._opinion(*self.scores(examples))
+
+    def scores(self, examples: Examples) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """What :attr:`fitted` makes probabilities of, and what the model itself says of its doubts."""
         with casts(self.device, self.precision):
-            said = predict_doubts(self.module, examples, torch.device(self.device), SHARED, self._key(examples))
-        return self._opinion(*said)
+            return predict_doubts(self.module, examples, torch.device(self.device), SHARED, self._key(examples))
 
     def predict_pixels(self, pixels: np.ndarray, keys: np.ndarray, *, features: bool = False) -> Opinion:
         """What is said of one batch of images that have no labels and lie in no cache.
@@ -131,42 +131,6 @@ class Predictor:
     ) -> Opinion:
         found, doubts = unsure_of(scores, others, self.fitted)
         return Opinion(found, decide(found, self.fitted, self.spec.stages.decision), doubts, features)
-
-
-def final_predictor(
-    run_dir: Path,
-    site: str | None = None,
-    key: PublicKey | None = None,
-    device: str = "cpu",
-    precision: str = FLOAT32,
-) -> Predictor:
-    """The last stage of a run's final model, verified against its digests.
-
-    Args:
-        key: of the coordinator; the model must be signed by it. None: by the one that the folder is pinned to, if any.
-        site: whose own part of the model to use, where the sites kept some; none: the global model.
-        device: where to compute.
-        precision: what to compute in, ``float32`` or ``bfloat16``.
-
-    Raises:
-        UsageError: a site must be named, or the run has no such site.
-        ModelFileError: the run did not end, or its files are torn or changed.
-    """
-    return predictor_of(load_final(run_dir, public_key=key), run_dir, site, device, precision)
-
-
-def predictor_of(
-    final: FinalModel, run_dir: Path, site: str | None = None, device: str = "cpu", precision: str = FLOAT32
-) -> Predictor:
-    """As :func:`final_predictor`, of a final model that was read from ``run_dir`` already."""
-    stage = last_stage(final)
-    own = part_of_site(Path(run_dir), final, stage, site)
-    sure = final.sureness.get(stage)
-    found = Predictor(
-        final.spec, stage, final.states[stage], final.calibration[stage], device, own, sure, final.signed_by
-    )
-    found.precision = precision
-    return found
 
 
 def last_stage(final: FinalModel) -> str:

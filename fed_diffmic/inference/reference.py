@@ -20,7 +20,6 @@ from fed_diffmic.errors import ModelFileError
 from fed_diffmic.files import load_tensors, save_tensors
 from fed_diffmic.inference.evaluate import TableSettings, read_examples
 from fed_diffmic.inference.predictor import Predictor
-from fed_diffmic.training.evaluation import predict_doubts
 from fed_diffmic.training.familiar import Familiar, familiar, image_features
 from fed_diffmic.training.features import CHUNK, chunks
 from fed_diffmic.training.few import without_owners
@@ -78,7 +77,7 @@ def make_reference(predictor: Predictor, manifest_file: Path, settings: TableSet
     pixels = (examples.images(index) for index in chunks(len(examples), CHUNK))
     features = np.concatenate([image_features(predictor.module, part, predictor.device) for part in pixels])
     usual = familiar(features, examples.labels, examples.groups, spec.task, spec.seed)
-    scores, others = predict_doubts(predictor.module, examples, predictor.device)
+    scores, others = predictor.scores(examples)
     metrics = site_counts(scores, others, examples.labels, examples.groups, predictor.fitted, spec)
     counts = counts_from(without_owners(metrics), spec.task, spec.num_classes)
     if counts is None:

@@ -229,6 +229,11 @@ class _Service:
                 "application/octet-stream.",
             )  # fmt: skip
         most, parts, size = self.settings.most_bytes, [], 0
+        declared = request.headers.get("content-length", "")
+        if (
+            declared.isascii() and declared.isdigit() and int(declared[:20]) > most
+        ):  # before waiting for what must not come
+            raise RefusedError(413, "size", f"An image may have {most} bytes (--most-mib).")
         try:
             async with asyncio.timeout(self.settings.body_s):
                 async for part in request.stream():

@@ -118,7 +118,9 @@ class Sure:
         """The same for a reader: what is promised, on what it rests, and what is not known."""
         said = []
         if self.known is None:
-            said.append("Nothing is known of how sure this model is: an earlier version made it.")
+            said.append(
+                "Nothing is known of how sure this model is; `fed-diffmic reference` counts it on labelled images."
+            )
         elif self.rule is None:
             said.append("No prediction sets: no site told how its validation images scored.")
         else:

@@ -66,7 +66,7 @@ def read_credential(path: Path, kind: str, *, private: bool = False) -> bytes:
     if private and mode & 0o077 and not data.startswith(PUBLIC):
         raise CredentialError(
             f"the {kind} {path} may be read by others (mode {mode & 0o777:03o})",
-            f"Run `chmod 600 {path}`. If others used this machine meanwhile, make a new key.",
+            f"Run `chmod 600 {path}`. If others used this machine meanwhile, make a new one.",
         )
     if not data.strip() or len(data) > _LARGEST:
         raise CredentialError(f"the {kind} {path} is {'empty' if not data.strip() else 'too large to be one'}",
@@ -115,29 +115,30 @@ def passphrase_of(key: Path, named: str | os.PathLike[str] | None) -> bytes:
     )
 
 
-def read_passphrase(path: Path, *, new: bool = False) -> bytes:
+def read_passphrase(path: Path, *, new: bool = False, kind: str = "passphrase") -> bytes:
     """A passphrase from a file of one line, without the end of the line.
 
     Args:
         path: only its owner may read it. What systemd handed over is guarded by its folder: the group's bits of its
             mode are the mask of an access list, and only a file that everybody may read is refused there.
         new: a key is about to be locked with it, so it must be long enough not to be guessed.
+        kind: what it is, for messages.
 
     Raises:
         CredentialError: missing, readable by others, not one line, or too short for a new one.
     """
     folder = os.environ.get(CREDENTIALS)
     handed = bool(folder) and path.parent == Path(str(folder))
-    data = read_credential(path, "passphrase file", private=not handed)
+    data = read_credential(path, f"{kind} file", private=not handed)
     if handed and path.stat().st_mode & stat.S_IROTH:
         raise CredentialError(
-            f"the passphrase file {path} may be read by everybody",
+            f"the {kind} file {path} may be read by everybody",
             f"Run `chmod 600` on what LoadCredential= names, and see that {CREDENTIALS} was set by systemd.",
         )
     text = data.removesuffix(b"\n").removesuffix(b"\r")
     if b"\n" in text or not _is_text(text) or len(text) > LONGEST:
         raise CredentialError(
-            f"the passphrase file {path} does not hold one line of text of at most {LONGEST} characters",
+            f"the {kind} file {path} does not hold one line of text of at most {LONGEST} characters",
             HOW_TO_MAKE.format(path="FILE") + ".",
         )
     if new and len(text) < SHORTEST:

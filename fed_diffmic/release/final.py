@@ -19,11 +19,13 @@ from typing import Any
 from fed_diffmic.algorithms.base import Tensors
 from fed_diffmic.config.fields import as_written
 from fed_diffmic.config.folders import has_final
+from fed_diffmic.config.run_names import RUN_NAMES, is_run_name
 from fed_diffmic.config.spec import RunSpec, parse_dataclass, without_paths
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.files import atomic_write, load_tensors, read_json, save_tensors, tensors_digest
 from fed_diffmic.provision.keys import PrivateKey, PublicKey, fingerprint
 from fed_diffmic.release.binding import check_binding
+from fed_diffmic.release.made_at import OWN, MadeAt
 from fed_diffmic.release.pinned import must_be_signed, pinned_key
 from fed_diffmic.release.provenance import PROVENANCE, sign_statement, verify_statement
 from fed_diffmic.training.calibration import Calibration
@@ -31,6 +33,8 @@ from fed_diffmic.training.stages import build_module, full_state
 from fed_diffmic.training.sureness import Sureness
 
 FORMAT = 1
+OF_A_SITE = 2
+"""Format of a model that a site made for itself: an earlier version would take a mixture for its first half."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class FinalModel:
             (:func:`fed_diffmic.training.matrix.cell_from`). Empty: nobody was asked (a simulation).
         sureness: prediction sets and the test of uncertainty, of the stages where they are known: the last one. Empty:
             an earlier version made the model.
+        made_at: how one site made this model for itself; none: a run made it.
     """
 
     spec: RunSpec
@@ -63,10 +68,14 @@ class FinalModel:
     personal: dict[str, dict[str, str]] = field(default_factory=dict)
     matrix: dict[str, dict[str, Any]] = field(default_factory=dict)
     sureness: dict[str, Sureness] = field(default_factory=dict)
+    made_at: MadeAt | None = None
 
     @property
     def origin(self) -> str:
         """Who stands for this model, in a sentence."""
+        if self.signed_by and self.made_at is not None:
+            made = f"made by the site {self.made_at.site} for itself ({self.made_at.kind})"
+            return f"{made} and signed by the key {self.signed_by}"
         if self.signed_by:
             return f"signed by the key {self.signed_by}"
         return "not signed: a simulation made it, or a coordinator without a signing key"
@@ -107,8 +116,8 @@ def final_texts(
     Args:
         signer, facts: as :func:`write_final`.
     """
-    value = {
-        "format": FORMAT,
+    value: dict[str, Any] = {
+        "format": FORMAT if model.made_at is None else OF_A_SITE,
         "spec": as_written(model.spec),
         "digests": model.digests,
         "architecture": {stage: architecture_digest(tensors) for stage, tensors in model.states.items()},
@@ -121,6 +130,8 @@ def final_texts(
         # Says that there must be a provenance, so that a model that lost it is not taken for one that never had any.
         "signed": "" if signer is None else fingerprint(signer.public_key()),
     }
+    if model.made_at is not None:
+        value["made_at"] = model.made_at.to_json()
     data = (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
     named = {"digests": value["digests"], "architecture": value["architecture"]}
     named |= {"spec": as_written(without_paths(model.spec)), "model_json": hashlib.sha256(data).hexdigest()}
@@ -148,14 +159,18 @@ def load_final(
     """
     final = Path(run_dir) / "final"
     if not has_final(run_dir):
+        inside = Path(run_dir).name == "final" and (Path(run_dir) / "model.json").exists()
         raise ModelFileError(
-            f"{run_dir} holds no final model",
-            "Name a run that has ended (its folder holds final/); --resume continues one that has not.",
+            f"{run_dir} holds no final model" + (": it is one" if inside else ""),
+            f"Name the folder that it lies in: {Path(run_dir).parent}."
+            if inside
+            else "Name a run that has ended (its folder holds final/); --resume continues one that has not.",
         )
     path = final / "model.json"
     value = read_json(path)
     try:
-        if value["format"] != FORMAT:
+        made_at = MadeAt.from_json(value["made_at"]) if value["format"] == OF_A_SITE else None
+        if value["format"] not in (FORMAT, OF_A_SITE) or (made_at is None and "made_at" in value):
             raise ModelFileError(f"{path} was written by another version")
         statement, signed_by = _verified(final, value, public_key or pinned_key(Path(run_dir)))
         states = {stage: load_tensors(final / f"{stage}.safetensors") for stage in value["digests"]}
@@ -164,8 +179,11 @@ def load_final(
                 raise ModelFileError(f"{final / stage}.safetensors does not hold the weights that model.json names")
         check_binding(statement, states, str(final))
         _check_architecture(path, states, {**value.get("architecture", {}), **(architecture or {})})
+        spec = parse_dataclass(RunSpec, value["spec"], "spec")
+        if not is_run_name(spec.run_id):
+            raise ModelFileError(f"{path} names a run {spec.run_id!r}; allowed: {RUN_NAMES}")
         return FinalModel(
-            spec=parse_dataclass(RunSpec, value["spec"], "spec"),
+            spec=spec,
             states=states,
             calibration={stage: Calibration.from_json(c) for stage, c in value["calibration"].items()},
             history=value["history"],
@@ -175,9 +193,25 @@ def load_final(
             personal={stage: dict(states) for stage, states in value.get("personal", {}).items()},
             matrix={stage: dict(row) for stage, row in value.get("matrix", {}).items()},
             sureness={stage: Sureness.from_json(sure) for stage, sure in value.get("sureness", {}).items()},
+            made_at=made_at,
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise ModelFileError(f"{path} lacks fields or has others") from error
+
+
+def second_of(made_at: MadeAt, folder: Path) -> FinalModel:
+    """The model that a site trained alone, beside the global one of a mixture.
+
+    Raises:
+        ModelFileError: it is missing, or not the one that ``model.json`` names.
+    """
+    second = load_final(folder / OWN)
+    if hashlib.sha256((folder / OWN / "final" / "model.json").read_bytes()).hexdigest() != made_at.own:
+        raise ModelFileError(
+            f"the second model of the mixture in {folder} is not the one that was mixed",
+            "Make it again: `fed-diffmic client model own RUN mixture --config site.yaml`.",
+        )
+    return second
 
 
 def architecture_digest(tensors: Tensors) -> str:
@@ -206,7 +240,15 @@ def _verified(final: Path, value: Mapping[str, Any], public_key: PublicKey | Non
                 "Fetch the folder `final` again, whole, from the coordinator or from the backup.",
             )
         return {}, ""
-    statement, signed_by = verify_statement(path, public_key)
+    try:
+        statement, signed_by = verify_statement(path, public_key)
+    except ModelFileError as error:
+        if not isinstance(value.get("made_at"), dict):
+            raise
+        raise ModelFileError(
+            f"a site made this model for itself, and {error.cause}",
+            "Name that site's public key, `<its key>.pub`, in place of the coordinator's.",
+        ) from error
     model_json = hashlib.sha256((final / "model.json").read_bytes()).hexdigest()
     if statement.get("model_json") != model_json or statement.get("digests") != value["digests"]:
         raise ModelFileError(

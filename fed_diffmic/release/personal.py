@@ -127,6 +127,8 @@ def part_of_site(folder: Path, final: FinalModel, stage: str, site: str | None) 
         ModelFileError: a file is missing or torn.
     """
     names = sorted(final.personal.get(stage, {}))
+    if final.made_at is not None and site in (None, final.made_at.site):
+        return {}  # it is that site's own as a whole
     if site is None:
         if names and not algorithm_class(final.spec.strategy.name).global_is_trained:
             raise UsageError(

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 
 from fed_diffmic.algorithms import Tensors
 from fed_diffmic.algorithms.fedavg import FedAvg
-from fed_diffmic.config.spec import RunSpec
+from fed_diffmic.config.spec import STAGES, RunSpec
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.models.diffmic import encoder_parameters
@@ -112,6 +113,54 @@ def fine_tuned(
     sums = calibration.nll_sums(scores, data.val.labels, prior, spec.task)
     fitted = calibration.choose(sums, len(data.val), prior, spec.task, blended=scores.ndim == 3)
     return Personal(kept, fitted, passes)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Every stage of a finished model fine-tuned at a site.
+
+    Attributes:
+        states, fitted: by stage; the last one has the fine-tuned guidance network inside.
+        passes: over the training images, of all stages together; 0: nothing was better than the global model.
+    """
+
+    states: dict[str, Tensors]
+    fitted: dict[str, Calibration]
+    passes: int
+
+
+def tune(
+    spec: RunSpec,
+    states: Mapping[str, Tensors],
+    fitted: Mapping[str, Calibration],
+    data: SiteData,
+    *,
+    device: str = "cpu",
+    heads_alone: bool = False,
+) -> Tuned:
+    """:func:`fine_tuned` for each stage of a model, in order: the last over its guidance network, fine-tuned too.
+
+    Args:
+        spec: of the run.
+        states: full state of each stage as the site uses it, its own part included.
+        fitted: the global model's calibration.
+        data, device, heads_alone: as there.
+
+    Raises:
+        ModelFileError, ValueError: as there.
+    """
+    made, passes = Tuned({}, {}, 0), 0
+    guidance: Tensors = {}
+    for stage in [name for name in STAGES if name in states]:
+        state = dict(states[stage])
+        if stage == "diffusion" and guidance:
+            state = with_guidance(state, guidance)
+        found = fine_tuned(spec, stage, state, data, device=device, heads_alone=heads_alone)
+        passes += found.passes
+        if stage == "guidance" and found.passes:
+            guidance = found.state
+        made.states[stage], made.fitted[stage] = found.state, found.fitted or fitted[stage]
+    return replace(made, passes=passes)
 
 
 def with_guidance(state: Tensors, guidance: Tensors) -> Tensors:

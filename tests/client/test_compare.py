@@ -10,18 +10,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from client import compare
-from client.compare import (
-    BEFORE,
-    CAME,
-    IN_USE,
-    KEPT,
-    Comparison,
-    Final,
-    compare_models,
-    comparison_text,
-    take_over,
-    which_to_take,
-)
+from client.compare import BEFORE, IN_USE, Final, compare_models, take_over, which_to_take
+from client.compared import CAME, KEPT, Comparison, comparison_text
 from fed_diffmic.cli import main
 from fed_diffmic.config.site import SiteConfig, SiteGroup
 from fed_diffmic.config.spec import RunSpec
@@ -144,7 +134,7 @@ def test_a_model_that_changed_while_it_was_compared_is_not_taken_over(
         return third if change == "read in between" else first
 
     monkeypatch.setattr(compare, "compare_models", swap)
-    monkeypatch.setattr("fed_diffmic.release.final.load_final", read)  # the command's; the copy is read as ever
+    monkeypatch.setattr("client.models.load_final", read)  # the command's; the copy is read as ever
     (tmp_path / "site.yaml").write_text(
         f"site: {{name: one, folder: {tmp_path / 'site'}, device: cpu}}\ndataset: {{root: {tmp_path}}}\n"
     )

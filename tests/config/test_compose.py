@@ -27,6 +27,7 @@ from fed_diffmic.config.compose import (
 from fed_diffmic.config.owners import KINDS
 from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.errors import ConfigError, UsageError
+from server.start import as_simulation
 
 OPTIONS = [(group, option) for group in GROUPS for option in group_options(group)]
 NEEDS = {
@@ -387,10 +388,11 @@ def test_parts_of_a_group_that_nobody_said_anything_of(tmp_path):
     assert module.unsaid("policy", parts, file, []) == parts
 
 
-def test_a_coordinator_makes_no_personal_models_and_knows_no_tables_from_elsewhere():
-    with pytest.raises(ConfigError, match=r"strategy\.personal") as refused:
-        compose_server(None, ["strategy.personal=[finetune]"])
-    assert "client model compare" in refused.value.remedy
+def test_a_coordinator_may_name_what_sites_make_for_themselves_and_knows_no_tables_from_elsewhere():
+    config = compose_server(None, ["strategy.personal=[finetune,mixture]"])
+    assert config.strategy.personal == ["finetune", "mixture"]
+    text = to_json(as_simulation(config))  # what the coordinator's app reads again
+    assert config_from_run_config({"config-json": text}).strategy.personal == ["finetune", "mixture"]
     assert compose(None, ["external.far=~/x.csv"]).external == {"far": str(Path("~/x.csv").expanduser())}
     assert config_from_run_config({"config-json": to_json(compose(None, ["external.far=/x"]))}).external == {
         "far": "/x"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import Field, fields, is_dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from fed_diffmic.exchange.policy_text import explain
 from fed_diffmic.exchange.screening import update_norm
 from fed_diffmic.training.few import suppress
 from tests.site_rules import OPEN
+from tests.toy import toy_spec
 
 REFERENCE = {"w": np.zeros((2, 2), np.float32), "n": np.array(3)}
 UPDATE = {"w": np.full((2, 2), 3.0, np.float32), "n": np.array(50)}
@@ -105,6 +107,17 @@ def test_no_suppressed_count_can_be_had_by_subtraction(counts: list[int], least:
     if len([n for n in counts if n > 0]) > len(hidden):  # counts are left that could have been hidden too
         assert len(hidden) != 1
         assert not hidden or sum(hidden) >= least
+
+
+def test_a_model_is_taken_within_the_hours_alone() -> None:
+    """Taking one is work too: hundreds of megabytes are read, verified and written. Training: test_enforce.py."""
+    night = SitePolicy(replace(OPEN, hours=["mon-sun 22:00-06:00"], take_model="keep"))
+    asked, codes = Payload("deliver", {"run": "toy"}), {}
+    for hour in (3, 12, 23):
+        denial = night.check("deliver", toy_spec(), asked, dataset="table", now=datetime(2026, 3, 2, hour))
+        codes[hour] = None if denial is None else denial.code
+    assert codes == {3: None, 12: failures.POLICY_HOURS, 23: None}
+    assert failures.POLICY_HOURS in failures.LATER, "it waits, as training does"
 
 
 def test_hours_are_read_when_the_site_starts() -> None:

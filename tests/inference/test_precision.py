@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fed_diffmic.inference.predictor import Predictor, predictor_of
+from fed_diffmic.inference.finished import predictor_of
+from fed_diffmic.inference.predictor import Predictor
 from fed_diffmic.release.final import load_final
 from tests.inference.tiny import tiny_predictor, write_tiny_run
 

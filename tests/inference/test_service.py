@@ -105,6 +105,12 @@ def test_no_body_that_claims_to_be_small_may_grow():
     assert answer.status_code == 413
 
 
+def test_a_body_that_says_it_is_too_large_is_not_waited_for():
+    headers = {"content-type": "image/png", "content-length": str(2**30)}
+    answer = client_of(most_bytes=1000).post("/v1/predict", content=b"x", headers=headers)
+    assert (answer.status_code, answer.json()["error"]) == (413, "size")
+
+
 def test_a_token_is_asked_for_where_there_is_one(image):
     client = client_of(token="a" * 40)
     data = image.read_bytes()

@@ -64,7 +64,7 @@ WORK = {
     "audit rekey": "fed_diffmic.exchange.audit.read_lines",
     "export": "fed_diffmic.release.final.load_final",
     "report": "fed_diffmic.reporting.report.write_report",
-    "client model": "fed_diffmic.release.final.load_final",
+    "client model": "client.models.load_copied",
     "client status": "client.status.site_status",
     "ledger show": "fed_diffmic.privacy.account.read_account",
     "policy explain": "fed_diffmic.commands.policy._no_study",

@@ -11,7 +11,7 @@ from flwr.app import Message
 
 from fed_diffmic.exchange import failures
 from fed_diffmic.release.final import load_final
-from fed_diffmic.training import calibration
+from fed_diffmic.training import calibration, pooled
 from fed_diffmic.training.evaluation import predict_scores
 from fed_diffmic.training.matrix import cell_from, matrix_cell
 from fed_diffmic.training.metrics import Scored
@@ -54,7 +54,10 @@ def test_the_matrix_holds_what_the_sites_let_out(tmp_path: Path) -> None:
     scored = Scored(probabilities, decided, test.labels, test.groups, spec.task)
     sure = final.sureness["guidance"]
     cell = matrix_cell(scored, spec.classes, bootstrap=1000, seed=spec.seed, name="a", sureness=sure)
-    assert final.matrix == {"guidance": {"a": {**cell, "complete": True}, "b": cell_from({}, spec.classes)}}
+    counts = pooled.points_from(pooled.site_points(scored, spec.num_classes), spec.classes)
+    assert set(counts) == set(spec.classes), "what the operating points over all sites are made of"
+    told = {**cell, "complete": True, "points": counts}
+    assert final.matrix == {"guidance": {"a": told, "b": cell_from({}, spec.classes)}}
     (assessed,) = events.of("assessed")
     assert assessed["sites"] == ["a"] and assessed["missing"] == {"b": failures.FAILURES[failures.POLICY_METRICS]}
     assert load_final(tmp_path).matrix == final.matrix

@@ -6,9 +6,9 @@ import pytest
 from fed_diffmic.config.compose import compose
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.files import load_tensors
+from fed_diffmic.inference.finished import final_predictor
 from fed_diffmic.inference.images import image_files
 from fed_diffmic.inference.predictions import predict_files
-from fed_diffmic.inference.predictor import final_predictor
 from fed_diffmic.release.final import load_final
 from fed_diffmic.reporting.events import read_events
 from simulations.run import simulate

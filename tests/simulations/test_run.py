@@ -108,7 +108,9 @@ def test_a_blended_run_trains_the_same_weights_and_is_calibrated_by_the_better_s
     share = runs["true"]["calibration"]["blend"]
     assert share > 0  # with this seed the guidance network says something that the head does not
     page = (tmp_path / "true" / "run" / "report.html").read_text()
-    assert f"{1 - share:g} of the second network's and {share:g} of the guidance network's" in page.replace("&#x27;", "'")
+    assert f"{1 - share:g} of the second network's and {share:g} of the guidance network's" in page.replace(
+        "&#x27;", "'"
+    )
 
 
 def test_bytes_sent_are_those_of_the_stages_and_the_calibration(finished):

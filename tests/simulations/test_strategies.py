@@ -8,7 +8,8 @@ import pytest
 from fed_diffmic.config.compose import compose
 from fed_diffmic.errors import ConfigError, RoundError, UsageError
 from fed_diffmic.files import load_tensors
-from fed_diffmic.inference.predictor import Predictor, final_predictor
+from fed_diffmic.inference.finished import final_predictor
+from fed_diffmic.inference.predictor import Predictor
 from fed_diffmic.release.final import load_final
 from simulations.run import simulate
 from simulations.sites import build_sites

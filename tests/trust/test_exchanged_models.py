@@ -20,7 +20,7 @@ from fed_diffmic.errors import ModelFileError
 from fed_diffmic.exchange.audit import AuditLog, read_lines
 from fed_diffmic.exchange.audit_findings import PROBLEM
 from fed_diffmic.files import tensors_digest
-from fed_diffmic.inference.predictor import final_predictor
+from fed_diffmic.inference.finished import final_predictor
 from fed_diffmic.provision.keys import PrivateKey, make_site_key, public_text
 from fed_diffmic.release import pinned as pinned
 from fed_diffmic.release.final import FinalModel, load_final, write_final

@@ -29,7 +29,7 @@ _WORDS = {
     "document": "encapsulated documents",
     "video": "videos",
     "directory": "directories of a medium (DICOMDIR)",
-    "no_picture": "other objects without pixels",
+    "no_picture": "other objects without pixels, or files cut off before them",
 }
 _FILE_WORDS = {
     NO_DICOM: "not DICOM (part 10)",
@@ -168,7 +168,16 @@ class Chooser:
             message += f" ({bare} have none in their header, {torn} stand under several labels)" if bare or torn else ""
             names = [one.item.name for one in unmatched]
             self.findings.add(
-                "image-without-label", "warning", message, table=labels.table, count=len(names), names=names
+                "image-without-label",
+                "warning",
+                message,
+                table=labels.table,
+                count=len(names),
+                names=names,
+                remedy=""
+                if len(names) < len(keys)
+                else f"No image is of a key of the table: compare some, or join by "
+                f"another number of the header (dicom.join; now {labels.join}).",
             )
         unused = sorted(set(labels.of) - set(keys))
         if unused:

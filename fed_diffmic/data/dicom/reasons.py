@@ -7,7 +7,7 @@ import importlib.metadata
 
 REASONS = {
     "dicom_not_installed": "a DICOM file, and the packages that read it are missing: pip install 'fed-diffmic[dicom]'",
-    "dicom_no_picture": "a DICOM file that holds no picture (a report, a presentation state, a plan, ...)",
+    "dicom_no_picture": "a DICOM file that holds no picture (a report, a plan, ... or one cut off before it)",
     "dicom_unsupported": "a DICOM file whose compression or kind of pixels is not read",
     "dicom_contradiction": "pixels that contradict what their DICOM header says of them",
     "dicom_too_slow": "a DICOM file that took longer to decode than is allowed",

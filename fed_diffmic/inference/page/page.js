@@ -173,7 +173,9 @@ function describe(card) {
     run: card.run,
     "signed by": card.signed_by || "nobody",
     classes: card.classes.map((name) => called(card, name)).join(", "),
-    strategy: `${card.strategy}, ${card.sites.length} sites, round ${card.chosen_round} of ${card.rounds}`,
+    ...(card.made_at
+      ? { "made by": `the site ${card.made_at.site} for itself (${card.made_at.kind}); it must not leave it` }
+      : { strategy: `${card.strategy}, ${card.sites.length} sites, round ${card.chosen_round} of ${card.rounds}` }),
     "validation, mean": Object.entries(card.validation).map(([name, value]) => `${name} ${value.toFixed(3)}`).join(", "),
     "calibrated on": `${card.calibrated_on} images`,
     "digest of the weights": card.digest,
