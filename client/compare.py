@@ -108,7 +108,10 @@ def compare_models(
     try:
         paired = difference({site: scored}, {site: before}, bootstrap=bootstrap, seed=model.spec.seed)
     except ValueError as error:
-        raise DataError(f"the two models cannot be compared: {error}") from error
+        raise DataError(
+            f"the two models cannot be compared: {error}",
+            "Compare them again while nobody changes the site's table or images: each model reads them itself.",
+        ) from error
     theirs = _metrics(before, other.spec, bootstrap)
     take, why = which_to_take(paired["sites"][site])
     return Comparison(site, split, len(scored.labels), own, theirs, paired["sites"][site], take, why)
@@ -154,7 +157,7 @@ def score(source: SiteSource, model: Final, split: str, device: str) -> Scored:
         raise DataError(f"this site has no {split} images", "Choose --split val, or set site.test_fraction.")
     stage = next((name for name in STAGES if name in model.states), None)
     if stage is None or stage not in model.calibration:
-        raise ModelFileError("the model has no finished stage")
+        raise ModelFileError("the model has no finished stage", "Give the folder of a run that has ended.")
     module = build_module(spec, stage)
     load_state(module.network, model.states[stage], f"stage {stage}")
     fitted = model.calibration[stage]
@@ -191,7 +194,7 @@ def take_over(
     """
     target, part, older = folder / IN_USE, folder / NEW, folder / BEFORE
     if target.exists() and final.resolve() == target.resolve():
-        raise UsageError("this is the model in use already")
+        raise UsageError("this is the model in use already", "Nothing is to be done.")
     shutil.rmtree(part, ignore_errors=True)
     try:
         _copy(final, part, site, parts or {}, signer)

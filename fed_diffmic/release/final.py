@@ -30,6 +30,7 @@ from fed_diffmic.training.stages import build_module, full_state
 from fed_diffmic.training.sureness import Sureness
 
 FORMAT = 1
+_VERSION = "Use the version of fed_diffmic that wrote it, or fetch the folder `final` again, whole."
 
 
 @dataclass(frozen=True)
@@ -160,12 +161,15 @@ def load_final(
     value = read_json(path)
     try:
         if value["format"] != FORMAT:
-            raise ModelFileError(f"{path} was written by another version")
+            raise ModelFileError(f"{path} was written by another version", _VERSION)
         statement, signed_by = _verified(final, value, public_key or pinned_key(Path(run_dir)))
         states = {stage: load_tensors(final / f"{stage}.safetensors") for stage in value["digests"]}
         for stage, digest in value["digests"].items():
             if tensors_digest(states[stage]) != digest:
-                raise ModelFileError(f"{final / stage}.safetensors does not hold the weights that model.json names")
+                raise ModelFileError(
+                    f"{final / stage}.safetensors does not hold the weights that model.json names",
+                    "Fetch the folder `final` again, whole.",
+                )
         check_binding(statement, states, str(final))
         _check_architecture(path, states, {**value.get("architecture", {}), **(architecture or {})})
         return FinalModel(
@@ -181,7 +185,7 @@ def load_final(
             sureness={stage: Sureness.from_json(sure) for stage, sure in value.get("sureness", {}).items()},
         )
     except (AttributeError, KeyError, TypeError) as error:
-        raise ModelFileError(f"{path} lacks fields or has others") from error
+        raise ModelFileError(f"{path} lacks fields or has others", _VERSION) from error
 
 
 def architecture_digest(tensors: Tensors) -> str:
@@ -229,5 +233,6 @@ def _check_architecture(path: Path, states: Mapping[str, Tensors], expected: Map
         if stage not in states or architecture_digest(states[stage]) != digest:
             raise ModelFileError(
                 f"stage {stage} in {path.parent} is of another architecture than expected (names, dtypes, shapes)",
-                "Use the configuration that the model was trained with: `spec` in model.json.",
+                "Fetch the folder `final` again, whole; an architecture that you asked for yourself is of another "
+                "configuration than `spec` in model.json.",
             )

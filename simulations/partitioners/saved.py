@@ -99,7 +99,7 @@ def _read(path: Path) -> dict[int, tuple[str, str]]:
     except (OSError, ValueError) as error:
         raise PartitionError(
             f"{path} is not a whole partition file ({error.strerror if isinstance(error, OSError) else error})",
-            "Give the partition.csv of a finished run just as it was saved (a spreadsheet writes another file), or divide "
-            "anew with partition=iid or another.",
+            "Give the partition.csv of a finished run just as it was saved (a spreadsheet writes another file), or "
+            "divide anew with partition=iid or another.",
         ) from error
     return where

@@ -1,7 +1,7 @@
 """Tables and images that are refused, or cannot be divided: with what the message says done to them, they are read.
 
-The rows are in ``data.toml``. A person has a folder ``data`` with 24 images and a table, changes it as the message says,
-and opens it again: as a simulation does, with sites and splits, or as a site does.
+The rows are in ``data.toml``. A person has a folder ``data`` with 24 images and a table, changes it as the message
+says, and opens it again: as a simulation does, with sites and splits, or as a site does.
 """
 
 from __future__ import annotations

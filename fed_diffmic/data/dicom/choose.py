@@ -168,7 +168,13 @@ class Chooser:
             message += f" ({bare} have none in their header, {torn} stand under several labels)" if bare or torn else ""
             names = [one.item.name for one in unmatched]
             self.findings.add(
-                "image-without-label", "warning", message, table=labels.table, count=len(names), names=names
+                "image-without-label",
+                "warning",
+                message,
+                table=labels.table,
+                count=len(names),
+                remedy=f"Give each image a row in {labels.table} with the {labels.join} that its header holds.",
+                names=names,
             )
         unused = sorted(set(labels.of) - set(keys))
         if unused:
