@@ -101,7 +101,7 @@ def test_files_of_weights(monkeypatch) -> None:
     assert load_pretrained(module, replace(named, **{pretrained: value == "true"}))
 
 
-@tries()
+@tries(f"{STAGES}initial_state", f"{STAGES}load_state")
 def test_networks_built_by_hand(tiny) -> None:
     guidance, spec = tiny.states["guidance"], tiny.spec
     remedy_in(lambda: initial_state(spec, "diffusion"), "Give what the stage guidance came to")

@@ -267,9 +267,12 @@ def test_files_of_a_run() -> None:
 def test_how_many_images_say_what_is_usual() -> None:
     rng = np.random.default_rng(0)
 
-    def of(count: int) -> None:
-        groups = np.array([f"p{n % 2}" for n in range(count)])
-        familiar(rng.normal(size=(count, 3)), np.arange(count) % 2, groups, "multiclass")
+    def of(count: int, most: int, seed: int = 0) -> None:
+        groups = np.arange(count) // most
+        familiar(rng.normal(size=(count, 3)), np.arange(count) % 2, groups, "multiclass", seed)
 
-    [enough] = remedy_in(lambda: of(4), r"Give (\d+) images or more.*of at least two patients").groups()
-    of(int(enough))
+    remedy_in(lambda: of(60, 50), "no more than one in")
+    said = remedy_in(lambda: of(4, 1), r"Give (\d+) images or more, .* no more than one in (\d+) of them of the same")
+    enough, share = map(int, said.groups())
+    for seed in range(20):  # who is drawn first decides how many are left
+        of(enough, enough // share, seed)
