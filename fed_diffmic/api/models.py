@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ Images = str | Path | np.ndarray | Sequence[str | Path] | Sequence[np.ndarray]
 _WHAT = "Give paths, or arrays uint8 (height, width, 3); of a Pillow image np.array(image.convert('RGB'))."
 
 
-def _listed(images: Images) -> np.ndarray | Sequence[str | Path] | Sequence[np.ndarray]:
+def _listed(images: Images) -> Any:
     """One path as a list of it; anything else that can be gone through, as it is or as a list.
 
     Raises:
@@ -94,9 +95,9 @@ class Model:
         threads = torch.get_num_threads()
         try:
             if len(given) and isinstance(given[0], np.ndarray):
-                found = predict_arrays(self._predictor, as_arrays(given), batch)  # type: ignore[arg-type]
+                found = predict_arrays(self._predictor, as_arrays(given), batch)
             elif all(isinstance(item, (str, Path)) for item in given):
-                found = predict_files(self._predictor, image_files(given), batch)  # type: ignore[arg-type]
+                found = predict_files(self._predictor, image_files(given), batch)
             else:
                 odd = next(item for item in given if not isinstance(item, (str, Path)))
                 raise UsageError(f"an image is {type(odd).__name__}", _WHAT)
