@@ -112,6 +112,18 @@ def test_networks_built_by_hand(tiny) -> None:
     load_state(build_module(spec, "guidance").network, guidance)
 
 
+@tries(
+    "fed_diffmic/models/checks.py::check_architecture | at most model.imag",
+    "fed_diffmic/models/checks.py::check_architecture | at most model.time",
+)
+def test_a_network_that_is_asked_for_by_hand() -> None:
+    config = compose(None, ["model=tiny"]).model
+    for key, of in (("crop", config.image_side), ("sampling_steps", config.timesteps)):
+        wrong = replace(config, **{key: of + 1})
+        said = remedy_in(lambda wrong=wrong: checks.check_architecture(wrong), rf"model\.({key})=.* at most \S+=(\d+)")
+        checks.check_architecture(replace(wrong, **{said[1]: int(said[2])}))
+
+
 @tries("fed_diffmic/models/checks.py::encoder_grid")
 def test_a_backbone_whose_features_are_no_squares(monkeypatch) -> None:
     config, shape = compose(None, ["model=tiny"]).model, checks._feature_shape
