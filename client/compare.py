@@ -126,7 +126,10 @@ def _difference(site: str, first: Scored, second: Scored, bootstrap: int, seed: 
     try:
         found = difference({site: first}, {site: second}, bootstrap=bootstrap, seed=seed)
     except ValueError as error:
-        raise DataError(f"the two models cannot be compared: {error}") from error
+        raise DataError(
+            f"the two models cannot be compared: {error}",
+            "Compare them again while nobody changes the site's table or images: each model reads them itself.",
+        ) from error
     cells: dict[str, Any] = found["sites"][site]
     return cells
 
@@ -173,7 +176,7 @@ def score(source: SiteSource, model: Judged, split: str, device: str) -> Scored:
         return model.predict(examples)
     stage = next((name for name in STAGES if name in model.states), None)
     if stage is None or stage not in model.calibration:
-        raise ModelFileError("the model has no finished stage")
+        raise ModelFileError("the model has no finished stage", "Give the folder of a run that has ended.")
     module = build_module(spec, stage)
     load_state(module.network, model.states[stage], f"stage {stage}")
     fitted = model.calibration[stage]
@@ -210,7 +213,7 @@ def take_over(
     """
     target, part, older = folder / IN_USE, folder / NEW, folder / BEFORE
     if target.exists() and final.resolve() == target.resolve():
-        raise UsageError("this is the model in use already")
+        raise UsageError("this is the model in use already", "Nothing is to be done.")
     shutil.rmtree(part, ignore_errors=True)
     try:
         _copy(final, part, site, parts or {}, signer)

@@ -145,7 +145,9 @@ def model_digest(folder: Path) -> str:
     try:
         return hashlib.sha256((folder / "final" / "model.json").read_bytes()).hexdigest()
     except OSError as error:
-        raise ModelFileError(f"{folder / 'final' / 'model.json'} cannot be read: {error.strerror}") from error
+        raise ModelFileError(
+            f"{folder / 'final' / 'model.json'} cannot be read: {error.strerror}", "Give the folder of a finished run."
+        ) from error
 
 
 def check_chain(lines: Sequence[Line], key: PrivateKey | None, path: Path) -> None:

@@ -49,7 +49,10 @@ class SiteStore:
                 if time.time() - torn.stat().st_mtime > STALE_S:
                     torn.unlink(missing_ok=True)
         except OSError as error:
-            raise MachineError(f"the site's folder cannot be made: {error.strerror}") from error
+            raise MachineError(
+                f"the site's folder cannot be made: {error.strerror}",
+                "Name a folder that you may write to (a site: site.folder; a simulation: run.dir).",
+            ) from error
 
     # ---- frozen part of a stage's base, by digest -------------------------------------------
     def base(self, digest: str) -> Tensors | None:

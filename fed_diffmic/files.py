@@ -24,6 +24,7 @@ from safetensors.numpy import save as _save_tensors
 
 from fed_diffmic.errors import MachineError, ModelFileError
 
+_READ = "Check the path; a file that was there is put back from a copy."
 _MAPPED = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1",
     "BOOL": "?",
@@ -204,7 +205,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelFileError(f"{path} cannot be read: {error}") from error
+        raise ModelFileError(f"{path} cannot be read: {error}", _READ) from error
 
 
 def append_line(path: str | os.PathLike[str], line: str, mode: int = 0o644) -> None:
@@ -258,7 +259,7 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         return dict(sorted(_load_tensors(Path(path).read_bytes()).items()))
     except Exception as error:  # safetensors raises its own type, with the position of the fault
-        raise ModelFileError(f"{path} is not a readable safetensors file: {error}") from error
+        raise ModelFileError(f"{path} is not a readable safetensors file: {error}", _READ) from error
 
 
 def map_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -282,7 +283,7 @@ def map_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
                 found[name] = whole[start + begin : start + end].view(_MAPPED[facts["dtype"]]).reshape(facts["shape"])
         return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelFileError(f"{path} is not a readable safetensors file: {error}") from error
+        raise ModelFileError(f"{path} is not a readable safetensors file: {error}", _READ) from error
 
 
 def tensors_digest(tensors: Mapping[str, np.ndarray]) -> str:

@@ -112,7 +112,8 @@ def check_credentials(config: ServerConfig) -> None:
             "security.ca",
             security.ca,
             "the authority that issued security.certificate (this one did not: no site that trusts it could connect)",
-            "Take the `ca.crt` that belongs to the certificate, or have one issued: `fed-diffmic provision server`.",
+            "Take the `ca.crt` that belongs to the certificate, or have this one issue it: "
+            "`fed-diffmic provision renew server FOLDER --ca CA_FOLDER`.",
         )
     if certificate.public_key() != private.public_key():
         raise ConfigError("security.key", security.key, "the private key of security.certificate", "Check both paths.")
@@ -123,7 +124,7 @@ def check_credentials(config: ServerConfig) -> None:
             security.certificate,
             f"a certificate that is valid now (this one: {certificate.not_valid_before_utc:%Y-%m-%d} to "
             f"{certificate.not_valid_after_utc:%Y-%m-%d})",
-            "Renew it: `fed-diffmic provision renew server`.",
+            "Renew it: `fed-diffmic provision renew server FOLDER --ca CA_FOLDER`; or set this clock right.",
         )
     missing = [name for name in LOCAL if name not in names_of(certificate)]
     if missing:
@@ -131,7 +132,7 @@ def check_credentials(config: ServerConfig) -> None:
             "security.certificate",
             security.certificate,
             f"a certificate that also names {', '.join(missing)} (the coordinator reaches itself there)",
-            "`fed-diffmic provision server` makes such a one.",
+            "`fed-diffmic provision renew server FOLDER --ca CA_FOLDER` makes it such a one.",
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,23 @@ from fed_diffmic.inference.predictor import Predictor
 from fed_diffmic.provision.keys import PublicKey, load_public
 
 Images = str | Path | np.ndarray | Sequence[str | Path] | Sequence[np.ndarray]
+
+
+_WHAT = "Give paths, or arrays uint8 (height, width, 3); of a Pillow image np.array(image.convert('RGB'))."
+
+
+def _listed(images: Images) -> Any:
+    """One path as a list of it; anything else that can be gone through, as it is or as a list.
+
+    Raises:
+        UsageError: it cannot be gone through, such as an image of another library.
+    """
+    if isinstance(images, (str, Path)):
+        return [images]
+    try:
+        return images if isinstance(images, np.ndarray) else list(images)
+    except TypeError as error:
+        raise UsageError(f"images are {type(images).__name__}", _WHAT) from error
 
 
 class Model:
@@ -74,17 +92,16 @@ class Model:
             >>> fd.load_model("first").predict([grey, grey[:40]]).probabilities.shape
             (2, 5)
         """
-        given = [images] if isinstance(images, (str, Path)) else images
+        given = _listed(images)
         threads = torch.get_num_threads()
         try:
             if len(given) and isinstance(given[0], np.ndarray):
-                found = predict_arrays(self._predictor, as_arrays(given), batch)  # type: ignore[arg-type]
+                found = predict_arrays(self._predictor, as_arrays(given), batch)
             elif all(isinstance(item, (str, Path)) for item in given):
-                found = predict_files(self._predictor, image_files(given), batch)  # type: ignore[arg-type]
+                found = predict_files(self._predictor, image_files(given), batch)
             else:
-                raise UsageError(
-                    f"images are {type(given[0]).__name__}", "Give paths, or arrays uint8 (height, width, 3)."
-                )
+                odd = next(item for item in given if not isinstance(item, (str, Path)))
+                raise UsageError(f"an image is {type(odd).__name__}", _WHAT)
         finally:
             torch.set_num_threads(threads)
         if found.unreadable:

@@ -50,7 +50,7 @@ def verify(arguments: argparse.Namespace, hint: list[str]) -> int:
     if bool(arguments.against) != bool(arguments.against_key):
         raise UsageError(_ONE_SIDE, "Give both, or neither.")
     if arguments.named and arguments.against is None:
-        raise UsageError("--run is for the comparison with --against")
+        raise UsageError("--run is for the comparison with --against", "Give --against too, or leave --run out.")
     if (arguments.token is None) != (arguments.token_ca is None):
         raise UsageError("--token and --token-ca belong together", "Give both, or neither.")
     lines = audit.read_lines(arguments.log)
@@ -126,7 +126,9 @@ def _model(arguments: argparse.Namespace, keep: Callable[[dict[str, object]], No
     print(f"The model is {final.origin}.")
     if not final.signed_by:
         if arguments.against is not None:
-            raise UsageError("the model is not signed: there is no statement to hold against a log")
+            raise UsageError(
+                "the model is not signed: there is no statement to hold against a log", "Leave --against out."
+            )
         return 0
     statement, _ = verify_statement(arguments.folder / "final" / PROVENANCE, key)
     keep(statement)

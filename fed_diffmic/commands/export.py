@@ -78,12 +78,12 @@ def _export(arguments: argparse.Namespace, hint: list[str]) -> int:
     card["largest_difference"] = found.difference
     atomic_write(_beside(out, ".json"), (json.dumps(card, indent=2, allow_nan=False) + "\n").encode())
     signed, copy = arguments.folder / "final" / PROVENANCE, _beside(out, f".{PROVENANCE}")
-    copy.unlink(missing_ok=True)  # of a model that was written here before
-    if signed.exists():
-        try:
+    try:
+        copy.unlink(missing_ok=True)  # of a model that was written here before
+        if signed.exists():
             shutil.copyfile(signed, copy)
-        except OSError as error:
-            raise ModelFileError(f"{copy} cannot be written: {error.strerror}", "Give another --out.") from error
+    except OSError as error:
+        raise ModelFileError(f"{copy} cannot be written: {error.strerror}", "Give another --out.") from error
     print(f"{out}: onnxruntime agrees with this program to {found.difference:.1e}; the model is {final.origin}")
     print(card["notice"])
     return 0

@@ -167,7 +167,10 @@ def _grant(arguments: argparse.Namespace, hint: list[str]) -> int:
     read_account(folder)  # a grant begins no ledger
     given = [number for number in (arguments.epsilon, arguments.alone) if number is not None]
     if not given or not all(0 < number < math.inf for number in given) or not arguments.reason.strip():
-        raise UsageError("a grant needs a finite --epsilon or --alone above zero and a --reason")
+        raise UsageError(
+            "a grant lacks an epsilon or a reason",
+            "Give --epsilon or --alone, a finite number above zero, and --reason with words.",
+        )
     key = site_key(config)
     with Ledger(folder, config.privacy, site_signer(config), witness=witness_of(key)) as ledger:
         before = ledger.terms
@@ -212,7 +215,10 @@ def _accept(arguments: argparse.Namespace, hint: list[str]) -> int:
 
     config, folder = _site(arguments)
     if not 0 <= arguments.spent < math.inf or not arguments.reason.strip():
-        raise UsageError("accepting needs a --reason and what was --spent, a number not below zero")
+        raise UsageError(
+            "accepting lacks what was spent or a reason",
+            "Give --spent, a finite number that is not below zero, and --reason with words.",
+        )
     key = site_key(config)
     echo = arguments.echoed or kept_echo(folder)
     counted = accept(

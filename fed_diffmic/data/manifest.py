@@ -85,7 +85,10 @@ class Manifest:
     def __post_init__(self) -> None:
         missing = [column for column in _REQUIRED if column not in self.table.columns]
         if missing:
-            raise DataError(f"a manifest needs the columns {', '.join(_REQUIRED)}; missing: {', '.join(missing)}")
+            raise DataError(
+                f"a manifest needs the columns {', '.join(_REQUIRED)}; missing: {', '.join(missing)}",
+                "Give the table these columns: what each holds is in docs/data.md.",
+            )
         table = self.table.reset_index(drop=True)
         for column, value in _DEFAULTS.items():
             if column not in table.columns:
@@ -147,7 +150,10 @@ class Manifest:
         if wrong:
             problems.append(f"{wrong} row(s) of 'label' do not fit {len(self.classes)} classes ({self.task})")
         if problems:
-            raise DataError(f"manifest {self.name}: " + "; ".join(problems))
+            raise DataError(
+                f"manifest {self.name}: " + "; ".join(problems),
+                "Correct these rows and names where the table is made: its reader, or the program that fills it.",
+            )
 
     def _wrong_labels(self) -> int:
         labels, size = self.table["label"], len(self.classes)

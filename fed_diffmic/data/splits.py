@@ -79,7 +79,8 @@ def split_site(
             raise PartitionError(
                 f"site {site} has {len(manifest)} image(s) in {len(groups)} group(s); training, validation and test "
                 "need at least one group each",
-                "Use fewer sites (partition.sites) or a larger partition.alpha, or leave this site out.",
+                "Give this site images of at least 3 groups (patients, lesions), or leave it out; in a simulation "
+                "fewer sites or a larger partition.alpha may do.",
             )
         test = _cut(groups, np.arange(len(groups)), test_fraction, derive_seed(seed, "split", site, "test"), keep=2)
         left = np.setdiff1d(np.arange(len(groups)), test)
@@ -168,7 +169,8 @@ def _val_rows(
         raise PartitionError(
             f"site {site} has {int(train.sum())} training image(s) in {len(inside)} group(s) of its given split; "
             "validation needs a group of its own",
-            "Give it more training images, or fewer sites.",
+            "Give it training images of 2 groups (patients, lesions) or more, or set dataset.split=none (a table: drop "
+            "its split column).",
         )
     only_train = Groups.of(manifest.subset(train))  # sizes and labels as seen in training
     position = np.searchsorted(only_train.names, groups.names[candidates])

@@ -81,7 +81,10 @@ def verify_token(path: Path, authority: Path, lines: Sequence[Line]) -> Stamped:
     heads = (Head(line.n, line.digest) for line in lines)
     head = next((h for h in heads if hashlib.sha256(head_text(h)).digest() == imprint), None)
     if head is None:
-        raise ModelFileError(f"{path} is a timestamp of no line of this log", "The log was cut, or is another one.")
+        raise ModelFileError(
+            f"{path} is a timestamp of no line of this log",
+            "Give the log that it was made of; if this is it, lines were cut.",
+        )
     try:
         library.VerifierBuilder(roots=[root]).build().verify_message(response, head_text(head))
     except (library.VerificationError, ValueError) as error:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fed_diffmic.data.transforms import normalise
-from fed_diffmic.errors import MachineError, ModelFileError, UsageError
+from fed_diffmic.errors import ModelFileError, UsageError
 from fed_diffmic.files import atomic_write
 from fed_diffmic.inference.predictor import Predictor
 from fed_diffmic.training.evaluation import start_draws
@@ -98,7 +98,10 @@ def export_onnx(predictor: Predictor, out: Path, facts: dict[str, Any]) -> Expor
     module = predictor.module.to("cpu").eval()
     size = sum(value.numel() * value.element_size() for value in module.state_dict().values())
     if size > _LARGEST:
-        raise ModelFileError(f"the model has {size / 1e9:.1f} GB of weights; one ONNX file holds 2 GB")
+        raise ModelFileError(
+            f"the model has {size / 1e9:.1f} GB of weights; one ONNX file holds 2 GB",
+            "Predict with this program: `fed-diffmic predict` or `fed-diffmic serve`.",
+        )
     own = needs_starts(predictor)
     shared = None if own else torch.from_numpy(start_draws(np.zeros(1, np.uint64), spec))
     whole = _FromPixels(predictor, shared).eval()
@@ -125,10 +128,7 @@ def export_onnx(predictor: Predictor, out: Path, facts: dict[str, Any]) -> Expor
             f"onnxruntime's probabilities differ from the program's by up to {difference:.1e}; allowed: {TOLERANCE:g}",
             "Nothing was written. Other versions of onnx and onnxruntime may agree; say so to the authors.",
         )
-    try:
-        atomic_write(out, data)
-    except OSError as error:
-        raise MachineError(f"{out} cannot be written: {error.strerror}", "Give another --out.") from error
+    atomic_write(out, data)
     return Exported(out, difference, {name: tuple(value.shape) for name, value in inputs.items()})
 
 

@@ -104,9 +104,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         RuntimeError,
         EOFError,
         ValueError,
-        KeyError,
+        LookupError,
+        TypeError,
+        AttributeError,
         OSError,
-    ) as error:
+    ) as error:  # what torch's reader raises of a torn file depends on the bytes
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ModelFileError(
             f"{path} is neither a safetensors file nor a state dict of plain tensors ({reason})",
@@ -297,7 +299,8 @@ def _load_published(encoder: Encoder, name: str) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelFileError(
             f"timm's weights for {encoder.name} cannot be had: {str(error).splitlines()[0][:200]}",
-            "Without a connection, download the file elsewhere and name it in model.weights.",
+            "Without a connection, download the file elsewhere, name it in model.weights and set "
+            "model.pretrained=false.",
         ) from error
     fit = _match(encoder, published.state_dict())
     if not fit.fits:

@@ -136,7 +136,10 @@ def terms_of(lines: Iterable[Line]) -> Terms:
     except (KeyError, TypeError, ValueError) as error:
         raise LedgerError("a line of the privacy ledger cannot be read", REMEDY) from error
     if terms is None:
-        raise LedgerError("the privacy ledger does not say its terms", REMEDY)
+        raise LedgerError(
+            "the privacy ledger does not say its terms",
+            "The site's next private round writes them; `fed-diffmic ledger verify` says whether lines are missing.",
+        )
     return replace(terms, unknown=unknown)
 
 

@@ -25,6 +25,7 @@ from fed_diffmic.errors import LedgerError, ModelFileError
 from fed_diffmic.files import load_tensors, save_tensors
 
 WIDTH = 16
+_AGAIN = "Put {}.safetensors back from the backup: without it nobody knows on whom was spent."
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +115,9 @@ def load_units(folder: Path, name: str) -> UnitSet:
         pixels = _views(tensors["pixels"]) if "pixels" in tensors else None
         units = UnitSet(_views(tensors["images"]), _views(tensors["patients"]), pixels)
     except (ModelFileError, KeyError, ValueError) as error:
-        raise LedgerError("a unit file of the privacy ledger is missing or damaged") from error
+        raise LedgerError("a unit file of the privacy ledger is missing or damaged", _AGAIN.format(name)) from error
     if units.name != name:
-        raise LedgerError("a unit file of the privacy ledger was changed")
+        raise LedgerError("a unit file of the privacy ledger was changed", _AGAIN.format(name))
     return units
 
 

@@ -163,7 +163,7 @@ class Authority:
         last = self.certificate.not_valid_after_utc
         if last <= now:
             raise CredentialError(
-                f"the CA expired on {last:%Y-%m-%d}", "Renew it first: `fed-diffmic provision renew ca`."
+                f"the CA expired on {last:%Y-%m-%d}", "Renew it first: `fed-diffmic provision renew ca CA_FOLDER`."
             )
         hosts = list(dict.fromkeys([*(_dns_name(name) for name in names), *_LOOPBACK_NAMES]))
         numbers = list(dict.fromkeys([_address(text) for text in [*addresses, *_LOOPBACK_ADDRESSES]]))

@@ -174,13 +174,14 @@ def check_chain(certificate: x509.Certificate, trusted: Sequence[x509.Certificat
     if not issuers:
         raise CredentialError(
             "the coordinator's certificate was not issued by the CA that its sites are to trust",
-            "Issue it by that CA, or have sites trust the new one first: `fed-diffmic provision renew trust`.",
+            "Issue it by that CA, or have sites trust the new one first: `fed-diffmic provision renew trust "
+            "FOLDER --ca CA_FOLDER`.",
         )
     if all(days_left(ca) <= 0 for ca in issuers):
         raise CredentialError(
             f"the CA expired on {issuers[0].not_valid_after_utc:%Y-%m-%d}",
-            "Renew it (`fed-diffmic provision renew ca`), have the coordinator trust the renewed one "
-            "(`fed-diffmic provision renew trust`) and send new kits.",
+            "Renew it (`fed-diffmic provision renew ca CA_FOLDER`), have the coordinator trust the renewed one "
+            "(`fed-diffmic provision renew trust FOLDER --ca CA_FOLDER`) and send new kits.",
         )
 
 

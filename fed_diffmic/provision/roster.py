@@ -125,7 +125,9 @@ class Roster:
             text = Path(path).read_text(encoding="utf-8")
         except FileNotFoundError as error:
             raise CredentialError(
-                f"there is no roster {path}", "`fed-diffmic provision enrol` starts one with the first site."
+                f"there is no roster {path}",
+                "Check security.roster, or put it back from the backup: who was revoked stands in it alone. "
+                "`fed-diffmic provision server` writes an empty one for a new coordinator.",
             ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise CredentialError(f"the roster {path} cannot be read: {error}", "Check the path.") from error

@@ -35,6 +35,7 @@ from fed_diffmic.training.sureness import Sureness
 FORMAT = 1
 OF_A_SITE = 2
 """Format of a model that a site made for itself: an earlier version would take a mixture for its first half."""
+_VERSION = "Use the version of fed_diffmic that wrote it, or fetch the folder `final` again, whole."
 
 
 @dataclass(frozen=True)
@@ -171,12 +172,15 @@ def load_final(
     try:
         made_at = MadeAt.from_json(value["made_at"]) if value["format"] == OF_A_SITE else None
         if value["format"] not in (FORMAT, OF_A_SITE) or (made_at is None and "made_at" in value):
-            raise ModelFileError(f"{path} was written by another version")
+            raise ModelFileError(f"{path} was written by another version", _VERSION)
         statement, signed_by = _verified(final, value, public_key or pinned_key(Path(run_dir)))
         states = {stage: load_tensors(final / f"{stage}.safetensors") for stage in value["digests"]}
         for stage, digest in value["digests"].items():
             if tensors_digest(states[stage]) != digest:
-                raise ModelFileError(f"{final / stage}.safetensors does not hold the weights that model.json names")
+                raise ModelFileError(
+                    f"{final / stage}.safetensors does not hold the weights that model.json names",
+                    "Fetch the folder `final` again, whole.",
+                )
         check_binding(statement, states, str(final))
         _check_architecture(path, states, {**value.get("architecture", {}), **(architecture or {})})
         spec = parse_dataclass(RunSpec, value["spec"], "spec")
@@ -196,7 +200,7 @@ def load_final(
             made_at=made_at,
         )
     except (AttributeError, KeyError, TypeError) as error:
-        raise ModelFileError(f"{path} lacks fields or has others") from error
+        raise ModelFileError(f"{path} lacks fields or has others", _VERSION) from error
 
 
 def second_of(made_at: MadeAt, folder: Path) -> FinalModel:
@@ -267,5 +271,6 @@ def _check_architecture(path: Path, states: Mapping[str, Tensors], expected: Map
         if stage not in states or architecture_digest(states[stage]) != digest:
             raise ModelFileError(
                 f"stage {stage} in {path.parent} is of another architecture than expected (names, dtypes, shapes)",
-                "Use the configuration that the model was trained with: `spec` in model.json.",
+                "Fetch the folder `final` again, whole; an architecture that you asked for yourself is of another "
+                "configuration than `spec` in model.json.",
             )

@@ -47,7 +47,9 @@ def load_examples(run_dir: Path) -> Tensors | None:
     found = load_tensors(path)
     sizes = {len(value) for value in found.values()}
     if {name: value.ndim for name, value in found.items()} != _NDIM or len(sizes) != 1:
-        raise ModelFileError(f"{path.name} holds no examples")
+        raise ModelFileError(
+            f"{path.name} holds no examples", "Put it back from a copy, or remove it: the report is written without."
+        )
     return found
 
 

@@ -99,7 +99,7 @@ def familiar(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, task:
     if not levels or len(x) < 2:
         raise DataError(
             f"{len(features)} images are too few to say what is unusual",
-            "Give 50 images or more, better some hundreds, of at least two patients.",
+            "Give 50 images or more, better some hundreds, no more than one in 8 of them of the same patient.",
         )
     truth = labels[first] > 0 if task == "multilabel" else labels[first][:, None] == np.arange(int(labels.max()) + 1)
     enough = [column for column in truth.T if column.sum() >= LEAST_OF_CLASS]

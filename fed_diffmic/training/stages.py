@@ -270,7 +270,10 @@ def initial_state(spec: RunSpec, stage: str, guidance: Tensors | None = None) ->
     load_pretrained(module.network, spec.model)
     if stage == "diffusion":
         if guidance is None:
-            raise ModelFileError("stage diffusion needs a trained guidance network and was given none")
+            raise ModelFileError(
+                "stage diffusion needs a trained guidance network and was given none",
+                "Give what the stage guidance came to.",
+            )
         network = module.network
         assert isinstance(network, DiffMIC)
         load_state(network.guidance, guidance, "guidance network")

@@ -84,7 +84,8 @@ def partition(manifest: Manifest, cfg: PartitionConfig, seed: int) -> dict[str, 
         raise PartitionError(
             f"partition={cfg.name}: {'; '.join(too_small)}; a site needs {cfg.min_images} images "
             f"(partition.min_images) in {MIN_GROUPS} groups; there are {len(manifest)} images in {len(groups)} groups",
-            "Use fewer sites, another partition, or a smaller partition.min_images.",
+            "Use fewer sites (partition.sites; partition=institution: fewer institutions), another partition, or, "
+            "where images are lacking and not groups, a smaller partition.min_images.",
         )
     return {str(site): manifest.subset(sites[groups.of_row] == site) for site in np.unique(sites)}
 

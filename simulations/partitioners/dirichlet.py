@@ -60,7 +60,8 @@ def assign(manifest: Manifest, groups: Groups, cfg: PartitionConfig, rng: np.ran
     raise PartitionError(
         f"partition=dirichlet with alpha {alpha:g}: in the best of {DRAWS} draws {'; '.join(short)}; a site needs "
         f"{cfg.min_images} images (partition.min_images) in {MIN_GROUPS} groups",
-        "Use fewer sites, a larger partition.alpha or a smaller partition.min_images.",
+        "Use fewer sites (partition.sites), a larger partition.alpha or, where images are lacking and not groups, a "
+        "smaller partition.min_images.",
     )
 
 

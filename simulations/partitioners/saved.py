@@ -99,6 +99,7 @@ def _read(path: Path) -> dict[int, tuple[str, str]]:
     except (OSError, ValueError) as error:
         raise PartitionError(
             f"{path} is not a whole partition file ({error.strerror if isinstance(error, OSError) else error})",
-            "It was changed or torn after it was saved; repeat the run without it.",
+            "Give the partition.csv of a finished run just as it was saved (a spreadsheet writes another file), or "
+            "divide anew with partition=iid or another.",
         ) from error
     return where

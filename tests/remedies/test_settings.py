@@ -22,15 +22,20 @@ def _network(overrides: list[str]) -> None:
     check_model_config(compose(None, overrides).model)
 
 
-def repaired(given: list[str], message: str, read: str, put: str) -> list[str]:
-    """The settings with the remedy that a message names."""
-    found = re.search(read, message)
-    assert found is not None, message
-    for change in put.format(*found.groups()).split():
+def changed(given: list[str], put: str) -> list[str]:
+    """The settings with others laid over them; ``-KEY`` leaves one out."""
+    for change in put.split():
         key = change.lstrip("-").partition("=")[0]
         given = [one for one in given if one.partition("=")[0] != key]
         given += [] if change.startswith("-") else [change]
     return given
+
+
+def repaired(given: list[str], message: str, read: str, put: str) -> list[str]:
+    """The settings with the remedy that a message names."""
+    found = re.search(read, message)
+    assert found is not None, message
+    return changed(given, put.format(*found.groups()))
 
 
 @pytest.mark.parametrize(("whose", "given", "read", "put"), table("settings", "whose", "given", "read", "put"))

@@ -213,10 +213,10 @@ def test_options_of_an_algorithm_and_packages_that_a_site_trusts(monkeypatch) ->
         lambda: options.of(StrategyConfig(name="clipped_mean", options={name: -1.0})), r">=? (\d+)"
     ).groups()
     options.of(StrategyConfig(name="clipped_mean", options={name: float(least) + 1}))
-    monkeypatch.setattr(plugins, "foreign", lambda kind, name: "fed-halfway")
-    [package] = remedy_in(lambda: check_trusted(ALGORITHMS, "halfway", []), r"`plugins: \[([\w-]+)\]`").groups()
-    check_trusted(ALGORITHMS, "halfway", [package])
-    monkeypatch.undo()
+    with monkeypatch.context() as installed:
+        installed.setattr(plugins, "foreign", lambda kind, name: "fed-halfway")
+        [package] = remedy_in(lambda: check_trusted(ALGORITHMS, "halfway", []), r"`plugins: \[([\w-]+)\]`").groups()
+        check_trusted(ALGORITHMS, "halfway", [package])
     [name] = remedy_in(lambda: build_algorithm(StrategyConfig(name="flower")), r"allowed: (\w+),").groups()
     build_algorithm(StrategyConfig(name=name, options={"update_norm": 1.0}))
 
@@ -239,10 +239,10 @@ def test_files_of_an_experiment(monkeypatch) -> None:
         path.write_text(text)
         load_experiment(str(path), list(overrides))
 
-    monkeypatch.setattr(definition, "MOST_CELLS", 2)
-    remedy_in(lambda: load("axes: {seed: [1, 2, 3]}"), "Leave some values out")
-    load("axes: {seed: [1, 2]}")
-    monkeypatch.undo()
+    with monkeypatch.context() as small:
+        small.setattr(definition, "MOST_CELLS", 2)
+        remedy_in(lambda: load("axes: {seed: [1, 2, 3]}"), "Leave some values out")
+        load("axes: {seed: [1, 2]}")
     [known] = remedy_in(lambda: load("axes: {seed: [1]}", "sead=2"), r"Did you mean (\w+)").groups()
     load("axes: {seed: [1]}", f"{known}=2")
     remedy_in(lambda: load("axes: {seed: [1]}", "run.dir=here"), "nothing in an experiment")

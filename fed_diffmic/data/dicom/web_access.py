@@ -27,7 +27,8 @@ def checked_url(url: str, config: DicomWebConfig) -> str:
         ConfigError: it is not encrypted, or the query cannot be used.
     """
     parts = urlsplit(url)
-    if not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
+    plain = parts.scheme in ("http", "https") and "@" not in parts.netloc
+    if not plain or not parts.hostname or parts.query or parts.fragment:
         raise UsageError(
             f"{url.split('@')[-1]} is not the address of a DICOMweb service",
             "Write https://host/path, without name, password or query; a token goes into dicom.web.token_file.",
