@@ -53,9 +53,11 @@ def slow_class(truth: np.ndarray, score: np.ndarray, decided: np.ndarray, w: np.
     """One class against the rest by scikit-learn under sample weights."""
     there, rest = w[truth].sum() > 0, w[~truth].sum() > 0
     ranked = there and rest
-    _, recall, f1, _ = sk.precision_recall_fscore_support(
-        truth, decided, labels=[False, True], sample_weight=w, zero_division=0
-    )
+    recall = f1 = (math.nan, math.nan)
+    if there or rest:
+        _, recall, f1, _ = sk.precision_recall_fscore_support(
+            truth, decided, labels=[False, True], sample_weight=w, zero_division=0
+        )
     return {
         "auroc": sk.roc_auc_score(truth, score, sample_weight=w) if ranked else math.nan,
         "auprc": sk.average_precision_score(truth, score, sample_weight=w) if ranked else math.nan,
