@@ -1,8 +1,8 @@
 """Kills a small federation by SIGKILL at chosen moments of its durable writes, resumes it, compares.
 
 Run as a program so that children can be forked from a process without threads:
-``python tests/server/kill_driver.py FOLDER VARIANT STRIDE OFFSET`` prints one JSON object. Without arguments it reads such
-lines (a JSON list each) from its input and answers each with a line: what it imports is imported once.
+``python tests/server/kill_driver.py FOLDER VARIANT STRIDE OFFSET`` prints one JSON object. Without arguments it
+reads such lines (a JSON list each) from its input and answers each with a line: what it imports is imported once.
 
 The moments of one run, in order: before a file's temporary is made, before its rename, after its
 rename; before a log line, in the middle of it, after it.

@@ -43,6 +43,4 @@ def test_intervals_are_those_of_scipys_percentile_bootstrap_over_groups(metric: 
     )
     assert found[metric]["value"] == pytest.approx(statistic(np.arange(50)))
     low, high = theirs.confidence_interval
-    assert (found[metric]["low"], found[metric]["high"]) == pytest.approx(
-        (low, high), abs=theirs.standard_error / 6
-    )
+    assert (found[metric]["low"], found[metric]["high"]) == pytest.approx((low, high), abs=theirs.standard_error / 6)
