@@ -31,7 +31,8 @@ LIMIT_S = 300.0
 FOUND, ELSEWHERE, MISSED, BROKEN = "found", "found by another test", "missed", "broken"
 """By a test that is named; by another one of its file; by none; the tests cannot be run with the fault."""
 PRELOADED = ["pytest", "torch", "timm", "flwr.serverapp", "flwr.clientapp", "sklearn.model_selection", "pandas"]
-PRELOADED += ["matplotlib.figure", "hypothesis", "rich.table"]
+PRELOADED += ["matplotlib.figure", "hypothesis", "rich.table", "torchvision.transforms.v2", "hydra", "omegaconf"]
+PRELOADED += ["scipy.stats", "cryptography.x509", "httpx", "starlette.applications"]
 """What others wrote is imported once; what is under test never before its fault is planted."""
 _LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "runs", "*.egg-info", ".hypothesis")
 Run = Callable[[Sequence[str], Path], int]

@@ -3,6 +3,10 @@
 With ``d_t = sum_k p_k (w_k - w_t)``: ``m_t = b1 m_{t-1} + (1 - b1) d_t``, ``v_t = b2 v_{t-1} + (1 - b2) d_t^2`` and
 ``w_{t+1} = w_t + eta m_t / (sqrt(v_t) + tau)``. As in the paper's algorithm there is no bias correction, and
 ``v_{-1} = tau^2`` (it asks for at least that).
+
+Flower's ``FedAdam`` is another: it begins at ``v_{-1} = 0``, so that after ``t`` rounds of the same changes its second
+moment is smaller by ``b2^t tau^2``, and it corrects bias, with ``eta sqrt(1 - b2^(t+1)) / (1 - b1^(t+1))`` for ``eta``
+in round ``t`` from 1. The first steps are larger there; with both taken away the two are equal, which a test holds.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """FedYogi (Reddi et al. 2021, Algorithm 2): as FedAdam, with Yogi's second moment.
 
 ``v_t = v_{t-1} - (1 - b2) d_t^2 sign(v_{t-1} - d_t^2)``: it grows as fast as Adam's and shrinks more slowly.
+
+Flower's ``FedYogi`` begins at ``v_{-1} = 0``, ours at the paper's ``tau^2``. From an equal start the two are equal.
 """
 
 from __future__ import annotations

@@ -84,13 +84,17 @@ class Federation:
         return SiteUpdate(site.name, tensors, site.n, algorithm_tensors, float(site.steps), initial)
 
     def descend(self, site, network, penalty, correct) -> None:
-        optimizer = torch.optim.SGD(network.parameters(), lr=self.lr, momentum=self.momentum)
+        """SGD as torch's, written out: its optimizer takes most of the time of a step of one number."""
+        weight, moved = network.weight, torch.zeros_like(network.weight)
         for _ in range(site.steps):
-            optimizer.zero_grad()
+            weight.grad = None
             term = penalty()
-            (site.loss(network.weight) + (0.0 if term is None else term)).backward()
+            loss = site.loss(weight)
+            (loss if term is None else loss + term).backward()
             correct()
-            optimizer.step()
+            with torch.no_grad():
+                moved.mul_(self.momentum).add_(weight.grad)
+                weight.sub_(moved, alpha=self.lr)
 
     def rounds(self, count: int, absent=lambda index, site: False) -> float:
         for _ in range(count):

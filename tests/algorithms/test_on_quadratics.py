@@ -126,9 +126,9 @@ def test_fedavg_ends_elsewhere_than_the_optimum_and_these_do_not():
     assert federation.optimum == pytest.approx(0.6)
     shrink = [1 - (1 - 0.1 * a) ** 10 for a in (4.0, 1.0)]
     fixed = (shrink[0] * 1.0 + shrink[1] * -1.0) / sum(shrink)
-    assert federation.rounds(100) == pytest.approx(fixed) and abs(fixed - 0.6) > 0.3
+    assert federation.rounds(20) == pytest.approx(fixed) and abs(fixed - 0.6) > 0.3
     for name, options in (("scaffold", {}), ("feddyn", {"feddyn_alpha": 1.0})):
-        assert Federation(strategy(name, **options), unlike()).rounds(300) == pytest.approx(0.6, abs=1e-6)
+        assert Federation(strategy(name, **options), unlike()).rounds(60) == pytest.approx(0.6, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["scaffold", "feddyn"])
@@ -136,22 +136,22 @@ def test_with_weights_by_images_the_weighted_optimum_is_reached(name):
     sites = [Site("a", 4.0, 1.0, n=1), Site("b", 1.0, -1.0, n=3)]
     federation = Federation(StrategyConfig(name=name, feddyn_alpha=1.0), sites)
     assert federation.optimum == pytest.approx((4 - 3) / 7)
-    assert federation.rounds(400) == pytest.approx(federation.optimum, abs=1e-6)
+    assert federation.rounds(80) == pytest.approx(federation.optimum, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["scaffold", "feddyn"])
 def test_with_one_of_three_sites_away_in_turn_the_optimum_is_reached(name):
     sites = [Site("a", 4.0, 1.0), Site("b", 1.0, -1.0), Site("c", 2.0, 3.0)]
     federation = Federation(strategy(name, feddyn_alpha=1.0), sites)
-    away = federation.rounds(300, absent=lambda index, site: site == "abc"[index % 3])
+    away = federation.rounds(90, absent=lambda index, site: site == "abc"[index % 3])
     assert away == pytest.approx(federation.optimum, abs=0.02)
 
 
 def test_fednova_is_not_biased_by_unequal_steps():
     """Small steps, same curvature: FedAvg leans to the site with more steps, FedNova ends in the middle."""
     sites = [Site("a", 1.0, 1.0, steps=1), Site("b", 1.0, -1.0, steps=20)]
-    nova = Federation(strategy("fednova"), sites, lr=5e-3).rounds(300)
-    mean = Federation(strategy("fedavg"), sites, lr=5e-3).rounds(300)
+    nova = Federation(strategy("fednova"), sites, lr=5e-3).rounds(120)
+    mean = Federation(strategy("fedavg"), sites, lr=5e-3).rounds(120)
     assert abs(nova) < 0.05 and mean < -0.85
 
 
@@ -159,13 +159,13 @@ def test_fednova_is_not_biased_by_unequal_steps():
 def test_server_optimizers_reach_the_optimum_with_single_steps(name):
     options = {"fedavgm": {}, "fedadam": {"server_lr": 0.01}, "fedyogi": {"server_lr": 0.01}}[name]
     federation = Federation(strategy(name, **options), unlike(steps=1), lr=0.05)
-    assert federation.rounds(1000) == pytest.approx(0.6, abs=0.02)
+    assert federation.rounds(200) == pytest.approx(0.6, abs=0.005)
 
 
 def test_qfedavg_serves_the_worst_site_better():
     def worst(name, **options):
         federation = Federation(strategy(name, **options), unlike(steps=1), start=0.5)
-        w = federation.rounds(400)
+        w = federation.rounds(60)
         return max(0.5 * s.a * (w - s.b) ** 2 for s in federation.sites)
 
     fair, plain = worst("qfedavg", q=3.0, lipschitz_lr=0.1), worst("fedavg")
@@ -174,10 +174,11 @@ def test_qfedavg_serves_the_worst_site_better():
 
 def test_ditto_personal_models_lie_between_global_and_own_as_lambda_says():
     """At w_t = w*: argmin a/2 (v - b)^2 + l/2 (v - w)^2 = (a b + l w) / (a + l)."""
+    mean = Federation(strategy("fedavg"), unlike(steps=20), lr=0.01).rounds(40)
     for weight in (0.0, 1.0, 100.0):
         federation = Federation(strategy("ditto", ditto_lambda=weight), unlike(steps=20), lr=0.01)
-        w = federation.rounds(60)
-        assert w == pytest.approx(Federation(strategy("fedavg"), unlike(steps=20), lr=0.01).rounds(60))
+        w = federation.rounds(40)
+        assert w == pytest.approx(mean)
         for site in federation.sites:
             own = float(federation.algorithm.overlay(site.state, training=False)["weight"][0, 0])
             assert own == pytest.approx((site.a * site.b + weight * w) / (site.a + weight), abs=1e-3)

@@ -1,7 +1,8 @@
 """Kills a small federation by SIGKILL at chosen moments of its durable writes, resumes it, compares.
 
 Run as a program so that children can be forked from a process without threads:
-``python tests/server/kill_driver.py FOLDER VARIANT STRIDE OFFSET`` prints one JSON object.
+``python tests/server/kill_driver.py FOLDER VARIANT STRIDE OFFSET`` prints one JSON object. Without arguments it
+reads such lines (a JSON list each) from its input and answers each with a line: what it imports is imported once.
 
 The moments of one run, in order: before a file's temporary is made, before its rename, after its
 rename; before a log line, in the middle of it, after it.
@@ -29,7 +30,7 @@ from fed_diffmic.config.compose import compose  # noqa: E402
 from fed_diffmic.config.simulation import StrategyConfig  # noqa: E402
 from fed_diffmic.config.spec import make_spec  # noqa: E402
 from fed_diffmic.reporting.events import EventLog  # noqa: E402
-from fed_diffmic.training import calibration  # noqa: E402
+from fed_diffmic.training import calibration, stages  # noqa: E402
 from server.checkpoints import CheckpointStore  # noqa: E402
 from tests import toy  # noqa: E402
 
@@ -199,7 +200,22 @@ def main(root: Path, variant: str, stride: int, offset: int) -> dict[str, Any]:
     return {"moments": moments, "tried": len(tried), "differing": differing}
 
 
+def answer(folder: str, variant: str, stride: int, offset: int) -> str:
+    """One line of JSON; the networks that a toy variant put in their place are there again afterwards."""
+    kept = {name: getattr(stages, name) for name in ("build_guidance", "build_plain")}
+    try:
+        return json.dumps(main(Path(folder), variant, stride, offset))
+    except SystemExit as error:
+        return json.dumps({"error": str(error)})
+    finally:
+        for name, build in kept.items():
+            setattr(stages, name, build)
+
+
 if __name__ == "__main__":
     small = calibration.grid
     calibration.grid = lambda task, **_: calibration.Grid(small(task).scales[20:24], small(task).prior_weights[:2])
-    print(json.dumps(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))
+    if sys.argv[1:]:
+        print(json.dumps(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))
+    for line in iter(sys.stdin.readline, "") if not sys.argv[1:] else ():
+        print(answer(*json.loads(line)), flush=True)

@@ -23,6 +23,7 @@ from server.checkpoints import CheckpointStore
 from server.client_level import FILE, ClientLevel, clip_factor
 from simulations.run import simulate
 from tests import toy
+from tests.undrawn import undraw
 
 NOISY = StrategyConfig(weighting="equal", client_clip_norm=0.5, client_noise_multiplier=2.0, client_delta=1e-3)
 KINDS = {"a": "parameter", "b": "parameter"}
@@ -150,7 +151,8 @@ def settings_of(folder: Path, *more: str) -> Any:
     return compose(None, [*given, *more])
 
 
-def test_a_run_states_it_apart_and_does_not_repeat_itself(tmp_path: Path) -> None:
+def test_a_run_states_it_apart_and_does_not_repeat_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undraw(monkeypatch)
     summary = simulate(settings_of(tmp_path / "one", "baselines=[pooled]"))
     (claim, covers) = summary["privacy"]
     assert claim.startswith("The coordinator: (") and "noise on 2 averages" in claim

@@ -1,15 +1,17 @@
 """SIGKILL at the durable writes of a two-stage run, then resume: the same weights, bit for bit.
 
-``kill_driver.py`` forks, kills and compares. The normal suite takes a spread of moments; every single
-one is tried by the slow test.
+``kill_driver.py`` forks, kills and compares. The normal suite takes a spread of moments, with one driver for all
+variants; every single moment is tried by the slow test.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,40 @@ def drive(folder: Path, variant: str, stride: int, offset: int, timeout: float) 
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+class Driver:
+    """One process for several variants; its errors go to a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.errors = folder / "errors.txt"
+        with self.errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, str(DRIVER)],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+
+    def ask(self, folder: Path, variant: str, stride: int, offset: int) -> dict[str, Any]:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps([str(folder / "kills"), variant, stride, offset]) + "\n")
+        self.process.stdin.flush()
+        ready, _, _ = select.select([self.process.stdout], [], [], 280)
+        line = self.process.stdout.readline() if ready else ""
+        result = json.loads(line) if line else {"error": "no answer"}
+        assert "error" not in result, (result, self.errors.read_text()[-3000:])
+        return result
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    started = Driver(tmp_path_factory.mktemp("driver"))
+    yield started
+    started.process.kill()
+    started.process.communicate(timeout=20)
+
+
 @pytest.mark.parametrize(
     ("variant", "stride", "offset"),
     [
@@ -55,8 +91,10 @@ def drive(folder: Path, variant: str, stride: int, offset: int, timeout: float) 
         ("diffmic", 130, 77),
     ],
 )
-def test_killed_now_and_then_a_run_ends_the_same(tmp_path: Path, variant: str, stride: int, offset: int) -> None:
-    result = drive(tmp_path, variant, stride, offset, 280)
+def test_killed_now_and_then_a_run_ends_the_same(
+    tmp_path: Path, driver: Driver, variant: str, stride: int, offset: int
+) -> None:
+    result = driver.ask(tmp_path, variant, stride, offset)
     assert result["differing"] == []
     assert result["tried"] >= 2
     assert result["moments"] > 150

@@ -26,6 +26,7 @@ from simulations.run import choose_device, model_notes, simulate, validation_sco
 from simulations.sites import VirtualSites, build_sites
 from simulations.summary import nested, stage_facts
 from tests.toy import Events, toy_spec
+from tests.undrawn import undraw
 
 SMALL = [
     "dataset.modality=fundus",
@@ -40,6 +41,7 @@ SMALL = [
     "stages.guidance.epochs=1",
     "stages.diffusion.epochs=1",
     "stages.plain.epochs=1",
+    "stages.plain.rounds=2",
     "run.bootstrap=50",
     "run.device=cpu",
 ]
@@ -92,8 +94,9 @@ def test_summary_has_the_stated_names(finished):
             assert found["sites"][site]["accuracy"]["value"] == pytest.approx(ours - theirs)
 
 
-def test_a_blended_run_trains_the_same_weights_and_is_calibrated_by_the_better_share(finished, tmp_path):
+def test_a_blended_run_trains_the_same_weights_and_is_calibrated_by_the_better_share(finished, tmp_path, monkeypatch):
     """What blending may change is the calibration and the round that is chosen: here there is one."""
+    undraw(monkeypatch)
     few = ("stages.diffusion.rounds=1", "baselines=[]", "run.bootstrap=0")
     runs = {}
     for name in ("false", "true"):
@@ -134,7 +137,8 @@ def test_the_report_asks_nothing_of_the_network(finished):
     assert 'src="http' not in page and 'href="http' not in page
 
 
-def test_the_saved_configuration_gives_the_same_run_again(finished, tmp_path):
+def test_the_saved_configuration_gives_the_same_run_again(finished, tmp_path, monkeypatch):
+    undraw(monkeypatch)
     folder, summary = finished
     again = compose(folder / "run" / "config.yaml", [f"run.dir={tmp_path / 'again'}", "baselines=[]"])
     repeated = simulate(again)
@@ -142,7 +146,8 @@ def test_the_saved_configuration_gives_the_same_run_again(finished, tmp_path):
     assert repeated["global"] == summary["global"]
 
 
-def test_a_finished_run_resumes_to_itself(finished):
+def test_a_finished_run_resumes_to_itself(finished, monkeypatch):
+    undraw(monkeypatch)
     folder, summary = finished
     before = load_tensors(folder / "run" / "final" / "diffusion.safetensors")
     resumed = simulate(config(folder, "baselines=[local,pooled,plain]"), resume=True)

@@ -163,8 +163,8 @@ def test_fault_each_image_of_a_patient_clipped_by_itself(monkeypatch):
 
 
 def test_fault_noise_from_a_known_seed():
-    what = subject(test_seed=7, target=1.0)
-    trials = computed_again(what, 40, 0, quiet)
+    what = subject(test_seed=7, target=0.5)  # eight right answers of eight refute it
+    trials = computed_again(what, 16, 0, quiet)
     assert trials.said.all()
     assert assess(trials.scores, trials.included, DELTA, said=trials.said).bound > what.claim
 
@@ -188,9 +188,9 @@ def test_noise_of_the_operating_system_cannot_be_computed_again():
 def test_pictures_without_noise_are_found_by_their_gradients(monkeypatch):
     monkeypatch.setattr(Randomness, "normal", lambda self, count, device: torch.zeros(count, dtype=torch.float64))
     monkeypatch.setattr(Randomness, "included", lambda self, count, rate: np.arange(count))
-    steps, loss = real_pictures(subject(test_seed=1), 12, 4, 0, quiet)
+    steps, loss = real_pictures(subject(test_seed=1), 6, 4, 0, quiet)
     assert roc_auc_score(steps.included.ravel(), steps.scores.ravel()) > 0.9
-    assert loss.scores.shape == (12, 4) and np.isfinite(loss.scores).all()
+    assert loss.scores.shape == (6, 4) and np.isfinite(loss.scores).all()
 
 
 def test_the_callers_bound_on_time_holds():

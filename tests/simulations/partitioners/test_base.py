@@ -76,7 +76,7 @@ def assert_no_group_crosses(manifest: Manifest, parts: dict[str, Manifest], seed
 
 
 @pytest.mark.parametrize("name", partitioner_names())
-@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(data=data_sets, sites=st.integers(1, 5), alpha=st.sampled_from([0.1, 0.5, 5.0]), seed=st.integers(0, 2**31 - 1))
 def test_no_group_crosses_a_site_or_a_split(name, data, sites, alpha, seed):
     cfg = PartitionConfig(name=name, sites=sites, alpha=alpha, min_images=3)
