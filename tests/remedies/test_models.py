@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from fed_diffmic.config.compose import compose
 from fed_diffmic.files import load_tensors, save_tensors
 from fed_diffmic.inference import export
-from fed_diffmic.inference.predictor import final_predictor
+from fed_diffmic.inference.finished import final_predictor
 from fed_diffmic.inference.reference import Reference, load_reference
 from fed_diffmic.models import checks
 from fed_diffmic.models.backbones import Encoder
