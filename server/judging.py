@@ -17,6 +17,7 @@ from server.exchange import EvaluateRequest, MetricsAnswer, Parcel, TrainAnswer,
 from server.federation import Federation
 from server.history import Row, judged_row, metrics_of_round
 from server.judges import judges
+from server.observers import told
 from server.stage import StageWork, choose
 
 
@@ -74,11 +75,18 @@ class Judging:
         prior = self._run.prior.tolist()
         return EvaluateRequest(work.task, candidate, prior, index, deadline, work.own_states, False, parcel, asked)
 
-    def now(self, candidate: Tensors, index: int, deadline: float, parcel: Parcel) -> MetricsAnswer:
+    def evaluate(self, candidate: Tensors, index: int, deadline: float, parcel: Parcel) -> MetricsAnswer:
         """Judge the round that is under way before it ends."""
-        evaluated = self._run.exchange.evaluate(self.judge(candidate, index, deadline, parcel))
-        self._choose(candidate, index, evaluated)
-        return evaluated
+        return self._run.exchange.evaluate(self.judge(candidate, index, deadline, parcel))
+
+    def choose(self, candidate: Tensors, index: int, evaluated: MetricsAnswer) -> None:
+        """Make a round the stage's best one so far if its metrics say so."""
+        best = metrics_of_round(self._run.run_state, self._work.progress.name, self._work.progress.best_round)
+        choose(self._work, candidate, index, evaluated.metrics, best)
+
+    def finish(self, deadline: float) -> None:
+        """The stage is over; a round that still waits is judged, and told."""
+        told(self._run.observers, [self.catch_up(deadline)], self._work.progress)
 
     def _waiting(self, deadline: float) -> EvaluateRequest:
         progress = self._work.progress
@@ -88,13 +96,9 @@ class Judging:
 
     def _settle(self, evaluated: MetricsAnswer) -> Row:
         progress, run_state = self._work.progress, self._run.run_state
-        self._choose(progress.candidate or progress.current, progress.round, evaluated)
+        self.choose(progress.candidate or progress.current, progress.round, evaluated)
         row = judged_row(self._work, progress.waiting, evaluated, self._run.hooks)
         run_state.bytes_sent += evaluated.outcome.bytes_sent
         run_state.history.append(row)
         progress.waiting, progress.candidate = {}, {}
         return row
-
-    def _choose(self, candidate: Tensors, index: int, evaluated: MetricsAnswer) -> None:
-        best = metrics_of_round(self._run.run_state, self._work.progress.name, self._work.progress.best_round)
-        choose(self._work, candidate, index, evaluated.metrics, best)

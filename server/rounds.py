@@ -136,7 +136,8 @@ def run_stage(run: Federation, stage: str) -> None:
         made = log_aggregate(hooks, spec, progress, trained.outcome, candidate, work.algorithm)
         evaluated, waits = MetricsAnswer({}, Outcome()), judged and judging.waits(index)
         if judged and not waits:
-            evaluated = judging.now(candidate, index, deadline, parcel)
+            evaluated = judging.evaluate(candidate, index, deadline, parcel)
+            judging.choose(candidate, index, evaluated)
 
         # With the checkpoint, never after it: a resumed run must not echo heads from before what the round spent.
         run_state.ledgers |= ledger_heads(trained.outcome)
@@ -153,7 +154,7 @@ def run_stage(run: Federation, stage: str) -> None:
         hooks.log("checkpoint", run=spec.run_id, **place, round=index)
         stop = told(run.observers, [before, None if waits else row], progress)
         del request, trained, candidate, parcel, evaluated, done  # what they hold is not kept for a round more
-    told(run.observers, [judging.catch_up(time.monotonic() + run.terms.deadline_s)], progress)
+    judging.finish(time.monotonic() + run.terms.deadline_s)
     end_stage(run, work, stop)
 
 
