@@ -22,8 +22,8 @@ def test_a_private_update_is_not_made_in_bfloat16(monkeypatch, tmp_path, asked, 
     monkeypatch.setattr(tasks, "private_round", lambda *_: made.append(1))
     spec = replace(toy_spec(), precision=asked)
 
-    def update(privacy):
-        tasks.update(site_of(tmp_path, privacy=privacy), spec, header(spec, ledger="echo"), None, None, {}, {})
+    def update(privacy, ledger="echo"):
+        tasks.update(site_of(tmp_path, privacy=privacy), spec, header(spec, ledger=ledger), None, None, {}, {})
 
     if not refused:
         update(PRIVACY)
@@ -32,7 +32,7 @@ def test_a_private_update_is_not_made_in_bfloat16(monkeypatch, tmp_path, asked, 
     with pytest.raises(ConfigError, match=r"run\.precision=bfloat16"):
         update(PRIVACY)
     monkeypatch.setattr(tasks, "local_update", lambda *_: made.append(2))
-    update(PrivacyConfig())
+    update(PrivacyConfig(), ledger="")
     assert made == [2]
 
 
