@@ -144,5 +144,5 @@ def sites_of(grid: Grid, spec: RunSpec, events: Events, terms: RunTerms, folder:
     noised = algorithm_class(spec.strategy.name).gradient_sums
     if not is_masked(spec):
         return (NoisySites if noised else Sites)(grid, spec, events, terms, **more)
-    kept = {"folder": folder, "roster": roster_of(spec, terms, more["hooks"])}
+    kept: dict[str, Any] = {"folder": folder, "roster": roster_of(spec, terms, more["hooks"])}
     return (MaskedNoisySites if noised else MaskedSites)(grid, spec, events, terms, **kept, **more)

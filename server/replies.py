@@ -118,7 +118,9 @@ def ask(
 class Listening(Protocol):
     """Whoever takes replies."""
 
-    open: dict[str, Any]
+    @property
+    def open(self) -> dict[str, Any]:
+        """Whose reply is awaited, by the message's id."""
 
     def wanted(self, needed: int) -> bool:
         """Whether there is anything left to wait for."""

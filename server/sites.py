@@ -114,9 +114,9 @@ class Sites(Presence):
         """
         if not self.one_message:
             raise ValueError("a round of these sites is more than one request")
-        questions = self._judging(judge), self._training(request)
+        questions = first, second = self._judging(judge), self._training(request)
         self.refresh(request.deadline)
-        outcomes = ask_together(self._channel, *(self._asked(question) for question in questions), request.deadline)
+        outcomes = ask_together(self._channel, self._asked(first), self._asked(second), request.deadline)
         for question, outcome in zip(questions, outcomes, strict=True):
             self._heard(question, outcome)
         return metrics_answer(outcomes[0]), train_answer(request, outcomes[1], questions[1].asked)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import Message, RecordDict
+from flwr.app.message import make_message
 
 from fed_diffmic.exchange.packing import Packing
 from fed_diffmic.exchange.payload import HELD, NEED_WEIGHTS, Packed, PayloadError
@@ -153,7 +154,7 @@ def _parts(reply: Message) -> tuple[Message, Message]:
     try:
         found = parts_of(reply)
     except PayloadError:
-        found = {kind: Message(content=RecordDict(), metadata=reply.metadata) for kind in KINDS}
+        found = {kind: make_message(reply.metadata, RecordDict()) for kind in KINDS}
     if not reply.has_error():
         reply.content = RecordDict()  # the parts alone hold what came, and give it up piece by piece
     one, two = (found[kind] for kind in KINDS)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app.message import make_message
 
 from fed_diffmic.exchange.failures import failure_sentence
 from fed_diffmic.exchange.payload import PayloadError, Wire
@@ -49,7 +50,7 @@ def parts_of(message: Message, kinds: Sequence[str] = KINDS) -> dict[str, Messag
     """
     metadata = message.metadata
     if message.has_error():
-        return {kind: Message(error=message.error, metadata=metadata) for kind in kinds}
+        return {kind: make_message(metadata, error=message.error) for kind in kinds}
     found: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
     for name in message.content:
         kind, between, record = str(name).partition(_BETWEEN)
@@ -74,8 +75,8 @@ def _joined(records: Mapping[str, RecordDict]) -> RecordDict:
 def _part(records: Mapping[str, Any], metadata: Any) -> Message:
     failure = records.get(_FAILURE)
     if failure is None:
-        return Message(content=RecordDict(dict(records)), metadata=metadata)
+        return make_message(metadata, RecordDict(dict(records)))
     if len(records) != 1 or not isinstance(failure, ConfigRecord) or type(failure.get("code")) is not int:
         raise PayloadError("a failure is not one")
     code = int(failure["code"])  # type: ignore[arg-type]
-    return Message(error=Error(code=code, reason=failure_sentence(code)), metadata=metadata)
+    return make_message(metadata, error=Error(code=code, reason=failure_sentence(code)))

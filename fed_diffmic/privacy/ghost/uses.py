@@ -180,7 +180,7 @@ class Convolution:
         if self.shape[2:] == (1, 1) and not any(self.padding):
             a = self.x[:, :, :: self.stride[0], :: self.stride[1]].flatten(2)
         else:
-            a = F.unfold(self.x, list(self.shape[2:]), list(self.dilation), list(self.padding), list(self.stride))
+            a = F.unfold(self.x, tuple(self.shape[2:]), self.dilation, self.padding, self.stride)
         a, g = a.transpose(1, 2), self.g.flatten(2).transpose(1, 2)
         return a.reshape(-1, self.count, a.shape[2]), g.reshape(-1, self.count, g.shape[2])
 
