@@ -117,7 +117,7 @@ def test_networks_built_by_hand(tiny) -> None:
     "fed_diffmic/models/checks.py::check_architecture | at most model.time",
 )
 def test_a_network_that_is_asked_for_by_hand() -> None:
-    config = compose(None, ["model=tiny"]).model
+    config = compose(None, ["model=tiny", "model.timesteps=20", "model.sampling_steps=5"]).model
     for key, of, part in (("crop", config.image_side, 4), ("sampling_steps", config.timesteps, 1)):
         wrong = replace(config, **{key: of + 1})
         said = remedy_in(lambda wrong=wrong: checks.check_architecture(wrong), rf"model\.({key})=.* at most \S+=(\d+)")
