@@ -75,7 +75,7 @@ class Randomness:
         if self._left < words.nbytes:
             words[:] = self._words(len(words))
         else:
-            self._stream.update_into(memoryview(zeros), memoryview(words.view(np.uint8)))
+            self._stream.update_into(zeros.data, words.view(np.uint8).data)
             self._left -= words.nbytes
 
     def _words_on(self, count: int, device: torch.device) -> torch.Tensor:

@@ -56,7 +56,7 @@ def finished(folder: str, **changes: object) -> tuple[Path, FinalModel]:
     f"{COMPARE}score | Compare it a",
     f"{COMPARE}score | Choose --spl",
     f"{COMPARE}score | Give the fold",
-    f"{COMPARE}compare_models",
+    f"{COMPARE}_difference",
 )
 def test_models_that_are_compared(data) -> None:
     made, whole = model(1), data["now"]

@@ -173,10 +173,12 @@ class Chooser:
                 message,
                 table=labels.table,
                 count=len(names),
-                remedy=f"Give each image a row in {labels.table} with the {labels.join} that its header holds."
-                if len(names) < len(keys)
-                else f"No image is of a key of the table: compare some, or join by "
-                f"another number of the header (dicom.join; now {labels.join}).",
+                remedy=f"Give each image a row in {labels.table} with the {labels.join} that its header holds"
+                + (
+                    "."
+                    if len(names) < len(keys)
+                    else f", or join by another number of it (dicom.join; now {labels.join})."
+                ),
                 names=names,
             )
         unused = sorted(set(labels.of) - set(keys))
