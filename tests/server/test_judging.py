@@ -247,6 +247,9 @@ def test_a_site_that_lost_its_folder_gets_what_it_lacks_and_no_weights_twice(
     assert final.digests == whole.digests and not events.of("site_refused")
     # With an average both weights are differences to what is lacking; else the second are the first, which came whole.
     assert kinds[JUDGED] == 2 * 2 + (2 if settings["ema"] else 1)
+    if not settings["ema"]:
+        everything = sum(value.nbytes for value in final.states["guidance"].values())
+        assert final.bytes_sent - whole.bytes_sent == everything  # weights and base, once, to one site
 
 
 # ---- real sites' rules ------------------------------------------------------------------------------
