@@ -30,6 +30,7 @@ from fed_diffmic.release.final import FinalModel, load_final
 from fed_diffmic.release.personal import part_of_site
 from server import delivery
 from server.checkpoints import CheckpointStore
+from server.delivered import lacking
 from tests import seals, site_rules, toy
 
 NAMES = ("a", "b", "c")
@@ -141,11 +142,11 @@ def test_a_site_that_was_away_is_named_and_gets_it_when_the_run_is_resumed(tmp_p
     made = Consortium(tmp_path)
     made.rules["b"] = replace(made.rules["b"], gate=lambda kind: _paused() if kind == "deliver" else None)
     made.run(deliver_s=6.0)
-    assert delivery.lacking(tmp_path / "run") == ["b", "c"] and not made.kept("b").exists()
+    assert lacking(tmp_path / "run") == ["b", "c"] and not made.kept("b").exists()
     assert delivery.delivered(tmp_path / "run")["b"]["why"] == FAILURES[failures.PAUSED]
     made.rules["b"] = replace(made.rules["b"], gate=None)
     made.run()
-    assert delivery.lacking(tmp_path / "run") == ["c"] and load_final(made.kept("b")).signed_by
+    assert lacking(tmp_path / "run") == ["c"] and load_final(made.kept("b")).signed_by
     assert len(made.events.of("federation_done")) == 1, "nothing was computed again"
 
 

@@ -37,11 +37,12 @@ def site(tmp_path: Path) -> Any:
     yield from ruled(tmp_path)
 
 
-def test_a_path_as_a_runs_name_stays_inside_the_folder(tmp_path: Path, site: Any) -> None:
+def test_a_path_as_a_runs_name_is_refused_and_leaves_nothing(tmp_path: Path, site: Any) -> None:
     site(runs=["*"])
     spec = replace(SPEC, run_id="../../../outside")
     before = {p for p in tmp_path.parent.rglob("*") if tmp_path not in p.parents and p != tmp_path}
-    assert failure_of(send(task("train", spec), "train", context(tmp_path))) is None
+    answer = failure_of(send(task("train", spec), "train", context(tmp_path)))
+    assert answer is not None and answer[0] == failures.BAD_REQUEST
     assert {p for p in tmp_path.parent.rglob("*") if tmp_path not in p.parents and p != tmp_path} == before
     assert all("outside" not in p.name for p in tmp_path.rglob("*"))
 
