@@ -80,7 +80,7 @@ def test_what_is_promised_is_said_and_what_is_not_known_too():
     assert "90%" in text and "2 sites" in text and "at one site alone it may be less" in text and "Refer 15%" in text
     assert "entropy" in facts["uncertainty"] and facts["referral"]["measure"] == "entropy"
     old = said(known=None)
-    assert old.sets is None and not old.doubts and "earlier version" in old.sentences()[0]
+    assert old.sets is None and not old.doubts and "fed-diffmic reference" in old.sentences()[0]
     nobody = said(known=Sureness("multiclass", 3, silent=("a",)))
     assert "no site told" in nobody.sentences()[0]
     full = replace(known(), rules=(Rule("lac", 0.9, (CELLS,), ((CELLS,) * 3,)),))
