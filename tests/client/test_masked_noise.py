@@ -238,7 +238,7 @@ def test_a_second_question_in_one_attempt_draws_nothing_and_costs_nothing(
 ) -> None:
     """New noise under the same masks would tell the difference of two sums of one site."""
     grid, told = sites(tmp_path), []
-    send = replies_module._Asking.send
+    send = replies_module.Asking.send
 
     def twice(self: Any, request: Any, packed: Any = None) -> None:
         send(self, request, packed)
@@ -246,14 +246,14 @@ def test_a_second_question_in_one_attempt_draws_nothing_and_costs_nothing(
             return
         for changed in ({}, {}, {"keep": "0" * 64}):
             header = {**request.payload.header, **changed}
-            asking = replies_module._Asking(replies_module.Channel(grid, toy.Events([])), "train", self.deadline, {})
+            asking = replies_module.Asking(replies_module.Channel(grid, toy.Events([])), "train", self.deadline, {})
             send(asking, replace(request, payload=replace(request.payload, header=header)), packed)
             while asking.open:
                 for reply in grid.pull_messages(list(asking.open)):
                     asking.take(reply)
             told.append(asking.outcome)
 
-    monkeypatch.setattr(replies_module._Asking, "send", twice)
+    monkeypatch.setattr(replies_module.Asking, "send", twice)
     run(tmp_path, grid, spec())
     assert charged(tmp_path, "c") == [(1, True)]
     *same, other = told
