@@ -87,7 +87,7 @@ def test_a_bound_on_steps_that_the_coordinator_chooses_is_answered_by_no_refusal
     """Each refusal would say that a site took more steps than that; halving finds the number."""
     real = masked_module.most_of
     monkeypatch.setattr(masked_module, "most_of", lambda *given: {**real(*given), "most_moves": 1.0})
-    grid, _ = consortium(tmp_path)
+    grid, _ = consortium(tmp_path, strategies=["fednova"])
     _, events = run(tmp_path, grid, strategy=StrategyConfig(name="fednova", secure_aggregation="masked"))
     assert not events.of("site_failed")
     assert all(codes(tmp_path, name) == set() and len(left(tmp_path, name)) == 1 for name in NAMES)
