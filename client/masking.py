@@ -147,7 +147,11 @@ def _masked_update(
             divided=frozenset() if divided is None else divided.names, most_moves=asked.get("most_moves", 1.0),
         )  # fmt: skip
         turn = _turn(site, header, session, WordForm(form.digest, form.bits, form.numbers.fraction, form.length))
-        moves = 1.0 if divided is None or divided.moves is None else divided.moves
+        # Numbers that the coordinator chose must decide by no refusal: whether words leave room, or a bound on steps
+        # holds, would tell of this one update, asked again and again as exactly as one likes.
+        if turn.sites() > form.summands:
+            raise SiteError(BAD_REQUEST, "words of so many sites have no room in the form that the request describes")
+        moves = 1.0 if divided is None or divided.moves is None else min(divided.moves, form.most_moves)
         return turn.masked(form.encode(tensors, min(weight, form.most_weight), moves=moves))
     except FixedPointError as error:
         raise SiteError(MASKING, error.cause) from error

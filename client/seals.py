@@ -68,16 +68,17 @@ class SiteSeals:
             SiteError: it stood there, or beyond, before: an old request, or an old log.
             MachineError: what was seen cannot be read or written.
         """
-        path = self._file(run)
-        name = whole or hashlib.sha256(seal.signed.text.encode()).hexdigest()
-        before, last, times = self._seen(path)
+        path, own = self._file(run), hashlib.sha256(seal.signed.text.encode()).hexdigest()
+        name = whole or own
+        before, last, times, parts = self._seen(path)
         if seal.head.length > before.length:
-            times = 0
-        elif name != last or times >= REPEATS:
+            times, parts = 0, [*(parts if name == last else []), own]
+        # A part that was old when it came must not pass as one that comes again because the other part was new.
+        elif name != last or own not in parts or times >= REPEATS:
             raise SiteError(failures.STALE, f"line {seal.head.length} of its log after line {before.length}")
         reached = max(before, seal.head, key=lambda head: head.length)
         head = {"length": reached.length, "digest": reached.digest}
-        write_json(path, {"run": run, **head, "seal": name, "times": times + 1}, mode=0o600)
+        write_json(path, {"run": run, **head, "seal": name, "parts": parts, "times": times + 1}, mode=0o600)
 
     def seal(self, wire: Wire, asked: RequestSeal, request: str, head: Head) -> Wire:
         """The reply, sealed and encrypted to the coordinator that asked; the arrays of ``wire`` are gone afterwards.
@@ -90,13 +91,17 @@ class SiteSeals:
         """
         return seal_reply(wire, self.signer, request=request, site=self.site, head=head, reply_key=asked.reply_key)
 
-    def _seen(self, path: Path) -> tuple[Head, str, int]:
+    def _seen(self, path: Path) -> tuple[Head, str, int, list[str]]:
+        """The highest head, the message that was taken last, how often, and the seals of it that were taken."""
         try:
             if not path.exists():
-                return Head(), "", 0
+                return Head(), "", 0, []
             value = read_json(path)
-            return Head(int(value["length"]), str(value["digest"])), str(value["seal"]), int(value["times"])
-        except (ModelFileError, KeyError, TypeError, ValueError) as error:
+            last = str(value["seal"])
+            # A file from before messages could hold several requests names one seal, which is the message.
+            parts = [str(part) for part in value.get("parts", [last])]
+            return Head(int(value["length"]), str(value["digest"])), last, int(value["times"]), parts
+        except (ModelFileError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise MachineError(
                 f"what this site saw of the coordinator's log cannot be read: {path}",
                 "Restore the file from the backup.",

@@ -146,7 +146,7 @@ class SiteStore:
 
         A coordinator that was resumed may have lost replies and then ask for metrics of other weights in the same
         round; a few such requests are answered, training never differs. Under masks it may: an attempt that lost its
-        sites is made anew, and of all attempts at a round one sum is opened at most (:mod:`client.masking`).
+        sites is made anew, and this site signs the set of one of them at most (:mod:`client.masking`).
 
         Raises:
             MachineError: what was answered before cannot be read.

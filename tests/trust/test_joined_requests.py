@@ -77,6 +77,18 @@ def test_an_old_request_does_not_ride_on_a_new_one(site: Context) -> None:
     assert deliver(old, fresh, site) == {"evaluate": failures.STALE}
 
 
+def test_an_old_request_to_train_that_was_never_taken_does_not_ride_behind_a_new_one(
+    tmp_path: Path, site: Context
+) -> None:
+    """Whoever carries messages kept one back until the coordinator had gone on, and puts it beside a later one."""
+    asker = Asker()
+    kept_back, fresh = asker.sealed(both()[1]), asker.sealed(both()[0])
+    for _ in range(2):
+        assert deliver(fresh, kept_back, site) == {"train": failures.STALE}
+    kept = read_lines(tmp_path / "log" / "a.audit.jsonl")
+    assert [line.facts["task"] for line in kept if line.kind == "task"] == ["evaluate"] * 2
+
+
 @pytest.mark.parametrize("part", [0, 1])
 def test_one_that_is_not_the_coordinators_own_is_refused_and_the_other_answered(site: Context, part: int) -> None:
     wires = [Asker(length=part).sealed(request) for part, request in enumerate(both())]
