@@ -217,3 +217,27 @@ def test_a_site_that_protects_its_training_is_told_that_these_are_not(copied: Ho
     assert copied.model("own", str(copied.run), "head") == 0
     said = capsys.readouterr()
     assert "no epsilon holds" in said.err and "They stay at this site." in said.out
+
+
+def test_images_that_fitted_a_sites_models_do_not_choose_one(copied: Hospital, capsys: Any) -> None:
+    """Training was stopped, and calibration and share were fitted, on the validation images."""
+    assert copied.model("compare", str(copied.run), "--json", "--split", "val") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["take"] == "the model that came" and set(found["own"]) == set(KINDS) and not found["steps"]
+    assert copied.model("use", str(copied.run), "--split", "val") == 0
+    assert "shown and not chosen" in capsys.readouterr().out
+    assert load_final(copied.site / IN_USE).made_at is None
+
+
+def test_an_option_that_would_be_overlooked_is_refused(copied: Hospital, capsys: Any) -> None:
+    run, made = str(copied.run), str(own_folder(copied.config, "toy") / "alone")
+    for words, says in (
+        (("compare", run, "--take", "alone"), "It is of `client model use`."),
+        (("own", run, "alone", "--even-if-worse"), "It is of `client model use`."),
+        (("use", run, "--weights", "file"), "It is of `client model own`."),
+        (("own", run, "head", "--weights", "file"), "those start from the model that came"),
+        (("use", made, "--take", "global"), "client model use toy --take global"),
+    ):
+        assert copied.model(*words) == 2
+        assert says in " ".join(capsys.readouterr().err.split())
+    assert not (copied.site / IN_USE).exists()
