@@ -27,8 +27,8 @@ class EnsembleStage(GuidedStage):
     def losses(self, batch: Batch, draws: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Cross-entropy of each image; nothing is random.
 
-        With ``loss=balanced`` the share ``stages.diffusion.balance`` of the site's prior is taken out (Menon et al. 2021,
-        section 4.1, their tau), which is what the calibration gives back.
+        With ``loss=balanced`` the share ``stages.diffusion.balance`` of the site's prior is taken out (Menon et al.
+        2021, "Long-tail learning via logit adjustment", their tau), which is what the calibration gives back.
         """
         logits = self.network.classify(batch.inputs)
         offset = None if batch.offset is None else self.spec.stages.diffusion.balance * batch.offset
