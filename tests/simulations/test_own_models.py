@@ -17,12 +17,13 @@ from client.kept import IN_USE
 from fed_diffmic.cli import main
 from fed_diffmic.config.compose import compose_site
 from fed_diffmic.data.site import SiteData
-from fed_diffmic.errors import ModelFileError, UsageError
+from fed_diffmic.errors import MachineError, ModelFileError, UsageError
 from fed_diffmic.files import write_new
 from fed_diffmic.inference.finished import final_predictor, predictor_of
 from fed_diffmic.inference.predictor import Predictor
 from fed_diffmic.provision.keys import private_bytes, public_text
 from fed_diffmic.release.final import FinalModel, load_final, write_final
+from fed_diffmic.transport.processes import lock_file
 from server.checkpoints import CheckpointStore
 from simulations.alone import alone_spec, starts_elsewhere
 from simulations.arms import TrainedArm
@@ -241,3 +242,13 @@ def test_an_option_that_would_be_overlooked_is_refused(copied: Hospital, capsys:
         assert copied.model(*words) == 2
         assert says in " ".join(capsys.readouterr().err.split())
     assert not (copied.site / IN_USE).exists()
+
+
+def test_two_terminals_do_not_make_the_same_models_at_once(copied: Hospital, capsys: Any) -> None:
+    """Training alone takes hours: who types it again would spoil what the first one has, and be spoilt by it."""
+    before = load_final(own_folder(copied.config, "toy") / "head").digests
+    with lock_file(own_folder(copied.config, "toy") / ".lock"):
+        assert copied.model("own", str(copied.run), "head") == MachineError.exit_code
+    assert "own models of toy is in use by process" in " ".join(capsys.readouterr().err.split())
+    assert load_final(own_folder(copied.config, "toy") / "head").digests == before
+    assert copied.model("own", str(copied.run), "head") == 0
