@@ -37,8 +37,8 @@ MAIN_METRICS = {
 _AGAINST = {
     "pooled": "Against the same model trained on all images in one place",
     "plain/federated": "Against a plain classifier on the same backbone, federated alike",
-    "guidance": "Against its own guidance network alone (what the second network added)",
-    "guidance/federated": "Against its own guidance network alone (what the second network added)",
+    "guidance": "Against its own guidance network alone (what the diffusion stage added)",
+    "guidance/federated": "Against its own guidance network alone (what the diffusion stage added)",
 }
 
 
