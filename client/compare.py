@@ -40,6 +40,10 @@ BEFORE, NEW = "model.before", ".model.part"
 STAGES = ("diffusion", "guidance", "plain")
 BOOTSTRAP = 1000
 RANKED = "auroc_macro"
+MADE_ON_THEM = (
+    "The models that this site made were fitted on its validation images, so these cannot say that one is better: they "
+    "are shown and not chosen. Compare on --split test, or choose one yourself with --take."
+)
 
 
 class Final(Protocol):
@@ -116,8 +120,10 @@ def compare_models(
         cell: Mapping[str, Any] = _difference(site, scored[first], scored[second], bootstrap, seed)[RANKED]
         return cell
 
-    choice = choose_model(list(scored), gap_of)
     of_own = {kind: _metrics(scored[own_name(kind)], model.spec, bootstrap) for kind in own}
+    if split == "val":  # its training was stopped, its calibration and its share were fitted on these images
+        return replace(found, why=f"{found.why} {MADE_ON_THEM}", own=of_own)
+    choice = choose_model(list(scored), gap_of)
     why = " ".join(map(step_text, choice.steps))
     return replace(found, take=choice.model, why=why, own=of_own, steps=[asdict(step) for step in choice.steps])
 

@@ -31,6 +31,7 @@ from fed_diffmic.release.made_at import ALONE, KINDS, MIXTURE, OWN, MadeAt
 from fed_diffmic.release.pinned import pin
 from fed_diffmic.release.provenance import code_facts
 from fed_diffmic.training.personal import tune
+from fed_diffmic.transport.processes import lock_file
 
 FOLDER, MADE = "own", "own_model"
 AGAIN = "Make it again: `fed-diffmic client model own RUN --config site.yaml`."
@@ -128,6 +129,7 @@ def make_own(
 
     Raises:
         DataError: the site's classes are not the model's, or it has no training images.
+        MachineError: another process makes some of the same run.
         ModelFileError, MachineError: see :func:`fed_diffmic.training.personal.tune`.
     """
     spec = came.final.spec
@@ -143,15 +145,16 @@ def make_own(
         wanted.insert(0, ALONE)
     maker = _Maker(config, came, data, device, signing_key(config))
     made = []
-    for kind in wanted:
-        if kind == ALONE:
-            found = maker.alone(alone)
-        elif kind == MIXTURE:
-            found = maker.mixture()
-        else:
-            found = maker.tuned(kind)
-        said(found)
-        made.append(found)
+    with lock_file(maker.folder / ".lock", f"the folder of this site's own models of {spec.run_id}"):
+        for kind in wanted:
+            if kind == ALONE:
+                found = maker.alone(alone)
+            elif kind == MIXTURE:
+                found = maker.mixture()
+            else:
+                found = maker.tuned(kind)
+            said(found)
+            made.append(found)
     return made
 
 

@@ -17,9 +17,9 @@ _ABOUT = """Write a finished run's model as one ONNX graph: pixels in, calibrate
 
   fed-diffmic export --run DIR --key COORDINATOR.pub --out model.onnx
 
-The sampler's steps, the normalisation and the calibration are inside. What onnxruntime makes of the graph is held
-against this program before anything is written. Beside it FILE.json says what it is and how an image must come, and
-OUT.provenance.json who signed for the weights. Needs the extra onnx.
+The normalisation, the calibration and, of a model with a diffusion head, the sampler's steps are inside. What
+onnxruntime makes of the graph is held against this program before anything is written. Beside it FILE.json says what
+it is and how an image must come, and OUT.provenance.json who signed for the weights. Needs the extra onnx.
 """
 
 

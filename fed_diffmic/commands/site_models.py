@@ -40,12 +40,22 @@ def model(config: SiteConfig, arguments: argparse.Namespace, words: list[str]) -
             f"fed-diffmic client model {way} needs one model",
             "Name its run, as `client model list` does, or the folder of a finished run.",
         )
+    _check_options(arguments, way)
     from client.models import find_model
 
     came_from = find_model(config, names[0])
     if way == "own":
         return _own(config, arguments, came_from, names[1:])
     return _compare(config, arguments, came_from, use=way == "use")
+
+
+def _check_options(arguments: argparse.Namespace, way: str) -> None:
+    """An option that an action does not look at is refused: who gave it takes it for done."""
+    elsewhere = {"--take": (arguments.take, "use"), "--even-if-worse": (arguments.even_if_worse, "use")}
+    elsewhere |= {"--weights": (arguments.weights, "own"), "--prior-weights": (arguments.prior_weights, "own")}
+    for name, (value, of) in elsewhere.items():
+        if value and way != of:
+            raise UsageError(f"{name} says nothing to `client model {way}`", f"It is of `client model {of}`.")
 
 
 def _list(config: SiteConfig, *, as_json: bool) -> None:
@@ -129,6 +139,12 @@ def _use(
     from simulations.own_models import own_folder
 
     folder, taken = Path(str(config.site.folder)), result.take
+    if arguments.take is not None and came[1].made_at is not None:
+        raise UsageError(
+            f"--take {arguments.take}: {came[0]} is one that this site made, with no others to choose from",
+            f"Name the run: `fed-diffmic client model use {came[1].spec.run_id} --take {arguments.take} --config "
+            "site.yaml`; or leave --take out, with --even-if-worse to take this one in any case.",
+        )
     if arguments.take is not None:
         taken = CAME if arguments.take == "global" else own_name(arguments.take)
         if taken != CAME and arguments.take not in result.own:
@@ -170,7 +186,7 @@ def _own(config: SiteConfig, arguments: argparse.Namespace, came_from: Path, kin
     from client.personal import complete, own_parts
     from client.source import SiteSource
     from client.studies import kept_study
-    from fed_diffmic.release.made_at import KINDS
+    from fed_diffmic.release.made_at import ALONE, KINDS, MIXTURE
     from simulations.alone import alone_spec, starts_elsewhere, train_alone
     from simulations.own_models import UNPROTECTED, Came, make_own
 
@@ -180,6 +196,11 @@ def _own(config: SiteConfig, arguments: argparse.Namespace, came_from: Path, kin
     if wrong or came.made_at is not None:
         what = f"{wrong[0]} is no model that a site makes" if wrong else f"{came_from} is made by a site already"
         raise UsageError(what, f"Name a run's model and some of {', '.join(KINDS)}.")
+    if (arguments.weights or arguments.prior_weights) and not {ALONE, MIXTURE} & set(kinds):
+        raise UsageError(
+            f"--weights and --prior-weights say nothing to {', '.join(kinds)}: those start from the model that came",
+            "Name alone or mixture among the kinds, or leave the files out.",
+        )
     device, folder = chosen_device(config.site.device), Path(str(config.site.folder))
     data = SiteSource(config)(None, came.spec, {})
     spec = alone_spec(came.spec, config.site.name, device, arguments.weights, arguments.prior_weights)

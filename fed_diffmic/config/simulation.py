@@ -167,8 +167,9 @@ class StageConfig(Checked):
     alpha: float = option(10.0, "diffusion only: weight of hard images in the loss (paper 10)", ge=0)
     blend: bool = option(
         False,
-        "diffusion only: the calibration mixes the sampler's log-probabilities with the guidance network's logits, the "
-        "share fitted on validation images; false (paper): the sampler's alone",
+        "diffusion only: the calibration mixes the second network's scores (the sampler's log-probabilities, or a "
+        "classifier's logits) with the guidance network's logits, the share fitted on validation images; false "
+        "(paper): the second network's alone",
     )
     crossfit: int = option(
         0,

@@ -42,7 +42,8 @@ _METRICS = {
     "subgroup/*": "once, when training is over: metrics for each subgroup of the test images (dataset.subgroups: names "
     "of columns and values leave too)",
     "points/*": "once, when training is over: how many test images with and without each class have a probability in "
-    "each of 82 cells (operating points over all sites); no count of fewer images than policy.min_count",
+    "each of 82 cells (operating points over all sites); no count of fewer images than policy.min_count, each in the "
+    "cell of its outermost image",
     "sets/*": "once, when training is over: how many validation images have scores in each of 201 cells, by class (for "
     "prediction sets); no count of fewer images than policy.min_count",
     "unsure/*": "once, when training is over: the same of how uncertain right and wrong predictions on validation "

@@ -1,4 +1,4 @@
-"""A finished model as one ONNX graph: pixels in, calibrated probabilities out, the sampler's steps unrolled inside.
+"""A finished model as one ONNX graph: pixels in, calibrated probabilities out, a sampler's steps unrolled inside.
 
 The graph is what :meth:`fed_diffmic.inference.predictor.Predictor.predict_pixels` computes, normalisation and
 calibration included, so that nothing is left to be done differently by whoever runs it. Its input ``pixels`` is an

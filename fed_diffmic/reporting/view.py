@@ -37,7 +37,7 @@ _ARM_NAMES = {
     "plain/federated": "plain classifier, federated",
     "plain/local": "plain classifier, each site alone",
     "plain/pooled": "plain classifier, all data pooled",
-    "diffusion": "DiffMIC-v2, federated",  # in a deployment's matrix models are called by their stage
+    "diffusion": "both networks, federated",  # in a deployment's matrix models are called by their stage
     "plain": "plain classifier, federated",
     "guidance": "guidance network alone, federated",
     "guidance/federated": "guidance network alone, federated",

@@ -25,9 +25,14 @@ class EnsembleStage(GuidedStage):
         return self.losses(batch, ()).mean()
 
     def losses(self, batch: Batch, draws: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Cross-entropy of each image; nothing is random."""
+        """Cross-entropy of each image; nothing is random.
+
+        With ``loss=balanced`` the share ``stages.diffusion.balance`` of the site's prior is taken out (Menon et al.
+        2021, "Long-tail learning via logit adjustment", their tau), which is what the calibration gives back.
+        """
         logits = self.network.classify(batch.inputs)
-        return classification_losses(logits, batch.labels, self.spec.task, batch.offset)
+        offset = None if batch.offset is None else self.spec.stages.diffusion.balance * batch.offset
+        return classification_losses(logits, batch.labels, self.spec.task, offset)
 
     def scores(self, inputs: Any, starts: torch.Tensor) -> torch.Tensor:
         """The logits; with ``stages.diffusion.blend`` the guidance network's are the second score."""

@@ -1,9 +1,12 @@
-"""Operating points of each class over all sites' test images, from counts by cell that sites add; no score leaves one.
+"""Operating points of each class over all sites' test images, from counts by cell that sites add.
 
 A site counts, class by class, how many test images with and without the class have a calibrated probability in each
 cell of a fixed grid (equal steps of log-odds). Before the counts leave, those of few images are moved to the side that
 promises less: images with the class down, images without it up (:func:`told`). So what the sums give is never better
 than the sites' images are at the cells' edges, and is a little worse than the same from the scores themselves.
+
+What this does not hide: a count is of enough images, but it lies in the cell of the outermost of them, so that one
+image's score is told to the width of a cell; and all images of a count may be one patient's.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@
 
 - ``entropy``: Shannon entropy of the calibrated probabilities over its largest value (multi-label: the mean over the
   labels' own);
-- ``disagreement``: half the absolute difference between what the guidance network and the diffusion head say, each for
+- ``disagreement``: half the absolute difference between what the guidance network and the second one say, each for
   itself (total variation; multi-label: the mean absolute difference);
-- ``spread``: mean over the classes of the standard deviation of the sampler's starts.
+- ``spread``: mean over the classes of the standard deviation of the sampler's starts; a classifier in the diffusion
+  head's place (``model.denoiser=classifier``) has none.
 
 None of them is shown to anybody until a **test on images that the model was not trained on** shows that it ranks errors
 above chance: sites count, for wrong and for right predictions apart, how many images lie in each cell of a fixed grid

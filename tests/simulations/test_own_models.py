@@ -17,12 +17,13 @@ from client.kept import IN_USE
 from fed_diffmic.cli import main
 from fed_diffmic.config.compose import compose_site
 from fed_diffmic.data.site import SiteData
-from fed_diffmic.errors import ModelFileError, UsageError
+from fed_diffmic.errors import MachineError, ModelFileError, UsageError
 from fed_diffmic.files import write_new
 from fed_diffmic.inference.finished import final_predictor, predictor_of
 from fed_diffmic.inference.predictor import Predictor
 from fed_diffmic.provision.keys import private_bytes, public_text
 from fed_diffmic.release.final import FinalModel, load_final, write_final
+from fed_diffmic.transport.processes import lock_file
 from server.checkpoints import CheckpointStore
 from simulations.alone import alone_spec, starts_elsewhere
 from simulations.arms import TrainedArm
@@ -217,3 +218,37 @@ def test_a_site_that_protects_its_training_is_told_that_these_are_not(copied: Ho
     assert copied.model("own", str(copied.run), "head") == 0
     said = capsys.readouterr()
     assert "no epsilon holds" in said.err and "They stay at this site." in said.out
+
+
+def test_images_that_fitted_a_sites_models_do_not_choose_one(copied: Hospital, capsys: Any) -> None:
+    """Training was stopped, and calibration and share were fitted, on the validation images."""
+    assert copied.model("compare", str(copied.run), "--json", "--split", "val") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["take"] == "the model that came" and set(found["own"]) == set(KINDS) and not found["steps"]
+    assert copied.model("use", str(copied.run), "--split", "val") == 0
+    assert "shown and not chosen" in capsys.readouterr().out
+    assert load_final(copied.site / IN_USE).made_at is None
+
+
+def test_an_option_that_would_be_overlooked_is_refused(copied: Hospital, capsys: Any) -> None:
+    run, made = str(copied.run), str(own_folder(copied.config, "toy") / "alone")
+    for words, says in (
+        (("compare", run, "--take", "alone"), "It is of `client model use`."),
+        (("own", run, "alone", "--even-if-worse"), "It is of `client model use`."),
+        (("use", run, "--weights", "file"), "It is of `client model own`."),
+        (("own", run, "head", "--weights", "file"), "those start from the model that came"),
+        (("use", made, "--take", "global"), "client model use toy --take global"),
+    ):
+        assert copied.model(*words) == 2
+        assert says in " ".join(capsys.readouterr().err.split())
+    assert not (copied.site / IN_USE).exists()
+
+
+def test_two_terminals_do_not_make_the_same_models_at_once(copied: Hospital, capsys: Any) -> None:
+    """Training alone takes hours: who types it again would spoil what the first one has, and be spoilt by it."""
+    before = load_final(own_folder(copied.config, "toy") / "head").digests
+    with lock_file(own_folder(copied.config, "toy") / ".lock"):
+        assert copied.model("own", str(copied.run), "head") == MachineError.exit_code
+    assert "own models of toy is in use by process" in " ".join(capsys.readouterr().err.split())
+    assert load_final(own_folder(copied.config, "toy") / "head").digests == before
+    assert copied.model("own", str(copied.run), "head") == 0

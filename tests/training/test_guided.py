@@ -17,6 +17,7 @@ from fed_diffmic.config.simulation import StrategyConfig
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.config.stages import check_crossfit
 from fed_diffmic.errors import ConfigError
+from fed_diffmic.training.calibration import prior_taken
 from fed_diffmic.training.ensemble import EnsembleStage
 from fed_diffmic.training.evaluation import predict_doubts, start_draws
 from fed_diffmic.training.guided import GuidanceTable, fold_of, guidance_table, joined
@@ -92,6 +93,18 @@ def test_the_ensembles_loss_and_scores(guidance):
     assert torch.allclose(own[:, 0], logits.softmax(dim=1))
     _, doubts = predict_doubts(module, site)
     assert set(doubts) == {"disagreement"}  # nothing is sampled: no spread
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+def test_the_ensembles_loss_takes_out_the_prior_that_the_calibration_gives_back(guidance, balance):
+    spec = spec_of(denoiser="classifier")
+    cfg = replace(spec.stages.diffusion, loss="balanced", balance=balance)
+    module = start(replace(spec, stages=replace(spec.stages, diffusion=cfg)), "diffusion", guidance).eval()
+    inputs, labels = module.inputs(torch.randn(3, 3, 32, 32)), torch.tensor([0, 1, 2])
+    offset = torch.tensor([0.7, 0.2, 0.1]).log()
+    shifted = module.network.classify(inputs) + prior_taken(cfg, "diffusion") * offset
+    found = module.losses(Batch(inputs, labels, offset), ())
+    assert torch.allclose(found, torch.nn.functional.cross_entropy(shifted, labels, reduction="none"), atol=1e-6)
 
 
 def test_a_chainless_head_has_one_start_and_no_spread(guidance):

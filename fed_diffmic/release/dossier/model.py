@@ -41,6 +41,7 @@ def model_card(sources: Sources) -> dict[str, Any]:
             ("classes", MODEL, (*spec, "classes")),
             ("side of an image, pixels", MODEL, (*spec, "model", "image_side")),
             ("model preset", MODEL, (*spec, "model", "name")),
+            *([("head of the second network", MODEL, (*spec, "model", "denoiser"))] if _second(sources) else []),
             ("federated algorithm", MODEL, (*spec, "strategy", "name")),
             ("rule of decision", MODEL, (*spec, "stages", "decision")),
             ("seed", MODEL, (*spec, "seed")),
@@ -65,6 +66,11 @@ def model_card(sources: Sources) -> dict[str, Any]:
         text("What it was never tested on:"),
         listing(untested(summary) if summary else list(NOT_SHOWN)),
     )
+
+
+def _second(sources: Sources) -> bool:
+    """Whether a network stands behind the guidance network: with a diffusion head, or a classifier in its place."""
+    return "diffusion" in _stages(sources)
 
 
 def _stages(sources: Sources) -> list[str]:
