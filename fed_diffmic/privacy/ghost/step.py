@@ -103,7 +103,7 @@ def clipped_sums(module: StageModule, units: Units, bound: float) -> Iterator[tu
     """Sum over the units of their gradients, each scaled to a norm of at most ``bound``, one parameter after the other.
 
     A unit whose gradient is not finite contributes nothing; where there is one the chunk is computed again without it,
-    until none is left: others' rounding changes with the chunk, and may take one that was finite past the largest number.
+    until all are: rounding changes with the chunk, and may take a unit that was finite past the largest number.
     Parameters that no gradient reaches are left out.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Norms that rounding would make too small, and what surrounds a private step: nothing is clipped too little by either."""
+"""Norms that rounding would make too small, and what surrounds a private step: no unit is clipped too little."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ def exact(use, layout):
     return torch.stack([(g.T @ a).square().sum() for a, g in pairs])
 
 
-@pytest.mark.parametrize("tokens", [2, 16, 256, 1000])
+@pytest.mark.parametrize("tokens", [2, 256])
 @pytest.mark.parametrize("spread", [0.0, 1e-5, 1e-4, 1e-2])
 @pytest.mark.parametrize("scale", [1.0, 1e6])
 def test_tokens_of_two_kinds_that_cancel(tokens, spread, scale):
