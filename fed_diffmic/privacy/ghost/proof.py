@@ -5,7 +5,8 @@ statistic over the batch, rows in an order that is not known, a weight that is u
 clipped as if it were not there, and the promise made for it would be wrong. So before a network is trained so, two
 units, one of them with two images, go through it both ways, on random images, so that the choice does not depend on
 data; weights that are 0 or next to it, which hide what lies before them, are given other values for that time. Once
-for each network of a process. Whoever does not pass is trained unit by unit, as are networks that the tape cannot follow.
+for each network of a process. Whoever does not pass is trained unit by unit, as are networks that the tape cannot
+follow.
 """
 
 from __future__ import annotations

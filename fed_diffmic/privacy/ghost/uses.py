@@ -22,16 +22,14 @@ from torch import Tensor
 from fed_diffmic.privacy.ghost.layout import Layout
 
 ROUNDINGS = 2
-"""So many units of rounding, of the squared length that a unit's gradient would have if all its tokens pulled the same
-way, are added to its squared norm: where tokens cancel each other, rounding could make it come out smaller than it is,
-even negative, and the unit be clipped too little. Constructed tokens reached half of one unit."""
+"""Units of rounding, of the squared length if all tokens of a unit pulled the same way, that are added to its squared
+norm: where tokens cancel, it could come out too small, even negative. Constructed tokens reached half of one."""
 
 NARROW = 2.0**-12
 """Share of that length below which a squared norm is computed again in float64: what is added would be felt."""
 
 SUM_ROUNDINGS = 8
-"""The sum of gradients is made in the tokens' own precision: so many of its roundings, of the length (not squared) that
-tokens have together, are in what a unit gives to it, even where tokens cancel exactly."""
+"""Roundings, of that length (not squared), that are in the sum of gradients even where tokens cancel exactly."""
 
 MOST_ENTRIES = 1 << 24
 """Numbers that are made at a time for a norm (64 MB in float32)."""
