@@ -257,8 +257,7 @@ def by_tokens(uses: Sequence[Use], layout: Layout) -> list[TokenUse]:
 
 
 def squared_norms(uses: Sequence[TokenUse], layout: Layout) -> Tensor:
-    """Squared norm of each unit's gradient over all its tokens in all calls, ``(U,)`` float64, not below the exact one
-    (:data:`ROUNDINGS`)."""
+    """Squared norm of each unit's gradient over all its tokens in all calls, ``(U,)`` float64 (:data:`ROUNDINGS`)."""
     count = layout.most * sum(use.count for use in uses)
     inputs, outputs = uses[0].widths
     found = []
@@ -283,8 +282,7 @@ def _not_below(a: Tensor, g: Tensor, *, one_hot: bool) -> Tensor:
 
 
 def _gram(a: Tensor, g: Tensor, *, one_hot: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared norms of ``sum_t g_t a_t^T``; of ``sum_t |g_t| |a_t|``; and the most that vanished because products came
-    out smaller than the smallest number: each ``(U,)`` float64."""
+    """Squares of ``|sum_t g_t a_t^T|``, of ``sum_t |g_t| |a_t|``, and the most that underflow took: ``(U,)``."""
     tokens = g.shape[1]
     if tokens == 1:
         outs = g.square().sum(dim=2).double()
