@@ -111,8 +111,16 @@ def norms(gradients: Mapping[str, Tensor]) -> Tensor:
     Squares are summed in the gradients' own type within a tensor (``sum`` adds in a cascade: a relative error of a few
     roundings, which :data:`MARGIN` covers) and in float64 over tensors. All in float64 took a fifth of a step.
     """
-    squares = [value.flatten(1).square().sum(dim=1) for value in gradients.values()]
-    return torch.stack([square.double() for square in squares]).sum(dim=0).sqrt()
+    return torch.stack([squares(value) for value in gradients.values()]).sum(dim=0).sqrt()
+
+
+def squares(gradient: Tensor) -> Tensor:
+    """Squared norms of ``(U, *shape)``, each ``(U,)`` float64, with the most that squares too small for a number lost.
+
+    Without that a gradient of many tiny entries would have no length, and not be clipped to a bound that is tiny too.
+    """
+    lost = gradient[0].numel() * torch.finfo(gradient.dtype).tiny if len(gradient) else 0.0
+    return gradient.flatten(1).square().sum(dim=1).double() + lost
 
 
 def clip_factors(size: Tensor, bound: float) -> Tensor:

@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import os
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -46,6 +47,7 @@ class Randomness:
         self._test = None if test_seed is None else (test_seed, *parts)
         self._streams = 0
         self._renew()
+        _LIVE.add(self)
 
     def _renew(self) -> None:
         """Begin the next stream, under a key of its own."""
@@ -137,6 +139,20 @@ class Randomness:
     def seed(self) -> int:
         """63 bits to seed another generator with (what needs to be random, and need not be secret afterwards)."""
         return int.from_bytes(self._bytes(8), "little") >> 1
+
+
+_LIVE: WeakSet[Randomness] = WeakSet()
+
+
+def _after_fork() -> None:
+    """In a process that was split off: what goes on there under the same key would be the parent's noise again."""
+    for stream in list(_LIVE):
+        if stream._test is None:
+            stream._renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _inverted(words: torch.Tensor, made: torch.Tensor) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,24 @@ _CHOSEN: dict[str, str] = {}
 def casts(device: torch.device | str, precision: str) -> contextlib.AbstractContextManager[Any]:
     """Autocast to bfloat16, or nothing (``float32``)."""
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == BFLOAT16)
+
+
+@contextlib.contextmanager
+def exactly_float32(device: torch.device | str) -> Iterator[None]:
+    """Float32 products whatever surrounds them: no autocast, no TF32.
+
+    Torch lets cards convolve in TF32 (ten bits of fraction) unless told otherwise. A norm that is taken one way and the
+    gradient that it is the norm of, made another way, would then differ by a thousandth of what cancels in them.
+    """
+    kept, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(torch.device(device).type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(kept)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def has_bfloat16(device: torch.device | str) -> bool:

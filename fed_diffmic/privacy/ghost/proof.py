@@ -4,8 +4,9 @@ Gradients of units that go through a network one by one cannot mix, whatever it 
 statistic over the batch, rows in an order that is not known, a weight that is used unseen. What was missed would be
 clipped as if it were not there, and the promise made for it would be wrong. So before a network is trained so, two
 units, one of them with two images, go through it both ways, on random images, so that the choice does not depend on
-data; weights that start at 0, which hide what lies before them, are given other values for that time. Once for each
-network of a process. Whoever does not pass is trained unit by unit, as are networks that the tape cannot follow.
+data; weights that are 0 or next to it, which hide what lies before them, are given other values for that time. Once
+for each network of a process. Whoever does not pass is trained unit by unit, as are networks that the tape cannot
+follow.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ TRIES = 3
 """Pairs of units, of which one must pass: rounding may let two nearly alike regions of an image change places."""
 
 _FLOOR = 1e-5  # of the whole gradient's norm: what is smaller is not compared any closer
+_HIDES = 1e-2  # a layer's scale of 1e-6 leaves of what lies before it less than is compared
 _PLACES = ((0, 1), (2, 2))  # images of two units; the last place is not filled
 _FILLED = ((1.0, 1.0), (1.0, 0.0))
 
@@ -61,7 +63,7 @@ def why_not(module: StageModule, units: Units) -> str:
     )
     known = _VERDICTS.setdefault(module, {})
     if kind not in known:
-        with _no_zeros(trained(module)):
+        with _no_zeros(dict(module.network.named_parameters())):
             for seed in range(TRIES):
                 known[kind] = _differs(module, _random(module, units, seed))
                 if not known[kind]:
@@ -133,9 +135,9 @@ def _random(module: StageModule, like: Units, seed: int) -> Units:
 
 @contextmanager
 def _no_zeros(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """No parameter is 0 throughout, for a while."""
+    """No parameter is next to 0 throughout, for a while; what is not trained now may be set by the next round."""
     generator = torch.Generator().manual_seed(1)
-    zeros = [p for p in parameters.values() if not bool(p.detach().any())]
+    zeros = [p for p in parameters.values() if not bool((p.detach().abs() > _HIDES).any())]
     kept = [p.detach().clone() for p in zeros]
     with torch.no_grad():
         for p in zeros:

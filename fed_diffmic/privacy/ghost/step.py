@@ -68,7 +68,7 @@ class Ghost:
             whole = uses[0].product(self.layout)
             for use in uses[1:]:
                 whole = whole + use.product(self.layout)
-            self.squares[name] = whole.flatten(1).square().sum(dim=1).double()
+            self.squares[name] = per_sample.squares(whole)
             uses = [Rows(whole)]
         self._uses[name] = uses
 
@@ -102,24 +102,21 @@ def ghost_of(module: StageModule, units: Units) -> Ghost:
 def clipped_sums(module: StageModule, units: Units, bound: float) -> Iterator[tuple[str, Tensor]]:
     """Sum over the units of their gradients, each scaled to a norm of at most ``bound``, one parameter after the other.
 
-    A unit whose gradient is not finite contributes nothing; where there is one the chunk is computed again without it.
+    A unit whose gradient is not finite contributes nothing; where there is one the chunk is computed again without it,
+    until all are: rounding changes with the chunk, and may take a unit that was finite past the largest number.
     Parameters that no gradient reaches are left out.
 
     Raises:
         CannotTapeError: the network uses a parameter in a way that is not known.
     """
-    units = some(units, (units.mask > 0).any(dim=1))
-    if not len(units):
-        return iter(())
-    ghost = ghost_of(module, units)
-    finite = torch.isfinite(ghost.norms)
-    if not bool(finite.all()):
-        del ghost
-        units = some(units, finite)
-        if not len(units):
-            return iter(())
+    which = (units.mask > 0).any(dim=1)
+    while len(units := some(units, which)):
         ghost = ghost_of(module, units)
-    return ghost.sums(per_sample.clip_factors(ghost.norms, bound))
+        which = torch.isfinite(ghost.norms)
+        if bool(which.all()):
+            return ghost.sums(per_sample.clip_factors(ghost.norms, bound))
+        del ghost
+    return iter(())
 
 
 def some(units: Units, which: Tensor) -> Units:

@@ -12,6 +12,7 @@ from fed_diffmic.privacy.ghost.proof import why_not
 from fed_diffmic.privacy.ghost.step import clipped_sums
 from fed_diffmic.privacy.ghost.tape import CannotTapeError
 from fed_diffmic.privacy.per_sample import Units, trained
+from fed_diffmic.training.precision import exactly_float32
 from fed_diffmic.training.stage import StageModule
 
 
@@ -26,8 +27,9 @@ def summed(module: StageModule, chunks: Iterator[Units], bound: float) -> dict[s
     total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in trained(module).items()}
     for units in chunks:
         if len(units):
-            for name, value in _clipped(module, units, bound):
-                total[name] += value
+            with exactly_float32(units.mask.device):
+                for name, value in _clipped(module, units, bound):
+                    total[name] += value
     return total
 
 

@@ -21,9 +21,15 @@ from torch import Tensor
 
 from fed_diffmic.privacy.ghost.layout import Layout
 
-ROUNDINGS = 8
-"""Of the sum of squares of a unit's tokens, so many units of rounding are added to its squared norm: where tokens
-cancel each other, rounding could make the norm come out smaller than it is, and the unit be clipped too little."""
+ROUNDINGS = 2
+"""Units of rounding, of the squared length if all tokens of a unit pulled the same way, that are added to its squared
+norm: where tokens cancel, it could come out too small, even negative. Constructed tokens reached half of one."""
+
+NARROW = 2.0**-12
+"""Share of that length below which a squared norm is computed again in float64: what is added would be felt."""
+
+SUM_ROUNDINGS = 8
+"""Roundings, of that length (not squared), that are in the sum of gradients even where tokens cancel exactly."""
 
 MOST_ENTRIES = 1 << 24
 """Numbers that are made at a time for a norm (64 MB in float32)."""
@@ -251,8 +257,7 @@ def by_tokens(uses: Sequence[Use], layout: Layout) -> list[TokenUse]:
 
 
 def squared_norms(uses: Sequence[TokenUse], layout: Layout) -> Tensor:
-    """Squared norm of each unit's gradient over all its tokens in all calls, ``(U,)`` float64, not below the exact one
-    (:data:`ROUNDINGS`)."""
+    """Squared norm of each unit's gradient over all its tokens in all calls, ``(U,)`` float64 (:data:`ROUNDINGS`)."""
     count = layout.most * sum(use.count for use in uses)
     inputs, outputs = uses[0].widths
     found = []
@@ -260,17 +265,35 @@ def squared_norms(uses: Sequence[TokenUse], layout: Layout) -> Tensor:
         pairs = [use.part(images).tokens() for use in uses]
         a = torch.cat([part.together(pair[0]) for pair in pairs], dim=1)
         g = torch.cat([part.together(pair[1]) for pair in pairs], dim=1)
-        found.append(_gram(a, g, one_hot=inputs == 0))
+        found.append(_not_below(a, g, one_hot=inputs == 0))
     return torch.cat(found)
 
 
-def _gram(a: Tensor, g: Tensor, *, one_hot: bool) -> Tensor:
-    if a.shape[1] == 1:
-        ones = g.new_ones(len(g)) if one_hot else a.square().sum(dim=(1, 2))
-        return ones.double() * g.square().sum(dim=(1, 2)).double()
-    outputs = torch.bmm(g, g.transpose(1, 2))
-    inputs = (a == a.transpose(1, 2)).to(g.dtype) if one_hot else torch.bmm(a, a.transpose(1, 2))
-    terms = inputs.mul_(outputs)
-    squares = terms.diagonal(dim1=1, dim2=2).double().sum(dim=1)
-    whole = terms.sum(dim=(1, 2), dtype=torch.float64)
-    return whole + ROUNDINGS * torch.finfo(g.dtype).eps * squares
+def _not_below(a: Tensor, g: Tensor, *, one_hot: bool) -> Tensor:
+    """Squared norms ``(U,)`` with what rounding may have taken from them."""
+    squares, together, lost = _gram(a, g, one_hot=one_hot)
+    rounding = torch.finfo(g.dtype).eps
+    found = squares + ROUNDINGS * rounding * together + lost
+    narrow = squares < NARROW * together
+    if g.dtype != torch.float64 and bool(narrow.any()):
+        exact, _, _ = _gram(a[narrow].double(), g[narrow].double(), one_hot=one_hot)
+        found[narrow] = exact.clamp_min(0) + (SUM_ROUNDINGS * rounding) ** 2 * together[narrow] + lost[narrow]
+    return found.clamp_min(0)
+
+
+def _gram(a: Tensor, g: Tensor, *, one_hot: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Squares of ``|sum_t g_t a_t^T|``, of ``sum_t |g_t| |a_t|``, and the most that underflow took: ``(U,)``."""
+    tokens = g.shape[1]
+    if tokens == 1:
+        outs = g.square().sum(dim=2).double()
+        ins = torch.ones_like(outs) if one_hot else a.square().sum(dim=2).double()
+        squares = (ins * outs).squeeze(1)
+    else:
+        outputs = torch.bmm(g, g.transpose(1, 2))
+        inputs = (a == a.transpose(1, 2)).to(g.dtype) if one_hot else torch.bmm(a, a.transpose(1, 2))
+        ins, outs = (m.diagonal(dim1=1, dim2=2).to(torch.float64, copy=True) for m in (inputs, outputs))
+        squares = inputs.mul_(outputs).sum(dim=(1, 2), dtype=torch.float64)
+    together = (ins * outs).sqrt().sum(dim=1).square()
+    all_in, all_out = (each.sqrt().sum(dim=1).square() for each in (ins, outs))
+    lost = torch.finfo(g.dtype).tiny * (g.shape[2] * all_in + a.shape[2] * all_out + tokens**2)
+    return squares, together, lost
