@@ -13,7 +13,7 @@ def test_the_cards_program_prints_every_row_on_a_processor(monkeypatch, capsys):
     assert "failed" not in said and "not measured" not in said, said
     for stage in ("guidance", "diffusion"):
         assert re.search(rf"\| tiny, {stage}, 8 images \| float32 \| [0-9.]+ steps/s", said), said
-        assert re.search(rf"\| tiny, {stage}, 8 images \| plain .* [0-9.]+ times \|", said), said
+        assert re.search(rf"\| tiny, {stage}, 8 images \| plain .*\| ghost .*[0-9.]+ times\)", said), said
         assert re.search(rf"\| tiny, {stage}, step of 8 \| float32 \|", said), said
     assert re.search(r"\| tiny, prediction of 4 \| float32 \| .* \| 0\.\d+ \|", said), said
 

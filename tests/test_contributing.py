@@ -114,9 +114,7 @@ def test_one_file_is_all_that_it_takes(kind: str, tmp_path: Path) -> None:
 
 def test_a_strategy_that_hospitals_take_is_named_in_their_policy() -> None:
     assert "`configs/policy/standard.yaml`" in row("strategy")
-    assert set(compose_site(None, ["policy=standard"]).policy.strategies) == set(builtins(KINDS["strategy"])) - {
-        "fedsgd"  # its sums with shared noise are for simulations so far
-    }
+    assert set(compose_site(None, ["policy=standard"]).policy.strategies) == set(builtins(KINDS["strategy"]))
 
 
 def test_every_path_that_the_page_names_is_there() -> None:
