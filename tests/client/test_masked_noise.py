@@ -167,7 +167,7 @@ def test_a_plain_exchange_gets_no_words_though_the_policy_allows_plain_updates(t
 
 def test_a_site_whose_policy_masks_nothing_takes_no_part(tmp_path: Path) -> None:
     with pytest.raises(RoundError):
-        run(tmp_path, sites(tmp_path, secure_aggregation="off"), spec())
+        run(tmp_path, sites(tmp_path, secure_aggregation="off"), spec(), join_s=3.0)  # it is waited for in vain
     assert codes(tmp_path, "a") == {failures.POLICY_MASKING} and charged(tmp_path, "a") == []
 
 
