@@ -68,7 +68,9 @@ def _check_simulation(config: SimulateConfig) -> None:
     shares = privacy.name != "none" and privacy.mechanism == "distributed"
     if shares and not named:
         raise ConfigError("strategy.name", config.strategy.name, f"{NAME} with privacy.mechanism=distributed")
-    if named and not shares:
+    # A coordinator's run is read in a simulation's form, without the privacy group, which is the sites' own.
+    of_sites = config.strategy.secure_aggregation == "masked" and config.strategy.options.get("noise_share") is not None
+    if named and not shares and not of_sites:
         raise ConfigError(
             "privacy.mechanism",
             privacy.mechanism if privacy.name != "none" else "local (privacy=none)",

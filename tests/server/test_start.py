@@ -145,3 +145,14 @@ def test_the_spec_is_the_one_of_a_simulation_with_the_same_groups(files, tmp_pat
     assert replace(RunSpec.from_json(given["spec-json"]), modality=expected.modality) == expected
     assert given["sites"] == "alpha|beta"
     assert "spec-json" not in start.run_config(config_of(files, tmp_path / "run"), None)
+
+
+def test_a_run_with_shared_noise_is_read_without_the_sites_privacy(files, tmp_path):
+    """The privacy group is each site's own; the app that reads the coordinator's settings has none."""
+    from fed_diffmic.config.compose import config_from_run_config
+
+    settings = ["consortium.classes=[no,yes]", "consortium.task=multiclass", "model.norm=group", "stages=tiny"]
+    settings += ["model.encoder_norm=group", "stages.guidance.steps=1", "stages.diffusion.steps=1"]
+    settings += ["strategy=fedsgd", "strategy.noise_share=0.7", "strategy.secure_aggregation=masked"]
+    given = start.run_config(config_of(files, tmp_path / "run", *settings), ["alpha", "beta", "gamma"])
+    assert config_from_run_config(given).strategy.name == "fedsgd"
