@@ -19,14 +19,14 @@ DEAD, LEFT = FIVE[4], sorted(FIVE[:4])
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_one_of_five_is_lost_and_the_weights_are_those_of_the_simulation_without_it(tmp_path: Path) -> None:
-    """Its words of round 1 arrived, and stay in the sum; of round 2 they are not in it. No site has validation images:
-    else the choice of the round would depend on what the dead one said.
+    """Its words of round 1 arrived, and stay in the sum; of round 2 they are not in it. Under ``required`` no metrics leave
+    and the last round is the model, so the simulation judges that one alone.
     """
     write_data(tmp_path / "data", images=12, sites=FIVE, splits=("train", "train", "train", "test"))
     common = training(rounds=2)
     common["stage_settings"]["diffusion"]["rounds"] = 0
     common["strategy_settings"] = {"secure_aggregation": "masked", "masked_norm": 1000.0}
-    absent = {**common, "privacy": [f"conditions.absent=[{DEAD}:2]", "run.quorum=0.8"]}
+    absent = {**common, "privacy": [f"conditions.absent=[{DEAD}:2]", "run.quorum=0.8", "run.metrics_every=2"]}
     simulated = simulate(tmp_path / "simulation", tmp_path / "data", absent)
     run = {"deadline_s": 900.0, "quorum": 0.8}
     with consortium(tmp_path / "real", tmp_path / "data", common, run=run, sites=FIVE) as made:
