@@ -19,8 +19,8 @@ DEAD, LEFT = FIVE[4], sorted(FIVE[:4])
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_one_of_five_is_lost_and_the_weights_are_those_of_the_simulation_without_it(tmp_path: Path) -> None:
-    """Its words of round 1 arrived, and stay in the sum; of round 2 they are not in it. Under ``required`` no metrics leave
-    and the last round is the model, so the simulation judges that one alone.
+    """Its words of round 1 arrived, and stay in the sum; of round 2 they are not in it. Under ``required`` no metrics
+    leave and the last round is the model, so the simulation judges that one alone.
     """
     write_data(tmp_path / "data", images=12, sites=FIVE, splits=("train", "train", "train", "test"))
     common = training(rounds=2)
