@@ -21,8 +21,9 @@ from collections.abc import Callable
 import torch
 
 from benchmarks import step as steps
-from benchmarks.private_step import most_memory, plain_step, private_steps, seconds_by_turns
+from benchmarks.private_step import most_memory, plain_step, private_steps
 from benchmarks.private_step import spec_of as private_spec
+from benchmarks.turns import seconds_by_turns
 from fed_diffmic.training.stages import build_module
 
 BATCHES = {"paper": 32, "compact": 32, "tiny": 8}

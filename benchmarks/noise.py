@@ -8,13 +8,12 @@ uniforms. ``--device cuda`` measures wall seconds of that device, against the pr
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from benchmarks.turns import seconds_by_turns
 from fed_diffmic.privacy.dp_sgd import NOISE_AT_A_TIME
 from fed_diffmic.privacy.randomness import Randomness
 
@@ -57,22 +56,12 @@ def main() -> None:
     options = parser.parse_args()
     device, random = torch.device(options.device), Randomness()
     torch.set_num_threads(1)
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
     ways: dict[str, Callable[[], object]] = {
         "stream alone": lambda: stream(random, options.count, device),
         "before": lambda: before(random, options.count, device),
-        "now": lambda: [random.normal(PIECE, device) for _ in range(0, options.count, PIECE)],
+        "now": lambda: [random.normal(min(PIECE, options.count - at), device) for at in range(0, options.count, PIECE)],
     }
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(options.repeats + 1):
-        for name, way in ways.items():
-            start = clock()
-            way()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if repeat:
-                taken[name].append(clock() - start)
-    median = {name: statistics.median(values) for name, values in taken.items()}
+    median = seconds_by_turns(ways, options.repeats, device)
     for name, seconds in median.items():
         print(f"{name:13s} {options.count / seconds / 1e6:7.1f} million a second")
     print(f"now over before: {median['before'] / median['now']:.2f} times as many")

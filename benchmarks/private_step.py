@@ -17,8 +17,6 @@ import argparse
 import ctypes
 import gc
 import os
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +27,7 @@ import numpy as np
 import torch
 
 from benchmarks.noise import before
+from benchmarks.turns import seconds_by_turns
 from fed_diffmic.config.compose import compose_text
 from fed_diffmic.config.spec import RunSpec, make_spec
 from fed_diffmic.privacy import per_sample
@@ -105,21 +104,6 @@ def private_steps(
                 part.add_(random.normal(len(part), images.device))
 
     return {"units": units, "ghost": ghosts}
-
-
-def seconds_by_turns(steps: dict[str, Step], repeats: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each step, after one that is not counted: of the processor, or of the wall for a device."""
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    taken: dict[str, list[float]] = {name: [] for name in steps}
-    for repeat in range(repeats + 1):
-        for name, step in steps.items():
-            start = clock()
-            step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if repeat:
-                taken[name].append(clock() - start)
-    return {name: statistics.median(values) for name, values in taken.items()}
 
 
 def most_memory(step: Step, device: torch.device) -> int:
