@@ -1,0 +1,110 @@
+"""Write the table of an experiment's methods over its seeds into a page, between its two marks.
+
+    python -m benchmarks.methods DIR docs/lab/2026-11-29-shared-noise.md --against none
+
+``DIR`` is the folder of ``fed-diffmic experiment run --out``. Everything between ``<!-- methods -->`` and
+``<!-- end of methods -->`` is replaced; nothing of it is typed. Seeds that some method lacks are left out for all, and
+named. Intervals of differences: :mod:`simulations.experiments.compare`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+
+from fed_diffmic.errors import UsageError
+from fed_diffmic.files import atomic_write, read_json
+from simulations.experiments.answer import NAMES, gap_text, table
+from simulations.experiments.compare import MEAN, METRICS, Section, difference
+from simulations.experiments.gather import grouped, sections
+from simulations.experiments.report import megabytes, number
+
+BEGIN, END = "<!-- methods -->", "<!-- end of methods -->"
+ALL = "all test images"
+PLACES = (ALL, MEAN)
+Values = dict[tuple[str, str, str], np.ndarray]
+
+
+def lines(out: Path, against: str) -> list[str]:
+    """The table of each section: every method, and its difference from ``against``.
+
+    Raises:
+        UsageError: no experiment, no seed that all methods have, or ``against`` is none of its methods.
+    """
+    groups, folds = grouped(out)
+    if folds:
+        raise UsageError(f"{out}: an experiment over folds", "Write its answer: python -m benchmarks.answer DIR PAGE.")
+    if not groups:
+        raise UsageError(f"{out}: none of its cells has metrics yet", "Let the experiment go on.")
+    found: list[str] = []
+    for section, (rest, methods) in zip(sections(out), groups.items(), strict=True):
+        if not section.seeds:
+            raise UsageError(f"{out}: no seed has all its methods yet", "Let the experiment go on.")
+        if against not in methods:
+            raise UsageError(f"{out}: it has no method {against!r}", f"Name one of {', '.join(methods)}.")
+        values = dict(section.values)
+        for name, folders in methods.items():
+            tests = [read_json(folders[seed][0] / "summary.json")["global"]["test"] for seed in section.seeds]
+            for metric in METRICS:
+                values[name, ALL, metric] = np.array([_value(test, metric) for test in tests])
+        title = [f"### {', '.join(f'{axis} {value}' for axis, value in rest)}", ""] if rest else []
+        found += [*title, *_section(section, values, list(methods), against)]
+    return found
+
+
+def _value(test: dict[str, dict[str, float | None]], metric: str) -> float:
+    value = test[metric]["value"]
+    return math.nan if value is None else value
+
+
+def _section(section: Section, values: Values, methods: list[str], against: str) -> list[str]:
+    wanted = [(metric, place) for metric in reversed(METRICS) for place in PLACES]
+    titles = [f"{NAMES[metric]}, {place}" for metric, place in wanted]
+    means = [
+        [name, *(number(values[name, place, metric]) for metric, place in wanted), megabytes(section.bytes_sent[name])]
+        for name in methods
+    ]
+    gaps = []
+    for name in methods:
+        pairs = [(values[name, place, metric], values[against, place, metric]) for metric, place in wanted]
+        if name != against:
+            gaps.append([name, *(gap_text(difference(ours, theirs, section.ratio)) for ours, theirs in pairs)])
+    missing = [f"Seeds that some method lacks are left out: {', '.join(section.left_out)}.", ""]
+    return [
+        f"Mean (standard deviation) over the seeds {', '.join(section.seeds)}.",
+        "",
+        *(missing if section.left_out else []),
+        *table(["method", *titles, "MB of tensors, both ways"], means),
+        *table([f"minus {against}", *titles], gaps),
+    ]
+
+
+def put(page: str, text: list[str]) -> str:
+    """The page with the tables between its marks.
+
+    Raises:
+        UsageError: the page has no such marks.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UsageError(f"the page has no lines {BEGIN} and {END}", "Add both where the tables shall stand.")
+    return before + BEGIN + "\n" + "\n".join(text).strip() + "\n" + END + after
+
+
+def main() -> None:
+    """Read the arguments, write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("page", type=Path)
+    parser.add_argument("--against", required=True, help="the method that all others are compared with")
+    given = parser.parse_args()
+    page = put(given.page.read_text(encoding="utf-8"), lines(given.folder, given.against))
+    atomic_write(given.page, page.encode())
+
+
+if __name__ == "__main__":
+    main()

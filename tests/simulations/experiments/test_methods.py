@@ -1,0 +1,80 @@
+"""The table of methods over seeds, as a page has it: numbers of the cells and of nothing else."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks.methods import BEGIN, END, lines, put
+from fed_diffmic.errors import UsageError
+from fed_diffmic.files import save_tensors, write_json
+
+AREAS = {"plain": (0.8, 0.7, 0.75), "noisy": (0.6, 0.65, 0.55)}
+
+
+def write_experiment(
+    out: Path, areas: dict[str, tuple[float, ...]], axes: tuple[str, ...] = ("seed", "method")
+) -> None:
+    """Finished cells: what a summary says of all test images, and predictions of one site that are all right."""
+    out.mkdir()
+    cells = []
+    for method, values in areas.items():
+        for seed, area in enumerate(values, start=1):
+            name = f"seed-{seed}_method-{method}"
+            cells.append({"name": name, "place": {"seed": str(seed), "method": method}, "digest": ""})
+            folder = out / "cells" / name
+            folder.mkdir(parents=True)
+            test = {"auroc_macro": {"value": area}, "balanced_accuracy": {"value": None}}
+            site = {"n_train": 60, "n_val": 20, "n_test": 40}
+            told = {"classes": ["a", "b"], "sites": {"s": site}, "bytes_sent": 2_500_000, "global": {"test": test}}
+            write_json(folder / "summary.json", told)
+            labels = np.arange(40) % 2
+            p = np.eye(2, dtype=np.float32)[labels]
+            tensors = {"federated|s|probabilities": p, "federated|s|decided": labels, "s|labels": labels}
+            save_tensors(folder / "predictions.safetensors", tensors)
+    write_json(out / "experiment.json", {"experiment": "x", "about": "y", "axes": list(axes), "cells": cells})
+
+
+def test_means_and_paired_differences_by_hand(tmp_path: Path) -> None:
+    write_experiment(tmp_path / "exp", AREAS)
+    text = "\n".join(lines(tmp_path / "exp", "plain"))
+    gaps = np.array(AREAS["noisy"]) - np.array(AREAS["plain"])
+    reach = stats.t.ppf(0.975, 2) * gaps.std(ddof=1) * math.sqrt(1 / 3 + 40 / 80)
+    said = f"{gaps.mean():+.3f} ({gaps.mean() - reach:+.3f} to {gaps.mean() + reach:+.3f}) not shown"
+    assert f"| noisy | {said} | +0.000 (+0.000 to +0.000) not shown | - | +0.000" in text
+    assert "| plain | 0.750 (0.050) | 1.000 (0.000) | - | 1.000 (0.000) | 2.50 |" in text
+    assert "seeds 1, 2, 3." in text and "left out" not in text
+
+
+def test_a_seed_that_one_method_lacks_is_left_out_for_all_and_named(tmp_path: Path) -> None:
+    write_experiment(tmp_path / "exp", {**AREAS, "late": (0.5, 0.5)})
+    text = "\n".join(lines(tmp_path / "exp", "plain"))
+    assert "seeds 1, 2." in text and "left out: 3." in text
+    assert "| plain | 0.750 (0.071) |" in text  # of 0.8 and 0.7 alone
+
+
+def test_the_page_keeps_what_stands_around_its_marks(tmp_path: Path) -> None:
+    write_experiment(tmp_path / "exp", AREAS)
+    text = lines(tmp_path / "exp", "plain")
+    page = put(f"above\n\n{BEGIN}\nold\n{END}\n\nbelow\n", text)
+    assert page.startswith("above\n\n") and page.endswith("\n\nbelow\n") and "old" not in page
+    assert put(page, text) == page
+
+
+def test_what_gives_no_table_is_said(tmp_path: Path) -> None:
+    write_experiment(tmp_path / "exp", AREAS)
+    with pytest.raises(UsageError, match="no method 'nobody'"):
+        lines(tmp_path / "exp", "nobody")
+    write_experiment(tmp_path / "empty", {"plain": ()})
+    with pytest.raises(UsageError, match="none of its cells has metrics"):
+        lines(tmp_path / "empty", "plain")
+    write_experiment(tmp_path / "apart", {"plain": (0.8,), "noisy": (math.nan,)})
+    (tmp_path / "apart" / "cells" / "seed-1_method-noisy" / "summary.json").unlink()
+    assert "noisy" not in "\n".join(lines(tmp_path / "apart", "plain"))
+
+
+def test_a_page_without_marks_is_refused() -> None:
+    with pytest.raises(UsageError, match="no lines"):
+        put("nothing here", ["text"])
