@@ -70,7 +70,7 @@ def test_what_gives_no_table_is_said(tmp_path: Path) -> None:
     write_experiment(tmp_path / "empty", {"plain": ()})
     with pytest.raises(UsageError, match="none of its cells has metrics"):
         lines(tmp_path / "empty", "plain")
-    write_experiment(tmp_path / "apart", {"plain": (0.8,), "noisy": (math.nan,)})
+    write_experiment(tmp_path / "apart", {"plain": (0.8,), "noisy": (0.7,)})
     (tmp_path / "apart" / "cells" / "seed-1_method-noisy" / "summary.json").unlink()
     assert "noisy" not in "\n".join(lines(tmp_path / "apart", "plain"))
 
