@@ -1,6 +1,6 @@
 """Write the table of an experiment's methods over its seeds into a page, between its two marks.
 
-    python -m benchmarks.methods DIR docs/lab/2026-11-29-shared-noise.md --against none
+    python -m benchmarks.methods DIR docs/lab/2026-11-29-shared-noise.md --against none local-8
 
 ``DIR`` is the folder of ``fed-diffmic experiment run --out``. Everything between ``<!-- methods -->`` and
 ``<!-- end of methods -->`` is replaced; nothing of it is typed. Seeds that some method lacks are left out for all, and
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +29,11 @@ PLACES = (ALL, MEAN)
 Values = dict[tuple[str, str, str], np.ndarray]
 
 
-def lines(out: Path, against: str) -> list[str]:
-    """The table of each section: every method, and its difference from ``against``.
+def lines(out: Path, against: Sequence[str]) -> list[str]:
+    """The tables of each section: every method, and its difference from each that ``against`` names.
 
     Raises:
-        UsageError: no experiment, no seed that all methods have, or ``against`` is none of its methods.
+        UsageError: no experiment, no seed that all methods have, or ``against`` names none of its methods.
     """
     groups, folds = grouped(out)
     if folds:
@@ -43,8 +44,9 @@ def lines(out: Path, against: str) -> list[str]:
     for section, (rest, methods) in zip(sections(out), groups.items(), strict=True):
         if not section.seeds:
             raise UsageError(f"{out}: no seed has all its methods yet", "Let the experiment go on.")
-        if against not in methods:
-            raise UsageError(f"{out}: it has no method {against!r}", f"Name one of {', '.join(methods)}.")
+        for name in against:
+            if name not in methods:
+                raise UsageError(f"{out}: it has no method {name!r}", f"Name one of {', '.join(methods)}.")
         values = dict(section.values)
         for name, folders in methods.items():
             tests = [read_json(folders[seed][0] / "summary.json")["global"]["test"] for seed in section.seeds]
@@ -60,26 +62,31 @@ def _value(test: dict[str, dict[str, float | None]], metric: str) -> float:
     return math.nan if value is None else value
 
 
-def _section(section: Section, values: Values, methods: list[str], against: str) -> list[str]:
+def _section(section: Section, values: Values, methods: list[str], against: Sequence[str]) -> list[str]:
     wanted = [(metric, place) for metric in reversed(METRICS) for place in PLACES]
     titles = [f"{NAMES[metric]}, {place}" for metric, place in wanted]
     means = [
         [name, *(number(values[name, place, metric]) for metric, place in wanted), megabytes(section.bytes_sent[name])]
         for name in methods
     ]
-    gaps = []
-    for name in methods:
-        pairs = [(values[name, place, metric], values[against, place, metric]) for metric, place in wanted]
-        if name != against:
-            gaps.append([name, *(gap_text(difference(ours, theirs, section.ratio)) for ours, theirs in pairs)])
     missing = [f"Seeds that some method lacks are left out: {', '.join(section.left_out)}.", ""]
     return [
         f"Mean (standard deviation) over the seeds {', '.join(section.seeds)}.",
         "",
         *(missing if section.left_out else []),
         *table(["method", *titles, "MB of tensors, both ways"], means),
-        *table([f"minus {against}", *titles], gaps),
+        *(line for reference in against for line in _gaps(section, values, methods, reference)),
     ]
+
+
+def _gaps(section: Section, values: Values, methods: list[str], reference: str) -> list[str]:
+    wanted = [(metric, place) for metric in reversed(METRICS) for place in PLACES]
+    rows = []
+    for name in methods:
+        pairs = [(values[name, place, metric], values[reference, place, metric]) for metric, place in wanted]
+        if name != reference:
+            rows.append([name, *(gap_text(difference(ours, theirs, section.ratio)) for ours, theirs in pairs)])
+    return table([f"minus {reference}", *(f"{NAMES[metric]}, {place}" for metric, place in wanted)], rows)
 
 
 def put(page: str, text: list[str]) -> str:
@@ -100,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("page", type=Path)
-    parser.add_argument("--against", required=True, help="the method that all others are compared with")
+    parser.add_argument("--against", nargs="+", required=True, help="methods that all others are compared with")
     given = parser.parse_args()
     page = put(given.page.read_text(encoding="utf-8"), lines(given.folder, given.against))
     atomic_write(given.page, page.encode())

@@ -39,25 +39,27 @@ def write_experiment(
 
 def test_means_and_paired_differences_by_hand(tmp_path: Path) -> None:
     write_experiment(tmp_path / "exp", AREAS)
-    text = "\n".join(lines(tmp_path / "exp", "plain"))
+    text = "\n".join(lines(tmp_path / "exp", ["plain"]))
     gaps = np.array(AREAS["noisy"]) - np.array(AREAS["plain"])
     reach = stats.t.ppf(0.975, 2) * gaps.std(ddof=1) * math.sqrt(1 / 3 + 40 / 80)
     said = f"{gaps.mean():+.3f} ({gaps.mean() - reach:+.3f} to {gaps.mean() + reach:+.3f}) not shown"
     assert f"| noisy | {said} | +0.000 (+0.000 to +0.000) not shown | - | +0.000" in text
     assert "| plain | 0.750 (0.050) | 1.000 (0.000) | - | 1.000 (0.000) | 2.50 |" in text
+    both = "\n".join(lines(tmp_path / "exp", ["plain", "noisy"]))
+    assert both.startswith(text) and f"| plain | {-gaps.mean():+.3f} (" in both
     assert "seeds 1, 2, 3." in text and "left out" not in text
 
 
 def test_a_seed_that_one_method_lacks_is_left_out_for_all_and_named(tmp_path: Path) -> None:
     write_experiment(tmp_path / "exp", {**AREAS, "late": (0.5, 0.5)})
-    text = "\n".join(lines(tmp_path / "exp", "plain"))
+    text = "\n".join(lines(tmp_path / "exp", ["plain"]))
     assert "seeds 1, 2." in text and "left out: 3." in text
     assert "| plain | 0.750 (0.071) |" in text  # of 0.8 and 0.7 alone
 
 
 def test_the_page_keeps_what_stands_around_its_marks(tmp_path: Path) -> None:
     write_experiment(tmp_path / "exp", AREAS)
-    text = lines(tmp_path / "exp", "plain")
+    text = lines(tmp_path / "exp", ["plain"])
     page = put(f"above\n\n{BEGIN}\nold\n{END}\n\nbelow\n", text)
     assert page.startswith("above\n\n") and page.endswith("\n\nbelow\n") and "old" not in page
     assert put(page, text) == page
@@ -66,13 +68,13 @@ def test_the_page_keeps_what_stands_around_its_marks(tmp_path: Path) -> None:
 def test_what_gives_no_table_is_said(tmp_path: Path) -> None:
     write_experiment(tmp_path / "exp", AREAS)
     with pytest.raises(UsageError, match="no method 'nobody'"):
-        lines(tmp_path / "exp", "nobody")
+        lines(tmp_path / "exp", ["nobody"])
     write_experiment(tmp_path / "empty", {"plain": ()})
     with pytest.raises(UsageError, match="none of its cells has metrics"):
-        lines(tmp_path / "empty", "plain")
+        lines(tmp_path / "empty", ["plain"])
     write_experiment(tmp_path / "apart", {"plain": (0.8,), "noisy": (0.7,)})
     (tmp_path / "apart" / "cells" / "seed-1_method-noisy" / "summary.json").unlink()
-    assert "noisy" not in "\n".join(lines(tmp_path / "apart", "plain"))
+    assert "noisy" not in "\n".join(lines(tmp_path / "apart", ["plain"]))
 
 
 def test_a_page_without_marks_is_refused() -> None:
