@@ -1,9 +1,9 @@
 """Write the answer of an experiment into a page, between its two marks.
 
-    python -m benchmarks.answer DIR docs/results.md
+    python -m benchmarks.answer DIR docs/results.md [--name NAME]
 
 ``DIR`` is the folder of ``fed-diffmic experiment run --out``. Everything between ``<!-- answer -->`` and
-``<!-- end of answer -->`` is replaced; nothing of it is typed.
+``<!-- end of answer -->`` is replaced (with a name: ``<!-- answer NAME -->``); nothing of it is typed.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from benchmarks.pages import put, rewrite
 from fed_diffmic.errors import UsageError
-from fed_diffmic.files import atomic_write, read_json
+from fed_diffmic.files import read_json
 from fed_diffmic.reporting.view import duration
 from simulations.experiments.report import answer_lines
 from simulations.experiments.runner import CELLS, read_index
 
-BEGIN, END = "<!-- answer -->", "<!-- end of answer -->"
+MARK = "answer"
 
 
-def answered(out: Path) -> str:
+def answered(out: Path) -> list[str]:
     """The answer of an experiment, with what it rests on.
 
     Raises:
@@ -36,20 +37,7 @@ def answered(out: Path) -> str:
         f"Experiment `{index['experiment']}`: {len(done)} of {len(index['cells'])} runs, {duration(round(seconds))} in "
         "all. For research, not a medical device."
     )
-    return "\n".join([*lines, made])
-
-
-def put(page: str, answer: str) -> str:
-    """The page with the answer between its marks.
-
-    Raises:
-        UsageError: the page has no such marks.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise UsageError(f"the page has no lines {BEGIN} and {END}", "Add both where the answer shall stand.")
-    return f"{before}{BEGIN}\n{answer.strip()}\n{END}{after}"
+    return [*lines, made]
 
 
 def main() -> None:
@@ -57,8 +45,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("page", type=Path)
-    arguments = parser.parse_args()
-    atomic_write(arguments.page, put(arguments.page.read_text(encoding="utf-8"), answered(arguments.folder)).encode())
+    parser.add_argument("--name", default="", help="of the marks, where a page has several answers")
+    given = parser.parse_args()
+    lines = answered(given.folder)
+    rewrite(given.page, lambda page: put(page, f"{MARK} {given.name}".strip(), lines))
 
 
 if __name__ == "__main__":

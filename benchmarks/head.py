@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from benchmarks import pages
 from fed_diffmic.errors import UsageError
-from fed_diffmic.files import atomic_write
 from simulations.experiments.head_report import SPLITS, report_lines, verdict_lines
 from simulations.experiments.runner import CELLS
 
@@ -34,12 +34,8 @@ def put(page: str, out: Path) -> str:
         )
     read = "test" if any((out / CELLS).glob("*/test.safetensors")) else "val"
     for split in asked:
-        before, begin, rest = page.partition(f"<!-- head {split} -->")
-        _, end, after = rest.partition(f"<!-- end of head {split} -->")
-        if not end:
-            raise UsageError(f"the page has no line <!-- end of head {split} -->", "Add it below its beginning.")
         lines = verdict_lines(out, read) if split == VERDICT else report_lines(out, split)
-        page = before + begin + "\n" + "\n".join(lines).strip() + "\n" + end + after
+        page = pages.put(page, f"head {split}", lines)
     return page
 
 
@@ -49,7 +45,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("page", type=Path)
     arguments = parser.parse_args()
-    atomic_write(arguments.page, put(arguments.page.read_text(encoding="utf-8"), arguments.folder).encode())
+    pages.rewrite(arguments.page, lambda page: put(page, arguments.folder))
 
 
 if __name__ == "__main__":

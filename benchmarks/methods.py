@@ -16,14 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.pages import put, rewrite
 from fed_diffmic.errors import UsageError
-from fed_diffmic.files import atomic_write, read_json
+from fed_diffmic.files import read_json
 from simulations.experiments.answer import NAMES, gap_text, table
 from simulations.experiments.compare import MEAN, METRICS, Section, difference
 from simulations.experiments.gather import grouped, sections
 from simulations.experiments.report import megabytes, number
 
-BEGIN, END = "<!-- methods -->", "<!-- end of methods -->"
+MARK = "methods"
 ALL = "all test images"
 PLACES = (ALL, MEAN)
 Values = dict[tuple[str, str, str], np.ndarray]
@@ -89,19 +90,6 @@ def _gaps(section: Section, values: Values, methods: list[str], reference: str) 
     return table([f"minus {reference}", *(f"{NAMES[metric]}, {place}" for metric, place in wanted)], rows)
 
 
-def put(page: str, text: list[str]) -> str:
-    """The page with the tables between its marks.
-
-    Raises:
-        UsageError: the page has no such marks.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise UsageError(f"the page has no lines {BEGIN} and {END}", "Add both where the tables shall stand.")
-    return before + BEGIN + "\n" + "\n".join(text).strip() + "\n" + END + after
-
-
 def main() -> None:
     """Read the arguments, write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -109,8 +97,8 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     parser.add_argument("--against", nargs="+", required=True, help="methods that all others are compared with")
     given = parser.parse_args()
-    page = put(given.page.read_text(encoding="utf-8"), lines(given.folder, given.against))
-    atomic_write(given.page, page.encode())
+    text = lines(given.folder, given.against)
+    rewrite(given.page, lambda page: put(page, MARK, text))
 
 
 if __name__ == "__main__":

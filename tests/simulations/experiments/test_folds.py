@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.answer import BEGIN, END, answered, put
+from benchmarks.answer import MARK, answered
+from benchmarks.elsewhere import lines as elsewhere_lines
+from benchmarks.pages import put, rewrite
 from fed_diffmic.errors import UsageError
 from fed_diffmic.files import save_tensors, write_json
 from fed_diffmic.training.metrics import Scored, weighted_metrics
@@ -205,6 +207,27 @@ def test_on_patients_from_elsewhere_every_local_model_stands_against_the_global_
     assert judged_elsewhere(write_runs(tmp_path / "without", external=False), 3) == []
 
 
+def test_the_page_of_elsewhere_counts_what_is_above(tmp_path):
+    """One folder with folds and both seeds: the global model is above one site's own and level with the other's."""
+    runs = write_runs(tmp_path / "exp" / "cells")
+    cells = [
+        {"name": path.name, "place": {"seed": seed, "fold": str(number), "method": "m"}, "digest": ""}
+        for seed, paths in runs["m"].items()
+        for number, path in enumerate(paths)
+    ]
+    index = {"experiment": "x", "about": "y", "axes": ["seed", "fold", "method"], "cells": cells}
+    write_json(tmp_path / "exp" / "experiment.json", index)
+    text = elsewhere_lines([tmp_path / "exp"])
+    (found,) = judged_elsewhere(runs, 3)
+    gaps = [found.gaps["m", f"local/{site}", "auroc_macro"] for site in ("s", "t")]
+    mean = f"(mean difference {(gaps[0].mean + gaps[1].mean) / 2:+.3f})"
+    assert f"macro AUROC: above in 1, below in 0, not shown in 1 of 2 {mean}" in text[0]
+    rows = [line for line in text if line.startswith("| e | 400 | a b c | 1, 2 |")]
+    assert [row.split(" | ")[4] for row in rows] == ["m", "local/s", "local/t"]
+    with pytest.raises(UsageError, match="there is no experiment|holds no"):
+        elsewhere_lines([tmp_path / "nothing"])
+
+
 def test_the_answer_says_whether_whom_which_and_how_sure(tmp_path):
     section = folded_section({}, write_runs(tmp_path), 3)
     text = "\n".join(answer(section, judged_elsewhere(write_runs(tmp_path / "e"), 3)))
@@ -246,9 +269,10 @@ def test_an_experiment_over_folds_runs_and_its_report_opens_with_the_answer(
     report = (tmp_path / "out" / "report.md").read_text()
     assert report.index("How sure: every image was a test image once (2 folds") < report.index("## All methods")
     page = tmp_path / "page.md"
-    page.write_text(f"above\n{BEGIN}\nSTALE\n{END}\nbelow\n")
-    page.write_text(put(page.read_text(), answered(tmp_path / "out")))
-    assert page.read_text().startswith(f"above\n{BEGIN}\n**") and page.read_text().endswith(f"{END}\nbelow\n")
+    page.write_text("above\n<!-- answer -->\nSTALE\n<!-- end of answer -->\nbelow\n")
+    rewrite(page, lambda text: put(text, MARK, answered(tmp_path / "out")))
+    assert page.read_text().startswith("above\n<!-- answer -->\n**")
+    assert page.read_text().endswith("\n<!-- end of answer -->\nbelow\n")
     assert "STALE" not in page.read_text() and "2 of 2 runs" in page.read_text()
     with pytest.raises(UsageError, match="has no lines"):
-        put("no marks", "x")
+        put("no marks", MARK, ["x"])

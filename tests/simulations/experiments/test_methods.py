@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.methods import BEGIN, END, lines, put
+from benchmarks.methods import MARK, lines
+from benchmarks.pages import put
 from fed_diffmic.errors import UsageError
 from fed_diffmic.files import save_tensors, write_json
 
@@ -60,9 +61,9 @@ def test_a_seed_that_one_method_lacks_is_left_out_for_all_and_named(tmp_path: Pa
 def test_the_page_keeps_what_stands_around_its_marks(tmp_path: Path) -> None:
     write_experiment(tmp_path / "exp", AREAS)
     text = lines(tmp_path / "exp", ["plain"])
-    page = put(f"above\n\n{BEGIN}\nold\n{END}\n\nbelow\n", text)
+    page = put("above\n\n<!-- methods -->\nold\n<!-- end of methods -->\n\nbelow\n", MARK, text)
     assert page.startswith("above\n\n") and page.endswith("\n\nbelow\n") and "old" not in page
-    assert put(page, text) == page
+    assert put(page, MARK, text) == page
 
 
 def test_what_gives_no_table_is_said(tmp_path: Path) -> None:
@@ -79,4 +80,4 @@ def test_what_gives_no_table_is_said(tmp_path: Path) -> None:
 
 def test_a_page_without_marks_is_refused() -> None:
     with pytest.raises(UsageError, match="no lines"):
-        put("nothing here", ["text"])
+        put("nothing here", MARK, ["text"])

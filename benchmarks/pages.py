@@ -1,0 +1,29 @@
+"""Pages of the documentation with parts that programs write, between two marks, so that no figure there is typed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fed_diffmic.errors import UsageError
+from fed_diffmic.files import atomic_write
+
+
+def put(page: str, name: str, lines: Sequence[str]) -> str:
+    """The page with the lines between ``<!-- NAME -->`` and ``<!-- end of NAME -->`` instead of what stood there.
+
+    Raises:
+        UsageError: the page has no such marks.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, first, rest = page.partition(begin)
+    _, last, after = rest.partition(end)
+    if not first or not last:
+        raise UsageError(f"the page has no lines {begin} and {end}", "Add both where the text shall stand.")
+    text = "\n".join(lines).strip()
+    return f"{before}{begin}\n{text}\n{end}{after}"
+
+
+def rewrite(path: Path, change: Callable[[str], str]) -> None:
+    """Write what ``change`` makes of a page in its place."""
+    atomic_write(path, change(path.read_text(encoding="utf-8")).encode())
