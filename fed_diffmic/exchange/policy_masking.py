@@ -1,8 +1,9 @@
 """A site's rules on secure aggregation: which runs it takes part in, and what leaves beside a masked sum.
 
 ``policy.secure_aggregation=required`` means that an update leaves in a masked sum alone. Then nothing else may tell of
-the site's images what the mask hides: no figure, no calibration sum, no count of classes, validation or test images.
-The number of training images leaves if ``policy.metrics`` names ``images``: the coordinator needs it to begin with.
+the site's images what the mask hides: no figure, no calibration sum, no count of classes, validation or test images;
+where ``policy.summed_metrics`` says so, figures of validation images go into masked sums too. The number of training
+images leaves if ``policy.metrics`` names ``images``: the coordinator needs it to begin with.
 """
 
 from __future__ import annotations
@@ -45,6 +46,13 @@ def request_beyond(spec: RunSpec, header: Mapping[str, Any]) -> str:
     if (MASKED in header) == is_masked(spec):
         return ""
     return "the request asks for an update in another way (masked, or as it is) than the run's settings say"
+
+
+def figures_beyond(spec: RunSpec, header: Mapping[str, Any]) -> str:
+    """Why a request for metrics on validation images is not one of its run: as :func:`request_beyond`; empty: it is."""
+    if (MASKED in header) == is_masked(spec):
+        return ""
+    return "the request asks for figures in another way (in a sum, or as they are) than the run's settings say"
 
 
 def words_beyond(payload: Payload) -> str:
