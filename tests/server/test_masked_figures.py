@@ -1,7 +1,7 @@
 """What sites say of weights comes in sums alone: the same choice, end and calibration as from what each says.
 
-Faults seen: a figure of one site that reaches the coordinator, a sum over another set than the run's, a round that nobody
-judged taken for the best, rounding of counts.
+Faults seen: a figure of one site that reaches the coordinator, a sum over another set than the run's, a round that
+nobody judged taken for the best, rounding of counts.
 """
 
 from __future__ import annotations
