@@ -18,14 +18,14 @@ from flwr.app import Context
 
 from client.requests import answer_header
 from client.site import Site
-from client.summed import check_figures
+from client.summed import says_figures
 from fed_diffmic.algorithms.base import Algorithm, parameters_of
 from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.exchange.audit import AuditLog
 from fed_diffmic.exchange.failures import BAD_REQUEST, FEW_PEERS, MASKING, PEERS, SiteError
 from fed_diffmic.exchange.masking.fixed_point import FixedPointError
-from fed_diffmic.exchange.masking.requests import MASKED, task_digest
+from fed_diffmic.exchange.masking.requests import MASKED, NONE, task_digest
 from fed_diffmic.exchange.masking.session import FEW, FIGURES, PURPOSES, STRANGER, MaskingError, Session
 from fed_diffmic.exchange.masking.site import MaskingSite
 from fed_diffmic.exchange.masking.store import FileStore
@@ -66,7 +66,7 @@ def site_masking(config: SiteConfig, signer: PrivateKey, audit: AuditLog) -> Cal
 
 
 def masking_step(site: Site, spec: RunSpec, request: Payload) -> Payload:
-    """One of the steps ``advertise``, ``share``, ``commit`` and ``unmask``.
+    """One of the steps ``advertise``, ``share``, ``commit`` and ``unmask``; or that the site has nothing to be summed.
 
     Raises:
         SiteError: the request is not one, or the site does not go on with the sum.
@@ -75,8 +75,9 @@ def masking_step(site: Site, spec: RunSpec, request: Payload) -> Payload:
     part, session = part_of(site), session_of(header, header["session"], PURPOSES)
     try:
         if header["step"] == "advertise":
-            if session.purpose in FIGURES:  # now, for later it would be as one that was lost
-                check_figures(site, spec, request, session.purpose)
+            if session.purpose in FIGURES and not says_figures(site, spec, request, session.purpose):
+                # Now, for later it would be as one that was lost.
+                return Payload("mask.reply", {**answer_header(header), "answer": {NONE: True}})
             signed = part.advertise(session, _texts(given, "invited"))
             answer: dict[str, Any] = {"signed": [signed.text, signed.signature]}
         elif header["step"] == "share":

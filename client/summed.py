@@ -55,6 +55,17 @@ def check_figures(site: Site, spec: RunSpec, request: Payload, purpose: str) -> 
         site.judge(said(request, dict.fromkeys(form.names, 0.0) | {IMAGES: float(len(labels))}), request)
 
 
+def says_figures(site: Site, spec: RunSpec, request: Payload, purpose: str) -> bool:
+    """Whether this site gives what the sum is of (:func:`check_figures`)."""
+    try:
+        check_figures(site, spec, request, purpose)
+    except SiteError as error:
+        if error.code != POLICY_METRICS:
+            raise
+        return False
+    return True
+
+
 def said(request: Payload, metrics: Mapping[str, float]) -> Payload:
     """Figures as they would leave without masks, to be judged."""
     return Payload("evaluate.reply", answer_header(request.header), metrics=dict(metrics))

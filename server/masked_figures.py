@@ -10,18 +10,17 @@ of them is away is not judged. No run ends by that: what nobody says is not know
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flwr.app import MessageType
 
 from fed_diffmic.errors import ModelFileError, RoundError
-from fed_diffmic.exchange.failures import POLICY_METRICS
 from fed_diffmic.exchange.masking.coordinator import MaskedSum
 from fed_diffmic.exchange.masking.figures import BITS, FRACTION, FigureForm, round_form, table_form
 from fed_diffmic.exchange.masking.fixed_point import FixedPointError
 from fed_diffmic.exchange.masking.kept import KeptSum, Where
-from fed_diffmic.exchange.masking.requests import MASKED
+from fed_diffmic.exchange.masking.requests import MASKED, NONE
 from fed_diffmic.exchange.masking.shamir import share_threshold
 from fed_diffmic.files import private_folder, read_json, write_json
 from fed_diffmic.training import calibration
@@ -45,8 +44,10 @@ _FOLDER, _COMPANY = "figures", "company.json"
 class SummedFigures(MaskedSteps):
     """Sites of whose validation figures sums are asked for alone."""
 
-    _silent: frozenset[str] = frozenset()
-    """Names of the sites that said that they give no figures."""
+    def __init__(self, *sites: Any, **more: Any) -> None:
+        super().__init__(*sites, **more)
+        self._silent: set[tuple[str, str, str]] = set()  # stage, purpose, and who said that it gives no figures
+        self._missing: set[tuple[str, str, str]] = set()  # stage, purpose, and why there was no sum, as it was told
 
     def evaluate(self, request: EvaluateRequest) -> MetricsAnswer:
         """What all sites together say of some weights; nothing where there is no sum, and why is told as an event.
@@ -64,7 +65,9 @@ class SummedFigures(MaskedSteps):
             summed, among = self._summed(request, about, outcome)
         except (RoundError, FixedPointError) as error:
             place = {"arm": self.spec.arm, "stage": task.stage, "round": index}
-            self.events.emit("figures_missing", **place, purpose=purpose, reason=error.cause)
+            if (task.stage, purpose, error.cause) not in self._missing:  # for one reason once, not in every round
+                self.events.emit("figures_missing", **place, purpose=purpose, reason=error.cause)
+                self._missing.add((task.stage, purpose, error.cause))
             return MetricsAnswer({}, Outcome(bytes_sent=outcome.bytes_sent), {})
         # Who gives no figures, or was away, is not missing from the round: its update is in it.
         outcome.missing, outcome.codes = {}, {}
@@ -103,16 +106,20 @@ class SummedFigures(MaskedSteps):
         """The steps up to the masked words, added; nothing is frozen."""
         self.refresh(request.deadline)
         company = self._company()
-        invited = sorted(set(self.members) - self._silent) if company is None else list(company)
+        able = (name for name in self.members if (about.task.stage, about.purpose, name) not in self._silent)
+        invited = sorted(able) if company is None else list(company)
         least = max(FEWEST, share_threshold(len(self.everyone())), len(invited) if company else 0)
         self._all_there(invited, least)
         where: Where = (self.spec.run_id, self.spec.arm, about.task.stage, about.purpose, about.round_index)
         session = self.session_of(about, kept.begin(where), WordsForm(form.digest, BITS, FRACTION, form.length))
         masked, lost = MaskedSum(session, self.roster, invited, least), Outcome()
-        try:
-            sealed = self.keys_and_shares(about, masked, invited, lost)
-        finally:
-            self._silent |= {name for name, code in lost.codes.items() if code == POLICY_METRICS}
+
+        def says_nothing(name: str, answer: Mapping[str, Any]) -> bool:
+            silent = dict(answer) == {NONE: True}
+            self._silent |= {(about.task.stage, about.purpose, name)} if silent else set()
+            return silent
+
+        sealed = self.keys_and_shares(about, masked, invited, lost, says_nothing)
 
         def header(site: str) -> dict[str, Any]:
             states = {"state": request.site_states.get(site, ""), "guidance": request.task.guidance.get(site, "")}

@@ -86,16 +86,25 @@ class MaskedSteps(Sites):
         )  # fmt: skip
 
     def keys_and_shares(
-        self, about: SumOf, masked: MaskedSum, invited: Sequence[str], lost: Outcome
+        self,
+        about: SumOf,
+        masked: MaskedSum,
+        invited: Sequence[str],
+        lost: Outcome,
+        none: Callable[[str, Mapping[str, Any]], bool] = lambda name, answer: False,
     ) -> dict[str, dict[str, str]]:
         """The first two steps; what each site that shared is to be sent.
+
+        Args:
+            none: whether a site says, in the place of keys, that it is not in this sum.
 
         Raises:
             RoundError: too few did a step.
         """
 
         def advertised(name: str, answer: Mapping[str, Any]) -> None:
-            masked.advertised(name, Signed(*answer["signed"]))
+            if not none(name, answer):
+                masked.advertised(name, Signed(*answer["signed"]))
 
         given: dict[str, Any] = {name: {"invited": list(invited)} for name in invited}
         self._step(about.until(KEYS), masked, "advertise", given, advertised, lost)
