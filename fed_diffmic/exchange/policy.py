@@ -391,7 +391,7 @@ class SitePolicy:
         return None
 
     def _check_metrics(self, kind: str, spec: RunSpec, request: Payload) -> Denial | None:
-        if kind == "evaluate" and (said := policy_masking.figures_beyond(spec, request.header)):
+        if kind == "evaluate" and (said := policy_masking.request_beyond(spec, request.header)):
             return Denial(failures.POLICY_MASKING, said)
         if self.config.secure_aggregation == "required" and MASKED not in request.header:
             return None  # it is answered, and nothing of it leaves

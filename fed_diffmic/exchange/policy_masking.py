@@ -39,20 +39,13 @@ def run_beyond(rules: PolicyConfig, spec: RunSpec) -> str:
 
 
 def request_beyond(spec: RunSpec, header: Mapping[str, Any]) -> str:
-    """Why a request to train is not one of its run: masked where the run is not, or as it is where it is; empty: it is.
+    """Why a request to train or evaluate is none of its run: masked where that is not, or as it is; empty: it is one.
 
     Whatever the policy: people agreed to the study of a run that says which of the two it does.
     """
     if (MASKED in header) == is_masked(spec):
         return ""
-    return "the request asks for an update in another way (masked, or as it is) than the run's settings say"
-
-
-def figures_beyond(spec: RunSpec, header: Mapping[str, Any]) -> str:
-    """Why a request for metrics on validation images is not one of its run: as :func:`request_beyond`; empty: it is."""
-    if (MASKED in header) == is_masked(spec):
-        return ""
-    return "the request asks for figures in another way (in a sum, or as they are) than the run's settings say"
+    return "the request asks for what leaves in another way (masked, or as it is) than the run's settings say"
 
 
 def words_beyond(payload: Payload) -> str:

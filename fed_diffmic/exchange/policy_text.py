@@ -184,7 +184,8 @@ def _masked(policy: PolicyConfig) -> list[str]:
         return [
             "Whether the coordinator sees this site's update by itself or only as part of a sum is the run's choice, "
             "which its study says (strategy.secure_aggregation). So it is of metrics of validation images: in a masked "
-            "run those that are named above leave in sums over the same sites in every round.",
+            "run those that are named above leave in sums over the same sites in every round"
+            + (", whatever policy.summed_metrics says." if policy.summed_metrics else "."),
             company,
         ]
     beside = "Beside the sum no figure leaves, whatever is named above, and no count but the number of training images."
