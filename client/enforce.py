@@ -210,7 +210,7 @@ class Enforcement:
             )
             self._floors(site).check_update(key, request_name(header), train, planned)
             self._planned = planned
-        if self.kind == "train" and MASKED in header:
+        if self.kind in ("train", "evaluate") and MASKED in header:
             # Before it is computed: a refusal afterwards tells something of this one update too, and must not be had
             # more often than a round may be tried.
             store.record_answer(key, self.kind, header["round"], name)

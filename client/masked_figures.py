@@ -9,8 +9,7 @@ from client.requests import answer_header
 from client.site import Site
 from client.summed import check_figures, figure_form, said
 from fed_diffmic.config.spec import RunSpec
-from fed_diffmic.exchange.failures import DIVERGED, SiteError
-from fed_diffmic.exchange.masking.figures import BITS, FRACTION
+from fed_diffmic.exchange.masking.figures import BITS, FRACTION, IMAGES
 from fed_diffmic.exchange.masking.fixed_point import FixedPointError
 from fed_diffmic.exchange.masking.requests import MASKED
 from fed_diffmic.exchange.payload import Payload
@@ -29,25 +28,29 @@ def may_say(site: Site, spec: RunSpec, request: Payload) -> None:
     check_figures(site, spec, request, purpose)
 
 
-def masked_figures(site: Site, spec: RunSpec, request: Payload, metrics: Mapping[str, float]) -> Payload:
+def masked_figures(site: Site, spec: RunSpec, request: Payload, metrics: Mapping[str, float] | None) -> Payload:
     """The answer, its figures as words under masks.
 
     Args:
-        metrics: as computed.
+        metrics: as computed; none: the weights give no finite scores here, which the sum tells of no single site.
 
     Raises:
-        SiteError: a figure is not a number, the site's rules do not let them leave, or it does not go on with the sum.
+        SiteError: the site's rules do not let them leave, or it does not go on with the sum.
     """
     header, purpose = request.header, _purpose(request)
     form = figure_form(spec, header["stage"], purpose, tuple(header["prior"]))
-    plain = {name: value for name, value in metrics.items() if name in form.names}
-    if site.judge is not None:
-        site.judge(said(request, plain), request)
-    turn = turn_of(site, header, WordForm(form.digest, BITS, FRACTION, form.length), purpose)
+    images, turn = (
+        len(site.data.val),
+        turn_of(site, header, WordForm(form.digest, BITS, FRACTION, form.length), purpose),
+    )
+    plain = {name: value for name, value in (metrics or {}).items() if name in form.names}
     try:
-        words = turn.masked(form.encode(plain))
-    except FixedPointError as error:
-        raise SiteError(DIVERGED, error.cause) from error
+        words = form.encode(plain)
+    except FixedPointError:
+        words = form.diverged(images)
+    if site.judge is not None:
+        site.judge(said(request, dict.fromkeys(form.names, 0.0) | {IMAGES: float(images)}), request)
+    words = turn.masked(words)
     return Payload("evaluate.reply", answer_header(header), {MASKED: words})
 
 

@@ -207,6 +207,8 @@ def evaluate(site: Site, spec: RunSpec, request: Payload) -> Payload:
         )
         metrics = evaluate_scores(scores, examples.labels, prior, spec.task, sums=header["sums"])
     except (ValueError, FloatingPointError) as error:
+        if MASKED in header:
+            return masked_figures(site, spec, request, None)
         raise SiteError(DIVERGED) from error
     if MASKED in header:
         return masked_figures(site, spec, request, metrics)

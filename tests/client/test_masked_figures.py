@@ -103,6 +103,27 @@ def test_too_few_images_for_the_calibrations_table_are_enough_for_a_figure(tmp_p
     assert events.of("calibrated")[0]["images"] == 0
 
 
+def test_weights_that_diverge_at_one_site_are_no_word_about_that_site(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers as the others do; the sum is none, for a reason that names nobody."""
+    real = tasks.predict_scores
+
+    def scores(module: Any, examples: Any, *given: Any, **more: Any) -> Any:
+        found = real(module, examples, *given, **more)
+        return found * float("nan") if next(calls) == 1 else found
+
+    calls = iter(range(1000))
+    monkeypatch.setattr(tasks, "predict_scores", scores)
+    grid, _ = consortium(tmp_path, summed_metrics=True)
+    final, events = run(tmp_path, grid)
+    assert not events.of("site_failed") and not events.of("site_refused")
+    (missing,) = events.of("figures_missing")
+    assert "no finite scores at a site of the sum" in missing["reason"] and missing["purpose"] == "evaluate"
+    assert all(len(told(tmp_path, name)) == 2 and not codes(tmp_path, name) for name in NAMES)
+    assert "summed" not in final.history[0]
+
+
 def test_a_plain_question_for_figures_gets_none_in_a_masked_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

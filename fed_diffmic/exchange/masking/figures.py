@@ -75,6 +75,18 @@ class FigureForm:
             raise FixedPointError("a figure is not a finite number")
         return self._words.encode(np.clip(values, -BOUND, BOUND))
 
+    def diverged(self, images: int) -> np.ndarray:
+        """The words of a site at which the weights give no finite scores: the worst there are, over its images.
+
+        A refusal in their place would tell of this one site, and of as many weights as one likes.
+        """
+        if images < 1:
+            raise FixedPointError("a site cannot say every figure of the sum")
+        values = np.array(
+            [float(images), *(BOUND if name == LOSS else 0.0 for name in self.means), *[BOUND] * len(self.sums)]
+        )
+        return self._words.encode(values)
+
     def decode(self, total: np.ndarray, sites: int) -> dict[str, float]:
         """What a sum says: the number of images, means over all of them, and sums.
 
@@ -94,9 +106,12 @@ class FigureForm:
         slack = sites * self._words.quantum
         middle = 1 + len(self.means)
         for name, value in zip(self.names[1:], values[1:], strict=True):
-            most = BOUND * sites if name == LOSS or name in self.sums else images
+            nats = name == LOSS or name in self.sums
+            most = BOUND * sites if nats else images
             if not -slack <= value <= most + slack:
                 raise FixedPointError("a figure lies outside its range")
+            if nats and value >= 0.99 * BOUND:
+                raise FixedPointError("the weights give no finite scores at a site of the sum, or far too large a loss")
         held = np.maximum(values, 0.0)
         found = {name: float(value / images) for name, value in zip(self.means, held[1:middle], strict=True)}
         shares = {name: value if name == LOSS else min(1.0, value) for name, value in found.items()}

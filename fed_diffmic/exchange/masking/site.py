@@ -234,6 +234,7 @@ class MaskingSite:
         if state["set"] and state["set"] != text:
             raise MaskingError(SECOND_SET, "this site signed another set for this round")
         chosen = SurvivorSet.parse(text)
+        check_company(self._store, session, chosen.summed)
         if not state["set"]:
             self._check_set(chosen, state, session)
             state |= {"set": text, "secrets": {}, "sealed": {}}  # what it gave away cannot be computed again from here
@@ -260,12 +261,14 @@ class MaskingSite:
             raise MaskingError(OUT_OF_TURN, "this site signed no set")
         chosen = SurvivorSet.parse(state["set"])
         self._check_company(chosen.summed)  # whom people took out since the set was signed is given no sum
+        check_company(self._store, session, chosen.summed)
         for name, signature in signatures.items():
             key = self.roster.get(name)
             if name not in chosen.summed or key is None or not keys.signed_set(state["set"], signature, key):
                 raise MaskingError(FORGED, "a signature is not one by a site of the set over this very set")
         if len(signatures) < self._signers(state):
             raise MaskingError(FEW, "too few sites signed the set")
+        keep_company(self._store, session, chosen.summed)  # had it died before it could, behind the set
         self._log(session, "masked_shares", state["set"])
         held = {name: state["held"][name] for name in (*chosen.summed, *chosen.dropped)}
         return {
@@ -314,7 +317,6 @@ class MaskingSite:
         self._check_company(chosen.summed)
         if len(chosen.summed) < self._signers(state):
             raise MaskingError(FEW, "the set holds too few sites")
-        check_company(self._store, session, chosen.summed)
 
     def _signers(self, state: State) -> int:
         return signers(len(state["group"]), len(self.among or self.roster))

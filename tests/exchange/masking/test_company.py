@@ -118,6 +118,24 @@ def test_the_second_set_of_figures_is_refused_though_the_first_was_never_opened(
     assert parties.sites["site-01"].commit(again, text)  # who signed nothing yet has no company
 
 
+def test_a_site_that_died_between_its_set_and_its_company_has_one_all_the_same() -> None:
+    """Its record is made when it is asked again, at either step, before anything leaves."""
+    parties, first = Parties(5), replace(SESSION, purpose="evaluate")
+    later, site = replace(first, purpose="calibrate", round=0), parties.sites["site-00"]
+    parties.mask(first)
+    text = parties.set_of(parties.names, session=first)
+    signed = {name: parties.sites[name].commit(first, text) for name in parties.names}
+    place = ("run", "federated", "", "company")
+    kept = parties.stores["site-00"].states.pop(place)  # as if it had been killed before it wrote that
+    parties.restarted("site-00").unmask(first, signed)
+    assert parties.stores["site-00"].states[place] == kept
+    parties.stores["site-00"].states.pop(place)
+    parties.mask(later)
+    site.commit(later, parties.set_of(parties.names[:4], session=later))  # and went on with another set
+    refused(SECOND_SET, lambda: site.commit(first, text))
+    refused(SECOND_SET, lambda: site.unmask(first, signed))
+
+
 def test_everybody_draws_the_same_participants() -> None:
     spec = toy.toy_spec(strategy=StrategyConfig(participation=0.5))
     everyone = [f"s{number}" for number in range(10)]
