@@ -128,8 +128,8 @@ class SitePolicy:
         if kind in ("mask", "train", "evaluate", "conform", "assess"):
             denial = self._check_stage(kind, spec, request.header, now)
             if denial is None and kind != "mask":
-                training = kind == "train"
-                denial = self._check_training(spec, request) if training else self._check_metrics(kind, spec, request)
+                judge = self._check_training if kind == "train" else self._check_metrics
+                denial = judge(spec, request)
         if denial is None and kind == "deliver" and minutes_left(self._hours, now or datetime.now()) <= 0:
             denial = Denial(failures.POLICY_HOURS, "no time is left by policy.hours")
         if denial is None:  # last: it looks at the whole network
@@ -236,21 +236,15 @@ class SitePolicy:
     def summed(self, payload: Payload, basis: Basis | None) -> Denial | None:
         """Why figures may not go into a masked sum with those of other sites, or none.
 
-        All of them must be named and rest on enough, as if they left by themselves: a figure that some sites of a sum
-        leave out would be that of the others alone.
-
-        Args:
-            payload: the reply with figures, as it would leave without masks.
-            basis: images and patients that went into them.
+        All must be named and rest on enough (``basis``), as if ``payload`` left without masks: a figure that some sites
+        of a sum leave out would be that of the others alone.
         """
         if self.config.secure_aggregation == "required" and not self.config.summed_metrics:
             return Denial(failures.POLICY_METRICS, "policy.summed_metrics is false")
         found = self._own_metrics(payload, payload.metrics.get("num_examples", 0), basis)
         lacking = [name for name in payload.metrics if name not in found]
-        if lacking:
-            few = "is not named in policy.metrics, or rests on too few images or patients"
-            return Denial(failures.POLICY_METRICS, f"{lacking[0]} {few}")
-        return None
+        few = "is not named in policy.metrics, or rests on too few images or patients"
+        return Denial(failures.POLICY_METRICS, f"{lacking[0]} {few}") if lacking else None
 
     def _spoken(self, payload: Payload, basis: Basis | None) -> dict[str, list[int | None]]:
         return self._counts(payload.header, None if basis is None else basis.patients_of_splits)
@@ -390,7 +384,8 @@ class SitePolicy:
             return Denial(failures.POLICY_STEPS, f"{cfg.steps} steps; policy.max_steps is {rules.max_steps}")
         return None
 
-    def _check_metrics(self, kind: str, spec: RunSpec, request: Payload) -> Denial | None:
+    def _check_metrics(self, spec: RunSpec, request: Payload) -> Denial | None:
+        kind = request.kind
         if kind == "evaluate" and (said := policy_masking.request_beyond(spec, request.header)):
             return Denial(failures.POLICY_MASKING, said)
         if self.config.secure_aggregation == "required" and MASKED not in request.header:
