@@ -4,10 +4,9 @@ A share of noise protects a site's units only as long as its words are seen by n
 So a real site gives them under masks alone, in a sum over as many others as it counts on. Virtual sites, which are one
 process, may add them in the clear: the same whole numbers that masks are added to.
 
-Each attempt at a round draws units and noise anew and is charged anew, before it is computed: a coordinator may open
-one with some sites, and the next with others, if it asks this one to sign neither or the second alone; and whoever
-holds the threshold of the shares of each attempt sees the words of each, against which the ledger's second number has
-to hold. Words are kept under their masks only.
+Each attempt at a round draws units and noise anew and is charged anew, before it is computed: whoever holds the
+threshold of the shares of each attempt sees the words of each, against which the ledger's second number has to hold.
+Words are kept under their masks only.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from client.floors import SiteFloors
-from client.masked_rules import Clearance
+from client.masked_rules import Clearance, hold_to_study
 from client.privacy import is_private, planned_batches
 from client.requests import answer_header
 from client.site import Rules, Site
@@ -160,8 +160,10 @@ class Enforcement:
             return site
         floors = self._floors(site)
         site = replace(site, data=floors.settled(site.data, self._about(site, request)))
-        if self.kind == "train" and MASKED in request.header:
-            clearance, basis = self._clearance, functools.partial(self._basis, site)
+        hold_to_study(site, request)
+        if self.kind == "mask" or (self.kind in ("train", "evaluate") and MASKED in request.header):
+            clearance = self._clearance
+            basis = functools.partial(self._basis, site, "val" if self.kind == "mask" else "")
             assert clearance is not None  # there are rules
             site = replace(site, judge=lambda plain, asked: clearance.judge(plain, asked, basis()))
         if self.kind != "train" or is_private(site, request.header["stage"]):
@@ -208,7 +210,7 @@ class Enforcement:
             )
             self._floors(site).check_update(key, request_name(header), train, planned)
             self._planned = planned
-        if self.kind == "train" and MASKED in header:
+        if self.kind in ("train", "evaluate") and MASKED in header:
             # Before it is computed: a refusal afterwards tells something of this one update too, and must not be had
             # more often than a round may be tried.
             store.record_answer(key, self.kind, header["round"], name)
@@ -219,6 +221,8 @@ class Enforcement:
         What is not computed tells nothing by its failure or by how long it took either.
         """
         required = self.rules is not None and self.rules.policy.config.secure_aggregation == "required"
+        if MASKED in request.header:  # as words of a sum, or refused
+            return None
         if not required or self.kind not in ("evaluate", "conform", "assess"):
             return None
         return Payload(f"{self.kind}.reply", answer_header(request.header))
@@ -315,12 +319,12 @@ class Enforcement:
         covered = is_private(site) if self.kind == "query" else is_private(site, request.header.get("stage", ""))
         return tuple(split for split in ABOUT.get(self.kind, ()) if split != "train" or not covered)
 
-    def _basis(self, site: Site) -> Basis:
-        """What the metrics of the answer rest on."""
+    def _basis(self, site: Site, split: str = "") -> Basis:
+        """What the metrics of the answer rest on; with a split: what such of that split would."""
         splits = tuple(len(np.unique(part.groups)) for part in (site.data.train, site.data.val, site.data.test))
-        if self._planned is not None:
+        if self._planned is not None and not split:
             return Basis(self._planned.images, self._planned.patients, splits)
-        name = ABOUT.get(self.kind, ("train",))[0]
+        name = split or ABOUT.get(self.kind, ("train",))[0]
         return Basis(len(getattr(site.data, name)), splits[("train", "val", "test").index(name)], splits)
 
     def sending(self, reply: Payload, wire: Wire, request: Payload) -> None:

@@ -8,7 +8,7 @@ under masks nobody can.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,15 @@ from flwr.app import Context
 
 from client.requests import answer_header
 from client.site import Site
+from client.summed import says_figures
 from fed_diffmic.algorithms.base import Algorithm, parameters_of
 from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.exchange.audit import AuditLog
 from fed_diffmic.exchange.failures import BAD_REQUEST, FEW_PEERS, MASKING, PEERS, SiteError
 from fed_diffmic.exchange.masking.fixed_point import FixedPointError
-from fed_diffmic.exchange.masking.requests import MASKED, task_digest
-from fed_diffmic.exchange.masking.session import FEW, STRANGER, MaskingError, Session
+from fed_diffmic.exchange.masking.requests import MASKED, NONE, task_digest
+from fed_diffmic.exchange.masking.session import FEW, FIGURES, PURPOSES, STRANGER, MaskingError, Session
 from fed_diffmic.exchange.masking.site import MaskingSite
 from fed_diffmic.exchange.masking.store import FileStore
 from fed_diffmic.exchange.masking.update import UpdateForm
@@ -65,15 +66,18 @@ def site_masking(config: SiteConfig, signer: PrivateKey, audit: AuditLog) -> Cal
 
 
 def masking_step(site: Site, spec: RunSpec, request: Payload) -> Payload:
-    """One of the steps ``advertise``, ``share``, ``commit`` and ``unmask``.
+    """One of the steps ``advertise``, ``share``, ``commit`` and ``unmask``; or that the site has nothing to be summed.
 
     Raises:
         SiteError: the request is not one, or the site does not go on with the sum.
     """
     header, given = request.header, request.header["given"]
-    part, session = part_of(site), session_of(header, header["session"])
+    part, session = part_of(site), session_of(header, header["session"], PURPOSES)
     try:
         if header["step"] == "advertise":
+            if session.purpose in FIGURES and not says_figures(site, spec, request, session.purpose):
+                # Now, for later it would be as one that was lost.
+                return Payload("mask.reply", {**answer_header(header), "answer": {NONE: True}})
             signed = part.advertise(session, _texts(given, "invited"))
             answer: dict[str, Any] = {"signed": [signed.text, signed.signature]}
         elif header["step"] == "share":
@@ -214,13 +218,16 @@ class Turn:
         return found.view(f"<i{bits // 8}").astype(f"int{bits}", copy=False)
 
 
-def turn_of(site: Site, header: Mapping[str, Any], form: WordForm) -> Turn:
+def turn_of(site: Site, header: Mapping[str, Any], form: WordForm, purpose: str = "train") -> Turn:
     """A site's turn in a sum whose form it knows by itself; nothing is changed or computed.
+
+    Args:
+        purpose: of the sum.
 
     Raises:
         SiteError: the session is not that of the model, settings and form that are known here, or it is not the time.
     """
-    return _turn(site, header, session_of(header, _asked(header, TURN)["session"]), form)
+    return _turn(site, header, session_of(header, _asked(header, TURN)["session"], (purpose,)), form)
 
 
 def _turn(site: Site, header: Mapping[str, Any], session: Session, form: WordForm) -> Turn:
@@ -247,8 +254,11 @@ def refused(error: MaskingError) -> SiteError:
     return SiteError(_CODES.get(error.reason, MASKING), f"{error.reason}: {error.cause}")
 
 
-def session_of(header: Mapping[str, Any], text: str) -> Session:
+def session_of(header: Mapping[str, Any], text: str, purposes: Collection[str] = ("train",)) -> Session:
     """The session that a request names, if it is of the request's own round.
+
+    Args:
+        purposes: of which it may be.
 
     Raises:
         SiteError: it is none, or of another.
@@ -257,7 +267,9 @@ def session_of(header: Mapping[str, Any], text: str) -> Session:
         session = Session.parse(text)
     except MaskingError as error:
         raise SiteError(BAD_REQUEST) from error
-    if (*session.place, session.round) != (*(header[n] for n in ("run", "arm", "stage")), "train", header["round"]):
+    place = (*(header[n] for n in ("run", "arm", "stage")), session.purpose)
+    known = session.purpose in purposes and (session.purpose == "calibrate") == (session.round == 0)
+    if not known or session.place != place or session.round != header["round"]:
         raise SiteError(BAD_REQUEST)
     return session
 

@@ -31,7 +31,7 @@ OPTIONAL: dict[str, dict[str, type]] = {
     "query": {"study": str, "document": str, "signature": str},
     "mask": {"study": str},
     "train": {**MAY_COME, MASKED: dict},
-    "evaluate": MAY_COME,
+    "evaluate": {**MAY_COME, MASKED: dict},
     "conform": MAY_COME,
     "assess": {**MAY_COME, "sureness": dict},
     "deliver": {"study": str},

@@ -12,6 +12,7 @@ import torch
 
 from client.crossing import coded_update, split_state
 from client.distributed import check_mechanism, noised_reply
+from client.masked_figures import masked_figures, may_say
 from client.masking import divided_by, masked_reply
 from client.module import load_module, read_site_state, site_algorithm
 from client.privacy import check_stage, is_private, private_facts, private_round, public_weight, unprotected_round
@@ -178,16 +179,18 @@ def site_memory(kept_state: Tensors, received: Tensors) -> SiteMemory:
 
 
 def evaluate(site: Site, spec: RunSpec, request: Payload) -> Payload:
-    """Metrics of the sent weights on the site's validation images that may leave the site.
+    """Metrics of the sent weights on the site's validation images that may leave the site; or their sums, under masks.
 
     Raises:
         BaseMissingError: the stage's base must be sent.
-        SiteError: the request asks for another split, or the scores are not finite.
+        SiteError: the request asks for another split, scores are not finite, or the site gives no words for the sum.
     """
     header, store = request.header, site.store
     prior = np.array(header["prior"], dtype=np.float64) if all(type(p) is float for p in header["prior"]) else None
     if header["site"] != site.name or header["split"] != "val" or prior is None or prior.shape != (spec.num_classes,):
         raise SiteError(BAD_REQUEST)
+    if MASKED in header:
+        may_say(site, spec, request)
     own = read_site_state(store, (spec.run_id, spec.arm, header["stage"]), header["state"])
     algorithm = site_algorithm(spec, header["stage"])
     module, _ = load_module(spec, header["stage"], store, request, algorithm, own, training=False)
@@ -204,7 +207,11 @@ def evaluate(site: Site, spec: RunSpec, request: Payload) -> Payload:
         )
         metrics = evaluate_scores(scores, examples.labels, prior, spec.task, sums=header["sums"])
     except (ValueError, FloatingPointError) as error:
+        if MASKED in header:
+            return masked_figures(site, spec, request, None)
         raise SiteError(DIVERGED) from error
+    if MASKED in header:
+        return masked_figures(site, spec, request, metrics)
     return Payload("evaluate.reply", answer_header(header), metrics=drop_non_finite(metrics))
 
 

@@ -3,7 +3,8 @@
 The round loop (:mod:`server.rounds`) knows the sites through an :class:`Exchange` alone. :class:`server.sites.Sites` is
 the plain one, whose coordinator sees every site's screened update. One that learns only sums over a set of sites
 answers the same requests: who took part, what each said of itself and what travelled stand in its :class:`Outcome`
-just so, and the algorithm gets :attr:`TrainAnswer.sums` instead of updates. What becomes of an update as it comes is
+just so, the algorithm gets :attr:`TrainAnswer.sums` instead of updates, and :attr:`MetricsAnswer.summed` stands for
+what the sites say. What becomes of an update as it comes is
 said by whoever asks (:attr:`TrainRequest.keep`). How an update is written on the way is the
 exchange's own business: a :class:`fed_diffmic.algorithms.base.SiteUpdate` holds tensors as the network has them.
 """
@@ -236,10 +237,15 @@ class MetricsAnswer:
     Attributes:
         metrics: screened, by site in the order of names; a site may say nothing.
         outcome: of the exchange.
+        summed: where nobody can see what one site says: what all of :attr:`among` together do, over all their images;
+            empty: nothing. None: sites are seen one by one.
+        among: names of the sites in it.
     """
 
     metrics: dict[str, dict[str, float]]
     outcome: Outcome
+    summed: Mapping[str, float] | None = None
+    among: tuple[str, ...] = ()
 
 
 class Exchange(Protocol):

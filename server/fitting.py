@@ -39,7 +39,11 @@ def calibrate(run: Federation, stage: str) -> Calibration:
     images = {name: int(metrics[name].get("num_examples", 0)) for name, table in tables.items() if table is not None}
     said = {name: table for name, table in tables.items() if table is not None and images[name] > 0}
     sites, bounds = len(run.exchange.everyone()), run.hooks.bounds
-    total, count = combined(said, images, shape, bounds.share(sites), guarded=bounds.guarded(sites))
+    if answer.summed is None:
+        total, count = combined(said, images, shape, bounds.share(sites), guarded=bounds.guarded(sites))
+    else:  # of a sum nobody can take one site's word out
+        table, count = calibration_table(answer.summed, shape), int(answer.summed.get("num_examples", 0))
+        total, count = (np.zeros(shape), 0) if table is None else (table, count)
     for name in (name for name, table in tables.items() if table is None):
         events.emit("site_refused", site=name, code="metrics", stage=stage, round=0)
     fitted = calibration.choose(total, count, run.prior, spec.task, blended=blended, taken=taken)

@@ -79,9 +79,14 @@ def judged_row(work: StageWork, row: Row, evaluated: MetricsAnswer, hooks: Hooks
     """
     outcome, metrics, share = evaluated.outcome, evaluated.metrics, work.share
     means = {name: weighted_mean(metrics, name, share) for name in METRICS}
+    if evaluated.summed is not None:
+        means = {name: evaluated.summed.get(name) for name in METRICS}
     added = round_facts(hooks, {"evaluate": outcome})
     if added:
         added = {"payloads": row["payloads"] | added["payloads"], "heads": row["heads"] | added["heads"]}
+    if evaluated.summed:
+        images = int(evaluated.summed["num_examples"])
+        added = {**added, "summed": {"sites": list(evaluated.among), "num_examples": images}}
     return {
         **row,
         "mean": {name: value for name, value in means.items() if value is not None},

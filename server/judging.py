@@ -82,7 +82,7 @@ class Judging:
     def choose(self, candidate: Tensors, index: int, evaluated: MetricsAnswer) -> None:
         """Make a round the stage's best one so far if its metrics say so."""
         best = metrics_of_round(self._run.run_state, self._work.progress.name, self._work.progress.best_round)
-        choose(self._work, candidate, index, evaluated.metrics, best)
+        choose(self._work, candidate, index, evaluated, best)
 
     def finish(self, deadline: float) -> None:
         """The stage is over; a round that still waits is judged, and told."""

@@ -1,8 +1,8 @@
 """The masked :class:`server.exchange.Exchange`: the sum of a round's updates, and no site's own.
 
 Training is asked for in the five steps of the protocol (:mod:`fed_diffmic.exchange.masking`). What the algorithm gets
-is that sum (:class:`fed_diffmic.algorithms.sums.Sums`): its server half takes weighted sums only. Everything else is
-asked as in plain: metrics are the sites' to let out.
+is that sum (:class:`fed_diffmic.algorithms.sums.Sums`): its server half takes weighted sums only. What sites say of
+weights on their validation images comes in sums of its own (:mod:`server.masked_figures`).
 
 A sum whose set is frozen is kept in the run's folder until the next round begins: a coordinator that is ended behind
 it asks for signatures and shares again, and for no update.
@@ -10,10 +10,7 @@ it asks for signatures and shares again, and for no update.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from flwr.app import MessageType
@@ -22,40 +19,23 @@ from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import RoundError
 from fed_diffmic.exchange.masking.coordinator import MaskedSum, check_quorum
 from fed_diffmic.exchange.masking.kept import KeptSum, Where
-from fed_diffmic.exchange.masking.requests import MASKED, task_digest, words_of
-from fed_diffmic.exchange.masking.session import FEW, MaskingError, Session, SurvivorSet
+from fed_diffmic.exchange.masking.requests import MASKED
+from fed_diffmic.exchange.masking.session import FEW, MaskingError
 from fed_diffmic.exchange.masking.virtual import VirtualRoster
-from fed_diffmic.exchange.payload import Payload, PayloadError
-from fed_diffmic.exchange.seal import Signed
-from fed_diffmic.files import tensors_digest
 from fed_diffmic.provision.keys import PublicKey
-from server.exchange import Outcome, Parcel, TrainAnswer, TrainRequest
+from server.exchange import Outcome, TrainAnswer, TrainRequest
 from server.hooks import Hooks
-from server.sites import Question, Sites
+from server.masked_figures import FEWEST, SummedFigures
+from server.masked_steps import TRAINING, SumOf, WordsForm, asked_words, headers_of, replies_of
+from server.sites import Question
 from server.terms import RunTerms
 from server.words import Words, most_of, update_words
 
-STEP = "query.mask"
 PURPOSE = "train"
-KEYS, TRAINING, SIGNING = 1 / 3, 4 / 5, 1 / 2
-"""Of the time that a round has left, what each step may take; the last one takes what is left."""
-FEWEST = 3
-"""Sites in a sum: of two each would know the other's update."""
 
 
-class MaskedSites(Sites):
-    """Sites whose updates are summed under masks.
-
-    Args:
-        sites: as :class:`server.sites.Sites` takes them.
-        folder: of the run; a frozen sum is kept below it.
-        roster: the enrolled key of each site.
-    """
-
-    def __init__(self, *sites: Any, folder: Path, roster: Mapping[str, PublicKey], **more: Any) -> None:
-        super().__init__(*sites, **more)
-        self.folder = folder
-        self.roster = roster
+class MaskedSites(SummedFigures):
+    """Sites whose updates, and what they say of weights, are summed under masks."""
 
     def find(self, deadline: float) -> None:
         """As every exchange; and whether a round that has its quorum can be unmasked.
@@ -85,33 +65,25 @@ class MaskedSites(Sites):
             RoundError: too few sites did a step; nothing is unmasked.
             ModelFileError: what was kept of a frozen sum cannot be resumed.
         """
+        about = SumOf(request.task, request.sent, request.round_index, request.deadline, PURPOSE)
         where: Where = (self.spec.run_id, self.spec.arm, request.task.stage, PURPOSE, request.round_index)
         kept = KeptSum(self.folder / MASKED)
         asked = self.participants(request.task.stage, request.round_index)
         resumed = kept.resume(where, self.roster)
         if resumed is None:
-            masked, words, outcome = self._words(request, kept.begin(where), asked)
-            headers = {name: dict(reply.header) for name, reply in outcome.replies.items()}
-            told: dict[str, Any] = {"headers": headers, "digests": outcome.digests, **words.kept}
+            masked, words, outcome = self._words(request, about, kept.begin(where), asked)
+            told: dict[str, Any] = {**headers_of(outcome), **words.kept}
             kept.freeze(masked, told)
         else:
             (masked, told), outcome = resumed, Outcome()
             words = self.written(request, len(masked.invited), told)
             outcome.digests = dict(told["digests"])
-        text = masked.freeze()
-        self._log_set(masked.session, text)  # before a site is asked to agree to it
-        self._signatures(request, masked, outcome)
-        self._shares(request, masked, outcome)
-        summed = SurvivorSet.parse(text).summed
+        summed = self.set_and_shares(about, masked, outcome)
         images = {name: self.claims[name]["images"][0] for name in summed}
         updates, sums = words.read(masked.unmask(), images)
-        outcome.replies = {name: Payload("train.reply", told["headers"][name]) for name in summed}
+        outcome.replies = replies_of("train.reply", told, summed)
         states = {name: told["headers"][name]["state"] for name in summed}
         return TrainAnswer(updates, states, outcome, asked, sums)
-
-    def _log_set(self, session: Session, text: str) -> None:
-        facts = {name: getattr(session, name) for name in ("run", "arm", "stage", "round", "attempt")}
-        self.hooks.log("masked_set", **facts, set=text)
 
     def written(self, request: TrainRequest, sites: int, kept: Mapping[str, Any] | None = None) -> Words:
         """How what sites give in a round is written.
@@ -123,108 +95,28 @@ class MaskedSites(Sites):
         images = [site.images[0] for site in self.members.values()]
         return update_words(self.spec, request, sites, most_of(self.spec, request, images) if kept is None else kept)
 
-    def _words(self, request: TrainRequest, attempt: int, asked: set[str] | None) -> tuple[MaskedSum, Words, Outcome]:
+    def _words(
+        self, request: TrainRequest, about: SumOf, attempt: int, asked: set[str] | None
+    ) -> tuple[MaskedSum, Words, Outcome]:
         """The steps up to the masked words, added; how they are written, and the exchange that brought them."""
-        task, index = request.task, request.round_index
         self.refresh(request.deadline)
         invited = sorted(name for name in self.members if asked is None or name in asked)
         form = self.written(request, max(1, len(invited)))
-        place = {"run": self.spec.run_id, "arm": self.spec.arm, "stage": task.stage, "round": index}
-        alike = {**self._header, **place, "base": task.digest, "weights": tensors_digest(request.sent)}
-        session = Session(
-            self.spec.run_id, self.spec.arm, task.stage, PURPOSE, index, attempt,
-            task_digest(alike, form.digest), form.bits, form.fraction, form.length,
-        )  # fmt: skip
-        masked = MaskedSum(session, self.roster, invited, self._needed(asked))
-        lost = Outcome()
-
-        def advertised(name: str, answer: Mapping[str, Any]) -> None:
-            masked.advertised(name, Signed(*answer["signed"]))
-
-        begun = replace(request, deadline=part_of_time(request.deadline, KEYS))
-        self._step(begun, masked, "advertise", {n: {"invited": invited} for n in invited}, advertised, lost)
-        group = {name: [signed.text, signed.signature] for name, signed in masked.group().items()}
-        begun = replace(request, deadline=part_of_time(request.deadline, KEYS))
-        self._step(
-            begun, masked, "share", dict.fromkeys(group, group), lambda n, a: masked.shared(n, a["sealed"]), lost
-        )
-        sealed = masked.deliveries()
+        session = self.session_of(about, attempt, WordsForm(form.digest, form.bits, form.fraction, form.length))
+        masked, lost = MaskedSum(session, self.roster, invited, self._needed(asked)), Outcome()
+        sealed = self.keys_and_shares(about, masked, invited, lost)
         plain = self.train_header(request)
 
         def header(site: str) -> dict[str, Any]:
-            return {**plain(site), MASKED: {**form.rules, "session": session.text, "sealed": sealed[site]}}
+            return {**plain(site), MASKED: {**form.rules, **asked_words(sealed, masked, site)[MASKED]}}
 
-        outcome = self._exchange(
-            Question(
-                MessageType.TRAIN, task, request.sent, index, part_of_time(request.deadline, TRAINING), header=header,
-                metrics=lambda site: {}, fields={"state": str, "ledger": str, "claim": str},
-                schema={MASKED: (f"int{form.bits}", (form.length,))}, attach_base=index == 1, asked=set(sealed),
-                quorate=False, parcel=request.parcel,
-            )
+        question = Question(
+            MessageType.TRAIN, request.task, request.sent, request.round_index, about.until(TRAINING).deadline,
+            header=header, metrics=lambda site: {}, fields={"state": str, "ledger": str, "claim": str},
+            schema={MASKED: (f"int{form.bits}", (form.length,))}, attach_base=request.round_index == 1,
+            asked=set(sealed), quorate=False, parcel=request.parcel,
         )  # fmt: skip
-        for name in sorted(outcome.replies):
-            self._taken(
-                name, request, outcome, lambda n: masked.add(n, words_of(outcome.replies[n].tensors, form.bits))
-            )
-        outcome.missing = {**lost.missing, **outcome.missing}
-        outcome.codes = {**lost.codes, **outcome.codes}
-        outcome.replies = {n: Payload(r.kind, r.header) for n, r in outcome.replies.items() if n not in outcome.missing}
-        outcome.digests = {name: digest for name, digest in outcome.digests.items() if name in outcome.replies}
-        return masked, form, outcome
-
-    def _signatures(self, request: TrainRequest, masked: MaskedSum, outcome: Outcome) -> None:
-        text = masked.freeze()
-        given = {name: {"set": text} for name in SurvivorSet.parse(text).summed}
-        request = replace(request, deadline=part_of_time(request.deadline, SIGNING))
-        self._step(request, masked, "commit", given, lambda n, a: masked.signed(n, a["signature"]), outcome)
-
-    def _shares(self, request: TrainRequest, masked: MaskedSum, outcome: Outcome) -> None:
-        given = dict.fromkeys(masked.signatures(), masked.signatures())
-        self._step(request, masked, "unmask", given, lambda n, a: masked.shares(n, a["shares"]), outcome)
-
-    def _step(
-        self,
-        request: TrainRequest,
-        masked: MaskedSum,
-        step: str,
-        given: Mapping[str, Mapping[str, Any]],
-        take: Callable[[str, Mapping[str, Any]], None],
-        told: Outcome,
-    ) -> None:
-        """Ask the sites of ``given`` for a step, and take each answer; who is lost is named in ``told``."""
-        asked = self._exchange(
-            Question(
-                # The round's weights by name alone: they travel with the request to train.
-                STEP, request.task, request.sent, request.round_index, request.deadline, kind="mask", parcel=Parcel({}),
-                header=lambda site: {"session": masked.session.text, "step": step, "given": dict(given[site])},
-                metrics=lambda site: {}, fields={"answer": dict}, asked=set(given), quorate=False,
-            )
-        )  # fmt: skip
-        for name in sorted(asked.replies):
-            self._taken(name, request, asked, lambda n: take(n, asked.replies[n].header["answer"]))
-        told.missing |= asked.missing
-        told.codes |= asked.codes
-
-    def _taken(self, name: str, request: TrainRequest, outcome: Outcome, take: Callable[[str], None]) -> None:
-        """Take a site's answer, or refuse the site."""
-        try:
-            take(name)
-        except (PayloadError, KeyError, TypeError, ValueError) as error:
-            reason = error.reason if isinstance(error, MaskingError) else "malformed"
-            self.refused(name, "malformed", request.task.stage, request.round_index)
-            outcome.missing[name], outcome.codes[name] = (
-                f"its answer is not one of the masked sum ({reason})",
-                "malformed",
-            )
-
-
-def part_of_time(deadline: float, share: float) -> float:
-    """When a step is to be over, of a round that is to be over at ``deadline`` (monotonic seconds).
-
-    A site that is there and says nothing would else take the whole round's time in its first step; so it costs a part
-    of it, and the round goes on without the site.
-    """
-    return deadline - (1.0 - share) * max(0.0, deadline - time.monotonic())
+        return masked, form, self.masked_words(about, masked, question, lost)
 
 
 def is_masked(spec: RunSpec) -> bool:

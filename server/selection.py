@@ -76,6 +76,17 @@ def is_better(
     return any(len(found) > 1 and all(change > 0 for change, _ in found) for found in differences[:1])
 
 
+def is_better_sum(score: Sequence[float], best_score: Sequence[float]) -> bool:
+    """Whether a round takes the place of the best one so far, by what is known of all sites' images together alone.
+
+    Where no round has such a figure, the last one is kept. A round without one, as where a site of the sum was away, is
+    never better than one with: which of them is, nobody knows.
+    """
+    if not best_score or list(best_score) == NOBODY_SAYS:
+        return True
+    return list(score) > list(best_score)
+
+
 def _differences(metrics: Metrics, best: Metrics, name: str, sign: float) -> list[tuple[float, float]]:
     """By how much the round is better at each site that speaks of both, and the site's weight."""
     both = [site for site in sorted(metrics) if _says(metrics, site, name) and _says(best, site, name)]

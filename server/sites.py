@@ -12,11 +12,11 @@ from flwr.app import MessageType
 from fed_diffmic.algorithms.base import EXTRA, SiteUpdate, Tensors
 from fed_diffmic.exchange.codecs import build_codec
 from fed_diffmic.exchange.failures import POLICY_METRICS, STUDY_MISSING, WITHDRAWN
+from fed_diffmic.exchange.masking.company import participants
 from fed_diffmic.exchange.packing import Packing
 from fed_diffmic.exchange.payload import NEED_BASE, NEED_WEIGHTS, Payload, request_name
 from fed_diffmic.exchange.screening import MAX_EXAMPLES, MAX_METRIC, Expected, schema_of
 from fed_diffmic.files import tensors_digest
-from fed_diffmic.seeding import numpy_generator
 from fed_diffmic.training.coverage import names as coverage_names
 from fed_diffmic.training.matrix import METRICS, POINTS, TEST
 from fed_diffmic.training.pooled import PREFIX as POOLED
@@ -160,13 +160,7 @@ class Sites(Presence):
 
     def participants(self, stage: str, round_index: int) -> set[str] | None:
         """Who is drawn to train in a round (``strategy.participation``); none: everyone who is there."""
-        share = self.spec.strategy.participation
-        if share == 1.0:
-            return None
-        everyone = sorted(self.everyone())
-        rng = numpy_generator(self.spec.seed, "participants", self.spec.arm, stage, round_index)
-        count = max(1, round(share * len(everyone)))
-        return {everyone[i] for i in rng.choice(len(everyone), count, replace=False)}
+        return participants(self.spec, self.everyone(), stage, round_index)
 
     def evaluate(self, request: EvaluateRequest) -> MetricsAnswer:
         """Metrics on every site's validation images.

@@ -13,9 +13,9 @@ from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import ConfigError, RoundError
 from fed_diffmic.files import load_tensors
 from fed_diffmic.training.stages import GUIDANCE_PREFIX, build_module, exchanged, full_state, initial_state, load_state
-from server.exchange import StageTask
+from server.exchange import MetricsAnswer, StageTask
 from server.run_state import StageProgress
-from server.selection import is_better, selection_score
+from server.selection import is_better, is_better_sum, selection_score
 
 
 @dataclass(frozen=True)
@@ -133,20 +133,28 @@ def choose(
     work: StageWork,
     candidate: Tensors,
     index: int,
-    metrics: Mapping[str, Mapping[str, float]],
+    answer: MetricsAnswer,
     best_metrics: Mapping[str, Mapping[str, float]],
 ) -> None:
     """Make the round the stage's best one so far if the sites' metrics say so; what stays is what was judged.
+
+    Of sums nobody can take one site's word out: the round with the largest figure over all images is kept, and a round
+    of which there is no sum takes the place of none of which there is one.
 
     Args:
         work: the stage, with the sites' states of that round.
         candidate: the weights that the sites judged.
         index: the round, from 1.
-        metrics: what they said of them.
+        answer: what they said of them.
         best_metrics: what they said of the best round so far.
     """
-    progress, select = work.progress, work.config.select
-    score = selection_score(metrics, select, work.share, guarded=work.guarded)
-    if is_better(score, progress.best_score, metrics, best_metrics, select, work.guarded):
+    progress, select, metrics = work.progress, work.config.select, answer.metrics
+    if answer.summed is not None:
+        score = selection_score({"": answer.summed} if answer.summed else {}, select)
+        better = is_better_sum(score, progress.best_score)
+    else:
+        score = selection_score(metrics, select, work.share, guarded=work.guarded)
+        better = is_better(score, progress.best_score, metrics, best_metrics, select, work.guarded)
+    if better:
         progress.best, progress.best_round, progress.best_score = candidate, index, score
         progress.best_states = dict(work.own_states)

@@ -250,7 +250,8 @@ class RunConfig(Checked):
     )
     metrics_share: float = option(
         1.0,
-        "share of the sites with validation images that are asked for metrics of the rounds, the same ones in all",
+        "share of the sites with validation images that are asked for metrics of the rounds, the same ones in all; in "
+        "a masked run all are asked, for sums",
         gt=0,
         le=1,
         sparse=True,

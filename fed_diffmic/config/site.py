@@ -122,8 +122,8 @@ class PolicyConfig(Checked):
     secure_aggregation: str = option(
         "allowed",
         "required: an update leaves in a masked sum only (strategy.secure_aggregation=masked), and no figure, no count "
-        "of classes, validation or test images leaves at all; allowed: masked or as it is, as the run says; off: never "
-        "masked",
+        "of classes, validation or test images leaves (but see summed_metrics); allowed: masked or as it is, as the "
+        "run says; off: never masked",
         choices=("required", "allowed", "off"),
     )
     min_sites: int = option(
@@ -131,6 +131,12 @@ class PolicyConfig(Checked):
         "masked sums: how many other sites, whose keys this site's people accepted, must be in a sum beside this one",
         ge=2,
         le=200,
+    )
+    summed_metrics: bool = option(
+        False,
+        "with secure_aggregation=required: metrics of validation images that policy.metrics names, and the "
+        "calibration's sums, go into masked sums over one set of sites in a run, min_sites others at least among them; "
+        "false: this site gives none, and weights that come are not evaluated here",
     )
     take_model: str = option(
         "never",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fed_diffmic.exchange.audit import Head
+from fed_diffmic.exchange.masking.session import MaskingError, Session
 from fed_diffmic.exchange.payload import Payload, request_name, text_digest
 
 LONGEST = 128
@@ -26,6 +27,7 @@ def request_facts(payload: Payload, digest: str, nbytes: int) -> dict[str, Any]:
     }
     if "step" in payload.header:
         asked["step"] = str(payload.header["step"])[:LONGEST]
+        asked |= summed_purpose(payload.header.get("session"))
     asked |= {
         name: value_digest(payload.header[name]) for name in ("calibration", "sureness") if name in payload.header
     }
@@ -37,6 +39,15 @@ def request_facts(payload: Payload, digest: str, nbytes: int) -> dict[str, Any]:
         "digest": digest,
         "bytes": nbytes,
     }
+
+
+def summed_purpose(session: object) -> dict[str, str]:
+    """What a step of a masked sum is about, where that is not training: it names other weights then."""
+    try:
+        purpose = Session.parse(str(session)).purpose
+    except MaskingError:
+        return {}
+    return {} if purpose == "train" else {"purpose": purpose}
 
 
 def value_digest(value: Any) -> str:

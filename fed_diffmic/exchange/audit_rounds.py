@@ -158,7 +158,10 @@ def _differs(log: _Log, task: Line, weights: str) -> Iterator[str]:
     base = task.facts.get("base")
     if base and base not in {line.facts.get("base") for line in begun}:
         yield f"{named}: the site was sent a base that the coordinator's log does not name"
-    kind = "train" if kind == "mask" else kind  # a step of a masked sum names what the sum's updates are trained from
+    if (
+        kind == "mask"
+    ):  # a step of a masked sum names what the sum's updates are trained from, or what it says figures of
+        kind = "evaluate" if "purpose" in task.facts else "train"
     if kind == "train" and index == 1:
         source, right = "the stage began with", {line.facts.get("sent") for line in begun}
     elif kind == "train":

@@ -31,7 +31,7 @@ def sets(site_lines: Sequence[Line], coordinator_lines: Sequence[Line], *, run: 
         if line.kind in (AGREED, GIVEN) and line.facts.get("run") == run:
             agreed[_place(line)].add(str(line.facts.get("set")))
     for place, texts in sorted(agreed.items(), key=str):
-        where = f"stage {place[1]}, round {place[2]}"
+        where = f"stage {place[1]}, round {place[2]}" + ("" if place[3] == "train" else f", {place[3]}")
         if len(texts) > 1:
             yield Finding(PROBLEM, f"{where}: the site agreed to two sets of one round: it was set back in between")
         if texts - named[place]:
@@ -39,4 +39,5 @@ def sets(site_lines: Sequence[Line], coordinator_lines: Sequence[Line], *, run: 
 
 
 def _place(line: Line) -> tuple[object, ...]:
-    return tuple(line.facts.get(name) for name in _PLACE)
+    """Where one set is agreed to; a line that does not say what was summed is of updates."""
+    return (*(line.facts.get(name) for name in _PLACE), line.facts.get("purpose", "train"))

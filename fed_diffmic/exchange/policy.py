@@ -128,7 +128,8 @@ class SitePolicy:
         if kind in ("mask", "train", "evaluate", "conform", "assess"):
             denial = self._check_stage(kind, spec, request.header, now)
             if denial is None and kind != "mask":
-                denial = self._check_training(spec, request) if kind == "train" else self._check_metrics(kind, request)
+                judge = self._check_training if kind == "train" else self._check_metrics
+                denial = judge(spec, request)
         if denial is None and kind == "deliver" and minutes_left(self._hours, now or datetime.now()) <= 0:
             denial = Denial(failures.POLICY_HOURS, "no time is left by policy.hours")
         if denial is None:  # last: it looks at the whole network
@@ -197,6 +198,9 @@ class SitePolicy:
             return Denial(
                 failures.POLICY_METRICS, f"a reply of kind {payload.kind} with header {sorted(payload.header)}"
             )
+        if payload.kind == "evaluate.reply" and MASKED in payload.tensors:
+            said = policy_masking.words_beyond(payload)
+            return Denial(failures.POLICY_MASKING, said) if said else replace(payload, metrics={})
         if payload.tensors and payload.kind != "train.reply":
             return Denial(failures.POLICY_TENSORS, f"a reply of kind {payload.kind} with tensors")
         if payload.kind == "labels.reply":
@@ -228,6 +232,19 @@ class SitePolicy:
         if payload.kind == "assess.reply":
             return replace(payload, metrics=self._test_metrics(payload.metrics))
         return replace(payload, metrics=self._own_metrics(payload, payload.metrics.get("num_examples", 0), basis))
+
+    def summed(self, payload: Payload, basis: Basis | None) -> Denial | None:
+        """Why figures may not go into a masked sum with those of other sites, or none.
+
+        All must be named and rest on enough (``basis``), as if ``payload`` left without masks: a figure that some sites
+        of a sum leave out would be that of the others alone.
+        """
+        if self.config.secure_aggregation == "required" and not self.config.summed_metrics:
+            return Denial(failures.POLICY_METRICS, "policy.summed_metrics is false")
+        found = self._own_metrics(payload, payload.metrics.get("num_examples", 0), basis)
+        lacking = [name for name in payload.metrics if name not in found]
+        few = "is not named in policy.metrics, or rests on too few images or patients"
+        return Denial(failures.POLICY_METRICS, f"{lacking[0]} {few}") if lacking else None
 
     def _spoken(self, payload: Payload, basis: Basis | None) -> dict[str, list[int | None]]:
         return self._counts(payload.header, None if basis is None else basis.patients_of_splits)
@@ -343,7 +360,7 @@ class SitePolicy:
             return Denial(failures.POLICY_STAGE, f"policy.stages does not name {stage}")
         rounds = spec.stage(stage).rounds or 0
         trained = (1, rounds)
-        allowed = {"mask": trained, "train": trained, "evaluate": (0, rounds)}
+        allowed = {"mask": (0, rounds), "train": trained, "evaluate": (0, rounds)}
         first, last = allowed.get(kind, (0, 0))  # test images: once in a run
         if rounds > rules.max_rounds or not first <= index <= last:
             return Denial(failures.POLICY_ROUNDS, f"round {index} of {rounds}; policy.max_rounds is {rules.max_rounds}")
@@ -367,8 +384,11 @@ class SitePolicy:
             return Denial(failures.POLICY_STEPS, f"{cfg.steps} steps; policy.max_steps is {rules.max_steps}")
         return None
 
-    def _check_metrics(self, kind: str, request: Payload) -> Denial | None:
-        if self.config.secure_aggregation == "required":
+    def _check_metrics(self, spec: RunSpec, request: Payload) -> Denial | None:
+        kind = request.kind
+        if kind == "evaluate" and (said := policy_masking.request_beyond(spec, request.header)):
+            return Denial(failures.POLICY_MASKING, said)
+        if self.config.secure_aggregation == "required" and MASKED not in request.header:
             return None  # it is answered, and nothing of it leaves
         if kind == "assess":
             wanted = [TEST_IMAGES]

@@ -1,8 +1,9 @@
 """A site's rules on secure aggregation: which runs it takes part in, and what leaves beside a masked sum.
 
 ``policy.secure_aggregation=required`` means that an update leaves in a masked sum alone. Then nothing else may tell of
-the site's images what the mask hides: no figure, no calibration sum, no count of classes, validation or test images.
-The number of training images leaves if ``policy.metrics`` names ``images``: the coordinator needs it to begin with.
+the site's images what the mask hides: no figure, no calibration sum, no count of classes, validation or test images;
+where ``policy.summed_metrics`` says so, figures of validation images go into masked sums too. The number of training
+images leaves if ``policy.metrics`` names ``images``: the coordinator needs it to begin with.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ def run_beyond(rules: PolicyConfig, spec: RunSpec) -> str:
 
 
 def request_beyond(spec: RunSpec, header: Mapping[str, Any]) -> str:
-    """Why a request to train is not one of its run: masked where the run is not, or as it is where it is; empty: it is.
+    """Why a request to train or evaluate is none of its run: masked where that is not, or as it is; empty: it is one.
 
     Whatever the policy: people agreed to the study of a run that says which of the two it does.
     """
     if (MASKED in header) == is_masked(spec):
         return ""
-    return "the request asks for an update in another way (masked, or as it is) than the run's settings say"
+    return "the request asks for what leaves in another way (masked, or as it is) than the run's settings say"
 
 
 def words_beyond(payload: Payload) -> str:

@@ -183,14 +183,23 @@ def _masked(policy: PolicyConfig) -> list[str]:
     if policy.secure_aggregation == "allowed":
         return [
             "Whether the coordinator sees this site's update by itself or only as part of a sum is the run's choice, "
-            "which its study says (strategy.secure_aggregation).",
+            "which its study says (strategy.secure_aggregation). So it is of metrics of validation images: in a masked "
+            "run those that are named above leave in sums over the same sites in every round"
+            + (", whatever policy.summed_metrics says." if policy.summed_metrics else "."),
             company,
         ]
+    beside = "Beside the sum no figure leaves, whatever is named above, and no count but the number of training images."
+    if policy.summed_metrics:
+        beside = (
+            "Metrics of validation images that are named above, and the sums of the calibration, leave in masked sums "
+            "over the same sites in every round of a run (policy.summed_metrics); no figure leaves by itself, and no "
+            "count but the number of training images."
+        )
     return [
         "The coordinator never sees an update of this site: it leaves under masks and is known to it only as part of a "
         "sum. Every run that asks for an update as it is is refused.",
         company,
-        "Beside the sum no figure leaves, whatever is named above, and no count but the number of training images.",
+        beside,
     ]
 
 

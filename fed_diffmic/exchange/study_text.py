@@ -123,7 +123,8 @@ def _besides(study: Study) -> Iterator[str]:
     elif spec.strategy.secure_aggregation == "masked":
         yield (
             "Updates leave under masks, each clipped at the site to the norm "
-            f"{spec.strategy.masked_norm:g}: the coordinator learns their sum and none by itself."
+            f"{spec.strategy.masked_norm:g}: the coordinator learns their sum and none by itself. So it is of metrics "
+            "of validation images, in sums over the same sites in every round."
         )
     else:
         yield "The coordinator sees each site's update by itself (no secure aggregation)."

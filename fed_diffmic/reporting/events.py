@@ -4,26 +4,27 @@
 ISO 8601), ``elapsed`` (seconds since this process opened the log, from a clock that never jumps), ``kind`` and the
 facts. Kinds and their facts (others may be added; readers ignore what they do not know):
 
-==============  ======================================================================================
-run_started     run, sites, arms (names in order)
-resumed         run
-arm_started     arm (``federated``, ``local``, ``pooled``, ...); what follows belongs to it until arm_done
-trial_started   arm, lr_scale: one factor of the learning-rate grid, until the next trial_started or arm_started
-stage_started   stage, rounds
-round_started   stage, round (from 1), rounds, sites
-site_done       stage, round, site, bytes, and its training's numbers (seconds, loss)
-site_evaluated  stage, round, site, bytes, and its validation metrics (name to number)
-site_failed     stage, round, site, code, reason: no reply that could be used
-site_refused    stage, round, site, code, reason: a reply that the screening refused
-site_waits      stage, round, site, code, reason, again_s: it asks for patience, and is asked again then
-round_done      stage, round, rounds, figures (validation, name to number), loss, bytes_sent, seconds
-stage_stopped   stage, round, rounds, reason: it ends before its last round (early stopping)
-stage_done      stage, best_round, chosen (false: the last one, because no site says how good a round is)
-arm_done        arm, lr_scale (of the trial that was kept)
-figures         split, site (``global`` for all), figures (name to number or to ``{value, ...}``)
-run_done        seconds, bytes_sent
-warning         code, message (never the name of an image or a patient)
-==============  ======================================================================================
+===============  ======================================================================================
+run_started      run, sites, arms (names in order)
+resumed          run
+arm_started      arm (``federated``, ``local``, ``pooled``, ...); what follows belongs to it until arm_done
+trial_started    arm, lr_scale: one factor of the learning-rate grid, until the next trial_started or arm_started
+stage_started    stage, rounds
+round_started    stage, round (from 1), rounds, sites
+site_done        stage, round, site, bytes, and its training's numbers (seconds, loss)
+site_evaluated   stage, round, site, bytes, and its validation metrics (name to number)
+site_failed      stage, round, site, code, reason: no reply that could be used
+site_refused     stage, round, site, code, reason: a reply that the screening refused
+site_waits       stage, round, site, code, reason, again_s: it asks for patience, and is asked again then
+figures_missing  stage, round, purpose, reason: no masked sum of what sites say (the round is not judged)
+round_done       stage, round, rounds, figures (validation, name to number), loss, bytes_sent, seconds
+stage_stopped    stage, round, rounds, reason: it ends before its last round (early stopping)
+stage_done       stage, best_round, chosen (false: the last one, because no site says how good a round is)
+arm_done         arm, lr_scale (of the trial that was kept)
+figures          split, site (``global`` for all), figures (name to number or to ``{value, ...}``)
+run_done         seconds, bytes_sent
+warning          code, message (never the name of an image or a patient)
+===============  ======================================================================================
 """
 
 from __future__ import annotations

@@ -79,6 +79,10 @@ class _State:
                 return f"[{self.arm}] {self.stage}: kept round {event['best_round']}, {why}"
             case "site_failed" | "site_refused" | "site_waits":
                 return f"warning: {trouble(event)}"
+            case "figures_missing" if event.get("purpose") == "calibrate":
+                return f"warning: [{self.arm}] {event['stage']}: not calibrated: {event['reason']}"
+            case "figures_missing":
+                return f"warning: [{self.arm}] {event['stage']} round {event['round']}: not judged: {event['reason']}"
             case "warning":
                 return f"warning: {event.get('message', event.get('code', ''))}"
             case "run_done":

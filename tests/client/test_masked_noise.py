@@ -24,7 +24,6 @@ from fed_diffmic.config.site import SiteConfig, SiteGroup
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import RoundError
 from fed_diffmic.exchange import failures
-from fed_diffmic.exchange.audit import Line, read_lines
 from fed_diffmic.exchange.failures import SiteError
 from fed_diffmic.exchange.masking.shamir import most_dishonest
 from fed_diffmic.exchange.masking.site import MaskingSite
@@ -38,7 +37,7 @@ from server import noisy as noisy_module
 from server import replies as replies_module
 from server.checkpoints import CheckpointStore
 from tests import site_rules, toy
-from tests.client.test_masking import accept
+from tests.client.masked import accept, codes, left, log_of
 from tests.server.test_masked import KilledError, die, lose
 from tests.server.test_noisy import PRIVACY, RATE, SHARE, PrivateNet
 
@@ -100,18 +99,6 @@ def simulated(folder: Path, made: RunSpec) -> Any:
 
     client_site.register_source(source, masking=masking, protection=lambda context: Protection(OWN))
     return run(folder, grid, made)[0]
-
-
-def log_of(folder: Path, name: str) -> list[Line]:
-    return read_lines(folder / "log" / f"{name}.audit.jsonl")
-
-
-def codes(folder: Path, name: str) -> set[int]:
-    return {line.facts["code"] for line in log_of(folder, name) if line.kind == "refusal"}
-
-
-def left(folder: Path, name: str) -> list[Line]:
-    return [line for line in log_of(folder, name) if line.facts.get("reply") == "train.reply"]
 
 
 def charged(folder: Path, name: str) -> list[tuple[int, bool]]:

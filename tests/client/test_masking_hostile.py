@@ -17,7 +17,7 @@ from fed_diffmic.exchange import failures
 from server import masked as masked_module
 from server import replies as replies_module
 from tests import toy
-from tests.client.test_masking import NAMES, codes, consortium, left, run
+from tests.client.masked import NAMES, codes, consortium, left, run
 
 
 @pytest.fixture(autouse=True)

@@ -30,10 +30,12 @@ def accept_all(made: Consortium) -> None:
 
 
 def sets_of(made: Consortium, site: str) -> dict[tuple[str, int], set[str]]:
-    """The sets that a site agreed to in this run, by stage and round."""
+    """The sets of updates that a site agreed to in this run, by stage and round."""
     found: dict[tuple[str, int], set[str]] = {}
     for line in read_lines(made.site_folder(site) / "audit.jsonl"):
-        if line.kind in ("masked_set", "masked_shares") and line.facts["run"] == made.run_dir.name:
+        if line.kind not in ("masked_set", "masked_shares") or line.facts["purpose"] != "train":
+            continue
+        if line.facts["run"] == made.run_dir.name:
             found.setdefault((line.facts["stage"], line.facts["round"]), set()).add(line.facts["set"])
     return found
 
@@ -78,7 +80,8 @@ def wait_set(made: Consortium, index: int) -> None:
     def frozen() -> bool:
         if made.programs[-1].process.poll() is not None:
             raise GoneError(made.programs[-1].said()[-2000:])
-        return any(line["kind"] == "masked_set" and line["facts"]["round"] == index for line in made.audit.read())
+        sets = [line["facts"] for line in made.audit.read() if line["kind"] == "masked_set"]
+        return any(facts["round"] == index and facts["purpose"] == "train" for facts in sets)
 
     wait(f"the set of round {index}", frozen, START_S)
 

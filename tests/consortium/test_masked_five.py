@@ -41,7 +41,11 @@ def test_one_of_five_is_lost_and_the_weights_are_those_of_the_simulation_without
         assert final_weights(made.run_dir) == final_weights(simulated)
         sets = [json.loads(text) for _, (text,) in sorted(sets_of(made, FIVE[0]).items())]
         assert [(one["summed"], one["dropped"]) for one in sets] == [(sorted(FIVE), []), (LEFT, [])]
-        named = [line.facts["set"] for line in read_lines(made.run_dir / "audit.jsonl") if line.kind == "masked_set"]
+        named = [
+            line.facts["set"]
+            for line in read_lines(made.run_dir / "audit.jsonl")
+            if line.kind == "masked_set" and line.facts["purpose"] == "train"
+        ]
         assert all(sets_of(made, site) == sets_of(made, FIVE[0]) for site in LEFT)
         assert [json.loads(text) for text in named] == sets
         assert [sorted(row["missing"]) for row in summary(made.run_dir)["rounds"]] == [[DEAD], [DEAD]]

@@ -24,7 +24,7 @@ from fed_diffmic.exchange.masking.site import MaskingSite
 from fed_diffmic.exchange.masking.store import FileStore
 from fed_diffmic.exchange.masking.virtual import VirtualRoster, virtual_key
 from fed_diffmic.exchange.payload import Payload
-from server import masked as masked_module
+from server import masked_steps as steps_module
 from server import replies as replies_module
 from server.checkpoints import CheckpointStore
 from server.strategy import FlowerAlgorithm
@@ -215,7 +215,7 @@ def test_a_site_does_not_take_the_coordinators_word_for_what_it_was_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The session names another model than the one that came: no words."""
-    monkeypatch.setattr(masked_module, "tensors_digest", lambda tensors: "0" * 64)
+    monkeypatch.setattr(steps_module, "tensors_digest", lambda tensors: "0" * 64)
     grid, _ = masked_grid(tmp_path)
     with pytest.raises(RoundError, match="0 sites gave masked updates"):
         run(tmp_path / "run", grid, masked())
@@ -253,7 +253,7 @@ class Silent(InProcessGrid):
 def test_a_site_that_is_there_and_silent_costs_a_round_a_part_of_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(masked_module, "KEYS", 0.005)
+    monkeypatch.setattr(steps_module, "KEYS", 0.005)
     grid, _ = masked_grid(tmp_path)
     grid.__class__ = Silent
     _, events = run(tmp_path / "run", grid, masked(), quorum=0.75, deadline_s=600.0)
@@ -262,7 +262,7 @@ def test_a_site_that_is_there_and_silent_costs_a_round_a_part_of_its_time(
 
 
 def test_steps_share_what_is_left_of_a_rounds_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(masked_module.time, "monotonic", lambda: 100.0)
-    assert masked_module.part_of_time(160.0, 1 / 3) == pytest.approx(120.0)
-    assert masked_module.part_of_time(160.0, 1.0) == 160.0
-    assert masked_module.part_of_time(90.0, 1 / 3) == 90.0  # it is over
+    monkeypatch.setattr(steps_module.time, "monotonic", lambda: 100.0)
+    assert steps_module.part_of_time(160.0, 1 / 3) == pytest.approx(120.0)
+    assert steps_module.part_of_time(160.0, 1.0) == 160.0
+    assert steps_module.part_of_time(90.0, 1 / 3) == 90.0  # it is over

@@ -11,7 +11,9 @@ CCS; the full graph, against an active coordinator), for consortia of 3 to 50 si
 ``stream``                 masks: streams of words that cancel in the sum
 ``site``, ``store``        a site's steps, its own rules, and what of it outlives a kill
 ``coordinator``, ``kept``  the coordinator's steps, and what of them outlives a kill
+``company``                how many of all sites sign a set; one set for figures in a run
 ``update``                 an update as words, and the mean behind a sum
+``figures``                what sites say of weights as words, and what a sum says
 ``driver``                 plays all parts in one process
 =========================  =========================================================================
 

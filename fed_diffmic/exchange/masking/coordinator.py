@@ -114,6 +114,11 @@ class MaskedSum:
         add_words(self.total, words)
         self._added.add(site)
 
+    @property
+    def added(self) -> tuple[str, ...]:
+        """Names of the sites whose words arrived, sorted."""
+        return sorted_names(self._added)
+
     def freeze(self) -> str:
         """The set whose words arrived, as a text to be signed; from here on nothing is added.
 

@@ -13,6 +13,9 @@ from fed_diffmic.exchange.payload import Tensors, text_digest
 MASKED = "masked"
 """The field of a request to train that asks for masked words, and the one tensor of its answer."""
 
+NONE = "none"
+"""In the place of keys: the site gives no figures for this sum, and is not in it."""
+
 NOISED = "words"
 """The one tensor of an answer with a share of noise, as long as it is under no masks: it leaves no real site so."""
 

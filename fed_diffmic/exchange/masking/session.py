@@ -14,7 +14,10 @@ from fed_diffmic.exchange.payload import PayloadError, text_digest
 VERSION = 1
 MOST_SITES = 200
 LONGEST_TEXT = 64 * 1024
-PURPOSES = ("train", "evaluate")
+FIGURES = ("evaluate", "calibrate")
+"""Sums of what sites say of weights on their validation images: of a round, and for a finished stage's calibration."""
+
+PURPOSES = ("train", *FIGURES)
 """What may be summed. A word that is made up would be a second sum over the same round's updates, and a second set."""
 
 # Why a site or a coordinator does not go on (:class:`MaskingError`).

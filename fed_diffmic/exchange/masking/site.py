@@ -17,8 +17,9 @@ What a site holds to, whatever it is asked:
   refused. A second input under the same masks would tell the difference of the two;
 - it signs one set for a round. After that no other set and no other attempt of that round is answered, ever; before it,
   a new attempt has new keys, new masks and new shares, and the old one is dead;
-- it gives shares only when it has seen that enough others signed the very same set, and for each peer one of the two
-  kinds of share;
+- it gives shares only when it has seen that enough of all sites, not of those asked alone, signed the very same set
+  (:mod:`fed_diffmic.exchange.masking.company`), and for each peer one of the two kinds of share;
+- its figures go into sums over one set of sites in a run, whatever the round;
 - what it must remember is on disk before it answers, the set in its audit log before a share is given.
 """
 
@@ -31,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from fed_diffmic.exchange.masking import keys
+from fed_diffmic.exchange.masking.company import check_company, keep_company, signers
 from fed_diffmic.exchange.masking.fixed_point import sum_fits
 from fed_diffmic.exchange.masking.session import (
     FEW,
@@ -47,7 +49,6 @@ from fed_diffmic.exchange.masking.session import (
     places_of,
     sorted_names,
 )
-from fed_diffmic.exchange.masking.shamir import share_threshold
 from fed_diffmic.exchange.masking.shares import open_shares, seal_shares, share_secrets
 from fed_diffmic.exchange.masking.store import MaskingStore
 from fed_diffmic.exchange.masking.stream import apply_masks
@@ -69,6 +70,7 @@ class MaskingSite:
         roster: the enrolled key of every site that counts, from the site's own kit; not from the coordinator.
         store: its memory.
         min_sites: how many others there must be in a sum that its words go into.
+        among: names of all sites of which a round's sum may be, this one included; none: those of the roster.
     """
 
     def __init__(
@@ -78,10 +80,12 @@ class MaskingSite:
         roster: Mapping[str, PublicKey],
         store: MaskingStore,
         min_sites: int = MIN_SITES,
+        among: Iterable[str] | None = None,
     ) -> None:
         self.name = name
         self.roster = roster
         self.min_sites = min_sites
+        self.among = None if among is None else frozenset(among)
         self._signer = signer
         self._store = store
 
@@ -175,7 +179,7 @@ class MaskingSite:
             raise MaskingError(OTHER, "this site masked words in this attempt: a new attempt has new masks")
         names = sorted_names([*sealed, self.name])
         self._check_company(names)
-        if not set(names) <= set(state["group"]) or len(names) < share_threshold(len(state["group"])):
+        if not set(names) <= set(state["group"]) or len(names) < self._signers(state):
             raise MaskingError(FEW, "too few sites of the group shared their secrets")
         return len(state["group"])
 
@@ -229,10 +233,13 @@ class MaskingSite:
             raise MaskingError(OUT_OF_TURN, "this site gave no words that could be in a sum")
         if state["set"] and state["set"] != text:
             raise MaskingError(SECOND_SET, "this site signed another set for this round")
+        chosen = SurvivorSet.parse(text)
+        check_company(self._store, session, chosen.summed)
         if not state["set"]:
-            self._check_set(SurvivorSet.parse(text), state, session)
+            self._check_set(chosen, state, session)
             state |= {"set": text, "secrets": {}, "sealed": {}}  # what it gave away cannot be computed again from here
             self._store.save(session.place, state)
+        keep_company(self._store, session, chosen.summed)
         self._log(session, "masked_set", text)
         return keys.sign_set(text, self._signer)
 
@@ -254,12 +261,14 @@ class MaskingSite:
             raise MaskingError(OUT_OF_TURN, "this site signed no set")
         chosen = SurvivorSet.parse(state["set"])
         self._check_company(chosen.summed)  # whom people took out since the set was signed is given no sum
+        check_company(self._store, session, chosen.summed)
         for name, signature in signatures.items():
             key = self.roster.get(name)
             if name not in chosen.summed or key is None or not keys.signed_set(state["set"], signature, key):
                 raise MaskingError(FORGED, "a signature is not one by a site of the set over this very set")
-        if len(signatures) < share_threshold(len(state["group"])):
-            raise MaskingError(FEW, "too few sites of the set signed it")
+        if len(signatures) < self._signers(state):
+            raise MaskingError(FEW, "too few sites signed the set")
+        keep_company(self._store, session, chosen.summed)  # had it died before it could, behind the set
         self._log(session, "masked_shares", state["set"])
         held = {name: state["held"][name] for name in (*chosen.summed, *chosen.dropped)}
         return {
@@ -284,7 +293,7 @@ class MaskingSite:
 
     def _check_company(self, names: Iterable[str]) -> None:
         company = sorted_names(names)
-        strangers = [name for name in company if name not in self.roster]
+        strangers = [n for n in company if n not in self.roster or (self.among is not None and n not in self.among)]
         if strangers or self.name not in company:
             named = ", ".join(ascii(name)[:80] for name in strangers[:5]) or "this one is left out"
             raise MaskingError(STRANGER, f"a site of the round is none of this site's roster: {named}")
@@ -306,8 +315,11 @@ class MaskingSite:
         if sorted([*chosen.summed, *chosen.dropped]) != sorted(state["held"]):
             raise MaskingError(OTHER, "the set is not one over those who shared their secrets")
         self._check_company(chosen.summed)
-        if len(chosen.summed) < share_threshold(len(state["group"])):
-            raise MaskingError(FEW, "the set holds too few sites of the group")
+        if len(chosen.summed) < self._signers(state):
+            raise MaskingError(FEW, "the set holds too few sites")
+
+    def _signers(self, state: State) -> int:
+        return signers(len(state["group"]), len(self.among or self.roster))
 
     def _peer(self, state: State, session: Session, name: str) -> keys.Advertisement:
         """A peer's advertisement as it was verified when secrets were shared."""

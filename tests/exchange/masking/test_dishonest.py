@@ -5,14 +5,10 @@ The attack is made here in full, against sites that keep every rule: it says wha
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from fed_diffmic.exchange.masking import keys
-from fed_diffmic.exchange.masking.coordinator import MaskedSum
-from fed_diffmic.exchange.masking.driver import COMMIT, masked_sum
 from fed_diffmic.exchange.masking.session import MaskingError, SurvivorSet, places_of
 from fed_diffmic.exchange.masking.shamir import ShareError, join, most_dishonest, weights_at_zero
 from fed_diffmic.exchange.masking.stream import apply_masks
@@ -77,21 +73,3 @@ def test_so_many_dishonest_sites_learn_nothing_and_one_more_opens_a_sites_words(
     assert opened(sites, most) is None
     words = opened(sites, most + 1)
     assert words is not None and words.tobytes() == words_of("site-00").tobytes()
-
-
-def test_a_site_that_is_not_asked_to_sign_can_be_in_two_sums_of_one_round() -> None:
-    """What is left: a set needs the signatures of a threshold of its group, and of two groups nobody need sign both.
-
-    So each attempt has to be charged in full (:mod:`client.distributed`). No such sums tell one site's words by
-    themselves: honest sites that sign are in one sum only as signers, and more of a group sign than do not.
-    """
-    parties, unsigned = Parties(7), "site-00"
-    for attempt, others in enumerate((parties.names[1:4], parties.names[4:7]), start=1):
-        session, company = replace(SESSION, attempt=attempt), [unsigned, *others]
-        total, chosen = masked_sum(
-            MaskedSum(session, parties.roster, company),
-            {name: parties.sites[name] for name in company},
-            {name: words_of(name) for name in company},
-            lambda site, step: (site, step) == (unsigned, COMMIT),
-        )
-        assert list(chosen.summed) == company and total.tobytes() == parties.total(company).tobytes()

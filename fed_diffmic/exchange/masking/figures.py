@@ -1,0 +1,133 @@
+"""What sites say of weights on their validation images, as words: sums over all images of all sites, none of one site.
+
+Each word is a sum over a site's images: their number ``n``; of a figure that is a mean, ``n`` times it; of the
+calibration's table, each cell as it is. All are written in quanta of ``2^-20``, in which numbers of images and the
+calibration's sums (:mod:`fed_diffmic.training.calibration`) are whole, so their sums over the sites are exact; a mean
+figure is off by half a quantum times the number of sites, over all images.
+
+Every site of a sum has a part in each of its words: a figure that only some of them could say would be that of these
+alone. A number beyond what the words hold is cut to it, by the same bound at all sites: nothing is refused for its
+size, which would tell of one site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fed_diffmic.exchange.audit_lines import canonical
+from fed_diffmic.exchange.masking.fixed_point import FixedPoint, FixedPointError
+from fed_diffmic.exchange.masking.session import MOST_SITES
+from fed_diffmic.exchange.payload import text_digest
+
+IMAGES, LOSS = "num_examples", "loss"
+FRACTION, BITS = 20, 64
+BOUND = 2.0 ** (BITS - 1 - FRACTION - MOST_SITES.bit_length())
+"""The largest number of a site: images, or nats over all its images (3.4e10)."""
+
+
+@dataclass(frozen=True)
+class FigureForm:
+    """How a sum of figures is written; the same at every site of it.
+
+    Attributes:
+        prior: of the classes, under which the sites calibrate.
+        means: names of figures that are means over a site's images.
+        sums: names of figures that are sums over them.
+    """
+
+    prior: tuple[float, ...]
+    means: tuple[str, ...] = ()
+    sums: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything that a site must be able to say."""
+        return IMAGES, *self.means, *self.sums
+
+    @property
+    def length(self) -> int:
+        """Number of words."""
+        return len(self.names)
+
+    @property
+    def digest(self) -> str:
+        """Names the form."""
+        rules = {"means": list(self.means), "sums": list(self.sums), "fraction": FRACTION, "bits": BITS}
+        return text_digest(canonical({"v": 1, "figures": rules, "prior": [float(p).hex() for p in self.prior]}))
+
+    def encode(self, metrics: Mapping[str, float]) -> np.ndarray:
+        """A site's figures as words.
+
+        Args:
+            metrics: by name; :attr:`names` are taken.
+
+        Raises:
+            FixedPointError: one is missing or not finite, or there is no image.
+        """
+        images = float(metrics.get(IMAGES, 0.0))
+        if not set(self.names) <= set(metrics) or not images >= 1.0:
+            raise FixedPointError("a site cannot say every figure of the sum")
+        values = np.array([images, *(images * metrics[n] for n in self.means), *(metrics[n] for n in self.sums)])
+        if not np.isfinite(values).all():
+            raise FixedPointError("a figure is not a finite number")
+        return self._words.encode(np.clip(values, -BOUND, BOUND))
+
+    def diverged(self, images: int) -> np.ndarray:
+        """The words of a site at which the weights give no finite scores: the worst there are, over its images.
+
+        A refusal in their place would tell of this one site, and of as many weights as one likes.
+        """
+        if images < 1:
+            raise FixedPointError("a site cannot say every figure of the sum")
+        values = np.array(
+            [float(images), *(BOUND if name == LOSS else 0.0 for name in self.means), *[BOUND] * len(self.sums)]
+        )
+        return self._words.encode(values)
+
+    def decode(self, total: np.ndarray, sites: int) -> dict[str, float]:
+        """What a sum says: the number of images, means over all of them, and sums.
+
+        Args:
+            total: sum of the words.
+            sites: how many there are in it.
+
+        Raises:
+            FixedPointError: no so many sites can have said that.
+        """
+        if total.shape != (self.length,) or not 1 <= sites <= MOST_SITES:
+            raise FixedPointError("the sum is none of figures of this form")
+        values = self._words.decode(total)
+        images = float(values[0])
+        if images < sites or images != int(images):
+            raise FixedPointError("the number of images is none of so many sites")
+        slack = sites * self._words.quantum
+        middle = 1 + len(self.means)
+        for name, value in zip(self.names[1:], values[1:], strict=True):
+            nats = name == LOSS or name in self.sums
+            most = BOUND * sites if nats else images
+            if not -slack <= value <= most + slack:
+                raise FixedPointError("a figure lies outside its range")
+            if nats and value >= 0.99 * BOUND:
+                raise FixedPointError("the weights give no finite scores at a site of the sum, or far too large a loss")
+        held = np.maximum(values, 0.0)
+        found = {name: float(value / images) for name, value in zip(self.means, held[1:middle], strict=True)}
+        shares = {name: value if name == LOSS else min(1.0, value) for name, value in found.items()}
+        return {IMAGES: images, **shares, **dict(zip(self.sums, map(float, held[middle:]), strict=True))}
+
+    @property
+    def _words(self) -> FixedPoint:
+        return FixedPoint(MOST_SITES, BOUND, FRACTION, BITS)
+
+
+def round_form(prior: Sequence[float], select: str) -> FigureForm:
+    """Of a round: the loss, and the figure that chooses (``stages.*.select``)."""
+    return FigureForm(tuple(map(float, prior)), tuple(dict.fromkeys((LOSS, select))))
+
+
+def table_form(prior: Sequence[float], shape: tuple[int, int]) -> FigureForm:
+    """Of a stage's calibration: the sum of negative log-likelihoods at each point of its grid ``(I, J)``."""
+    cells = tuple(f"nll/{i}/{j}" for i in range(shape[0]) for j in range(shape[1]))
+    return FigureForm(tuple(map(float, prior)), sums=cells)

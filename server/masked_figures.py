@@ -1,0 +1,169 @@
+"""What sites say of weights on their validation images, under masks: the coordinator sees sums over all of them.
+
+Each is a masked sum of its own, with its own keys and its own set. It does not ride with the next round's training: a
+site gives figures in sums over one set of sites in a run (:mod:`fed_diffmic.exchange.masking.company`), while an
+update's set may lack whoever is away; one set for both would stop a round's training over its figures.
+
+The first sum of a run chooses the company: every site that says figures and is there. From then on a round of which one
+of them is away is not judged. No run ends by that: what nobody says is not known, as where sites keep it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flwr.app import MessageType
+
+from fed_diffmic.errors import ModelFileError, RoundError
+from fed_diffmic.exchange.masking.coordinator import MaskedSum
+from fed_diffmic.exchange.masking.figures import BITS, FRACTION, FigureForm, round_form, table_form
+from fed_diffmic.exchange.masking.fixed_point import FixedPointError
+from fed_diffmic.exchange.masking.kept import KeptSum, Where
+from fed_diffmic.exchange.masking.requests import MASKED, NONE
+from fed_diffmic.exchange.masking.shamir import share_threshold
+from fed_diffmic.files import private_folder, read_json, write_json
+from fed_diffmic.training import calibration
+from server.exchange import EvaluateRequest, MetricsAnswer, Outcome
+from server.masked_steps import (
+    TRAINING,
+    MaskedSteps,
+    SumOf,
+    WordsForm,
+    asked_words,
+    headers_of,
+    replies_of,
+)
+from server.sites import Question
+
+FEWEST = 3
+"""Sites in a sum: of two each would know the other's."""
+_FOLDER, _COMPANY = "figures", "company.json"
+
+
+class SummedFigures(MaskedSteps):
+    """Sites of whose validation figures sums are asked for alone."""
+
+    def __init__(self, *sites: Any, **more: Any) -> None:
+        super().__init__(*sites, **more)
+        self._silent: set[tuple[str, str, str]] = set()  # stage, purpose, and who said that it gives no figures
+        self._missing: set[tuple[str, str, str]] = set()  # stage, purpose, and why there was no sum, as it was told
+
+    def evaluate(self, request: EvaluateRequest) -> MetricsAnswer:
+        """What all sites together say of some weights; nothing where there is no sum, and why is told as an event.
+
+        Whom the request asks for does not matter: all that give figures are in every sum, or it is none.
+
+        Raises:
+            ModelFileError: what was kept of a frozen sum cannot be resumed.
+        """
+        task, index = request.task, request.round_index
+        purpose = "calibrate" if request.sums else "evaluate"
+        about = SumOf(task, request.tensors, index, request.deadline, purpose)
+        outcome = Outcome()
+        try:
+            summed, among = self._summed(request, about, outcome)
+        except (RoundError, FixedPointError) as error:
+            place = {"arm": self.spec.arm, "stage": task.stage, "round": index}
+            if (task.stage, purpose, error.cause) not in self._missing:  # for one reason once, not in every round
+                self.events.emit("figures_missing", **place, purpose=purpose, reason=error.cause)
+                self._missing.add((task.stage, purpose, error.cause))
+            return MetricsAnswer({}, Outcome(bytes_sent=outcome.bytes_sent), {})
+        # Who gives no figures, or was away, is not missing from the round: its update is in it.
+        outcome.missing, outcome.codes = {}, {}
+        return MetricsAnswer({}, outcome, summed, among)
+
+    def _summed(
+        self, request: EvaluateRequest, about: SumOf, outcome: Outcome
+    ) -> tuple[dict[str, float], tuple[str, ...]]:
+        """What the sum says, and who is in it; what travelled goes into ``outcome``."""
+        where: Where = (self.spec.run_id, self.spec.arm, about.task.stage, about.purpose, about.round_index)
+        form, kept = self._form(request), KeptSum(self.folder / MASKED / _FOLDER)
+        resumed = kept.resume(where, self.roster)
+        if resumed is None:
+            masked = self._words_of_figures(request, about, form, kept, outcome)
+            told = headers_of(outcome)
+            kept.freeze(masked, told)
+            self._keep_company(masked.added)
+        else:
+            masked, told = resumed
+            outcome.digests = dict(told["digests"])
+            self._keep_company(masked.added)
+        among = self.set_and_shares(about, masked, outcome)
+        found = form.decode(masked.unmask(), len(among))
+        outcome.replies = replies_of("evaluate.reply", told, among)
+        return found, among
+
+    def _form(self, request: EvaluateRequest) -> FigureForm:
+        cfg = self.spec.stage(request.task.stage)
+        if request.sums:
+            return table_form(request.prior, calibration.grid(self.spec.task, blended=cfg.blend).shape)
+        return round_form(request.prior, cfg.select)
+
+    def _words_of_figures(
+        self, request: EvaluateRequest, about: SumOf, form: FigureForm, kept: KeptSum, outcome: Outcome
+    ) -> MaskedSum:
+        """The steps up to the masked words, added; nothing is frozen."""
+        self.refresh(request.deadline)
+        company = self._company()
+        able = (name for name in self.members if (about.task.stage, about.purpose, name) not in self._silent)
+        invited = sorted(able) if company is None else list(company)
+        least = max(FEWEST, share_threshold(len(self.everyone())), len(invited) if company else 0)
+        self._all_there(invited, least)
+        where: Where = (self.spec.run_id, self.spec.arm, about.task.stage, about.purpose, about.round_index)
+        session = self.session_of(about, kept.begin(where), WordsForm(form.digest, BITS, FRACTION, form.length))
+        masked, lost = MaskedSum(session, self.roster, invited, least), Outcome()
+
+        def says_nothing(name: str, answer: Mapping[str, Any]) -> bool:
+            silent = dict(answer) == {NONE: True}
+            self._silent |= {(about.task.stage, about.purpose, name)} if silent else set()
+            return silent
+
+        sealed = self.keys_and_shares(about, masked, invited, lost, says_nothing)
+
+        def header(site: str) -> dict[str, Any]:
+            states = {"state": request.site_states.get(site, ""), "guidance": request.task.guidance.get(site, "")}
+            asked = {"prior": [float(p) for p in request.prior], "sums": request.sums, "split": "val"}
+            return {**states, **asked, **asked_words(sealed, masked, site)}
+
+        question = Question(
+            MessageType.EVALUATE, request.task, request.tensors, request.round_index, about.until(TRAINING).deadline,
+            header=header, metrics=lambda site: {}, schema={MASKED: (f"int{BITS}", (form.length,))},
+            parcel=request.parcel, asked=set(sealed), quorate=False,
+        )  # fmt: skip
+        came = self.masked_words(about, masked, question, lost)
+        outcome.replies, outcome.digests, outcome.heads = came.replies, came.digests, came.heads
+        outcome.bytes_sent += came.bytes_sent
+        if company is not None and masked.added != company:
+            self._all_there([name for name in company if name in masked.added], least)
+        return masked
+
+    def _all_there(self, there: Sequence[str], least: int) -> None:
+        """Raise RoundError where sites are too few, or one of the run's company is away."""
+        company = self._company() or ()
+        away = sorted(set(company) - (set(there) & set(self.members)))
+        if away:
+            raise RoundError(
+                f"figures of this run are sums over {', '.join(company)}, and not there: {', '.join(away)}",
+                "It is judged again when they are back.",
+            )
+        if len(there) < least:
+            raise RoundError(
+                f"{len(there)} sites give figures, and a sum is over {least} or more",
+                "Sites that require masks give them where policy.summed_metrics says so.",
+            )
+
+    def _company(self) -> tuple[str, ...] | None:
+        """Over whom this run's figures are; none: no sum was begun to be agreed to."""
+        path = self.folder / MASKED / _FOLDER / _COMPANY
+        if not path.exists():
+            return None
+        value = read_json(path)
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+            raise ModelFileError(f"{path} does not name sites", "Restore it from the backup.")
+        return tuple(value)
+
+    def _keep_company(self, names: tuple[str, ...]) -> None:
+        """Written down before a site is asked to agree: each agrees to one."""
+        if self._company() is None:
+            write_json(private_folder(self.folder / MASKED / _FOLDER) / _COMPANY, list(names), mode=0o600)

@@ -1,0 +1,94 @@
+"""Figures as words: exact counts and sums, and whatever a sum cannot be is refused.
+
+Faults seen: a count that is rounded, a sum that wraps around, a figure that a site lacks and others fill in.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fed_diffmic.exchange.masking.figures import BOUND, FigureForm, round_form, table_form
+from fed_diffmic.exchange.masking.fixed_point import FixedPointError, add_words
+from fed_diffmic.exchange.masking.session import MOST_SITES
+
+FORM = round_form([0.25, 0.75], "auroc_macro")
+SITE = st.tuples(st.integers(1, 10**6), st.integers(0, 10**12), st.floats(0, 1))
+
+
+def total(form: FigureForm, sites: list[dict[str, float]]) -> np.ndarray:
+    words = np.zeros(form.length, "<u8")
+    for metrics in sites:
+        add_words(words, form.encode(metrics))
+    return words
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(SITE, min_size=1, max_size=MOST_SITES))
+def test_counts_and_sums_of_nats_are_exact_and_means_nearly(sites: list[tuple[int, int, float]]) -> None:
+    """Against fractions: a site's loss is a whole number of 2^-20 nats over its images, as its calibration makes it."""
+    said = [{"num_examples": n, "loss": (q / 2**20) / n, "auroc_macro": a} for n, q, a in sites]
+    found = FORM.decode(total(FORM, said), len(said))
+    images = sum(n for n, _, _ in sites)
+    assert found["num_examples"] == images
+    assert found["loss"] == pytest.approx(float(Fraction(sum(q for _, q, _ in sites), 2**20) / images), rel=1e-12)
+    mean = sum(Fraction(a) * n for n, _, a in sites) / images
+    assert abs(found["auroc_macro"] - float(mean)) <= len(sites) * 2.0**-21 / images + 1e-12
+
+
+def test_a_table_of_whole_quanta_is_summed_bit_for_bit() -> None:
+    form = table_form([0.5, 0.5], (2, 3))
+    rng = np.random.default_rng(0)
+    parts = [rng.integers(0, 2**40, (2, 3)) / 2**20 for _ in range(5)]
+    said = [{"num_examples": 7.0} | {f"nll/{i}/{j}": p[i, j] for i in range(2) for j in range(3)} for p in parts]
+    found = form.decode(total(form, said), 5)
+    assert found["num_examples"] == 35.0
+    assert [found[n] for n in form.sums] == list(np.sum(parts, axis=0).ravel())
+
+
+def test_the_largest_numbers_of_as_many_sites_as_there_can_be_do_not_wrap_around() -> None:
+    most = {"num_examples": 10.0 * BOUND, "loss": 1e200, "auroc_macro": 1.0}
+    words = total(FORM, [most] * MOST_SITES)
+    assert words.view("<i8").tolist() == [int(MOST_SITES * BOUND * 2**20)] * 3  # each was cut
+    with pytest.raises(FixedPointError, match="far too large a loss"):
+        FORM.decode(words, MOST_SITES)
+
+
+@pytest.mark.parametrize("form", [FORM, table_form([0.5, 0.5], (1, 2))])
+def test_weights_that_diverge_at_one_site_leave_no_sum_and_name_nobody(form: FigureForm) -> None:
+    said = {"num_examples": 3.0, "loss": 1.0, "auroc_macro": 0.5, "nll/0/0": 1.0, "nll/0/1": 2.0}
+    words = total(form, [said, said])
+    assert form.decode(words, 2)["num_examples"] == 6.0
+    add_words(words, form.diverged(4))
+    with pytest.raises(FixedPointError, match="no finite scores at a site of the sum"):
+        form.decode(words, 3)
+
+
+def test_a_site_that_lacks_a_figure_gives_no_words() -> None:
+    whole = {"num_examples": 3.0, "loss": 1.0, "auroc_macro": 0.5}
+    for wrong in (
+        {name: value for name, value in whole.items() if name != "auroc_macro"},
+        {**whole, "num_examples": 0.0},
+        {**whole, "loss": float("nan")},
+    ):
+        with pytest.raises(FixedPointError):
+            FORM.encode(wrong)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[1 << 20, 0, 0], [(2 << 20) + 1, 0, 0], [2 << 20, 0, 3 << 20], [2 << 20, 2**64 - 9, 0], [2 << 20, 0], [-5, 0, 0]],
+    ids=["fewer images than sites", "part of an image", "above one", "below none", "short", "negative"],
+)
+def test_what_no_two_sites_can_have_said_is_refused(words: list[int]) -> None:
+    with pytest.raises(FixedPointError):
+        FORM.decode(np.array([w % 2**64 for w in words], "<u8"), 2)
+
+
+def test_another_prior_figure_or_table_has_another_name() -> None:
+    forms = [FORM, round_form([0.75, 0.25], "auroc_macro"), round_form([0.25, 0.75], "loss"), table_form([0.5], (1, 2))]
+    assert len({form.digest for form in forms}) == len(forms) and forms[2].names == ("num_examples", "loss")
