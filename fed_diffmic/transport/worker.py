@@ -51,6 +51,7 @@ def serve(
     stop: threading.Event,
     beat_s: float = 10.0,
     state: Callable[[str], None] = lambda _: None,
+    after: Callable[[], None] = lambda: None,
 ) -> None:
     """Work until ``stop`` is set.
 
@@ -62,6 +63,7 @@ def serve(
         stop: ends the loop, after the task in hand.
         beat_s: interval at which the SuperNode is told that a task's worker lives.
         state: told ``ready``, ``lost``, ``working`` and ``replying``.
+        after: is called after each task.
     """
     pauses = Pauses(SHORTEST_S, POLL_S)
     with _Tasks(port, secret) as tasks:
@@ -82,6 +84,7 @@ def serve(
             except Exception as error:  # the SuperNode is gone or gave the task to another: its next start asks again
                 logger.warning("a task could not be taken or handed back: %s", type(error).__name__)
                 stop.wait(LOST_S)
+            after()
 
 
 class _Tasks:
