@@ -41,8 +41,9 @@ def sized(model: str, rounds: int = 1, latent: int = LATENT) -> dict[str, Any]:
         latent: width of ``paper``; 6144 is the preset's.
     """
     if model == "tiny":
-        return training(rounds=rounds)
-    stage = {"rounds": rounds, "steps": 1, "epochs": "null", "batch_size": 2}
+        own = training(rounds=rounds)
+        return {**own, "stage_settings": {name: {**s, "rounds": rounds} for name, s in own["stage_settings"].items()}}
+    stage = {"rounds": rounds, "steps": 1, "batch_size": 2}
     wide = {"latent": latent} if model == "paper" else {}
     return {
         "seed": 5,

@@ -1,7 +1,8 @@
 """Bytes, seconds and memory of a consortium's round for each size of model and number of sites, before and now.
 
 "Before" is two messages a round, the weights in float32; "now" is one, in the codec that is asked for (float32, the
-default, unless another is). Both are run by the same program one after the other, so that the machine and whatever else it does are as alike as they can be.
+default, unless another is). Both are run by the same program one after the other, so that the machine and whatever
+else it does are as alike as they can be.
 Both stages are run for two rounds; told is the second stage, whose model is the larger one.
 """
 
