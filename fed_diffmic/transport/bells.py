@@ -84,8 +84,8 @@ class Bells:
             return given.pop() if given else await receive()
 
         async def watched(message: MutableMapping[str, Any]) -> None:
-            if message.get("body"):
-                bell.set()  # something came: there may be more
+            if message.get("body") or message.get("status", 200) != 200:
+                bell.set()  # something came, and there may be more; or the node's question was asked by another one
             await send(message)
 
         await app(scope, replayed, watched)
@@ -111,7 +111,7 @@ class Bells:
         if bell.is_set():
             return True
         hold_s = min(self.hold_s, COORDINATOR_S) if node == SUPERLINK_NODE_ID else self.hold_s
-        rung, gone = asyncio.ensure_future(bell.wait()), asyncio.ensure_future(receive())
+        rung, gone = asyncio.ensure_future(bell.wait()), asyncio.ensure_future(_left(receive))
         try:
             done, _ = await asyncio.wait({rung, gone}, timeout=hold_s, return_when=asyncio.FIRST_COMPLETED)
             return gone not in done
@@ -129,6 +129,12 @@ class Bells:
         while len(self._rung) > REMEMBERED:
             self._rung.popitem(last=False)
         return found
+
+
+async def _left(receive: Any) -> None:
+    """Returns when whoever asked is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def node_of(body: bytes) -> int | None:
