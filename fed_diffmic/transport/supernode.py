@@ -31,8 +31,9 @@ NODE = "node"
 FLOWER = "flower"
 STARTED_S = 20.0
 GONE = 1
-ASK_S, OWN_S = 0.1, 0.05
-"""Shortest pause between questions to the coordinator, and that between looks at the own worker's replies."""
+ASK_S, OWN_S, WORKER_S = 0.1, 0.05, 1.0
+"""Shortest pause between questions to the coordinator, that between looks at the own worker's replies, and how long its
+question for a task waits here."""
 NO_WAY = "the connection to the coordinator could not be made"
 PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
@@ -223,7 +224,7 @@ def serve_worker(factory: Any, spool: Any, settings: NodeSettings) -> int:
     from fed_diffmic.transport.nodestate import Handlers
 
     app = create_app(state_factory=factory, superexec_auth_secret=bytes.fromhex(settings.secret))
-    app.state.runtime_handlers = Handlers(spool)
+    app.state.runtime_handlers = Handlers(spool, WORKER_S)
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -68,6 +69,7 @@ def serve(
     pauses = Pauses(SHORTEST_S, POLL_S)
     with _Tasks(port, secret) as tasks:
         while not stop.is_set():
+            asked = time.monotonic()
             try:
                 token = tasks.next()
             except (httpx.HTTPError, OSError, ValueError):
@@ -76,6 +78,7 @@ def serve(
                 continue
             if token is None:
                 state("ready")
+                pauses.waited(time.monotonic() - asked)  # the SuperNode holds a question for which it has no task yet
                 stop.wait(pauses.next())
                 continue
             try:
