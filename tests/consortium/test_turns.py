@@ -15,7 +15,7 @@ from tests.consortium.settings import SITES, final_weights
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_sites_take_turns_and_one_that_dies_in_its_own_frees_it(
     tmp_path: Path, data: Path, common: dict[str, Any], undisturbed: dict[str, bytes]
 ) -> None:
@@ -25,7 +25,7 @@ def test_sites_take_turns_and_one_that_dies_in_its_own_frees_it(
             made.start_site(site)
         made.new_run("simulation")  # which names the run in every digest
         server = made.start_server()
-        made.wait_event("round_started", stage="guidance", round=1)
+        made.wait_event("round_started", 600, stage="guidance", round=1)
         worked: set[str] = set()
 
         def at_work() -> list[str]:
@@ -44,7 +44,7 @@ def test_sites_take_turns_and_one_that_dies_in_its_own_frees_it(
         os.kill(node, signal.SIGKILL)
         for program in made.programs:
             program.look()
-        assert server.wait(500) == 0, server.said()
+        assert server.wait(800) == 0, server.said()
         assert final_weights(made.run_dir) == undisturbed
         found = summary(made.run_dir)
         assert found["status"] == "done" and all(row["missing"] == {} for row in found["rounds"])
