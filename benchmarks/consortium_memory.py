@@ -1,33 +1,55 @@
-"""Memory of every process of a consortium with a large model: what it holds idle, the most it ever held, and when.
+"""Memory of every process of a consortium with a model of some size: what it holds idle, the most it ever held, when.
 
 The `paper` model has 0.5 GB of float32. A machine that runs a coordinator and three sites at once may be too
 small for it: ``--latent`` makes the same model narrower, and what is held is told in multiples of the model, too.
 Local updates are one step on two drawn images: what a step of training holds besides grows with the images of a step.
+More than three sites take turns (``site.turn``): each would hold a request, its model and its optimizer at once.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.consortium_watch import Held, everybody
+from fed_diffmic.config.codecs import CODECS
 from tests.consortium.harness import Consortium
-from tests.consortium.settings import SITES, write_data
+from tests.consortium.settings import SITES, training, write_data
 
 SAMPLE_S = 0.2
 LEAST_FREE_MB = 1200.0
 DONE_S = 1500.0  # and as much again for each further site: they share the cores
+AT_ONCE = 3
+LATENT = 6144
+TAKEN = {"approval": "rule", "models": [], "backbones": ["*"]}
 
 
-def paper(latent: int) -> dict[str, Any]:
-    """The `paper` model, one step a round, few sampling steps (which cost time, not memory)."""
-    stage = {"rounds": 1, "steps": 1, "batch_size": 2}
+def names(sites: int) -> tuple[str, ...]:
+    """So many sites."""
+    return (*SITES, *(f"site-{n}" for n in range(len(SITES) + 1, sites + 1)))[:sites]
+
+
+def sized(model: str, rounds: int = 1, latent: int = LATENT) -> dict[str, Any]:
+    """A model, one step a round, few sampling steps (which cost time, not memory).
+
+    Args:
+        model: ``tiny`` is the tests' own, ``compact`` and ``paper`` are the presets.
+        rounds: of each stage.
+        latent: width of ``paper``; 6144 is the preset's.
+    """
+    if model == "tiny":
+        own = training(rounds=rounds)
+        return {**own, "stage_settings": {name: {**s, "rounds": rounds} for name, s in own["stage_settings"].items()}}
+    stage = {"rounds": rounds, "steps": 1, "batch_size": 2}
+    wide = {"latent": latent} if model == "paper" else {}
     return {
         "seed": 5,
-        "model": "paper",
-        "stages": "paper",
-        "model_settings": {"pretrained": "false", "latent": latent, "sampling_steps": 2, "sampling_starts": 1},
+        "model": model,
+        "stages": model,
+        "model_settings": {"pretrained": "false", "sampling_steps": 2, "sampling_starts": 1, **wide},
         "stage_settings": {"guidance": stage, "diffusion": stage},
     }
 
@@ -73,42 +95,79 @@ class Peaks:
         return f"{word.strip()}{', worker ' + own if own else ''}"
 
 
-def measure_memory(folder: Path, heartbeat_s: float, sites: int, latent: int) -> str:
-    """Run it once; the table."""
-    write_data(folder / "data")
-    bound = DONE_S * sites
+@dataclass
+class Measured:
+    """What was seen of one run.
+
+    Attributes:
+        peaks: of its processes.
+        said: how it ended.
+        model_mb: of the larger of its two models.
+        rounds: its ``round_done`` events.
+        whole: whether it ended as it should.
+    """
+
+    peaks: Peaks
+    said: str
+    model_mb: float = 0.0
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    whole: bool = False
+
+
+def run_once(
+    folder: Path, common: dict[str, Any], sites: Sequence[str], *, heartbeat_s: float = 30.0, exchanges: str = "auto"
+) -> Measured:
+    """Run a consortium once, and look at its processes all the while."""
+    write_data(folder / "data", sites=sites)
+    bound = DONE_S * len(sites)
     made = Consortium(
-        folder / "consortium", folder / "data", paper(latent), heartbeat_s=heartbeat_s, way={"poll_s": 0.5},
-        run={"deadline_s": bound, "join_s": bound},
+        folder / "consortium", folder / "data", common, heartbeat_s=heartbeat_s, way={"poll_s": 0.5},
+        run={"deadline_s": bound, "join_s": bound, "exchanges": exchanges}, sites=sites,
     )  # fmt: skip
     peaks = Peaks(made)
     begun = time.monotonic()
     lowest = free_mb()
     try:
-        server = made.start_server(f"consortium.sites=[{','.join(SITES[:sites])}]")
-        for site in SITES[:sites]:
+        server = made.start_server()
+        for site in sites:  # one after the other: so many programs at once take minutes to load
+            made.set_policy(site, study=TAKEN, codecs=list(CODECS))
+            if len(sites) > AT_ONCE:
+                made.set_turn(site, folder / "turn")
             made.start_site(site)
+            if len(sites) > AT_ONCE:
+                made.wait_state(site, ("ready", "working"))
         while server.process.poll() is None:
             peaks.look()
             lowest = min(lowest, free_mb())
             if not peaks.idle and any(e["kind"] == "stage_started" for e in made.events.read()):
                 peaks.idle = {key: held.anon_mb for key, held in peaks.held.items()}
             if lowest < LEAST_FREE_MB or time.monotonic() - begun > bound:
-                return table(peaks, f"ended early: {lowest:.0f} MB of the machine's memory were free, "
-                                    f"{time.monotonic() - begun:.0f} s had passed")  # fmt: skip
+                why = f"{lowest:.0f} MB of the machine's memory were free, {time.monotonic() - begun:.0f} s had passed"
+                return Measured(peaks, f"ended early: {why}", rounds=done_in(made))
             time.sleep(SAMPLE_S)
         sizes = {p.name: p.stat().st_size / 1e6 for p in (made.run_dir / "final").glob("*.safetensors")}
-        done = [e for e in made.events.read() if e["kind"] == "round_done"]
+        done = done_in(made)
         rounds = [f"{e['stage']} {e['round']}: {e['seconds']:.0f} s, {e['bytes_sent'] / 1e6:.0f} MB" for e in done]
         said = f"exit code {server.process.returncode}; model: " + ", ".join(
             f"{name} {size:.1f} MB" for name, size in sorted(sizes.items())
         )
-        return table(peaks, f"{said}; rounds: {'; '.join(rounds)}; at least {lowest:.0f} MB stayed free",
-                     max(sizes.values(), default=0.0))  # fmt: skip
+        said += f"; rounds: {'; '.join(rounds)}; at least {lowest:.0f} MB stayed free"
+        return Measured(peaks, said, max(sizes.values(), default=0.0), done, server.process.returncode == 0)
     except KeyboardInterrupt:
-        return table(peaks, f"stopped by hand after {time.monotonic() - begun:.0f} s")
+        return Measured(peaks, f"stopped by hand after {time.monotonic() - begun:.0f} s", rounds=done_in(made))
     finally:
         made.end()
+
+
+def done_in(made: Consortium) -> list[dict[str, Any]]:
+    """The rounds that are over."""
+    return [event for event in made.events.read() if event["kind"] == "round_done"]
+
+
+def measure_memory(folder: Path, heartbeat_s: float, sites: int, latent: int) -> str:
+    """Run the `paper` model once; the table."""
+    found = run_once(folder, sized("paper", latent=latent), names(sites), heartbeat_s=heartbeat_s)
+    return table(found.peaks, found.said, found.model_mb)
 
 
 def table(peaks: Peaks, said: str, model_mb: float = 0.0) -> str:

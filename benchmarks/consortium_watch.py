@@ -10,7 +10,6 @@ from typing import Any
 
 from tests.consortium.harness import Consortium
 from tests.consortium.programs import Program, children
-from tests.consortium.settings import SITES
 
 ROLES = {
     "client.worker": "worker",
@@ -92,7 +91,7 @@ def everybody(made: Consortium) -> Iterator[Held]:
         if program.process.poll() is not None:
             continue
         coordinator = program.name == "coordinator"
-        site = "" if coordinator else site_of(program)
+        site = "" if coordinator else site_of(made, program)
         found = look(program.pid, "coordinator" if coordinator else "supervisor", site)
         if found is not None:
             yield found
@@ -102,9 +101,9 @@ def everybody(made: Consortium) -> Iterator[Held]:
                 yield child
 
 
-def site_of(program: Program) -> str:
+def site_of(made: Consortium, program: Program) -> str:
     """The site whose client this is."""
-    return SITES[int(program.name.removeprefix("site-"))]
+    return made.sites[int(program.name.removeprefix("site-"))]
 
 
 def folder_bytes(folder: Path) -> int:

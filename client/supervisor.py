@@ -335,6 +335,8 @@ class _Site:
             retry_min_s=way.retry_min_s,
             retry_max_s=way.retry_max_s,
             give_up_s=way.give_up_s,
+            turn=self.config.site.turn,
+            turn_s=self.config.site.turn_s,
         )
         return start_supernode(settings, self.folder / LOGS / "supernode.log", proxy=way.proxy)
 

@@ -70,6 +70,7 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
     from fed_diffmic.privacy.continuity import witness_of
     from fed_diffmic.provision.keys import load_public
     from fed_diffmic.transport.contact import read_contact
+    from fed_diffmic.transport.turn import trim
     from fed_diffmic.transport.worker import serve
 
     config: SiteConfig = parse_dataclass(SiteConfig, settings.config, "config")
@@ -106,6 +107,7 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
         stop=stop,
         beat_s=settings.beat_s,
         state=state_writer(run / STATE),
+        after=trim if config.site.turn else lambda: None,
     )
 
 

@@ -137,15 +137,19 @@ def hear(channel: Channel, asking: Listening, needed: int, deadline: float) -> N
     heard = time.monotonic()
     while asking.wanted(needed) and time.monotonic() < deadline:
         asking.ask_again()
+        asked = time.monotonic()
         replies = list(channel.grid.pull_messages(list(asking.open))) if asking.open else []
-        came = len(replies)
+        came, waited = (
+            len(replies),
+            time.monotonic() - asked,
+        )  # the SuperLink holds a question that it cannot answer yet
         while replies:  # and no longer held than it takes
             asking.take(replies.pop(0))
         if came:
             heard = time.monotonic()
         elif asking.wanted(needed):
             pause = max(channel.poll_s, min(LONGEST_POLL_S, POLL_SHARE * (time.monotonic() - heard)))
-            time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
+            time.sleep(max(0.0, min(pause - waited, deadline - time.monotonic())))
 
 
 def release(packed: Packed | Packing) -> None:

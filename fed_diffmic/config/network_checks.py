@@ -178,6 +178,8 @@ def check_site_start(config: SiteConfig) -> None:
         raise ConfigError("site.folder", "null", "a folder for the site's own state, on an encrypted volume")
     if Path(site.folder).exists() and not Path(site.folder).is_dir():
         raise ConfigError("site.folder", site.folder, "a folder, existing or not")
+    if site.turn is not None and (Path(site.turn).is_dir() or not Path(site.turn).parent.is_dir()):
+        raise ConfigError("site.turn", site.turn, "a file, existing or not, in a folder that is there")
     if way.address is None:
         raise ConfigError("coordinator.address", "null", "host:port of the coordinator", _KIT)
     if way.insecure:

@@ -35,6 +35,19 @@ class SiteGroup(Checked):
     keep_days: float = option(
         30.0, "days after which kept updates, bases and states of runs that are over are removed", gt=0, le=3650
     )
+    turn: str | None = option(
+        None,
+        "file that the sites of one machine share (made if it is not there): one of them at a time holds a request, "
+        "its model and its optimizer in memory. None: all of them at once. A site that dies in its turn frees it",
+        path=True,
+    )
+    turn_s: float = option(
+        21600.0,
+        "seconds after which a site that waits for its turn gives the request back to the coordinator (2017), which "
+        "asks it again while the round's time lasts",
+        gt=0,
+        le=7 * 86400,
+    )
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ REPLY_SIZE = 2013
 PRIVATE_NETWORK = 2014
 PRIVATE_SETTINGS = 2015
 MODEL_SETTINGS = 2016
+TURN = 2017
 POLICY_RUN = 2020
 POLICY_DATASET = 2021
 POLICY_CLASSES = 2022
@@ -110,6 +111,7 @@ FAILURES: dict[int, str] = {
     "model.encoder_norm)",
     PRIVATE_SETTINGS: "a setting of the site's own privacy cannot be kept in this run (its group privacy)",
     MODEL_SETTINGS: "the run's own settings cannot be met at the site (its model, stages or strategy)",
+    TURN: "another site of the same machine did not give up its turn in time",
     POLICY_RUN: "the site's policy does not name the run",
     POLICY_DATASET: "the site's policy does not name its dataset for use",
     POLICY_CLASSES: "the site's policy does not name all classes of the run",
@@ -169,7 +171,7 @@ FAILURES: dict[int, str] = {
     NODE_FAILED: "Flower reports that the site's process failed or is not there",
 }
 
-LATER = frozenset({PAUSED, POLICY_HOURS, STUDY_WAITS})
+LATER = frozenset({PAUSED, POLICY_HOURS, STUDY_WAITS, TURN})
 """Failures that pass by themselves: the coordinator asks again while the round's time lasts."""
 
 LOST = frozenset({3, 4, 5, 8})

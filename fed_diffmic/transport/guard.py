@@ -29,6 +29,7 @@ from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIG
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from fed_diffmic.transport.bells import PULLS, Bells, node_of
 from fed_diffmic.transport.seats import Bounds, Counts, Seat, Seats
 
 Scope = MutableMapping[str, Any]
@@ -136,15 +137,19 @@ class Gate:
         bounds: limits.
         admission: who is admitted; none: everyone (insecure trials only).
         versions: what health tells about this installation.
+        bells: hold a site's question for its next request until there is one; none: it is answered at once.
     """
 
-    def __init__(self, app: App, bounds: Bounds, admission: Admission | None, versions: str) -> None:
+    def __init__(
+        self, app: App, bounds: Bounds, admission: Admission | None, versions: str, bells: Bells | None = None
+    ) -> None:
         self.app = app
         self.bounds = bounds
         self.admission = admission
         self.counts = Counts()
         self.seats = Seats(bounds, self.counts)
         self._versions = versions.encode("ascii", "replace")
+        self._bells = bells
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, connection: BoundedProtocol) -> None:
         """Serve one request, or refuse it and close the connection."""
@@ -175,7 +180,23 @@ class Gate:
         self.counts.bytes_in += len(body)
         if site:
             self.counts.contact[site] = time.time()
-        await self.app(scope, _replay(body, receive), send)
+        node = node_of(body) if path == PULLS and self._bells is not None else None
+        if node is None or self._bells is None:
+            await self.app(scope, _replay(body, receive), send)
+        else:
+            await self._bells.answer(node, self._still(site, headers), scope, _replay(body, receive), send)
+
+    def _still(self, site: str, headers: Headers) -> App:
+        """The application, for a site that was admitted when its question came and may not be any more."""
+
+        async def still(scope: Scope, receive: Receive, send: Send) -> None:
+            if self.admission is not None and self.admission.name_of(_key(headers)) != site:
+                self.counts.refuse("roster", "", site)
+                await _answer(send, 401, [(REASON_HEADER, b"roster"), (b"connection", b"close")])
+                return
+            await self.app(scope, receive, send)
+
+        return still
 
     def _site_of(self, headers: Headers | None) -> tuple[str | None, str]:
         """The admitted site that signed the request (``""``: nobody is asked), or none and why."""

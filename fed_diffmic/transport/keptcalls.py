@@ -4,7 +4,8 @@ A request is kept on the disk (:mod:`fed_diffmic.transport.spool`) and handed ou
 coordinator sends is opened here (no bundle is unpacked, no task but a client's is made). A reply that the coordinator
 will never take (it does not know the run any more, it waits for it no longer, it is too large) is given up with a line
 that says why, and so is one that was refused a bounded number of times for whatever reason: the site is then free
-for the next request, where it would otherwise deliver the same reply for ever.
+for the next request, where it would otherwise deliver the same reply for ever. Where sites of one machine take turns
+(:mod:`fed_diffmic.transport.turn`), nothing of a request's content is asked for before it is this site's turn.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.run import RunNotRunningException
 from flwr.supernode import fleet_http_connection
 
-from fed_diffmic.exchange.failures import REPLY_SIZE
+from fed_diffmic.exchange.failures import REPLY_SIZE, TURN
 from fed_diffmic.transport.contact import Reporter
 from fed_diffmic.transport.fleet import sentence
 from fed_diffmic.transport.messages import failure_message
 from fed_diffmic.transport.refusals import TOO_LARGE
 from fed_diffmic.transport.spool import DELIVERED, RECEIVED, Spool
+from fed_diffmic.transport.turn import Turn
 
 RECEIVES = 10
 DELIVERIES = 8
@@ -40,12 +42,15 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def kept_connection(spool: Spool, report: Reporter, current: list[KeptCalls], *args: Any) -> Iterator[tuple[Any, ...]]:
+def kept_connection(
+    spool: Spool, report: Reporter, turn: Turn, current: list[KeptCalls], *args: Any
+) -> Iterator[tuple[Any, ...]]:
     """Flower's connection with its callbacks wrapped; see the module.
 
     Args:
         spool: of this site.
         report: to the supervisor.
+        turn: among the machine's sites.
         current: takes the wrapped callbacks, for who must settle them.
         args: of Flower's ``http_request_response``.
     """
@@ -54,6 +59,7 @@ def kept_connection(spool: Spool, report: Reporter, current: list[KeptCalls], *a
         calls: list[Any] = list(callbacks[1:])
         report.set(connected=True)
         current.append(KeptCalls(spool, report, *calls))
+        current[-1].turn = turn
         yield (node_id, *current[-1].callbacks())
 
 
@@ -79,6 +85,7 @@ class KeptCalls:
         self._next = 0.0
         self._forgetting = threading.Lock()
         self.over: set[int] = set()
+        self.turn = Turn(None, 0.0)
 
     def callbacks(self) -> tuple[Callable[..., Any], ...]:
         """In the order in which Flower's loop takes them."""
@@ -91,11 +98,14 @@ class KeptCalls:
             return None
         kept = self._spool.request()
         if kept is not None:
+            if not self._is_turn(kept.messages_list[0]):
+                return None
             if not _over(kept.messages_list[0].metadata) and self._spool.count(RECEIVED) <= RECEIVES:
                 self._report.set(busy=True)
                 return message_from_proto(kept.messages_list[0]), kept.message_object_trees[0]
             logger.warning("a request is given up: its time is over, or its content does not come")
             self._spool.drop()
+        self.turn.give()
         self._report.set(busy=False)
         received = self._receive()
         if received is not None:
@@ -104,7 +114,22 @@ class KeptCalls:
                 PullMessagesResponse(messages_list=[message_to_proto(message)], message_object_trees=[tree])
             )
             self._report.set(busy=True)
+            if not self._is_turn(message_to_proto(message)):
+                return None
         return received
+
+    def _is_turn(self, request: Any) -> bool:
+        """Whether it is this site's turn; where it was waited for too long, the coordinator is told, and asks later."""
+        try:
+            if self.turn.take():
+                return True
+        except OSError as error:
+            logger.warning("the file of the machine's turns (site.turn) cannot be opened: %s", error.strerror)
+        if self.turn.in_vain():
+            logger.warning("a request is given back: another site of this machine kept its turn (site.turn_s)")
+            self._spool.drop()
+            self._say(TURN, message_from_proto(request))
+        return False
 
     def get_run(self, run_id: int) -> Any:
         """The run, as one whose clients are asked, whatever it says it is."""
@@ -192,6 +217,7 @@ class KeptCalls:
         """After Flower's loop tried to deliver: forget the request if the reply is there, whole."""
         if self._undelivered is not None and not self._undelivered:
             self._spool.drop()
+            self.turn.give()
         self._undelivered = None
 
     def _of_run(self, run_id: int, call: Callable[..., Any], *args: Any) -> Any:
@@ -222,11 +248,11 @@ class KeptCalls:
                 logger.warning("a request is given up: %s", why)
                 self._spool.drop()
         if refusal is TOO_LARGE:
-            self._say_too_large(message_from_proto(request.messages_list[0]))
+            self._say(REPLY_SIZE, message_from_proto(request.messages_list[0]))
 
-    def _say_too_large(self, request: Any) -> None:
+    def _say(self, code: int, request: Any) -> None:
         """Answer with a failure in a reply's place, so that the coordinator need not wait for its deadline."""
-        answer = failure_message(REPLY_SIZE, request)
+        answer = failure_message(code, request)
         answer.metadata.__dict__["_message_id"] = answer.object_id
         content = {name: part.deflate() for name, part in get_all_nested_objects(answer).items()}
         try:

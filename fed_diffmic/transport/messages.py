@@ -1,10 +1,14 @@
 """Payloads as Flower messages and back.
 
-A payload is one ``ConfigRecord`` (JSON text, its digest, its seal, where which tensor lies) and one ``ArrayRecord`` of
-raw little-endian bytes: no ``np.save``, no pickle. Flower moves every array as objects of its own, each a request at
-every hop and rows in the SuperLink's database: hundreds of small tensors would take minutes. So consecutive tensors
-travel together in bundles of about :data:`BUNDLE` bytes; a tensor as large as that travels alone, not copied. A
-site's failure is Flower's ``Error`` with one of our codes; its text is never read by the coordinator. It carries no
+A payload is one ``ConfigRecord`` (JSON text, its digest, its seal, where which tensor lies) and one record of the
+tensors' raw little-endian bytes: no ``np.save``, no pickle. Flower moves every record as an object of its own, every
+array of an ``ArrayRecord`` as two more, and each object is a request at every hop and rows in the SuperLink's database:
+hundreds of small tensors would take minutes. So consecutive tensors travel together: all of them as one value of a
+``ConfigRecord`` where they are at most :data:`BUNDLE` bytes, else in arrays of about as many; a tensor as large as that
+travels alone, not copied. The tensors' record is never that of the rest, which differs by its seal from site to site:
+what all sites are sent is stored once.
+
+A site's failure is Flower's ``Error`` with one of our codes; its text is never read by the coordinator. It carries no
 seal: whoever carries messages can make a site seem to have failed, and no more.
 """
 
@@ -22,7 +26,8 @@ from fed_diffmic.transport.identity import ensure_task_identity
 
 RAW = "fed_diffmic.raw"
 BUNDLE = 4 * 2**20
-_PAYLOAD, _TENSORS = "payload", "tensors"
+TENSORS = "tensors"
+_PAYLOAD, _WHOLE = "payload", "0"
 
 
 def to_record(wire: Wire) -> RecordDict:
@@ -32,8 +37,11 @@ def to_record(wire: Wire) -> RecordDict:
         return RecordDict({_PAYLOAD: ConfigRecord(head)})
     head["table"] = json.dumps([[name, a.dtype, a.shape] for name, a in wire.arrays.items()], separators=(",", ":"))
     head["sizes"] = [len(a.data) for a in wire.arrays.values()]
+    if sum(head["sizes"]) <= BUNDLE:
+        (whole,) = _bundles(wire.arrays)
+        return RecordDict({_PAYLOAD: ConfigRecord(head), TENSORS: ConfigRecord({_WHOLE: whole})})
     bundles = {str(n): Array("uint8", (len(data),), RAW, data) for n, data in enumerate(_bundles(wire.arrays))}
-    return RecordDict({_PAYLOAD: ConfigRecord(head), _TENSORS: ArrayRecord(bundles)})
+    return RecordDict({_PAYLOAD: ConfigRecord(head), TENSORS: ArrayRecord(bundles)})
 
 
 def _bundles(arrays: Mapping[str, WireArray]) -> Iterator[bytes]:
@@ -105,34 +113,32 @@ def failure_of(reply: Message) -> tuple[int, str] | None:
 
 
 def _wire(record: RecordDict) -> Wire:
-    if not set(record) <= {_PAYLOAD, _TENSORS} or _PAYLOAD not in record:
+    if not set(record) <= {_PAYLOAD, TENSORS} or _PAYLOAD not in record:
         raise PayloadError("the records are not those of a payload")
     head: Any = record[_PAYLOAD]
-    bundles: Any = record.get(_TENSORS, {})
-    if not isinstance(head, ConfigRecord) or not isinstance(bundles, (ArrayRecord, dict)):
+    bundles: Any = record.get(TENSORS, {})
+    if not isinstance(head, ConfigRecord) or not isinstance(bundles, (ArrayRecord, ConfigRecord, dict)):
         raise PayloadError("the records are not those of a payload")
-    wanted = {"body", "digest", "table", "sizes"} if _TENSORS in record else {"body", "digest"}
+    wanted = {"body", "digest", "table", "sizes"} if TENSORS in record else {"body", "digest"}
     if set(head) - {"seal"} != wanted:
         raise PayloadError("the header lacks fields or has others")
-    arrays = dict(_arrays(head, bundles)) if _TENSORS in record else {}
+    arrays = dict(_arrays(head, bundles)) if TENSORS in record else {}
     # Whoever reads a wire (decode, or what opens a seal) checks that these are texts.
     return Wire(head["body"], head["digest"], arrays, head.get("seal", ""))  # type: ignore[arg-type]
 
 
-def _arrays(head: Any, bundles: Mapping[str, Array]) -> Iterator[tuple[str, WireArray]]:
-    """Each tensor's bytes, cut from the bundles that it was joined into."""
+def _arrays(head: Any, bundles: Mapping[str, Any]) -> Iterator[tuple[str, WireArray]]:
+    """Each tensor's bytes, cut from the bundles that it was joined into: arrays, or all of them as one value."""
     table = json.loads(head["table"])
     if list(bundles) != [str(n) for n in range(len(bundles))] or len(table) != len(head["sizes"]):
         raise PayloadError("the tensors are not those of the table")
     if len({name for name, _, _ in table}) != len(table) or any(size < 0 for size in head["sizes"]):
         raise PayloadError("the table of tensors is not one")
-    if any(bundle.stype != RAW for bundle in bundles.values()):
-        raise PayloadError("a tensor is not raw bytes")
-    pieces = iter(bundles.values())
-    data, start = next(pieces).data, 0
+    pieces = map(_raw, list(bundles.values()))
+    data, start = next(pieces), 0
     for (name, dtype, shape), size in zip(table, head["sizes"], strict=True):
         if size and start == len(data):
-            data, start = next(pieces).data, 0
+            data, start = next(pieces), 0
         if start + size > len(data):
             raise PayloadError("a tensor's bytes are not all there")
         whole = size == len(data)
@@ -140,3 +146,11 @@ def _arrays(head: Any, bundles: Mapping[str, Array]) -> Iterator[tuple[str, Wire
         start += size
     if start != len(data) or next(pieces, None) is not None:
         raise PayloadError("there are bytes of no tensor")
+
+
+def _raw(bundle: object) -> bytes:
+    """The bytes of a bundle."""
+    data = bundle.data if isinstance(bundle, Array) and bundle.stype == RAW else bundle
+    if not isinstance(data, bytes):
+        raise PayloadError("a tensor is not raw bytes")
+    return data

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ from flwr.supernode.servicer.runtime import runtime_handlers
 from fed_diffmic.transport.spool import Spool
 
 ATTEMPTS = 5
+LOOK_S = 0.02
 logger = logging.getLogger(__name__)
 
 
@@ -201,10 +203,12 @@ class Handlers:
 
     Args:
         spool: counts how often the request in hand is given out.
+        hold_s: seconds that a worker's question waits for a task at most. Looking here costs nothing, where another
+            question costs both processes some milliseconds.
     """
 
-    def __init__(self, spool: Spool) -> None:
-        self._spool = spool
+    def __init__(self, spool: Spool, hold_s: float = 0.0) -> None:
+        self._spool, self._hold = spool, hold_s
 
     def __getattr__(self, name: str) -> Any:
         return getattr(runtime_handlers, name)
@@ -216,6 +220,9 @@ class Handlers:
         if state.pending() and self._spool.attempts >= ATTEMPTS:
             logger.error("a request ended %d workers and is not given to another", ATTEMPTS)
             state.give_up()
+        until = time.monotonic() + self._hold
+        while (state.comes() or not state.pending()) and time.monotonic() < until:
+            time.sleep(LOOK_S)
         if state.comes():
             return AcquireTaskResponse()
         response = runtime_handlers.acquire_task(request, state)

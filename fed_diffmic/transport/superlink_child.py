@@ -19,7 +19,7 @@ import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fed_diffmic.errors import CredentialError
 from fed_diffmic.files import write_json
@@ -27,10 +27,14 @@ from fed_diffmic.transport.processes import die_with_parent
 from fed_diffmic.transport.seats import Bounds, Rate
 from fed_diffmic.transport.superlink import COUNTS_PATH, LOOPBACK, NONCE_HEADER, STATE, TOKEN_HEADER, LinkSettings
 
+if TYPE_CHECKING:
+    from fed_diffmic.transport.bells import Bells
+
 RENEW_S = 30.0
 LOCK_S = 60.0
 JOURNAL_BYTES = 64 * 2**20
 LINES, LINES_PER_S = 200.0, 0.5
+PULLS = "/v1/runtime/pull-messages"
 App = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
 
 
@@ -41,10 +45,14 @@ class PrivateApp:
         app: Flower's.
         settings: token and nonce.
         counts: gives the guard's counts as JSON.
+        bells: hold the coordinator's question for replies until there is one; none: it is answered at once.
     """
 
-    def __init__(self, app: App, settings: LinkSettings, counts: Callable[[], bytes]) -> None:
+    def __init__(
+        self, app: App, settings: LinkSettings, counts: Callable[[], bytes], bells: Bells | None = None
+    ) -> None:
         self.app = app
+        self._bells = bells
         self._token = settings.token().encode()
         self._nonce = settings.nonce.encode()
         self._counts = counts
@@ -61,6 +69,8 @@ class PrivateApp:
             await _answer(send, 200, [(NONCE_HEADER.encode(), self._nonce)])
         elif scope["path"] == COUNTS_PATH:
             await _answer(send, 200, [(b"content-type", b"application/json")], self._counts())
+        elif scope["path"] == PULLS and self._bells is not None:
+            await self._bells.answer_coordinator(self.app, scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
@@ -160,16 +170,18 @@ async def serve(settings: LinkSettings, private: socket.socket, public: socket.s
     """Serve both listeners until a signal ends the private one."""
     import uvicorn
 
+    from fed_diffmic.transport.bells import Bells
     from fed_diffmic.transport.guard import Gate
     from fed_diffmic.transport.heartbeats import set_heartbeat
     from fed_diffmic.transport.listener import Listener
 
     app = flower_app(settings)
+    bells = Bells.installed(settings.heartbeat_s)
     set_heartbeat(settings.heartbeat_s)
     admission = RosterAdmission(settings.roster) if settings.roster else None
-    gate = Gate(app, bounds_of(settings), admission, versions())
+    gate = Gate(app, bounds_of(settings), admission, versions(), bells)
     config = uvicorn.Config(
-        PrivateApp(app, settings, gate.counts.to_json),
+        PrivateApp(app, settings, gate.counts.to_json, bells),
         log_config=None,
         log_level="warning",
         access_log=False,

@@ -31,8 +31,9 @@ NODE = "node"
 FLOWER = "flower"
 STARTED_S = 20.0
 GONE = 1
-ASK_S, OWN_S = 0.1, 0.05
-"""Shortest pause between questions to the coordinator, and that between looks at the own worker's replies."""
+ASK_S, OWN_S, WORKER_S = 0.1, 0.05, 1.0
+"""Shortest pause between questions to the coordinator, that between looks at the own worker's replies, and how long its
+question for a task waits here."""
 NO_WAY = "the connection to the coordinator could not be made"
 PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
@@ -54,6 +55,7 @@ class NodeSettings:
         secret: hexadecimal; shared with the worker.
         port: loopback port that is tried first.
         heartbeat_s, poll_s, retry_min_s, retry_max_s, give_up_s: see ``coordinator.*``.
+        turn, turn_s: see ``site.*``.
     """
 
     address: str
@@ -70,6 +72,8 @@ class NodeSettings:
     retry_min_s: float = 1.0
     retry_max_s: float = 60.0
     give_up_s: float = 7 * 86400.0
+    turn: str | None = None
+    turn_s: float = 21600.0
 
 
 def start_supernode(settings: NodeSettings, log: Path, *, proxy: str | None = None) -> Child:
@@ -135,6 +139,7 @@ def run_supernode(settings: NodeSettings) -> None:
     from fed_diffmic.transport.heartbeats import set_heartbeat
     from fed_diffmic.transport.nodestate import KeptStateFactory
     from fed_diffmic.transport.spool import Spool
+    from fed_diffmic.transport.turn import Turn
 
     logging.getLogger("flwr").setLevel(logging.INFO)  # Flower's own level is DEBUG
     report = Reporter(Path(settings.run))
@@ -158,7 +163,9 @@ def run_supernode(settings: NodeSettings) -> None:
     push, pull = internal._push_messages, internal._pull_and_store_message
 
     def pull_and_settle(**arguments: Any) -> Any:
+        asked = time.monotonic()
         run_id = pull(**arguments)
+        pauses.waited(time.monotonic() - asked)  # the SuperLink holds a question for which it has no answer yet
         while current[-1].over:  # Flower leaves the task of a run that is over to its worker
             factory.state().abandon(current[-1].over.pop())
         return run_id
@@ -172,7 +179,8 @@ def run_supernode(settings: NodeSettings) -> None:
     connection.FleetHttpClient = fleet.watched_client(report, Path(settings.run) / NODE if settings.key else None)
     connection.HeartbeatSender = fleet.SteadyHeartbeat
     connection.make_simple_http_retry_invoker = make_invoker
-    internal.http_request_response = lambda *args: keptcalls.kept_connection(spool, report, current, *args)
+    turn = Turn(settings.turn, settings.turn_s)
+    internal.http_request_response = lambda *args: keptcalls.kept_connection(spool, report, turn, current, *args)
     internal._push_messages = push_and_settle
     internal._pull_and_store_message = pull_and_settle
     internal.get_fused_config_from_fab = lambda *_: {}  # the bundle is somebody else's code: it is not opened
@@ -216,7 +224,7 @@ def serve_worker(factory: Any, spool: Any, settings: NodeSettings) -> int:
     from fed_diffmic.transport.nodestate import Handlers
 
     app = create_app(state_factory=factory, superexec_auth_secret=bytes.fromhex(settings.secret))
-    app.state.runtime_handlers = Handlers(spool)
+    app.state.runtime_handlers = Handlers(spool, WORKER_S)
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -1,7 +1,8 @@
 """Several requests to one node as one message, and their replies as one.
 
 Each request keeps its own body, digest, tensors and seal, and each reply its own: nothing is judged otherwise than if
-it had come alone, and the site answers them in their order. What they share is the way: one push, one poll, one task.
+it had come alone, and the site answers them in their order. What they share is the way: one push, one poll, one task,
+and one record of everything but their tensors, for each record is a request more at every hop.
 A reply may hold good answers to some of them and failures for the others (numbers without a seal, as Flower's errors).
 """
 
@@ -17,13 +18,13 @@ from flwr.app.message import make_message
 from fed_diffmic.exchange.failures import failure_sentence
 from fed_diffmic.exchange.payload import PayloadError, Wire
 from fed_diffmic.transport.identity import ensure_task_identity
-from fed_diffmic.transport.messages import to_record
+from fed_diffmic.transport.messages import TENSORS, to_record
 
 JUDGED = "train.judged"
 """The message that asks for the metrics of some weights and for a local update that begins with them."""
 KINDS = ("evaluate", "train")
 """What it holds, in the order in which it is answered."""
-_FAILURE, _BETWEEN = "failure", "."
+_FAILURE, _HEADS, _BETWEEN = "failure", "heads", "."
 
 
 def joined_message(wires: Mapping[str, Wire], *, node: int, message_type: str, ttl: float, group: str) -> Message:
@@ -52,11 +53,17 @@ def parts_of(message: Message, kinds: Sequence[str] = KINDS) -> dict[str, Messag
     if message.has_error():
         return {kind: make_message(metadata, error=message.error) for kind in kinds}
     found: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
-    for name in message.content:
-        kind, between, record = str(name).partition(_BETWEEN)
+    for name, record in message.content.items():
+        if name == _HEADS and isinstance(record, ConfigRecord):
+            continue
+        kind, between, rest = str(name).partition(_BETWEEN)
         if not between or kind not in found:
             raise PayloadError("the records are not those of several payloads")
-        found[kind][record] = message.content[name]
+        found[kind][rest] = record
+    for kind, records in _heads(message.content.get(_HEADS, ConfigRecord({})), kinds).items():
+        if set(records) & set(found[kind]):
+            raise PayloadError("a record is there twice")
+        found[kind] = {**records, **found[kind]}
     return {kind: _part(records, metadata) for kind, records in found.items()}
 
 
@@ -68,8 +75,27 @@ def name_of(parts: Mapping[str, Message]) -> str:
 
 
 def _joined(records: Mapping[str, RecordDict]) -> RecordDict:
-    whole = {f"{kind}{_BETWEEN}{name}": record for kind, own in records.items() for name, record in own.items()}
-    return RecordDict(whole)
+    heads: dict[str, Any] = {}
+    whole: dict[str, Any] = {}
+    for kind, own in records.items():
+        for name, record in own.items():
+            if name == TENSORS:
+                whole[_BETWEEN.join((kind, name))] = record
+            else:
+                heads |= {_BETWEEN.join((kind, name, key)): value for key, value in record.items()}
+    return RecordDict({_HEADS: ConfigRecord(heads), **whole})
+
+
+def _heads(joined: Any, kinds: Sequence[str]) -> dict[str, dict[str, ConfigRecord]]:
+    """The records of each kind that travel as one."""
+    found: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in kinds}
+    for whole, value in joined.items():
+        kind, _, rest = str(whole).partition(_BETWEEN)
+        name, between, key = rest.partition(_BETWEEN)
+        if not between or kind not in found:
+            raise PayloadError("the records are not those of several payloads")
+        found[kind].setdefault(name, {})[key] = value
+    return {kind: {name: ConfigRecord(own) for name, own in named.items()} for kind, named in found.items()}
 
 
 def _part(records: Mapping[str, Any], metadata: Any) -> Message:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -51,6 +52,7 @@ def serve(
     stop: threading.Event,
     beat_s: float = 10.0,
     state: Callable[[str], None] = lambda _: None,
+    after: Callable[[], None] = lambda: None,
 ) -> None:
     """Work until ``stop`` is set.
 
@@ -62,10 +64,12 @@ def serve(
         stop: ends the loop, after the task in hand.
         beat_s: interval at which the SuperNode is told that a task's worker lives.
         state: told ``ready``, ``lost``, ``working`` and ``replying``.
+        after: is called after each task.
     """
     pauses = Pauses(SHORTEST_S, POLL_S)
     with _Tasks(port, secret) as tasks:
         while not stop.is_set():
+            asked = time.monotonic()
             try:
                 token = tasks.next()
             except (httpx.HTTPError, OSError, ValueError):
@@ -74,6 +78,7 @@ def serve(
                 continue
             if token is None:
                 state("ready")
+                pauses.waited(time.monotonic() - asked)  # the SuperNode holds a question for which it has no task yet
                 stop.wait(pauses.next())
                 continue
             try:
@@ -82,6 +87,7 @@ def serve(
             except Exception as error:  # the SuperNode is gone or gave the task to another: its next start asks again
                 logger.warning("a task could not be taken or handed back: %s", type(error).__name__)
                 stop.wait(LOST_S)
+            after()
 
 
 class _Tasks:

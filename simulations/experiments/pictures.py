@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ from simulations.experiments.runner import CELLS
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333", "#8C6D31", "#666666")
 MARKERS = "osD^vPX<>"
+ABOUT_BYTES = (
+    "Macro AUROC on test images (mean over sites and seeds; the line: the seeds) against what the federation sent"
+)
 
 
 def _drawing(height: float) -> Figure:
@@ -57,6 +60,9 @@ def pictures(section: Section) -> Iterator[tuple[str, str, Figure]]:
         if len(ranked) > 1 and len(section.seeds) > 1:
             about = f"{NAMES[figure]}: mean rank over sites and seeds, with the critical difference (Nemenyi, 0.05)"
             yield f"ranks-{figure}", about, _ranks(section, ranked)
+    sent = {method: count for method, count in section.bytes_sent.items() if count > 0}
+    if len(set(sent.values())) > 1:  # who trains alone sends nothing
+        yield "bytes-auroc_macro", ABOUT_BYTES, _against_bytes(section, sent)
 
 
 @mpl.rc_context(STYLE)
@@ -99,6 +105,28 @@ def _worst(section: Section, figure: str) -> Figure:
         ax.plot([mean], [worst], marker, color=color, ms=7, label=method)
     ax.set_xlabel(f"{NAMES[figure]}, mean over sites")
     ax.set_ylabel("worst site")
+    if ax.lines:
+        drawing.legend(loc="outside right upper", fontsize=8)
+    return drawing
+
+
+@mpl.rc_context(STYLE)
+def _against_bytes(section: Section, sent: Mapping[str, float]) -> Figure:
+    """A marker for each method that sends anything, with a line from its worst seed to its best."""
+    drawing = _drawing(4.0)
+    ax = drawing.add_subplot()
+    for position, (method, count) in enumerate(sent.items()):
+        values = section.values[method, MEAN, "auroc_macro"]
+        defined = values[~np.isnan(values)]
+        if not len(defined):
+            continue
+        color, marker = COLORS[position % len(COLORS)], MARKERS[(position // len(COLORS)) % len(MARKERS)]
+        x = count / 1e6
+        ax.plot([x, x], [defined.min(), defined.max()], color=color, lw=1.4)
+        ax.plot([x], [mean_of(values)], marker, color=color, ms=7, label=method)
+    ax.set_xscale("log")
+    ax.set_xlabel("MB of tensors, both ways")
+    ax.set_ylabel("macro AUROC on test images, mean over sites")
     if ax.lines:
         drawing.legend(loc="outside right upper", fontsize=8)
     return drawing

@@ -122,6 +122,10 @@ class Consortium:
         """Change rules of a site's policy, before it is started."""
         self._set(site, "policy", rules)
 
+    def set_turn(self, site: str, file: Path) -> None:
+        """Let a site take turns with the others that name this file, before it is started."""
+        self._set(site, "site", {"turn": str(file)})
+
     def _set(self, site: str, group: str, values: Mapping[str, Any]) -> None:
         value = yaml.safe_load(self.site_yaml[site].read_text(encoding="utf-8"))
         value[group] |= values

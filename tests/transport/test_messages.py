@@ -65,7 +65,9 @@ def test_a_payload_survives_flowers_own_serialisation() -> None:
 def test_tensors_travel_together_in_bundles_of_whole_tensors(bundle: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages, "BUNDLE", bundle)
     record = to_record(encode(PAYLOAD))
-    sizes = [len(array.data) for array in record["tensors"].values()]  # type: ignore[union-attr]
+    bundles: Any = record["tensors"]
+    assert isinstance(bundles, ConfigRecord if bundle >= 38 else ArrayRecord)
+    sizes = [len(value if isinstance(value, bytes) else value.data) for value in bundles.values()]
     assert sum(sizes) == 28 + 8 + 2
     assert len(sizes) == {1: 3, 8: 3, 40: 1, 1 << 20: 1}[bundle]
     assert_equal(from_record(record, AMPLE), PAYLOAD)
@@ -90,7 +92,13 @@ def test_of_a_failure_only_our_own_sentence_is_read() -> None:
     assert failure_of(stranger) == (2, FAILURES[NODE_FAILED])
 
 
-def test_other_records_are_refused() -> None:
+def test_other_records_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = to_record(encode(PAYLOAD))
+    for value in (7, "1" * 38, [b"1" * 38], b"1" * 37, b"1" * 39):
+        changed_value = {"payload": small["payload"], "tensors": ConfigRecord({"0": value})}  # type: ignore[dict-item]
+        with pytest.raises(PayloadError):
+            from_record(RecordDict(changed_value), AMPLE)
+    monkeypatch.setattr(messages, "BUNDLE", 37)
     good = to_record(encode(PAYLOAD))
     head, tensors = good["payload"], good["tensors"]
     npy = Array(np.zeros(2, np.float32))
@@ -110,7 +118,7 @@ def test_other_records_are_refused() -> None:
         RecordDict({"payload": ConfigRecord({"body": "x"})}),
         RecordDict({"payload": head, "tensors": ConfigRecord({"w": "1"})}),
         RecordDict({"payload": head, "tensors": ArrayRecord({**tensors, "1": npy})}),
-        RecordDict({"payload": head, "tensors": ArrayRecord({**tensors, "1": raw})}),
+        RecordDict({"payload": head, "tensors": ArrayRecord({**tensors, "2": raw})}),
         RecordDict({"payload": head, "tensors": ArrayRecord({**tensors, "w": raw})}),
         RecordDict({"payload": head, "tensors": ArrayRecord({"0": raw})}),
         RecordDict({"payload": head, "tensors": ArrayRecord({})}),

@@ -135,7 +135,8 @@ def test_flowers_fleet_router_calls_the_handlers_that_we_rule():
     push = inspect.getsource(fleet_handlers.push_messages)
     assert "state.store_message_and_object_tree(" in push and "state.start_session(run_id)" in push
     for name in ("delete_messages", "store_message_ins", "store_message_res", "get_message_res",
-                 "_cleanup_push_session", "get_run_status"):  # fmt: skip
+                 "_cleanup_push_session", "get_run_status", "store_object", "get_message_ins",
+                 "store_traffic"):  # fmt: skip
         assert callable(getattr(SqlLinkState, name))
 
 
