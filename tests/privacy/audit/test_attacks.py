@@ -127,7 +127,7 @@ def test_small_a_true_claim_is_not_refuted():
 def test_fault_no_noise(monkeypatch):
     monkeypatch.setattr(Randomness, "normal", lambda self, count, device: torch.zeros(count, dtype=torch.float64))
     what = subject(test_seed=1)
-    assert gradient_bound(what, 4).bound > what.claim
+    assert gradient_bound(what).bound > what.claim
 
 
 def test_fault_no_clipping(monkeypatch):
