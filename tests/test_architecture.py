@@ -4,6 +4,7 @@ Each rule is also seen to bite, on a line that breaks it.
 """
 
 import ast
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,21 +22,38 @@ PICKLE_READER = "fed_diffmic/data/plain_pickle.py"
 PICKLE_ERRORS = {"UnpicklingError", "PickleError"}
 
 
-def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+@functools.lru_cache(maxsize=2)  # one module at a time: several rules ask for the same
+def nodes(tree: ast.AST) -> tuple[ast.AST, ...]:
+    """Everything in a module."""
+    return tuple(ast.walk(tree))
+
+
+@functools.lru_cache(maxsize=2)
+def imports(tree: ast.AST) -> tuple[tuple[int, str], ...]:
     """Line and dotted name of everything imported (``from a import b`` gives ``a`` and ``a.b``)."""
-    for node in ast.walk(tree):
+    found: list[tuple[int, str]] = []
+    for node in nodes(tree):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
+            found += ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.lineno, node.module
-            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+            found.append((node.lineno, node.module))
+            found += ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+    return tuple(found)
 
 
-def calls(tree: ast.AST) -> Iterator[tuple[ast.Call, str]]:
-    """Every call with the dotted name of what is called."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            yield node, ast.unparse(node.func)
+@functools.lru_cache(maxsize=2)
+def calls(tree: ast.AST) -> tuple[tuple[ast.Call, str], ...]:
+    """Every call with the dotted name of what is called; of what has none (``f()()``) nothing is in its place."""
+    return tuple((node, dotted(node.func)) for node in nodes(tree) if isinstance(node, ast.Call))
+
+
+def dotted(node: ast.expr) -> str:
+    """``a.b.c`` as it is written, or nothing."""
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(names)]) if isinstance(node, ast.Name) else ""
 
 
 def below(name: str, roots: tuple[str, ...]) -> bool:
@@ -68,7 +86,7 @@ def unpickling(tree: ast.AST, where: str) -> Iterator[int]:
 
 def pickle_used(tree: ast.AST) -> Iterator[int]:
     """Every use of ``pickle`` but naming what it may raise."""
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             if node.value.id == "pickle" and node.attr not in PICKLE_ERRORS:
                 yield node.lineno
@@ -105,7 +123,7 @@ def listening(tree: ast.AST, where: str) -> Iterator[int]:
             name, ("http.server",)
         ):
             yield line
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Constant) and node.value in ("0.0.0.0", "::"):
             yield node.lineno
         if (
@@ -117,7 +135,7 @@ def listening(tree: ast.AST, where: str) -> Iterator[int]:
 
 
 def silence(tree: ast.AST, where: str) -> Iterator[int]:
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.ExceptHandler):
             everything = node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
             if node.type is None or (everything and all(isinstance(s, (ast.Pass, ast.Continue)) for s in node.body)):

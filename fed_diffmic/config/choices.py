@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,10 @@ def default_option(base: Base, group: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def composed(folder: Path, base: str, chosen: tuple[tuple[str, str], ...]) -> Any:
-    """What Hydra makes of the shipped files, never changed by who gets it (a composition takes 0.2 s)."""
+    """What Hydra makes of the shipped files, as our own classes (a composition takes 0.2 s).
+
+    Whoever gets it lays values over a copy (:func:`laid_over`): its lists and mappings are everybody's.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -84,8 +87,36 @@ def composed(folder: Path, base: str, chosen: tuple[tuple[str, str], ...]) -> An
             made = hydra_compose(base, overrides=[f"{group}={option}" for group, option in chosen])
     finally:
         GlobalHydra.instance().hydra = outer
-    OmegaConf.set_readonly(made, True)
-    return made
+    return OmegaConf.to_object(made)
+
+
+def laid_over(config: Any, values: Mapping[str, Any]) -> Any:
+    """A copy of a configuration that shares nothing that can be changed with it.
+
+    OmegaConf's own merge takes thirty times as long, and what it would check was checked when the values were read.
+
+    Args:
+        config: a (nested) dataclass.
+        values: what stands in the place of its own values, of the declared types; nested as it is.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    found = {}
+    for f in fields(config):
+        own = getattr(config, f.name)
+        if is_dataclass(own):
+            found[f.name] = laid_over(own, values.get(f.name, {}))
+        elif f.name in values or isinstance(own, (list, dict)):
+            found[f.name] = _own(values.get(f.name, own))
+    return replace(config, **found)
+
+
+def _own(value: Any) -> Any:
+    """The same lists and mappings anew; sequences of any kind are lists, as they are when read from a file."""
+    if isinstance(value, (list, tuple)):
+        return [_own(item) for item in value]
+    return {name: _own(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def _register_schemas() -> None:

@@ -24,7 +24,17 @@ from pathlib import Path
 from typing import Any
 
 from fed_diffmic.config.checks import check_consistency, check_epochs_count
-from fed_diffmic.config.choices import CLIENT, FOLDER, GROUPS, SERVER, SIMULATE, Base, composed, group_options
+from fed_diffmic.config.choices import (
+    CLIENT,
+    FOLDER,
+    GROUPS,
+    SERVER,
+    SIMULATE,
+    Base,
+    composed,
+    group_options,
+    laid_over,
+)
 from fed_diffmic.config.fields import as_written
 from fed_diffmic.config.owners import DATASETS, KINDS, Owner
 from fed_diffmic.config.plugins import check_trusted, find, known, unknown
@@ -34,9 +44,6 @@ from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.config.spec import parse_dataclass
 from fed_diffmic.config.text import Scalar, Tree, UnknownKeyError, flattened, nearest_keys, parse_text, to_yaml, typed
 from fed_diffmic.errors import ConfigError, UsageError
-
-NAMING = ("dataset", "consortium")
-"""Groups with a mapping ``class_names``."""
 
 __all__ = [
     "CLIENT",
@@ -310,23 +317,12 @@ def _put(root: type, tree: Tree, parts: list[str], value: Scalar) -> None:
 
 
 def _build(base: Base, chosen: dict[str, str], values: Tree) -> Any:
-    """Lay the values over the chosen options and build the frozen dataclasses."""
-    from omegaconf import OmegaConf
-
-    options = {group: values[group].pop("options", None) for group in KINDS if group in values}
-    ranges = values.get("policy", {}).get("study", {}).pop("ranges", None)
-    names = {group: values[group].pop("class_names", None) for group in NAMING if group in values}
-    external = values.pop("external", None) if base is SIMULATE else None
-    merged = OmegaConf.merge(composed(FOLDER, base.name, tuple(sorted(chosen.items()))), values)
-    for group, own in options.items():
-        if own is not None:  # a mapping replaces the option's mapping rather than mixing with it
-            OmegaConf.update(merged, f"{group}.options", own, merge=False)
-    for group, given in names.items():
-        if given is not None:  # free names as keys, which a group of declared ones does not take
-            OmegaConf.update(merged, f"{group}.class_names", given, merge=False)
-    if external is not None:
-        OmegaConf.set_readonly(merged, False)
-        merged.external = {name: str(Path(str(path)).expanduser().absolute()) for name, path in external.items()}
-    if ranges is not None:  # those of the preset hold beside them
-        merged.policy.study.ranges = {**merged.policy.study.ranges, **flattened(ranges)}
-    return OmegaConf.to_object(merged)
+    """Lay the values over the chosen options: a mapping takes the place of the option's, and is not mixed with it."""
+    start = composed(FOLDER, base.name, tuple(sorted(chosen.items())))
+    if base is SIMULATE and "external" in values:
+        given = values["external"]
+        values["external"] = {name: str(Path(str(path)).expanduser().absolute()) for name, path in given.items()}
+    study = values.get("policy", {}).get("study", {})
+    if "ranges" in study:  # those of the preset hold beside them
+        study["ranges"] = {**start.policy.study.ranges, **flattened(study["ranges"])}
+    return laid_over(start, values)

@@ -18,7 +18,13 @@ from typing import Any
 from flwr.app import Message
 from flwr.common.constant import Status, SubStatus
 from flwr.common.serde import message_to_proto
-from flwr.proto.runtime_pb2 import AcquireTaskRequest, AcquireTaskResponse, PushAppMessagesRequest
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    AcquireTaskResponse,
+    PushAppMessagesRequest,
+    PushTaskOutputRequest,
+    PushTaskOutputResponse,
+)
 from flwr.proto.task_pb2 import Task, TaskStatus
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.object_store import ObjectStoreFactory
@@ -48,6 +54,7 @@ class KeptNodeState(InMemoryNodeState):
         self.lock_task_store: Any = threading.RLock()  # Flower's cannot be taken twice; always before that of messages
         self.spool = spool
         self.seen = seen
+        self._kept = ""
 
     def get_task_by_token(self, token: str) -> Task | None:
         """The task that a worker's token stands for; every call of a worker comes through here."""
@@ -76,9 +83,24 @@ class KeptNodeState(InMemoryNodeState):
                 return found
         return super().get_messages_legacy(run_ids=run_ids, is_reply=is_reply, limit=limit)
 
+    def keep_replies(self) -> None:
+        """Keep what is handed in for the request in hand, whoever sends it and whenever.
+
+        The loop that sends replies may stand for days in the confirmation of the request, where the coordinator
+        cannot be reached; what was computed meanwhile would be lost with this process.
+        """
+        with self.lock_task_store, self.lock_msg_store, self.spool.lock:
+            kept = self.spool.request()
+            asked = "" if kept is None else kept.messages_list[0].metadata.message_id
+            for entry in self.msg_store.values():
+                if asked and entry.message.metadata.reply_to_message_id == asked and not entry.is_retrieved:
+                    self._keep(entry)
+
     def _keep(self, entry: MessageEntry) -> bool:
         """Whether a reply is whole; then it is kept on the disk from here on."""
         message_id = entry.message.metadata.message_id
+        if self._kept == message_id and self.spool.has_reply():
+            return True
         if not self._is_whole(message_id):
             return False
         tree = self.object_store.get_object_tree(message_id)
@@ -87,6 +109,7 @@ class KeptNodeState(InMemoryNodeState):
         self.spool.keep_reply(
             PushAppMessagesRequest(messages_list=[message_to_proto(entry.message)], message_object_trees=[tree])
         )
+        self._kept = message_id
         return True
 
     def put_back(self) -> None:
@@ -199,7 +222,7 @@ class KeptStateFactory(NodeStateFactory):
 
 
 class Handlers:
-    """Flower's handlers of the worker's calls; the one that gives out tasks is ours.
+    """Flower's handlers of the worker's calls; those that give out a task and take what came of it are ours.
 
     Args:
         spool: counts how often the request in hand is given out.
@@ -229,3 +252,10 @@ class Handlers:
         if response.token:
             self._spool.attempt()
         return response
+
+    def push_task_output(
+        self, request: PushTaskOutputRequest, state: KeptNodeState, task: Task
+    ) -> PushTaskOutputResponse:
+        """The worker has handed everything in: keep it before it is told so."""
+        state.keep_replies()
+        return runtime_handlers.push_task_output(request, state, task)

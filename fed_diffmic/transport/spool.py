@@ -33,24 +33,27 @@ class Spool:
 
     Args:
         folder: made 0700.
+
+    Attributes:
+        lock: held by who must find what it found before still there.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         (folder / OBJECTS).mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
 
     def begin(self, request: PullMessagesResponse) -> None:
         """Keep a request that was just received (its content follows object by object)."""
-        with self._lock:
+        with self.lock:
             self.drop()
             (self.folder / OBJECTS).mkdir(mode=0o700, exist_ok=True)
             atomic_write(self.folder / REQUEST, request.SerializeToString(), 0o600)
 
     def request(self) -> PullMessagesResponse | None:
         """The request in hand, or none; one that cannot be read counts as none and is removed."""
-        with self._lock:
+        with self.lock:
             try:
                 data = (self.folder / REQUEST).read_bytes()
             except FileNotFoundError:
@@ -71,12 +74,12 @@ class Spool:
 
     def keep_reply(self, reply: PushAppMessagesRequest) -> None:
         """The reply is whole (its objects were put here before): from now on it is delivered, not computed."""
-        with self._lock:
+        with self.lock:
             atomic_write(self.folder / REPLY, reply.SerializeToString(), 0o600)
 
     def reply(self) -> PushAppMessagesRequest | None:
         """The kept reply, or none; one of which a part is lost counts as none."""
-        with self._lock:
+        with self.lock:
             found = PushAppMessagesRequest()
             try:
                 found.ParseFromString((self.folder / REPLY).read_bytes())
@@ -97,7 +100,7 @@ class Spool:
 
     def drop_reply(self) -> None:
         """Forget what was computed for the request, whole or in part, and how often it was tried: not the request."""
-        with self._lock:
+        with self.lock:
             request = self.request()
             (self.folder / REPLY).unlink(missing_ok=True)
             (self.folder / FACTS).unlink(missing_ok=True)
@@ -142,7 +145,7 @@ class Spool:
 
     def count(self, what: str, more: int = 1) -> int:
         """Count it; returns how often it happened with this time."""
-        with self._lock:
+        with self.lock:
             facts = self._facts()
             facts[what] = self.counted(what) + more
             atomic_write(self.folder / FACTS, json.dumps(facts).encode(), 0o600)
@@ -150,7 +153,7 @@ class Spool:
 
     def drop(self) -> None:
         """The reply is delivered, or nobody wants it: forget the request."""
-        with self._lock:
+        with self.lock:
             (self.folder / REQUEST).unlink(missing_ok=True)
             (self.folder / REPLY).unlink(missing_ok=True)
             (self.folder / FACTS).unlink(missing_ok=True)

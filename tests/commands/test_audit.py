@@ -11,6 +11,7 @@ import pytest
 from fed_diffmic.cli import main
 from fed_diffmic.commands import audit
 from fed_diffmic.exchange.audit import AuditLog
+from fed_diffmic.privacy.audit import subject
 from fed_diffmic.privacy.audit.report import WORDS, Size
 from fed_diffmic.provision.keys import load_private, make_site_key
 
@@ -82,6 +83,15 @@ def test_mistakes_on_the_command_line(logs: dict[str, Any], capsys: pytest.Captu
     assert main(["audit", "model", str(folder)]) == 4
 
 
+@pytest.fixture
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a quarter of the size."""
+    compose = subject.compose
+    side = ["model.image_side=32", "model.regions=2"]
+    monkeypatch.setattr(subject, "compose", lambda file, given: compose(file, [*given, *side]))
+
+
+@pytest.mark.usefixtures("small_pictures")
 def test_an_audit_of_privacy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "audit.json"
     small = ["audit", "privacy", "--runs", "2", "privacy.unit=image", "privacy.physical_batch=64"]
@@ -100,6 +110,7 @@ def test_what_the_help_says_is_what_the_audit_does() -> None:
     assert set(audit._EXIT) == set(WORDS)
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_noise_from_a_fixed_seed_is_refuted_however_few_runs_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     small = ["audit", "privacy", "--runs", "2", "privacy.unit=image", "privacy.physical_batch=64"]
     assert main([*small, "privacy.test_seed=0"]) == 4

@@ -10,12 +10,16 @@ from fed_diffmic.data.site import Examples
 from fed_diffmic.training.stages import build_module
 from tests.toy import CLASSES, ToyCache, toy_spec
 
+SIDES = {"tiny": 40, "compact": 56}
+"""Pictures at which every layer still meets more than one position, and one of odd height: 5 to 3, 7 to 4."""
+
 
 def private_spec(preset, *, encoders="train", task="multiclass", draws=2, **stage):
-    """A spec of ``preset``'s network without live batch norm."""
+    """A spec of ``preset``'s network without live batch norm, at a small side."""
     model = compose(None, [f"model={preset}"]).model
     norm = "frozen" if preset == "compact" else "group"
     model = replace(model, denoiser="noise", norm="group", encoder_norm=norm, frozen_blocks=0)
+    model = replace(model, image_side=SIDES.get(preset, model.image_side))
     spec = toy_spec(loss="balanced", draws=draws, encoders=encoders, **stage)
     return replace(spec, model=model, task=task)
 

@@ -23,7 +23,7 @@ from server.checkpoints import CheckpointStore
 from server.client_level import FILE, ClientLevel, clip_factor
 from simulations.run import simulate
 from tests import toy
-from tests.undrawn import undraw
+from tests.undrawn import draw_once, undraw
 
 NOISY = StrategyConfig(weighting="equal", client_clip_norm=0.5, client_noise_multiplier=2.0, client_delta=1e-3)
 KINDS = {"a": "parameter", "b": "parameter"}
@@ -146,13 +146,15 @@ def settings_of(folder: Path, *more: str) -> Any:
         "model.regions=2", "partition.sites=2", "partition.min_images=4", "stages.guidance.rounds=1",
         "stages.diffusion.rounds=1", "stages.guidance.epochs=1", "stages.diffusion.epochs=1", "run.bootstrap=0",
         "run.device=cpu", "model.norm=group", "model.encoder_norm=group", "strategy.weighting=equal",
-        "strategy.client_noise_multiplier=1.0", f"dataset.cache_dir={folder / 'cache'}", f"run.dir={folder / 'run'}",
+        "strategy.client_noise_multiplier=1.0", f"dataset.cache_dir={folder.parent / 'cache'}",
+        f"run.dir={folder / 'run'}",
     ]  # fmt: skip
     return compose(None, [*given, *more])
 
 
 def test_a_run_states_it_apart_and_does_not_repeat_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     undraw(monkeypatch)
+    draw_once(monkeypatch, tmp_path / "drawn")
     summary = simulate(settings_of(tmp_path / "one", "baselines=[pooled]"))
     (claim, covers) = summary["privacy"]
     assert claim.startswith("The coordinator: (") and "noise on 2 averages" in claim

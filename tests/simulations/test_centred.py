@@ -25,10 +25,15 @@ CENTRED = [
 PRIVATE = ["privacy=dp_sgd", "privacy.delta=1e-3", "privacy.weight=0", "privacy.logical_batch=8", "privacy.test_seed=1"]
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return f"dataset.cache_dir={tmp_path_factory.mktemp('cache')}"
+
+
 @pytest.mark.parametrize("private", [False, True])
-def test_a_run_finds_the_centre_in_its_first_round_and_keeps_it(tmp_path, private):
-    given = [*SMALL, *CENTRED, *(PRIVATE if private else ["baselines=[local]"])]
-    config = compose(None, [*given, f"dataset.cache_dir={tmp_path / 'cache'}", f"run.dir={tmp_path / 'run'}"])
+def test_a_run_finds_the_centre_in_its_first_round_and_keeps_it(tmp_path, cache, private):
+    given = [*SMALL, *CENTRED, "stages.diffusion.rounds=1", *(PRIVATE if private else ["baselines=[local]"])]
+    config = compose(None, [*given, cache, f"run.dir={tmp_path / 'run'}"])
     summary = simulate(config)
     assert summary["status"] == "done" and 0 <= summary["mean"]["test"]["auroc_macro"]["value"] <= 1
     final = load_final(tmp_path / "run")
@@ -44,8 +49,8 @@ def test_a_run_finds_the_centre_in_its_first_round_and_keeps_it(tmp_path, privat
     assert len(predict_files(final_predictor(tmp_path / "run"), image_files(images))) == 3
 
 
-def test_a_started_stage_keeps_the_centre_that_it_is_given(tmp_path):
-    given = [*SMALL, *CENTRED, f"dataset.cache_dir={tmp_path / 'cache'}", "stages.diffusion.rounds=1"]
+def test_a_started_stage_keeps_the_centre_that_it_is_given(tmp_path, cache):
+    given = [*SMALL, *CENTRED, cache, "stages.diffusion.rounds=0"]
     simulate(compose(None, [*given, f"run.dir={tmp_path / 'one'}"]))
     file = tmp_path / "one" / "final" / "guidance.safetensors"
     simulate(compose(None, [*given, f"run.dir={tmp_path / 'two'}", f"stages.guidance.init={file}"]))

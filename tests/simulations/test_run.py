@@ -47,6 +47,9 @@ SMALL = [
 ]
 
 
+ALL = ("baselines=[local,pooled,plain]", "stages.plain.rounds=1")
+
+
 def config(folder: Path, *more: str):
     return compose(None, [*SMALL, f"dataset.cache_dir={folder / 'cache'}", f"run.dir={folder / 'run'}", *more])
 
@@ -54,7 +57,7 @@ def config(folder: Path, *more: str):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("simulation")
-    summary = simulate(config(folder, "baselines=[local,pooled,plain]"))
+    summary = simulate(config(folder, *ALL))
     return folder, summary
 
 
@@ -94,10 +97,10 @@ def test_summary_has_the_stated_names(finished):
             assert found["sites"][site]["accuracy"]["value"] == pytest.approx(ours - theirs)
 
 
-def test_a_blended_run_trains_the_same_weights_and_is_calibrated_by_the_better_share(finished, tmp_path, monkeypatch):
+def test_a_blended_run_trains_the_same_weights_and_is_calibrated_by_the_better_share(tmp_path, monkeypatch):
     """What blending may change is the calibration and the round that is chosen: here there is one."""
     undraw(monkeypatch)
-    few = ("stages.diffusion.rounds=1", "baselines=[]", "run.bootstrap=0")
+    few = ("stages.guidance.rounds=1", "stages.diffusion.rounds=1", "baselines=[]", "run.bootstrap=0")
     runs = {}
     for name in ("false", "true"):
         given = config(tmp_path / name, *few, f"stages.diffusion.blend={name}")
@@ -150,7 +153,7 @@ def test_a_finished_run_resumes_to_itself(finished, monkeypatch):
     undraw(monkeypatch)
     folder, summary = finished
     before = load_tensors(folder / "run" / "final" / "diffusion.safetensors")
-    resumed = simulate(config(folder, "baselines=[local,pooled,plain]"), resume=True)
+    resumed = simulate(config(folder, *ALL), resume=True)
     after = load_tensors(folder / "run" / "final" / "diffusion.safetensors")
     assert resumed["digests"] == summary["digests"] and resumed["sites"] == summary["sites"]
     worked = max(event["elapsed"] for event in read_events(folder / "run" / "events.jsonl"))

@@ -15,7 +15,7 @@ from simulations.run import simulate
 from simulations.sites import build_sites
 from tests.simulations.test_run import SMALL
 
-TWO_STAGES = [*SMALL, "run.bootstrap=0"]
+TWO_STAGES = [*SMALL, "stages.guidance.rounds=1", "stages.diffusion.rounds=1", "run.bootstrap=0"]
 LINEAR = [
     "stages=linear",
     "stages.plain.rounds=4",
