@@ -24,13 +24,23 @@ def summed(module: StageModule, chunks: Iterator[Units], bound: float) -> dict[s
         chunks: of units; each goes through the network at once.
         bound: no unit's gradient is longer.
     """
-    total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in trained(module).items()}
+    total = nothing(module)
     for units in chunks:
-        if len(units):
-            with exactly_float32(units.mask.device):
-                for name, value in _clipped(module, units, bound):
-                    total[name] += value
+        add_clipped(total, module, units, bound)
     return total
+
+
+def nothing(module: StageModule) -> dict[str, Tensor]:
+    """The sum over no units: float64 zeros by the names of the trained parameters."""
+    return {name: torch.zeros_like(p, dtype=torch.float64) for name, p in trained(module).items()}
+
+
+def add_clipped(total: dict[str, Tensor], module: StageModule, units: Units, bound: float) -> None:
+    """Add the clipped gradients of a chunk of units, which may be none, to a sum in float64."""
+    if len(units):
+        with exactly_float32(units.mask.device):
+            for name, value in _clipped(module, units, bound):
+                total[name] += value
 
 
 def _clipped(module: StageModule, units: Units, bound: float) -> Iterator[tuple[str, Tensor]]:
