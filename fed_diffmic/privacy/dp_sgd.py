@@ -265,7 +265,7 @@ class _Noisy:
             if term is not None:
                 term.backward()
             for name, parameter in sorted(parameters.items()):
-                noised = self._noised(total[name]).to(parameter.dtype)
+                noised = self._noised(total.pop(name)).to(parameter.dtype)  # no sum is held beside its gradient
                 pull = parameter.grad
                 parameter.grad = noised if pull is None else pull + noised
             half.correct()  # sees noised gradients only
@@ -298,10 +298,10 @@ class _Noisy:
     def _noised(self, total: torch.Tensor) -> torch.Tensor:
         """The sum, which is used up, with its noise over the expected batch."""
         deviation = self.plan.noise_multiplier * self.source.privacy.max_grad_norm
-        flat = total.reshape(-1)
+        flat = total.double().reshape(-1)
         for start in range(0, len(flat), NOISE_AT_A_TIME):
             part = flat[start : start + NOISE_AT_A_TIME]
-            part.add_(self.random.normal(len(part), self.device).to(total), alpha=deviation)
+            part.add_(self.random.normal(len(part), self.device).to(flat), alpha=deviation)
         return (flat / self.plan.expected_batch).view(total.shape)
 
 

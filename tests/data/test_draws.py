@@ -13,7 +13,7 @@ from fed_diffmic.data.draws import shuffled, stratified
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.data(), st.integers(2, 300), SEEDS)
 def test_plain_draws_are_scikit_learns(data, count, seed):
     size = data.draw(st.integers(1, count - 1))
@@ -21,7 +21,7 @@ def test_plain_draws_are_scikit_learns(data, count, seed):
     assert np.array_equal(np.stack(list(shuffled(count, size, 5, seed))), np.stack(theirs))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data(), st.lists(st.integers(2, 40), min_size=2, max_size=7), SEEDS)
 def test_stratified_draws_are_scikit_learns(data, counts, seed):
     """Equal strata tie, and the tie is broken by the same lot; ``-1`` is the stratum of what is too few for its own."""
