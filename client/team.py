@@ -164,8 +164,9 @@ class Team:
                 if time.monotonic() > until or any(child.poll() is not None for child in self._children):
                     raise _LostError
                 time.sleep(_LOOK_S)
-            self._group = _heard(Group, meeting, 0, self.size, self._wait_s)
-            return self._group
+            group: Group = _heard(Group, meeting, 0, self.size, self._wait_s)
+            self._group = group
+            return group
         finally:
             shutil.rmtree(meeting, ignore_errors=True)
 

@@ -50,6 +50,7 @@ def serve(tasks: IO[bytes], name: str, folder: Path, rank: int, size: int) -> No
     from fed_diffmic.privacy.per_sample import Units, trained
     from fed_diffmic.training.parts import part_loss
     from fed_diffmic.training.precision import casts
+    from fed_diffmic.training.stage import StageModule
     from fed_diffmic.training.stages import build_module
 
     device = torch.device(name)
@@ -57,7 +58,9 @@ def serve(tasks: IO[bytes], name: str, folder: Path, rank: int, size: int) -> No
         torch.cuda.set_device(device)
     torch.zeros(1, device=device)
     (folder / f"ready-{rank}").touch()
-    group, module, total = Group(folder, rank, size), None, None
+    group = Group(folder, rank, size)
+    module: StageModule | None = None
+    total: dict[str, torch.Tensor] | None = None
     while (task := read_task(tasks)) is not None:
         if task.kind == "begin":
             module = build_module(RunSpec.from_json(task.facts["spec"]), task.facts["stage"])

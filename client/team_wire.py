@@ -33,7 +33,7 @@ AT_A_TIME = 1 << 23
 
 LOOPBACK = "127.0.0.1"
 _LENGTHS = struct.Struct("<QQ")
-_KINDS = {kind.__name__: kind for kind in (Features, Pooled, Encoded)}
+_KINDS: dict[str, Callable[..., Any]] = {kind.__name__: kind for kind in (Features, Pooled, Encoded)}
 _IMAGES = "images"
 
 
@@ -93,7 +93,7 @@ def rows_of(task: Task, device: torch.device) -> tuple[Any, tuple[Tensor, ...], 
         return [found[f"{what}/{n}"] for n in range(len(found))]
 
     columns, draws = numbered("inputs"), tuple(numbered("draws"))
-    kind: Callable[..., Any] | None = _KINDS.get(task.facts["inputs"])
+    kind = _KINDS.get(task.facts["inputs"])
     return (columns[0] if kind is None else kind(*columns)), draws, there
 
 
@@ -123,11 +123,12 @@ class Group:
     """
 
     def __init__(self, folder: Path, rank: int, size: int, wait_s: float = WAIT_S) -> None:
-        options = dist.ProcessGroupGloo._Options()
-        options._devices = [dist.ProcessGroupGloo.create_device(hostname=LOOPBACK)]
+        gloo: Any = dist.ProcessGroupGloo
+        options = gloo._Options()
+        options._devices = [gloo.create_device(hostname=LOOPBACK)]
         options._timeout = timedelta(seconds=wait_s)
         self._store = dist.FileStore(str(folder / "store"), size)
-        self._group = dist.ProcessGroupGloo(self._store, rank, size, options)
+        self._group = gloo(self._store, rank, size, options)
         self._leads = rank == 0
         # Once the leading process has this sum, all have read the files that they found each other by.
         present = torch.ones(1)

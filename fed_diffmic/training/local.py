@@ -288,7 +288,7 @@ def input_source(module: StageModule, train: Examples, at: LocalRound) -> Callab
         features = all_features(module, train, at.device, at.store, at.store_key)
         return lambda index: select(features, index)
 
-    inputs_of = module.inputs_of if at.team is None else lambda images, keys: images
+    inputs_of: Callable[..., object] = module.inputs_of if at.team is None else lambda images, _: images
 
     def images(index: np.ndarray) -> object:
         pixels, keys = train.images(index), train.keys[index]
