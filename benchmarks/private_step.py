@@ -97,11 +97,12 @@ def private_steps(
     def ghosts() -> None:
         module.zero_grad(set_to_none=True)
         total = ghost.summed(module, chunks_of(module, images, labels, physical, inside), 1.0)
-        for name in sorted(total):
-            flat = total[name].reshape(-1)
+        for name, parameter in sorted(trained(module).items()):
+            flat = total.pop(name).double().reshape(-1)
             for start in range(0, len(flat), NOISE_AT_A_TIME):
                 part = flat[start : start + NOISE_AT_A_TIME]
                 part.add_(random.normal(len(part), images.device))
+            parameter.grad = flat.view(parameter.shape).to(parameter.dtype)
 
     return {"units": units, "ghost": ghosts}
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from client.compared import CAME, KEPT, Comparison, own_name, step_text
-from client.device import chosen_device
+from client.device import chosen_devices
 from client.kept import IN_USE
 from client.source import SiteSource
 from fed_diffmic.algorithms.base import Tensors
@@ -101,7 +101,7 @@ def compare_models(
         ModelFileError: weights that do not fit their model.
     """
     source = SiteSource(config)
-    device = chosen_device(config.site.device)
+    device = chosen_devices(config.site.device)[0]
     site, seed = config.site.name, model.spec.seed
     scored = {CAME: score(source, model, split, device)}
     count, metrics = len(scored[CAME].labels), _metrics(scored[CAME], model.spec, bootstrap)

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from fed_diffmic.errors import MachineError
+
+
+def chosen_devices(names: Sequence[str]) -> tuple[str, ...]:
+    """The devices that share a local update; the first one leads, and does everything else alone.
+
+    Args:
+        names: ``site.device``, checked (:func:`fed_diffmic.config.network_checks.check_devices`).
+
+    Raises:
+        MachineError: this machine has not all of them.
+    """
+    return tuple(chosen_device(name) for name in names)
 
 
 def chosen_device(name: str) -> str:

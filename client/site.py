@@ -68,6 +68,7 @@ class Site:
         folder: where bases, declared state, updates and the log are kept (0700).
         data: train, validation and test images.
         device: where this site computes.
+        further: devices that share its local updates' steps with ``device``, which leads.
         keep_updates: keep the last update, so that the same request is never computed twice.
         privacy: whether and how training is protected.
         real: one of its own, with one ledger for all runs; else a virtual site.
@@ -100,6 +101,7 @@ class Site:
     examine: Callable[[StageModule], None] | None = None
     masking: MaskingSite | None = None
     judge: Callable[[Payload, Payload], None] | None = None
+    further: tuple[str, ...] = ()
 
     @property
     def drawn_by(self) -> str:
@@ -252,6 +254,7 @@ def open_site(context: Context, spec: RunSpec, header: Mapping[str, Any]) -> Sit
     data = open_data(context, spec, header)
     if tuple(data.classes) != spec.classes or data.task != spec.task:
         raise SiteError(LABELS)
+    device, *further = str(context.node_config.get("device", spec.device)).split(",")
     protection = Protection() if _REGISTERED.protection is None else _REGISTERED.protection(context)
     return Site(
         privacy=protection.privacy,
@@ -265,7 +268,8 @@ def open_site(context: Context, spec: RunSpec, header: Mapping[str, Any]) -> Sit
         name=data.name,
         folder=site_folder(context),
         data=data,
-        device=str(context.node_config.get("device", spec.device)),
+        device=device,
+        further=tuple(further),
         keep_updates=bool(context.node_config.get("keep-updates", True)),
         pace=float(context.node_config.get("pace", 1.0)),
         memory=in_memory(context),

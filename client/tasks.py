@@ -18,6 +18,7 @@ from client.module import load_module, read_site_state, site_algorithm
 from client.privacy import check_stage, is_private, private_facts, private_round, public_weight, unprotected_round
 from client.requests import answer_header
 from client.site import Site
+from client.team import team_of
 from fed_diffmic.algorithms import EXTRA, Algorithm, Tensors
 from fed_diffmic.algorithms.fedsgd import FedSgd
 from fed_diffmic.config.precision import check_private
@@ -166,6 +167,7 @@ def local_round(site: Site, spec: RunSpec, header: Mapping[str, Any]) -> LocalRo
         SHARED,
         feature_key(spec, stage, base, site.data.train, own=guidance),
         site.folder if site.real else site.folder.parent,  # virtual sites share a machine, so they share a choice
+        team_of((site.device, *site.further), site.folder),
     )
 
 

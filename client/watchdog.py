@@ -122,12 +122,27 @@ def machine_memory() -> float:
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory that a process holds of its own, on this machine or swapped out; 0 where the system does not say.
+    """Memory that a process and its children (a worker's further devices) hold of their own, on this machine or swapped
+    out; 0 where the system does not say.
 
     Mapped files do not count (the decoded images, the libraries): the kernel takes them back when it needs to.
     """
+    return sum(_resident(one) for one in (pid, *_children(pid)))
+
+
+def _resident(pid: int) -> int:
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return 0
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(_OWN))
+
+
+def _children(pid: int) -> list[int]:
+    """Processes that it started and that run."""
+    found: list[int] = []
+    with suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):  # over since
+                found += [int(child) for child in (thread / "children").read_text().split()]
+    return found

@@ -56,7 +56,7 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
     from client.app import app
     from client.control import gate
     from client.delivery import Delivery
-    from client.device import chosen_device
+    from client.device import chosen_devices
     from client.journal import Journal
     from client.masking import site_masking
     from client.seals import SiteSeals
@@ -103,7 +103,7 @@ def work(settings: WorkerSettings, stop: threading.Event) -> None:
         app,
         port=port,
         secret=bytes.fromhex(settings.secret),
-        node_config={"site-dir": str(folder), "device": chosen_device(config.site.device)},
+        node_config={"site-dir": str(folder), "device": ",".join(chosen_devices(config.site.device))},
         stop=stop,
         beat_s=settings.beat_s,
         state=state_writer(run / STATE),

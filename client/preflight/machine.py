@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import shutil
@@ -31,7 +32,15 @@ def check_machine(config: SiteConfig) -> Iterator[Check]:
     yield from guarded("machine.folder", lambda: _folder(config))
     yield from guarded("machine.disk", lambda: _disk(config))
     yield from guarded("machine.memory", _shared_memory)
-    yield from guarded("machine.device", lambda: _device(config.site.device))
+    for number, name in enumerate(config.site.device, start=1):
+        check = "machine.device" if number == 1 else f"machine.device.{number}"
+        yield from guarded(check, functools.partial(_device, name, check))
+    if len(config.site.device) > 1:
+        yield passed(
+            "machine.devices",
+            f"{len(config.site.device)} devices share each step of a local update; {config.site.device[0]} leads and "
+            "does everything else, and the times that are foretold are its own alone",
+        )
     yield from guarded("machine.packages", _packages)
 
 
@@ -92,22 +101,22 @@ def _shared_memory() -> Iterator[Check]:
         yield passed("machine.memory", f"{free:,.0f} MB of shared memory are free", free_mb=round(free))
 
 
-def _device(name: str) -> Iterator[Check]:
+def _device(name: str, check: str) -> Iterator[Check]:
     try:
         device = chosen_device(name)
     except FedDiffmicError as error:
-        yield of_error("machine.device", error)
+        yield of_error(check, error)
         return
     if not device.startswith("cuda"):
         driver = _driver()
         if name == "auto" and driver is not None:
             yield warning(
-                "machine.device",
+                check,
                 f"there is an NVIDIA driver ({driver}), but torch {torch.__version__} cannot use it",
                 "Install the build of torch for CUDA that this driver supports.",
             )
         else:
-            yield passed("machine.device", f"computes on {device} ({os.cpu_count()} processors)", device=device)
+            yield passed(check, f"computes on {device} ({os.cpu_count()} processors)", device=device)
         return
     properties = torch.cuda.get_device_properties(device)
     capability = f"{properties.major}.{properties.minor}"
@@ -123,11 +132,11 @@ def _device(name: str) -> Iterator[Check]:
     value = float(torch.ones(64, 64, device=device).matmul(torch.ones(64, 64, device=device)).sum().cpu())
     words = f"{properties.name}, {free:.1f} of {facts['memory_gb']} GB free, driver {facts['driver'] or 'unknown'}"
     if value != 64**3:
-        yield failed("machine.device", f"{words}: it computes wrongly", "Have the hardware and driver checked.")
+        yield failed(check, f"{words}: it computes wrongly", "Have the hardware and driver checked.")
     elif free < 0.5 * float(properties.total_memory) / 1e9:
-        yield warning("machine.device", f"{words}: another process uses it", "See nvidia-smi.", **facts)
+        yield warning(check, f"{words}: another process uses it", "See nvidia-smi.", **facts)
     else:
-        yield passed("machine.device", words, **facts)
+        yield passed(check, words, **facts)
 
 
 def _driver() -> str | None:

@@ -134,13 +134,13 @@ def _time(seconds: float) -> str:
 
 def measure(trial: Trial) -> dict[str, Any]:
     """What the child does: every stage of the run that is expected."""
-    from client.device import chosen_device
+    from client.device import chosen_devices
     from client.source import SiteSource
 
     config: SiteConfig = parse_dataclass(SiteConfig, trial.config, "config")
     model: ModelConfig = parse_dataclass(ModelConfig, trial.model, "model")
     stages: StagesConfig = parse_dataclass(StagesConfig, trial.stages, "stages")
-    device = chosen_device(config.site.device)
+    device = chosen_devices(config.site.device)[0]
     data = SiteSource(config).read(model.image_side)
     spec = expected_spec(config, data.classes, data.task, model, stages)
     names = [name for name in STAGES[:2] if spec.stage(name).rounds]

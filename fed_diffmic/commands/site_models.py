@@ -84,12 +84,12 @@ def _load(config: SiteConfig, path: Path) -> FinalModel:
 
 def _complete(config: SiteConfig, final: FinalModel, path: Path, parts: dict[str, Tensors]) -> Judged:
     """A model as this site uses it."""
-    from client.device import chosen_device
+    from client.device import chosen_devices
     from client.personal import complete
     from fed_diffmic.inference.finished import predictor_of
 
     if final.made_at is not None:
-        return predictor_of(final, path, device=chosen_device(config.site.device))
+        return predictor_of(final, path, device=chosen_devices(config.site.device)[0])
     return complete(final, parts)
 
 
@@ -98,7 +98,7 @@ def _compare(config: SiteConfig, arguments: argparse.Namespace, came_from: Path,
 
     from client.compare import compare_models
     from client.compared import comparison_text
-    from client.device import chosen_device
+    from client.device import chosen_devices
     from client.kept import IN_USE, model_digest
     from client.personal import own_parts
     from fed_diffmic.config.folders import has_final
@@ -114,7 +114,7 @@ def _compare(config: SiteConfig, arguments: argparse.Namespace, came_from: Path,
         final = _load(config, in_use)
         before = _complete(config, final, in_use, own_parts(config, final, in_use))
     whole = _complete(config, came, came_from, parts)
-    own = {} if came.made_at else own_predictors(config, came.spec.run_id, chosen_device(config.site.device))
+    own = {} if came.made_at else own_predictors(config, came.spec.run_id, chosen_devices(config.site.device)[0])
     result = compare_models(config, whole, before, split=arguments.split, own=own)
     print(json.dumps(asdict(result), indent=2) if arguments.json else comparison_text(result))
     if use:
@@ -181,7 +181,7 @@ def _use(
 
 def _own(config: SiteConfig, arguments: argparse.Namespace, came_from: Path, kinds: list[str]) -> int:
     """Make own models of one that came."""
-    from client.device import chosen_device
+    from client.device import chosen_devices
     from client.kept import model_digest
     from client.personal import complete, own_parts
     from client.source import SiteSource
@@ -201,7 +201,7 @@ def _own(config: SiteConfig, arguments: argparse.Namespace, came_from: Path, kin
             f"--weights and --prior-weights say nothing to {', '.join(kinds)}: those start from the model that came",
             "Name alone or mixture among the kinds, or leave the files out.",
         )
-    device, folder = chosen_device(config.site.device), Path(str(config.site.folder))
+    device, folder = chosen_devices(config.site.device)[0], Path(str(config.site.folder))
     data = SiteSource(config)(None, came.spec, {})
     spec = alone_spec(came.spec, config.site.name, device, arguments.weights, arguments.prior_weights)
     stages = list(came.states)

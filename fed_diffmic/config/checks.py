@@ -57,7 +57,12 @@ def check_consistency(config: SimulateConfig) -> None:
     check_partition(config)
     check_external(config)
     if not DEVICE.fullmatch(config.run.device):
-        raise ConfigError("run.device", config.run.device, "auto, cpu, cuda, cuda:N, mps")
+        raise ConfigError(
+            "run.device",
+            config.run.device,
+            "auto, cpu, cuda, cuda:N, mps",
+            "Virtual sites take turns on one device; several that share a step are a real site's (site.device).",
+        )
     check_once("baselines", config.baselines)
     check_privacy(config)
     check_shared_noise(config)

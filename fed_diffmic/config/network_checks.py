@@ -7,6 +7,7 @@ folders, before anything is started.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from fed_diffmic.config.checks import (
@@ -34,6 +35,7 @@ from fed_diffmic.errors import ConfigError
 
 ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 PROXY = re.compile(r"http://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}/?")
+MOST_DEVICES = 16
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _KIT = "The kit that the coordinator sent holds it: `fed-diffmic provision open-kit`."
 _PUBLIC = (
@@ -93,8 +95,7 @@ def check_site_consistency(config: SiteConfig) -> None:
     check_study_rules(config.policy.study)
     if site.name:
         check_site_name("site.name", site.name)
-    if not DEVICE.fullmatch(site.device):
-        raise ConfigError("site.device", site.device, "auto, cpu, cuda, cuda:N, mps")
+    check_devices(site.device)
     if site.val_fraction + site.test_fraction >= 1:
         raise ConfigError(
             "site.test_fraction", site.test_fraction, f"less than 1 - site.val_fraction, {1 - site.val_fraction:g}"
@@ -111,6 +112,31 @@ def check_site_consistency(config: SiteConfig) -> None:
         raise ConfigError(
             "coordinator.retry_min_s", way.retry_min_s, f"at most coordinator.retry_max_s, {way.retry_max_s:g}"
         )
+
+
+def check_devices(names: Sequence[str]) -> None:
+    """One device, or several of one kind that can share a step.
+
+    Raises:
+        ConfigError: they are not that.
+    """
+    shown = names[0] if len(names) == 1 else f"[{', '.join(names)}]"
+    if not names or not all(DEVICE.fullmatch(name) for name in names):
+        raise ConfigError("site.device", shown, "auto, cpu, cuda, cuda:N, mps, or a list of cuda:N or of cpu")
+    if len(names) == 1:
+        return
+    if len(names) > MOST_DEVICES:
+        raise ConfigError("site.device", f"{len(names)} devices", f"at most {MOST_DEVICES}")
+    cards = all(name.startswith("cuda:") for name in names)
+    if not cards and set(names) != {"cpu"}:
+        raise ConfigError(
+            "site.device",
+            shown,
+            "several devices of one kind by number: [cuda:0, cuda:1], or [cpu, cpu]",
+            "Name the cards one by one; a card and a processor do not keep step.",
+        )
+    if cards and len({int(name.partition(":")[2]) for name in names}) < len(names):
+        raise ConfigError("site.device", shown, "each card once")
 
 
 def check_site_name(key: str, name: str) -> None:

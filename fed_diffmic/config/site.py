@@ -26,7 +26,11 @@ class SiteGroup(Checked):
         "patients' data: put it on an encrypted volume",
         path=True,
     )
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
+    device: list[str] = option(
+        doc="auto, cpu, cuda, cuda:N or mps; several of one kind, as [cuda:0, cuda:1], share each step of a local "
+        "update (docs/performance.md); the first does everything else",
+        factory=lambda: ["auto"],
+    )
     val_fraction: float = option(0.15, "share of groups for validation", gt=0, lt=1)
     test_fraction: float = option(0.2, "share of groups for the site's own test", ge=0, lt=1)
     split_seed: int = option(

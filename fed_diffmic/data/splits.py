@@ -1,6 +1,6 @@
 """Divide one site's images into training, validation and test, by group, as a real site would: on its own.
 
-A group (patient, lesion) is never divided. scikit-learn draws candidates, stratified by each group's
+A group (patient, lesion) is never divided. Candidates are drawn as scikit-learn draws them, stratified by each group's
 rarest label where its size allows; because groups differ in size and may carry several labels, of the
 candidates the one is taken whose share of images, of all and of each class, is nearest to what was asked,
 while leaving as many classes as possible something to train on.
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fed_diffmic.data.draws import shuffled, stratified
 from fed_diffmic.data.groups import Groups
 from fed_diffmic.data.manifest import SPLITS, Manifest
 from fed_diffmic.errors import PartitionError
@@ -197,9 +198,7 @@ def _cut(groups: Groups, among: np.ndarray, fraction: float, seed: int, keep: in
 
 
 def _candidates(strata: np.ndarray, size: int, seed: int) -> Iterator[np.ndarray]:
-    """Seeded draws of ``size`` positions, stratified where scikit-learn can (it needs two groups a stratum)."""
-    from sklearn.model_selection import ShuffleSplit, StratifiedShuffleSplit  # not before there is something to split
-
+    """Seeded draws of ``size`` positions, stratified where that can be (it needs two groups a stratum)."""
     state = seed % 2**32
     pooled = strata.copy()
     names, counts = np.unique(strata, return_counts=True)
@@ -207,10 +206,7 @@ def _candidates(strata: np.ndarray, size: int, seed: int) -> Iterator[np.ndarray
     if (pooled == -1).sum() == 1:
         pooled[pooled == -1] = names[counts.argmax()]
     kinds = len(np.unique(pooled))
-    blank = np.zeros(len(strata))
     if 1 < kinds <= min(size, len(strata) - size):
-        for _, chosen in StratifiedShuffleSplit(CANDIDATES, test_size=size, random_state=state).split(blank, pooled):
-            yield chosen
+        yield from stratified(pooled, size, CANDIDATES, state)
     else:
-        for _, chosen in ShuffleSplit(CANDIDATES, test_size=size, random_state=state).split(blank):
-            yield chosen
+        yield from shuffled(len(strata), size, CANDIDATES, state)

@@ -33,6 +33,7 @@ from fed_diffmic.training.features import FeatureStore, all_features
 from fed_diffmic.training.local import begin_update
 from fed_diffmic.training.losses import prior_offset
 from fed_diffmic.training.optimizer import set_learning_rate
+from fed_diffmic.training.parts import Team
 from fed_diffmic.training.stage import StageModule
 from fed_diffmic.training.stages import centres, exchanged, set_tensors, to_array
 from fed_diffmic.training.update import LocalResult, LocalRound, SiteMemory
@@ -224,10 +225,12 @@ def private_update(
     if cfg.loss == "balanced" and prior is not None:
         offset = prior_offset(prior, spec.task).to(at.device)
     source = Source(module, train, privacy, at.site, at.round_index, at.device, offset, at.store, at.store_key)
-    noisy = _Noisy(source, plan, random, at.device)
+    noisy = _Noisy(source, plan, random, at.device, at.team)
     if seeks_centre(module, at.round_index):
         set_tensors(module.network, {name: to_array(value) for name, value in noisy.centre().items()})
     else:
+        if at.team is not None:
+            at.team.begin(module)
         noisy.train(begun.optimizer, begun.half)
     begun.optimizer.zero_grad(set_to_none=True)
     state_dict = module.network.state_dict()
@@ -237,12 +240,16 @@ def private_update(
 
 @dataclass(frozen=True)
 class _Noisy:
-    """The steps of a round: sums over drawn units, clipped and noised."""
+    """The steps of a round: sums over drawn units, clipped and noised.
+
+    Several devices (``team``) share the sums alone. Who is drawn and what the noise is, this process says.
+    """
 
     source: Source
     plan: Plan
     random: Randomness
     device: torch.device | str
+    team: Team | None = None
 
     def train(self, optimizer: torch.optim.Optimizer, half: SiteHalf) -> None:
         """Optimizer steps."""
@@ -251,13 +258,14 @@ class _Noisy:
         cfg, parameters = module.spec.stage(module.stage), trained(module)
         for step in range(plan.steps):
             set_learning_rate(optimizer, cfg, (source.round_index - 1 + step / plan.steps) / max(cfg.rounds or 1, 1))
-            total = summed(module, self._drawn(), bound)
+            sums = summed if self.team is None else self.team.summed
+            total = sums(module, self._drawn(), bound)
             optimizer.zero_grad(set_to_none=True)
             term = half.penalty()
             if term is not None:
                 term.backward()
             for name, parameter in sorted(parameters.items()):
-                noised = self._noised(total[name]).to(parameter.dtype)
+                noised = self._noised(total.pop(name)).to(parameter.dtype)  # no sum is held beside its gradient
                 pull = parameter.grad
                 parameter.grad = noised if pull is None else pull + noised
             half.correct()  # sees noised gradients only
@@ -285,15 +293,15 @@ class _Noisy:
         """Chunks of the units of one step."""
         members = self.source.members
         drawn = [members[i] for i in self.random.included(len(members), self.plan.sample_rate)]
-        return self.source.chunks(drawn, self.random)
+        return self.source.chunks(drawn, self.random, 1 if self.team is None else self.team.size)
 
     def _noised(self, total: torch.Tensor) -> torch.Tensor:
         """The sum, which is used up, with its noise over the expected batch."""
         deviation = self.plan.noise_multiplier * self.source.privacy.max_grad_norm
-        flat = total.reshape(-1)
+        flat = total.double().reshape(-1)
         for start in range(0, len(flat), NOISE_AT_A_TIME):
             part = flat[start : start + NOISE_AT_A_TIME]
-            part.add_(self.random.normal(len(part), self.device).to(total), alpha=deviation)
+            part.add_(self.random.normal(len(part), self.device).to(flat), alpha=deviation)
         return (flat / self.plan.expected_batch).view(total.shape)
 
 
@@ -330,10 +338,11 @@ class Source:
         )
         self.members = unit_members(self.train, self.privacy.unit)
 
-    def chunks(self, drawn: list[np.ndarray], random: Randomness) -> Iterator[Units]:
+    def chunks(self, drawn: list[np.ndarray], random: Randomness, devices: int = 1) -> Iterator[Units]:
         """``drawn`` units, ``privacy.physical_batch`` at a time; what is random is drawn before the first is used.
 
-        So the same stream gives the same update whatever the chunks are.
+        So the same stream gives the same update whatever the chunks are. Where there are several devices, chunks are no
+        larger than an equal share of the units.
         """
         most = 1 if self.privacy.unit == "image" else self.privacy.max_images
         generator = torch.Generator().manual_seed(random.seed())
@@ -342,9 +351,10 @@ class Source:
             order = torch.randperm(len(unit), generator=generator).numpy() if len(unit) > most else np.arange(len(unit))
             chosen.append(unit[order[:most]])
             draws.append(torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator))))
-        for start in range(0, len(chosen), self.privacy.physical_batch):
+        size = max(1, min(self.privacy.physical_batch, -(-len(chosen) // devices)))
+        for start in range(0, len(chosen), size):
             check_time()
-            part = slice(start, start + self.privacy.physical_batch)
+            part = slice(start, start + size)
             yield self.units(chosen[part], draws[part])
 
     def units(self, chosen: list[np.ndarray], generators: list[torch.Generator]) -> Units:

@@ -30,10 +30,13 @@ from fed_diffmic.training.optimizer import (
     optimizer_tensors,
     set_learning_rate,
 )
+from fed_diffmic.training.parts import Part, cut, part_loss, whole
 from fed_diffmic.training.precision import casts, precision_of
 from fed_diffmic.training.stage import Batch, StageModule
 from fed_diffmic.training.stages import exchanged, set_tensors, to_array
 from fed_diffmic.training.update import LocalResult, LocalRound, SiteMemory
+
+Penalty = torch.Tensor | None
 
 
 def local_update(
@@ -73,6 +76,8 @@ def local_update(
     if centring:
         find_centre(module, train, at.device, features)
     else:
+        if at.team is not None:
+            at.team.begin(module)
         work = replace(work, precision=precision_of(module, at, work.trial))
         metrics["loss"] = work.run(begun.optimizer, half.penalty, half.correct)
     tensors = _tensors(module, begun.names)
@@ -155,14 +160,35 @@ class _Work:
         self._loss(index, noise, precision).backward()
 
     def _loss(self, index: np.ndarray, noise: torch.Generator, precision: str) -> torch.Tensor:
-        labels = torch.from_numpy(self.train.labels[index]).to(self.at.device)
         with casts(self.at.device, precision):
+            if self.at.team is not None:
+                return part_loss(self.module, self._part(index, noise))
+            labels = torch.from_numpy(self.train.labels[index]).to(self.at.device)
             return self.module.loss(Batch(self.inputs(index), labels, self.offset), noise)
+
+    def _part(self, index: np.ndarray, noise: torch.Generator) -> Part:
+        labels = torch.from_numpy(self.train.labels[index]).to(self.at.device)
+        return whole(self.module, self.inputs(index), labels, self.offset, noise)
+
+    def _backward(self, index: np.ndarray, noise: torch.Generator, penalty: Callable[[], Penalty]) -> torch.Tensor:
+        """A step's loss with the algorithm's term; its gradient is added to the parameters'."""
+        team = self.at.team
+        if team is None:
+            loss, term = self._loss(index, noise, self.precision), penalty()
+            if term is not None:
+                loss = loss + term
+            loss.backward()
+            return loss
+        loss = team.gradients(self.module, cut(self._part(index, noise), team.size), self.precision)
+        term = penalty()
+        if term is not None:
+            term.backward()
+        return loss if term is None else loss + term
 
     def run(
         self,
         optimizer: torch.optim.Optimizer,
-        penalty: Callable[[], torch.Tensor | None],
+        penalty: Callable[[], Penalty],
         correct: Callable[[], None] | None,
         *purpose: str,
     ) -> float:
@@ -182,12 +208,8 @@ class _Work:
         for step, index in zip(range(self.steps), batches(count, cfg.batch_size, order), strict=False):
             check_time()
             set_learning_rate(optimizer, cfg, (self.at.round_index - 1 + step / self.steps) / max(cfg.rounds or 1, 1))
-            loss = self._loss(index, noise, self.precision)
-            term = penalty()
-            if term is not None:
-                loss = loss + term
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss = self._backward(index, noise, penalty)
             if correct is not None:
                 correct()
             clip_gradients(parameters, cfg.clip_norm)
@@ -259,17 +281,19 @@ def input_source(module: StageModule, train: Examples, at: LocalRound) -> Callab
     """How a batch's inputs are made: augmented images each time, or features computed once.
 
     Where nothing in front of the features is trained (``stages.diffusion.encoders=frozen``), those
-    of the unaugmented images are indexed.
+    of the unaugmented images are indexed. Several devices each make the inputs of their own images.
     """
     spec, cfg = module.spec, module.spec.stage(module.stage)
     if module.features_once:
         features = all_features(module, train, at.device, at.store, at.store_key)
         return lambda index: select(features, index)
 
+    inputs_of: Callable[..., object] = module.inputs_of if at.team is None else lambda images, _: images
+
     def images(index: np.ndarray) -> object:
         pixels, keys = train.images(index), train.keys[index]
         if cfg.augment:
             pixels = augment(pixels, keys, modality=spec.modality, seed=spec.seed, site=at.site, round=at.round_index)
-        return module.inputs_of(normalise(pixels.to(at.device), spec.mean, spec.std), keys)
+        return inputs_of(normalise(pixels.to(at.device), spec.mean, spec.std), keys)
 
     return images

@@ -10,6 +10,7 @@ import torch
 
 from fed_diffmic.algorithms.base import Tensors
 from fed_diffmic.training.features import FeatureStore
+from fed_diffmic.training.parts import Team
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class LocalRound:
         pace: share of the round's steps that the site manages (simulated stragglers); at least one step is done.
         store, store_key: where features that nothing trains are kept from round to round; none: nowhere.
         choices: folder where it is kept which precision was found to be faster; none: in this process alone.
+        team: devices among which each step is divided, of which ``device`` leads; none: that one alone.
     """
 
     site: str
@@ -32,6 +34,7 @@ class LocalRound:
     store: FeatureStore | None = None
     store_key: Hashable = None
     choices: Path | None = None
+    team: Team | None = None
 
 
 @dataclass(frozen=True)

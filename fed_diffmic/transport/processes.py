@@ -72,11 +72,13 @@ class Child:
         pid: of the child, and of its group.
         name: for messages.
         log: where its output goes.
+        stdin: its standard input, where that was left open.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], name: str, log: Path) -> None:
         self._process = process
         self.pid = process.pid
+        self.stdin = process.stdin
         self.name = name
         self.log = log
 
@@ -130,7 +132,13 @@ class Child:
 
 
 def start_child(
-    module: str, args: Sequence[str] = (), *, env: Mapping[str, str], log: Path, stdin: bytes = b""
+    module: str,
+    args: Sequence[str] = (),
+    *,
+    env: Mapping[str, str],
+    log: Path,
+    stdin: bytes = b"",
+    more: bool = False,
 ) -> Child:
     """Start ``python -m module`` in its own session, its output appended to ``log`` (0600).
 
@@ -142,6 +150,7 @@ def start_child(
         env: the whole environment (:func:`child_env`).
         log: file for standard output and error.
         stdin: what the child reads: settings and secrets, at most 60 000 bytes.
+        more: leave its standard input open (:attr:`Child.stdin`); else it ends after ``stdin``.
 
     Raises:
         MachineError: the log cannot be written, or no process can be started.
@@ -165,8 +174,9 @@ def start_child(
     except OSError as error:
         raise MachineError(f"{module} cannot be started: {error}", "Free memory, processes or space.") from error
     assert process.stdin is not None
-    with suppress(BrokenPipeError), process.stdin:  # a child that is over already is found by poll()
+    with suppress(BrokenPipeError):  # a child that is over already is found by poll()
         process.stdin.write(stdin)
+        process.stdin.flush() if more else process.stdin.close()
     return Child(process, module, log)
 
 

@@ -22,7 +22,7 @@ from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.stages import initial_state
 from tests.toy import install_toy_networks, toy_site, toy_spec
 
-CONFIG = SiteConfig(site=SiteGroup(name="one", folder="nowhere", device="cpu"))
+CONFIG = SiteConfig(site=SiteGroup(name="one", folder="nowhere", device=["cpu"]))
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class Consortium:
                 folder / "logs", name, folder / "sites" / name, take_model=WANT[name], strategies=[strategy], **policy
             )
             config = SiteConfig(
-                site=SiteGroup(name=name, folder=str(folder / "sites" / name), device="cpu"),
+                site=SiteGroup(name=name, folder=str(folder / "sites" / name), device=["cpu"]),
                 policy=rules.policy.config,
             )
             key = seals.COORDINATOR.public_key()

@@ -32,7 +32,7 @@ def federated(folder: Path, strategy: str) -> Path:
 
 
 def site(folder: Path, name: str) -> SiteConfig:
-    return SiteConfig(site=SiteGroup(name=name, folder=str(folder / "sites" / name), device="cpu"))
+    return SiteConfig(site=SiteGroup(name=name, folder=str(folder / "sites" / name), device=["cpu"]))
 
 
 @pytest.fixture(autouse=True)

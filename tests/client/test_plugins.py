@@ -95,7 +95,7 @@ def test_a_package_stands_for_what_it_offers_and_a_name_for_itself_alone(monkeyp
 
 def test_a_model_that_came_runs_no_package_that_the_policy_does_not_name(tmp_path: Path) -> None:
     final: Any = SimpleNamespace(spec=SPEC, personal={"guidance": {"a": "0" * 64}})
-    config = SiteConfig(site=SiteGroup(name="a", folder=str(tmp_path / "a"), device="cpu"))
+    config = SiteConfig(site=SiteGroup(name="a", folder=str(tmp_path / "a"), device=["cpu"]))
     with pytest.raises(ConfigError, match=r"plugins: \[fed-example\]"):
         own_parts(config, final, tmp_path / "came")
     assert not any(name.startswith("fed_example") for name in sys.modules)

@@ -113,7 +113,7 @@ def test_the_model_in_use_and_leaving(data, works) -> None:
 def test_a_part_that_is_kept_at_the_site(data) -> None:
     part = {"head.bias": np.ones(3, np.float32)}
     run, final = finished("run", personal={"guidance": {"one": tensors_digest(part)}})
-    config = SiteConfig(site=SiteGroup(name="one", folder=str(Path("site").absolute()), device="cpu"))
+    config = SiteConfig(site=SiteGroup(name="one", folder=str(Path("site").absolute()), device=["cpu"]))
     key = (final.spec.run_id, final.spec.arm, "guidance")
     remedy_in(lambda: own_parts(config, final, run), "use a model that was taken over in time, or train again")
     in_time, _ = finished("site/model.before", personal=final.personal)

@@ -127,7 +127,7 @@ def site(consortium: Consortium, tmp_path: Path) -> SiteConfig:
     address = "127.0.0.1:9"
     opened_kit(consortium, home, address)
     return SiteConfig(
-        site=SiteGroup(name="north", folder=str(home / "state"), device="cpu"),
+        site=SiteGroup(name="north", folder=str(home / "state"), device=["cpu"]),
         coordinator=CoordinatorConfig(
             address=address,
             ca=str(home / "ca.crt"),

@@ -62,8 +62,16 @@ def test_little_shared_memory(site, monkeypatch):
 
 
 def test_a_device_that_is_not_there(site):
-    check = look(in_site(site, device="cuda:97"))["machine.device"]
+    check = look(in_site(site, device=["cuda:97"]))["machine.device"]
     assert (check.level, check.exit_code) == ("failed", 6)
+
+
+def test_each_of_several_devices_is_looked_at(site):
+    checks = look(in_site(site, device=["cpu", "cpu"]))
+    assert {checks[name].level for name in ("machine.device", "machine.device.2", "machine.devices")} == {"passed"}
+    assert "2 devices share each step" in checks["machine.devices"].cause
+    assert look(in_site(site, device=["cuda:97", "cuda:98"]))["machine.device.2"].level == "failed"
+    assert "machine.devices" not in look(site)
 
 
 def test_a_driver_that_torch_cannot_use(site, monkeypatch, tmp_path):
@@ -73,7 +81,7 @@ def test_a_driver_that_torch_cannot_use(site, monkeypatch, tmp_path):
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    check = look(in_site(site, device="auto"))["machine.device"]
+    check = look(in_site(site, device=["auto"]))["machine.device"]
     assert check.level == "warning" and "470.1" in check.cause
 
 
