@@ -24,8 +24,10 @@ must agree: the largest difference from those of ``bare`` is printed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -47,10 +49,11 @@ from benchmarks.peers_work import (
     pixels_of,
     tell,
     train,
+    tree_seconds,
 )
 
 SETTINGS = "10/10,100/10,100/50,1000/50"
-LIMIT = 3600  # seconds for one program
+LIMIT = 1200  # seconds for one program: Ray that lost a process of its own waits for ever
 Figures = tuple[float, float]
 
 
@@ -169,27 +172,33 @@ def installed(python: str, module: str) -> bool:
         return False
 
 
-def measured(command: Sequence[str], out: Path) -> tuple[Figures, dict[str, Any]]:
-    """Run a program of the work: its figures and its last weights.
-
-    Raises:
-        SystemExit: it failed; the end of what it said.
-    """
+def measured(command: Sequence[str], out: Path) -> tuple[Figures, dict[str, Any]] | None:
+    """Run a program of the work: its figures and its last weights; none, and why on stderr, where it failed."""
     import numpy as np
 
     cores = sorted(os.sched_getaffinity(0))[:2]
-    done = subprocess.run(
-        [*command, str(out)],
-        check=False,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
-        timeout=LIMIT,
-    )
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    said = out.with_suffix(".log")
+    with (
+        said.open("w") as log,
+        subprocess.Popen(
+            [*command, str(out)],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+            start_new_session=True,
+        ) as program,
+    ):
+        try:
+            failed = program.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            failed = 1
+            for pid in (*tree_seconds(program.pid),):  # with what it started: they would go on measuring nothing
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+    if failed:
+        print(f"{' '.join(command)} failed or took over {LIMIT} s:\n{said.read_text()[-2000:]}", file=sys.stderr)
+        return None
     with np.load(f"{out}.npz") as weights:
         found = {name: weights[name] for name in weights.files}
     return median(json.loads(Path(f"{out}.json").read_text())), found
@@ -210,12 +219,13 @@ def row(setting: str, commands: Mapping[str, Sequence[str]], folder: Path) -> st
     """A setting's row of the table: each one's seconds, ours over each other's, and how far the weights are apart."""
     found: dict[str, tuple[Figures, dict[str, Any]]] = {}
     for who, command in commands.items():
-        if command:
-            found[who] = measured([*command], folder / f"{who}-{setting.replace('/', '-')}")
+        seen = measured(command, folder / f"{who}-{setting.replace('/', '-')}") if command else None
+        if seen is not None:
+            found[who] = seen
     cells = []
     for who in commands:
         if who not in found:
-            cells += ["not installed", ""]
+            cells += ["failed" if commands[who] else "not installed"] + ([""] if who != "ours" else [])
             continue
         (cpu, wall), _ = found[who]
         ratio = ""
