@@ -280,7 +280,9 @@ def main() -> None:
 
 
 TRAINING = [
-    "model=tiny", f"model.image_side={SIDE}", "dataset.modality=none", "stages.plain.optimizer=sgd",
+    "model=tiny", f"model.image_side={SIDE}", "dataset.modality=none",
+    "dataset.mean=[0.5,0.5,0.5]", "dataset.std=[0.25,0.25,0.25]", "stages.plain.optimizer=sgd",
+    "stages.plain.loss=cross_entropy",
     "stages.plain.momentum=0", "stages.plain.weight_decay=0", "stages.plain.clip_norm=0", f"stages.plain.lr={RATE}",
     "stages.plain.schedule=constant", f"stages.plain.batch_size={BATCH}", "stages.plain.augment=false",
     "stages.plain.select=loss", "stages.plain.epochs=1", "run.device=cpu",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Any
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -86,12 +87,16 @@ def main() -> None:
         assert clock is not None
         tell(sys.argv[4], clock, result.arrays.to_torch_state_dict())
 
-    run_simulation(
-        server_app=server_app,
-        client_app=client_app,
-        num_supernodes=sites,
-        backend_config={"init_args": {"num_cpus": 2}, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
-    )
+    try:
+        run_simulation(
+            server_app=server_app,
+            client_app=client_app,
+            num_supernodes=sites,
+            backend_config={"init_args": {"num_cpus": 2}, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+        )
+    except Exception:
+        traceback.print_exc()
+        os._exit(1)  # a Ray that has lost a process of its own would be waited for without end
 
 
 if __name__ == "__main__":
