@@ -62,9 +62,9 @@ class Denoiser(nn.Module):
         self.block3 = DenoiserBlock(latent, latent, timesteps, norm)
         self.head = nn.Linear(latent, num_classes)
 
-    def products(self, rows: int, uses: int) -> tuple[Product, Product]:
-        """The two large products, for so many rows of cells in so many calls of :meth:`cells` with the same weights."""
-        return packed(self.block2.conv, rows, uses), packed(self.block3.conv, rows, uses)
+    def products(self, uses: int) -> tuple[Product, Product]:
+        """The two large products, for so many calls of :meth:`cells` with the same weights."""
+        return packed(self.block2.conv, uses), packed(self.block3.conv, uses)
 
     def cells(
         self,

@@ -13,23 +13,24 @@ import torch
 from torch import Tensor, nn
 
 Product = Callable[[Tensor], Tensor]
+ROWS = 24  # four images of six cells; of 6 to 96 rows none is slower for it
 LEAST_USES = 4  # laying out takes as long as what one or two products gain by it
 LEAST_WEIGHTS = 1 << 20  # a smaller weight stays in the processor's cache
 
 
-def packed(layer: nn.Linear, rows: int, uses: int) -> Product:
-    """What a layer computes, from a copy of its weights laid out for so many rows; itself where that is no gain.
+def packed(layer: nn.Linear, uses: int) -> Product:
+    """What a layer computes, from a copy of its weights laid out for few rows; itself where that is no gain.
 
     The copy is of the weights as they are now and lives as long as what is returned: ask anew where they may change.
+    A row's result does not depend on how many there are: the layout is always that for :data:`ROWS`.
 
     Args:
         layer: whose product it is.
-        rows: of the inputs, all their dimensions but the last together. Others are right, and slower.
         uses: how many products there will be.
     """
     if uses < LEAST_USES or layer.weight.numel() < LEAST_WEIGHTS or not _can(layer.weight):
         return layer
-    weight, bias, columns = torch.ops.mkldnn._reorder_linear_weight(layer.weight, rows), layer.bias, layer.in_features
+    weight, bias, columns = torch.ops.mkldnn._reorder_linear_weight(layer.weight, ROWS), layer.bias, layer.in_features
 
     def product(x: Tensor) -> Tensor:
         flat = x.reshape(-1, columns)

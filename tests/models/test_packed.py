@@ -19,7 +19,7 @@ def _small(monkeypatch):
 def test_a_packed_layer_gives_what_the_layer_gives(bias):
     torch.manual_seed(0)
     layer = nn.Linear(70, 33, bias=bias)
-    product = packed(layer, 24, 10)
+    product = packed(layer, 10)
     assert product is not layer
     for shape in ((4, 6, 70), (24, 70), (1, 1, 70), (9, 5, 70)):  # other numbers of rows are right too
         x = torch.randn(shape)
@@ -30,28 +30,38 @@ def test_a_packed_layer_gives_what_the_layer_gives(bias):
     assert torch.equal(product(x), product(x))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("side", [64, 1030])
+def test_a_row_does_not_depend_on_how_many_there_are(side):
+    torch.manual_seed(0)
+    product, x = packed(nn.Linear(side, side), 10), torch.randn(96, side)
+    whole = product(x)
+    for rows in (1, 6, 24, 30, 90):
+        assert torch.equal(product(x[:rows]), whole[:rows])
+
+
 def test_weights_that_change_are_packed_anew():
     layer = nn.Linear(8, 8)
     x = torch.randn(2, 8)
     with torch.no_grad():
-        before = packed(layer, 2, 10)(x)
+        before = packed(layer, 10)(x)
         layer.weight.data.mul_(2)
         layer.bias.data.mul_(2)
-        assert torch.allclose(packed(layer, 2, 10)(x), 2 * before, atol=1e-5)
+        assert torch.allclose(packed(layer, 10)(x), 2 * before, atol=1e-5)
 
 
 @torch.no_grad()
 def test_the_layer_itself_where_packing_is_no_gain_or_cannot_be(monkeypatch):
     layer = nn.Linear(8, 8)
-    assert packed(layer, 2, 10) is not layer
-    assert packed(layer, 2, 3) is layer
+    assert packed(layer, 10) is not layer
+    assert packed(layer, 3) is layer
     with torch.enable_grad():  # a product that nothing flows back through would be a wrong gradient
-        assert packed(layer, 2, 10) is layer
+        assert packed(layer, 10) is layer
     with torch.autocast("cpu", torch.bfloat16):
-        assert packed(layer, 2, 10) is layer
-    assert packed(double := nn.Linear(8, 8).double(), 2, 10) is double
+        assert packed(layer, 10) is layer
+    assert packed(double := nn.Linear(8, 8).double(), 10) is double
     monkeypatch.setattr(module, "LEAST_WEIGHTS", 65)
-    assert packed(layer, 2, 10) is layer
+    assert packed(layer, 10) is layer
 
 
 @torch.no_grad()
@@ -64,7 +74,7 @@ def test_a_head_gives_the_same_noise_with_packed_products(kind):
     nn.init.normal_(head.head.weight)
     guidance, y, prior = torch.randn(4, 6, 3), torch.randn(4, 6, 3), torch.randn(4, 64)
     t = torch.randint(50, (4, 6))
-    products = head.products(24, 10)
+    products = head.products(10)
     assert products[0] is not head.block2.conv and products[1] is not head.block3.conv
     found, wanted = head.cells(guidance, y, t, prior, products), head.cells(guidance, y, t, prior)
     assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
@@ -77,7 +87,7 @@ def test_an_exported_graph_holds_the_layers_themselves():
             self.head = Denoiser(3, 64, 50, "group")
 
         def forward(self, guidance, y, prior):
-            products = self.head.products(6, 10)
+            products = self.head.products(10)
             return self.head.cells(guidance, y, torch.zeros(1, 6, dtype=torch.int64), prior, products)
 
     given = (torch.randn(1, 6, 3), torch.randn(1, 6, 3), torch.randn(1, 64))
