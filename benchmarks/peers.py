@@ -1,98 +1,81 @@
 """What a round of virtual sites costs against the same work in other hands: ratios of one run.
 
-python -m benchmarks.peers [--rounds 6] [--settings 10/10,100/10,100/50,1000/50] [--every 1]
+python -m benchmarks.peers [--rounds 6] [--settings 10/10,100/10,100/50,1000/50] [--who bare,ours,pfl,flower]
+    [--every 1] [--pfl-python PATH] [--flower-python PATH]
 
 The work: a CNN of 103,930 weights, 50 drawn images of 32 px at each site, one pass in batches of 10 with SGD, the mean
-of the updates weighted by images. A setting is SITES/DRAWN: how many virtual sites there are, and how many are drawn in
-a round. ``bare`` is a loop in PyTorch of the same work with nothing around it: no checks, no files, no messages, no
-validation. ``ours`` is this project's coordinator and virtual sites in one process, with all that they keep and check;
-the first ten sites judge every round (``--every``: every so many) on ten images each. Measured are processor seconds
-(user and system) and wall seconds a round, the median over the rounds but the first, each in a process of its own, one
-thread, the two by turns.
+of the updates weighted by images; ten sites judge each round's weights on ten images each. A setting is SITES/DRAWN:
+how many virtual sites there are, and how many are drawn in a round. ``bare`` is a loop in PyTorch of the same work with
+nothing around it: no checks, no files, no messages, no judging. ``ours`` is this project's coordinator and virtual
+sites in one process, with all that they keep and check; the first ten sites judge every round (``--every``: every so
+many). ``pfl`` is pfl-research, ``flower`` is stock Flower's simulation with two of Ray's actors; each in the Python
+that is named, and "not installed" where that has none. They are the group ``peers`` of pyproject.toml and no part of
+what is set up:
+
+    uv venv build/peers && uv pip install --python build/peers/bin/python --group peers
+    python -m benchmarks.peers --pfl-python build/peers/bin/python --flower-python build/peers/bin/python
+
+Measured are processor seconds (user and system, of all processes) and wall seconds a round, the median over the rounds
+but the first, each in a process of its own, one thread a process, on at most two cores, one after the other. All start
+from the same weights and take a site's images in the same order, so that where every site is drawn the last weights
+must agree: the largest difference from those of ``bare`` is printed.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
+import contextlib
 import json
-import resource
+import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-IMAGES, SIDE, BATCH, CLASSES, RATE, JUDGES = 50, 32, 10, 10, 0.05, 10
+from benchmarks.peers_work import (
+    BATCH,
+    CLASSES,
+    IMAGES,
+    JUDGED,
+    JUDGES,
+    RATE,
+    SIDE,
+    Clock,
+    network,
+    pixels_of,
+    tell,
+    train,
+    tree_seconds,
+)
+
 SETTINGS = "10/10,100/10,100/50,1000/50"
+LIMIT = 1200  # seconds for one program: Ray that lost a process of its own waits for ever
+Figures = tuple[float, float]
 
 
-class Clock:
-    """Processor and wall seconds between its ticks, those of ended children included."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[float, float]] = []
-        self._last = self._now()
-
-    def tick(self) -> None:
-        """A round has ended."""
-        now = self._now()
-        self.rows.append((now[0] - self._last[0], now[1] - self._last[1]))
-        self._last = now
-
-    def _now(self) -> tuple[float, float]:
-        uses = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        return sum(use.ru_utime + use.ru_stime for use in uses), time.monotonic()
-
-
-def network() -> Any:
-    """The CNN, with fresh weights."""
-    from torch import nn
-
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(32 * (SIDE // 4) ** 2, 48), nn.ReLU(), nn.Linear(48, CLASSES),
-    )  # fmt: skip
-
-
-@functools.lru_cache(maxsize=1000)
-def pixels_of(site: int) -> tuple[Any, Any]:
-    """Drawn pixels ``(50, 3, 32, 32)`` uint8 and labels ``(50,)`` of a site."""
-    import numpy as np
-
-    rng = np.random.default_rng(site)
-    return rng.integers(0, 256, (IMAGES, 3, SIDE, SIDE), dtype=np.uint8), rng.integers(0, CLASSES, IMAGES)
-
-
-def bare(sites: int, drawn: int, rounds: int) -> Clock:
+def bare(sites: int, drawn: int, rounds: int, out: str) -> None:
     """The work with nothing around it."""
     import numpy as np
     import torch
-    import torch.nn.functional as F
 
     torch.set_num_threads(1)
     model = network()
     held = {name: value.clone() for name, value in model.state_dict().items()}
     rng, clock = np.random.default_rng(0), Clock()
-    for _ in range(rounds):
+    for index in range(1, rounds + 1):
         total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in held.items()}
         for site in rng.choice(sites, drawn, replace=False):
-            pixels, labels = pixels_of(int(site))
-            images = (torch.from_numpy(pixels).float() / 255 - 0.5) / 0.25
             model.load_state_dict(held)
-            optimizer = torch.optim.SGD(model.parameters(), RATE)
-            for index in np.array_split(rng.permutation(IMAGES), IMAGES // BATCH):
-                optimizer.zero_grad()
-                F.cross_entropy(model(images[index]), torch.from_numpy(labels[index])).backward()
-                optimizer.step()
+            train(model, int(site), index)
             for name, value in model.state_dict().items():
                 total[name] += value.double() / drawn
         held = {name: value.float() for name, value in total.items()}
         clock.tick()
-    return clock
+    tell(out, clock, held)
 
 
 class Pixels:
@@ -106,7 +89,7 @@ class Pixels:
         return torch.from_numpy(np.stack([pixels_of(int(row) // IMAGES)[0][int(row) % IMAGES] for row in rows]))
 
 
-def ours(sites: int, drawn: int, rounds: int, metrics_every: int = 1) -> Clock:
+def ours(sites: int, drawn: int, rounds: int, out: str, metrics_every: int = 1) -> None:
     """The same by this project's coordinator and virtual sites, in this process, with all that they keep and check."""
     import numpy as np
     from flwr.app import Context, RecordDict
@@ -117,6 +100,7 @@ def ours(sites: int, drawn: int, rounds: int, metrics_every: int = 1) -> Clock:
     from fed_diffmic.data.site import Examples, SiteData
     from fed_diffmic.reporting.events import EventLog
     from fed_diffmic.training import stages
+    from server import rounds as server_rounds
     from server.app import app, shared_events
     from simulations.flower_app import VirtualClientApp
     from simulations.grid import InProcessGrid
@@ -129,6 +113,16 @@ def ours(sites: int, drawn: int, rounds: int, metrics_every: int = 1) -> Clock:
     )
     clock, names = Clock(), [f"site-{number}" for number in range(sites)]
     cache: Any = Pixels()
+    last: dict[str, Any] = {}
+    aggregate = server_rounds.aggregate
+
+    def noting(run: Any, work: Any, answer: Any, noise: Any) -> dict[str, int]:
+        """The aggregate, with its weights noted: the finished model is the best round's, which need not be the last."""
+        examples = aggregate(run, work, answer, noise)
+        last.update(work.progress.current)
+        return examples
+
+    server_rounds.aggregate = noting
 
     def part(rows: Any, labels: Any) -> Examples:
         return Examples(rows, labels, rows.astype(str), rows.astype(np.uint64), cache)
@@ -138,7 +132,7 @@ def ours(sites: int, drawn: int, rounds: int, metrics_every: int = 1) -> Clock:
         number = int(str(context.node_config["site"]).removeprefix("site-"))
         _, labels = pixels_of(number)
         rows = np.arange(IMAGES) + IMAGES * number
-        judge = IMAGES // 5 if number < JUDGES else 0
+        judge = JUDGED if number < JUDGES else 0
         none = part(rows[:0], labels[:0])
         train, val = part(rows, labels.astype(np.int64)), part(rows[:judge], labels[:judge].astype(np.int64))
         return SiteData(str(context.node_config["site"]), "multiclass", tuple(classes), train, val, none)
@@ -160,13 +154,93 @@ def ours(sites: int, drawn: int, rounds: int, metrics_every: int = 1) -> Clock:
         grid = InProcessGrid(VirtualClientApp(nodes, run_config, source), nodes, run_config)
         with EventLog(Path(folder) / "events.jsonl", observers=[observe]) as events, shared_events(events):
             app(grid=grid, context=Context(1, 0, {}, RecordDict(), run_config))
-    return clock
+    tell(out, clock, last)
 
 
-def median(rows: list[tuple[float, float]]) -> tuple[float, float]:
+def median(rows: Sequence[Sequence[float]]) -> Figures:
     """Processor and wall seconds of a round; the first one, which imports and builds, left out."""
     later = rows[1:] or rows
     return statistics.median(cpu for cpu, _ in later), statistics.median(wall for _, wall in later)
+
+
+def installed(python: str, module: str) -> bool:
+    """Whether a Python has a module, which is looked for and not loaded."""
+    asked = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
+    try:
+        return subprocess.run([python, "-c", asked], check=False, stderr=subprocess.DEVNULL).returncode == 0
+    except OSError:
+        return False
+
+
+def measured(command: Sequence[str], out: Path) -> tuple[Figures, dict[str, Any]] | None:
+    """Run a program of the work: its figures and its last weights; none, and why on stderr, where it failed."""
+    import numpy as np
+
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    said = out.with_suffix(".log")
+    with (
+        said.open("w") as log,
+        subprocess.Popen(
+            [*command, str(out)],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+            start_new_session=True,
+        ) as program,
+    ):
+        try:
+            failed = program.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            failed = 1
+            for pid in (*tree_seconds(program.pid),):  # with what it started: they would go on measuring nothing
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+    if failed:
+        print(f"{' '.join(command)} failed or took over {LIMIT} s:\n{said.read_text()[-2000:]}", file=sys.stderr)
+        return None
+    with np.load(f"{out}.npz") as weights:
+        found = {name: weights[name] for name in weights.files}
+    return median(json.loads(Path(f"{out}.json").read_text())), found
+
+
+def difference(weights: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """Largest difference of a weight.
+
+    Raises:
+        SystemExit: they are not of the same network.
+    """
+    if set(weights) != set(other) or not weights:
+        raise SystemExit(f"not the same network: {sorted(weights)} and {sorted(other)}")
+    return max(float(abs(weights[name] - other[name]).max()) for name in weights)
+
+
+def row(setting: str, commands: Mapping[str, Sequence[str]], folder: Path) -> str:
+    """A setting's row of the table: each one's seconds, ours over each other's, and how far the weights are apart."""
+    found: dict[str, tuple[Figures, dict[str, Any]]] = {}
+    for who, command in commands.items():
+        seen = measured(command, folder / f"{who}-{setting.replace('/', '-')}") if command else None
+        if seen is not None:
+            found[who] = seen
+    cells = []
+    for who in commands:
+        if who not in found:
+            cells += ["failed" if commands[who] else "not installed"] + ([""] if who != "ours" else [])
+            continue
+        (cpu, wall), _ = found[who]
+        ratio = ""
+        if "ours" in found and who != "ours":
+            (ours_cpu, ours_wall), _ = found["ours"]
+            ratio = f"{ours_cpu / cpu:.2f}, wall {ours_wall / wall:.2f}"
+        cells += [f"{cpu:.2f}, wall {wall:.2f}"] + ([ratio] if who != "ours" else [])
+    sites, drawn = setting.split("/")
+    apart = "not all drawn"
+    if sites == drawn and "bare" in found:
+        own = found["bare"][1]
+        apart = ", ".join(
+            f"{who} {difference(own, weights):.1e}" for who, (_, weights) in found.items() if who != "bare"
+        )
+    return f"| {' | '.join([setting, *cells, apart])} |"
 
 
 def main() -> None:
@@ -174,32 +248,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", default=SETTINGS)
     parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--who", default="bare,ours,pfl,flower")
     parser.add_argument("--every", type=int, default=1)
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--pfl-python", default=sys.executable)
+    parser.add_argument("--flower-python", default=sys.executable)
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        who, sites, drawn = given.one[0], int(given.one[1]), int(given.one[2])
+        who, sites, drawn, out = given.one
         more = {"metrics_every": given.every} if who == "ours" and given.every != 1 else {}
-        print(json.dumps((ours if who == "ours" else bare)(sites, drawn, given.rounds, **more).rows))
+        (ours if who == "ours" else bare)(int(sites), int(drawn), given.rounds, out, **more)
         return
-    print("| sites / drawn | bare, CPU s a round | ours, CPU s | ratio | bare, wall s | ours, wall s |")
-    print("|---|---|---|---|---|---|")
-    for setting in given.settings.split(","):
-        found = {}
-        for who in ("bare", "ours"):
-            more = ["--rounds", str(given.rounds), "--every", str(given.every), "--one", who, *setting.split("/")]
-            done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.peers", *more], check=True, stdout=subprocess.PIPE, text=True
-            )
-            found[who] = median([(cpu, wall) for cpu, wall in json.loads(done.stdout.strip().splitlines()[-1])])
-        (cpu, wall), (our_cpu, our_wall) = found["bare"], found["ours"]
-        print(
-            f"| {setting} | {cpu:.2f} | {our_cpu:.2f} | {our_cpu / cpu:.2f} | {wall:.2f} | {our_wall:.2f} |", flush=True
-        )
+    here = [sys.executable, "-m", "benchmarks.peers", "--rounds", str(given.rounds), "--every", str(given.every)]
+    peers = {"pfl": (given.pfl_python, ["pfl"]), "flower": (given.flower_python, ["flwr", "ray"])}
+    names = given.who.split(",")
+    there = {who: all(installed(peers[who][0], module) for module in peers[who][1]) for who in names if who in peers}
+    heads = [f"{who}, CPU s a round | ours / {who}" if who != "ours" else "ours, CPU s a round" for who in names]
+    print(f"| sites / drawn | {' | '.join(heads)} | weights from bare's |")
+    print("|---" * (2 + sum(1 if who == "ours" else 2 for who in names)) + "|")
+    with tempfile.TemporaryDirectory() as folder:
+        for setting in given.settings.split(","):
+            sizes = setting.split("/")
+            commands: dict[str, list[str]] = {}
+            for who in names:
+                if who in peers:
+                    run = [peers[who][0], "-m", f"benchmarks.peers_{who}", *sizes, str(given.rounds)]
+                    commands[who] = run if there[who] else []
+                else:
+                    commands[who] = [*here, "--one", who, *sizes]
+            print(row(setting, commands, Path(folder)), flush=True)
 
 
 TRAINING = [
-    "model=tiny", f"model.image_side={SIDE}", "dataset.modality=none", "stages.plain.optimizer=sgd",
+    "model=tiny", f"model.image_side={SIDE}", "dataset.modality=none",
+    "dataset.mean=[0.5,0.5,0.5]", "dataset.std=[0.25,0.25,0.25]", "stages.plain.optimizer=sgd",
+    "stages.plain.loss=cross_entropy",
     "stages.plain.momentum=0", "stages.plain.weight_decay=0", "stages.plain.clip_norm=0", f"stages.plain.lr={RATE}",
     "stages.plain.schedule=constant", f"stages.plain.batch_size={BATCH}", "stages.plain.augment=false",
     "stages.plain.select=loss", "stages.plain.epochs=1", "run.device=cpu",

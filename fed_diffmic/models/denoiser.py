@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fed_diffmic.models.diffusion import alphas_cumprod, residual_base
 from fed_diffmic.models.normalisation import row_norm
+from fed_diffmic.models.packed import Product, packed
 
 
 class DenoiserBlock(nn.Module):
@@ -34,9 +35,13 @@ class DenoiserBlock(nn.Module):
         # network of its own, which a few thousand steps cannot teach (benchmarks/timestep_table.py).
         nn.init.ones_(self.timestep_table.weight)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Cells ``(B, N, channels_in)`` at timesteps ``(B, N)`` to ``(B, N, D)``."""
-        scaled = self.conv(x) * self.timestep_table(t)
+    def forward(self, x: Tensor, t: Tensor, product: Product | None = None) -> Tensor:
+        """Cells ``(B, N, channels_in)`` at timesteps ``(B, N)`` to ``(B, N, D)``.
+
+        Args:
+            product: what ``conv`` computes, in another way; none: itself.
+        """
+        scaled = (product or self.conv)(x) * self.timestep_table(t)
         return F.softplus(self.norm(scaled.flatten(0, 1)).unflatten(0, t.shape))
 
 
@@ -57,7 +62,18 @@ class Denoiser(nn.Module):
         self.block3 = DenoiserBlock(latent, latent, timesteps, norm)
         self.head = nn.Linear(latent, num_classes)
 
-    def cells(self, guidance: Tensor, y_t: Tensor, t: Tensor, prior: Tensor) -> Tensor:
+    def products(self, uses: int) -> tuple[Product, Product]:
+        """The two large products, for so many calls of :meth:`cells` with the same weights."""
+        return packed(self.block2.conv, uses), packed(self.block3.conv, uses)
+
+    def cells(
+        self,
+        guidance: Tensor,
+        y_t: Tensor,
+        t: Tensor,
+        prior: Tensor,
+        products: tuple[Product | None, Product | None] = (None, None),
+    ) -> Tensor:
         """Predicted noise of ``N`` cells.
 
         Args:
@@ -65,13 +81,14 @@ class Denoiser(nn.Module):
             y_t: noisy labels, ``(B, N, C)``.
             t: timesteps, ``(B, N)`` int64.
             prior: ``F (B, D)``.
+            products: of :meth:`products`.
 
         Returns:
             ``(B, N, C)``.
         """
         x = self.block1(torch.cat([guidance, y_t], dim=2), t)
-        x = self.block2(x * prior.unsqueeze(1), t)
-        noise: Tensor = self.head(self.block3(x, t))
+        x = self.block2(x * prior.unsqueeze(1), t, products[0])
+        noise: Tensor = self.head(self.block3(x, t, products[1]))
         return noise
 
     def forward(self, guidance_map: Tensor, y_t: Tensor, t: Tensor, prior: Tensor) -> Tensor:
@@ -101,10 +118,17 @@ class ResidualDenoiser(Denoiser):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def cells(self, guidance: Tensor, y_t: Tensor, t: Tensor, prior: Tensor) -> Tensor:
+    def cells(
+        self,
+        guidance: Tensor,
+        y_t: Tensor,
+        t: Tensor,
+        prior: Tensor,
+        products: tuple[Product | None, Product | None] = (None, None),
+    ) -> Tensor:
         """As :meth:`Denoiser.cells`; the guidance are logits."""
         base, deviation = self._about(guidance, y_t, t)
-        return base + deviation * super().cells(guidance, y_t, t, prior)
+        return base + deviation * super().cells(guidance, y_t, t, prior, products)
 
     def deviation(self, guidance_map: Tensor, t: Tensor) -> Tensor:
         """Standard deviation of what the guidance leaves of the noise, ``(B, C, K, K)``: the unit of the loss.

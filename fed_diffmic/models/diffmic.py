@@ -197,10 +197,11 @@ class DiffMIC(nn.Module):
             t = torch.full(y.shape[:2], last, dtype=torch.int64, device=y.device)
             noise = self.denoiser.cells(guidance, torch.zeros_like(y), t, prior).float()
             return ddim_step(torch.zeros_like(noise), noise, float(self.alphas_cumprod[last]), 1.0)
+        products = self.denoiser.products(self.sampling_steps)
         for step, alpha_t, alpha_previous in ddim_schedule(self.timesteps, self.sampling_steps):
             check_time()  # a thousand steps of many starts for a batch may take minutes
             t = torch.full(y.shape[:2], step, dtype=torch.int64, device=y.device)
-            noise = self.denoiser.cells(guidance, y, t, prior).float()
+            noise = self.denoiser.cells(guidance, y, t, prior, products).float()
             y = ddim_step(y.float(), noise, alpha_t, alpha_previous)
         return y
 

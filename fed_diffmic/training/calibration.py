@@ -33,13 +33,14 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from scipy.special import expit, log_expit, log_softmax, logit, softmax
+from scipy.special import expit, log_expit, logit, softmax
 
 from fed_diffmic.config.simulation import StageConfig
 from fed_diffmic.errors import ModelFileError
 
 DECISIONS = ("probability", "balanced")
 _UNIT = 2.0**20  # a validation image's negative log-likelihood is rounded to 1 / _UNIT nats
+_AT_ONCE = 1 << 17  # numbers of the grid that are computed in one go: a megabyte
 _PRIOR_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _KEYS = ("scale", "prior_weight", "blend")
@@ -188,9 +189,22 @@ def _blended(scores: np.ndarray, blend: float) -> np.ndarray:
     return np.asarray((1 - blend) * scores[:, 0] + blend * scores[:, 1])
 
 
+def _offset(prior: np.ndarray, task: str) -> np.ndarray:
+    return np.asarray(logit(prior) if task == "multilabel" else np.log(prior))
+
+
 def _exponent(scores: np.ndarray, prior: np.ndarray, task: str, scale: float, weight: float) -> np.ndarray:
-    offset = logit(prior) if task == "multilabel" else np.log(prior)
-    return scale * scores + weight * offset
+    return scale * scores + weight * _offset(prior, task)
+
+
+def _log_likelihood(exponent: np.ndarray, labels: np.ndarray, task: str) -> np.ndarray:
+    """Of each image, ``(..., B)``, from exponents ``(..., B, C)``, which are written over."""
+    if task == "multilabel":
+        return np.asarray(log_expit(np.where(labels > 0, exponent, -exponent)).sum(axis=-1))
+    highest = exponent.max(axis=-1, keepdims=True)
+    exponent -= np.where(np.isfinite(highest), highest, 0.0)
+    own = exponent[..., np.arange(len(labels)), labels.astype(np.int64)]
+    return np.asarray(own - np.log(np.exp(exponent, out=exponent).sum(axis=-1)))
 
 
 def nll_sums(scores: np.ndarray, labels: np.ndarray, prior: np.ndarray, task: str) -> np.ndarray:
@@ -212,15 +226,16 @@ def nll_sums(scores: np.ndarray, labels: np.ndarray, prior: np.ndarray, task: st
     points = grid(task, blended=scores.ndim == 3)
     if labels.shape != ((len(scores), len(prior)) if task == "multilabel" else (len(scores),)):
         raise ValueError(f"labels have shape {labels.shape}, scores {scores.shape}: they do not fit for {task}")
-    sums = np.zeros(points.shape)
-    columns = [(_blended(scores, blend), weight) for blend, weight in points.columns]
-    for i, scale in enumerate(points.scales):
-        exponent = np.stack([_exponent(mixed, prior, task, scale, weight) for mixed, weight in columns])
-        if task == "multilabel":
-            each = -log_expit(np.where(labels > 0, exponent, -exponent)).sum(axis=2)
-        else:
-            each = -log_softmax(exponent, axis=2)[:, np.arange(len(labels)), labels.astype(np.int64)]
-        sums[i] = np.rint(each * _UNIT).sum(axis=1)
+    sums, offset = np.zeros(points.shape), _offset(prior, task)
+    columns = [(_blended(scores, blend), weight * offset) for blend, weight in points.columns]
+    mixed, added = np.stack([column for column, _ in columns]), np.stack([more for _, more in columns])
+    # Few images: many scales at once, since a call costs more than its numbers; many images: one at a time.
+    some = max(1, _AT_ONCE // max(1, mixed.size))
+    for first in range(0, len(points.scales), some):
+        scales = np.asarray(points.scales[first : first + some])
+        exponent = scales[:, None, None, None] * mixed + added[:, None, :]
+        each = -_log_likelihood(exponent, labels, task)
+        sums[first : first + some] = np.rint(each * _UNIT).sum(axis=2)
     return sums / _UNIT
 
 

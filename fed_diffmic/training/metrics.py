@@ -303,5 +303,17 @@ def quick(probabilities: np.ndarray, labels: np.ndarray, task: str) -> dict[str,
         return dict.fromkeys(names)
     decided = p > 0.5 if task == "multilabel" else p.argmax(axis=1)
     scored = Scored(p, decided, labels, np.arange(len(p)), task)
-    point = weighted_metrics(scored, np.ones((len(p), 1)))
-    return {name: number(point[name][0]) for name in names}
+    # As weighted_metrics with a weight of one each, bit for bit, since all that is divided are counts: a site judges
+    # every round, and the rest of the metrics would take it longer than its few images do.
+    truth = scored.labels if task == "multilabel" else np.eye(p.shape[1], dtype=bool)[scored.labels]
+    said = scored.decided if task == "multilabel" else np.eye(p.shape[1], dtype=bool)[scored.decided]
+    right, positives = (truth & said).sum(axis=0), truth.sum(axis=0)
+    recall = weighted.divide(right.astype(np.float64), positives)
+    if task == "multilabel":
+        negatives = len(p) - positives
+        recall = (recall + weighted.divide((~truth & ~said).sum(axis=0).astype(np.float64), negatives)) / 2
+    auroc = np.array([weighted.auroc(p[:, c], truth[:, c]) for c in range(p.shape[1])])
+    values = (weighted.mean_of_defined(auroc), weighted.mean_of_defined(recall), (truth == said).mean())
+    if task != "multilabel":
+        values = (*values[:2], right.sum() / len(p))
+    return {name: number(value) for name, value in zip(names, values, strict=True)}

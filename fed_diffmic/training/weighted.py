@@ -8,6 +8,8 @@ for it); :mod:`fed_diffmic.training.metrics` turns it into ``None`` before anyth
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 ECE_BINS = 15
@@ -77,6 +79,23 @@ def ranking(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tu
     average = divide((run_positive * precision).sum(axis=0), total_positive)
     average[total_negative == 0] = np.nan
     return auroc, average
+
+
+def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Area under the ROC curve of one class against the rest, every sample once; as :func:`ranking`, bit for bit.
+
+    Args:
+        scores: ``(N,)``; positive: ``(N,)`` bool.
+
+    Returns:
+        ``nan`` where positives or negatives are missing.
+    """
+    above, below = scores[positive], np.sort(scores[~positive])
+    if not len(above) or not len(below):
+        return math.nan
+    # Twice the pairs that are in order, ties as one half: a whole number.
+    ordered = below.searchsorted(above, "left").sum() + below.searchsorted(above, "right").sum()
+    return float(0.5 * ordered / (len(above) * len(below)))
 
 
 def confusion(labels: np.ndarray, decided: np.ndarray, classes: int, weights: np.ndarray) -> np.ndarray:
