@@ -79,8 +79,8 @@ class Clearance:
             if (beyond := self.policy.summed(plain, basis)) is not None:
                 raise SiteError(beyond.code, beyond.detail)
         elif NOISED in plain.tensors:
-            if beyond := noised_beyond(plain, self.policy.protected):
-                raise SiteError(failures.POLICY_PRIVACY, beyond)
+            if uncovered := noised_beyond(plain, self.policy.protected):
+                raise SiteError(failures.POLICY_PRIVACY, uncovered)
         elif isinstance(said := self.policy.release(plain, request.tensors, basis), Denial):
             raise SiteError(said.code, said.detail)
         self.given = True

@@ -127,7 +127,9 @@ class Group:
         options = gloo._Options()
         options._devices = [gloo.create_device(hostname=LOOPBACK)]
         options._timeout = timedelta(seconds=wait_s)
-        self._store = dist.FileStore(str(folder / "store"), size)
+        self._store = dist.FileStore(  # type: ignore[attr-defined]
+            str(folder / "store"), size
+        )
         self._group = gloo(self._store, rank, size, options)
         self._leads = rank == 0
         # Once the leading process has this sum, all have read the files that they found each other by.

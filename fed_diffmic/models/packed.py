@@ -42,13 +42,13 @@ def packed(layer: nn.Linear, uses: int) -> Product:
 
 def _can(weight: Tensor) -> bool:
     """Whether oneDNN computes in float32 here, and nothing is differentiated, cast or traced."""
-    return (
+    return bool(
         type(weight) in (Tensor, nn.Parameter)
         and weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
         and not torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
         and torch.backends.mkldnn.is_available()

@@ -171,8 +171,8 @@ def ring_when_whole(bells: Bells) -> None:
         finally:
             storing.nodes = None
 
-    SqlLinkState._cleanup_push_session = end_session  # type: ignore[method-assign]
-    SqlLinkState.store_object = store_object  # type: ignore[method-assign]
+    SqlLinkState._cleanup_push_session = end_session  # type: ignore[method-assign, assignment]
+    SqlLinkState.store_object = store_object  # type: ignore[method-assign, assignment]
 
 
 def count_nothing() -> None:
@@ -230,7 +230,7 @@ def take_back(state: SqlLinkState, node: int, given: OrderedDict[str, int]) -> N
         ~exists().where(MessageRes.reply_to_message_id == MessageIns.message_id),
     )
     with state.session() as session:
-        found = {str(name): int64_to_uint64(run) for name, run in session.execute(lost)}
+        found = {str(name): int64_to_uint64(run) for name, run in session.execute(lost) if run is not None}
         found = {name: run for name, run in found.items() if given.get(name, 0) < AGAIN}
         known = state.get_run_status(set(found.values())) if found else {}
         back = [name for name, run in found.items() if run in known and known[run].status != Status.FINISHED]
