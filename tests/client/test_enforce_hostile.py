@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
 
 from client.app import app
 from fed_diffmic.errors import ModelFileError
@@ -69,17 +69,12 @@ class Bomb:
 
 def test_pickled_tensors_are_refused_unread(tmp_path: Path, site: Any) -> None:
     site()
-    request = task("train")
-    record = RecordDict()
-    message = task_message(encode(request), node=1, message_type="train", ttl=60.0, group="1")
-    set_message_id(message, "1")
-    for name, value in message.content.items():
-        record[name] = value
     bomb = pickle.dumps(Bomb(tmp_path / "boom"))
-    for stype in ("numpy.ndarray", "fed_diffmic.raw"):
-        arrays = dict(record["tensors"])
-        arrays["head.bias"] = Array("float32", (3,), stype, bomb)
-        message.content["tensors"] = ArrayRecord(arrays)
+    arrays = [ArrayRecord({"0": Array("float32", (3,), stype, bomb)}) for stype in ("numpy.ndarray", "fed_diffmic.raw")]
+    for tensors in (*arrays, ConfigRecord({"0": bomb})):
+        message = task_message(encode(task("train")), node=1, message_type="train", ttl=60.0, group="1")
+        set_message_id(message, "1")
+        message.content["tensors"] = tensors
         failed = failure_of(app(message=message, context=context(tmp_path)))
         assert failed == (failures.BAD_REQUEST, failures.FAILURES[failures.BAD_REQUEST])
     assert not (tmp_path / "boom").exists()
