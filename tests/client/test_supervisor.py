@@ -105,7 +105,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     def run(**coordinator: object) -> subprocess.Popen[str]:
         way = {"address": "127.0.0.1:1", "insecure": True, "retry_min_s": 0.1, "retry_max_s": 0.3, **coordinator}
-        config = {"site": {"name": "one", "folder": str(tmp_path / "site"), "device": "cpu"}, "coordinator": way}
+        config = {"site": {"name": "one", "folder": str(tmp_path / "site"), "device": ["cpu"]}, "coordinator": way}
         started.append(
             subprocess.Popen(
                 [sys.executable, "-c", DRIVER, json.dumps(config)],
