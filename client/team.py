@@ -91,7 +91,7 @@ class Team:
                 "site.device",
                 "[" + ", ".join(self.devices) + "]",
                 "one device for a run whose batch norm learns from the batch",
-                "Each device would normalise by its own images: name one device, or ask for a run with "
+                "Each device would normalise by its own images: name one in site.device, or ask for a run with "
                 "model.norm=group and model.encoder_norm=group or frozen.",
             )
         with self._unbroken():

@@ -150,7 +150,7 @@ class SummedFigures(MaskedSteps):
         if len(there) < least:
             raise RoundError(
                 f"{len(there)} sites give figures, and a sum is over {least} or more",
-                "Sites that require masks give them where policy.summed_metrics says so.",
+                "Ask the sites that require masks to let their figures into sums (`summed_metrics` in their policies).",
             )
 
     def _company(self) -> tuple[str, ...] | None:
