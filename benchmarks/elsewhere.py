@@ -1,6 +1,6 @@
 """Write what models were worth on patients from elsewhere into a page: one row for each model and test set.
 
-    python -m benchmarks.elsewhere docs/lab/2026-11-29-elsewhere.md DIR [DIR ...]
+    python -m benchmarks.elsewhere PAGE DIR [DIR ...]
 
 Each ``DIR`` is the folder of ``fed-diffmic experiment run --out`` with ``external.NAME=FILE``. Everything between
 ``<!-- elsewhere -->`` and ``<!-- end of elsewhere -->`` is replaced; nothing of it is typed. Seeds that an experiment
