@@ -64,6 +64,12 @@ class Bells:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(lambda: self._bell(node).set())
 
+    def close(self) -> None:
+        """Hold no question any more: the SuperLink ends, and whoever asks is answered before it does."""
+        self.hold_s = 0.0
+        for bell in self._rung.values():
+            bell.set()
+
     async def answer(self, node: int, app: App, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """Let the application answer a question once there may be something, or nothing came in time.
 

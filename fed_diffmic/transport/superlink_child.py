@@ -28,10 +28,13 @@ from fed_diffmic.transport.seats import Bounds, Rate
 from fed_diffmic.transport.superlink import COUNTS_PATH, LOOPBACK, NONCE_HEADER, STATE, TOKEN_HEADER, LinkSettings
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from fed_diffmic.transport.bells import Bells
 
 RENEW_S = 30.0
 LOCK_S = 60.0
+LOOK_S = 0.1
 JOURNAL_BYTES = 64 * 2**20
 LINES, LINES_PER_S = 200.0, 0.5
 PULLS = "/v1/runtime/pull-messages"
@@ -201,13 +204,23 @@ async def serve(settings: LinkSettings, private: socket.socket, public: socket.s
         shared = {"config": config, "server_state": server.server_state, "app_state": server.lifespan.state}
         outer = asyncio.ensure_future(Listener(gate, public, config.ssl, shared).serve())
         renewal = asyncio.ensure_future(renew(config.ssl, settings))
+        ending = asyncio.ensure_future(close_at_the_end(server, bells))
         ports = {"public_port": public.getsockname()[1], "loopback_port": private.getsockname()[1]}
         write_json(Path(settings.folder) / STATE, {"pid": os.getpid(), **ports}, 0o600)
         await asyncio.wait({inner, outer}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         outer.cancel()
         renewal.cancel()
+        ending.cancel()
+        bells.close()
     await inner
+
+
+async def close_at_the_end(server: uvicorn.Server, bells: Bells) -> None:
+    """Let held questions go once a signal came: they would be cut off with a traceback in the log."""
+    while not server.should_exit:
+        await asyncio.sleep(LOOK_S)
+    bells.close()
 
 
 def passphrase(settings: LinkSettings) -> str:

@@ -23,7 +23,7 @@ def _module(encoder_norm: str) -> StageModule:
 
 @tries("client/team.py::Team.begin")
 def test_one_device_or_another_normalisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="name one device") as refused:
+    with pytest.raises(ConfigError, match="name one in site.device") as refused:
         Team(["cpu", "cpu"], tmp_path).begin(_module("train"))
     assert team_of(["cpu"], tmp_path) is None
 

@@ -99,6 +99,17 @@ def test_the_coordinators_question_is_held_no_longer_than_it_has_to_look_elsewhe
     asyncio.run(all_of_it())
 
 
+def test_a_superlink_that_ends_answers_what_it_holds() -> None:
+    async def all_of_it() -> None:
+        bells, asked = Bells(20.0), Asked([b"", b"", b""])
+        await asked.ask(bells)
+        asyncio.get_running_loop().call_later(0.1, bells.close)
+        assert 0.09 < await asked.ask(bells) < 19.0
+        assert await asked.ask(bells) < 19.0 and asked.seen == 3
+
+    asyncio.run(all_of_it())
+
+
 def test_nothing_is_given_out_to_whoever_is_gone() -> None:
     async def all_of_it() -> None:
         bells, asked = Bells(20.0), Asked([b"", b"message"])
