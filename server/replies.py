@@ -138,16 +138,12 @@ def hear(channel: Channel, asking: Listening, needed: int, deadline: float) -> N
     while asking.wanted(needed) and time.monotonic() < deadline:
         asking.ask_again()
         asked = time.monotonic()
-        replies = list(channel.grid.pull_messages(list(asking.open))) if asking.open else []
-        came, waited = (
-            len(replies),
-            time.monotonic() - asked,
-        )  # the SuperLink holds a question that it cannot answer yet
-        while replies:  # and no longer held than it takes
-            asking.take(replies.pop(0))
+        # Each is brought when the one before it was judged, and held no longer than that takes.
+        came = sum(1 for _ in map(asking.take, channel.grid.pull_messages(list(asking.open)))) if asking.open else 0
         if came:
             heard = time.monotonic()
         elif asking.wanted(needed):
+            waited = time.monotonic() - asked  # the SuperLink holds a question that it cannot answer yet
             pause = max(channel.poll_s, min(LONGEST_POLL_S, POLL_SHARE * (time.monotonic() - heard)))
             time.sleep(max(0.0, min(pause - waited, deadline - time.monotonic())))
 

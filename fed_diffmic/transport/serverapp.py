@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import httpx
-from flwr.common.constant import SubStatus
-from flwr.common.serde import context_from_proto, run_from_proto
+from flwr.app import Error, Message, RecordDict
+from flwr.app.message import make_message, remove_content_from_message
+from flwr.common.constant import ErrorCode, SubStatus
+from flwr.common.serde import context_from_proto, message_from_proto, message_to_proto, run_from_proto
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
+    PullAppMessagesRequest,
     PullTaskInputRequest,
+    PushAppMessagesRequest,
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
 from flwr.serverapp import ServerApp
 from flwr.supercore.constant import TaskType
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -29,6 +40,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
+from fed_diffmic.transport.assembly import MalformedError, content_of, push_few
 from fed_diffmic.transport.control import LoopbackToken
 from fed_diffmic.transport.superlink import LinkLostError, RunningLink
 
@@ -78,7 +90,9 @@ def run_server_app(app: ServerApp, link: RunningLink, run_id: int, run_config: M
 class OurGrid(HttpGrid):
     """Flower's grid on our private listener, which gives up when the SuperLink is gone.
 
-    Flower's own retries have no bound, and on 401 it sends this process a SIGINT.
+    Flower's own retries have no bound, and on 401 it sends this process a SIGINT. Messages are pushed and pulled
+    by :mod:`fed_diffmic.transport.assembly`: one reply after the other, and nothing twice in memory. Whom a reply is
+    from, and to what, is what the SuperLink took it for, which knows the node that pushed it.
     """
 
     def __init__(self, link: RunningLink, token: str) -> None:
@@ -88,6 +102,40 @@ class OurGrid(HttpGrid):
 
     def _connect(self) -> None:
         self._client = _client(self._link, self._token, self._retry_invoker)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """The replies that are there, each brought when it is asked for; one that cannot be read has empty content."""
+        found = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
+        for proto, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+            yield self._pulled(proto, tree)
+
+    def _pulled(self, proto: Any, tree: ObjectTree) -> Message:
+        reply = message_from_proto(proto)
+        metadata, client, run_id = reply.metadata, self._runtime_client, self.run.run_id
+        if not reply.has_error():
+            pull = make_pull_object_fn_protobuf(client.PullObject, self.node, run_id)
+            try:
+                reply = make_message(metadata, content_of(tree, pull, self._link.settings.reply_bytes))
+            except MalformedError:
+                reply = make_message(metadata, RecordDict())
+            except ObjectPullError:
+                reason = "the SuperLink no longer has the reply's content"
+                return make_message(metadata, error=Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
+        confirmed = ConfirmMessageReceivedRequest(node=self.node, run_id=run_id, message_object_id=metadata.message_id)
+        client.ConfirmMessageReceived(confirmed)
+        return reply
+
+    def _try_push_messages(self, run_id: int, messages: Iterable[Message]) -> list[str]:
+        objects, protos, trees = {}, [], []
+        for message in messages:
+            protos.append(message_to_proto(remove_content_from_message(message)))
+            objects |= get_all_nested_objects(message)
+            trees.append(get_object_tree(message))
+        client = self._runtime_client
+        answer = client.PushMessages(PushAppMessagesRequest(messages_list=protos, message_object_trees=trees))
+        push = make_push_object_fn_protobuf(client.PushObject, self.node, run_id, answer.session_id)
+        push_few(objects, answer.objects_to_push, push)
+        return list(answer.message_ids)
 
     def finish(self, status: str, details: str) -> None:
         """Tell the SuperLink how the task ended, if it is there to hear it."""
