@@ -23,7 +23,7 @@ from flwr.proto.runtime_pb2 import (
 )
 from flwr.serverapp import ServerApp
 from flwr.supercore.constant import TaskType
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_object import InflatableObject, get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_pull_object_fn_protobuf,
     make_push_object_fn_protobuf,
@@ -126,7 +126,8 @@ class OurGrid(HttpGrid):
         return reply
 
     def _try_push_messages(self, run_id: int, messages: Iterable[Message]) -> list[str]:
-        objects, protos, trees = {}, [], []
+        objects: dict[str, InflatableObject] = {}
+        protos, trees = [], []
         for message in messages:
             protos.append(message_to_proto(remove_content_from_message(message)))
             objects |= get_all_nested_objects(message)
