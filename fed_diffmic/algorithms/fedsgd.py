@@ -25,7 +25,9 @@ class Options(Own):
     """FedSGD (McMahan et al. 2017), noise shared by the sites (privacy.mechanism=distributed): one step a round."""
 
     server_optimizer: str = option("adam", "who makes the server's step", choices=("adam", "sgd"))
-    step_size: float = option(0.01, "learning rate of the server's step", gt=0, le=1000)
+    step_size: float | None = option(
+        0.01, "learning rate of the server's step; null: the stage's own (stages.*.lr)", gt=0, le=1000
+    )
     beta1: float = option(0.9, "decay of the first moment (adam), momentum (sgd)", ge=0, lt=1)
     beta2: float = option(0.999, "decay of the second moment (adam)", ge=0, lt=1)
     tau: float = option(1e-8, "added to the root of the second moment (adam)", gt=0, le=1)
@@ -78,6 +80,7 @@ class FedSgd(Algorithm):
             updates: each holds, in float64, the weights less the mean gradient over *all* sites: the sum has no parts.
         """
         own, new, after = self.options, {}, {}
+        rate = self.stage.lr if own.step_size is None else own.step_size
         steps = float(server_state.get("steps", np.zeros(1))[0]) + 1
         for name in kinds:
             gradient = current[name].astype(np.float64) - updates[0].tensors[name]
@@ -91,6 +94,6 @@ class FedSgd(Algorithm):
                 after[f"v/{name}"] = second
                 scale = np.sqrt(second / (1.0 - own.beta2**steps)) + own.tau
                 step = first / (1.0 - own.beta1**steps) / scale
-            moved = current[name].astype(np.float64) - own.step_size * step
+            moved = current[name].astype(np.float64) - rate * step
             new[name] = np.asarray(moved.astype(current[name].dtype))
         return new, {**after, "steps": np.array([steps])}

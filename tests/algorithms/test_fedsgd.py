@@ -10,21 +10,23 @@ import torch
 
 from fed_diffmic.algorithms import SiteUpdate, build_algorithm
 from fed_diffmic.algorithms.fedsgd import FedSgd
-from fed_diffmic.config.simulation import StrategyConfig
+from fed_diffmic.config.simulation import StageConfig, StrategyConfig
 from fed_diffmic.errors import ConfigError
 
 
-def algorithm(**options: Any) -> FedSgd:
-    made = build_algorithm(StrategyConfig(name="fedsgd", options=options))
+def algorithm(stage: StageConfig | None = None, **options: Any) -> FedSgd:
+    made = build_algorithm(StrategyConfig(name="fedsgd", options=options), stage)
     assert isinstance(made, FedSgd)
     return made
 
 
+@pytest.mark.parametrize("step", [0.05, None])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_the_servers_step_is_torchs(optimizer: str) -> None:
+def test_the_servers_step_is_torchs_at_the_strategys_rate_or_the_stages(optimizer: str, step: float | None) -> None:
     rng = np.random.default_rng(0)
     weights = {"b": rng.normal(size=3).astype(np.float32), "w": rng.normal(size=(2, 4)).astype(np.float32)}
-    ours = algorithm(server_optimizer=optimizer, step_size=0.05, beta1=0.8, beta2=0.95)
+    stage = StageConfig(lr=0.05 if step is None else 3.0)
+    ours = algorithm(stage, server_optimizer=optimizer, step_size=step, beta1=0.8, beta2=0.95)
     kinds = dict.fromkeys(weights, "parameter")
     parameters = {name: torch.nn.Parameter(torch.from_numpy(value.copy())) for name, value in weights.items()}
     theirs: torch.optim.Optimizer = torch.optim.SGD(parameters.values(), lr=0.05, momentum=0.8)
