@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from client.masking import Turn, WordForm, turn_of
+from client.masked_turn import Turn, WordForm, turn_of
 from client.privacy import is_private, noised_prior, open_ledger, outside
 from client.requests import answer_header
 from client.site import Site

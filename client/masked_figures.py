@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from client.masking import WordForm, turn_of
+from client.masked_turn import WordForm, turn_of
 from client.requests import answer_header
 from client.site import Site
 from client.summed import check_figures, figure_form, said

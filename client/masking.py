@@ -8,7 +8,7 @@ under masks nobody can.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Context
 
+from client.masked_turn import TURN, WordForm, asked_fields, part_of, refused, session_of, turn_in
 from client.requests import answer_header
 from client.site import Site
 from client.summed import says_figures
@@ -23,10 +24,10 @@ from fed_diffmic.algorithms.base import Algorithm, parameters_of
 from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.exchange.audit import AuditLog
-from fed_diffmic.exchange.failures import BAD_REQUEST, FEW_PEERS, MASKING, PEERS, SiteError
+from fed_diffmic.exchange.failures import BAD_REQUEST, MASKING, SiteError
 from fed_diffmic.exchange.masking.fixed_point import FixedPointError
-from fed_diffmic.exchange.masking.requests import MASKED, NONE, task_digest
-from fed_diffmic.exchange.masking.session import FEW, FIGURES, PURPOSES, STRANGER, MaskingError, Session
+from fed_diffmic.exchange.masking.requests import MASKED, NONE
+from fed_diffmic.exchange.masking.session import FIGURES, PURPOSES, MaskingError
 from fed_diffmic.exchange.masking.site import MaskingSite
 from fed_diffmic.exchange.masking.store import FileStore
 from fed_diffmic.exchange.masking.update import UpdateForm
@@ -40,12 +41,9 @@ from fed_diffmic.training.stages import exchanged
 BASE = "base/"
 FOLDER = "masking"
 """Of the site's folder: what must be known of the last sum of each run, stage and arm. Never purged."""
-TURN: dict[str, type] = {"session": str, "sealed": dict}
-"""What a request says of a masked sum whose form the site knows by itself."""
 FIELDS: dict[str, type] = {**TURN, "norm": float, "most_weight": int, "summands": int}
 MOVES: dict[str, type] = {"most_moves": float}
 """What it says besides where changes are divided."""
-_CODES = {STRANGER: PEERS, FEW: FEW_PEERS}
 
 
 def site_masking(config: SiteConfig, signer: PrivateKey, audit: AuditLog) -> Callable[[Context, str], MaskingSite]:
@@ -138,7 +136,7 @@ def masked_reply(
 def _masked_update(
     site: Site, spec: RunSpec, request: Payload, tensors: Tensors, weight: int, divided: Divided | None
 ) -> np.ndarray:
-    header, asked = request.header, _asked(request.header, FIELDS if divided is None else {**FIELDS, **MOVES})
+    header, asked = request.header, asked_fields(request.header, FIELDS if divided is None else {**FIELDS, **MOVES})
     if divided is not None and divided.moves is None:
         raise SiteError(MASKING, "this site's update says no number of steps, by which its change has to be divided")
     if asked["norm"] != spec.strategy.masked_norm:
@@ -150,7 +148,7 @@ def _masked_update(
             reference, asked["summands"], asked["norm"], asked["most_weight"], bits=session.bits,
             divided=frozenset() if divided is None else divided.names, most_moves=asked.get("most_moves", 1.0),
         )  # fmt: skip
-        turn = _turn(site, header, session, WordForm(form.digest, form.bits, form.numbers.fraction, form.length))
+        turn = turn_in(site, header, session, WordForm(form.digest, form.bits, form.numbers.fraction, form.length))
         # Numbers that the coordinator chose must decide by no refusal: whether words leave room, or a bound on steps
         # holds, would tell of this one update, asked again and again as exactly as one likes.
         if turn.sites() > form.summands:
@@ -159,130 +157,6 @@ def _masked_update(
         return turn.masked(form.encode(tensors, min(weight, form.most_weight), moves=moves))
     except FixedPointError as error:
         raise SiteError(MASKING, error.cause) from error
-
-
-@dataclass(frozen=True)
-class WordForm:
-    """How a site's words are written, as far as a session says it.
-
-    Attributes:
-        digest: names the form.
-        bits, fraction, length: of the words.
-    """
-
-    digest: str
-    bits: int
-    fraction: int
-    length: int
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A site's turn in a masked sum: a session that is of this very task, in which it may mask.
-
-    Attributes:
-        part: of the site.
-        session: of the sum.
-        sealed: what the other sites sealed for this one.
-    """
-
-    part: MaskingSite
-    session: Session
-    sealed: Mapping[str, str]
-
-    def sites(self, *, anew: bool = False) -> int:
-        """How many sites share the sum's secrets, if words may be masked now.
-
-        Args:
-            anew: none may have been masked in this attempt before.
-
-        Raises:
-            SiteError: they may not.
-        """
-        try:
-            return self.part.may_mask(self.session, self.sealed, anew=anew)
-        except MaskingError as error:
-            raise refused(error) from error
-
-    def masked(self, words: np.ndarray) -> np.ndarray:
-        """Words under masks, as the signed type that a payload carries.
-
-        Raises:
-            SiteError: the site does not go on with the sum.
-        """
-        try:
-            found = self.part.mask(self.session, self.sealed, words)
-        except MaskingError as error:
-            raise refused(error) from error
-        bits = self.session.bits
-        return found.view(f"<i{bits // 8}").astype(f"int{bits}", copy=False)
-
-
-def turn_of(site: Site, header: Mapping[str, Any], form: WordForm, purpose: str = "train") -> Turn:
-    """A site's turn in a sum whose form it knows by itself; nothing is changed or computed.
-
-    Args:
-        purpose: of the sum.
-
-    Raises:
-        SiteError: the session is not that of the model, settings and form that are known here, or it is not the time.
-    """
-    return _turn(site, header, session_of(header, _asked(header, TURN)["session"], (purpose,)), form)
-
-
-def _turn(site: Site, header: Mapping[str, Any], session: Session, form: WordForm) -> Turn:
-    said = (session.task, session.bits, session.fraction, session.length)
-    if said != (task_digest(header, form.digest), form.bits, form.fraction, form.length):
-        raise SiteError(MASKING, "the session is that of another model, other settings or another form of words")
-    return Turn(part_of(site), session, header[MASKED]["sealed"])
-
-
-def _asked(header: Mapping[str, Any], fields: Mapping[str, type]) -> dict[str, Any]:
-    """What a request says of its masked sum.
-
-    Raises:
-        SiteError: other fields, or of other types.
-    """
-    asked: dict[str, Any] = header[MASKED]
-    if set(asked) != set(fields) or any(type(asked[name]) is not kind for name, kind in fields.items()):
-        raise SiteError(BAD_REQUEST)
-    return asked
-
-
-def refused(error: MaskingError) -> SiteError:
-    """What the coordinator is told of a step that the site does not do; the whole sentence stays in the site's log."""
-    return SiteError(_CODES.get(error.reason, MASKING), f"{error.reason}: {error.cause}")
-
-
-def session_of(header: Mapping[str, Any], text: str, purposes: Collection[str] = ("train",)) -> Session:
-    """The session that a request names, if it is of the request's own round.
-
-    Args:
-        purposes: of which it may be.
-
-    Raises:
-        SiteError: it is none, or of another.
-    """
-    try:
-        session = Session.parse(text)
-    except MaskingError as error:
-        raise SiteError(BAD_REQUEST) from error
-    place = (*(header[n] for n in ("run", "arm", "stage")), session.purpose)
-    known = session.purpose in purposes and (session.purpose == "calibrate") == (session.round == 0)
-    if not known or session.place != place or session.round != header["round"]:
-        raise SiteError(BAD_REQUEST)
-    return session
-
-
-def part_of(site: Site) -> MaskingSite:
-    """The site's part.
-
-    Raises:
-        SiteError: it has none: it holds no roster of the other sites' keys.
-    """
-    if site.masking is None:
-        raise SiteError(PEERS, "this site's people accepted no other site's key: `fed-diffmic provision peers`")
-    return site.masking
 
 
 def _texts(given: Mapping[str, Any], name: str) -> list[str]:

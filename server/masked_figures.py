@@ -66,7 +66,8 @@ class SummedFigures(MaskedSteps):
         except (RoundError, FixedPointError) as error:
             place = {"arm": self.spec.arm, "stage": task.stage, "round": index}
             if (task.stage, purpose, error.cause) not in self._missing:  # for one reason once, not in every round
-                self.events.emit("figures_missing", **place, purpose=purpose, reason=error.cause)
+                todo = error.remedy if isinstance(error, RoundError) else ""
+                self.events.emit("figures_missing", **place, purpose=purpose, reason=error.cause, todo=todo)
                 self._missing.add((task.stage, purpose, error.cause))
             return MetricsAnswer({}, Outcome(bytes_sent=outcome.bytes_sent), {})
         # Who gives no figures, or was away, is not missing from the round: its update is in it.
@@ -145,7 +146,10 @@ class SummedFigures(MaskedSteps):
         if away:
             raise RoundError(
                 f"figures of this run are sums over {', '.join(company)}, and not there: {', '.join(away)}",
-                "It is judged again when they are back.",
+                "Rounds are judged again when they are back. A site that is gone for good ends that for this run: its "
+                "best judged round is kept, the last weights are written beside it (last/ in the run's folder), and "
+                "another run over the sites that are left can begin from them (stages.*.init). What the sums of both "
+                "runs tell of who is gone: docs/secure-aggregation.md.",
             )
         if len(there) < least:
             raise RoundError(

@@ -42,6 +42,7 @@ from server.study import study_of_run
 from server.sureness import conform
 from server.terms import RunTerms
 from server.trail import log_aggregate, log_chosen, sent_in_next
+from server.unjudged import keep_last
 
 
 def run_federation(
@@ -189,10 +190,11 @@ def end_stage(run: Federation, work: StageWork, stop: Stop | None) -> None:
     run_state.results[stage] = {**progress.frozen, **(progress.best or progress.current)}
     if progress.best_states:
         run_state.personal[stage] = dict(progress.best_states)
+    kept = keep_last(run.store.folder, work, run_state.history)
     run_state.progress = None
     run.store.save(run_state)
     chosen = progress.best_score != NOBODY_SAYS
-    run.events.emit("stage_done", **place, best_round=progress.best_round, chosen=chosen)
+    run.events.emit("stage_done", **place, best_round=progress.best_round, chosen=chosen, **kept)
 
 
 def find_sites(

@@ -76,19 +76,32 @@ class _State:
                 return f"[{self.arm}] {self.stage}: ends with {rounds}, {event.get('reason', '')}"
             case "stage_done" if event.get("best_round") is not None:
                 why = "the best on validation" if event.get("chosen", True) else "the last: no site says which is best"
-                return f"[{self.arm}] {self.stage}: kept round {event['best_round']}, {why}"
+                return f"[{self.arm}] {self.stage}: kept round {event['best_round']}, {why}{_unjudged(event)}"
             case "site_failed" | "site_refused" | "site_waits":
                 return f"warning: {trouble(event)}"
             case "figures_missing" if event.get("purpose") == "calibrate":
-                return f"warning: [{self.arm}] {event['stage']}: not calibrated: {event['reason']}"
+                return f"warning: [{self.arm}] {event['stage']}: not calibrated: {_why(event)}"
             case "figures_missing":
-                return f"warning: [{self.arm}] {event['stage']} round {event['round']}: not judged: {event['reason']}"
+                return f"warning: [{self.arm}] {event['stage']} round {event['round']}: not judged: {_why(event)}"
             case "warning":
                 return f"warning: {event.get('message', event.get('code', ''))}"
             case "run_done":
                 return f"run done in {duration(event.get('seconds'))}"
             case _:
                 return None
+
+
+def _why(event: Event) -> str:
+    """Why there is no sum, and what can be done."""
+    return ". ".join(part for part in (event["reason"], event.get("todo")) if part)
+
+
+def _unjudged(event: Event) -> str:
+    """What became of rounds behind the last judged one."""
+    if not event.get("unjudged"):
+        return ""
+    some = "round was" if event["unjudged"] == 1 else f"{event['unjudged']} rounds were"
+    return f"; the last {some} not judged, and the weights that came of it are {event['last']} in the run's folder"
 
 
 class PlainProgress:

@@ -64,10 +64,14 @@ class Link:
 
     Args:
         port: of the coordinator on this machine.
+
+    Attributes:
+        up, down: bytes that were passed on, from the site and to it.
     """
 
     def __init__(self, port: int) -> None:
         self._to = port
+        self.up = self.down = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._change = threading.Condition()
@@ -146,6 +150,7 @@ class Link:
                     self.hit.set()
                 with self._change:
                     self._change.wait_for(lambda: self._mode != "stall")
+                    self.up, self.down = self.up + (len(data) if up else 0), self.down + (0 if up else len(data))
                 sink.sendall(data)
         for sock in (source, sink):
             self._open.discard(sock)

@@ -11,6 +11,20 @@ sums.
 *One company.* What a model says of a site's validation images is the same whenever it is asked. The sum over {A, B, C,
 D} less that over {A, B, C} would be D's own figures, exactly so at equal weights and nearly so a round later, and its
 number of images always. So a site's figures go into sums over one set of sites in a run: the first one that it signs.
+
+*Why no second one is formed when a site left.* Opened sums over sets ``S_1 .. S_m`` tell every combination of them, and
+a site's rule on its company holds only if each combination in which it has a part has ``min_sites`` others in it. Of
+two sets that is ``min(|A|, |B|, |A ^ B|) > min_sites`` (``^``: those who are in one alone; every other combination is
+of all of ``A | B``). Without the site that left, ``B`` would therefore have to leave out ``min_sites`` others who are
+there, and still be signed by ``q`` of ``N``: with the least ``min_sites`` (2) there is no such set below ten sites, and
+of fewer than six there would be none if one signature were enough (``tests/exchange/masking/test_figure_sets.py``).
+From ten on two sites would go unheard for each that left, rounds judged by other images could not be compared with
+those before, and a site in the first set alone would lean on others' ``min_sites``. That is not worth it.
+
+*Figures of another round are no other quantity.* Whoever asks chooses the weights, and may ask about the same ones
+again: then the difference is exact. If it does not, it has ``n_D f_D + sum_B n_i (f_i(w) - f_i(w'))``: with ``d`` the
+move of the others' mean from round to round and ``p = n_D / n_A``, ``f_D`` to within ``d (1 - p) / p``. Of four equal
+sites whose mean AUROC moves by 0.002, that is 0.006: D's own figure for all purposes.
 """
 
 from __future__ import annotations
