@@ -1,17 +1,21 @@
-"""Real processes over TLS whose weights and updates cross as int8 train the weights of the simulation, bit for bit."""
+"""Real processes over TLS whose weights and updates cross coded train the weights of the simulation, bit for bit."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fed_diffmic.config.codecs import CODECS
 from tests.consortium.harness import consortium, summary
 from tests.consortium.settings import SITES, final_weights, simulate
 
 
 @pytest.mark.slow
-def test_weights_that_cross_as_int8_equal_the_simulation(tmp_path: Path, data: Path, common: dict[str, Any]) -> None:
-    coded = {**common, "strategy_settings": {"codec": "int8"}}
+@pytest.mark.parametrize("codec", sorted(set(CODECS) - {"float32"}))  # float32: test_equality
+def test_weights_that_cross_coded_equal_the_simulation(
+    codec: str, tmp_path: Path, data: Path, common: dict[str, Any]
+) -> None:
+    coded = {**common, "strategy_settings": {"codec": codec}}
     simulated = simulate(tmp_path / "simulation", data, coded)
     with consortium(tmp_path / "real", data, coded) as made:
         for site in SITES:
