@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from client.floors import SiteFloors
-from client.masked_rules import Clearance, hold_to_study
+from client.masked_rules import Clearance, hold_to_study, purpose_of
 from client.privacy import is_private, planned_batches
 from client.requests import answer_header
 from client.site import Rules, Site
@@ -161,9 +161,9 @@ class Enforcement:
         floors = self._floors(site)
         site = replace(site, data=floors.settled(site.data, self._about(site, request)))
         hold_to_study(site, request)
-        if self.kind == "mask" or (self.kind in ("train", "evaluate") and MASKED in request.header):
-            clearance = self._clearance
-            basis = functools.partial(self._basis, site, "val" if self.kind == "mask" else "")
+        if self.kind == "mask" or (self.kind in ("train", "evaluate", "assess") and MASKED in request.header):
+            clearance, of_test = self._clearance, purpose_of(request) == "test"
+            basis = functools.partial(self._basis, site, ("test" if of_test else "val") if self.kind == "mask" else "")
             assert clearance is not None  # there are rules
             site = replace(site, judge=lambda plain, asked: clearance.judge(plain, asked, basis()))
         if self.kind != "train" or is_private(site, request.header["stage"]):
@@ -210,7 +210,7 @@ class Enforcement:
             )
             self._floors(site).check_update(key, request_name(header), train, planned)
             self._planned = planned
-        if self.kind in ("train", "evaluate") and MASKED in header:
+        if self.kind in ("train", "evaluate", "assess") and MASKED in header:
             # Before it is computed: a refusal afterwards tells something of this one update too, and must not be had
             # more often than a round may be tried.
             store.record_answer(key, self.kind, header["round"], name)

@@ -1,15 +1,15 @@
-"""A site's answer to a request for metrics under masks: words of sums over its validation images, and nothing else."""
+"""A site's answer to a request for metrics under masks: words of sums over its images, and nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from client.masked_turn import WordForm, turn_of
+from client.masked_turn import Turn, WordForm, turn_of
 from client.requests import answer_header
 from client.site import Site
-from client.summed import check_figures, figure_form, said
+from client.summed import check_figures, examples_of, figure_form, judge_figures
 from fed_diffmic.config.spec import RunSpec
-from fed_diffmic.exchange.masking.figures import BITS, FRACTION, IMAGES
+from fed_diffmic.exchange.masking.figures import BITS, FRACTION, FigureForm
 from fed_diffmic.exchange.masking.fixed_point import FixedPointError
 from fed_diffmic.exchange.masking.requests import MASKED
 from fed_diffmic.exchange.payload import Payload
@@ -21,11 +21,8 @@ def may_say(site: Site, spec: RunSpec, request: Payload) -> None:
     Raises:
         SiteError: they may not, or the sum is not one of this model, or it is not the time for it.
     """
-    header = request.header
-    purpose = _purpose(request)
-    form = figure_form(spec, header["stage"], purpose, tuple(header["prior"]))
-    turn_of(site, header, WordForm(form.digest, BITS, FRACTION, form.length), purpose).sites()
-    check_figures(site, spec, request, purpose)
+    _turn(site, request, _form(spec, request)).sites()
+    check_figures(site, spec, request, _purpose(request))
 
 
 def masked_figures(site: Site, spec: RunSpec, request: Payload, metrics: Mapping[str, float] | None) -> Payload:
@@ -37,22 +34,28 @@ def masked_figures(site: Site, spec: RunSpec, request: Payload, metrics: Mapping
     Raises:
         SiteError: the site's rules do not let them leave, or it does not go on with the sum.
     """
-    header, purpose = request.header, _purpose(request)
-    form = figure_form(spec, header["stage"], purpose, tuple(header["prior"]))
-    images, turn = (
-        len(site.data.val),
-        turn_of(site, header, WordForm(form.digest, BITS, FRACTION, form.length), purpose),
-    )
+    purpose, form = _purpose(request), _form(spec, request)
+    turn = _turn(site, request, form)
     plain = {name: value for name, value in (metrics or {}).items() if name in form.names}
     try:
         words = form.encode(plain)
     except FixedPointError:
-        words = form.diverged(images)
-    if site.judge is not None:
-        site.judge(said(request, dict.fromkeys(form.names, 0.0) | {IMAGES: float(images)}), request)
-    words = turn.masked(words)
-    return Payload("evaluate.reply", answer_header(header), {MASKED: words})
+        words = form.diverged(len(examples_of(site, purpose)))
+    judge_figures(site, spec, request, purpose)
+    return Payload(f"{request.kind}.reply", answer_header(request.header), {MASKED: turn.masked(words)})
+
+
+def _form(spec: RunSpec, request: Payload) -> FigureForm:
+    header, purpose = request.header, _purpose(request)
+    return figure_form(spec, header["stage"], purpose, tuple(header.get("prior", ())), header.get("calibration"))
+
+
+def _turn(site: Site, request: Payload, form: FigureForm) -> Turn:
+    words = WordForm(form.digest, BITS, FRACTION, form.length)
+    return turn_of(site, request.header, words, _purpose(request))
 
 
 def _purpose(request: Payload) -> str:
+    if request.kind == "assess":
+        return "test"
     return "calibrate" if request.header["sums"] else "evaluate"

@@ -75,7 +75,7 @@ class Clearance:
         Raises:
             SiteError: it may not leave.
         """
-        if plain.kind == "evaluate.reply":
+        if plain.kind in ("evaluate.reply", "assess.reply"):
             if (beyond := self.policy.summed(plain, basis)) is not None:
                 raise SiteError(beyond.code, beyond.detail)
         elif NOISED in plain.tensors:
@@ -91,7 +91,7 @@ class Clearance:
         Raises:
             SiteError: an update or a figure would leave as it is in a masked run, or unjudged.
         """
-        if reply.kind not in ("train.reply", "evaluate.reply"):
+        if reply.kind not in ("train.reply", "evaluate.reply", "assess.reply"):
             return
         masked = MASKED in request.header
         if masked != (MASKED in reply.tensors) or (masked and not self.given):

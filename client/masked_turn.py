@@ -11,7 +11,7 @@ import numpy as np
 from client.site import Site
 from fed_diffmic.exchange.failures import BAD_REQUEST, FEW_PEERS, MASKING, PEERS, SiteError
 from fed_diffmic.exchange.masking.requests import MASKED, task_digest
-from fed_diffmic.exchange.masking.session import FEW, STRANGER, MaskingError, Session
+from fed_diffmic.exchange.masking.session import FEW, FINISHED, STRANGER, MaskingError, Session
 from fed_diffmic.exchange.masking.site import MaskingSite
 
 TURN: dict[str, type] = {"session": str, "sealed": dict}
@@ -127,7 +127,7 @@ def session_of(header: Mapping[str, Any], text: str, purposes: Collection[str] =
     except MaskingError as error:
         raise SiteError(BAD_REQUEST) from error
     place = (*(header[n] for n in ("run", "arm", "stage")), session.purpose)
-    known = session.purpose in purposes and (session.purpose == "calibrate") == (session.round == 0)
+    known = session.purpose in purposes and (session.purpose in FINISHED) == (session.round == 0)
     if not known or session.place != place or session.round != header["round"]:
         raise SiteError(BAD_REQUEST)
     return session

@@ -33,7 +33,7 @@ OPTIONAL: dict[str, dict[str, type]] = {
     "train": {**MAY_COME, MASKED: dict},
     "evaluate": {**MAY_COME, MASKED: dict},
     "conform": MAY_COME,
-    "assess": {**MAY_COME, "sureness": dict},
+    "assess": {**MAY_COME, "sureness": dict, MASKED: dict},
     "deliver": {"study": str},
 }
 

@@ -38,6 +38,7 @@ from fed_diffmic.training.stage import StageModule
 from fed_diffmic.training.subgroups import flat as flat_subgroups
 from fed_diffmic.training.subgroups import subgroup_metrics
 from fed_diffmic.training.sureness import Sureness
+from fed_diffmic.training.together import no_scores, site_sums
 from fed_diffmic.training.update import LocalResult, LocalRound, SiteMemory
 
 RESAMPLES = 1000  # of the groups of test images, for intervals
@@ -220,9 +221,12 @@ def evaluate(site: Site, spec: RunSpec, request: Payload) -> Payload:
 def assess(site: Site, spec: RunSpec, request: Payload) -> Payload:
     """Metrics of a finished stage's model on the site's test images that may leave the site: a cell of the matrix.
 
+    Under masks: counts that go into a sum with those of other sites, and nothing else.
+
     Raises:
         BaseMissingError: the stage's base must be sent.
-        SiteError: the request's calibration is not one of this task and these classes, or scores are not finite.
+        SiteError: the request's calibration is not one of this task and these classes, scores are not finite, or the
+            site gives no words for the sum.
     """
     header, store = request.header, site.store
     try:
@@ -234,6 +238,8 @@ def assess(site: Site, spec: RunSpec, request: Payload) -> Payload:
         raise SiteError(BAD_REQUEST)
     if sure is not None and (sure.task, sure.classes) != (spec.task, spec.num_classes):
         raise SiteError(BAD_REQUEST)
+    if MASKED in header:
+        may_say(site, spec, request)
     own = read_site_state(store, (spec.run_id, spec.arm, header["stage"]), header["state"])
     algorithm = site_algorithm(spec, header["stage"])
     module, _ = load_module(spec, header["stage"], store, request, algorithm, own, training=False)
@@ -244,7 +250,11 @@ def assess(site: Site, spec: RunSpec, request: Payload) -> Payload:
         scores = predict_scores(module, examples, torch.device(site.device))
         scored = judged(scores, examples, fitted, spec)
     except (ValueError, FloatingPointError) as error:
+        if MASKED in header:
+            return masked_figures(site, spec, request, no_scores(len(examples), spec.num_classes))
         raise SiteError(DIVERGED) from error
+    if MASKED in header:
+        return masked_figures(site, spec, request, site_sums(scored))
     cell = matrix_cell(scored, spec.classes, bootstrap=RESAMPLES, seed=spec.seed, name=site.name, sureness=sure)
     metrics = cell_metrics(cell, spec.classes) | site_points(scored, spec.num_classes)
     if examples.subgroups is not None:

@@ -156,6 +156,7 @@ class CheckpointStore:
         matrix: Mapping[str, Mapping[str, Any]] | None = None,
         heads: Mapping[str, Head] | None = None,
         sureness: Mapping[str, Sureness] | None = None,
+        together: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> FinalModel:
         """Write ``final/``, signed where the coordinator has a key, and read it back.
 
@@ -163,6 +164,7 @@ class CheckpointStore:
             matrix: metrics on the sites' test images.
             heads: of the sites' chains, as each last said.
             sureness: of the stages whose prediction sets and uncertainty are known.
+            together: figures over test images of several sites together.
         """
         hooks = hooks or Hooks()
         digests = {stage: tensors_digest(tensors) for stage, tensors in run_state.results.items()}
@@ -176,6 +178,7 @@ class CheckpointStore:
             personal=run_state.personal,
             matrix={stage: dict(row) for stage, row in (matrix or {}).items()},
             sureness=dict(sureness or {}),
+            together={stage: dict(figures) for stage, figures in (together or {}).items()},
         )
         facts = None if hooks.signer is None else provenance_facts(run_state, spec, hooks.head(), heads or {})
         write_final(self.folder, model, signer=hooks.signer, facts=facts)

@@ -1,4 +1,4 @@
-"""What sites say of weights on their validation images, under masks: the coordinator sees sums over all of them.
+"""What sites say of weights on their images, under masks: the coordinator sees sums over all sites that say it.
 
 Each is a masked sum of its own, with its own keys and its own set. It does not ride with the next round's training: a
 site gives figures in sums over one set of sites in a run (:mod:`fed_diffmic.exchange.masking.company`), while an
@@ -11,20 +11,24 @@ of them is away is not judged. No run ends by that: what nobody says is not know
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import MessageType
 
 from fed_diffmic.errors import ModelFileError, RoundError
+from fed_diffmic.exchange.audit_lines import canonical
 from fed_diffmic.exchange.masking.coordinator import MaskedSum
-from fed_diffmic.exchange.masking.figures import BITS, FRACTION, FigureForm, round_form, table_form
+from fed_diffmic.exchange.masking.figures import BITS, FRACTION, FigureForm, round_form, table_form, test_form
 from fed_diffmic.exchange.masking.fixed_point import FixedPointError
 from fed_diffmic.exchange.masking.kept import KeptSum, Where
 from fed_diffmic.exchange.masking.requests import MASKED, NONE
 from fed_diffmic.exchange.masking.shamir import share_threshold
+from fed_diffmic.exchange.payload import text_digest
 from fed_diffmic.files import private_folder, read_json, write_json
 from fed_diffmic.training import calibration
-from server.exchange import EvaluateRequest, MetricsAnswer, Outcome
+from fed_diffmic.training.together import count_names, sum_names
+from server.exchange import AssessRequest, EvaluateRequest, MetricsAnswer, Outcome, Parcel
 from server.masked_steps import (
     TRAINING,
     MaskedSteps,
@@ -34,15 +38,41 @@ from server.masked_steps import (
     headers_of,
     replies_of,
 )
-from server.sites import Question
+from server.sites import ASSESS, Question
 
 FEWEST = 3
 """Sites in a sum: of two each would know the other's."""
 _FOLDER, _COMPANY = "figures", "company.json"
 
 
+@dataclass(frozen=True)
+class Figures:
+    """What a sum of figures is of, and how it is asked for.
+
+    Attributes:
+        about: the stage, its weights, the round and the purpose.
+        form: of the words.
+        message_type: of the request for words.
+        asked: what that request says besides.
+        site_states: digest of the state whose part of the model is each site's own.
+        parcel: what is first sent of the weights; none: everything.
+    """
+
+    about: SumOf
+    form: FigureForm
+    message_type: str
+    asked: Mapping[str, Any]
+    site_states: Mapping[str, str]
+    parcel: Parcel | None
+
+    @property
+    def kind(self) -> str:
+        """Of the request's payload."""
+        return "assess" if self.about.purpose == "test" else "evaluate"
+
+
 class SummedFigures(MaskedSteps):
-    """Sites of whose validation figures sums are asked for alone."""
+    """Sites of whose validation and test figures sums are asked for alone."""
 
     def __init__(self, *sites: Any, **more: Any) -> None:
         super().__init__(*sites, **more)
@@ -57,14 +87,35 @@ class SummedFigures(MaskedSteps):
         Raises:
             ModelFileError: what was kept of a frozen sum cannot be resumed.
         """
-        task, index = request.task, request.round_index
         purpose = "calibrate" if request.sums else "evaluate"
-        about = SumOf(task, request.tensors, index, request.deadline, purpose)
-        outcome = Outcome()
+        about = SumOf(request.task, request.tensors, request.round_index, request.deadline, purpose)
+        asked = {"prior": [float(p) for p in request.prior], "sums": request.sums, "split": "val"}
+        cfg = self.spec.stage(request.task.stage)
+        if request.sums:
+            form = table_form(request.prior, calibration.grid(self.spec.task, blended=cfg.blend).shape)
+        else:
+            form = round_form(request.prior, cfg.select)
+        return self._answer(Figures(about, form, MessageType.EVALUATE, asked, request.site_states, request.parcel))
+
+    def assess(self, request: AssessRequest) -> MetricsAnswer:
+        """What all sites together say of a finished stage on their test images, once in a run; or nothing, as above.
+
+        It is over the sites of the run's other sums of figures. Nobody is asked for coverage of prediction sets.
+        """
+        about = SumOf(request.task, request.tensors, 0, request.deadline, "test")
+        asked = {"calibration": request.fitted.to_json()}
+        counts = (*count_names(self.spec.num_classes), *sum_names())
+        form = test_form(counts, text_digest(canonical(asked["calibration"])))
+        return self._answer(Figures(about, form, ASSESS, asked, request.site_states, request.parcel))
+
+    def _answer(self, figures: Figures) -> MetricsAnswer:
+        """A sum of figures, or why there is none."""
+        about, outcome = figures.about, Outcome()
+        task, purpose = about.task, about.purpose
         try:
-            summed, among = self._summed(request, about, outcome)
+            summed, among = self._summed(figures, outcome)
         except (RoundError, FixedPointError) as error:
-            place = {"arm": self.spec.arm, "stage": task.stage, "round": index}
+            place = {"arm": self.spec.arm, "stage": task.stage, "round": about.round_index}
             if (task.stage, purpose, error.cause) not in self._missing:  # for one reason once, not in every round
                 todo = error.remedy if isinstance(error, RoundError) else ""
                 self.events.emit("figures_missing", **place, purpose=purpose, reason=error.cause, todo=todo)
@@ -74,15 +125,14 @@ class SummedFigures(MaskedSteps):
         outcome.missing, outcome.codes = {}, {}
         return MetricsAnswer({}, outcome, summed, among)
 
-    def _summed(
-        self, request: EvaluateRequest, about: SumOf, outcome: Outcome
-    ) -> tuple[dict[str, float], tuple[str, ...]]:
+    def _summed(self, figures: Figures, outcome: Outcome) -> tuple[dict[str, float], tuple[str, ...]]:
         """What the sum says, and who is in it; what travelled goes into ``outcome``."""
+        about, form = figures.about, figures.form
         where: Where = (self.spec.run_id, self.spec.arm, about.task.stage, about.purpose, about.round_index)
-        form, kept = self._form(request), KeptSum(self.folder / MASKED / _FOLDER)
+        kept = KeptSum(self.folder / MASKED / _FOLDER)
         resumed = kept.resume(where, self.roster)
         if resumed is None:
-            masked = self._words_of_figures(request, about, form, kept, outcome)
+            masked = self._words_of_figures(figures, kept, outcome)
             told = headers_of(outcome)
             kept.freeze(masked, told)
             self._keep_company(masked.added)
@@ -92,20 +142,13 @@ class SummedFigures(MaskedSteps):
             self._keep_company(masked.added)
         among = self.set_and_shares(about, masked, outcome)
         found = form.decode(masked.unmask(), len(among))
-        outcome.replies = replies_of("evaluate.reply", told, among)
+        outcome.replies = replies_of(f"{figures.kind}.reply", told, among)
         return found, among
 
-    def _form(self, request: EvaluateRequest) -> FigureForm:
-        cfg = self.spec.stage(request.task.stage)
-        if request.sums:
-            return table_form(request.prior, calibration.grid(self.spec.task, blended=cfg.blend).shape)
-        return round_form(request.prior, cfg.select)
-
-    def _words_of_figures(
-        self, request: EvaluateRequest, about: SumOf, form: FigureForm, kept: KeptSum, outcome: Outcome
-    ) -> MaskedSum:
+    def _words_of_figures(self, figures: Figures, kept: KeptSum, outcome: Outcome) -> MaskedSum:
         """The steps up to the masked words, added; nothing is frozen."""
-        self.refresh(request.deadline)
+        about, form = figures.about, figures.form
+        self.refresh(about.deadline)
         company = self._company()
         able = (name for name in self.members if (about.task.stage, about.purpose, name) not in self._silent)
         invited = sorted(able) if company is None else list(company)
@@ -123,14 +166,13 @@ class SummedFigures(MaskedSteps):
         sealed = self.keys_and_shares(about, masked, invited, lost, says_nothing)
 
         def header(site: str) -> dict[str, Any]:
-            states = {"state": request.site_states.get(site, ""), "guidance": request.task.guidance.get(site, "")}
-            asked = {"prior": [float(p) for p in request.prior], "sums": request.sums, "split": "val"}
-            return {**states, **asked, **asked_words(sealed, masked, site)}
+            states = {"state": figures.site_states.get(site, ""), "guidance": about.task.guidance.get(site, "")}
+            return {**states, **figures.asked, **asked_words(sealed, masked, site)}
 
         question = Question(
-            MessageType.EVALUATE, request.task, request.tensors, request.round_index, about.until(TRAINING).deadline,
+            figures.message_type, about.task, about.tensors, about.round_index, about.until(TRAINING).deadline,
             header=header, metrics=lambda site: {}, schema={MASKED: (f"int{BITS}", (form.length,))},
-            parcel=request.parcel, asked=set(sealed), quorate=False,
+            kind=figures.kind, parcel=figures.parcel, asked=set(sealed), quorate=False,
         )  # fmt: skip
         came = self.masked_words(about, masked, question, lost)
         outcome.replies, outcome.digests, outcome.heads = came.replies, came.digests, came.heads

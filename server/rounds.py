@@ -83,8 +83,8 @@ def run_federation(
         # Nothing is left to be chosen from here on: test images are asked about once, and last.
         fitted = {stage: calibrate(run, stage) for stage in run_state.results}
         sure = conform(run, fitted)
-        matrix = assess(run, fitted, sure)
-        final = store.finish(run_state, spec, fitted, hooks, matrix, run.exchange.heads, sure)
+        tested = assess(run, fitted, sure)
+        final = store.finish(run_state, spec, fitted, hooks, tested.matrix, run.exchange.heads, sure, tested.together)
         events.emit("federation_done", arm=spec.arm, bytes_sent=final.bytes_sent, digests=final.digests)
         hand_out(run.exchange, store, events, terms, final)
         return final

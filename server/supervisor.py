@@ -336,6 +336,7 @@ class _Coordinator:
             "bytes_sent": final.bytes_sent,
             "digests": final.digests,
             "matrix": final.matrix,
+            "together": next(iter(final.together.values()), None),
             "sureness": next((sure.to_json() for sure in final.sureness.values()), None),
             "sites": site_facts(recorded, sites),
             "signed_by": final.signed_by,

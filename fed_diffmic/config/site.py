@@ -151,9 +151,10 @@ class PolicyConfig(Checked):
     )
     summed_metrics: bool = option(
         False,
-        "with secure_aggregation=required: metrics of validation images that policy.metrics names, and the "
-        "calibration's sums, go into masked sums over one set of sites in a run, min_sites others at least among them; "
-        "false: this site gives none, and weights that come are not evaluated here",
+        "with secure_aggregation=required: metrics of validation images that policy.metrics names, the calibration's "
+        "sums, and once at the end counts of test images (if it names test/* and points/*), go into masked sums over "
+        "one set of sites in a run, min_sites others at least among them; false: this site gives none, and weights "
+        "that come are not evaluated here",
     )
     take_model: str = option(
         "never",

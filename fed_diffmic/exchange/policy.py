@@ -198,7 +198,7 @@ class SitePolicy:
             return Denial(
                 failures.POLICY_METRICS, f"a reply of kind {payload.kind} with header {sorted(payload.header)}"
             )
-        if payload.kind == "evaluate.reply" and MASKED in payload.tensors:
+        if payload.kind in ("evaluate.reply", "assess.reply") and MASKED in payload.tensors:
             said = policy_masking.words_beyond(payload)
             return Denial(failures.POLICY_MASKING, said) if said else replace(payload, metrics={})
         if payload.tensors and payload.kind != "train.reply":
@@ -241,7 +241,10 @@ class SitePolicy:
         """
         if self.config.secure_aggregation == "required" and not self.config.summed_metrics:
             return Denial(failures.POLICY_METRICS, "policy.summed_metrics is false")
-        found = self._own_metrics(payload, payload.metrics.get("num_examples", 0), basis)
+        images = payload.metrics.get("num_examples", 0)
+        if payload.kind == "assess.reply" and images < self.config.floors.sums_images:
+            return Denial(failures.POLICY_METRICS, "too few test images for a table of counts (floors.sums_images)")
+        found = self._own_metrics(payload, images, basis)
         lacking = [name for name in payload.metrics if name not in found]
         few = "is not named in policy.metrics, or rests on too few images or patients"
         return Denial(failures.POLICY_METRICS, f"{lacking[0]} {few}") if lacking else None
@@ -386,7 +389,7 @@ class SitePolicy:
 
     def _check_metrics(self, spec: RunSpec, request: Payload) -> Denial | None:
         kind = request.kind
-        if kind == "evaluate" and (said := policy_masking.request_beyond(spec, request.header)):
+        if kind in ("evaluate", "assess") and (said := policy_masking.request_beyond(spec, request.header)):
             return Denial(failures.POLICY_MASKING, said)
         if self.config.secure_aggregation == "required" and MASKED not in request.header:
             return None  # it is answered, and nothing of it leaves

@@ -39,7 +39,7 @@ def run_beyond(rules: PolicyConfig, spec: RunSpec) -> str:
 
 
 def request_beyond(spec: RunSpec, header: Mapping[str, Any]) -> str:
-    """Why a request to train or evaluate is none of its run: masked where that is not, or as it is; empty: it is one.
+    """Why a request is none of its run: for what is masked where that is not, or as it is; empty: it is one.
 
     Whatever the policy: people agreed to the study of a run that says which of the two it does.
     """

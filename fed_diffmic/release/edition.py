@@ -51,6 +51,7 @@ def site_edition(model: FinalModel, statement: Mapping[str, Any], site: str, sig
         history=[_row(row, site) for row in model.history],
         personal={stage: _of(digests, site) for stage, digests in model.personal.items()},
         matrix={stage: _of(cells, site) for stage, cells in model.matrix.items()},
+        together={},  # less its own, a site would have those of the others, who are one fewer than the sum's
     )
     facts = {name: value for name, value in statement.items() if name not in OF_THE_MODEL}
     facts |= {name: _of(facts[name], site) for name in OF_SITES if name in facts}

@@ -57,6 +57,8 @@ class FinalModel:
         sureness: prediction sets and the test of uncertainty, of the stages where they are known: the last one. Empty:
             an earlier version made the model.
         made_at: how one site made this model for itself; none: a run made it.
+        together: of a run whose coordinator sees sums alone: stage -> figures over the test images of several sites
+            together (:func:`fed_diffmic.training.together.together`), and ``sites``, whose they are.
     """
 
     spec: RunSpec
@@ -70,6 +72,7 @@ class FinalModel:
     matrix: dict[str, dict[str, Any]] = field(default_factory=dict)
     sureness: dict[str, Sureness] = field(default_factory=dict)
     made_at: MadeAt | None = None
+    together: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def origin(self) -> str:
@@ -131,6 +134,8 @@ def final_texts(
         # Says that there must be a provenance, so that a model that lost it is not taken for one that never had any.
         "signed": "" if signer is None else fingerprint(signer.public_key()),
     }
+    if model.together:
+        value["together"] = model.together
     if model.made_at is not None:
         value["made_at"] = model.made_at.to_json()
     data = (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
@@ -198,6 +203,7 @@ def load_final(
             matrix={stage: dict(row) for stage, row in value.get("matrix", {}).items()},
             sureness={stage: Sureness.from_json(sure) for stage, sure in value.get("sureness", {}).items()},
             made_at=made_at,
+            together={stage: dict(figures) for stage, figures in value.get("together", {}).items()},
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise ModelFileError(f"{path} lacks fields or has others", _VERSION) from error

@@ -15,7 +15,17 @@ from fed_diffmic.reporting.page import Html
 from fed_diffmic.reporting.story import by_chance, single_class
 from fed_diffmic.reporting.sureness import figure as cell_of
 from fed_diffmic.reporting.untested import positives, tested, untested
-from fed_diffmic.reporting.view import DASH, FEDERATED, arms, chance, measured, number, with_interval, words_of
+from fed_diffmic.reporting.view import (
+    DASH,
+    FEDERATED,
+    METRIC_NAMES,
+    arms,
+    chance,
+    measured,
+    number,
+    with_interval,
+    words_of,
+)
 from fed_diffmic.training.matrix import AT_SENSITIVITY, AT_SPECIFICITY, LEAST_POSITIVES, SPECIFICITY
 from fed_diffmic.training.pooled import pooled_points
 
@@ -73,6 +83,8 @@ def _both(cell: Mapping[str, Any]) -> bool:
 
 def _by_site(summary: Mapping[str, Any]) -> Verdict:
     """The verdict of a coordinator's run, from what sites let out: the worst that holds at any of them."""
+    if summary.get("together"):
+        return _of_sum(summary)
     same, doubtful, better = [], [], []
     for site, cell in tested(summary).items():
         found, held = cell.get("balanced_accuracy") or {}, cell.get("classes") or []
@@ -104,6 +116,23 @@ def _by_site(summary: Mapping[str, Any]) -> Verdict:
     )
 
 
+def _of_sum(summary: Mapping[str, Any]) -> Verdict:
+    """The verdict where nobody sees what one site says: figures over all sites together have no interval."""
+    found, counts = summary["together"]["balanced_accuracy"], positives(summary)
+    known = chance("balanced_accuracy", summary["task"], sum(bool(count) for count in counts.values()))
+    if found is not None and known is not None and abs(found - known) < SAME:
+        return USELESS, (
+            "This model is useless as it stands: over all sites' test images its balanced accuracy is exactly what "
+            "calling every image the same class reaches."
+        )
+    if found is not None and known is not None and found < known:
+        return DOUBTFUL, "Over all sites' test images its decisions are no better than chance. Do not rely on them."
+    return UNKNOWN, (
+        "Whether its decisions are better than chance cannot be said: figures over all sites together, of which nobody "
+        "sees one site's, have no interval."
+    )
+
+
 def front_page(summary: Mapping[str, Any]) -> Html:
     """The first section of a report."""
     level, said = usefulness(summary)
@@ -122,6 +151,8 @@ def front_page(summary: Mapping[str, Any]) -> Html:
 def _points(summary: Mapping[str, Any], words: Mapping[str, str]) -> list[object]:
     sites = not (summary.get("global") or {}).get("test")
     lines = _site_lines(summary) if sites else _class_lines(summary, words)
+    if summary.get("together"):
+        return _together(summary["together"], words)
     if not lines:
         return [page.paragraph("Operating points: not known of this run.", "soft")]
     own = pooled_points(tested(summary), summary["classes"]) if sites else {}
@@ -137,6 +168,29 @@ def _points(summary: Mapping[str, Any], words: Mapping[str, str]) -> list[object
     )
     mean = " Here each figure is a mean over the classes that a site's images hold." if sites else ""
     return [table, page.paragraph(said + mean, "soft"), *_pooled(own, words)]
+
+
+def _together(found: Mapping[str, Any], words: Mapping[str, str]) -> list[object]:
+    """A masked run's table of classes: figures over the sites of the sum together, none of one site."""
+    lines: list[list[object]] = []
+    for name, cell in found["per_class"].items():
+        count = page.stacked(str(cell["positives"]), "few: read with care" if cell["positives"] < FEW_POOLED else "")
+        figures = (number(cell[key]) for key in (AT_SPECIFICITY, AT_SENSITIVITY, "auroc"))
+        lines.append([words.get(name, name), count, *figures])
+    columns = ["class", "test images with it", f"found at {SPECIFICITY:.0%} specificity"]
+    table = page.table(
+        [*columns, f"cleared at {SPECIFICITY:.0%} sensitivity", "AUROC"],
+        lines,
+        caption=f"each class against the rest, over {found['n']} test images of {', '.join(found['sites'])} together",
+    )
+    macro = ("balanced_accuracy", "accuracy", "auroc_macro", "ece")
+    told = ", ".join(f"{METRIC_NAMES.get(name, name)} {number(found[name])}" for name in macro)
+    said = (
+        "Over all sites together: sites added counts of their test images under masks, nobody saw those of one site. "
+        f"{told}. The AUROC takes images of probabilities within a quarter of log-odds as tied. No intervals: how "
+        "images of one patient lie in the counts is not known. At a single site it may do better or worse."
+    )
+    return [table, page.paragraph(said, "soft")]
 
 
 def _pooled(found: Mapping[str, Mapping[str, Any]], words: Mapping[str, str]) -> list[object]:

@@ -16,7 +16,7 @@ site_evaluated   stage, round, site, bytes, and its validation metrics (name to 
 site_failed      stage, round, site, code, reason: no reply that could be used
 site_refused     stage, round, site, code, reason: a reply that the screening refused
 site_waits       stage, round, site, code, reason, again_s: it asks for patience, and is asked again then
-figures_missing  stage, round, purpose, reason, todo: no masked sum of what sites say (the round is not judged)
+figures_missing  stage, round, purpose, reason, todo: no masked sum of what sites say (evaluate: of a round)
 round_done       stage, round, rounds, figures (validation, name to number), loss, bytes_sent, seconds
 stage_stopped    stage, round, rounds, reason: it ends before its last round (early stopping)
 stage_done       stage, best_round, chosen (false: the last one, because no site says how good a round is); where the

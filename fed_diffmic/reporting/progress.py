@@ -81,6 +81,8 @@ class _State:
                 return f"warning: {trouble(event)}"
             case "figures_missing" if event.get("purpose") == "calibrate":
                 return f"warning: [{self.arm}] {event['stage']}: not calibrated: {_why(event)}"
+            case "figures_missing" if event.get("purpose") == "test":
+                return f"warning: [{self.arm}] {event['stage']}: no figures of test images: {_why(event)}"
             case "figures_missing":
                 return f"warning: [{self.arm}] {event['stage']} round {event['round']}: not judged: {_why(event)}"
             case "warning":

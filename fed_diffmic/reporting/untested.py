@@ -24,6 +24,8 @@ def positives(summary: Mapping[str, Any]) -> dict[str, int | None]:
     if block:
         return {name: int(block[name]["positives"]) for name in classes if name in block}
     cells = tested(summary)
+    if summary.get("together"):
+        return {name: int(cell["positives"]) for name, cell in summary["together"]["per_class"].items()}
     if not cells:
         return dict.fromkeys(classes)
     found: dict[str, int | None] = {}
@@ -57,7 +59,8 @@ def untested(summary: Mapping[str, Any]) -> list[str]:
     if summary.get("dataset") == "phantoms":
         points.append("any patient: a program drew its images")
     points += [_places(summary), *_few(summary)]
-    silent = sorted(set(summary.get("sites") or {}) - set(tested(summary))) if row_of(summary) else []
+    among = (summary.get("together") or {}).get("sites", ())
+    silent = sorted(set(summary.get("sites") or {}) - {*tested(summary), *among}) if row_of(summary) or among else []
     if silent:
         points.append(f"test images of {_named(silent)}: nothing was said of them")
     points.append(_groups(summary))
@@ -69,7 +72,8 @@ def _named(names: list[str]) -> str:
 
 
 def _places(summary: Mapping[str, Any]) -> str:
-    known = sorted(tested(summary)) or sorted(summary.get("sites") or {})
+    among = (summary.get("together") or {}).get("sites", ())
+    known = sorted({*tested(summary), *among}) or sorted(summary.get("sites") or {})
     elsewhere = sorted(summary.get("external") or {})
     also = f" and from elsewhere ({_named(elsewhere)})" if elsewhere else ""
     return f"patients of any site but {_named(known) or DASH}{also}"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fed_diffmic.reporting.clinic import ABOVE, DOUBTFUL, UNKNOWN, USELESS, front_page, usefulness
-from fed_diffmic.reporting.untested import untested
+from fed_diffmic.reporting.untested import positives, untested
 from fed_diffmic.training.matrix import cell_from
 from fed_diffmic.training.metrics import compute_metrics
 from fed_diffmic.training.operating import class_points
@@ -100,6 +100,22 @@ def test_a_coordinators_page_has_each_class_over_the_sites_that_told_it() -> Non
     assert "0.850" in line and "0.000" in line
     assert "adenoma" in page and "No interval" in page
     assert "No interval" not in front_page(deployment({"east": (0.9, 0.8)}))
+
+
+@pytest.mark.parametrize(("balanced", "level"), [(0.5, USELESS), (0.4, DOUBTFUL), (0.9, UNKNOWN)])
+def test_a_masked_runs_page_has_figures_over_all_sites_together(balanced: float, level: str) -> None:
+    point = {"sensitivity_at_specificity": 0.75, "specificity_at_sensitivity": 0.625}
+    each = {"a": {"positives": 50, "auroc": 0.875, **point}, "b": {"positives": 12, "auroc": None, **point}}
+    said = {"accuracy": 0.7, "balanced_accuracy": balanced, "auroc_macro": 0.875, "ece": 0.0625}
+    together = {"sites": ["east", "west"], "n": 62, "per_class": each, **said}
+    summary = {**deployment({}), "matrix": {}, "together": together}
+    summary["sites"] = {"east": {}, "west": {}, "silent": {}}
+    assert usefulness(summary)[0] == level
+    page = front_page(summary)
+    for text in ("62 test images of east, west together", "0.875", "0.750", "few: read with care", "No intervals"):
+        assert text in page, text
+    assert "test images of silent: nothing was said of them" in untested(summary)
+    assert positives(summary) == {"a": 50, "b": 12}
 
 
 def test_the_page_has_chance_points_and_words(make_summary: Callable[..., dict[str, Any]]) -> None:

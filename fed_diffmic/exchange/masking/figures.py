@@ -1,9 +1,10 @@
-"""What sites say of weights on their validation images, as words: sums over all images of all sites, none of one site.
+"""What sites say of weights on their images, as words: sums over all images of all sites, none of one site.
 
 Each word is a sum over a site's images: their number ``n``; of a figure that is a mean, ``n`` times it; of the
-calibration's table, each cell as it is. All are written in quanta of ``2^-20``, in which numbers of images and the
-calibration's sums (:mod:`fed_diffmic.training.calibration`) are whole, so their sums over the sites are exact; a mean
-figure is off by half a quantum times the number of sites, over all images.
+calibration's table, each cell as it is; of test images, counts (:mod:`fed_diffmic.training.together`). All are written
+in quanta of ``2^-20``, in which numbers of images and the calibration's sums (:mod:`fed_diffmic.training.calibration`)
+are whole, so their sums over the sites are exact; a mean figure is off by half a quantum times the number of sites,
+over all images.
 
 Every site of a sum has a part in each of its words: a figure that only some of them could say would be that of these
 alone. A number beyond what the words hold is cut to it, by the same bound at all sites: nothing is refused for its
@@ -23,6 +24,8 @@ from fed_diffmic.exchange.masking.session import MOST_SITES
 from fed_diffmic.exchange.payload import text_digest
 
 IMAGES, LOSS = "num_examples", "loss"
+MOST_LABELS = 4096
+"""A count may be over an image's labels: more of them no run has."""
 FRACTION, BITS = 20, 64
 BOUND = 2.0 ** (BITS - 1 - FRACTION - MOST_SITES.bit_length())
 """The largest number of a site: images, or nats over all its images (3.4e10)."""
@@ -36,16 +39,20 @@ class FigureForm:
         prior: of the classes, under which the sites calibrate.
         means: names of figures that are means over a site's images.
         sums: names of figures that are sums over them.
+        counts: names of figures that count them, or sum up what is no larger than one of each.
+        about: digest of what else all sites must have been given alike.
     """
 
     prior: tuple[float, ...]
     means: tuple[str, ...] = ()
     sums: tuple[str, ...] = ()
+    counts: tuple[str, ...] = ()
+    about: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
         """Everything that a site must be able to say."""
-        return IMAGES, *self.means, *self.sums
+        return IMAGES, *self.means, *self.sums, *self.counts
 
     @property
     def length(self) -> int:
@@ -56,6 +63,7 @@ class FigureForm:
     def digest(self) -> str:
         """Names the form."""
         rules = {"means": list(self.means), "sums": list(self.sums), "fraction": FRACTION, "bits": BITS}
+        rules |= {"counts": list(self.counts), "about": self.about} if self.counts else {}
         return text_digest(canonical({"v": 1, "figures": rules, "prior": [float(p).hex() for p in self.prior]}))
 
     def encode(self, metrics: Mapping[str, float]) -> np.ndarray:
@@ -70,7 +78,8 @@ class FigureForm:
         images = float(metrics.get(IMAGES, 0.0))
         if not set(self.names) <= set(metrics) or not images >= 1.0:
             raise FixedPointError("a site cannot say every figure of the sum")
-        values = np.array([images, *(images * metrics[n] for n in self.means), *(metrics[n] for n in self.sums)])
+        summed = (metrics[name] for name in (*self.sums, *self.counts))
+        values = np.array([images, *(images * metrics[n] for n in self.means), *summed])
         if not np.isfinite(values).all():
             raise FixedPointError("a figure is not a finite number")
         return self._words.encode(np.clip(values, -BOUND, BOUND))
@@ -105,9 +114,10 @@ class FigureForm:
             raise FixedPointError("the number of images is none of so many sites")
         slack = sites * self._words.quantum
         middle = 1 + len(self.means)
+        most_count = images * MOST_LABELS
         for name, value in zip(self.names[1:], values[1:], strict=True):
             nats = name == LOSS or name in self.sums
-            most = BOUND * sites if nats else images
+            most = BOUND * sites if nats else most_count if name in self.counts else images
             if not -slack <= value <= most + slack:
                 raise FixedPointError("a figure lies outside its range")
             if nats and value >= 0.99 * BOUND:
@@ -115,7 +125,8 @@ class FigureForm:
         held = np.maximum(values, 0.0)
         found = {name: float(value / images) for name, value in zip(self.means, held[1:middle], strict=True)}
         shares = {name: value if name == LOSS else min(1.0, value) for name, value in found.items()}
-        return {IMAGES: images, **shares, **dict(zip(self.sums, map(float, held[middle:]), strict=True))}
+        summed = dict(zip((*self.sums, *self.counts), map(float, held[middle:]), strict=True))
+        return {IMAGES: images, **shares, **summed}
 
     @property
     def _words(self) -> FixedPoint:
@@ -125,6 +136,15 @@ class FigureForm:
 def round_form(prior: Sequence[float], select: str) -> FigureForm:
     """Of a round: the loss, and the figure that chooses (``stages.*.select``)."""
     return FigureForm(tuple(map(float, prior)), tuple(dict.fromkeys((LOSS, select))))
+
+
+def test_form(counts: Sequence[str], about: str) -> FigureForm:
+    """Of a finished stage on test images: counts (:mod:`fed_diffmic.training.together`).
+
+    Args:
+        about: digest of the stage's calibration.
+    """
+    return FigureForm((), counts=tuple(counts), about=about)
 
 
 def table_form(prior: Sequence[float], shape: tuple[int, int]) -> FigureForm:

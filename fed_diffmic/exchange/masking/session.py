@@ -14,8 +14,10 @@ from fed_diffmic.exchange.payload import PayloadError, text_digest
 VERSION = 1
 MOST_SITES = 200
 LONGEST_TEXT = 64 * 1024
-FIGURES = ("evaluate", "calibrate")
-"""Sums of what sites say of weights on their validation images: of a round, and for a finished stage's calibration."""
+FINISHED = ("calibrate", "test")
+"""Sums of what sites say of a finished stage: for its calibration, and of their test images."""
+FIGURES = ("evaluate", *FINISHED)
+"""Sums of what sites say of weights on their images: of a round's validation, and of a finished stage."""
 
 PURPOSES = ("train", *FIGURES)
 """What may be summed. A word that is made up would be a second sum over the same round's updates, and a second set."""
