@@ -160,7 +160,9 @@ def test_no_process_of_a_team_has_a_port(tmp_path: Path) -> None:
     """And what goes wrong in a device's process ends the update with that device's name."""
     team = Team(["cpu", "cpu"], tmp_path, wait_s=30.0)
     try:
-        team.begin(stage_module(private_spec("tiny"), "diffusion"))
+        trained = stage_module(private_spec("tiny"), "diffusion")
+        team.begin(trained)
+        assert not any(value.any() for value in team.summed(trained, iter(()), 1.0).values())  # nobody was drawn
         for pid in team.pids:
             inodes = {os.readlink(file)[8:-1] for file in Path(f"/proc/{pid}/fd").iterdir() if file.is_symlink()}
             for table in ("tcp", "tcp6", "udp", "udp6"):
