@@ -33,7 +33,7 @@ def together(folder: Path, size: int, does: Callable[[Group, int], Any], wait_s:
         except OSError as error:
             found[rank] = error
 
-    threads = [threading.Thread(target=member, args=(rank,)) for rank in reversed(range(size))]
+    threads = [threading.Thread(target=member, args=(rank,), daemon=True) for rank in reversed(range(size))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -136,7 +136,7 @@ def test_another_account_is_not_let_in(opened: bool, tmp_path: Path) -> None:
         said.append(Group(folder, 1, 2, 20.0))
 
     said: list[Any] = []
-    thread = threading.Thread(target=own)
+    thread = threading.Thread(target=own, daemon=True)
     try:
         thread.start()
         group = Group(folder, 0, 2, 60.0)
