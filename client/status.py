@@ -49,7 +49,7 @@ def site_status(config: SiteConfig, folder: Path) -> dict[str, Any]:
         "connected": bool(alive and contact and contact.connected and not contact.problem),
         "seconds_since_contact": round(time.time() - contact.contact, 1) if contact and contact.contact else None,
         "busy": bool(alive and contact and contact.busy),
-        "worker": _worker(run) if running else None,
+        "worker": worker_state(run) if running else None,
         "problem": contact.problem if contact else "",
     }
 
@@ -99,7 +99,8 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def _worker(run: Path) -> str | None:
+def worker_state(run: Path) -> str | None:
+    """What the worker last said that it does (:func:`fed_diffmic.transport.worker.serve`), or none."""
     try:
         return str(json.loads((run / STATE).read_text(encoding="utf-8"))["state"])
     except (OSError, ValueError, KeyError, TypeError):

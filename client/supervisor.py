@@ -24,6 +24,7 @@ from client.control import RUNNING, WITHDRAW, control_text, read_control
 from client.housekeeping import Housekeeping, shorten_logs
 from client.journal import Journal
 from client.start import LOGS, RUN, STATE, site_audit, start_worker
+from client.status import worker_state
 from client.watch import DOING
 from client.watchdog import Watchdog, record
 from fed_diffmic.config.site import CoordinatorConfig, SiteConfig
@@ -229,7 +230,7 @@ class _Site:
         """
         self._follow_control()
         if self.node.step(now):
-            self.connected = False
+            self._without_node()
         self.worker.step(now)
         self._watch_worker()
         for entry in self.journal.news():
@@ -280,6 +281,7 @@ class _Site:
         self.problem, self.connected = contact.problem, contact.connected
         if now - contact.alive > patience and self.node.child is not None and now - self.node.started > patience:
             self.node.kill("it does not move")
+            self._without_node()
         since = max(
             self.worker.started, self.node.started
         )  # a new SuperNode has heard nobody yet, however old the worker
@@ -288,6 +290,16 @@ class _Site:
         if self.worker.child is not None and now - heard > (patience if spoke else READY_S):
             self.worker.kill("it does not move")
             self.worker.failures += 1
+
+    def _without_node(self) -> None:
+        """The SuperNode is gone, and with it this site's turn among the machine's: another one begins any moment.
+
+        The worker would hold its model and its optimizer all the same, and could hand nothing to the next SuperNode,
+        which has the request done again.
+        """
+        self.connected = False
+        if self.config.site.turn is not None and worker_state(self.run_folder) == "working":
+            self.worker.end("its turn ended with its SuperNode; the request is done again", END_S)
 
     def _watch_worker(self) -> None:
         """End a worker that takes more than the policy allows; its request is answered with that by the next one."""

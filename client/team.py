@@ -37,6 +37,7 @@ from fed_diffmic.transport.processes import Child, start_child
 
 MODULE = "client.team_member"
 START_S = 300.0
+LONGEST = 60  # of a folder's path: a socket's has 100 bytes
 _GONE_S = 2.0
 _LOOK_S = 0.05
 _KEPT: dict[tuple[str, ...], Team] = {}
@@ -143,6 +144,8 @@ class Team:
             if child.stdin is not None:
                 with suppress(OSError):
                     child.stdin.close()
+        if self._group is not None:
+            self._group.close()
         self._children, self._group = [], None
 
     def _begun(self) -> Group:
@@ -153,7 +156,8 @@ class Team:
     def _start(self) -> Group:
         """Children and the group that they are in; the folder in which they find each other is gone afterwards."""
         logs = private_folder(private_folder(self._folder) / "logs")
-        meeting = Path(tempfile.mkdtemp(prefix="fed-diffmic-devices-"))
+        short = tempfile.gettempdir() if len(tempfile.gettempdir()) < LONGEST else "/tmp"  # noqa: S108 - made 0700
+        meeting = Path(tempfile.mkdtemp(prefix="fed-diffmic-devices-", dir=short))
         try:
             for rank, name in enumerate(self.devices[1:], start=1):
                 args = [name, str(meeting), str(rank), str(self.size)]
@@ -232,5 +236,5 @@ def _heard(what: Any, *args: Any) -> Any:
     """
     try:
         return what(*args)
-    except RuntimeError as error:
+    except OSError as error:
         raise _LostError from error

@@ -1,23 +1,25 @@
 """What crosses between the processes of a site's devices: tasks over a pipe, weights and gradients in a group.
 
 Images, features and labels go through the pipe that is a child's standard input, which nobody else can open. Weights
-and sums of gradients go through torch.distributed's gloo, over TCP of the loopback device: what one process listens on
-is bound to 127.0.0.1, on a port of the system's choice, which the others find in a file (0700). Nothing is unpickled:
-a task is JSON and safetensors, the group carries numbers alone.
+and sums of gradients go over a socket of this machine's files (no port, no network), which no other account can reach:
+sums of gradients are from before privacy's noise, and one that is not ours would be. (torch.distributed's gloo, which
+was here before, listens on a TCP port for as long as it lives and takes whoever connects.) Nothing is unpickled: a task
+is JSON and safetensors, the group carries numbers alone.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import socket
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -31,8 +33,9 @@ WAIT_S = 600.0
 AT_A_TIME = 1 << 23
 """Numbers that are put together for one message of the group."""
 
-LOOPBACK = "127.0.0.1"
-_LENGTHS = struct.Struct("<QQ")
+_LOOK_S = 0.02
+_LENGTHS, _LENGTH = struct.Struct("<QQ"), struct.Struct("<Q")
+_CREDENTIALS = struct.Struct("iII")  # process, user, group
 _KINDS: dict[str, Callable[..., Any]] = {kind.__name__: kind for kind in (Features, Pooled, Encoded)}
 _IMAGES = "images"
 
@@ -112,6 +115,9 @@ def part_of(task: Task, device: torch.device) -> Part:
 class Group:
     """All devices of a site, the leading one first.
 
+    They meet at a socket in a folder that nobody else may enter, and the leading one asks the kernel which account
+    connects; afterwards nothing listens. What is said is numbers whose count both ends know.
+
     Args:
         folder: where the processes find each other (0700).
         rank: of this process, 0 for the leading one.
@@ -119,50 +125,132 @@ class Group:
         wait_s: longest wait for another one.
 
     Raises:
-        RuntimeError: they do not find each other in that time.
+        OSError: they do not find each other in that time.
     """
 
     def __init__(self, folder: Path, rank: int, size: int, wait_s: float = WAIT_S) -> None:
-        gloo: Any = dist.ProcessGroupGloo
-        options = gloo._Options()
-        options._devices = [gloo.create_device(hostname=LOOPBACK)]
-        options._timeout = timedelta(seconds=wait_s)
-        self._store = dist.FileStore(  # type: ignore[attr-defined]
-            str(folder / "store"), size
-        )
-        self._group = gloo(self._store, rank, size, options)
+        until = time.monotonic() + wait_s
+        place = str(folder / "group")
         self._leads = rank == 0
-        # Once the leading process has this sum, all have read the files that they found each other by.
-        present = torch.ones(1)
-        self.reduce([present])
-        if self._leads and float(present) != size:
-            raise RuntimeError(f"{float(present):g} of {size} processes")
+        self._peers = _accepted(place, size, until) if self._leads else [_connected(place, rank, until)]
+        for peer in self._peers:
+            peer.settimeout(wait_s)
 
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Give all processes the leading one's values, bit for bit.
 
         Raises:
-            RuntimeError: another process is lost.
+            OSError: another process is lost.
         """
         for together in _lots(tensors):
-            flat = torch.cat([value.detach().cpu().reshape(-1).view(torch.uint8) for value in together])
-            self._group.broadcast([flat], dist.BroadcastOptions()).wait()
-            if not self._leads:
+            if self._leads:
+                flat = torch.cat([_bytes_of(value.detach().cpu()) for value in together])
+                for peer in self._peers:
+                    _say(peer, flat)
+            else:
+                flat = torch.empty(sum(v.numel() * v.element_size() for v in together), dtype=torch.uint8)
+                _hear(self._peers[0], flat)
                 _put(flat, together)
 
     def reduce(self, tensors: Sequence[Tensor]) -> None:
         """Put the sum over all processes into the leading one's tensors; of one type each call.
 
+        The sum is taken in the order of the devices, whichever of them is done first.
+
         Raises:
-            RuntimeError: another process is lost.
+            OSError: another process is lost.
         """
         for together in _lots(tensors):
             flat = torch.cat([value.detach().cpu().reshape(-1) for value in together])
-            options = dist.ReduceOptions()
-            options.reduceOp, options.rootRank = dist.ReduceOp.SUM, 0
-            self._group.reduce([flat], options).wait()
-            if self._leads:
-                _put(flat.view(torch.uint8), together)
+            if not self._leads:
+                _say(self._peers[0], _bytes_of(flat))
+                continue
+            other = torch.empty_like(flat)
+            for peer in self._peers:
+                _hear(peer, _bytes_of(other))
+                flat += other
+            _put(_bytes_of(flat), together)
+
+    def close(self) -> None:
+        """End the connections."""
+        for peer in self._peers:
+            peer.close()
+
+
+def _accepted(place: str, size: int, until: float) -> list[socket.socket]:
+    """The leading process's connections to the others, in their order."""
+    found: dict[int, socket.socket] = {}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(place)
+        listener.listen(size)
+        while len(found) < size - 1:
+            listener.settimeout(max(0.001, until - time.monotonic()))
+            peer, _ = listener.accept()
+            peer.settimeout(max(0.001, until - time.monotonic()))
+            said = peer.recv(1) if _is_ours(peer) else b""
+            rank = said[0] if said else 0
+            if not 0 < rank < size or rank in found:
+                peer.close()
+                continue
+            found[rank] = peer
+    os.unlink(place)
+    return [found[rank] for rank in sorted(found)]
+
+
+def _connected(place: str, rank: int, until: float) -> socket.socket:
+    """A further device's connection to the leading process, which may not listen yet."""
+    while True:
+        peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            peer.settimeout(max(0.001, until - time.monotonic()))
+            peer.connect(place)
+            peer.sendall(bytes([rank]))
+            return peer
+        except (FileNotFoundError, ConnectionRefusedError):
+            peer.close()
+            if time.monotonic() > until:
+                raise
+            time.sleep(_LOOK_S)
+
+
+def _is_ours(peer: socket.socket) -> bool:
+    """Whether a process of this account connected, where the kernel says; elsewhere the folder's mode has to do."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return True
+    _, user, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return bool(user == os.geteuid())
+
+
+def _say(peer: socket.socket, flat: Tensor) -> None:
+    """Send bytes, preceded by how many there are."""
+    peer.sendall(_LENGTH.pack(len(flat)))
+    peer.sendall(memoryview(flat.numpy()))
+
+
+def _hear(peer: socket.socket, flat: Tensor) -> None:
+    """Receive as many bytes as there is room for.
+
+    Raises:
+        OSError: the other process is gone or silent, or sends another number of them.
+    """
+    length = bytearray(_LENGTH.size)
+    _fill(peer, memoryview(length))
+    if _LENGTH.unpack(length)[0] != len(flat):
+        raise ConnectionError(f"{_LENGTH.unpack(length)[0]} bytes instead of {len(flat)}")
+    _fill(peer, memoryview(flat.numpy()))
+
+
+def _fill(peer: socket.socket, room: memoryview) -> None:
+    while room:
+        count = peer.recv_into(room)
+        if not count:
+            raise ConnectionError("the other process is gone")
+        room = room[count:]
+
+
+def _bytes_of(value: Tensor) -> Tensor:
+    """A tensor's bytes, where they are."""
+    return value.contiguous().reshape(-1).view(torch.uint8)
 
 
 def _lots(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -6,6 +6,7 @@ folders, before anything is started.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -204,8 +205,8 @@ def check_site_start(config: SiteConfig) -> None:
         raise ConfigError("site.folder", "null", "a folder for the site's own state, on an encrypted volume")
     if Path(site.folder).exists() and not Path(site.folder).is_dir():
         raise ConfigError("site.folder", site.folder, "a folder, existing or not")
-    if site.turn is not None and (Path(site.turn).is_dir() or not Path(site.turn).parent.is_dir()):
-        raise ConfigError("site.turn", site.turn, "a file, existing or not, in a folder that is there")
+    if site.turn is not None:
+        _check_turn(Path(site.turn))
     if way.address is None:
         raise ConfigError("coordinator.address", "null", "host:port of the coordinator", _KIT)
     if way.insecure:
@@ -231,3 +232,14 @@ def check_site_start(config: SiteConfig) -> None:
 def _need_file(key: str, path: str | None, remedy: str) -> None:
     if path is None or not Path(path).is_file():
         raise ConfigError(key, path or "null", "an existing file", remedy)
+
+
+def _check_turn(path: Path) -> None:
+    """Refuse a file of turns that this site could never hold: it would give every request back."""
+    there, folder = path.exists() or path.is_symlink(), path.parent
+    a_file = path.is_file() and not path.is_symlink() and os.access(path, os.R_OK)
+    a_place = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    if not (a_file if there else a_place):
+        raise ConfigError(
+            "site.turn", path, "a file (no link) that this user may read, existing or not, in a folder that is there"
+        )

@@ -51,7 +51,11 @@ class ListenConfig(Checked):
     body_timeout_s: float = option(120.0, "seconds for a request's body", gt=0, le=3600)
     body_mib: float = option(32.0, "largest body of a request, MiB (Flower sends pieces of 5 MB)", ge=8, le=1024)
     connections_per_address: int = option(
-        64, "open connections from one address (a hospital may show one for many)", ge=1, le=100_000
+        64,
+        "open connections from one address, those of sites that have shown their key not counted: a site has 16, "
+        "whatever address it comes from",
+        ge=1,
+        le=100_000,
     )
     connections: int = option(1024, "open connections in all", ge=1, le=100_000)
     reserved_share: float = option(

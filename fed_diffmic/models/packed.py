@@ -22,30 +22,38 @@ def packed(layer: nn.Linear, uses: int) -> Product:
     """What a layer computes, from a copy of its weights laid out for few rows; itself where that is no gain.
 
     The copy is of the weights as they are now and lives as long as what is returned: ask anew where they may change.
+    What the copy cannot compute (no rows, another type, a gradient) the layer itself does, and refuses what it refuses.
     A row's result does not depend on how many there are: the layout is always that for :data:`ROWS`.
 
     Args:
         layer: whose product it is.
         uses: how many products there will be.
     """
-    if uses < LEAST_USES or layer.weight.numel() < LEAST_WEIGHTS or not _can(layer.weight):
+    if uses < LEAST_USES or layer.weight.numel() < LEAST_WEIGHTS or not (_is_plain(layer) and _can(layer.weight)):
         return layer
     weight, bias, columns = torch.ops.mkldnn._reorder_linear_weight(layer.weight, ROWS), layer.bias, layer.in_features
 
     def product(x: Tensor) -> Tensor:
-        flat = x.reshape(-1, columns)
+        if not x.numel() or x.shape[-1] != columns or not _can(x):
+            return layer(x)
+        flat = x.reshape(-1, columns).contiguous()  # the product takes numbers as they lie, whatever the strides say
         found: Tensor = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
         return found.reshape(*x.shape[:-1], -1)
 
     return product
 
 
-def _can(weight: Tensor) -> bool:
-    """Whether oneDNN computes in float32 here, and nothing is differentiated, cast or traced."""
+def _is_plain(layer: nn.Linear) -> bool:
+    """Whether calling the layer is its product and nothing else."""
+    return type(layer).forward is nn.Linear.forward and not (layer._forward_hooks or layer._forward_pre_hooks)
+
+
+def _can(value: Tensor) -> bool:
+    """Whether oneDNN computes with it in float32 here, and nothing is differentiated, cast or traced."""
     return bool(
-        type(weight) in (Tensor, nn.Parameter)
-        and weight.device.type == "cpu"
-        and weight.dtype == torch.float32
+        type(value) in (Tensor, nn.Parameter)
+        and value.device.type == "cpu"
+        and value.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Questions that wait at the SuperLink until there is something to answer, and requests that are lost on the way.
+"""Questions that wait at the SuperLink until there is something to answer.
 
 Flower's SuperNodes and its ServerApp ask again and again whether there is a message for them. Each question is a
 request with its signature, its transactions and some milliseconds of processor time, and what comes between two of
@@ -6,9 +6,11 @@ them lies there meanwhile. Here a question is held, before Flower sees it, until
 asks is in the store, at most :data:`HOLD_S` seconds: so it is answered at once, and a message whose content is still
 coming is not handed out, which would let its receiver try for its objects in pauses of a second and more.
 
-Whoever holds a question may be gone when it is answered, without a word where a link is cut; Flower counts the message
-as delivered. A site asks for a request only when it has none, and confirms one that it has whole. So what was handed
-out and never confirmed is handed out again to a site that asks.
+A site has one question here: a later one takes the place of an earlier one, which is answered with nothing, for whoever
+asked that is gone and only its connection does not know it yet. And it asks for its own node, which Flower judges: a
+question for a node that Flower did not yet confirm to be the asker's is not held, and touches no bell.
+
+Whoever holds a question may be gone when it is answered: :mod:`fed_diffmic.transport.again`.
 """
 
 from __future__ import annotations
@@ -17,25 +19,48 @@ import asyncio
 import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
-from flwr.common.constant import SUPERLINK_NODE_ID, Status
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
-from flwr.supercore.date import now
-from flwr.supercore.object_store.sql_object_store import SqlObjectStore
 from flwr.supercore.state.schema.corestate_models import ObjectPushSessionRoot
-from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes
-from flwr.supercore.state.schema.objectstore_models import StoredObject
-from flwr.supercore.utils import int64_to_uint64, uint64_to_int64
-from sqlalchemy import exists, select, update
+from flwr.supercore.state.schema.linkstate_models import MessageIns
+from flwr.supercore.utils import int64_to_uint64
+from sqlalchemy import select
+
+from fed_diffmic.transport.again import give_again
 
 PULLS = "/v1/fleet/pull-messages"
 HOLD_S, COORDINATOR_S = 5.0, 2.0
 """Longest waits of a site's question and of the coordinator's, which has deadlines and pauses to look at meanwhile."""
 REMEMBERED = 4096
-AGAIN = 5
 App = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
+
+
+class End(Enum):
+    """How waiting ended: Flower is asked, whoever asked is gone, or it asked again meanwhile."""
+
+    ASK, GONE, LATER = range(3)
+
+
+@dataclass
+class _Bell:
+    """One node's.
+
+    Attributes:
+        rung: there may be something for it; so it is at first, for nobody knows what is there.
+        later: set when a later question takes the place of the one that waits; none: nothing waits.
+    """
+
+    rung: asyncio.Event = field(default_factory=asyncio.Event)
+    later: asyncio.Event | None = None
+
+    def __post_init__(self) -> None:
+        self.rung.set()
 
 
 class Bells:
@@ -48,7 +73,8 @@ class Bells:
     def __init__(self, hold_s: float = HOLD_S) -> None:
         self.hold_s = hold_s
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._rung: OrderedDict[int, asyncio.Event] = OrderedDict()
+        self._bells: OrderedDict[int, _Bell] = OrderedDict()
+        self._nodes: dict[str, int] = {}
 
     @classmethod
     def installed(cls, heartbeat_s: float) -> Bells:
@@ -61,29 +87,39 @@ class Bells:
 
     def ring(self, node: int) -> None:
         """There may be something for a node; from any thread."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(lambda: self._bell(node).set())
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it was closed: nobody waits any more
+                self._loop.call_soon_threadsafe(lambda: self._bell(node).rung.set())
 
     def close(self) -> None:
         """Hold no question any more: the SuperLink ends, and whoever asks is answered before it does."""
         self.hold_s = 0.0
-        for bell in self._rung.values():
-            bell.set()
+        for bell in self._bells.values():
+            bell.rung.set()
 
-    async def answer(self, node: int, app: App, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+    async def answer(
+        self, node: int, app: App, scope: MutableMapping[str, Any], receive: Any, send: Any, site: str = ""
+    ) -> None:
         """Let the application answer a question once there may be something, or nothing came in time.
 
         Args:
             node: who asks, as it says.
             app: Flower's application, which judges whether it is so.
             scope, receive, send: of a request whose body is replayed by ``receive`` and then waits for its end.
+            site: whose key signed the question; empty: nobody is asked for one.
         """
         self._loop = asyncio.get_running_loop()
-        body = await receive()
-        if not await self._wait(node, receive):
-            return  # whoever asked is gone: nothing is given out that nobody takes
-        bell = self._bell(node)
-        bell.clear()
+        if site and self._nodes.get(site) != node:
+            await self._judged(site, node, app, scope, receive, send)
+            return
+        body, bell = await receive(), self._bell(node)
+        hold_s = min(self.hold_s, COORDINATOR_S) if node == SUPERLINK_NODE_ID else self.hold_s
+        ended = await _wait(bell, hold_s, receive, alone=node != SUPERLINK_NODE_ID)
+        if ended is not End.ASK:  # nothing is given out that nobody takes
+            if ended is End.LATER:
+                await _nothing(send)
+            return
+        bell.rung.clear()
         given = [body]
 
         async def replayed() -> MutableMapping[str, Any]:
@@ -91,7 +127,7 @@ class Bells:
 
         async def watched(message: MutableMapping[str, Any]) -> None:
             if message.get("body") or message.get("status", 200) != 200:
-                bell.set()  # something came, and there may be more; or the node's question was asked by another one
+                bell.rung.set()  # something came, and there may be more; or it was refused, and nobody looked
             await send(message)
 
         await app(scope, replayed, watched)
@@ -111,30 +147,59 @@ class Bells:
 
         await self.answer(SUPERLINK_NODE_ID, app, scope, replayed, send)
 
-    async def _wait(self, node: int, receive: Any) -> bool:
-        """Whether whoever asked is still there when the bell rings, or the time is over."""
-        bell = self._bell(node)
-        if bell.is_set():
-            return True
-        hold_s = min(self.hold_s, COORDINATOR_S) if node == SUPERLINK_NODE_ID else self.hold_s
-        rung, gone = asyncio.ensure_future(bell.wait()), asyncio.ensure_future(_left(receive))
-        try:
-            done, _ = await asyncio.wait({rung, gone}, timeout=hold_s, return_when=asyncio.FIRST_COMPLETED)
-            return gone not in done
-        finally:
-            rung.cancel()
-            gone.cancel()
+    async def _judged(
+        self, site: str, node: int, app: App, scope: MutableMapping[str, Any], receive: Any, send: Any
+    ) -> None:
+        """Let Flower answer a site's question for a node; where it does, that is the site's node from now on."""
 
-    def _bell(self, node: int) -> asyncio.Event:
-        """A node's; of one that was not heard of it is rung, for nobody knows what is there."""
-        found = self._rung.get(node)
-        if found is None:
-            found = self._rung[node] = asyncio.Event()
-            found.set()
-        self._rung.move_to_end(node)
-        while len(self._rung) > REMEMBERED:
-            self._rung.popitem(last=False)
+        async def watched(message: MutableMapping[str, Any]) -> None:
+            if message.get("status") == 200:
+                self._bells.pop(self._nodes.get(site, node), None)
+                self._nodes[site] = node
+            await send(message)
+
+        await app(scope, receive, watched)
+
+    def _bell(self, node: int) -> _Bell:
+        found = self._bells.setdefault(node, _Bell())
+        self._bells.move_to_end(node)
+        while len(self._bells) > REMEMBERED:
+            self._bells.popitem(last=False)
         return found
+
+
+async def _wait(bell: _Bell, hold_s: float, receive: Any, *, alone: bool) -> End:
+    """Wait until the bell rings or the time is over.
+
+    Args:
+        bell: of whoever asks.
+        hold_s: seconds.
+        receive: tells when whoever asked is gone.
+        alone: an earlier question that still waits ends now, and a later one ends this.
+    """
+    later = asyncio.Event()
+    if alone:
+        if bell.later is not None:
+            bell.later.set()
+        bell.later = later
+    waits = [asyncio.ensure_future(one) for one in (bell.rung.wait(), later.wait(), _left(receive))]
+    try:
+        if not bell.rung.is_set():
+            await asyncio.wait(waits, timeout=hold_s, return_when=asyncio.FIRST_COMPLETED)
+        if waits[-1].done():
+            return End.GONE
+        return End.LATER if later.is_set() else End.ASK
+    finally:
+        for one in waits:
+            one.cancel()
+        if bell.later is later:
+            bell.later = None
+
+
+async def _nothing(send: Any) -> None:
+    """An answer without a message."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _left(receive: Any) -> None:
@@ -199,51 +264,3 @@ def receivers(state: SqlLinkState, session_id: str) -> set[int]:
     with state.session() as session:
         rows = session.execute(asked).all()
     return {SUPERLINK_NODE_ID if node is None else int64_to_uint64(node) for _, node in rows}
-
-
-def give_again() -> None:
-    """Let this process' SuperLink hand out again what no site confirmed; once, before it serves."""
-    inner = SqlLinkState.get_message_ins
-    given: OrderedDict[str, int] = OrderedDict()
-
-    def get_message_ins(self: SqlLinkState, node_id: int, limit: int | None, **named: Any) -> list[Any]:
-        with self.session():
-            if node_id != SUPERLINK_NODE_ID:
-                take_back(self, node_id, given)
-            return inner(self, node_id, limit, **named)
-
-    SqlLinkState.get_message_ins = get_message_ins  # type: ignore[method-assign]
-
-
-def take_back(state: SqlLinkState, node: int, given: OrderedDict[str, int]) -> None:
-    """What was handed out to a node that asks for its next request, and that it never confirmed, is its next one.
-
-    A confirmed request has no content here any more, and one to which a reply was announced was received. A site gives
-    up a request of a run that is over, and one whose content does not come: neither is handed out without end.
-
-    Args:
-        state: the SuperLink's.
-        node: who asks.
-        given: how often each was handed out again; added to.
-    """
-    if not isinstance(state.object_store, SqlObjectStore):  # in memory: never ours
-        return
-    lost = select(MessageIns.message_id, MessageIns.run_id).where(
-        MessageIns.dst_node_id == uint64_to_int64(node),
-        MessageIns.delivered_at != "",
-        MessageIns.created_at + MessageIns.ttl > now().timestamp(),
-        exists().where(StoredObject.object_id == MessageIns.message_id),
-        ~exists().where(MessageRes.reply_to_message_id == MessageIns.message_id),
-    )
-    with state.session() as session:
-        found = {str(name): int64_to_uint64(run) for name, run in session.execute(lost) if run is not None}
-        found = {name: run for name, run in found.items() if given.get(name, 0) < AGAIN}
-        known = state.get_run_status(set(found.values())) if found else {}
-        back = [name for name, run in found.items() if run in known and known[run].status != Status.FINISHED]
-        for name in back:
-            given[name] = given.get(name, 0) + 1
-            given.move_to_end(name)
-        while len(given) > REMEMBERED:
-            given.popitem(last=False)
-        if back:
-            session.execute(update(MessageIns).where(MessageIns.message_id.in_(back)).values(delivered_at=""))

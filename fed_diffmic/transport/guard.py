@@ -3,8 +3,8 @@
 uvicorn bounds neither the time of a header or a body nor their number of connections, and Flower's
 application serves its whole control interface to whoever can reach it. So the public socket is accepted here:
 
-- connections are counted, by address and in all, before a byte is read, TLS handshakes included, and a share of them
-  is reserved for sites (:mod:`fed_diffmic.transport.seats`, :mod:`fed_diffmic.transport.listener`);
+- connections are counted, by address, by site and in all, before a byte is read, TLS handshakes included, and some are
+  reserved for sites (:mod:`fed_diffmic.transport.seats`, :mod:`fed_diffmic.transport.listener`);
 - a request's header must be there within ``header_s``, its body within ``body_s`` and ``body_bytes``;
 - health, after which the connection is closed, and the exact paths of Flower's fleet interface exist, everything
   else is 404;
@@ -166,7 +166,7 @@ class Gate:
         if site is None or headers is None:
             await self._refuse(send, 401, reason, connection)
             return
-        self.seats.admit(connection.seat)
+        self.seats.admit(connection.seat, site)
         body, reason = await self._body(headers, receive)
         if body is None:
             if reason == "body_time":
@@ -184,7 +184,7 @@ class Gate:
         if node is None or self._bells is None:
             await self.app(scope, _replay(body, receive), send)
         else:
-            await self._bells.answer(node, self._still(site, headers), scope, _replay(body, receive), send)
+            await self._bells.answer(node, self._still(site, headers), scope, _replay(body, receive), send, site)
 
     def _still(self, site: str, headers: Headers) -> App:
         """The application, for a site that was admitted when its question came and may not be any more."""

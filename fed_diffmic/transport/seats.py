@@ -1,12 +1,14 @@
 """Who holds a connection at the public listener, how many there may be, and who goes first when there are too many.
 
 A stranger can open connections without end, and an address tells little: a hospital shows one for many sites, a
-stranger has many. So a connection is a stranger's until a request came over it that a key of the roster signed, and:
+stranger has many. So a connection is a stranger's until a request came over it that a key of the roster signed. From
+then on it counts for that site, wherever it comes from, and not for its address, and:
 
 - strangers together hold a share of the connections only; the rest is reserved for sites, and for addresses from which
   a site was heard of lately;
 - where a connection is one too many, the address that holds the most strangers' connections loses its oldest one, and
   the new one is let in: a site that comes for the first time needs a second at most, a flood its own turn;
+- a site holds so many and no more, from all addresses together: its oldest one goes, and no other site's;
 - new connections of one address are counted by a token bucket, TLS handshakes under way in all.
 
 IPv6 addresses count by their /64, which is what one subscriber is given; IPv4 addresses written as IPv6 as IPv4.
@@ -36,7 +38,9 @@ class Bounds:
         header_s: seconds for a request's header, TLS handshake included.
         body_s: seconds for a body.
         body_bytes: of a body.
-        per_address: open connections of one address.
+        per_address: open connections of one address, without those that count for a site.
+        per_site: open connections of one site. It needs four (a question that waits, a heartbeat, two objects), and
+            for seconds as many again after its link was cut.
         total: open connections in all.
         reserved: so many of them are not for strangers.
         new_per_s: new connections of one address in a second, beyond :data:`BURST` times ``per_address`` at once.
@@ -47,6 +51,7 @@ class Bounds:
     body_s: float = 120.0
     body_bytes: int = 32 * 2**20
     per_address: int = 64
+    per_site: int = 16
     total: int = 1024
     reserved: int = 512
     new_per_s: float = 10.0
@@ -116,15 +121,17 @@ class Seat:
         known: whether a site was heard of from there lately, when it came.
         close: ends the connection at once.
         over: whether it is given up.
+        site: for which it counts; empty: for its address.
     """
 
     address: str
     known: bool
     close: Callable[[], None] = lambda: None
     over: bool = False
+    site: str = ""
 
 
-Groups = dict[str, dict[Seat, None]]  # by address; of each, in the order in which they came
+Groups = dict[str, dict[Seat, None]]  # by address or site; of each, in the order in which they came
 
 
 class Seats:
@@ -140,6 +147,8 @@ class Seats:
         self._bounds, self._counts, self._clock = bounds, counts, clock
         self._strangers: Groups = {}
         self._shaking: Groups = {}
+        self._sites: Groups = {}
+        self._of_sites: Counter[str] = Counter()  # by address
         self._heard: OrderedDict[str, float] = OrderedDict()
         self._rate = Rate(bounds.new_per_s, BURST * bounds.per_address, clock)
 
@@ -165,7 +174,8 @@ class Seats:
             return None
         seat = Seat(address, self._clock() - self._heard.get(address, float("-inf")) < RECENT_S)
         own = {address: self._strangers.get(address, {})}
-        if not self._room(seat, "connections_per_address", counts.open[address] >= bounds.per_address, own):
+        full = counts.open[address] - self._of_sites[address] >= bounds.per_address
+        if not self._room(seat, "connections_per_address", full, own):
             return None
         if not self._room(seat, "handshakes", self.handshakes >= bounds.handshakes, self._shaking):
             return None
@@ -182,9 +192,16 @@ class Seats:
         """The TLS handshake is done."""
         _remove(self._shaking, seat)
 
-    def admit(self, seat: Seat) -> None:
-        """A key of the roster signed a request that came over it: it is a site's, and so is its address for a while."""
+    def admit(self, seat: Seat, site: str = "") -> None:
+        """A key of the roster signed a request that came over it: it is a site's, and so is its address for a while.
+
+        Args:
+            seat: the connection.
+            site: whose key it was; empty where nobody is asked for one (insecure trials), and addresses alone count.
+        """
         _remove(self._strangers, seat)
+        if site and not seat.site and not seat.over:
+            self._count_for(site, seat)
         self._heard[seat.address] = self._clock()
         self._heard.move_to_end(seat.address)
         while len(self._heard) > REMEMBERED:
@@ -197,9 +214,26 @@ class Seats:
         seat.over = True
         _remove(self._strangers, seat)
         _remove(self._shaking, seat)
+        if seat.site:
+            _remove(self._sites, seat, seat.site)
+            self._of_sites[seat.address] -= 1
+            if self._of_sites[seat.address] <= 0:
+                del self._of_sites[seat.address]
         self._counts.open[seat.address] -= 1
         if self._counts.open[seat.address] <= 0:
             del self._counts.open[seat.address]
+
+    def _count_for(self, site: str, seat: Seat) -> None:
+        """Count a connection for its site, whose oldest one is ended where that is one too many."""
+        seat.site = site
+        self._of_sites[seat.address] += 1
+        group = self._sites.setdefault(site, {})
+        group[seat] = None
+        if len(group) > self._bounds.per_site:
+            oldest = next(iter(group))
+            self._counts.refuse("connections_per_site", oldest.address, site)
+            self.leave(oldest)
+            oldest.close()
 
     def _room(self, new: Seat, reason: str, full: bool, groups: Groups) -> bool:
         """Whether there is room for the new one, after another lost its own if it is full."""
@@ -224,12 +258,13 @@ def _loser(new: Seat, groups: Groups) -> Seat | None:
     return found
 
 
-def _remove(groups: Groups, seat: Seat) -> None:
-    """Take a connection out, and its address with the last one."""
-    group = groups.get(seat.address, {})
+def _remove(groups: Groups, seat: Seat, name: str = "") -> None:
+    """Take a connection out, and its address (or the site that is named) with the last one."""
+    name = name or seat.address
+    group = groups.get(name, {})
     group.pop(seat, None)
     if not group:
-        groups.pop(seat.address, None)
+        groups.pop(name, None)
 
 
 class Rate:

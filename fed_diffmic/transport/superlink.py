@@ -45,7 +45,7 @@ class LinkSettings:
         secret: hexadecimal; SuperExec's secret, and the private listener's token is derived from it.
         nonce: what the private health answers.
         heartbeat_s: Flower's interval.
-        header_s, body_s, body_bytes, per_address, total, reserved, new_per_s, handshakes: see
+        header_s, body_s, body_bytes, per_address, per_site, total, reserved, new_per_s, handshakes: see
             :class:`fed_diffmic.transport.seats.Bounds`.
         reply_bytes, site_bytes: see :class:`fed_diffmic.transport.quota.Limits`.
         private_port: 0 chooses one.
@@ -66,6 +66,7 @@ class LinkSettings:
     body_s: float = 120.0
     body_bytes: int = 32 * 2**20
     per_address: int = 64
+    per_site: int = 16
     total: int = 1024
     reserved: int = 512
     new_per_s: float = 10.0

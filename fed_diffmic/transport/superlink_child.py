@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import importlib
 import json
 import logging
 import os
@@ -33,9 +32,7 @@ if TYPE_CHECKING:
     from fed_diffmic.transport.bells import Bells
 
 RENEW_S = 30.0
-LOCK_S = 60.0
 LOOK_S = 0.1
-JOURNAL_BYTES = 64 * 2**20
 LINES, LINES_PER_S = 200.0, 0.5
 PULLS = "/v1/runtime/pull-messages"
 App = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
@@ -125,23 +122,13 @@ class Sparse(logging.Filter):
         return self._rate.take("")
 
 
-def patient_database() -> None:
-    """Let Flower's database be waited for.
-
-    What travelled is deleted in one transaction: with half a gigabyte of a large model's tensors that lasts longer on
-    a slow disk than the five seconds after which Flower answers 500, and a run is lost. Its journal is cut again, too.
-    """
-    sql_mixin: Any = importlib.import_module("flwr.supercore.sql_mixin")  # its constant is declared with its length
-    own = {"busy_timeout": str(round(LOCK_S * 1000)), "journal_size_limit": str(JOURNAL_BYTES)}
-    sql_mixin.SQLITE_PRAGMAS = tuple((dict(sql_mixin.SQLITE_PRAGMAS) | own).items())
-
-
 def flower_app(settings: LinkSettings) -> App:
     """Flower's SuperLink application: process isolation, database on disk, nothing installed at run time."""
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superlink_lifespan_config
     from flwr.superlink.main import create_app
 
     from fed_diffmic.transport.complete import only_complete_replies
+    from fed_diffmic.transport.database import patient_database
     from fed_diffmic.transport.fleetrules import own_messages_only
     from fed_diffmic.transport.quota import Limits
 

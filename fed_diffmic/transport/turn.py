@@ -3,14 +3,20 @@
 A turn is a lock on a file that their operators name (``site.turn``), held by a site's SuperNode from the moment at
 which it knows of a request, before any of its content comes, until the reply is delivered. The kernel gives it back
 when that process ends, however it ends. Nobody waits inside a call: a site that has no turn looks again.
+
+The file must be one: a link could lead anywhere, and opening a pipe waits for whoever writes into it. One that was
+removed while it was waited for is no turn, and a new one is looked for. (Who removes it while another site holds it
+lets two sites compute at once; it is touched at each turn, so that what cleans folders by age leaves it.)
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import gc
 import os
+import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -35,20 +41,25 @@ class Turn:
         """Whether it is this site's turn, now or already.
 
         Raises:
-            OSError: the file cannot be opened.
+            OSError: the file cannot be opened, or is no file.
         """
         if self._path is None or self._held is not None:
             return True
         self._since = self._clock() if self._since is None else self._since
-        file = os.open(self._path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        file = _opened(self._path)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = _is_at(file, self._path)
         except BlockingIOError:
-            os.close(file)
-            return False
+            mine = False
         except OSError:
             os.close(file)
             raise
+        if not mine:
+            os.close(file)
+            return False
+        with suppress(OSError):  # another user's
+            os.utime(file)
         self._held, self._since = file, None
         return True
 
@@ -66,6 +77,30 @@ class Turn:
             trim()
             os.close(self._held)
             self._held = None
+
+
+def _opened(path: Path) -> int:
+    """The file, made if it is not there.
+
+    Raises:
+        OSError: it cannot be opened, or is a link, a folder, a pipe or a device.
+    """
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link")
+    file = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "it is no file")
+    return file
+
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether an open file is what the path names now."""
+    try:
+        there, held = os.lstat(path), os.fstat(file)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
 
 
 def trim() -> None:

@@ -94,3 +94,51 @@ def test_an_exported_graph_holds_the_layers_themselves():
     with torch.no_grad():
         graph = torch.export.export(Sampler().eval(), given).graph
     assert "mkldnn" not in str(graph)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(5, 70), (2, 3, 70)])
+def test_numbers_that_do_not_lie_side_by_side_are_taken_as_they_are_meant(shape):
+    torch.manual_seed(0)
+    layer = nn.Linear(70, 33)
+    product, plain = packed(layer, 10), torch.randn(*shape[:-1], 140)
+    for x in (
+        plain[..., ::2],
+        plain[..., 70:],
+        plain[..., :1].expand(shape),
+        torch.randn(70, *shape[:-1]).movedim(0, -1),
+    ):
+        assert (product(x) - layer(x)).abs().max() < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(0, 70), (4, 0, 70)])
+def test_no_rows_give_no_rows(shape):
+    assert packed(nn.Linear(70, 33), 10)(torch.zeros(shape)).shape == (*shape[:-1], 33)
+
+
+def test_what_the_copy_cannot_compute_the_layer_does_or_refuses():
+    layer = nn.Linear(70, 33)
+    with torch.no_grad():
+        product = packed(layer, 10)
+        for wrong in (torch.zeros(2, 105), torch.zeros(2, 35), torch.zeros(2, 70).double()):
+            with pytest.raises(RuntimeError):
+                layer(wrong)
+            with pytest.raises(RuntimeError):
+                product(wrong)
+    x = torch.randn(2, 70, requires_grad=True)
+    product(x).sum().backward()
+    assert torch.allclose(x.grad, layer.weight.sum(0).expand(2, 70), atol=1e-5) and layer.weight.grad is not None
+
+
+@torch.no_grad()
+def test_a_layer_that_does_more_than_its_product_goes_on_doing_it():
+    class More(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    hooked, before = nn.Linear(8, 8), nn.Linear(8, 8)
+    hooked.register_forward_hook(lambda module, given, out: 2 * out)
+    before.register_forward_pre_hook(lambda module, given: (2 * given[0],))
+    for layer in (More(8, 8), hooked, before):
+        assert packed(layer, 10) is layer

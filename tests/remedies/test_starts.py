@@ -112,7 +112,7 @@ def test_a_run_goes_on_as_it_began() -> None:
     f"{NETWORK}check_site_start | {{_KIT}}",
     f"{NETWORK}check_site_start | a folder for",
     f"{NETWORK}check_site_start | a folder, existing",
-    f"{NETWORK}check_site_start | a file, existing",
+    f"{NETWORK}_check_turn | a file (no link)",
     f"{NETWORK}check_site_start | Without TLS",
     f"{NETWORK}check_site_start | the folder that",
 )
@@ -121,6 +121,9 @@ def test_a_site_says_who_and_where_it_is() -> None:
     remedy_in(lambda: site(*without("site.folder")), "a folder for the site's own state")
     remedy_in(lambda: site(*without("site.folder", "site.folder=file")), "a folder, existing or not")
     remedy_in(lambda: site(*without("nothing", "site.turn=none/turn")), "existing or not, in a folder that is there")
+    Path("link").symlink_to("elsewhere")
+    for wrong in ("link", "."):
+        remedy_in(lambda wrong=wrong: site(*without("nothing", f"site.turn={wrong}")), "a file \\(no link\\) that this")
     site(*without("nothing", "site.turn=turn"))
     remedy_in(lambda: site(*without("coordinator.address")), "host:port of the coordinator")
     remedy_in(lambda: site(*without("dataset")), "the folder that holds the images")

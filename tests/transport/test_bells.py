@@ -18,10 +18,11 @@ from flwr.supercore.inflatable.inflatable_object import get_object_id
 from flwr.supercore.object_store.sql_object_store import SqlObjectStore
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes, Run
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 
 from fed_diffmic.transport import bells as module
-from fed_diffmic.transport.bells import AGAIN, Bells, receivers, ring_when_whole, take_back
+from fed_diffmic.transport.again import AGAIN, take_back
+from fed_diffmic.transport.bells import Bells, receivers, ring_when_whole
 from fed_diffmic.transport.pauses import Pauses
 from fed_diffmic.transport.superlink_child import PULLS
 
@@ -197,7 +198,7 @@ def test_a_request_that_was_never_confirmed_is_handed_out_again(
     def open_now() -> set[str]:
         with state.session() as session:
             found = set(session.scalars(select(MessageIns.message_id).where(MessageIns.delivered_at == "")))
-            session.execute(module.update(MessageIns).values(delivered_at="2026-01-01"))
+            session.execute(update(MessageIns).values(delivered_at="2026-01-01"))
             return {text for text in texts if named(text) in found}
 
     given: OrderedDict[str, int] = OrderedDict()

@@ -173,3 +173,36 @@ def test_a_rate_that_is_passed_is_refused_and_counted() -> None:
     assert sum(seat is not None for seat in kept) == 16 and counts.refused["connection_rate"] == 4
     clock.now += 1.0
     assert held.take("192.0.2.1") is not None
+
+
+def test_a_site_holds_so_many_from_all_addresses_and_its_own_oldest_goes() -> None:
+    held, counts, _ = room(per_site=4, total=100, reserved=50)
+    ended: list[str] = []
+    honest = [take(held, "198.51.100.9", ended) for _ in range(3)]
+    for seat in honest:
+        held.admit(seat, "honest")
+    hostile = [take(held, f"192.0.2.{n}", ended) for n in range(40)]
+    for seat in hostile:
+        held.admit(seat, "hostile")
+        held.admit(seat, "honest")  # with another site's key over the same connection it still is the first one's
+    assert ended == [f"192.0.2.{n}" for n in range(36)] and counts.refused["connections_per_site"] == 36
+    assert counts.open.total() == 7 and not any(seat.over for seat in honest)
+    for seat in (*hostile, *honest):
+        held.leave(seat)
+    assert not counts.open and held._sites == {} and not held._of_sites
+
+
+def test_many_sites_behind_one_address_do_not_take_each_others_connections() -> None:
+    """Each has a question that waits here, a heartbeat and two objects on their way: fifty of them 200 connections."""
+    held, counts, clock = room(per_address=64, total=1024, reserved=512)
+    ended: list[str] = []
+    for n in range(50):
+        for _ in range(4):
+            seat = take(held, "198.51.100.1", ended)
+            held.shaken(seat)
+            held.admit(seat, f"site{n}")
+            clock.now += 1.0
+    assert not ended and not counts.refused
+    for _ in range(70):  # and whoever else is behind it has as many as ever
+        take(held, "198.51.100.1", ended)
+    assert len(ended) == 6 and counts.refused["connections_per_address"] == 6

@@ -152,9 +152,10 @@ def test_a_database_that_is_busy_is_waited_for(tmp_path, monkeypatch):
     from flwr.supercore import sql_mixin
     from flwr.supercore.object_store.sql_object_store import SqlObjectStore
 
-    from fed_diffmic.transport.superlink_child import JOURNAL_BYTES, LOCK_S, patient_database
+    from fed_diffmic.transport.database import JOURNAL_BYTES, LOCK_S, patient_database
 
-    monkeypatch.setattr(sql_mixin, "SQLITE_PRAGMAS", sql_mixin.SQLITE_PRAGMAS)
+    for name in ("SQLITE_PRAGMAS", "create_engine"):
+        monkeypatch.setattr(sql_mixin, name, getattr(sql_mixin, name))
     before = dict(sql_mixin.SQLITE_PRAGMAS)
     patient_database()
     assert {**before, "busy_timeout": "60000", "journal_size_limit": str(JOURNAL_BYTES)} == dict(
@@ -163,6 +164,7 @@ def test_a_database_that_is_busy_is_waited_for(tmp_path, monkeypatch):
     store = SqlObjectStore(f"sqlite:///{tmp_path / 'state.db'}")
     store.initialize()
     assert store.query("PRAGMA busy_timeout")[0]["timeout"] == LOCK_S * 1000
+    assert store._engine.pool.timeout() >= 2 * LOCK_S  # 15 of 40 threads have a connection
     assert store.query("PRAGMA journal_size_limit")[0]["journal_size_limit"] == JOURNAL_BYTES
 
 
