@@ -186,7 +186,8 @@ def profile(model: str, device: str) -> None:
     """What each stage's step, and a prediction, spend their time on."""
     from torch.profiler import ProfilerActivity, profile
 
-    for what in ("diffusion", "guidance", "prediction"):
+    sampler = spec_of(model).model.denoiser != "classifier"
+    for what in ("diffusion", "guidance", *(["prediction"] if sampler else [])):
         module = module_of(spec_of(model), "diffusion" if what == "prediction" else what, device)
         if what == "prediction":
             step, _ = prediction(module, device, FLOAT32, plain=False)
@@ -219,7 +220,7 @@ def main() -> None:
         if given.only != "predict":
             for stage in ("diffusion", "guidance"):
                 train_rows(model, stage, given.repeats, given.device)
-        if given.only != "train":
+        if given.only != "train" and spec_of(model).model.denoiser != "classifier":  # which has nothing to sample
             predict_rows(model, given.repeats, given.device)
 
 

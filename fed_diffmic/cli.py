@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from fed_diffmic import __version__
 from fed_diffmic.commands import ROOMS, Command, dicom, use
-from fed_diffmic.console import Parser, check_command, run_command, split_settings
+from fed_diffmic.console import Parser, check_command, run_command, split_settings, while_loading
 from fed_diffmic.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -140,9 +140,11 @@ def _add_data_commands(data: Parser) -> None:
 
 
 def _simulate(arguments: argparse.Namespace, hint: list[str]) -> int:
-    from fed_diffmic.config.checks import check_same_run, check_start
-    from fed_diffmic.config.compose import compose, to_yaml
-    from fed_diffmic.config.folders import with_run_dir
+    with while_loading():
+        from fed_diffmic.config.checks import check_same_run, check_start
+        from fed_diffmic.config.compose import compose, to_yaml
+        from fed_diffmic.config.folders import with_run_dir
+        from fed_diffmic.config.stock import check_weights_files, is_stock
 
     config = compose(arguments.config, arguments.settings)
     saved = Path(config.run.dir or "") / "config.yaml"
@@ -155,9 +157,13 @@ def _simulate(arguments: argparse.Namespace, hint: list[str]) -> int:
         _warn_if_unstartable(config, arguments.resume)
         return 0
     check_start(config, resume=arguments.resume)
-    from fed_diffmic.models.checks import check_model_config
+    if is_stock(config.model):
+        check_weights_files(config.model)
+    else:
+        with while_loading():
+            from fed_diffmic.models.checks import check_model_config
 
-    check_model_config(config.model)
+        check_model_config(config.model)
     if arguments.plan:
         print("reading images and measuring a few steps", file=sys.stderr, flush=True)
         from simulations.plan import make_plan, plan_text
@@ -167,7 +173,8 @@ def _simulate(arguments: argparse.Namespace, hint: list[str]) -> int:
     config = with_run_dir(config)
     hint.append(f"resume with: fed-diffmic simulate --resume run.dir={config.run.dir}")
     print(f"run {config.run.dir}: loading libraries, then reading images", file=sys.stderr, flush=True)
-    from simulations.run import simulate
+    with while_loading():
+        from simulations.run import simulate
 
     simulate(config, resume=arguments.resume)
     return 0

@@ -18,7 +18,7 @@ tensor of that site alone, so this changes no bit with the order either. Coarse 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,8 @@ MOST_SITES = 2**12
 FORMS = tuple(FixedPoint(MOST_SITES, 2.0**bound, 50 - bound) for bound in (0, 16, 32, 48))
 """From the finest on: changes up to 1, 65 536, 4.3e9 and 2.8e14."""
 _BLOCK = 2**16  # numbers at a time, so that what lies between stays in the processor's cache
+_HELD = 2**22  # numbers of small tensors' changes that are held while a site's update is added: 32 MiB
+Piece = tuple[np.ndarray, int, int]
 
 
 class Fold:
@@ -88,9 +90,14 @@ class Fold:
         floats = [n for n in self._before if self._kinds.get(n) != "counter" and tensors[n].dtype.kind == "f"]
         shares = {n: (weight if rate is None or self._kinds.get(n) != "parameter" else rate) for n in floats}
         shares = {name: value / self._heaviest for name, value in shares.items()}
-        chosen = {name: self._form(name, tensors[name], shares[name]) for name in floats}
+        held = self._held(tensors, floats)
+
+        def changes(name: str) -> Iterable[Piece]:
+            return held.get(name) or self._changes(name, tensors[name])
+
+        chosen = {name: self._form(changes(name), shares[name]) for name in floats}
         for name in floats:
-            self._add(name, chosen[name], tensors[name], shares[name])
+            self._add(name, chosen[name], changes(name), shares[name])
         for name in tensors.keys() - set(floats):
             self._counters[name] = np.asarray(np.maximum(self._counters.get(name, tensors[name]), tensors[name]))
         self._sites[update.site] = bare(update)
@@ -100,22 +107,31 @@ class Fold:
         """What an algorithm makes the next weights of."""
         return Sums([self._sites[site] for site in sorted(self._sites)], self._mean, self._change, self.coarse)
 
-    def _form(self, name: str, value: np.ndarray, share: float) -> int:
+    def _held(self, tensors: Tensors, names: Sequence[str]) -> dict[str, list[Piece]]:
+        """Changes of small tensors, which are read twice, while there is room; those of others are taken twice."""
+        held, room = {}, _HELD
+        for name in names:
+            if 0 < tensors[name].size <= min(_BLOCK, room):
+                held[name] = list(self._changes(name, tensors[name]))
+                room -= tensors[name].size
+        return held
+
+    def _form(self, changes: Iterable[Piece], share: float) -> int:
         # By numpy to the end: Python's `max` passes over what is not a number, behind one that is.
-        largest = float(np.max([np.abs(change).max() for change, *_ in self._changes(name, value)], initial=0.0))
+        largest = float(np.max([np.abs(change).max() for change, *_ in changes], initial=0.0))
         for number, form in enumerate(self._forms):
             if largest * share <= form.bound:
                 return number
         raise FixedPointError("a change is larger than the sum leaves room for")
 
-    def _add(self, name: str, number: int, value: np.ndarray, share: float) -> None:
+    def _add(self, name: str, number: int, changes: Iterable[Piece], share: float) -> None:
         sums, form = self._words.setdefault(name, {}), self._forms[number]
         if number not in sums:
-            sums[number] = scratch_array(value.size, form.dtype, self._folder)
-        for change, start, stop in self._changes(name, value):
+            sums[number] = scratch_array(self._before[name].size, form.dtype, self._folder)
+        for change, start, stop in changes:
             add_words(sums[number][start:stop], form.encode(change, share))
 
-    def _changes(self, name: str, value: np.ndarray) -> Iterator[tuple[np.ndarray, int, int]]:
+    def _changes(self, name: str, value: np.ndarray) -> Iterator[Piece]:
         """Pieces of ``w_k - w`` in float64, with where they lie."""
         after, before = value.reshape(-1), self._before[name].reshape(-1)
         for start in range(0, after.size, _BLOCK):

@@ -6,6 +6,7 @@ unpickles it imports this module and with it everything that a virtual site need
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,12 @@ def virtual_pace(context: Context) -> float:
 def virtual_site_folder(context: Context) -> Path:
     """``<run>/sites/<name or number>``: each virtual site's own folder."""
     name = context.node_config.get("site", f"partition-{context.node_config.get('partition-id', 0)}")
-    return run_dir_of(context) / "sites" / safe_name(str(name))
+    return _site_folder(run_dir_of(context), str(name))
+
+
+@functools.lru_cache(maxsize=4096)  # asked several times a task
+def _site_folder(run_dir: Path, name: str) -> Path:
+    return run_dir / "sites" / safe_name(name)
 
 
 client_app = VirtualClientApp()

@@ -89,11 +89,21 @@ def test_nothing_given_shows_the_help(capsys):
 
 def test_simulate_starts_the_embedded_default_in_a_folder_of_its_own(rooms, tmp_path):
     assert cli.main(["simulate"]) == 0
-    [(check, (model,), _), (name, (config,), options)] = rooms
-    assert (check, model) == ("check_model_config", config.model)
+    [(name, (config,), options)] = rooms
     assert (name, options) == ("simulate", {"resume": False})
     assert Path(config.run.dir).parent == tmp_path / "runs"
     assert config.dataset.name == "phantoms"
+
+
+def test_simulate_looks_first_at_a_network_that_is_no_preset(rooms):
+    assert cli.main(["simulate", "model.regions=2"]) == 0
+    [(check, (model,), _), (name, (config,), _)] = rooms
+    assert (check, model, name) == ("check_model_config", config.model, "simulate")
+
+
+def test_simulate_refuses_weights_that_are_not_there_for_a_preset_too(rooms, capsys):
+    assert "model.weights" in fails(capsys, "simulate", "model.weights=none.pt")
+    assert not rooms
 
 
 def test_settings_may_stand_anywhere(rooms, tmp_path):

@@ -6,6 +6,7 @@ take seconds to load. A coordinator whose model is a preset need not wait for th
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,10 +23,15 @@ def is_stock(cfg: ModelConfig) -> bool:
     """Whether a model is a preset but for what no check of its architecture looks at."""
     if cfg.name not in STOCK:
         return False
-    said = yaml.safe_load((FOLDER / "model" / f"{cfg.name}.yaml").read_text(encoding="utf-8"))
-    preset = ModelConfig(**{key: value for key, value in said.items() if key != "defaults"})
+    preset = _preset(cfg.name)
     free = {"weights": cfg.weights, "pretrained": cfg.pretrained, "latent": cfg.latent, "attention": cfg.attention}
     return replace(preset, sampling_starts=cfg.sampling_starts, **free) == cfg  # type: ignore[arg-type]
+
+
+@functools.cache
+def _preset(name: str) -> ModelConfig:
+    said = yaml.safe_load((FOLDER / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
+    return ModelConfig(**{key: value for key, value in said.items() if key != "defaults"})
 
 
 def check_weights_files(cfg: ModelConfig) -> None:

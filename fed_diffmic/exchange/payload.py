@@ -38,12 +38,16 @@ sent before, of which one is a part of the weights, and to the other the coded t
 NEED_BASE, NEED_WEIGHTS = "need_base", "need_weights"
 """What a site answers that lacks the base, or a set of weights that the request builds on."""
 MAX_BODY = 16 * 1024 * 1024
+_REMEMBERED, _MOST_GOOD = 64 * 1024, 256  # characters of a text, and how many of the texts last found good
+_GOOD: dict[str, None] = {}
 MAX_METRICS = 10_000
 MAX_DEPTH = 32
 MAX_DIMS = 32
 MAX_ELEMENTS = 2**40  # a tensor without any element may not be of a size that no array can have
 MAX_INT = 2**63 - 1
 DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+_TRAVELLING = {name: np.dtype(name).newbyteorder("<") for name in DTYPES}
+_KINDS = {np.dtype(name).newbyteorder(order): name for name in DTYPES for order in "<>="}
 TENSOR_NAME = re.compile(r"(?:delta/)?(?:base/|algorithm/)?[A-Za-z0-9_][A-Za-z0-9_.\-]{0,255}")
 METRIC_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_/.\-]{0,127}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -132,10 +136,11 @@ def pack(tensors: Tensors, digest: str = "") -> Packed:
     arrays, travelling = {}, {}
     for name, value in tensors.items():
         _check(TENSOR_NAME.fullmatch(name) is not None, "a tensor's name is not allowed")
-        _check(value.dtype.name in DTYPES, "a tensor's dtype is not allowed")
+        kind = _KINDS.get(value.dtype, "")
+        _check(bool(kind), "a tensor's dtype is not allowed")
         _check(_is_shape(value.shape), "a tensor's shape is not one")
-        travelling[name] = little = np.asarray(value, dtype=value.dtype.newbyteorder("<"), order="C")
-        arrays[name] = WireArray(value.dtype.name, tuple(int(n) for n in value.shape), little.tobytes())
+        travelling[name] = little = np.asarray(value, dtype=_TRAVELLING[kind], order="C")
+        arrays[name] = WireArray(kind, tuple(int(n) for n in value.shape), little.tobytes())
     return Packed(arrays, digest or tensors_digest(travelling), sum(len(a.data) for a in arrays.values()))
 
 
@@ -219,7 +224,22 @@ def _read_body(wire: Wire) -> dict[str, Any]:
 
 
 def _read_text(text: str) -> dict[str, Any]:
-    """The body that a text holds, for both directions, so that neither takes what the other refuses."""
+    """The body that a text holds, for both directions, so that neither takes what the other refuses.
+
+    What was found good is not looked through again: a text that this process wrote a moment ago it can read.
+    """
+    if len(text) > _REMEMBERED:
+        return _examined(text)
+    known = text in _GOOD
+    body: dict[str, Any] = json.loads(text) if known else _examined(text)
+    if not known:
+        _GOOD[text] = None
+        while len(_GOOD) > _MOST_GOOD:
+            _GOOD.pop(next(iter(_GOOD)), None)
+    return body
+
+
+def _examined(text: str) -> dict[str, Any]:
     _check(len(text) <= MAX_BODY, "the header is too large")
     try:
         body = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
@@ -266,7 +286,7 @@ def _read_arrays(arrays: Mapping[str, WireArray], limits: Limits, own: bool) -> 
         sizes = list(array.shape)
         whole = len(sizes) <= MAX_DIMS and all(type(n) is int and 0 <= n <= MAX_INT for n in sizes)
         _check(whole, "a tensor's shape is not one")
-        dtype = np.dtype(array.dtype).newbyteorder("<")
+        dtype = _TRAVELLING[array.dtype]
         _check(math.prod(sizes) * dtype.itemsize == len(array.data), "a tensor's bytes do not fill its shape")
         _check(_is_shape(sizes), "a tensor's shape is not one")
         if array.dtype == "bool":

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fed_diffmic.config.simulation import ModelConfig
-from fed_diffmic.config.stock import check_weights_files
+from fed_diffmic.config.stock import check_weights_files, is_stock
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.models.backbones import BackboneInfo, Encoder, backbone_info, check_backbone_name
 from fed_diffmic.models.regions import window_count, window_side
@@ -30,6 +30,18 @@ def check_model_config(cfg: ModelConfig) -> None:
 
 def check_architecture(cfg: ModelConfig) -> None:
     """Check everything that a site needs to rebuild the network (weights files stay with the coordinator).
+
+    A preset is not looked at: tests do, and the look costs a tenth of a start.
+
+    Raises:
+        ConfigError: naming the key, the value and what is allowed.
+    """
+    if not is_stock(cfg):
+        explore(cfg)
+
+
+def explore(cfg: ModelConfig) -> None:
+    """As :func:`check_architecture`, of any model: shapes are found on torch's meta device.
 
     Raises:
         ConfigError: naming the key, the value and what is allowed.
@@ -81,6 +93,13 @@ def _check_windows(cfg: ModelConfig, grid: int) -> None:
         f"(model.crop) give a {grid} x {grid} grid with {count} windows of {window} x {window} cells",
         "Raise model.image_side, lower model.feature_stride (16), model.regions or model.crop.",
     )
+
+
+def guidance_grid(cfg: ModelConfig) -> int:
+    """:func:`encoder_grid` of ``guidance_backbone``; a preset's is known: strides halve, and round up."""
+    if is_stock(cfg):
+        return -(-cfg.image_side // cfg.feature_stride)
+    return encoder_grid(cfg, "guidance_backbone")
 
 
 def encoder_grid(cfg: ModelConfig, key: str) -> int:

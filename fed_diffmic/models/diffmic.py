@@ -16,7 +16,7 @@ from fed_diffmic.config.simulation import ModelConfig
 from fed_diffmic.deadline import check_time
 from fed_diffmic.errors import ConfigError
 from fed_diffmic.models.backbones import Encoder
-from fed_diffmic.models.checks import check_architecture, check_model_config, encoder_arguments, encoder_grid
+from fed_diffmic.models.checks import check_architecture, check_model_config, encoder_arguments, guidance_grid
 from fed_diffmic.models.denoiser import Denoiser, PriorClassifier, ResidualDenoiser
 from fed_diffmic.models.diffusion import alphas_cumprod, ddim_schedule, ddim_step
 from fed_diffmic.models.guidance import GuidanceNetwork, cells_to_map, guidance_cells
@@ -224,7 +224,7 @@ def build_guidance(cfg: ModelConfig, num_classes: int) -> GuidanceNetwork:
             regions=cfg.regions,
             crop=cfg.crop,
             side=cfg.image_side,
-            grid=encoder_grid(cfg, "guidance_backbone"),
+            grid=guidance_grid(cfg),
             channels=cfg.crop_channels,
         ),
         num_classes=num_classes,

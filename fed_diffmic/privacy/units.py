@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from fed_diffmic.data.site import Examples
 from fed_diffmic.errors import LedgerError, ModelFileError
@@ -160,6 +158,9 @@ def _linked(sets: Sequence[UnitSet]) -> list[np.ndarray]:
         names, of = np.unique(column, return_inverse=True)
         place.append(nodes + of)
         nodes += len(names)
+    from scipy.sparse import coo_array  # a tenth of a second, for whoever has no such units
+    from scipy.sparse.csgraph import connected_components
+
     edges = np.concatenate(rows), np.concatenate(place)
     _, whole = connected_components(coo_array((np.ones(len(edges[0])), edges), shape=(nodes, nodes)), directed=False)
     return np.split(whole[: len(images)], np.cumsum([len(units) for units in sets])[:-1])

@@ -302,13 +302,16 @@ def load_state(network: nn.Module, tensors: Mapping[str, np.ndarray], what: str 
             f"({', '.join(unknown[:3])}), {len(shapes)} of another shape ({', '.join(shapes[:3])})",
             "Use the configuration (model group, classes) that the weights were made with.",
         )
-    set_tensors(network, tensors)
+    _overwrite(own, tensors)
+
+
+def set_tensors(network: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
+    """Overwrite the named parameters and buffers (a subset is fine) with the given values."""
+    _overwrite(network.state_dict(), tensors)
 
 
 @torch.no_grad()
-def set_tensors(network: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
-    """Overwrite the named parameters and buffers (a subset is fine) with the given values."""
-    own = network.state_dict()
+def _overwrite(own: Mapping[str, torch.Tensor], tensors: Mapping[str, np.ndarray]) -> None:
     for name, value in tensors.items():
         own[name].copy_(torch.from_numpy(np.asarray(value)))
 

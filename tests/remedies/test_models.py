@@ -113,8 +113,8 @@ def test_networks_built_by_hand(tiny) -> None:
 
 
 @tries(
-    "fed_diffmic/models/checks.py::check_architecture | at most model.imag",
-    "fed_diffmic/models/checks.py::check_architecture | at most model.time",
+    "fed_diffmic/models/checks.py::explore | at most model.imag",
+    "fed_diffmic/models/checks.py::explore | at most model.time",
 )
 def test_a_network_that_is_asked_for_by_hand() -> None:
     config = compose(None, ["model=tiny", "model.timesteps=20", "model.sampling_steps=5"]).model
