@@ -224,7 +224,7 @@ def _is_ours(peer: socket.socket) -> bool:
 def _say(peer: socket.socket, flat: Tensor) -> None:
     """Send bytes, preceded by how many there are."""
     peer.sendall(_LENGTH.pack(len(flat)))
-    peer.sendall(memoryview(flat.numpy()))
+    peer.sendall(flat.numpy().data)
 
 
 def _hear(peer: socket.socket, flat: Tensor) -> None:
@@ -237,7 +237,7 @@ def _hear(peer: socket.socket, flat: Tensor) -> None:
     _fill(peer, memoryview(length))
     if _LENGTH.unpack(length)[0] != len(flat):
         raise ConnectionError(f"{_LENGTH.unpack(length)[0]} bytes instead of {len(flat)}")
-    _fill(peer, memoryview(flat.numpy()))
+    _fill(peer, flat.numpy().data)
 
 
 def _fill(peer: socket.socket, room: memoryview) -> None:

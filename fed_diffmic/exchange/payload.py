@@ -16,9 +16,10 @@ import hashlib
 import json
 import math
 import re
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -40,14 +41,16 @@ NEED_BASE, NEED_WEIGHTS = "need_base", "need_weights"
 MAX_BODY = 16 * 1024 * 1024
 _REMEMBERED, _MOST_GOOD = 64 * 1024, 256  # characters of a text, and how many of the texts last found good
 _GOOD: dict[str, None] = {}
+_good = threading.Lock()
 MAX_METRICS = 10_000
 MAX_DEPTH = 32
 MAX_DIMS = 32
 MAX_ELEMENTS = 2**40  # a tensor without any element may not be of a size that no array can have
 MAX_INT = 2**63 - 1
 DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+_ORDERS: tuple[Literal["<", ">", "="], ...] = ("<", ">", "=")
 _TRAVELLING = {name: np.dtype(name).newbyteorder("<") for name in DTYPES}
-_KINDS = {np.dtype(name).newbyteorder(order): name for name in DTYPES for order in "<>="}
+_KINDS = {np.dtype(name).newbyteorder(order): name for name in DTYPES for order in _ORDERS}
 TENSOR_NAME = re.compile(r"(?:delta/)?(?:base/|algorithm/)?[A-Za-z0-9_][A-Za-z0-9_.\-]{0,255}")
 METRIC_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_/.\-]{0,127}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -233,9 +236,10 @@ def _read_text(text: str) -> dict[str, Any]:
     known = text in _GOOD
     body: dict[str, Any] = json.loads(text) if known else _examined(text)
     if not known:
-        _GOOD[text] = None
-        while len(_GOOD) > _MOST_GOOD:
-            _GOOD.pop(next(iter(_GOOD)), None)
+        with _good:
+            _GOOD[text] = None
+            while len(_GOOD) > _MOST_GOOD:
+                del _GOOD[next(iter(_GOOD))]
     return body
 
 
