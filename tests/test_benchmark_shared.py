@@ -15,6 +15,7 @@ from benchmarks.consortium_shared import (
     SHARED,
     WAYS,
     Told,
+    bounds,
     filled,
     honest,
     rows,
@@ -34,7 +35,7 @@ from tests.consortium.settings import overrides
 
 @pytest.mark.parametrize(("model", "number"), [("tiny", 4), ("compact", 10)])
 def test_coordinator_and_sites_take_the_settings_of_every_way(tmp_path, model, number):
-    made = Consortium(tmp_path, tmp_path, settings(PLAIN, model, 4), sites=names(number))
+    made = Consortium(tmp_path, tmp_path, settings(PLAIN, model, 4), sites=names(number), run=bounds(number))
     made.set_policy(made.sites[0], **rules(number))
     for way in WAYS:
         given = [s for s in overrides(settings(way, model, 4)) if not s.startswith("seed=")]
