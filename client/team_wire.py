@@ -10,10 +10,8 @@ is JSON and safetensors, the group carries numbers alone.
 from __future__ import annotations
 
 import json
-import os
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from torch import Tensor
 from fed_diffmic.models.diffmic import Features
 from fed_diffmic.training.parts import Part
 from fed_diffmic.training.stages import Encoded, Pooled
+from fed_diffmic.transport.meeting import meet
 
 WAIT_S = 600.0
 """Longest wait for another device: longer than any step takes, shorter than anybody would look on."""
@@ -33,9 +32,7 @@ WAIT_S = 600.0
 AT_A_TIME = 1 << 23
 """Numbers that are put together for one message of the group."""
 
-_LOOK_S = 0.02
 _LENGTHS, _LENGTH = struct.Struct("<QQ"), struct.Struct("<Q")
-_CREDENTIALS = struct.Struct("iII")  # process, user, group
 _KINDS: dict[str, Callable[..., Any]] = {kind.__name__: kind for kind in (Features, Pooled, Encoded)}
 _IMAGES = "images"
 
@@ -129,12 +126,8 @@ class Group:
     """
 
     def __init__(self, folder: Path, rank: int, size: int, wait_s: float = WAIT_S) -> None:
-        until = time.monotonic() + wait_s
-        place = str(folder / "group")
         self._leads = rank == 0
-        self._peers = _accepted(place, size, until) if self._leads else [_connected(place, rank, until)]
-        for peer in self._peers:
-            peer.settimeout(wait_s)
+        self._peers = meet(folder, rank, size, wait_s)
 
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Give all processes the leading one's values, bit for bit.
@@ -175,50 +168,6 @@ class Group:
         """End the connections."""
         for peer in self._peers:
             peer.close()
-
-
-def _accepted(place: str, size: int, until: float) -> list[socket.socket]:
-    """The leading process's connections to the others, in their order."""
-    found: dict[int, socket.socket] = {}
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(place)
-        listener.listen(size)
-        while len(found) < size - 1:
-            listener.settimeout(max(0.001, until - time.monotonic()))
-            peer, _ = listener.accept()
-            peer.settimeout(max(0.001, until - time.monotonic()))
-            said = peer.recv(1) if _is_ours(peer) else b""
-            rank = said[0] if said else 0
-            if not 0 < rank < size or rank in found:
-                peer.close()
-                continue
-            found[rank] = peer
-    os.unlink(place)
-    return [found[rank] for rank in sorted(found)]
-
-
-def _connected(place: str, rank: int, until: float) -> socket.socket:
-    """A further device's connection to the leading process, which may not listen yet."""
-    while True:
-        peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            peer.settimeout(max(0.001, until - time.monotonic()))
-            peer.connect(place)
-            peer.sendall(bytes([rank]))
-            return peer
-        except (FileNotFoundError, ConnectionRefusedError):
-            peer.close()
-            if time.monotonic() > until:
-                raise
-            time.sleep(_LOOK_S)
-
-
-def _is_ours(peer: socket.socket) -> bool:
-    """Whether a process of this account connected, where the kernel says; elsewhere the folder's mode has to do."""
-    if not hasattr(socket, "SO_PEERCRED"):
-        return True
-    _, user, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    return bool(user == os.geteuid())
 
 
 def _say(peer: socket.socket, flat: Tensor) -> None:

@@ -36,7 +36,7 @@ def packed(layer: nn.Linear, uses: int) -> Product:
     def product(x: Tensor) -> Tensor:
         if not x.numel() or x.shape[-1] != columns or not _can(x):
             return layer(x)
-        flat = x.reshape(-1, columns).contiguous()  # the product takes numbers as they lie, whatever the strides say
+        flat = x.reshape(-1, columns)
         found: Tensor = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
         return found.reshape(*x.shape[:-1], -1)
 

@@ -121,7 +121,7 @@ def test_what_the_copy_cannot_compute_the_layer_does_or_refuses():
     layer = nn.Linear(70, 33)
     with torch.no_grad():
         product = packed(layer, 10)
-        for wrong in (torch.zeros(2, 105), torch.zeros(2, 35), torch.zeros(2, 70).double()):
+        for wrong in (torch.zeros(2, 140), torch.zeros(2, 35), torch.zeros(2, 70).double()):
             with pytest.raises(RuntimeError):
                 layer(wrong)
             with pytest.raises(RuntimeError):
