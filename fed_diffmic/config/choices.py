@@ -1,8 +1,8 @@
-"""What each group can be chosen to be: the files of ``configs/``, and what code declares.
+"""What each group can be chosen to be, as Hydra composes it: the files of ``configs/``, and what code declares.
 
-The files are written as Hydra composes them. An option is read against the dataclass of its group, so that a misspelt
-key or a wrong type in one is refused. For the groups whose choices are code (:data:`fed_diffmic.config.owners.KINDS`)
-the option is made of what the chosen one declares beside its code.
+An option is composed against the dataclass of its group, so that a misspelt key or a wrong type in one is refused. For
+the groups whose choices are code (:data:`fed_diffmic.config.owners.KINDS`) the option is made of what the chosen one
+declares beside its code.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import configs
 from fed_diffmic.config.checks import check_consistency
 from fed_diffmic.config.network_checks import check_server_consistency, check_site_consistency
 from fed_diffmic.config.owners import KINDS
-from fed_diffmic.config.parse import parse_dataclass
 from fed_diffmic.config.plugins import find, names
 from fed_diffmic.config.server import ServerConfig
 from fed_diffmic.config.simulation import SimulateConfig
@@ -62,58 +61,33 @@ def group_options(group: str) -> list[str]:
 
 def default_option(base: Base, group: str) -> str:
     """The option that the shipped default of a configuration starts a group from."""
-    chosen = _defaults(base)
-    return chosen[_followed(base, group) or group]
-
-
-def _followed(base: Base, group: str) -> str | None:
-    """The group whose option a group's default is, as stages follow the model; none: it has one of its own."""
-    said = _defaults(base)[group]
-    return said[2:-1] if said.startswith("${") else None
-
-
-@functools.cache
-def _defaults(base: Base) -> Mapping[str, str]:
     tree = yaml.safe_load((FOLDER / f"{base.name}.yaml").read_text(encoding="utf-8"))
-    return {k: v for item in tree["defaults"] if isinstance(item, dict) for k, v in item.items()}
+    chosen: dict[str, str] = {k: v for item in tree["defaults"] if isinstance(item, dict) for k, v in item.items()}
+    return chosen[chosen[group][2:-1]] if chosen[group].startswith("${") else chosen[group]
 
 
 @functools.lru_cache(maxsize=64)
 def composed(folder: Path, base: str, chosen: tuple[tuple[str, str], ...]) -> Any:
-    """A shipped configuration with the options that were chosen, as our own classes: what Hydra makes of it.
-
-    A library that composes takes a tenth of a start to do what a dozen lines do; tests hold these to it.
-
-    Args:
-        folder: of the shipped files.
-        base: name of the configuration.
-        chosen: group and option, sorted; of a group that is not named, the shipped default's.
+    """What Hydra makes of the shipped files, as our own classes (a composition takes 0.2 s).
 
     Whoever gets it lays values over a copy (:func:`laid_over`): its lists and mappings are everybody's.
     """
-    kinds, options = _BASES[base], dict(chosen)
-    tree = _read(folder / f"{base}.yaml")
-    hints = typing.get_type_hints(kinds.config_type)
-    for group in kinds.groups:
-        name = options.get(group) or _default(kinds, group, options)
-        if group in KINDS:
-            values: Mapping[str, Any] = find(KINDS[group], name).flat_values(hints[group])
-        else:
-            values = _read(folder / group / f"{name}.yaml")
-        tree[group] = {**values, **tree.get(group, {})}
-    return parse_dataclass(kinds.config_type, tree, base)
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
 
-
-def _default(base: Base, group: str, chosen: Mapping[str, str]) -> str:
-    """The option of a group that nobody chose; one that follows another group's option follows the chosen one."""
-    followed = _followed(base, group)
-    return chosen[followed] if followed in chosen else default_option(base, group)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """A shipped file without its list of what Hydra would put together."""
-    tree: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    return {key: value for key, value in tree.items() if key != "defaults"}
+    _register_schemas()
+    _register_owners(base, dict(chosen))
+    hydra = GlobalHydra.instance()
+    outer = hydra.hydra  # a program around us may use Hydra too: it gets its state back
+    hydra.clear()
+    try:
+        with initialize_config_dir(str(folder), job_name="fed_diffmic", version_base="1.3"):
+            made = hydra_compose(base, overrides=[f"{group}={option}" for group, option in chosen])
+    finally:
+        GlobalHydra.instance().hydra = outer
+    return OmegaConf.to_object(made)
 
 
 def laid_over(config: Any, values: Mapping[str, Any]) -> Any:
@@ -143,3 +117,49 @@ def _own(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_own(item) for item in value]
     return {name: _own(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+def _register_schemas() -> None:
+    """Offer Hydra each dataclass as ``schema/GROUP``.
+
+    The nodes are made writable first: Hydra cannot choose a group inside a read-only (frozen) one.
+    ``to_object`` still gives the frozen class back.
+    """
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    store = ConfigStore.instance()
+    schemas: dict[str, type] = {}
+    for base in (SIMULATE, SERVER, CLIENT):
+        hints = typing.get_type_hints(base.config_type)
+        schemas |= {base.name: base.config_type, **{group: hints[group] for group in base.groups}}
+    kept = store.repo.get("fed_diffmic_schema", {})
+    if all(f"{name}.yaml" in kept for name in schemas):  # half of a composition's time; they are the same every time
+        return
+    for name, config_type in schemas.items():
+        node = OmegaConf.structured(config_type)
+        _make_writable(node)
+        store.store(group="fed_diffmic_schema", name=name, node=node, provider="fed_diffmic")
+
+
+def _register_owners(base: str, chosen: Mapping[str, str]) -> None:
+    """Offer Hydra, as ``GROUP/NAME``, what each choice sets: what its own options and its registration say."""
+    from hydra.core.config_store import ConfigStore
+
+    kinds = _BASES[base]
+    hints = typing.get_type_hints(kinds.config_type)
+    for group in [group for group in kinds.groups if group in KINDS]:
+        name = chosen.get(group) or default_option(kinds, group)
+        values = find(KINDS[group], name).flat_values(hints[group])
+        node = {"defaults": [f"/fed_diffmic_schema/{group}@_here_", "_self_"], **values}
+        ConfigStore.instance().store(group=group, name=name, node=node, provider="fed_diffmic")
+
+
+def _make_writable(node: Any) -> None:
+    from omegaconf import DictConfig, OmegaConf
+
+    OmegaConf.set_readonly(node, False)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig):
+            _make_writable(child)

@@ -1,6 +1,6 @@
-"""From a file and ``key=value`` to a checked configuration: groups as Hydra has them, words by us.
+"""From a file and ``key=value`` to a checked configuration: groups by Hydra, words by us.
 
-What each group can be chosen to be is put together in :mod:`fed_diffmic.config.choices`. What a user writes is
+What each group can be chosen to be is composed by Hydra (:mod:`fed_diffmic.config.choices`). What a user writes is
 understood by :mod:`fed_diffmic.config.text` and laid over that, so that nobody needs Hydra's grammar for a path with
 ``=``, a space or a comma in it, and every message is in our words. What the chosen algorithm, data set or partitioner
 declares for itself (:mod:`fed_diffmic.config.owners`) is set like the group's own keys.
