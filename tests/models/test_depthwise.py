@@ -107,3 +107,21 @@ def test_what_was_first_used_without_gradients_can_train():
         fast(x)
     fast(x).sum().backward()
     assert fast.weight.grad.abs().sum() > 0
+
+
+def test_what_is_multiplied_lies_in_one_block_forward_and_backward(monkeypatch):
+    """In channels-last order torch would copy and multiply one channel at a time."""
+    blocks, product = [], torch.bmm
+
+    def watched(rows, matrices):
+        blocks.append(rows.is_contiguous())
+        made = product(rows, matrices)
+        made.register_hook(lambda gradient: blocks.append(gradient.is_contiguous()))
+        return made
+
+    monkeypatch.setattr(torch, "bmm", watched)
+    x = torch.randn(8, 64, 2, 2).to(memory_format=torch.channels_last).requires_grad_()
+    conv = nn.Conv2d(64, 64, 3, padding=1, groups=64, bias=False)
+    assert speed_up_depthwise(conv) == 1
+    conv(x).backward(torch.randn(8, 64, 2, 2).to(memory_format=torch.channels_last))
+    assert blocks == [True, True]
