@@ -2,9 +2,9 @@
 
 Three runs of one consortium, one after the other, over the same images: FedAvg with one local step, the same under
 masks, and ``strategy=fedsgd`` with ``privacy.mechanism=distributed``. Trained are the heads of the guidance network
-alone; its encoders are frozen. As many images are drawn for a step as the others take. Sites have no validation images,
-so that no round is judged and training is compared with training. The first round, which also brings the base, and the
-last do not count.
+alone; its encoders are frozen. As many images are drawn for a step as the others take. A plain
+round is judged too, in the message that asks for training, on a handful of images; the others are not judged. The first
+round, which also brings the base, and the last do not count.
 
 More than three sites are started one after the other: so many programs at once take minutes to load, and as many
 together share the processors in each round. So seconds of many sites are those of this machine, and say less than
@@ -35,7 +35,7 @@ from tests.consortium.settings import overrides, training, write_data
 PLAIN, MASKED, SHARED = "plain", "masked", "shared noise"
 WAYS = (PLAIN, MASKED, SHARED)
 ROLES = ("coordinator", "SuperLink", "SuperNode", "worker")
-IMAGES, BATCH, RATE = 12, 4, 1 / 3  # of a site's images four are expected to be drawn
+BATCH, RATE = 4, 1 / 3  # of the twelve training images that each site is drawn: four expected
 LOOK_S = 0.05  # who looks more often takes processor time from those who are measured
 HEAD = (
     "model", "sites", "round", "seconds (least)", "ratio", "tensors of a site, MB", "sent by a site, MB",
@@ -157,7 +157,7 @@ def run_ways(folder: Path, model: str, sites: int, rounds: int) -> dict[str, Tol
     """Each way once; the sites' programs of the first two are the same processes."""
     those = names(sites)
     found: dict[str, Told] = {}
-    write_data(folder / "data", images=IMAGES, sites=those, splits=("train",))
+    write_data(folder / "data", sites=those)
     bound = bounds(sites)["deadline_s"]
     made = Consortium(
         folder / "consortium", folder / "data", settings(PLAIN, model, rounds), heartbeat_s=30.0, way={"poll_s": 0.5},
