@@ -290,26 +290,22 @@ class SitePolicy:
         floors, patients = self.config.floors, images if basis is None else basis.patients
         if images < max(self.config.min_count, floors.sums_images) or patients < floors.figure_patients:
             return {}
-        found = told(metrics, self.config.min_count, floors.figure_patients)
-        return {name: value for name, value in found.items() if name in self._metrics}
+        found = told(metrics, self.config.min_count, floors.figure_patients).items()
+        return {name: value for name, value in found if name in self._metrics}
 
     def _test_metrics(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Those named; none over too few images; small counts of a class left out, which :data:`COMPLETE` tells."""
         least, patients = max(1, self.config.min_count), self.config.floors.figure_patients
-        few = metrics.get(TEST_IMAGES, 0) < least
-        if few or metrics.get(TEST_PATIENTS, math.inf) < patients:
+        if metrics.get(TEST_IMAGES, 0) < least or metrics.get(TEST_PATIENTS, math.inf) < patients:
             return {}
         names = [name for name in metrics if name.startswith(POSITIVES)]
         shown = dict(zip(names, suppress([int(metrics[name]) for name in names], self.config.min_count), strict=True))
         rare = {name.removeprefix(POSITIVES) for name in names if (shown[name] or 0) < self.config.min_count}
         metrics = pooled.told(metrics, least, patients, sorted(rare))
         found = {name: value for name, value in metrics.items() if shown.get(name, 0) is not None}
-        found = {
-            name: v for name, v in found.items() if not name.startswith(OF_CLASS) or name.split("/")[3] not in rare
-        }
+        found = {n: v for n, v in found.items() if not n.startswith(OF_CLASS) or n.split("/")[3] not in rare}
         found[COMPLETE] = float(None not in shown.values() and not self._metrics.lacks(names))
-        found = enough(found, least, patients)
-        return {name: value for name, value in found.items() if name in self._metrics}
+        return {name: value for name, value in enough(found, least, patients).items() if name in self._metrics}
 
     def _counts(self, header: Mapping[str, Any], patients: Sequence[int] | None) -> dict[str, list[int | None]]:
         """Counts of images of splits and of classes; what is suppressed is none, which is not the same as 0."""
