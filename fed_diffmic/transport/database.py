@@ -1,12 +1,15 @@
-"""How long the SuperLink's database is waited for."""
+"""How long the SuperLink's database is waited for, and how often it looks for what expired."""
 
 from __future__ import annotations
 
 import importlib
+import time
+from collections.abc import Callable
 from typing import Any
 
 LOCK_S = 60.0
 JOURNAL_BYTES = 64 * 2**20
+EXPIRY_S = 1.0
 
 
 def patient_database() -> None:
@@ -28,3 +31,23 @@ def patient_database() -> None:
 
     sql_mixin.create_engine = create_engine
     sql_mixin.SQLITE_PRAGMAS = tuple((dict(sql_mixin.SQLITE_PRAGMAS) | own).items())
+
+
+def expire_seldom(every_s: float = EXPIRY_S, clock: Callable[[], float] = time.monotonic) -> None:
+    """Let Flower's database end claims of tasks that expired once in so many seconds; to be called once.
+
+    It does so with every question for a run's status, which each request of a site asks: two updates each time, a fifth
+    of what a request cost, and each takes the database's only writer. A claim lasts for a minute, and whoever holds it
+    is asked about its time besides, so a second more changes nothing.
+    """
+    module: Any = importlib.import_module("flwr.supercore.corestate.sql_corestate")
+    inner = module.SqlCoreState._cleanup_expired_task_tokens
+    last = [-every_s]
+
+    def cleanup(self: Any) -> None:
+        now = clock()
+        if now - last[0] >= every_s:
+            last[0] = now
+            inner(self)
+
+    module.SqlCoreState._cleanup_expired_task_tokens = cleanup

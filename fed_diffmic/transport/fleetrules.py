@@ -72,13 +72,14 @@ class FleetRules:
         self._account = Account(limits)
         self._readable = Readable()
         self._announcing = threading.Lock()
+        self._runs: set[int] = set()  # that are known
 
     def push_messages(self, request: PushMessagesRequest, state: Any) -> PushMessagesResponse:
         """Take the announcement of a reply to an open request of this node's."""
         node = request.node.node_id
         message, _ = one_reply(request, self._account.limits.objects)
         metadata = message.metadata
-        _check_run(state, node, metadata.run_id)  # first: on another database a site is another node, too
+        self._check_run(state, node, metadata.run_id)  # first: on another database a site is another node, too
         if metadata.src_node_id != node or metadata.dst_node_id != SUPERLINK_NODE_ID:
             raise refused(NOT_YOURS, node, f"a message from {metadata.src_node_id} to {metadata.dst_node_id}")
         with self._announcing:  # two announcements at once would each find the other's not there
@@ -93,7 +94,7 @@ class FleetRules:
     def push_object(self, request: PushObjectRequest, state: Any) -> PushObjectResponse:
         """Take one object of a reply that this node announced, while there is room."""
         node, size = request.node.node_id, len(request.object_content)
-        _check_run(state, node, request.run_id)
+        self._check_run(state, node, request.run_id)
         if not request.session_id:  # Flower would look for somebody's
             raise refused(NOT_YOURS, node, "an object of no reply")
         found = reply_of_session(state, request.session_id)
@@ -121,7 +122,7 @@ class FleetRules:
     def pull_object(self, request: PullObjectRequest, state: Any) -> PullObjectResponse:
         """Give out an object of a request to this node."""
         node = request.node.node_id
-        _check_run(state, node, request.run_id)
+        self._check_run(state, node, request.run_id)
         if not self._readable.holds(state, node, request.run_id, request.object_id):
             raise refused(NOT_YOURS, node, "an object of no request to it")
         response: PullObjectResponse = self._inner["pull_object"](request=request, state=state)
@@ -132,13 +133,21 @@ class FleetRules:
     ) -> ConfirmMessageReceivedResponse:
         """Forget the content of a request to this node, which has it now."""
         node = request.node.node_id
-        _check_run(state, node, request.run_id)
+        self._check_run(state, node, request.run_id)
         if not is_request_to(state, node, request.run_id, request.message_object_id):
             raise refused(NOT_YOURS, node, "the confirmation of no request to it")
         response: ConfirmMessageReceivedResponse = self._inner["confirm_message_received"](
             request=request, state=state, store=store
         )
         return response
+
+    def _check_run(self, state: Any, node: int, run_id: int) -> None:
+        """Say it where a run is not known; Flower would answer that it failed itself. No run is ever removed."""
+        if run_id in self._runs:
+            return
+        if run_id not in state.get_run_status({run_id}):
+            raise refused(RUN_UNKNOWN, node, f"run {run_id}")
+        self._runs.add(run_id)
 
     def _take(self, state: Any, node: int, reply: str, size: int) -> bool:
         """Count an object; what the coordinator fetched meanwhile is looked for before it is one too many."""
@@ -180,9 +189,3 @@ class _Strict:
         if not stored:
             raise refused(NOT_ASKED, self._node, "the reply was not stored")
         return stored, missing
-
-
-def _check_run(state: Any, node: int, run_id: int) -> None:
-    """Say it where a run is not known; Flower would answer that it failed itself."""
-    if run_id not in state.get_run_status({run_id}):
-        raise refused(RUN_UNKNOWN, node, f"run {run_id}")

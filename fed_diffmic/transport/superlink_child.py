@@ -128,13 +128,15 @@ def flower_app(settings: LinkSettings) -> App:
     from flwr.superlink.main import create_app
 
     from fed_diffmic.transport.complete import only_complete_replies
-    from fed_diffmic.transport.database import patient_database
+    from fed_diffmic.transport.database import expire_seldom, patient_database
     from fed_diffmic.transport.fleetrules import own_messages_only
     from fed_diffmic.transport.quota import Limits
+    from fed_diffmic.transport.straight import straighten
 
     only_complete_replies()
     own_messages_only(Limits(settings.reply_bytes, settings.site_bytes))
     patient_database()
+    expire_seldom()
     flower = logging.getLogger("flwr")
     flower.setLevel(logging.WARNING)  # it sets its own when it is imported
     flower.addFilter(Sparse())
@@ -147,7 +149,9 @@ def flower_app(settings: LinkSettings) -> App:
         sys.argv += ["--insecure"]
     config = _parse_superlink_lifespan_config()
     config.superexec_auth_secret = bytes.fromhex(settings.secret)  # never in a file or on a command line
-    app: App = create_app(config, SuperLinkLifespan)
+    made = create_app(config, SuperLinkLifespan)
+    straighten(made)
+    app: App = made
     return app
 
 

@@ -222,9 +222,11 @@ def serve_worker(factory: Any, spool: Any, settings: NodeSettings) -> int:
     from flwr.supernode.main import create_app
 
     from fed_diffmic.transport.nodestate import Handlers
+    from fed_diffmic.transport.straight import straighten
 
     app = create_app(state_factory=factory, superexec_auth_secret=bytes.fromhex(settings.secret))
     app.state.runtime_handlers = Handlers(spool, WORKER_S)
+    straighten(app)
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

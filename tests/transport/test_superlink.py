@@ -65,7 +65,9 @@ INTERNALS = {
     "flwr.supercore.state.schema.objectstore_models": ["ObjectChild", "StoredObject"],
     "flwr.superlink.cli.flower_superlink": ["SuperLinkLifespan", "_parse_superlink_lifespan_config"],
     "flwr.superlink.grid": ["HttpGrid"],
+    "flwr.supercore.corestate.sql_corestate": ["SqlCoreState"],
     "flwr.superlink.main": ["create_app"],
+    "flwr.supernode.main": ["create_app"],
 }  # fmt: skip
 
 
@@ -166,6 +168,21 @@ def test_a_database_that_is_busy_is_waited_for(tmp_path, monkeypatch):
     assert store.query("PRAGMA busy_timeout")[0]["timeout"] == LOCK_S * 1000
     assert store._engine.pool.timeout() >= 2 * LOCK_S  # 15 of 40 threads have a connection
     assert store.query("PRAGMA journal_size_limit")[0]["journal_size_limit"] == JOURNAL_BYTES
+
+
+def test_expired_claims_are_looked_for_once_a_second_and_not_with_each_question(tmp_path, monkeypatch):
+    from flwr.supercore.corestate.sql_corestate import SqlCoreState
+
+    from fed_diffmic.transport.database import expire_seldom
+
+    name, looks, now = "_cleanup_expired_task_tokens", [], [0.0]
+    monkeypatch.setattr(SqlCoreState, name, looks.append)
+    expire_seldom(every_s=1.0, clock=lambda: now[0])
+    ask = getattr(SqlCoreState, name)
+    for at in (0.0, 0.2, 0.999, 1.0, 1.5, 2.1):
+        now[0] = at
+        ask("state")
+    assert len(looks) == 3  # at 0, 1 and 2.1
 
 
 def test_it_listens_where_it_says_and_nowhere_else(link):
