@@ -10,6 +10,7 @@ of them is away is not judged. No run ends by that: what nobody says is not know
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from flwr.app import MessageType
 from fed_diffmic.errors import ModelFileError, RoundError
 from fed_diffmic.exchange.audit_lines import canonical
 from fed_diffmic.exchange.masking.coordinator import MaskedSum
-from fed_diffmic.exchange.masking.figures import BITS, FRACTION, FigureForm, round_form, table_form, test_form
+from fed_diffmic.exchange.masking.figures import BITS, FRACTION, IMAGES, FigureForm, round_form, table_form, test_form
 from fed_diffmic.exchange.masking.fixed_point import FixedPointError
 from fed_diffmic.exchange.masking.kept import KeptSum, Where
 from fed_diffmic.exchange.masking.requests import MASKED, NONE
@@ -142,6 +143,10 @@ class SummedFigures(MaskedSteps):
             self._keep_company(masked.added)
         among = self.set_and_shares(about, masked, outcome)
         found = form.decode(masked.unmask(), len(among))
+        if found[IMAGES] > self._most(among, about.purpose):
+            raise FixedPointError(
+                "the sum is over more images than its sites said they have: one has others now, or lies"
+            )
         outcome.replies = replies_of(f"{figures.kind}.reply", told, among)
         return found, among
 
@@ -198,6 +203,14 @@ class SummedFigures(MaskedSteps):
                 f"{len(there)} sites give figures, and a sum is over {least} or more",
                 "Ask the sites that require masks to let their figures into sums (`summed_metrics` in their policies).",
             )
+
+    def _most(self, names: Sequence[str], purpose: str) -> float:
+        """How many images sites can have that a sum is over, by what they said first, or by the roster."""
+        roster = {} if self.hooks.most_images is None else self.hooks.most_images()
+        claims = [(name, self.claims[name]["images"]) for name in names]
+        if purpose == "test":  # of which a private site tells none
+            return sum(images[2] or roster.get(name, math.inf) for name, images in claims)
+        return float(sum(images[1] or images[0] for _, images in claims))  # kept back: no more than it trains on
 
     def _company(self) -> tuple[str, ...] | None:
         """Over whom this run's figures are; none: no sum was begun to be agreed to."""

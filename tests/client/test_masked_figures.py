@@ -21,6 +21,7 @@ from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.audit import read_lines
 from fed_diffmic.exchange.audit_compare import PROBLEM, compare
 from fed_diffmic.exchange.failures import SiteError
+from fed_diffmic.exchange.masking.figures import NO_SUM
 from fed_diffmic.exchange.payload import Payload
 from fed_diffmic.exchange.policy import SitePolicy
 from server.masked_figures import SummedFigures
@@ -119,7 +120,7 @@ def test_weights_that_diverge_at_one_site_are_no_word_about_that_site(
     final, events = run(tmp_path, grid)
     assert not events.of("site_failed") and not events.of("site_refused")
     (missing,) = events.of("figures_missing")
-    assert "no finite scores at a site of the sum" in missing["reason"] and missing["purpose"] == "evaluate"
+    assert missing["reason"] == NO_SUM and missing["purpose"] == "evaluate"
     assert all(len(told(tmp_path, name)) == 2 and not codes(tmp_path, name) for name in NAMES)
     assert "summed" not in final.history[0]
 
