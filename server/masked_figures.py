@@ -24,6 +24,7 @@ from fed_diffmic.exchange.masking.figures import BITS, FRACTION, IMAGES, FigureF
 from fed_diffmic.exchange.masking.fixed_point import FixedPointError
 from fed_diffmic.exchange.masking.kept import KeptSum, Where
 from fed_diffmic.exchange.masking.requests import MASKED, NONE
+from fed_diffmic.exchange.masking.session import FINISHED
 from fed_diffmic.exchange.masking.shamir import share_threshold
 from fed_diffmic.exchange.payload import text_digest
 from fed_diffmic.files import private_folder, read_json, write_json
@@ -130,7 +131,7 @@ class SummedFigures(MaskedSteps):
         """What the sum says, and who is in it; what travelled goes into ``outcome``."""
         about, form = figures.about, figures.form
         where: Where = (self.spec.run_id, self.spec.arm, about.task.stage, about.purpose, about.round_index)
-        kept = KeptSum(self.folder / MASKED / _FOLDER)
+        kept = self._kept(about)
         resumed = kept.resume(where, self.roster)
         if resumed is None:
             masked = self._words_of_figures(figures, kept, outcome)
@@ -139,6 +140,7 @@ class SummedFigures(MaskedSteps):
             self._keep_company(masked.added)
         else:
             masked, told = resumed
+            self._check_same(masked, about, form)
             outcome.digests = dict(told["digests"])
             self._keep_company(masked.added)
         among = self.set_and_shares(about, masked, outcome)
@@ -149,6 +151,26 @@ class SummedFigures(MaskedSteps):
             )
         outcome.replies = replies_of(f"{figures.kind}.reply", told, among)
         return found, among
+
+    def _kept(self, about: SumOf) -> KeptSum:
+        """Where a sum of figures is kept: of rounds the last one, of finished stages each.
+
+        What is found at a run's end is asked for again after a restart, and sites open no other sum of it: a sum over
+        test images in its place would leave the model without a calibration.
+        """
+        folder = self.folder / MASKED / _FOLDER
+        return KeptSum(folder / f"{about.purpose}-{about.task.stage}" if about.purpose in FINISHED else folder)
+
+    def _check_same(self, masked: MaskedSum, about: SumOf, form: FigureForm) -> None:
+        """Raise RoundError where what was kept of a frozen sum is not what is asked about now."""
+        form_now = WordsForm(form.digest, BITS, FRACTION, form.length)
+        if masked.session != self.session_of(about, masked.session.attempt, form_now):
+            raise RoundError(
+                "the sum of figures that was begun before the coordinator ended is of other weights, or of another "
+                "calibration, than the run has now",
+                "Sites agree to one sum, so there is no other. Resume with the program, and the run's folder, that it "
+                "was begun with.",
+            )
 
     def _words_of_figures(self, figures: Figures, kept: KeptSum, outcome: Outcome) -> MaskedSum:
         """The steps up to the masked words, added; nothing is frozen."""

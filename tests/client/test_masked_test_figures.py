@@ -208,3 +208,16 @@ def test_a_site_that_says_a_thousand_times_its_images_is_not_believed(
     final, events = run(tmp_path, grid, test_s=60.0)
     (missing,) = events.of("figures_missing")
     assert final.together == {} and "more images than its sites said" in missing["reason"]
+
+
+def test_what_all_others_tell_by_themselves_leaves_the_number_of_ones_test_images(tmp_path: Path) -> None:
+    """A limit: d requires masks and tells no number of its test images; a, b and c tell theirs."""
+    grid, rules = consortium(tmp_path, secure_aggregation="allowed", metrics=["*"])
+    strict = replace(rules["d"].policy.config, secure_aggregation="required", summed_metrics=True)
+    grid.rules["d"] = replace(rules["d"], policy=SitePolicy(strict))
+    final, events = run(tmp_path, grid, test_s=60.0)
+    told_by = {row["site"]: row["images"]["test"] for row in events.of("site_found")}
+    assert told_by.pop("d") is None and all(told_by.values())
+    (line,) = [line for line in log_of(tmp_path, "d") if line.facts.get("reply") == "assess.reply"]
+    assert line.facts["figures"] == {}
+    assert final.together["guidance"]["n"] - sum(told_by.values()) == len(toy.toy_site("d", 4).test)

@@ -109,3 +109,14 @@ def test_one_image_one_class_and_ties_leave_undefined_what_is_not_defined(task: 
         found = together(added(part), CLASSES, task)
         assert found["n"] == images and found["auroc_macro"] is None and found["accuracy"] == 0.0
         assert all(cell["auroc"] is None for cell in found["per_class"].values())
+
+
+def test_an_image_that_weights_put_alone_in_a_cell_is_seen_in_the_totals() -> None:
+    """A limit: counts are exact. In a plain run a site moves a count of one image to others (``training.few``)."""
+    rows = np.tile([0.3, 0.3, 0.4], (20, 1))
+    sites = [Scored(rows, rows.argmax(1), np.arange(20) % 3, np.arange(20), "multiclass") for _ in range(4)]
+    rows = rows.copy()
+    rows[7] = [0.0005, 0.9990, 0.0005]
+    sites[2] = Scored(rows, rows.argmax(1), np.arange(20) % 3, np.arange(20), "multiclass")
+    said, cell = added(*sites), int(cells_of(np.array([0.999]))[0])
+    assert (said[f"cell/1/1/{cell}"], said[f"cell/1/0/{cell}"], said["bin/14/n"]) == (1.0, 0.0, 1.0)  # it is of class 1
