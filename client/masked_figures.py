@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+
+import numpy as np
 
 from client.masked_turn import Turn, WordForm, turn_of
 from client.requests import answer_header
 from client.site import Site
-from client.summed import check_figures, examples_of, figure_form, judge_figures
+from client.summed import check_figures, figure_form, judge_figures
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.exchange.masking.figures import BITS, FRACTION, FigureForm
 from fed_diffmic.exchange.masking.fixed_point import FixedPointError
@@ -29,18 +32,16 @@ def masked_figures(site: Site, spec: RunSpec, request: Payload, metrics: Mapping
     """The answer, its figures as words under masks.
 
     Args:
-        metrics: as computed; none: the weights give no finite scores here, which the sum tells of no single site.
+        metrics: as computed; none: the weights give no finite scores here. Nobody reads the sum then.
 
     Raises:
         SiteError: the site's rules do not let them leave, or it does not go on with the sum.
     """
     purpose, form = _purpose(request), _form(spec, request)
     turn = _turn(site, request, form)
-    plain = {name: value for name, value in (metrics or {}).items() if name in form.names}
-    try:
-        words = form.encode(plain)
-    except FixedPointError:
-        words = form.diverged(len(examples_of(site, purpose)))
+    words: np.ndarray | None = None
+    with suppress(FixedPointError):  # a refusal would tell of this site alone, and words that one knows of the others
+        words = form.encode(metrics or {})
     judge_figures(site, spec, request, purpose)
     return Payload(f"{request.kind}.reply", answer_header(request.header), {MASKED: turn.masked(words)})
 

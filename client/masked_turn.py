@@ -62,8 +62,12 @@ class Turn:
         except MaskingError as error:
             raise refused(error) from error
 
-    def masked(self, words: np.ndarray) -> np.ndarray:
+    def masked(self, words: np.ndarray | None) -> np.ndarray:
         """Words under masks, as the signed type that a payload carries.
+
+        Args:
+            words: none: the site has none, and nobody is to read the sum
+                (:meth:`fed_diffmic.exchange.masking.site.MaskingSite.mask`).
 
         Raises:
             SiteError: the site does not go on with the sum.

@@ -10,6 +10,7 @@ of them is away is not judged. No run ends by that: what nobody says is not know
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +20,11 @@ from flwr.app import MessageType
 from fed_diffmic.errors import ModelFileError, RoundError
 from fed_diffmic.exchange.audit_lines import canonical
 from fed_diffmic.exchange.masking.coordinator import MaskedSum
-from fed_diffmic.exchange.masking.figures import BITS, FRACTION, FigureForm, round_form, table_form, test_form
+from fed_diffmic.exchange.masking.figures import BITS, FRACTION, IMAGES, FigureForm, round_form, table_form, test_form
 from fed_diffmic.exchange.masking.fixed_point import FixedPointError
 from fed_diffmic.exchange.masking.kept import KeptSum, Where
 from fed_diffmic.exchange.masking.requests import MASKED, NONE
+from fed_diffmic.exchange.masking.session import FINISHED
 from fed_diffmic.exchange.masking.shamir import share_threshold
 from fed_diffmic.exchange.payload import text_digest
 from fed_diffmic.files import private_folder, read_json, write_json
@@ -129,7 +131,7 @@ class SummedFigures(MaskedSteps):
         """What the sum says, and who is in it; what travelled goes into ``outcome``."""
         about, form = figures.about, figures.form
         where: Where = (self.spec.run_id, self.spec.arm, about.task.stage, about.purpose, about.round_index)
-        kept = KeptSum(self.folder / MASKED / _FOLDER)
+        kept = self._kept(about)
         resumed = kept.resume(where, self.roster)
         if resumed is None:
             masked = self._words_of_figures(figures, kept, outcome)
@@ -138,12 +140,37 @@ class SummedFigures(MaskedSteps):
             self._keep_company(masked.added)
         else:
             masked, told = resumed
+            self._check_same(masked, about, form)
             outcome.digests = dict(told["digests"])
             self._keep_company(masked.added)
         among = self.set_and_shares(about, masked, outcome)
         found = form.decode(masked.unmask(), len(among))
+        if found[IMAGES] > self._most(among, about.purpose):
+            raise FixedPointError(
+                "the sum is over more images than its sites said they have: one has others now, or lies"
+            )
         outcome.replies = replies_of(f"{figures.kind}.reply", told, among)
         return found, among
+
+    def _kept(self, about: SumOf) -> KeptSum:
+        """Where a sum of figures is kept: of rounds the last one, of finished stages each.
+
+        What is found at a run's end is asked for again after a restart, and sites open no other sum of it: a sum over
+        test images in its place would leave the model without a calibration.
+        """
+        folder = self.folder / MASKED / _FOLDER
+        return KeptSum(folder / f"{about.purpose}-{about.task.stage}" if about.purpose in FINISHED else folder)
+
+    def _check_same(self, masked: MaskedSum, about: SumOf, form: FigureForm) -> None:
+        """Raise RoundError where what was kept of a frozen sum is not what is asked about now."""
+        form_now = WordsForm(form.digest, BITS, FRACTION, form.length)
+        if masked.session != self.session_of(about, masked.session.attempt, form_now):
+            raise RoundError(
+                "the sum of figures that was begun before the coordinator ended is of other weights, or of another "
+                "calibration, than the run has now",
+                "Sites agree to one sum, so there is no other. Resume with the program, and the run's folder, that it "
+                "was begun with.",
+            )
 
     def _words_of_figures(self, figures: Figures, kept: KeptSum, outcome: Outcome) -> MaskedSum:
         """The steps up to the masked words, added; nothing is frozen."""
@@ -198,6 +225,14 @@ class SummedFigures(MaskedSteps):
                 f"{len(there)} sites give figures, and a sum is over {least} or more",
                 "Ask the sites that require masks to let their figures into sums (`summed_metrics` in their policies).",
             )
+
+    def _most(self, names: Sequence[str], purpose: str) -> float:
+        """How many images sites can have that a sum is over, by what they said first, or by the roster."""
+        roster = {} if self.hooks.most_images is None else self.hooks.most_images()
+        claims = [(name, self.claims[name]["images"]) for name in names]
+        if purpose == "test":  # of which a private site tells none
+            return sum(images[2] or roster.get(name, math.inf) for name, images in claims)
+        return float(sum(images[1] or images[0] for _, images in claims))  # kept back: no more than it trains on
 
     def _company(self) -> tuple[str, ...] | None:
         """Over whom this run's figures are; none: no sum was begun to be agreed to."""

@@ -171,6 +171,11 @@ def _leaves(policy: PolicyConfig) -> list[str]:
     ]
 
 
+_COUNTS = (
+    "Counts of test images in such a sum are exact: one of few images here is hidden by the other sites' counts alone."
+)
+
+
 def _masked(policy: PolicyConfig) -> list[str]:
     """Secure aggregation."""
     company = (
@@ -185,7 +190,8 @@ def _masked(policy: PolicyConfig) -> list[str]:
             "Whether the coordinator sees this site's update by itself or only as part of a sum is the run's choice, "
             "which its study says (strategy.secure_aggregation). So it is of metrics of validation and test images: "
             "in a masked run those that are named above leave in sums over the same sites, each round and at the end"
-            + (", whatever policy.summed_metrics says." if policy.summed_metrics else "."),
+            + (", whatever policy.summed_metrics says." if policy.summed_metrics else ".")
+            + f" {_COUNTS}",
             company,
         ]
     beside = "Beside the sum no figure leaves, whatever is named above, and no count but the number of training images."
@@ -193,7 +199,8 @@ def _masked(policy: PolicyConfig) -> list[str]:
         beside = (
             "Metrics of validation images that are named above, and the sums of the calibration, leave in masked sums "
             "over the same sites in every round of a run, and those of test images once at its end "
-            "(policy.summed_metrics); no figure leaves by itself, and no count but the number of training images."
+            "(policy.summed_metrics); no figure leaves by itself, and no count but the number of training images. "
+            + _COUNTS
         )
     return [
         "The coordinator never sees an update of this site: it leaves under masks and is known to it only as part of a "

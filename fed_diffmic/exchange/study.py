@@ -9,7 +9,8 @@ format     1
 run, arm   names of the run (ours) and of the training inside it
 spec       every number that the sites get (:class:`fed_diffmic.config.spec.RunSpec` without the coordinator's paths)
 stages     the stages that will be trained, in order
-test       whether metrics over the sites' test images are asked for at the end, once for each stage's model
+test       whether metrics over the sites' test images are asked for at the end, once for each stage's model (under
+           masks once, of the last stage's)
 sites      names of the sites that are expected, sorted; null: whoever is there
 initial    ``{stage: {"base", "weights"}}``: digests of the first stage's weights before its first round
 code       version of the program, digest of its source files, versions of what it stands on
@@ -30,6 +31,8 @@ from typing import Any
 
 from fed_diffmic.config.spec import STAGES, RunSpec, without_paths
 from fed_diffmic.errors import ConfigError
+from fed_diffmic.exchange.masking.requests import MASKED
+from fed_diffmic.exchange.masking.session import MaskingError, Session
 from fed_diffmic.exchange.payload import Payload, text_digest
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.provision.keys import PrivateKey, PublicKey, decode_signature, sign, verifies
@@ -180,7 +183,7 @@ def contradiction(study: Study, kind: str, request: Payload) -> str:
     """What a request of the study's run says that the study does not, in words for the site's own log; empty: nothing.
 
     Args:
-        kind: ``query``, ``train``, ``evaluate``, ``conform``, ``assess`` or ``deliver``.
+        kind: ``query``, ``mask``, ``train``, ``evaluate``, ``conform``, ``assess`` or ``deliver``.
     """
     header = request.header
     if header["spec"] != study.spec_text:
@@ -192,8 +195,11 @@ def contradiction(study: Study, kind: str, request: Payload) -> str:
         return f"stage {stage} is not one of the study's"
     if kind == "conform" and stage != study.stages[-1]:
         return f"prediction sets are those of the study's last stage, and {stage} is not"
-    if kind == "assess" and not study.document["test"]:
+    summed = _is_sum_of_test(kind, header)
+    if (kind == "assess" or summed) and not study.document["test"]:
         return "the study asks for no metrics over test images"
+    if summed and stage != study.stages[-1]:  # one for each stage would be several, of weights that one likes
+        return f"a masked sum over test images is of the study's last stage, and {stage} is not"
     initial = study.document["initial"].get(stage)
     if initial is not None and header["base"] != initial["base"]:
         return f"the frozen part of stage {stage} is not the study's"
@@ -205,6 +211,16 @@ def contradiction(study: Study, kind: str, request: Payload) -> str:
 def canonical(value: object) -> str:
     """``value`` as JSON in the one way to write it."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _is_sum_of_test(kind: str, header: Mapping[str, Any]) -> bool:
+    """Whether a request belongs to a masked sum over test images."""
+    if kind != "mask":
+        return kind == "assess" and MASKED in header
+    try:
+        return Session.parse(header["session"]).purpose == "test"
+    except MaskingError:
+        return False  # it is refused for that
 
 
 def _weights(request: Payload) -> str:

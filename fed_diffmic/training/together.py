@@ -20,15 +20,17 @@ from fed_diffmic.training.matrix import AT_SENSITIVITY, AT_SPECIFICITY, METRICS,
 from fed_diffmic.training.metrics import Scored, number
 from fed_diffmic.training.pooled import CELLS, PREFIX, WITH, WITHOUT, cells_of
 
-IMAGES, UNSCORED = "num_examples", "unscored"
+IMAGES = "num_examples"
 _SIDES = (WITHOUT, WITH)
+_ROUNDED = 1e-3
+"""What sums of probabilities may be off by: half a quantum for each site (200 times ``2^-21``)."""
 
 
 def count_names(classes: int) -> tuple[str, ...]:
     """Of whole numbers that a site adds."""
     cells = [f"cell/{c}/{side}/{cell}" for c in range(classes) for side in _SIDES for cell in range(CELLS)]
     calls = [f"{what}/{c}" for what in ("called", "cleared") for c in range(classes)]
-    return UNSCORED, *cells, *calls, *(f"bin/{b}/{what}" for b in range(weighted.ECE_BINS) for what in ("n", "right"))
+    return *cells, *calls, *(f"bin/{b}/{what}" for b in range(weighted.ECE_BINS) for what in ("n", "right"))
 
 
 def sum_names() -> tuple[str, ...]:
@@ -64,11 +66,6 @@ def site_sums(scored: Scored) -> dict[str, float]:
     return found
 
 
-def no_scores(images: int, classes: int) -> dict[str, float]:
-    """What a site adds at which the model gives no finite scores: that, and by whom nobody knows."""
-    return dict.fromkeys((*count_names(classes), *sum_names()), 0.0) | {IMAGES: float(images), UNSCORED: 1.0}
-
-
 def together(said: Mapping[str, float], classes: Sequence[str], task: str) -> dict[str, Any]:
     """Figures over all images that were counted.
 
@@ -82,20 +79,15 @@ def together(said: Mapping[str, float], classes: Sequence[str], task: str) -> di
         ``per_class``: name -> ``positives``, ``auroc`` and both operating points. What is not defined is none.
 
     Raises:
-        ValueError: no sites can have counted so, or the model gives no finite scores at one of them.
+        ValueError: no sites can have counted so.
     """
     images = said[IMAGES]
-    if said[UNSCORED]:
-        raise ValueError("the model gives no finite scores at a site of the sum")
     sides = np.array([[[said[f"cell/{c}/{side}/{cell}"] for cell in range(CELLS)] for side in _SIDES]
                       for c in range(len(classes))])  # fmt: skip
     held, labels = sides.sum(axis=2), len(classes) if task == "multilabel" else 1
     calls = np.array([[said[f"called/{c}"], said[f"cleared/{c}"]] for c in range(len(classes))])
     bins = np.array([[said[f"bin/{b}/{what}"] for what in ("n", "right", "p")] for b in range(weighted.ECE_BINS)])
-    whole = (
-        (held.sum(axis=1) == images).all() and (calls <= held[:, ::-1]).all() and bins[:, 0].sum() == labels * images
-    )
-    if not whole or (task != "multilabel" and held[:, 1].sum() != images) or (bins[:, 1] > bins[:, 0]).any():
+    if any(said[name] % 1 for name in count_names(len(classes))) or not _add_up(images, held, calls, bins, task):
         raise ValueError("counts of test images do not add up")
     rates = weighted.divide(calls, held[:, ::-1])  # sensitivity, specificity
     recall = rates.mean(axis=1) if task == "multilabel" else rates[:, 0]
@@ -111,6 +103,27 @@ def together(said: Mapping[str, float], classes: Sequence[str], task: str) -> di
         "ece": number(float(gaps)),
         "per_class": per_class,
     }
+
+
+def _add_up(images: float, held: np.ndarray, calls: np.ndarray, bins: np.ndarray, task: str) -> bool:
+    """Whether images can have been counted so.
+
+    Args:
+        held: ``(C, 2)`` without a class and with it.
+        calls: ``(C, 2)`` rightly called it, rightly not.
+        bins: ``(B, 3)`` probabilities, those right, their sum.
+    """
+    count, right, total = bins.T
+    edges = np.arange(len(bins) + 1) / len(bins)
+    around = _ROUNDED + 1e-6 * count
+    each = (held.sum(axis=1) == images).all() and (calls <= held[:, ::-1]).all() and (right <= count).all()
+    within = (total >= edges[:-1] * count - around).all() and (total <= edges[1:] * count + around).all()
+    if task == "multilabel":  # each label has a probability, which is right where the image has the label
+        alike = count.sum() == len(held) * images and right.sum() == held[:, 1].sum()
+    else:  # each image has one class, and is called one
+        called = calls[:, 0] + held[:, 0] - calls[:, 1]
+        alike = count.sum() == held[:, 1].sum() == called.sum() == images
+    return bool(each and within and alike)
 
 
 def _of_class(sides: np.ndarray) -> dict[str, Any]:

@@ -7,7 +7,8 @@ one array's twice, one message after the other.
 
 What an object holds was written by the other side. A content that is not one of a message's gives
 :class:`MalformedError`, never another error; an array may name a chunk more than once, but no message may become
-larger than what it is allowed to bring.
+larger than what it is allowed to bring, and what is no array, whose reading takes many times its bytes, has a bound of
+its own.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ AT_ONCE = 4
 """Objects that are pulled, or taken apart to be pushed, before the next are (Flower's chunks have at most 20 MB)."""
 DESCRIPTION = 2**20
 """Bytes of what an array says of itself: enough for hundreds of thousands of chunks."""
-_NAME = 65
+RECORDS = 32 * 2**20
+"""Bytes of all objects of a message but its arrays: a header, a table of tensors, and the small tensors."""
+_HEAD, _NAME = 128, 65
 _ARRAY, _CHUNK = Array.__qualname__, ArrayChunk.__qualname__
 
 Pull = Callable[[str], bytes]
@@ -59,7 +62,8 @@ def content_of(tree: ObjectTree, pull: Pull, most: int) -> RecordDict:
         raise MalformedError
     stems = _pulled((node.object_id for node in iterate_object_tree(tree) if node.children), pull)
     with _judged():
-        arrays = {node.object_id: node for node in iterate_object_tree(tree) if _kind(stems, node) == _ARRAY}
+        kinds = {node.object_id: _kind(stems, node) for node in iterate_object_tree(tree)}
+        arrays = {node.object_id: node for node in iterate_object_tree(tree) if kinds[node.object_id] == _ARRAY}
     small = (
         child.object_id
         for node in iterate_object_tree(tree)
@@ -68,13 +72,15 @@ def content_of(tree: ObjectTree, pull: Pull, most: int) -> RecordDict:
         if not child.children
     )
     contents = {**stems, **_pulled(small, pull)}
+    with _judged():
+        _check_sizes(tree, contents, arrays)
     found: dict[str, InflatableObject] = {}
     for few in _groups(arrays.values()):
         chunks = _pulled((child.object_id for node in few for child in node.children), pull)
         while few:
             with _judged():
                 node = few.pop()
-                found[node.object_id] = array = _array(contents.pop(node.object_id), chunks, most)
+                found[node.object_id] = array = _array(node, contents.pop(node.object_id), chunks, most)
                 most -= len(array.data)
     with _judged():
         content = _built(tree.children[0], contents, found)
@@ -118,7 +124,29 @@ def _pulled(names: Iterable[str], pull: Pull) -> dict[str, bytes]:
 def _kind(contents: Mapping[str, bytes], node: ObjectTree) -> str:
     """Of what class an object says it is; empty: it is not at hand."""
     content = contents.get(node.object_id)
-    return "" if content is None else get_object_head_values_from_object_content(content)[0]
+    return "" if content is None else _head(content, len(node.children))[0]
+
+
+def _check_sizes(tree: ObjectTree, contents: Mapping[str, bytes], arrays: Mapping[str, ObjectTree]) -> None:
+    """Refuse, unread, objects that describe more than a message has.
+
+    Raises:
+        MalformedError: an array's description, or all other objects together, are too large.
+    """
+    children = {node.object_id: len(node.children) for node in iterate_object_tree(tree)}
+    sizes = {name: len(content) - children[name] * _NAME for name, content in contents.items()}
+    described = max((sizes[name] for name in arrays), default=0)
+    if described > DESCRIPTION or sum(size for name, size in sizes.items() if name not in arrays) > RECORDS:
+        raise MalformedError
+
+
+def _head(content: bytes, children: int) -> tuple[str, list[str]]:
+    """Class and children of an object, as its head says; one of so many children has no longer head."""
+    end = content.find(HEAD_BODY_DIVIDER, 0, _HEAD + children * _NAME)
+    if end < 0:
+        raise MalformedError
+    kind, names, _ = get_object_head_values_from_object_content(content[: end + 1])
+    return kind, names
 
 
 def _groups(arrays: Iterable[ObjectTree]) -> Iterator[list[ObjectTree]]:
@@ -135,11 +163,9 @@ def _groups(arrays: Iterable[ObjectTree]) -> Iterator[list[ObjectTree]]:
         yield few
 
 
-def _array(content: bytes, chunks: Mapping[str, bytes], most: int) -> Array:
+def _array(node: ObjectTree, content: bytes, chunks: Mapping[str, bytes], most: int) -> Array:
     """An array of its description and its chunks."""
-    _, names, _ = get_object_head_values_from_object_content(content)
-    if len(content) > DESCRIPTION + len(names) * _NAME:
-        raise MalformedError
+    _, names = _head(content, len(node.children))
     said = json.loads(_body(content).tobytes())
     bodies = {name: _chunk(chunks[name]) for name in names}
     wanted = [bodies[names[int(n)]] for n in said["arraychunk_ids"]]
@@ -150,7 +176,7 @@ def _array(content: bytes, chunks: Mapping[str, bytes], most: int) -> Array:
 
 def _chunk(content: bytes) -> memoryview:
     """A chunk's bytes, not copied."""
-    kind, names, _ = get_object_head_values_from_object_content(content)
+    kind, names = _head(content, 0)
     if kind != _CHUNK or names:
         raise MalformedError
     return _body(content)
@@ -166,6 +192,6 @@ def _built(node: ObjectTree, contents: dict[str, bytes], found: dict[str, Inflat
     if node.object_id not in found:
         children = {child.object_id: _built(child, contents, found) for child in node.children}
         content = contents.pop(node.object_id)
-        kind, _, _ = get_object_head_values_from_object_content(content)
+        kind, _ = _head(content, len(node.children))
         found[node.object_id] = inflatable_class_registry[kind].inflate(content, children=children)
     return found[node.object_id]

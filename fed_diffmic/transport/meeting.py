@@ -41,9 +41,9 @@ def _accepted(place: str, size: int, until: float) -> list[socket.socket]:
         listener.bind(place)
         listener.listen(size)
         while len(found) < size - 1:
-            listener.settimeout(max(0.001, until - time.monotonic()))
+            listener.settimeout(_left(until))
             peer, _ = listener.accept()
-            peer.settimeout(max(0.001, until - time.monotonic()))
+            peer.settimeout(_left(until))
             said = peer.recv(1) if _is_ours(peer) else b""
             rank = said[0] if said else 0
             if not 0 < rank < size or rank in found:
@@ -59,15 +59,21 @@ def _connected(place: str, rank: int, until: float) -> socket.socket:
     while True:
         peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            peer.settimeout(max(0.001, until - time.monotonic()))
+            peer.settimeout(_left(until))
             peer.connect(place)
             peer.sendall(bytes([rank]))
             return peer
-        except (FileNotFoundError, ConnectionRefusedError):
+        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):  # not yet, or too many wait to be let in
             peer.close()
-            if time.monotonic() > until:
-                raise
             time.sleep(_LOOK_S)
+
+
+def _left(until: float) -> float:
+    """Seconds that are left. Asked before each wait: who connects again and again must not make it longer."""
+    left = until - time.monotonic()
+    if left <= 0.0:
+        raise TimeoutError("the other processes did not come in time")
+    return left
 
 
 def _is_ours(peer: socket.socket) -> bool:

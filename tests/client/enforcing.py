@@ -59,4 +59,4 @@ def query(**changes: Any) -> Payload:
 
 
 SPEC = toy.toy_spec()
-TYPES = {"assess": "evaluate.assess"}
+TYPES = {"mask": "query.mask", "assess": "evaluate.assess"}

@@ -9,18 +9,22 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from client import tasks
 from client.masked_rules import Clearance, hold_to_study
+from client.summed import says_figures
 from fed_diffmic.config.policy_floors import Floors
+from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.config.site import PolicyConfig
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.audit import read_lines
 from fed_diffmic.exchange.audit_compare import PROBLEM, compare
 from fed_diffmic.exchange.failures import SiteError
+from fed_diffmic.exchange.masking.figures import NO_SUM
 from fed_diffmic.exchange.payload import Payload
 from fed_diffmic.exchange.policy import SitePolicy
 from server.masked_figures import SummedFigures
@@ -119,7 +123,7 @@ def test_weights_that_diverge_at_one_site_are_no_word_about_that_site(
     final, events = run(tmp_path, grid)
     assert not events.of("site_failed") and not events.of("site_refused")
     (missing,) = events.of("figures_missing")
-    assert "no finite scores at a site of the sum" in missing["reason"] and missing["purpose"] == "evaluate"
+    assert missing["reason"] == NO_SUM and missing["purpose"] == "evaluate"
     assert all(len(told(tmp_path, name)) == 2 and not codes(tmp_path, name) for name in NAMES)
     assert "summed" not in final.history[0]
 
@@ -145,8 +149,6 @@ def test_figures_that_nobody_judged_do_not_leave() -> None:
 
 
 def test_sums_are_of_the_sites_that_the_runs_study_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace
-
     spec = toy.toy_spec()
     study = SimpleNamespace(document={"sites": ["a", "b", "c"]}, spec=lambda: spec)
     monkeypatch.setattr("client.masked_rules.kept_study", lambda folder, run: study)
@@ -160,3 +162,16 @@ def test_sums_are_of_the_sites_that_the_runs_study_names(tmp_path: Path, monkeyp
     assert len(site.masking.among) == 1
     hold_to_study(site, Payload("evaluate", header))  # all are asked for figures
     assert site.masking.among == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("purpose", ["evaluate", "calibrate", "test"])
+def test_a_site_that_protects_another_stage_and_suppresses_its_figures_says_so_in_the_place_of_keys(
+    purpose: str,
+) -> None:
+    """It computes none of any stage: with keys and no words it would end a sum that the others could have had."""
+    privacy = PrivacyConfig(name="dp_sgd", stages=["guidance"], validation="suppressed", allow_unprotected=True)
+    site: Any = SimpleNamespace(privacy=privacy, data=toy.toy_site("a", 1), judge=None)
+    request = Payload("mask", {"stage": "diffusion"})
+    assert not says_figures(site, toy.toy_spec(), request, purpose)
+    site.privacy = replace(privacy, validation="listed")
+    assert says_figures(site, toy.toy_spec(), request, purpose)

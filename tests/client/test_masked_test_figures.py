@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 
 from client import tasks
+from client.masked_figures import _form, _purpose
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.audit import read_lines
 from fed_diffmic.exchange.audit_compare import PROBLEM, compare
+from fed_diffmic.exchange.masking.coordinator import MaskedSum
+from fed_diffmic.exchange.masking.figures import NO_SUM
 from fed_diffmic.exchange.masking.kept import KeptSum
 from fed_diffmic.exchange.masking.session import SECOND_SET, MaskingError
 from fed_diffmic.exchange.masking.site import MaskingSite
@@ -114,7 +117,7 @@ def test_weights_without_finite_scores_at_one_site_end_the_figures_and_name_nobo
     final, events = run(tmp_path, grid, test_s=60.0)
     assert final.together == {} and not events.of("site_failed")
     (missing,) = events.of("figures_missing")
-    assert (missing["purpose"], missing["reason"]) == ("test", "the model gives no finite scores at a site of the sum")
+    assert (missing["purpose"], missing["reason"]) == ("test", NO_SUM)
     assert all(len(told(tmp_path, name)) == 1 and not codes(tmp_path, name) for name in NAMES)
 
 
@@ -158,3 +161,63 @@ def test_a_second_sum_of_test_images_is_refused_whatever_the_weights(
     final, _ = run(tmp_path, grid, test_s=60.0)
     assert final.together and again[0].summed == {}
     assert why == [SECOND_SET] * len(NAMES) and all(codes(tmp_path, name) for name in NAMES)
+
+
+@pytest.mark.parametrize("purpose", ["evaluate", "calibrate", "test"])
+def test_weights_that_fail_at_all_sites_but_one_do_not_leave_that_ones_figures(
+    purpose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coordinator makes weights that overflow on the images of a, b and c, and takes what those give in their place
+    (zeros, or the bound) away from the sum."""
+    real, unmask, own, sums = tasks.masked_figures, MaskedSum.unmask, [], []
+
+    def figures(site: Any, spec: Any, request: Any, metrics: Any) -> Any:
+        if _purpose(request) != purpose:
+            return real(site, spec, request, metrics)
+        if site.name == "d":
+            own.append(_form(spec, request).encode(metrics))
+        return real(site, spec, request, metrics if site.name == "d" else None)
+
+    def unmasked(self: MaskedSum) -> Any:
+        found = unmask(self)
+        sums.extend([found] if self.session.purpose == purpose else [])
+        return found
+
+    monkeypatch.setattr(tasks, "masked_figures", figures)
+    monkeypatch.setattr(MaskedSum, "unmask", unmasked)
+    grid, _ = consortium(tmp_path, summed_metrics=True, metrics=NAMED)
+    _, events = run(tmp_path, grid, test_s=60.0)
+    rest = (sums[0] - own[0]).view("<i8")
+    assert len(sums) == len(own) == 1 and len(set(rest.tolist())) == len(rest) >= 3
+    assert np.count_nonzero(rest % 2**20) >= len(rest) - 1  # no whole numbers of images, and no bound
+    assert purpose in {row["purpose"] for row in events.of("figures_missing") if row["reason"] == NO_SUM}
+
+
+def test_a_site_that_says_a_thousand_times_its_images_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its counts add up, and all other sites' would count for nothing beside them."""
+    lies = iter([1000.0, *[1.0] * 3])
+
+    def many(scored: Any) -> dict[str, float]:
+        factor = next(lies)
+        return {name: factor * value for name, value in site_sums(scored).items()}
+
+    monkeypatch.setattr(tasks, "site_sums", many)
+    grid, _ = consortium(tmp_path, secure_aggregation="allowed", metrics=["*"])
+    final, events = run(tmp_path, grid, test_s=60.0)
+    (missing,) = events.of("figures_missing")
+    assert final.together == {} and "more images than its sites said" in missing["reason"]
+
+
+def test_what_all_others_tell_by_themselves_leaves_the_number_of_ones_test_images(tmp_path: Path) -> None:
+    """A limit: d requires masks and tells no number of its test images; a, b and c tell theirs."""
+    grid, rules = consortium(tmp_path, secure_aggregation="allowed", metrics=["*"])
+    strict = replace(rules["d"].policy.config, secure_aggregation="required", summed_metrics=True)
+    grid.rules["d"] = replace(rules["d"], policy=SitePolicy(strict))
+    final, events = run(tmp_path, grid, test_s=60.0)
+    told_by = {row["site"]: row["images"]["test"] for row in events.of("site_found")}
+    assert told_by.pop("d") is None and all(told_by.values())
+    (line,) = [line for line in log_of(tmp_path, "d") if line.facts.get("reply") == "assess.reply"]
+    assert line.facts["figures"] == {}
+    assert final.together["guidance"]["n"] - sum(told_by.values()) == len(toy.toy_site("d", 4).test)

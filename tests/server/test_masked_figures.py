@@ -6,6 +6,7 @@ nobody judged taken for the best, rounding of counts.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fed_diffmic.exchange.masking.site import MaskingSite
 from fed_diffmic.exchange.payload import Payload
 from server import replies as replies_module
 from server.checkpoints import CheckpointStore
+from server.masked_figures import SummedFigures
 from tests import toy
 from tests.server.test_masked import NAMES, KilledError, masked_grid
 
@@ -167,3 +169,29 @@ def test_a_coordinator_that_is_ended_while_a_round_is_judged_comes_to_the_same(
     resumed, events = run(tmp_path / "2" / "run", grid)
     assert resumed.digests == whole.digests and not events.of("figures_missing")
     assert [row["mean"] for row in resumed.history] == [row["mean"] for row in whole.history]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_frozen_sum_is_taken_for_what_it_was_begun_of_alone(
+    same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts of test images by one calibration are no figures of another one, which a resumed run may come to."""
+    grid, _ = masked_grid(tmp_path)
+    signed, assess = MaskedSum.signed, SummedFigures.assess
+
+    def dying(self: MaskedSum, site: str, given: Any) -> None:
+        if self.session.purpose == "test":
+            raise KilledError
+        signed(self, site, given)
+
+    def otherwise(self: Any, request: Any) -> Any:
+        return assess(self, replace(request, fitted=replace(request.fitted, n=request.fitted.n + 1 - same)))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MaskedSum, "signed", dying)
+        with pytest.raises(KilledError):
+            run(tmp_path / "run", grid, rounds=1, test_s=60.0)
+    monkeypatch.setattr(SummedFigures, "assess", otherwise)
+    final, events = run(tmp_path / "run", grid, rounds=1, test_s=60.0)
+    assert bool(final.together) == same
+    assert [row["purpose"] for row in events.of("figures_missing")] == ([] if same else ["test"])

@@ -11,7 +11,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from fed_diffmic.training.matrix import AT_SENSITIVITY, AT_SPECIFICITY, matrix_cell
 from fed_diffmic.training.metrics import Scored, weighted_metrics
 from fed_diffmic.training.pooled import cells_of
-from fed_diffmic.training.together import IMAGES, count_names, no_scores, site_sums, sum_names, together
+from fed_diffmic.training.together import IMAGES, count_names, site_sums, sum_names, together
 
 CLASSES = ["a", "b", "c"]
 
@@ -71,15 +71,52 @@ def test_balanced_accuracy_and_points_against_others() -> None:
         assert cell[point]["value"] - 0.1 < mean <= cell[point]["value"]
 
 
-def test_a_site_without_finite_scores_ends_it_and_is_not_named() -> None:
-    sums, none = site_sums(scored("multiclass", 1)), no_scores(7, 3)
-    assert set(none) == set(sums)
-    with pytest.raises(ValueError, match="no finite scores at a site"):
-        together({name: value + none[name] for name, value in sums.items()}, CLASSES, "multiclass")
-
-
 @pytest.mark.parametrize("name", ["cell/1/0/40", "called/0", "cleared/2", "bin/3/n", "bin/14/right", IMAGES])
 def test_totals_that_do_not_add_up_are_refused(name: str) -> None:
     sums = added(scored("multiclass", 5))
     with pytest.raises(ValueError, match="do not add up"):
         together(sums | {name: sums[name] + 61}, CLASSES, "multiclass")
+
+
+@pytest.mark.parametrize(
+    ("task", "changes"),
+    [
+        ("multiclass", {"bin/14/p": 4.0}),
+        ("multiclass", {"bin/14/p": -3.0}),
+        ("multiclass", {"called/0": 0.25, "called/1": -0.25}),
+        ("multiclass", {"cleared/0": -1.0}),
+        ("multilabel", {"bin/14/right": -1.0}),
+    ],
+    ids=["above its bin", "below its bin", "parts of an image", "called two classes", "labels that no image has"],
+)
+def test_totals_that_one_site_made_up_without_breaking_a_sum_of_images_are_refused(
+    task: str, changes: dict[str, float]
+) -> None:
+    """A calibration error of a hundred would stand in the report, or an accuracy of parts of images."""
+    sums = added(scored(task, 5))
+    together(sums, CLASSES, task)
+    with pytest.raises(ValueError, match="do not add up"):
+        together(sums | {name: sums[name] + value for name, value in changes.items()}, CLASSES, task)
+
+
+@pytest.mark.parametrize("task", ["multiclass", "ordinal", "multilabel"])
+def test_one_image_one_class_and_ties_leave_undefined_what_is_not_defined(task: str) -> None:
+    labels = np.ones((4, 3), int) if task == "multilabel" else np.full(4, 1)
+    p = np.full((4, 3), 1 / 3)
+    decided = p > 0.5 if task == "multilabel" else p.argmax(axis=1)
+    for images in (1, 4):
+        part = Scored(p[:images], decided[:images], labels[:images], np.arange(images), task)
+        found = together(added(part), CLASSES, task)
+        assert found["n"] == images and found["auroc_macro"] is None and found["accuracy"] == 0.0
+        assert all(cell["auroc"] is None for cell in found["per_class"].values())
+
+
+def test_an_image_that_weights_put_alone_in_a_cell_is_seen_in_the_totals() -> None:
+    """A limit: counts are exact. In a plain run a site moves a count of one image to others (``training.few``)."""
+    rows = np.tile([0.3, 0.3, 0.4], (20, 1))
+    sites = [Scored(rows, rows.argmax(1), np.arange(20) % 3, np.arange(20), "multiclass") for _ in range(4)]
+    rows = rows.copy()
+    rows[7] = [0.0005, 0.9990, 0.0005]
+    sites[2] = Scored(rows, rows.argmax(1), np.arange(20) % 3, np.arange(20), "multiclass")
+    said, cell = added(*sites), int(cells_of(np.array([0.999]))[0])
+    assert (said[f"cell/1/1/{cell}"], said[f"cell/1/0/{cell}"], said["bin/14/n"]) == (1.0, 0.0, 1.0)  # it is of class 1

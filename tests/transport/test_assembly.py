@@ -17,6 +17,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, inflate_object_from_contents
 
 from fed_diffmic.exchange.payload import Limits, Payload, encode
+from fed_diffmic.transport import assembly
 from fed_diffmic.transport.assembly import AT_ONCE, DESCRIPTION, MalformedError, content_of, push_few
 from fed_diffmic.transport.identity import ensure_task_identity
 from fed_diffmic.transport.messages import from_record, to_record
@@ -179,6 +180,28 @@ def test_many_arrays_together_are_bounded_as_one_is() -> None:
     assert len(content_of(tree, contents.__getitem__, 5 * MIB)["a"]) == 5
     with pytest.raises(MalformedError):
         content_of(tree, contents.__getitem__, 5 * MIB - 1)
+
+
+@pytest.mark.parametrize("kind", ["RecordDict", "ArrayRecord", "ConfigRecord", "Array", "ArrayChunk"])
+def test_what_takes_many_times_its_bytes_to_be_read_is_refused_unread(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of empty lists takes twenty times its bytes; a reply may bring a gigabyte. So may a head of commas."""
+    tree, contents = apart(few())
+    name, children = named(tree, contents, kind)
+    monkeypatch.setattr(assembly, "RECORDS", 3 * MIB)
+    size = 4 * MIB
+    bodies = {"ConfigRecord": b"\x0a\x00" * (size // 2), "Array": b"[" + b"[]," * (size // 3) + b"[]]"}
+    spoilt = headed(kind, children, bodies.get(kind, bodies["Array"]))
+    if kind == "ArrayChunk":
+        spoilt = f"{kind} {',' * size} 1".encode() + b"\0x"
+    contents = {**contents, name: spoilt}
+    tracemalloc.start()
+    with pytest.raises(MalformedError):
+        content_of(tree, contents.__getitem__, AMPLE)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < size
 
 
 def test_an_error_of_the_way_is_not_the_contents() -> None:

@@ -13,15 +13,18 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from client import site as client_site
+from client.requests import FIELDS
 from client.site import Rules
 from client.studies import kept_study
 from fed_diffmic.config.compose import compose, compose_site
 from fed_diffmic.config.policy_study import StudyRules
+from fed_diffmic.config.simulation import StrategyConfig
 from fed_diffmic.config.spec import RunSpec, make_spec
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.audit import read_lines, verify
+from fed_diffmic.exchange.masking.session import Session
 from fed_diffmic.exchange.payload import Payload
-from fed_diffmic.exchange.study import Study
+from fed_diffmic.exchange.study import Study, contradiction
 from fed_diffmic.exchange.study_rules import breaches
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.transport.messages import failure_of, from_record
@@ -158,6 +161,40 @@ def test_stages_and_test_metrics_are_those_of_the_study(tmp_path: Path, site: An
     assert code_of(tmp_path, asked(study, stage="plain")) == failures.STUDY_CHANGED
     assert code_of(tmp_path, asked(study, "assess")) == failures.STUDY_CHANGED
     assert code_of(tmp_path, asked(study)) == 0
+
+
+def test_a_masked_sum_over_test_images_is_of_the_last_stage_alone(tmp_path: Path, site: Any) -> None:
+    """One for each stage would be several, each of weights that the coordinator likes."""
+    spec = toy.toy_spec(strategy=StrategyConfig(secure_aggregation="masked"))
+    site(stages=["guidance", "diffusion"])
+
+    def answers(study: Study, stage: str) -> list[int]:
+        session = Session("toy", spec.arm, stage, "test", 0, 1, "ab" * 32, 64, 20, 7).text
+        step = {"session": session, "step": "advertise", "given": {}}
+        named = {n: v for n, v in asked(study, spec=spec, stage=stage, round=0).header.items() if n in FIELDS["mask"]}
+        mask = Payload("mask", {**named, **step, "study": study.digest})
+        words = asked(study, "assess", spec=spec, stage=stage, masked={"session": session, "sealed": {}})
+        return [code_of(tmp_path, request) for request in (mask, words)]
+
+    both = study_of(spec, stages=("guidance", "diffusion"))
+    assert code_of(tmp_path, query(both)) == 0
+    assert answers(both, "guidance") == [failures.STUDY_CHANGED] * 2
+    assert failures.STUDY_CHANGED not in answers(both, "diffusion")
+    other = study_of(replace(spec, run_id="other"), stages=("diffusion",), test=False)
+    assert [
+        contradiction(
+            other,
+            "mask",
+            Payload(
+                "mask",
+                {
+                    "spec": other.spec_text,
+                    "stage": "diffusion",
+                    "session": Session("other", spec.arm, "diffusion", "test", 0, 1, "ab" * 32, 64, 20, 7).text,
+                },
+            ),
+        )
+    ] == ["the study asks for no metrics over test images"]
 
 
 def test_the_first_weights_and_the_frozen_part_are_those_of_the_study(tmp_path: Path, site: Any) -> None:

@@ -7,8 +7,10 @@ are whole, so their sums over the sites are exact; a mean figure is off by half 
 over all images.
 
 Every site of a sum has a part in each of its words: a figure that only some of them could say would be that of these
-alone. A number beyond what the words hold is cut to it, by the same bound at all sites: nothing is refused for its
-size, which would tell of one site.
+alone. So a site at which weights give no finite scores, or a number beyond what the words hold, gives random words
+(:meth:`fed_diffmic.exchange.masking.site.MaskingSite.mask`), and nobody reads the sum. A refusal in their place would
+tell of this one site, and words that one knows (zeros, or the bound) would be taken away from the sum: what is left is
+that of fewer sites, of a single one with weights that are made for it.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ MOST_LABELS = 4096
 FRACTION, BITS = 20, 64
 BOUND = 2.0 ** (BITS - 1 - FRACTION - MOST_SITES.bit_length())
 """The largest number of a site: images, or nats over all its images (3.4e10)."""
+NO_SUM = "the weights give no finite scores at a site of the sum, or a site said what cannot be"
+"""Which of the two it is, and at which site, nobody knows: words of either look random."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class FigureForm:
             metrics: by name; :attr:`names` are taken.
 
         Raises:
-            FixedPointError: one is missing or not finite, or there is no image.
+            FixedPointError: one is missing, not finite or beyond :data:`BOUND`, or there is no image.
         """
         images = float(metrics.get(IMAGES, 0.0))
         if not set(self.names) <= set(metrics) or not images >= 1.0:
@@ -82,18 +86,6 @@ class FigureForm:
         values = np.array([images, *(images * metrics[n] for n in self.means), *summed])
         if not np.isfinite(values).all():
             raise FixedPointError("a figure is not a finite number")
-        return self._words.encode(np.clip(values, -BOUND, BOUND))
-
-    def diverged(self, images: int) -> np.ndarray:
-        """The words of a site at which the weights give no finite scores: the worst there are, over its images.
-
-        A refusal in their place would tell of this one site, and of as many weights as one likes.
-        """
-        if images < 1:
-            raise FixedPointError("a site cannot say every figure of the sum")
-        values = np.array(
-            [float(images), *(BOUND if name == LOSS else 0.0 for name in self.means), *[BOUND] * len(self.sums)]
-        )
         return self._words.encode(values)
 
     def decode(self, total: np.ndarray, sites: int) -> dict[str, float]:
@@ -111,7 +103,7 @@ class FigureForm:
         values = self._words.decode(total)
         images = float(values[0])
         if images < sites or images != int(images):
-            raise FixedPointError("the number of images is none of so many sites")
+            raise FixedPointError(NO_SUM)
         slack = sites * self._words.quantum
         middle = 1 + len(self.means)
         most_count = images * MOST_LABELS
@@ -119,9 +111,7 @@ class FigureForm:
             nats = name == LOSS or name in self.sums
             most = BOUND * sites if nats else most_count if name in self.counts else images
             if not -slack <= value <= most + slack:
-                raise FixedPointError("a figure lies outside its range")
-            if nats and value >= 0.99 * BOUND:
-                raise FixedPointError("the weights give no finite scores at a site of the sum, or far too large a loss")
+                raise FixedPointError(NO_SUM)
         held = np.maximum(values, 0.0)
         found = {name: float(value / images) for name, value in zip(self.means, held[1:middle], strict=True)}
         shares = {name: value if name == LOSS else min(1.0, value) for name, value in found.items()}

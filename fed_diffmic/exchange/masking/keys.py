@@ -34,7 +34,7 @@ from fed_diffmic.exchange.payload import text_digest
 from fed_diffmic.exchange.seal import Signed
 from fed_diffmic.provision.keys import PrivateKey, PublicKey, decode_signature, sign, verifies
 
-MASK, SEAL, SELF = "mask", "seal", "self"
+MASK, SEAL, SELF, NOBODY = "mask", "seal", "self", "nobody"
 _ADVERTISEMENT, _SET = b"fed_diffmic masking keys\0", b"fed_diffmic masking set\0"
 _SEED = b"fed_diffmic masking seed\0"
 
@@ -176,6 +176,11 @@ def seal_key(private: bytes, other: bytes, group: str, sender: str, recipient: s
 def self_key(seed: bytes, group: str, site: str) -> bytes:
     """Key of a site's own mask."""
     return _expanded(seed, [SELF, group, site])
+
+
+def nobody_key(channel: bytes, group: str, site: str) -> bytes:
+    """Key of a mask that nobody can lift: the private half that it comes from is never shared."""
+    return _expanded(channel, [NOBODY, group, site])
 
 
 def sign_set(text: str, signer: PrivateKey) -> str:

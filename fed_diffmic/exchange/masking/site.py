@@ -183,22 +183,27 @@ class MaskingSite:
             raise MaskingError(FEW, "too few sites of the group shared their secrets")
         return len(state["group"])
 
-    def mask(self, session: Session, sealed: Mapping[str, str], words: np.ndarray) -> np.ndarray:
+    def mask(self, session: Session, sealed: Mapping[str, str], words: np.ndarray | None) -> np.ndarray:
         """The site's words under its masks.
+
+        Without words it gives random ones in their place, under one more mask that nobody can lift: nobody reads the
+        sum then. Words that are known, such as zeros, would leave the others' sum to be read: one over fewer sites.
 
         Args:
             session: as before.
             sealed: what the other sites sealed for this one; those who sealed nothing are out of the sum.
-            words: ``(session.length,)``, of ``session.bits``; left as they are.
+            words: ``(session.length,)``, of ``session.bits``, left as they are; none: the site has none.
 
         Raises:
             MaskingError: it is not the time for it; too few shared; what was sealed does not open; another input than
                 before; or words that leave no room for those of the others.
         """
-        self._check_words(session, words, self.may_mask(session, sealed))
+        sites = self.may_mask(session, sealed)
         state, names = self._state(session), sorted_names([*sealed, self.name])
         digest = hashlib.sha256("\0".join(names).encode() + b"\0\0")
-        digest.update(np.ascontiguousarray(words).data)
+        if words is not None:
+            self._check_words(session, words, sites)
+            digest.update(np.ascontiguousarray(words).data)
         secrets = keys.Secrets.from_json(state["secrets"])
         group = keys.group_digest(session, state["group"])
         peers = {name: self._peer(state, session, name) for name in names if name != self.name}
@@ -213,8 +218,11 @@ class MaskingSite:
         elif state["input"] != digest.hexdigest():
             raise MaskingError(OTHER, "this site masked other words in this attempt: a new attempt has new masks")
         pairs = {name: keys.mask_key(secrets.mask, peer.mask, group, self.name, name) for name, peer in peers.items()}
-        masked = words.copy()
         added = [keys.self_key(secrets.seed, group, self.name), *(pairs[name] for name in pairs if self.name < name)]
+        if words is None:
+            words = np.zeros(session.length, f"<u{session.bits // 8}")
+            added.append(keys.nobody_key(secrets.channel, group, self.name))
+        masked = words.copy()
         apply_masks(masked, added, [pairs[name] for name in pairs if self.name > name])
         return masked
 

@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from fed_diffmic.exchange.masking import keys
+from fed_diffmic.exchange.masking.driver import masked_sum
 from fed_diffmic.exchange.masking.session import (
     BAD_SHARE,
     FEW,
@@ -241,6 +242,25 @@ def test_a_second_input_under_the_same_masks_is_refused() -> None:
     refused(OTHER, lambda: parties.sites[A].mask(SESSION, sealed[A], moved))
     fewer = {name: sealed[A][name] for name in (B, C)}
     refused(OTHER, lambda: parties.sites[A].mask(SESSION, fewer, words))  # nor the same under fewer masks
+
+
+def test_a_site_without_words_lets_nobody_read_the_sum_of_the_others() -> None:
+    """Zeros, or anything that one knows, would be taken away: three of four sites without words leave the fourth's."""
+    parties = Parties(4)
+    words: Any = {name: words_of(A) if name == A else None for name in parties.names}
+    total, chosen = masked_sum(parties.coordinator(), parties.sites, words)
+    assert chosen.summed == tuple(parties.names)
+    rest = (total - words[A]).view("<i8")
+    assert np.abs(rest.astype(float)).min() > 2**40 and len(set(rest.tolist())) == SESSION.length
+
+
+def test_a_site_without_words_says_so_once() -> None:
+    parties = Parties(4)
+    _, sealed = parties.share()
+    masked = parties.sites[A].mask(SESSION, sealed[A], None)
+    assert masked.tobytes() == parties.restarted(A).mask(SESSION, sealed[A], None).tobytes()
+    refused(OTHER, lambda: parties.sites[A].mask(SESSION, sealed[A], words_of(A)))
+    refused(OTHER, lambda: parties.sites[A].mask(SESSION, sealed[A], np.zeros(SESSION.length, "<u8")))
 
 
 def test_words_that_leave_no_room_are_refused() -> None:
