@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from client.masked_turn import Turn, WordForm, turn_of
 from client.requests import answer_header
 from client.site import Site
-from client.summed import check_figures, examples_of, figure_form, judge_figures
+from client.summed import check_figures, examples_of, judge_figures
 from fed_diffmic.config.spec import RunSpec
-from fed_diffmic.exchange.masking.figures import BITS, FRACTION, FigureForm
+from fed_diffmic.exchange.masking.figures import BITS, FRACTION, FigureForm, figure_form
 from fed_diffmic.exchange.masking.fixed_point import FixedPointError
 from fed_diffmic.exchange.masking.requests import MASKED
 from fed_diffmic.exchange.payload import Payload
@@ -36,12 +36,11 @@ def masked_figures(site: Site, spec: RunSpec, request: Payload, metrics: Mapping
     """
     purpose, form = _purpose(request), _form(spec, request)
     turn = _turn(site, request, form)
-    plain = {name: value for name, value in (metrics or {}).items() if name in form.names}
+    told = judge_figures(site, spec, request, purpose, metrics)
     try:
-        words = form.encode(plain)
+        words = form.encode({} if metrics is None else told)
     except FixedPointError:
         words = form.diverged(len(examples_of(site, purpose)))
-    judge_figures(site, spec, request, purpose)
     return Payload(f"{request.kind}.reply", answer_header(request.header), {MASKED: turn.masked(words)})
 
 
@@ -56,6 +55,6 @@ def _turn(site: Site, request: Payload, form: FigureForm) -> Turn:
 
 
 def _purpose(request: Payload) -> str:
-    if request.kind == "assess":
-        return "test"
-    return "calibrate" if request.header["sums"] else "evaluate"
+    if request.kind == "evaluate":
+        return "calibrate" if request.header["sums"] else "evaluate"
+    return "test" if request.kind == "assess" else request.kind

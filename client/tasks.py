@@ -38,7 +38,7 @@ from fed_diffmic.training.stage import StageModule
 from fed_diffmic.training.subgroups import flat as flat_subgroups
 from fed_diffmic.training.subgroups import subgroup_metrics
 from fed_diffmic.training.sureness import Sureness
-from fed_diffmic.training.together import no_scores, site_sums
+from fed_diffmic.training.together import site_sums
 from fed_diffmic.training.update import LocalResult, LocalRound, SiteMemory
 
 RESAMPLES = 1000  # of the groups of test images, for intervals
@@ -251,7 +251,7 @@ def assess(site: Site, spec: RunSpec, request: Payload) -> Payload:
         scored = judged(scores, examples, fitted, spec)
     except (ValueError, FloatingPointError) as error:
         if MASKED in header:
-            return masked_figures(site, spec, request, no_scores(len(examples), spec.num_classes))
+            return masked_figures(site, spec, request, None)
         raise SiteError(DIVERGED) from error
     if MASKED in header:
         return masked_figures(site, spec, request, site_sums(scored))

@@ -20,7 +20,7 @@ from fed_diffmic.training.matrix import AT_SENSITIVITY, AT_SPECIFICITY, METRICS,
 from fed_diffmic.training.metrics import Scored, number
 from fed_diffmic.training.pooled import CELLS, PREFIX, WITH, WITHOUT, cells_of
 
-IMAGES, UNSCORED = "num_examples", "unscored"
+IMAGES = "num_examples"
 _SIDES = (WITHOUT, WITH)
 
 
@@ -28,7 +28,7 @@ def count_names(classes: int) -> tuple[str, ...]:
     """Of whole numbers that a site adds."""
     cells = [f"cell/{c}/{side}/{cell}" for c in range(classes) for side in _SIDES for cell in range(CELLS)]
     calls = [f"{what}/{c}" for what in ("called", "cleared") for c in range(classes)]
-    return UNSCORED, *cells, *calls, *(f"bin/{b}/{what}" for b in range(weighted.ECE_BINS) for what in ("n", "right"))
+    return *cells, *calls, *(f"bin/{b}/{what}" for b in range(weighted.ECE_BINS) for what in ("n", "right"))
 
 
 def sum_names() -> tuple[str, ...]:
@@ -64,11 +64,6 @@ def site_sums(scored: Scored) -> dict[str, float]:
     return found
 
 
-def no_scores(images: int, classes: int) -> dict[str, float]:
-    """What a site adds at which the model gives no finite scores: that, and by whom nobody knows."""
-    return dict.fromkeys((*count_names(classes), *sum_names()), 0.0) | {IMAGES: float(images), UNSCORED: 1.0}
-
-
 def together(said: Mapping[str, float], classes: Sequence[str], task: str) -> dict[str, Any]:
     """Figures over all images that were counted.
 
@@ -82,11 +77,9 @@ def together(said: Mapping[str, float], classes: Sequence[str], task: str) -> di
         ``per_class``: name -> ``positives``, ``auroc`` and both operating points. What is not defined is none.
 
     Raises:
-        ValueError: no sites can have counted so, or the model gives no finite scores at one of them.
+        ValueError: no sites can have counted so.
     """
     images = said[IMAGES]
-    if said[UNSCORED]:
-        raise ValueError("the model gives no finite scores at a site of the sum")
     sides = np.array([[[said[f"cell/{c}/{side}/{cell}"] for cell in range(CELLS)] for side in _SIDES]
                       for c in range(len(classes))])  # fmt: skip
     held, labels = sides.sum(axis=2), len(classes) if task == "multilabel" else 1

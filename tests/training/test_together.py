@@ -11,7 +11,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from fed_diffmic.training.matrix import AT_SENSITIVITY, AT_SPECIFICITY, matrix_cell
 from fed_diffmic.training.metrics import Scored, weighted_metrics
 from fed_diffmic.training.pooled import cells_of
-from fed_diffmic.training.together import IMAGES, count_names, no_scores, site_sums, sum_names, together
+from fed_diffmic.training.together import IMAGES, count_names, site_sums, sum_names, together
 
 CLASSES = ["a", "b", "c"]
 
@@ -69,13 +69,6 @@ def test_balanced_accuracy_and_points_against_others() -> None:
     for point in (AT_SPECIFICITY, AT_SENSITIVITY):  # a threshold at an edge reaches no more than one anywhere
         mean = np.mean([found["per_class"][name][point] for name in CLASSES])
         assert cell[point]["value"] - 0.1 < mean <= cell[point]["value"]
-
-
-def test_a_site_without_finite_scores_ends_it_and_is_not_named() -> None:
-    sums, none = site_sums(scored("multiclass", 1)), no_scores(7, 3)
-    assert set(none) == set(sums)
-    with pytest.raises(ValueError, match="no finite scores at a site"):
-        together({name: value + none[name] for name, value in sums.items()}, CLASSES, "multiclass")
 
 
 @pytest.mark.parametrize("name", ["cell/1/0/40", "called/0", "cleared/2", "bin/3/n", "bin/14/right", IMAGES])
