@@ -172,7 +172,7 @@ def run_task(
                 site = rules.settled(open_site(context, spec, request.header), request)
             rules.ready(site, spec, request)
             with rules.bounded():
-                reply = rules.withheld(request) or task(site, spec, request)
+                reply = task(site, spec, request)
     except BaseMissingError:
         reply = Payload(NEED_BASE)
     except WeightsMissingError:

@@ -19,7 +19,6 @@ import numpy as np
 from client.floors import SiteFloors
 from client.masked_rules import Clearance, hold_to_study, purpose_of
 from client.privacy import is_private, planned_batches
-from client.requests import answer_header
 from client.site import Rules, Site
 from client.state import SiteStore
 from client.studies import kept_study
@@ -161,7 +160,7 @@ class Enforcement:
         floors = self._floors(site)
         site = replace(site, data=floors.settled(site.data, self._about(site, request)))
         hold_to_study(site, request)
-        if self.kind == "mask" or (self.kind in ("train", "evaluate", "assess") and MASKED in request.header):
+        if self.kind == "mask" or MASKED in request.header:
             clearance, of_test = self._clearance, purpose_of(request) == "test"
             basis = functools.partial(self._basis, site, ("test" if of_test else "val") if self.kind == "mask" else "")
             assert clearance is not None  # there are rules
@@ -210,22 +209,10 @@ class Enforcement:
             )
             self._floors(site).check_update(key, request_name(header), train, planned)
             self._planned = planned
-        if self.kind in ("train", "evaluate", "assess") and MASKED in header:
+        if MASKED in header:
             # Before it is computed: a refusal afterwards tells something of this one update too, and must not be had
             # more often than a round may be tried.
             store.record_answer(key, self.kind, header["round"], name)
-
-    def withheld(self, request: Payload) -> Payload | None:
-        """The answer to a question of which the site tells nothing whatever comes out; none: it is to be computed.
-
-        What is not computed tells nothing by its failure or by how long it took either.
-        """
-        required = self.rules is not None and self.rules.policy.config.secure_aggregation == "required"
-        if MASKED in request.header:  # as words of a sum, or refused
-            return None
-        if not required or self.kind not in ("evaluate", "conform", "assess"):
-            return None
-        return Payload(f"{self.kind}.reply", answer_header(request.header))
 
     def deliver(self, spec: RunSpec, request: Payload) -> Payload:
         """Keep the model that a request holds; what says that, or that none is wanted here.

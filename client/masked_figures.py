@@ -10,9 +10,9 @@ import numpy as np
 from client.masked_turn import Turn, WordForm, turn_of
 from client.requests import answer_header
 from client.site import Site
-from client.summed import check_figures, figure_form, judge_figures
+from client.summed import check_figures, judge_figures
 from fed_diffmic.config.spec import RunSpec
-from fed_diffmic.exchange.masking.figures import BITS, FRACTION, FigureForm
+from fed_diffmic.exchange.masking.figures import BITS, FRACTION, FigureForm, figure_form
 from fed_diffmic.exchange.masking.fixed_point import FixedPointError
 from fed_diffmic.exchange.masking.requests import MASKED
 from fed_diffmic.exchange.payload import Payload
@@ -39,10 +39,10 @@ def masked_figures(site: Site, spec: RunSpec, request: Payload, metrics: Mapping
     """
     purpose, form = _purpose(request), _form(spec, request)
     turn = _turn(site, request, form)
+    told = judge_figures(site, spec, request, purpose, metrics)
     words: np.ndarray | None = None
     with suppress(FixedPointError):  # a refusal would tell of this site alone, and words that one knows of the others
-        words = form.encode(metrics or {})
-    judge_figures(site, spec, request, purpose)
+        words = form.encode({} if metrics is None else told)
     return Payload(f"{request.kind}.reply", answer_header(request.header), {MASKED: turn.masked(words)})
 
 
@@ -57,6 +57,6 @@ def _turn(site: Site, request: Payload, form: FigureForm) -> Turn:
 
 
 def _purpose(request: Payload) -> str:
-    if request.kind == "assess":
-        return "test"
-    return "calibrate" if request.header["sums"] else "evaluate"
+    if request.kind == "evaluate":
+        return "calibrate" if request.header["sums"] else "evaluate"
+    return "test" if request.kind == "assess" else request.kind

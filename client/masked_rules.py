@@ -18,7 +18,7 @@ from fed_diffmic.exchange.masking.requests import MASKED, NOISED
 from fed_diffmic.exchange.masking.session import MaskingError, Session
 from fed_diffmic.exchange.payload import Payload
 from fed_diffmic.exchange.policy import Denial, SitePolicy
-from fed_diffmic.exchange.policy_masking import noised_beyond
+from fed_diffmic.exchange.policy_masking import FIGURE_REPLIES, noised_beyond
 
 
 def hold_to_study(site: Site, request: Payload) -> None:
@@ -62,7 +62,7 @@ class Clearance:
     policy: SitePolicy
     given: bool = False
 
-    def judge(self, plain: Payload, request: Payload, basis: Basis | None) -> None:
+    def judge(self, plain: Payload, request: Payload, basis: Basis | None) -> Payload:
         """Judge an update by every rule on what leaves; of words with a share of noise, whether noise covers the stage.
 
         Figures are judged as they would leave by themselves: named, and over enough images and patients.
@@ -72,18 +72,24 @@ class Clearance:
             request: with the whole weights.
             basis: images and patients behind it.
 
+        Returns:
+            What may be masked: the same, or figures in which counts of few images were moved.
+
         Raises:
             SiteError: it may not leave.
         """
-        if plain.kind in ("evaluate.reply", "assess.reply"):
-            if (beyond := self.policy.summed(plain, basis)) is not None:
-                raise SiteError(beyond.code, beyond.detail)
+        if plain.kind in FIGURE_REPLIES:
+            summed = self.policy.summed(plain, basis)
+            if isinstance(summed, Denial):
+                raise SiteError(summed.code, summed.detail)
+            plain = summed
         elif NOISED in plain.tensors:
             if uncovered := noised_beyond(plain, self.policy.protected):
                 raise SiteError(failures.POLICY_PRIVACY, uncovered)
         elif isinstance(said := self.policy.release(plain, request.tensors, basis), Denial):
             raise SiteError(said.code, said.detail)
         self.given = True
+        return plain
 
     def check(self, reply: Payload, request: Payload) -> None:
         """What leaves is masked where that was asked for, and was judged; or neither.
@@ -91,7 +97,7 @@ class Clearance:
         Raises:
             SiteError: an update or a figure would leave as it is in a masked run, or unjudged.
         """
-        if reply.kind not in ("train.reply", "evaluate.reply", "assess.reply"):
+        if reply.kind not in ("train.reply", *FIGURE_REPLIES):
             return
         masked = MASKED in request.header
         if masked != (MASKED in reply.tensors) or (masked and not self.given):

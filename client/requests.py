@@ -32,7 +32,7 @@ OPTIONAL: dict[str, dict[str, type]] = {
     "mask": {"study": str},
     "train": {**MAY_COME, MASKED: dict},
     "evaluate": {**MAY_COME, MASKED: dict},
-    "conform": MAY_COME,
+    "conform": {**MAY_COME, MASKED: dict},
     "assess": {**MAY_COME, "sureness": dict, MASKED: dict},
     "deliver": {"study": str},
 }

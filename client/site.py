@@ -81,8 +81,8 @@ class Site:
         examine: called with the stage's module, the weights that came in it, before it is trained; raises
             :class:`SiteError` where the site does not train from such weights.
         masking: its part in masked sums; none: it holds no roster of the other sites' keys.
-        judge: called with an update as it would leave without masks, and its request, before it is masked; raises
-            :class:`SiteError` where the site's rules do not let it leave.
+        judge: called with what would leave without masks, and its request, before it is masked; gives what of it may
+            be masked, and raises :class:`SiteError` where the site's rules do not let it leave.
     """
 
     name: str
@@ -100,7 +100,7 @@ class Site:
     memory: bool = False
     examine: Callable[[StageModule], None] | None = None
     masking: MaskingSite | None = None
-    judge: Callable[[Payload, Payload], None] | None = None
+    judge: Callable[[Payload, Payload], Payload] | None = None
     further: tuple[str, ...] = ()
 
     @property

@@ -27,6 +27,8 @@ KEPT_BASES = 4
 KEPT_WEIGHTS = 2
 """What is trained from and what is judged; next round's differences are to the first, or it is the second itself."""
 EVALUATIONS, ATTEMPTS = 3, 50
+AT_END = ("calibrate", "conform", "assess")
+"""What is asked about a stage's result, as it is counted."""
 PURGED = ("bases", "weights", "states", "updates")
 STALE_S = 3600.0
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -148,11 +150,19 @@ class SiteStore:
         round; a few such requests are answered, training never differs. Under masks it may: an attempt that lost its
         sites is made anew, and this site signs the set of one of them at most (:mod:`client.masking`).
 
+        After a question about a stage's result nothing more is trained: whoever asked before the end would else have
+        an answer that is given once (counts for prediction sets, test images) of a model that was none.
+
         Raises:
             MachineError: what was answered before cannot be read.
         """
-        last = self._answers(key).get(_answered(kind, round_index))
-        if last is None or request in last["requests"] or round_index > last["round"]:
+        answers = self._answers(key)
+        last = answers.get(_answered(kind, round_index))
+        if last is not None and request in last["requests"]:
+            return True
+        if kind == "train" and not set(AT_END).isdisjoint(answers):
+            return False
+        if last is None or round_index > last["round"]:
             return True
         most = ATTEMPTS if masked else EVALUATIONS if kind == "evaluate" else 0
         return round_index == last["round"] and len(last["requests"]) < most

@@ -8,7 +8,6 @@ labels; never the weights that came.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -17,31 +16,14 @@ from client.requests import answer_header
 from client.site import Site
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import Examples
-from fed_diffmic.exchange.audit_lines import canonical
 from fed_diffmic.exchange.failures import POLICY_METRICS, SiteError
-from fed_diffmic.exchange.masking.figures import IMAGES, LOSS, FigureForm, round_form, table_form, test_form
-from fed_diffmic.exchange.payload import Payload, text_digest
-from fed_diffmic.training import calibration
+from fed_diffmic.exchange.masking.figures import IMAGES, LOSS, figure_form
+from fed_diffmic.exchange.payload import Payload
+from fed_diffmic.training import sureness, together
 from fed_diffmic.training.metrics import quick
-from fed_diffmic.training.together import count_names, policy_names, sum_names
 
-
-def figure_form(
-    spec: RunSpec, stage: str, purpose: str, prior: tuple[float, ...], fitted: Mapping[str, Any] | None = None
-) -> FigureForm:
-    """How a stage's figures are written, by the run's settings alone.
-
-    Args:
-        purpose: one of :data:`fed_diffmic.exchange.masking.session.FIGURES`.
-        prior: of the classes, under which the sites calibrate; of test images: none.
-        fitted: of test images: the stage's calibration, as it came.
-    """
-    cfg = spec.stage(stage)
-    if purpose == "test":
-        return test_form((*count_names(spec.num_classes), *sum_names()), text_digest(canonical(dict(fitted or {}))))
-    if purpose == "calibrate":
-        return table_form(prior, calibration.grid(spec.task, blended=cfg.blend).shape)
-    return round_form(prior, cfg.select)
+KINDS = {"evaluate": "evaluate", "calibrate": "evaluate", "conform": "conform", "test": "assess"}
+"""By what request a sum's words are asked for."""
 
 
 def check_figures(site: Site, spec: RunSpec, request: Payload, purpose: str) -> None:
@@ -65,24 +47,33 @@ def check_figures(site: Site, spec: RunSpec, request: Payload, purpose: str) -> 
     judge_figures(site, spec, request, purpose)
 
 
-def judge_figures(site: Site, spec: RunSpec, request: Payload, purpose: str) -> None:
+def judge_figures(
+    site: Site, spec: RunSpec, request: Payload, purpose: str, figures: Mapping[str, float] | None = None
+) -> Mapping[str, float]:
     """Let the site's rules judge figures as they would leave without masks; it does not depend on what they say.
+
+    Args:
+        figures: what would go into the sum; none: it is not known yet.
+
+    Returns:
+        What of the figures may go into the sum: of those for prediction sets the rules move counts of few images.
 
     Raises:
         SiteError: they may not leave.
     """
+    figures = figures or {}
     if site.judge is None:
-        return
+        return figures
     form, images = figure_form(spec, request.header["stage"], purpose, (1.0,)), float(len(examples_of(site, purpose)))
-    names = (IMAGES, *policy_names(spec.num_classes)) if purpose == "test" else form.names
-    metrics = dict.fromkeys(names, 0.0) | {IMAGES: images}
-    kind = "assess.reply" if purpose == "test" else "evaluate.reply"
-    site.judge(said(kind, request, metrics), request)
-
-
-def said(kind: str, request: Payload, metrics: Mapping[str, float]) -> Payload:
-    """Figures as they would leave without masks, to be judged."""
-    return Payload(kind, answer_header(request.header), metrics=dict(metrics))
+    names, moved = form.names, purpose == "conform"
+    if purpose == "test":
+        names = (IMAGES, *together.policy_names(spec.num_classes))
+    elif moved:
+        names = (IMAGES, *sureness.count_names(spec.task, spec.num_classes))
+    metrics = dict.fromkeys(names, 0.0) | (dict(figures) if moved else {}) | {IMAGES: images}
+    plain = Payload(f"{KINDS[purpose]}.reply", answer_header(request.header), metrics=metrics)
+    judged = site.judge(plain, request)
+    return judged.metrics if moved else figures
 
 
 def examples_of(site: Site, purpose: str) -> Examples:

@@ -18,18 +18,14 @@ from typing import Any
 from flwr.app import MessageType
 
 from fed_diffmic.errors import ModelFileError, RoundError
-from fed_diffmic.exchange.audit_lines import canonical
 from fed_diffmic.exchange.masking.coordinator import MaskedSum
-from fed_diffmic.exchange.masking.figures import BITS, FRACTION, IMAGES, FigureForm, round_form, table_form, test_form
+from fed_diffmic.exchange.masking.figures import BITS, FRACTION, IMAGES, FigureForm, figure_form
 from fed_diffmic.exchange.masking.fixed_point import FixedPointError
-from fed_diffmic.exchange.masking.kept import KeptSum, Where
+from fed_diffmic.exchange.masking.kept import FinishedSums, KeptSum, Where
 from fed_diffmic.exchange.masking.requests import MASKED, NONE
 from fed_diffmic.exchange.masking.session import FINISHED
 from fed_diffmic.exchange.masking.shamir import share_threshold
-from fed_diffmic.exchange.payload import text_digest
 from fed_diffmic.files import private_folder, read_json, write_json
-from fed_diffmic.training import calibration
-from fed_diffmic.training.together import count_names, sum_names
 from server.exchange import AssessRequest, EvaluateRequest, MetricsAnswer, Outcome, Parcel
 from server.masked_steps import (
     TRAINING,
@@ -40,8 +36,15 @@ from server.masked_steps import (
     headers_of,
     replies_of,
 )
-from server.sites import ASSESS, Question
+from server.sites import ASSESS, CONFORM, Question
 
+KINDS = {
+    "evaluate": (MessageType.EVALUATE, "evaluate"),
+    "calibrate": (MessageType.EVALUATE, "evaluate"),
+    "conform": (CONFORM, "conform"),
+    "test": (ASSESS, "assess"),
+}
+"""Flower's type and the kind of the request for a sum's words."""
 FEWEST = 3
 """Sites in a sum: of two each would know the other's."""
 _FOLDER, _COMPANY = "figures", "company.json"
@@ -54,23 +57,21 @@ class Figures:
     Attributes:
         about: the stage, its weights, the round and the purpose.
         form: of the words.
-        message_type: of the request for words.
-        asked: what that request says besides.
+        asked: what the request for words says besides.
         site_states: digest of the state whose part of the model is each site's own.
         parcel: what is first sent of the weights; none: everything.
     """
 
     about: SumOf
     form: FigureForm
-    message_type: str
     asked: Mapping[str, Any]
     site_states: Mapping[str, str]
     parcel: Parcel | None
 
     @property
-    def kind(self) -> str:
-        """Of the request's payload."""
-        return "assess" if self.about.purpose == "test" else "evaluate"
+    def words(self) -> WordsForm:
+        """How its words are written."""
+        return WordsForm(self.form.digest, BITS, FRACTION, self.form.length)
 
 
 class SummedFigures(MaskedSteps):
@@ -92,23 +93,28 @@ class SummedFigures(MaskedSteps):
         purpose = "calibrate" if request.sums else "evaluate"
         about = SumOf(request.task, request.tensors, request.round_index, request.deadline, purpose)
         asked = {"prior": [float(p) for p in request.prior], "sums": request.sums, "split": "val"}
-        cfg = self.spec.stage(request.task.stage)
-        if request.sums:
-            form = table_form(request.prior, calibration.grid(self.spec.task, blended=cfg.blend).shape)
-        else:
-            form = round_form(request.prior, cfg.select)
-        return self._answer(Figures(about, form, MessageType.EVALUATE, asked, request.site_states, request.parcel))
+        form = figure_form(self.spec, request.task.stage, purpose, request.prior)
+        return self._answer(Figures(about, form, asked, request.site_states, request.parcel))
+
+    def conform(self, request: AssessRequest) -> MetricsAnswer:
+        """What all sites together count of their validation images for prediction sets, once in a run; or nothing.
+
+        It is over the sites of the run's other sums of figures.
+        """
+        return self._answer(self._finished(request, "conform"))
 
     def assess(self, request: AssessRequest) -> MetricsAnswer:
         """What all sites together say of a finished stage on their test images, once in a run; or nothing, as above.
 
         It is over the sites of the run's other sums of figures. Nobody is asked for coverage of prediction sets.
         """
-        about = SumOf(request.task, request.tensors, 0, request.deadline, "test")
+        return self._answer(self._finished(request, "test"))
+
+    def _finished(self, request: AssessRequest, purpose: str) -> Figures:
+        about = SumOf(request.task, request.tensors, 0, request.deadline, purpose)
         asked = {"calibration": request.fitted.to_json()}
-        counts = (*count_names(self.spec.num_classes), *sum_names())
-        form = test_form(counts, text_digest(canonical(asked["calibration"])))
-        return self._answer(Figures(about, form, ASSESS, asked, request.site_states, request.parcel))
+        form = figure_form(self.spec, request.task.stage, purpose, (), asked["calibration"])
+        return Figures(about, form, asked, request.site_states, request.parcel)
 
     def _answer(self, figures: Figures) -> MetricsAnswer:
         """A sum of figures, or why there is none."""
@@ -129,9 +135,12 @@ class SummedFigures(MaskedSteps):
 
     def _summed(self, figures: Figures, outcome: Outcome) -> tuple[dict[str, float], tuple[str, ...]]:
         """What the sum says, and who is in it; what travelled goes into ``outcome``."""
-        about, form = figures.about, figures.form
+        about, folder = figures.about, self.folder / MASKED / _FOLDER
         where: Where = (self.spec.run_id, self.spec.arm, about.task.stage, about.purpose, about.round_index)
-        kept = self._kept(about)
+        kept, finished, asked = KeptSum(folder), FinishedSums(folder), self.session_of(about, 1, figures.words).task
+        known = finished.get(where, asked)
+        if known is not None:
+            return known
         resumed = kept.resume(where, self.roster)
         if resumed is None:
             masked = self._words_of_figures(figures, kept, outcome)
@@ -140,31 +149,24 @@ class SummedFigures(MaskedSteps):
             self._keep_company(masked.added)
         else:
             masked, told = resumed
-            self._check_same(masked, about, form)
+            self._check_same(masked, figures)
             outcome.digests = dict(told["digests"])
             self._keep_company(masked.added)
         among = self.set_and_shares(about, masked, outcome)
-        found = form.decode(masked.unmask(), len(among))
+        found = figures.form.decode(masked.unmask(), len(among))
         if found[IMAGES] > self._most(among, about.purpose):
             raise FixedPointError(
                 "the sum is over more images than its sites said they have: one has others now, or lies"
             )
-        outcome.replies = replies_of(f"{figures.kind}.reply", told, among)
+        if about.purpose in FINISHED:
+            finished.add(where, asked, found, among)
+        _, kind = KINDS[about.purpose]
+        outcome.replies = replies_of(f"{kind}.reply", told, among)
         return found, among
 
-    def _kept(self, about: SumOf) -> KeptSum:
-        """Where a sum of figures is kept: of rounds the last one, of finished stages each.
-
-        What is found at a run's end is asked for again after a restart, and sites open no other sum of it: a sum over
-        test images in its place would leave the model without a calibration.
-        """
-        folder = self.folder / MASKED / _FOLDER
-        return KeptSum(folder / f"{about.purpose}-{about.task.stage}" if about.purpose in FINISHED else folder)
-
-    def _check_same(self, masked: MaskedSum, about: SumOf, form: FigureForm) -> None:
+    def _check_same(self, masked: MaskedSum, figures: Figures) -> None:
         """Raise RoundError where what was kept of a frozen sum is not what is asked about now."""
-        form_now = WordsForm(form.digest, BITS, FRACTION, form.length)
-        if masked.session != self.session_of(about, masked.session.attempt, form_now):
+        if masked.session != self.session_of(figures.about, masked.session.attempt, figures.words):
             raise RoundError(
                 "the sum of figures that was begun before the coordinator ended is of other weights, or of another "
                 "calibration, than the run has now",
@@ -175,6 +177,7 @@ class SummedFigures(MaskedSteps):
     def _words_of_figures(self, figures: Figures, kept: KeptSum, outcome: Outcome) -> MaskedSum:
         """The steps up to the masked words, added; nothing is frozen."""
         about, form = figures.about, figures.form
+        message_type, kind = KINDS[about.purpose]
         self.refresh(about.deadline)
         company = self._company()
         able = (name for name in self.members if (about.task.stage, about.purpose, name) not in self._silent)
@@ -182,7 +185,7 @@ class SummedFigures(MaskedSteps):
         least = max(FEWEST, share_threshold(len(self.everyone())), len(invited) if company else 0)
         self._all_there(invited, least)
         where: Where = (self.spec.run_id, self.spec.arm, about.task.stage, about.purpose, about.round_index)
-        session = self.session_of(about, kept.begin(where), WordsForm(form.digest, BITS, FRACTION, form.length))
+        session = self.session_of(about, kept.begin(where), figures.words)
         masked, lost = MaskedSum(session, self.roster, invited, least), Outcome()
 
         def says_nothing(name: str, answer: Mapping[str, Any]) -> bool:
@@ -197,9 +200,9 @@ class SummedFigures(MaskedSteps):
             return {**states, **figures.asked, **asked_words(sealed, masked, site)}
 
         question = Question(
-            figures.message_type, about.task, about.tensors, about.round_index, about.until(TRAINING).deadline,
+            message_type, about.task, about.tensors, about.round_index, about.until(TRAINING).deadline,
             header=header, metrics=lambda site: {}, schema={MASKED: (f"int{BITS}", (form.length,))},
-            kind=figures.kind, parcel=figures.parcel, asked=set(sealed), quorate=False,
+            kind=kind, parcel=figures.parcel, asked=set(sealed), quorate=False,
         )  # fmt: skip
         came = self.masked_words(about, masked, question, lost)
         outcome.replies, outcome.digests, outcome.heads = came.replies, came.digests, came.heads

@@ -152,9 +152,9 @@ class PolicyConfig(Checked):
     summed_metrics: bool = option(
         False,
         "with secure_aggregation=required: metrics of validation images that policy.metrics names, the calibration's "
-        "sums, and once at the end counts of test images (if it names test/* and points/*), go into masked sums over "
-        "one set of sites in a run, min_sites others at least among them; false: this site gives none, and weights "
-        "that come are not evaluated here",
+        "sums, and once at the end counts for prediction sets (if it names sets/* and unsure/*) and of test images (if "
+        "it names test/* and points/*), go into masked sums over one set of sites in a run, min_sites others at least "
+        "among them; false: this site gives none, and weights that come are not evaluated here",
     )
     take_model: str = option(
         "never",

@@ -102,7 +102,7 @@ FAILURES: dict[int, str] = {
     MACHINE: "the site's machine has no space, memory, permission or device for the task",
     LABELS: "the site's classes or task are not those of the run",
     SETTINGS: "the request asks for settings that the site does not accept",
-    REPLAY: "the site answered another request for this round, or one for a later round, before",
+    REPLAY: "the site answered another request for this round, a later one or the stage's result before",
     PAUSED: "the site is paused",
     WITHDRAWN: "the site withdrew from the run",
     ABSENT: "the site takes no part in this round",

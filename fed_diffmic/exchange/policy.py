@@ -28,7 +28,7 @@ from fed_diffmic.exchange.masking.requests import MASKED
 from fed_diffmic.exchange.payload import NEED_BASE, NEED_WEIGHTS, Payload, Tensors
 from fed_diffmic.exchange.screening import update_norm
 from fed_diffmic.training import pooled
-from fed_diffmic.training.few import suppress, told
+from fed_diffmic.training.few import suppress, told, without_owners
 from fed_diffmic.training.subgroups import enough
 
 BASE = "base/"
@@ -198,7 +198,7 @@ class SitePolicy:
             return Denial(
                 failures.POLICY_METRICS, f"a reply of kind {payload.kind} with header {sorted(payload.header)}"
             )
-        if payload.kind in ("evaluate.reply", "assess.reply") and MASKED in payload.tensors:
+        if payload.kind in policy_masking.FIGURE_REPLIES and MASKED in payload.tensors:
             said = policy_masking.words_beyond(payload)
             return Denial(failures.POLICY_MASKING, said) if said else replace(payload, metrics={})
         if payload.tensors and payload.kind != "train.reply":
@@ -233,21 +233,25 @@ class SitePolicy:
             return replace(payload, metrics=self._test_metrics(payload.metrics))
         return replace(payload, metrics=self._own_metrics(payload, payload.metrics.get("num_examples", 0), basis))
 
-    def summed(self, payload: Payload, basis: Basis | None) -> Denial | None:
-        """Why figures may not go into a masked sum with those of other sites, or none.
+    def summed(self, payload: Payload, basis: Basis | None) -> Payload | Denial:
+        """Figures as they may go into a masked sum with those of other sites, or why they may not.
 
-        All must be named and rest on enough (``basis``), as if ``payload`` left without masks: a figure that some sites
-        of a sum leave out would be that of the others alone.
+        All must be named and rest on enough, as if ``payload`` left without masks: a figure that some sites of a sum
+        leave out would be that of the others alone. Counts for prediction sets are as they would leave.
         """
         if self.config.secure_aggregation == "required" and not self.config.summed_metrics:
             return Denial(failures.POLICY_METRICS, "policy.summed_metrics is false")
         images = payload.metrics.get("num_examples", 0)
-        if payload.kind == "assess.reply" and images < self.config.floors.sums_images:
-            return Denial(failures.POLICY_METRICS, "too few test images for a table of counts (floors.sums_images)")
+        if payload.kind != "evaluate.reply" and images < self.config.floors.sums_images:
+            return Denial(failures.POLICY_METRICS, "too few images for a table of counts (floors.sums_images)")
         found = self._own_metrics(payload, images, basis)
-        lacking = [name for name in payload.metrics if name not in found]
         few = "is not named in policy.metrics, or rests on too few images or patients"
-        return Denial(failures.POLICY_METRICS, f"{lacking[0]} {few}") if lacking else None
+        if lacking := [name for name in without_owners(payload.metrics) if name not in found]:
+            return Denial(failures.POLICY_METRICS, f"{lacking[0]} {few}")
+        if payload.kind == "conform.reply":
+            least, patients = self.config.min_count, self.config.floors.figure_patients
+            payload = replace(payload, metrics=told(payload.metrics, least, patients, summed=True))
+        return payload
 
     def _spoken(self, payload: Payload, basis: Basis | None) -> dict[str, list[int | None]]:
         return self._counts(payload.header, None if basis is None else basis.patients_of_splits)
@@ -384,14 +388,11 @@ class SitePolicy:
         return None
 
     def _check_metrics(self, spec: RunSpec, request: Payload) -> Denial | None:
-        kind = request.kind
-        if kind in ("evaluate", "assess") and (said := policy_masking.request_beyond(spec, request.header)):
+        if said := policy_masking.request_beyond(spec, request.header):
             return Denial(failures.POLICY_MASKING, said)
-        if self.config.secure_aggregation == "required" and MASKED not in request.header:
-            return None  # it is answered, and nothing of it leaves
-        if kind == "assess":
+        if request.kind == "assess":
             wanted = [TEST_IMAGES]
-        elif kind == "conform":
+        elif request.kind == "conform":
             wanted = ["num_examples", COUNTED]
         else:
             wanted = ["num_examples", "loss"] + ([SUMS] if request.header["sums"] else [])

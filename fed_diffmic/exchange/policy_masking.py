@@ -2,8 +2,8 @@
 
 ``policy.secure_aggregation=required`` means that an update leaves in a masked sum alone. Then nothing else may tell of
 the site's images what the mask hides: no figure, no calibration sum, no count of classes, validation or test images;
-where ``policy.summed_metrics`` says so, figures of validation images go into masked sums too. The number of training
-images leaves if ``policy.metrics`` names ``images``: the coordinator needs it to begin with.
+where ``policy.summed_metrics`` says so, figures of validation and test images go into masked sums. The number of
+training images leaves if ``policy.metrics`` names ``images``: the coordinator needs it to begin with.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from fed_diffmic.exchange.masking.requests import MASKED, NOISED
 from fed_diffmic.exchange.payload import Payload
 
 WORDS = ("int32", "int64")
-TOLD = ("query.reply", "evaluate.reply", "conform.reply", "assess.reply")
+FIGURE_REPLIES = ("evaluate.reply", "conform.reply", "assess.reply")
+"""Replies that hold metrics, or words of them."""
+TOLD = ("query.reply", *FIGURE_REPLIES)
 """Replies that hold metrics or counts."""
 
 

@@ -81,6 +81,8 @@ class _State:
                 return f"warning: {trouble(event)}"
             case "figures_missing" if event.get("purpose") == "calibrate":
                 return f"warning: [{self.arm}] {event['stage']}: not calibrated: {_why(event)}"
+            case "figures_missing" if event.get("purpose") == "conform":
+                return f"warning: [{self.arm}] {event['stage']}: no prediction sets: {_why(event)}"
             case "figures_missing" if event.get("purpose") == "test":
                 return f"warning: [{self.arm}] {event['stage']}: no figures of test images: {_why(event)}"
             case "figures_missing":

@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from fed_diffmic.training.conformal import CELLS
+
 SETS, UNSURE, REST, WRONG = "sets", "unsure", "rest", "1"
 OWNERS = "owners/"
 """What the names of numbers of patients begin with, by which counts are judged at the site; they never leave it."""
@@ -57,7 +59,7 @@ def without_owners(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not name.startswith(OWNERS)}
 
 
-def told(metrics: Mapping[str, float], least: int, patients: int) -> dict[str, float]:
+def told(metrics: Mapping[str, float], least: int, patients: int, *, summed: bool = False) -> dict[str, float]:
     """Metrics in which no count by cell is one of fewer than ``least`` images, and no state one of few patients.
 
     Metrics that are no counts stay, but for :data:`OWNERS`.
@@ -67,6 +69,10 @@ def told(metrics: Mapping[str, float], least: int, patients: int) -> dict[str, f
             patients is taken for one of none.
         least: images; 1 or less: the count of no cell is moved.
         patients: the least behind a state, or behind right or wrong predictions.
+        summed: they leave in a sum with those of other sites alone. A measure of uncertainty is then told whatever the
+            numbers of right and wrong predictions: the weights decide these, and whoever chose the weights would choose
+            so of how few sites the sum is. Of few predictions only how many there are is told: all lie in the last
+            cell.
     """
     out: dict[str, float] = {}
     tables: defaultdict[tuple[str, ...], defaultdict[str, Row]] = defaultdict(lambda: defaultdict(dict))
@@ -78,14 +84,20 @@ def told(metrics: Mapping[str, float], least: int, patients: int) -> dict[str, f
             out[name] = value
     for head, rows in tables.items():
         states = sorted(rows)
+        sizes = [int(sum(rows[state].values())) for state in states]
         owners = [int(metrics.get(OWNERS + "/".join([*head, state]), 0)) for state in states]
-        shown = suppress([int(sum(rows[state].values())) for state in states], least, owners, patients)
-        if head[0] == UNSURE and None in shown:
-            continue
-        kept = {state: rows[state] for state, count in zip(states, shown, strict=True) if count is not None}
-        hidden = [rows[state] for state, count in zip(states, shown, strict=True) if count is None]
-        if hidden:
-            kept[REST] = {cell: sum(row.get(cell, 0) for row in hidden) for row in hidden for cell in row}
+        if head[0] == UNSURE and summed:
+            enough = [n >= least and own >= patients for n, own in zip(sizes, owners, strict=True)]
+            last = {state: 0 if state == WRONG else CELLS for state in states}
+            kept = {s: rows[s] if e else {last[s]: float(n)} for s, n, e in zip(states, sizes, enough, strict=True)}
+        else:
+            shown = suppress(sizes, least, owners, patients)
+            if head[0] == UNSURE and None in shown:
+                continue
+            kept = {state: rows[state] for state, count in zip(states, shown, strict=True) if count is not None}
+            hidden = [rows[state] for state, count in zip(states, shown, strict=True) if count is None]
+            if hidden:
+                kept[REST] = {cell: sum(row.get(cell, 0) for row in hidden) for row in hidden for cell in row}
         for state, row in kept.items():
             down = head[0] == UNSURE and state == WRONG
             out |= {"/".join([*head, state, str(cell)]): n for cell, n in moved(row, least, down=down).items()}

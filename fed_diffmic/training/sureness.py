@@ -11,13 +11,15 @@ A site's half is :func:`site_counts`, the coordinator's :func:`fit`; between the
 ``owners/`` and all but the cell     patients behind these; stays at the site
 ===================================  ================================================================
 
-A number that does not come is 0. What a site's policy does to them on the way: :mod:`fed_diffmic.training.few`.
+A number that does not come is 0. What a site's policy does to them on the way: :mod:`fed_diffmic.training.few`. Where
+nobody sees the counts of one site, the sites add up all that :func:`count_names` names, and :func:`fit_sum` is the
+coordinator's half.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -158,6 +160,16 @@ def site_counts(
     return metrics
 
 
+def count_names(task: str, classes: int) -> tuple[str, ...]:
+    """Every number that sites may count beside :data:`IMAGES`, whatever the model: what does not come is 0."""
+    questions, states, cells = conformal.shape(task, classes)
+    named = [*map(str, range(states - 1)), REST]
+    places = [f"{q}/{state}/{cell}" for q in range(questions) for state in named for cell in range(cells)]
+    sets = [f"{SETS}{method}/{place}" for method in conformal.methods(task) for place in places]
+    kinds = [f"{kind}/{cell}" for kind in (RIGHT, WRONG) for cell in range(CELLS + 1)]
+    return SQUARES, *sets, *(f"{UNSURE}{measure}/{place}" for measure in MEASURES for place in kinds)
+
+
 @dataclass(frozen=True, eq=False)
 class Counts:
     """What one site counted.
@@ -235,6 +247,28 @@ def fit(counts: Mapping[str, Counts], silent: Sequence[str], task: str, classes:
             measures.append(min(tests, key=lambda test: test.low or 0.0))
     n = sum(site.n for site in sites)
     return Sureness(task, classes, n, tuple(sorted(counts)), tuple(sorted(silent)), rules, tuple(measures))
+
+
+def fit_sum(
+    said: Mapping[str, float], among: Sequence[str], silent: Sequence[str], task: str, classes: int
+) -> Sureness:
+    """The coordinator's half where sums over several sites are all that it sees.
+
+    No site can be left out of a sum, so none is withstood.
+
+    Args:
+        said: the totals, by name.
+        among: names of the sites in them.
+        silent: names of the other sites.
+
+    Raises:
+        ValueError: no sites can have counted so.
+    """
+    total = counts_from(said, task, classes)
+    if total is None or not total.n or any(table.sum() != total.n for table in total.unsure.values()):
+        raise ValueError("counts of validation images do not add up")
+    found = fit({"": total}, silent, task, classes, guarded=False)
+    return replace(found, sites=tuple(sorted(among)))
 
 
 def _measured(name: str, sites: Sequence[Counts]) -> Measured:

@@ -59,11 +59,11 @@ def test_figures_leave_as_words_of_sums_alone_and_both_logs_agree(tmp_path: Path
         assert [line.facts["tensors"][0][:2] for line in told(tmp_path, name)] == [["masked", "int64"]] * 3
         assert all(line.facts["figures"] == {} for line in told(tmp_path, name))
         purposes = [line.facts["purpose"] for line in lines if line.kind == "masked_set"]
-        assert purposes == ["train", "evaluate", "train", "evaluate", "calibrate"]
+        assert purposes == ["train", "evaluate", "train", "evaluate", "calibrate", "conform"]
         found = compare(lines, coordinator, site=name, run="toy")
         assert [one.text for one in found if one.level == PROBLEM] == []
     sums = [line.facts["set"] for line in coordinator if line.kind == "masked_set"]
-    assert len(sums) == 5 and all(json.loads(text)["summed"] == list(NAMES) for text in sums)
+    assert len(sums) == 6 and all(json.loads(text)["summed"] == list(NAMES) for text in sums)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_too_few_images_for_the_calibrations_table_are_enough_for_a_figure(tmp_p
     final, events = run(tmp_path, grid)
     assert final.history[0]["summed"]["sites"] == list(NAMES)
     assert not events.of("site_failed")
-    assert [row["purpose"] for row in events.of("figures_missing")] == ["calibrate"]
+    assert [row["purpose"] for row in events.of("figures_missing")] == ["calibrate", "conform"]
     assert events.of("calibrated")[0]["images"] == 0
 
 

@@ -34,7 +34,7 @@ from tests import toy
 from tests.client.masked import NAMES, codes, consortium, log_of, run
 from tests.site_rules import KEY, NO_FLOORS
 
-NAMED = ["num_examples", "images", "loss", "auroc_macro", "nll/*", "test/*", "points/*"]
+NAMED = ["num_examples", "images", "loss", "auroc_macro", "nll/*", "sets/*", "unsure/*", "test/*", "points/*"]
 
 
 @pytest.fixture(autouse=True)

@@ -114,3 +114,14 @@ def test_a_folder_that_cannot_be_made_is_a_machine_error(tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with pytest.raises(MachineError):
         SiteStore(tmp_path / "file" / "site")
+
+
+@pytest.mark.parametrize("kind", ["evaluate", "conform", "assess"])
+def test_after_a_question_about_its_result_a_stage_is_not_trained(store: SiteStore, kind: str) -> None:
+    key, other = ("run", "federated", "guidance"), ("run", "federated", "diffusion")
+    store.record_answer(key, "train", 1, "one")
+    store.record_answer(key, "evaluate", 1, "judged")
+    assert store.may_answer(key, "train", 2, "two")
+    store.record_answer(key, kind, 0, "result")
+    assert not store.may_answer(key, "train", 2, "two") and not store.may_answer(key, "train", 2, "two", masked=True)
+    assert store.may_answer(key, "train", 1, "one") and store.may_answer(other, "train", 1, "another")

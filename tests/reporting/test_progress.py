@@ -97,7 +97,7 @@ def test_rounds_that_nobody_judged_are_said_with_what_can_be_done() -> None:
     out = io.StringIO()
     log = EventLog(None, [PlainProgress(out)])
     log.emit("stage_started", stage="plain", rounds=3)
-    for purpose in ("evaluate", "calibrate", "test"):
+    for purpose in ("evaluate", "calibrate", "conform", "test"):
         log.emit("figures_missing", stage="plain", round=2, purpose=purpose, reason="not there: d", todo="Wait for d.")
     kept = {"best_round": 1, "chosen": True, "last": "last/plain.safetensors"}
     log.emit("stage_done", stage="plain", **kept, unjudged=2)
@@ -106,6 +106,7 @@ def test_rounds_that_nobody_judged_are_said_with_what_can_be_done() -> None:
     assert out.getvalue().splitlines() == [
         "warning: [federated] plain round 2: not judged: not there: d. Wait for d.",
         "warning: [federated] plain: not calibrated: not there: d. Wait for d.",
+        "warning: [federated] plain: no prediction sets: not there: d. Wait for d.",
         "warning: [federated] plain: no figures of test images: not there: d. Wait for d.",
         f"[federated] plain: {said}; the last 2 rounds were not judged, and the weights that came of it are "
         "last/plain.safetensors in the run's folder",

@@ -16,6 +16,7 @@ from client import summed as summed_module
 from fed_diffmic.config.simulation import StrategyConfig
 from fed_diffmic.exchange.failures import POLICY_METRICS, SiteError
 from fed_diffmic.exchange.masking.coordinator import MaskedSum
+from fed_diffmic.exchange.masking.figures import FigureForm
 from fed_diffmic.exchange.masking.site import MaskingSite
 from fed_diffmic.exchange.payload import Payload
 from server import replies as replies_module
@@ -44,7 +45,7 @@ def test_choice_and_calibration_are_those_of_what_each_site_says(
 ) -> None:
     """Of the very same weights: a coordinator that sees each site's figures chooses and calibrates just so."""
     seen: list[Payload] = []
-    accept, said = replies_module.Asking._accept, summed_module.said
+    accept = replies_module.Asking._accept
     plain: dict[tuple[str, int], list[dict[str, float]]] = {}
 
     def watched(self: Any, request: Any, payload: Payload, read: Any) -> None:
@@ -52,20 +53,19 @@ def test_choice_and_calibration_are_those_of_what_each_site_says(
         accept(self, request, payload, read)
 
     monkeypatch.setattr(replies_module.Asking, "_accept", watched)
-    encode = summed_module.FigureForm.encode
+    encode = FigureForm.encode
 
     def encoding(self: Any, metrics: Any) -> Any:
         plain.setdefault(self.names, []).append(dict(metrics))
         return encode(self, metrics)
 
-    monkeypatch.setattr(summed_module.FigureForm, "encode", encoding)
-    assert said is not None
+    monkeypatch.setattr(FigureForm, "encode", encoding)
     grid, _ = masked_grid(tmp_path)
     final, events = run(tmp_path / "run", grid)
     assert not events.of("figures_missing") and not events.of("site_failed")
     told = [payload for payload in seen if payload.kind == "evaluate.reply"]
     assert len(told) == 3 * len(NAMES) and all(set(p.tensors) == {"masked"} and not p.metrics for p in told)
-    rounds, table = (plain[names] for names in sorted(plain, key=len))
+    rounds, table, counted = (plain[names] for names in sorted(plain, key=len))
     for row, figures in zip(final.history, (rounds[:4], rounds[4:]), strict=True):
         images = sum(one["num_examples"] for one in figures)
         for name in ("loss", "auroc_macro"):
@@ -77,6 +77,7 @@ def test_choice_and_calibration_are_those_of_what_each_site_says(
     cells = {n: sum(one[n] for one in table) for n in table[0] if n.startswith("nll/")}
     (event,) = events.of("calibrated")
     assert event["images"] == sum(one["num_examples"] for one in table)
+    assert final.sureness["guidance"].n == sum(one["num_examples"] for one in counted) == event["images"]
     assert event["nll"] == min(cells.values()) / event["images"]  # exact: sums of whole numbers of quanta
 
 
@@ -85,13 +86,13 @@ def test_a_run_ends_early_by_summed_figures_and_keeps_its_best_round(
 ) -> None:
     grid, _ = masked_grid(tmp_path)
     figures = iter([0.5, 0.5, 0.9, 0.9, 0.8, 0.8, 0.7, 0.7])
-    decode = summed_module.FigureForm.decode
+    decode = FigureForm.decode
 
     def decoding(self: Any, total: Any, sites: int) -> dict[str, float]:
         found = decode(self, total, sites)
         return {**found, **({"auroc_macro": next(figures)} if "auroc_macro" in found else {})}
 
-    monkeypatch.setattr(summed_module.FigureForm, "decode", decoding)
+    monkeypatch.setattr(FigureForm, "decode", decoding)
     figures = iter([0.5, 0.9, 0.8, 0.7])
     final, _ = run(tmp_path / "run", grid, rounds=5, patience=2)
     assert [row["round"] for row in final.history] == [1, 2, 3, 4]
@@ -123,7 +124,7 @@ def test_a_site_that_says_no_figures_is_left_out_and_with_too_few_the_last_round
     assert final.history[-1]["best_round"] == 2 and not events.of("site_failed")
     told = events.of("figures_missing")
     # The second round asks nobody who said that: another sentence, told once too.
-    assert [row["purpose"] for row in told] == ["evaluate", "evaluate", "calibrate"]
+    assert [row["purpose"] for row in told] == ["evaluate", "evaluate", "calibrate", "conform"]
     assert "2 sites give figures, and a sum is over 3 or more" in told[1]["reason"]
     assert events.of("calibrated")[0]["images"] == 0
 
@@ -195,3 +196,29 @@ def test_a_frozen_sum_is_taken_for_what_it_was_begun_of_alone(
     final, events = run(tmp_path / "run", grid, rounds=1, test_s=60.0)
     assert bool(final.together) == same
     assert [row["purpose"] for row in events.of("figures_missing")] == ([] if same else ["test"])
+
+
+@pytest.mark.parametrize(("purpose", "step"), [("conform", "signed"), ("test", "add")])
+def test_a_coordinator_that_is_ended_at_the_end_asks_for_no_sum_of_a_finished_stage_twice(
+    purpose: str, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sites sign one set for each: begun anew, the model would have no calibration and no prediction sets."""
+    grid, _ = masked_grid(tmp_path / "1")
+    whole, _ = run(tmp_path / "1" / "run", grid, rounds=1, test_s=60.0)
+    assert whole.sureness["guidance"].n == whole.calibration["guidance"].n > 0 and whole.together
+    grid, _ = masked_grid(tmp_path / "2")
+    real = getattr(MaskedSum, step)
+
+    def dying(self: MaskedSum, site: str, given: Any) -> None:
+        if site == "c" and self.session.purpose == purpose:
+            raise KilledError
+        real(self, site, given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MaskedSum, step, dying)
+        with pytest.raises(KilledError):
+            run(tmp_path / "2" / "run", grid, rounds=1, test_s=60.0)
+    resumed, events = run(tmp_path / "2" / "run", grid, rounds=1, test_s=60.0)
+    assert not events.of("figures_missing") and resumed.digests == whole.digests
+    assert (resumed.calibration, resumed.sureness) == (whole.calibration, whole.sureness)
+    assert resumed.together == whole.together

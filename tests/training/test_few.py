@@ -76,6 +76,17 @@ def test_a_measure_that_few_errors_would_tell_is_kept_back_and_any_other_looks_w
     assert told({"unsure/spread/0/50": 40.0, "unsure/spread/1/70": 3.0}, 10, 0) == {}
 
 
+def test_in_a_sum_a_measure_of_few_errors_tells_how_many_there_are_and_no_more():
+    """Left out, the sum would be of the other sites alone; in their cells, they would be single images."""
+    metrics = {"unsure/entropy/0/50": 40.0, "unsure/entropy/1/70": 3.0, "unsure/entropy/1/90": 1.0}
+    assert told(metrics, 10, 0, summed=True) == {"unsure/entropy/0/50": 40.0, "unsure/entropy/1/0": 4.0}
+    metrics = {"unsure/entropy/0/50": 4.0, "unsure/entropy/1/70": 30.0}
+    assert told(metrics, 10, 0, summed=True) == {"unsure/entropy/0/200": 4.0, "unsure/entropy/1/70": 30.0}
+    owners = {"owners/unsure/entropy/0": 4.0, "owners/unsure/entropy/1": 1.0}
+    assert told(metrics | owners, 1, 3, summed=True) == {"unsure/entropy/0/50": 4.0, "unsure/entropy/1/0": 30.0}
+    assert told(metrics | owners, 1, 1, summed=True) == metrics
+
+
 def test_a_class_of_few_patients_is_not_told_apart_however_many_images_it_has():
     table = np.zeros((1, 4, conformal.CELLS + 1), int)
     table[0, 0, 30], table[0, 1, 171], table[0, 2, 60] = 48, 12, 20

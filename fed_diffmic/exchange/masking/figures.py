@@ -1,10 +1,10 @@
 """What sites say of weights on their images, as words: sums over all images of all sites, none of one site.
 
 Each word is a sum over a site's images: their number ``n``; of a figure that is a mean, ``n`` times it; of the
-calibration's table, each cell as it is; of test images, counts (:mod:`fed_diffmic.training.together`). All are written
-in quanta of ``2^-20``, in which numbers of images and the calibration's sums (:mod:`fed_diffmic.training.calibration`)
-are whole, so their sums over the sites are exact; a mean figure is off by half a quantum times the number of sites,
-over all images.
+calibration's table, each cell as it is; for prediction sets and of test images, counts
+(:mod:`fed_diffmic.training.sureness`, :mod:`fed_diffmic.training.together`). All are written in quanta of ``2^-20``, in
+which numbers of images and the calibration's sums (:mod:`fed_diffmic.training.calibration`) are whole, so their sums
+over the sites are exact; a mean figure is off by half a quantum times the number of sites, over all images.
 
 Every site of a sum has a part in each of its words: a figure that only some of them could say would be that of these
 alone. So a site at which weights give no finite scores, or a number beyond what the words hold, gives random words
@@ -17,17 +17,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.exchange.audit_lines import canonical
 from fed_diffmic.exchange.masking.fixed_point import FixedPoint, FixedPointError
 from fed_diffmic.exchange.masking.session import MOST_SITES
 from fed_diffmic.exchange.payload import text_digest
+from fed_diffmic.training import calibration, sureness, together
 
 IMAGES, LOSS = "num_examples", "loss"
 MOST_LABELS = 4096
-"""A count may be over an image's labels: more of them no run has."""
+"""A count may be over an image's labels, more of which no run has, or over pairs of images."""
 FRACTION, BITS = 20, 64
 BOUND = 2.0 ** (BITS - 1 - FRACTION - MOST_SITES.bit_length())
 """The largest number of a site: images, or nats over all its images (3.4e10)."""
@@ -74,11 +77,12 @@ class FigureForm:
         """A site's figures as words.
 
         Args:
-            metrics: by name; :attr:`names` are taken.
+            metrics: by name; :attr:`names` are taken. A count that is not there is 0.
 
         Raises:
             FixedPointError: one is missing, not finite or beyond :data:`BOUND`, or there is no image.
         """
+        metrics = {**dict.fromkeys(self.counts, 0.0), **metrics}
         images = float(metrics.get(IMAGES, 0.0))
         if not set(self.names) <= set(metrics) or not images >= 1.0:
             raise FixedPointError("a site cannot say every figure of the sum")
@@ -106,7 +110,7 @@ class FigureForm:
             raise FixedPointError(NO_SUM)
         slack = sites * self._words.quantum
         middle = 1 + len(self.means)
-        most_count = images * MOST_LABELS
+        most_count = images * max(MOST_LABELS, images)
         for name, value in zip(self.names[1:], values[1:], strict=True):
             nats = name == LOSS or name in self.sums
             most = BOUND * sites if nats else most_count if name in self.counts else images
@@ -123,18 +127,34 @@ class FigureForm:
         return FixedPoint(MOST_SITES, BOUND, FRACTION, BITS)
 
 
+def figure_form(
+    spec: RunSpec, stage: str, purpose: str, prior: Sequence[float], fitted: Mapping[str, Any] | None = None
+) -> FigureForm:
+    """How a stage's figures are written, by the run's settings alone.
+
+    Args:
+        purpose: one of :data:`fed_diffmic.exchange.masking.session.FIGURES`.
+        prior: of the classes, under which the sites calibrate; of counts: none.
+        fitted: of counts: the stage's calibration, as JSON values.
+    """
+    cfg = spec.stage(stage)
+    if purpose == "conform":
+        return count_form(sureness.count_names(spec.task, spec.num_classes), fitted or {})
+    if purpose == "test":
+        return count_form((*together.count_names(spec.num_classes), *together.sum_names()), fitted or {})
+    if purpose == "calibrate":
+        return table_form(prior, calibration.grid(spec.task, blended=cfg.blend).shape)
+    return round_form(prior, cfg.select)
+
+
 def round_form(prior: Sequence[float], select: str) -> FigureForm:
     """Of a round: the loss, and the figure that chooses (``stages.*.select``)."""
     return FigureForm(tuple(map(float, prior)), tuple(dict.fromkeys((LOSS, select))))
 
 
-def test_form(counts: Sequence[str], about: str) -> FigureForm:
-    """Of a finished stage on test images: counts (:mod:`fed_diffmic.training.together`).
-
-    Args:
-        about: digest of the stage's calibration.
-    """
-    return FigureForm((), counts=tuple(counts), about=about)
+def count_form(counts: Sequence[str], fitted: Mapping[str, Any]) -> FigureForm:
+    """Of a finished stage: counts of images, under its calibration ``fitted``."""
+    return FigureForm((), counts=tuple(counts), about=text_digest(canonical(dict(fitted))))
 
 
 def table_form(prior: Sequence[float], shape: tuple[int, int]) -> FigureForm:

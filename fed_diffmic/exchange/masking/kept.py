@@ -8,7 +8,7 @@ be kept but the number of the attempt: the next one must be a new one, because s
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from fed_diffmic.exchange.payload import PayloadError
 from fed_diffmic.files import load_tensors, private_folder, read_json, save_tensors, tensors_digest, write_json
 from fed_diffmic.provision.keys import PublicKey
 
-_FACTS, _WORDS = "masked.json", "masked.safetensors"
+_FACTS, _WORDS, _FINISHED = "masked.json", "masked.safetensors", "finished.json"
 Where = tuple[str, str, str, str, int]
 
 
@@ -115,3 +115,48 @@ class KeptSum:
 
     def _write(self, value: dict[str, Any]) -> None:
         write_json(private_folder(self.folder) / _FACTS, value, mode=0o600)
+
+
+class FinishedSums:
+    """What sums of finished stages said.
+
+    Each is given once in a run, so a coordinator that is ended behind one, and asks from the first on again, must know.
+
+    Args:
+        folder: made (0700) where it is missing.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    def get(self, where: Where, task: str) -> tuple[dict[str, float], tuple[str, ...]] | None:
+        """What a sum said and the names of the sites in it; none: it is not known, or was of another task.
+
+        Raises:
+            ModelFileError: what was kept cannot be read.
+        """
+        for one in self._read():
+            if (one["where"], one["task"]) == (list(where), task):
+                return dict(one["said"]), tuple(one["among"])
+        return None
+
+    def add(self, where: Where, task: str, said: Mapping[str, float], among: Sequence[str]) -> None:
+        """Keep what a sum said. On disk on return.
+
+        Args:
+            where: run, arm, stage, purpose and round.
+            task: of the sum's session: digest of the weights, the settings and the form of words.
+
+        Raises:
+            MachineError: it cannot be written.
+        """
+        one = {"where": list(where), "task": task, "said": dict(said), "among": list(among)}
+        write_json(private_folder(self.folder) / _FINISHED, [*self._read(), one], mode=0o600)
+
+    def _read(self) -> list[dict[str, Any]]:
+        path = self.folder / _FINISHED
+        value = read_json(path) if path.exists() else []
+        names = {"where", "task", "said", "among"}
+        if not isinstance(value, list) or not all(isinstance(one, dict) and set(one) == names for one in value):
+            raise ModelFileError(f"{path} does not hold sums of finished stages", "Restore it from the backup.")
+        return value

@@ -14,8 +14,8 @@ from fed_diffmic.exchange.payload import PayloadError, text_digest
 VERSION = 1
 MOST_SITES = 200
 LONGEST_TEXT = 64 * 1024
-FINISHED = ("calibrate", "test")
-"""Sums of what sites say of a finished stage: for its calibration, and of their test images."""
+FINISHED = ("calibrate", "conform", "test")
+"""Sums of what sites say of a finished stage: for its calibration, for prediction sets, and of their test images."""
 FIGURES = ("evaluate", *FINISHED)
 """Sums of what sites say of weights on their images: of a round's validation, and of a finished stage."""
 

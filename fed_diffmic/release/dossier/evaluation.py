@@ -34,14 +34,54 @@ INTERVALS = (
     "coverage exact and widened for images of one patient. They hold which patients there were, not another training."
 )
 
+IN_SUMS = ("accuracy", "balanced_accuracy", "auroc_macro", "ece")
+WHY_NO_SITE = (
+    "Each of these sites added counts of its test images under masks; the coordinator learnt the totals alone, so no "
+    "site's own figures stand here, and none are known to it. At a single site the model may do better or worse. There "
+    "are no intervals, because how images of one patient lie in the counts is not known; AUROC and operating points "
+    "take images of nearly the same probability as tied."
+)
+
 
 def evaluation(sources: Sources, least: int = LEAST) -> dict[str, Any]:
     """How good the model is on test images."""
     summary = sources.tree(SUMMARY)
     if not summary:
         return section("evaluation", "Evaluation", missing("The run's folder holds no summary.json: nothing is known."))
-    blocks = [text(INTERVALS), *_overall(sources), *_sites(sources), *_classes(sources, least), *_elsewhere(sources)]
-    return section("evaluation", "Evaluation", *blocks, *_subgroups(sources, least))
+    if summary.get("together"):
+        blocks = _together(sources, least)
+    else:
+        blocks = [text(INTERVALS), *_overall(sources), *_sites(sources), *_classes(sources, least)]
+    return section("evaluation", "Evaluation", *blocks, *_elsewhere(sources), *_subgroups(sources, least))
+
+
+def _together(sources: Sources, least: int) -> list[Block]:
+    """Of a run whose coordinator sees sums alone: figures over the test images of several sites, none of one site."""
+    summary, place = sources.tree(SUMMARY), ("together",)
+    among, counted = summary["together"]["sites"], not total_tells(sources, "test", least)
+    rows: list[list[Any]] = [["test images", _or_few(sources, counted, *place, "n")]]
+    rows += [[NAMES[name], fact] for name in IN_SUMS if (fact := sources.fact(SUMMARY, *place, name))]
+    blocks = [
+        table("Test images of the sites of one masked sum together", ["figure", "value"], rows),
+        *_summed_classes(sources, least, counted),
+        text(f"These are figures over the test images of {', '.join(among)} together. {WHY_NO_SITE}"),
+    ]
+    silent = sorted(set(summary.get("sites") or {}) - set(among))
+    return [*blocks, *([missing(f"No figure on test images is known of {', '.join(silent)}.")] if silent else [])]
+
+
+def _summed_classes(sources: Sources, least: int, counted: bool) -> list[Block]:
+    """Each class against the rest in a masked sum; counts of few images are kept back, as everywhere."""
+    place = ("together", "per_class")
+    block, words = sources.at(SUMMARY, *place), words_of(sources.tree(SUMMARY))
+    classes = [name for name in sources.at(SUMMARY, "classes") if name in block]
+    lines = []
+    for name, may in zip(classes, shown([block[name]["positives"] for name in classes], least), strict=True):
+        cells = [_or_few(sources, may and counted, *place, name, "positives")]
+        cells += [_or_few(sources, may, *place, name, key) for key in ("auroc", *POINTS)]
+        lines.append([f"{words[name]} ({name})" if name in words else name, *cells])
+    columns = ["class", "test images with it", "AUROC", *(NAMES[name] for name in POINTS)]
+    return [table("Each class against the rest, test images of the sum together", columns, lines)]
 
 
 def _overall(sources: Sources) -> list[Block]:
@@ -187,6 +227,7 @@ def _calibration(sources: Sources, least: int) -> list[Block]:
             ("weight of the class shares", SUMMARY, ("calibration", "prior_weight")),
             ("mean negative log-likelihood, nats", SUMMARY, ("calibration", "nll")),
             ("calibration error on all test images", SUMMARY, ("global", "test", "ece")),
+            ("calibration error on the test images of one masked sum", SUMMARY, ("together", "ece")),
         ],
     )
     if not rows:

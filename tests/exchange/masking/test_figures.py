@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_diffmic.exchange.masking.figures import BOUND, FigureForm, round_form, table_form
+from fed_diffmic.exchange.masking.figures import BOUND, FigureForm, count_form, round_form, table_form
 from fed_diffmic.exchange.masking.fixed_point import FixedPointError, add_words
 from fed_diffmic.exchange.masking.session import MOST_SITES
 
@@ -82,3 +82,10 @@ def test_what_no_two_sites_can_have_said_is_refused(words: list[int]) -> None:
 def test_another_prior_figure_or_table_has_another_name() -> None:
     forms = [FORM, round_form([0.75, 0.25], "auroc_macro"), round_form([0.25, 0.75], "loss"), table_form([0.5], (1, 2))]
     assert len({form.digest for form in forms}) == len(forms) and forms[2].names == ("num_examples", "loss")
+
+
+def test_counts_are_exact_over_pairs_of_images_too_and_what_is_not_said_is_none() -> None:
+    form, images = count_form(["pairs", "cell"], {"scale": 1.0}), 100_000
+    found = form.decode(total(form, [{"num_examples": images, "pairs": float(images**2)}] * 3), 3)
+    assert found == {"num_examples": 3.0 * images, "pairs": 3.0 * images**2, "cell": 0.0}
+    assert form.digest != count_form(["pairs", "cell"], {"scale": 2.0}).digest

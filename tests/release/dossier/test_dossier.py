@@ -30,9 +30,12 @@ from fed_diffmic.release.dossier.write import (
     write_dossier,
 )
 from fed_diffmic.release.provenance import sign_statement, verify_statement
+from fed_diffmic.training.matrix import AT_SENSITIVITY, AT_SPECIFICITY
 from tests.release.dossier.made import (
     CLAIM,
+    CLASSES,
     SITES,
+    deployed_summary,
     simulated_summary,
     write_deployment,
     write_simulation,
@@ -128,6 +131,28 @@ def test_few_images_are_kept_back_and_so_is_what_gives_them_away(simulated: Path
         if 0 < cell["positives"] < 10:
             keys = ("positives", "sensitivity", "auroc")
             assert all("withheld" in told[f"/global/test/per_class/{name}/{key}"] for key in keys)
+
+
+def test_a_masked_run_shows_what_its_sites_are_together_and_says_why_no_site_is_shown(tmp_path: Path) -> None:
+    """Two sites are in the sum, and one class has few test images there."""
+    cell = {"auroc": 0.9, AT_SPECIFICITY: 0.7, AT_SENSITIVITY: 0.6}
+    per_class = {name: {**cell, "positives": 40} for name in CLASSES} | {CLASSES[0]: {**cell, "positives": 3}}
+    metrics = {"accuracy": 0.81, "balanced_accuracy": 0.72, "auroc_macro": 0.93, "ece": 0.05}
+    together = {"sites": list(SITES[:2]), "n": 243, **metrics, "per_class": per_class}
+    run = write_deployment(tmp_path / "tiny", KEY)
+    write_json(run / "summary.json", {**deployed_summary(), "matrix": {}, "together": together})
+    content = build(run)
+    assert unsourced(content, run) == [] and list(numbers(content)) == ["/format"]
+    rows = block_of(content, "evaluation", "Test images of the sites of one masked sum together")["rows"]
+    assert [cell["value"] for _, cell in rows] == [243, *metrics.values()]
+    lines = block_of(content, "evaluation", "Each class against the rest, test images of the sum")["rows"]
+    hidden = {line[0]: ["withheld" in cell for cell in line[1:]] for line in lines}
+    few = [name for name, cells in hidden.items() if all(cells)]
+    assert len(few) == 2 and CLASSES[0] in few[0] + few[1], "the second, for the first could be had by subtraction"
+    assert all(not any(cells) for name, cells in hidden.items() if name not in few)
+    said = json.dumps([s for s in content["sections"] if s["id"] == "evaluation"])
+    assert f"test images of {', '.join(SITES[:2])} together" in said and "no site's own figures stand here" in said
+    assert f"No figure on test images is known of {', '.join(SITES[2:])}." in said and "each site's own" not in said
 
 
 def test_no_total_over_sites_gives_away_what_is_kept_back_at_one(tmp_path: Path, summary: dict[str, Any]) -> None:
