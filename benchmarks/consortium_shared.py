@@ -2,9 +2,9 @@
 
 Three runs of one consortium, one after the other, over the same images: FedAvg with one local step, the same under
 masks, and ``strategy=fedsgd`` with ``privacy.mechanism=distributed``. Trained are the heads of the guidance network
-alone; its encoders are frozen. As many images are drawn for a step as the others take. A plain
-round is judged too, in the message that asks for training, on a handful of images; the others are not judged. The first
-round, which also brings the base, and the last do not count.
+alone; its encoders are frozen. As many images are drawn for a step as the others take. A plain round is judged too, in
+the message that asks for training, a masked one by a masked sum of its own, both on a handful of images; sites with
+shared noise say nothing of the weights. The first round, which also brings the base, and the last do not count.
 
 More than three sites are started one after the other: so many programs at once take minutes to load, and as many
 together share the processors in each round. So seconds of many sites are those of this machine, and say less than
