@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.pages import put, rewrite
+from benchmarks.pages import fill
 from fed_diffmic.errors import UsageError
 from fed_diffmic.files import read_json
 from fed_diffmic.reporting.view import duration
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--name", default="", help="of the marks, where a page has several answers")
     given = parser.parse_args()
     lines = answered(given.folder)
-    rewrite(given.page, lambda page: put(page, f"{MARK} {given.name}".strip(), lines))
+    fill(given.page, MARK, lines, given.name)
 
 
 if __name__ == "__main__":

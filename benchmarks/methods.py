@@ -3,8 +3,8 @@
     python -m benchmarks.methods DIR docs/lab/2026-11-29-shared-noise.md --against none local-8
 
 ``DIR`` is the folder of ``fed-diffmic experiment run --out``. Everything between ``<!-- methods -->`` and
-``<!-- end of methods -->`` is replaced; nothing of it is typed. Seeds that some method lacks are left out for all, and
-named. Intervals of differences: :mod:`simulations.experiments.compare`.
+``<!-- end of methods -->`` is replaced (with a name: ``<!-- methods NAME -->``); nothing of it is typed. Seeds that
+some method lacks are left out for all, and named. Intervals of differences: :mod:`simulations.experiments.compare`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.pages import put, rewrite
+from benchmarks.pages import fill
 from fed_diffmic.errors import UsageError
 from fed_diffmic.files import read_json
 from simulations.experiments.answer import NAMES, gap_text, table
@@ -96,9 +96,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("page", type=Path)
     parser.add_argument("--against", nargs="+", required=True, help="methods that all others are compared with")
+    parser.add_argument("--name", default="", help="of the marks, where a page has several tables")
     given = parser.parse_args()
     text = lines(given.folder, given.against)
-    rewrite(given.page, lambda page: put(page, MARK, text))
+    fill(given.page, MARK, text, given.name)
 
 
 if __name__ == "__main__":

@@ -27,3 +27,18 @@ def put(page: str, name: str, lines: Sequence[str]) -> str:
 def rewrite(path: Path, change: Callable[[str], str]) -> None:
     """Write what ``change`` makes of a page in its place."""
     atomic_write(path, change(path.read_text(encoding="utf-8")).encode())
+
+
+def fill(path: Path, mark: str, lines: Sequence[str], name: str = "") -> None:
+    """Write the lines between a page's marks, in its place.
+
+    Args:
+        path: of the page.
+        mark: what the marks are called.
+        lines: the text.
+        name: of the marks, where a page has several of one kind: ``<!-- MARK NAME -->``.
+
+    Raises:
+        UsageError: the page has no such marks.
+    """
+    rewrite(path, lambda page: put(page, f"{mark} {name}".strip(), lines))

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.methods import MARK, lines
-from benchmarks.pages import put
+from benchmarks.pages import fill, put
 from fed_diffmic.errors import UsageError
 from fed_diffmic.files import save_tensors, write_json
 
@@ -64,6 +64,18 @@ def test_the_page_keeps_what_stands_around_its_marks(tmp_path: Path) -> None:
     page = put("above\n\n<!-- methods -->\nold\n<!-- end of methods -->\n\nbelow\n", MARK, text)
     assert page.startswith("above\n\n") and page.endswith("\n\nbelow\n") and "old" not in page
     assert put(page, MARK, text) == page
+
+
+def test_of_several_tables_of_a_page_the_named_one_is_written(tmp_path: Path) -> None:
+    page, two = (
+        tmp_path / "page.md",
+        "<!-- methods -->\na\n<!-- end of methods -->\n<!-- methods b -->\nc\n<!-- end of methods b -->\n",
+    )
+    page.write_text(two)
+    fill(page, MARK, ["new"], "b")
+    assert page.read_text() == two.replace("\nc\n", "\nnew\n")
+    fill(page, MARK, ["first"])
+    assert page.read_text() == two.replace("\nc\n", "\nnew\n").replace("\na\n", "\nfirst\n")
 
 
 def test_what_gives_no_table_is_said(tmp_path: Path) -> None:
