@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pytest
 
 from client import site as client_site
 from client.masking import site_masking
 from fed_diffmic.config.simulation import StrategyConfig
 from fed_diffmic.config.site import SiteConfig, SiteGroup
 from fed_diffmic.exchange.audit import AuditLog, Line, read_lines
+from fed_diffmic.exchange.masking.kept import KeptSum
 from fed_diffmic.exchange.masking.virtual import virtual_key
 from fed_diffmic.provision.keys import public_text
 from fed_diffmic.provision.peers import Peer, _save
 from server.checkpoints import CheckpointStore
 from server.hooks import Hooks
+from server.masked_figures import SummedFigures
 from tests import site_rules, toy
 
 NAMES = ("a", "b", "c", "d")
@@ -66,3 +72,28 @@ def codes(folder: Path, name: str) -> set[int]:
 def left(folder: Path, name: str) -> list[Line]:
     """Updates that left a site, masked or not."""
     return [line for line in log_of(folder, name) if line.facts.get("reply") == "train.reply"]
+
+
+def ask_twice(monkeypatch: pytest.MonkeyPatch, question: str) -> list[Any]:
+    """Have the coordinator ask for a sum of figures again, of other weights, when that of the first ones is open.
+
+    Args:
+        question: ``conform`` or ``assess``.
+
+    Returns:
+        The answers to what was asked again, as they come.
+    """
+    again: list[Any] = []
+    real = getattr(SummedFigures, question)
+
+    def twice(self: Any, request: Any) -> Any:
+        first = real(self, request)
+        moved = {name: value + np.asarray(1, value.dtype) for name, value in request.tensors.items()}
+        with monkeypatch.context() as patch:
+            patch.setattr(KeptSum, "resume", lambda *_: None)
+            patch.setattr(KeptSum, "begin", lambda *_: 2)
+            again.append(real(self, replace(request, tensors=moved, parcel=None)))
+        return first
+
+    monkeypatch.setattr(SummedFigures, question, twice)
+    return again

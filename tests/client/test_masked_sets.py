@@ -27,7 +27,6 @@ from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.audit import read_lines
 from fed_diffmic.exchange.audit_compare import PROBLEM, compare
 from fed_diffmic.exchange.masking import figures
-from fed_diffmic.exchange.masking.kept import KeptSum
 from fed_diffmic.exchange.masking.session import SECOND_SET, MaskingError
 from fed_diffmic.exchange.masking.site import MaskingSite
 from fed_diffmic.exchange.policy import SitePolicy
@@ -41,7 +40,7 @@ from server.masked import MaskedSites
 from server.masked_figures import SummedFigures
 from server.sites import Sites
 from tests import toy
-from tests.client.masked import NAMES, codes, consortium, log_of, run
+from tests.client.masked import NAMES, ask_twice, codes, consortium, log_of, run
 from tests.site_rules import NO_FLOORS
 
 NAMED = ["num_examples", "images", "class_counts", "loss", "auroc_macro", "nll/*", "sets/*", "unsure/*"]
@@ -210,18 +209,7 @@ def why_refused(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
 def test_a_second_sum_of_counts_is_refused_whatever_the_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    why, again, real = why_refused(monkeypatch), [], SummedFigures.conform
-
-    def twice(self: Any, request: AssessRequest) -> Any:
-        first = real(self, request)
-        moved = {name: value + np.asarray(1, value.dtype) for name, value in request.tensors.items()}
-        with monkeypatch.context() as patch:
-            patch.setattr(KeptSum, "resume", lambda *_: None)
-            patch.setattr(KeptSum, "begin", lambda *_: 2)
-            again.append(real(self, replace(request, tensors=moved, parcel=None)))
-        return first
-
-    monkeypatch.setattr(SummedFigures, "conform", twice)
+    why, again = why_refused(monkeypatch), ask_twice(monkeypatch, "conform")
     grid, _ = consortium(tmp_path, **SUMMED)
     final, _ = run(tmp_path, grid)
     assert final.sureness["guidance"].n == 24 and again[0].summed == {}

@@ -21,7 +21,6 @@ from fed_diffmic.exchange.audit import read_lines
 from fed_diffmic.exchange.audit_compare import PROBLEM, compare
 from fed_diffmic.exchange.masking.coordinator import MaskedSum
 from fed_diffmic.exchange.masking.figures import NO_SUM
-from fed_diffmic.exchange.masking.kept import KeptSum
 from fed_diffmic.exchange.masking.session import SECOND_SET, MaskingError
 from fed_diffmic.exchange.masking.site import MaskingSite
 from fed_diffmic.exchange.policy import SitePolicy
@@ -31,7 +30,7 @@ from fed_diffmic.training.together import site_sums, together
 from server.masked_figures import SummedFigures
 from server.sites import Sites
 from tests import toy
-from tests.client.masked import NAMES, codes, consortium, log_of, run
+from tests.client.masked import NAMES, ask_twice, codes, consortium, log_of, run
 from tests.site_rules import KEY, NO_FLOORS
 
 NAMED = ["num_examples", "images", "loss", "auroc_macro", "nll/*", "sets/*", "unsure/*", "test/*", "points/*"]
@@ -135,7 +134,7 @@ def test_a_second_sum_of_test_images_is_refused_whatever_the_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A coordinator that asks about other weights when the sum of the first ones is open."""
-    real, again, why = SummedFigures.assess, [], []
+    again, why = ask_twice(monkeypatch, "assess"), []
     advertise = MaskingSite.advertise
 
     def advertised(self: MaskingSite, *given: Any) -> Any:
@@ -147,16 +146,6 @@ def test_a_second_sum_of_test_images_is_refused_whatever_the_weights(
 
     monkeypatch.setattr(MaskingSite, "advertise", advertised)
 
-    def twice(self: Any, request: Any) -> Any:
-        first = real(self, request)
-        moved = {name: value + np.asarray(1, value.dtype) for name, value in request.tensors.items()}
-        with monkeypatch.context() as patch:
-            patch.setattr(KeptSum, "resume", lambda *_: None)
-            patch.setattr(KeptSum, "begin", lambda *_: 2)
-            again.append(real(self, replace(request, tensors=moved, parcel=None)))
-        return first
-
-    monkeypatch.setattr(SummedFigures, "assess", twice)
     grid, _ = consortium(tmp_path, summed_metrics=True, metrics=NAMED)
     final, _ = run(tmp_path, grid, test_s=60.0)
     assert final.together and again[0].summed == {}
