@@ -9,9 +9,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from benchmarks.pages import fill
+from fed_diffmic.console import run_command
 from fed_diffmic.errors import UsageError
 from fed_diffmic.files import read_json
 from fed_diffmic.reporting.view import duration
@@ -40,7 +42,7 @@ def answered(out: Path) -> list[str]:
     return [*lines, made]
 
 
-def main() -> None:
+def main() -> int:
     """Read the arguments, write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -49,7 +51,8 @@ def main() -> None:
     given = parser.parse_args()
     lines = answered(given.folder)
     fill(given.page, MARK, lines, given.name)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -10,12 +10,14 @@ has not finished are left out; how intervals are made: :mod:`simulations.experim
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.pages import put, rewrite
+from fed_diffmic.console import run_command
 from fed_diffmic.errors import UsageError
 from simulations.experiments.answer import NAMES, gap_text, table
 from simulations.experiments.compare import REFERENCES
@@ -78,7 +80,7 @@ def _said(found: Sequence[Elsewhere]) -> list[str]:
     return [f"**The global model against each site's own, on patients of neither: {'; '.join(parts)}.**"]
 
 
-def main() -> None:
+def main() -> int:
     """Read the arguments, write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=Path)
@@ -86,7 +88,8 @@ def main() -> None:
     given = parser.parse_args()
     text = lines(given.folders)
     rewrite(given.page, lambda page: put(page, MARK, text))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -10,9 +10,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from benchmarks import pages
+from fed_diffmic.console import run_command
 from fed_diffmic.errors import UsageError
 from simulations.experiments.head_report import SPLITS, report_lines, verdict_lines
 from simulations.experiments.runner import CELLS
@@ -39,14 +41,15 @@ def put(page: str, out: Path) -> str:
     return page
 
 
-def main() -> None:
+def main() -> int:
     """Read the arguments, write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("page", type=Path)
     arguments = parser.parse_args()
     pages.rewrite(arguments.page, lambda page: put(page, arguments.folder))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.pages import fill
+from fed_diffmic.console import run_command
 from fed_diffmic.errors import UsageError
 from fed_diffmic.files import read_json
 from simulations.experiments.answer import NAMES, gap_text, table
@@ -90,7 +92,7 @@ def _gaps(section: Section, values: Values, methods: list[str], reference: str) 
     return table([f"minus {reference}", *(f"{NAMES[metric]}, {place}" for metric, place in wanted)], rows)
 
 
-def main() -> None:
+def main() -> int:
     """Read the arguments, write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -100,7 +102,8 @@ def main() -> None:
     given = parser.parse_args()
     text = lines(given.folder, given.against)
     fill(given.page, MARK, text, given.name)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -152,7 +152,7 @@ def ours(sites: int, drawn: int, rounds: int, out: str, metrics_every: int = 1) 
             for number, name in enumerate(names)
         ]
         grid = InProcessGrid(VirtualClientApp(nodes, run_config, source), nodes, run_config)
-        with EventLog(Path(folder) / "events.jsonl", observers=[observe]) as events, shared_events(events):
+        with EventLog(Path(folder) / "events.jsonl", observers=[observe], later=True) as events, shared_events(events):
             app(grid=grid, context=Context(1, 0, {}, RecordDict(), run_config))
     tell(out, clock, last)
 

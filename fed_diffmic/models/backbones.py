@@ -211,7 +211,8 @@ class Encoder(nn.Module):
         return self
 
     def _keep_frozen(self, names: list[str]) -> None:
-        self._always_eval = (*self._always_eval, *names)
+        # The whole encoder ("") has all its parts in it; modules are looked up by name in every step.
+        self._always_eval = ("",) if "" in names else (*self._always_eval, *names)
         for name in names:
             self.net.get_submodule(name).requires_grad_(False)
         self.train(self.training)

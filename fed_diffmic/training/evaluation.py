@@ -27,9 +27,18 @@ def start_draws(keys: np.ndarray, spec: RunSpec) -> np.ndarray:
     does not depend on what is predicted with it.
     """
     shape = (spec.model.sampling_starts, 2, spec.num_classes)
-    names = ["shared"] * len(keys) if spec.model.sampling_start == "shared" else [int(key) for key in keys]
-    draws = [numpy_generator(spec.seed, "start", name).random(shape, dtype=np.float32) for name in names]
+    if spec.model.sampling_start == "shared":
+        one = numpy_generator(spec.seed, "start", "shared").random(shape, dtype=np.float32)
+        return np.repeat(one[np.newaxis], len(keys), axis=0)
+    draws = [numpy_generator(spec.seed, "start", int(key)).random(shape, dtype=np.float32) for key in keys]
     return np.stack(draws) if draws else np.zeros((0, *shape), np.float32)
+
+
+def _starts(module: StageModule, keys: np.ndarray, device: torch.device | str) -> torch.Tensor:
+    """:func:`start_draws` on the device; none for each image, ``(N, 0, 2, C)``, where the stage looks at none."""
+    if not module.sampled:
+        return torch.zeros(len(keys), 0, 2, module.spec.num_classes, device=device)
+    return torch.from_numpy(start_draws(keys, module.spec)).to(device)
 
 
 @torch.no_grad()
@@ -67,7 +76,7 @@ def _inputs(
     """A stage's inputs and the sampler's starts for the examples in order, :data:`CHUNK` at a time."""
     torch.set_num_threads(module.spec.threads)
     module.to(device).eval()
-    starts = torch.from_numpy(start_draws(examples.keys, module.spec)).to(device)
+    starts = _starts(module, examples.keys, device)
     features = None
     if module.features_once and len(examples):
         features = all_features(module, examples, device, store, key)
@@ -97,7 +106,7 @@ def score_images(
     """
     torch.set_num_threads(module.spec.threads)
     module.to(device).eval()
-    starts = torch.from_numpy(start_draws(keys, module.spec)).to(device)
+    starts = _starts(module, keys, device)
     return doubts(module, module.inputs(normalise(images.to(device), module.spec.mean, module.spec.std)), starts)
 
 

@@ -42,6 +42,8 @@ class StageModule(nn.Module):
     inputs_apart = False
     #: whether :meth:`scores` gives two for each class, whose share the calibration fits
     blended = False
+    #: whether :meth:`scores` looks at the sampler's starts: drawing them costs more than a small network's scores
+    sampled = False
 
     def __init__(self, spec: RunSpec, stage: str, network: nn.Module) -> None:
         super().__init__()
@@ -78,7 +80,8 @@ class StageModule(nn.Module):
         """Scores ``(B, C)``, or two for each class ``(B, 2, C)`` (:attr:`blended`).
 
         Args:
-            starts: ``(B, N, 2, C)`` uniform draws (the sampler's ``N`` starts, section 7).
+            starts: ``(B, N, 2, C)`` uniform draws (the sampler's ``N`` starts, section 7); ``N`` is 0 where the stage
+                is not :attr:`sampled`.
         """
         raise NotImplementedError
 

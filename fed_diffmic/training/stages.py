@@ -139,6 +139,8 @@ class FrozenPlainStage(ClassifierStage):
 class DiffusionStage(GuidedStage):
     """Prior and latent diffusion head; the guidance network inside is frozen."""
 
+    sampled = True
+
     def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         """Section 6, with ``draws`` independent timesteps and noises for each image."""
         return self._terms(batch, self.draws(len(batch.labels), generator, batch.labels.device)).mean()

@@ -1,6 +1,8 @@
 """The table of methods over seeds, as a page has it: numbers of the cells and of nothing else."""
 
 import math
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +95,26 @@ def test_what_gives_no_table_is_said(tmp_path: Path) -> None:
 def test_a_page_without_marks_is_refused() -> None:
     with pytest.raises(UsageError, match="no lines"):
         put("nothing here", MARK, ["text"])
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        ("answer", ["DIR", "PAGE"]),
+        ("elsewhere", ["PAGE", "DIR"]),
+        ("head", ["DIR", "PAGE"]),
+        ("methods", ["DIR", "PAGE", "--against", "none"]),
+    ],
+)
+def test_a_program_that_writes_a_page_says_what_is_wrong_in_words(program, arguments, tmp_path, monkeypatch, capsys):
+    """No traceback above it, the exit code of a mistake in usage, and the page as it was."""
+    page, folder = tmp_path / "page.md", tmp_path / "nothing"
+    page.write_text("as it was\n")
+    places = {"DIR": str(folder), "PAGE": str(page)}
+    monkeypatch.setattr(sys, "argv", [program, *(places.get(word, word) for word in arguments)])
+    monkeypatch.delitem(sys.modules, f"benchmarks.{program}", raising=False)  # run as a program, not as what is there
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"benchmarks.{program}", run_name="__main__")
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.startswith("error FD002: ") and "What to do: " in said
+    assert "Traceback" not in said and page.read_text() == "as it was\n"
