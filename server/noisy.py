@@ -1,6 +1,7 @@
 """The :class:`server.exchange.Exchange` of noised sums: each site's words are added up, and the sum is read.
 
-What the algorithm gets is the same for each site of the sum: the weights less the mean gradient over all of them. Real
+What the algorithm gets is the same for each site of the sum: the weights less the mean gradient over all of them, or in
+a stage's centring round (``model.features=centred``) the mean of the features in its place, and the weights. Real
 sites give their words under masks alone; of sites that are one process they may come as they are. Both are the same sum
 of the same words.
 """
@@ -30,6 +31,10 @@ from server.replies import Events
 from server.sites import Question, Sites
 from server.terms import RunTerms
 from server.words import Words
+
+TRAINED, MEAN = "parameter", "buffer"
+"""Kinds of the tensors that such a run exchanges: no network that trains with privacy has statistics of batches, so the
+means of features are its only buffers."""
 
 
 class NoisySites(Sites):
@@ -90,19 +95,33 @@ def form_of(spec: RunSpec, request: TrainRequest) -> NoisyForm:
     """
     if not isinstance(request.algorithm, FedSgd):
         raise RoundError("noised sums are what strategy=fedsgd takes", "Choose strategy=fedsgd.")
-    shapes = {name: value.shape for name, value in request.sent.items()}
-    return round_form(spec, request.task.stage, request.round_index, request.algorithm, shapes)
+    centring = is_centring(request)
+    kind = MEAN if centring else TRAINED
+    shapes = {name: value.shape for name, value in request.sent.items() if request.kinds[name] == kind}
+    return round_form(spec, request.task.stage, request.round_index, request.algorithm, shapes, centring=centring)
+
+
+def is_centring(request: TrainRequest) -> bool:
+    """Whether the round finds the mean of the features: the stage's first one, and there is none yet.
+
+    Sites see the same of the weights that they were sent (:func:`fed_diffmic.training.centring.seeks_centre`).
+    """
+    means = [value for name, value in request.sent.items() if request.kinds[name] == MEAN]
+    return request.round_index == 1 and bool(means) and not any(value.any() for value in means)
 
 
 def moved(total: np.ndarray, form: NoisyForm, request: TrainRequest, units: Mapping[str, int]) -> list[SiteUpdate]:
     """What the algorithm gets of a sum: for each site of it the weights less the mean gradient over all of them.
 
+    Of a centring round the mean of the features, and the weights as they were.
+
     Args:
         units: that each site of the sum said it has.
     """
     rate = request.algorithm.options.sample_rate
-    mean = mean_gradient(total, form, rate * sum(units.values()))
-    found = {name: value.astype(np.float64) - mean[name] for name, value in request.sent.items()}
+    mean = mean_of(total, form, rate * sum(units.values()))
+    found = {name: value.astype(np.float64) for name, value in request.sent.items()}
+    found |= mean if is_centring(request) else {name: found[name] - value for name, value in mean.items()}
     return [SiteUpdate(name, found, 1) for name in sorted(units)]
 
 
@@ -125,8 +144,8 @@ def summed(words: Mapping[str, np.ndarray], form: NoisyForm) -> np.ndarray:
     return total
 
 
-def mean_gradient(total: np.ndarray, form: NoisyForm, expected: float) -> Tensors:
-    """What a sum of words says of the gradient of one unit.
+def mean_of(total: np.ndarray, form: NoisyForm, expected: float) -> Tensors:
+    """What a sum of words says of the gradient, or of the features, of one unit.
 
     Args:
         expected: number of units that were drawn, in expectation: what was really drawn nobody knows.

@@ -5,6 +5,9 @@ Each site sends the sum of its drawn units' clipped gradients with its share of 
 its optimizer makes the step. With ``g_t`` that mean: SGD has ``v_t = beta v_{t-1} + g_t`` and
 ``w_{t+1} = w_t - eta v_t``; Adam (Kingma and Ba 2015, algorithm 1) ``m_t = b1 m_{t-1} + (1 - b1) g_t``,
 ``v_t = b2 v_{t-1} + (1 - b2) g_t^2`` and ``w_{t+1} = w_t - eta m_t / (1 - b1^t) / (sqrt(v_t / (1 - b2^t)) + tau)``.
+
+A round that finds the mean of the features (``model.features=centred``) is no step: the mean is taken as it is, weights
+and moments stay.
 """
 
 from __future__ import annotations
@@ -77,12 +80,17 @@ class FedSgd(Algorithm):
         """One step of the server's optimizer.
 
         Args:
-            updates: each holds, in float64, the weights less the mean gradient over *all* sites: the sum has no parts.
+            updates: each holds, in float64, the weights less the mean gradient over *all* sites, or the mean of their
+                features: the sum has no parts.
         """
-        own, new, after = self.options, {}, {}
+        own, after = self.options, {}
+        means = {name: updates[0].tensors[name] for name, kind in kinds.items() if kind == "buffer"}
+        new = {name: np.asarray(value.astype(current[name].dtype)) for name, value in means.items()}
+        if any(not np.array_equal(value, current[name]) for name, value in new.items()):
+            return {**current, **new}, server_state
         rate = self.stage.lr if own.step_size is None else own.step_size
         steps = float(server_state.get("steps", np.zeros(1))[0]) + 1
-        for name in kinds:
+        for name in sorted(set(kinds) - set(means)):
             gradient = current[name].astype(np.float64) - updates[0].tensors[name]
             first = own.beta1 * server_state.get(f"m/{name}", np.zeros_like(gradient))
             if own.server_optimizer == "sgd":

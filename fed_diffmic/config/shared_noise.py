@@ -40,8 +40,6 @@ def check_shared_noise(config: Trained) -> None:
             f"1 with strategy={NAME}",
             "Every site adds its share of noise to every sum.",
         )
-    if config.model.features != "raw":
-        raise ConfigError("model.features", config.model.features, f"raw with strategy={NAME}")
     for stage in ("guidance", "diffusion", "plain"):
         chosen = getattr(config.stages, stage)
         if chosen.rounds and chosen.steps != 1:

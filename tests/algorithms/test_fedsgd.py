@@ -47,6 +47,20 @@ def test_the_servers_step_is_torchs_at_the_strategys_rate_or_the_stages(optimize
     assert state["steps"].tolist() == [5.0]
 
 
+def test_a_round_that_finds_the_mean_of_the_features_is_no_step() -> None:
+    """The mean is taken as it is; weights, moments and their count stay, and the next step is the first one."""
+    weights = {"mean": np.zeros(3, np.float32), "w": np.ones((2, 3), np.float32)}
+    kinds, ours = {"mean": "buffer", "w": "parameter"}, algorithm(step_size=0.05)
+    found = {"mean": np.array([0.25, -1.0, 0.0]), "w": weights["w"].astype(np.float64)}
+    centred, state = ours.aggregate(weights, kinds, [SiteUpdate("a", found, 1)], {}, 1)
+    assert state == {} and np.array_equal(centred["w"], weights["w"])
+    assert centred["mean"].dtype == np.float32 and centred["mean"].tolist() == [0.25, -1.0, 0.0]
+    moved = {"mean": centred["mean"].astype(np.float64), "w": found["w"] - 0.5}
+    after, state = ours.aggregate(centred, kinds, [SiteUpdate("a", moved, 1)], state, 2)
+    assert np.array_equal(after["mean"], centred["mean"]) and set(state) == {"m/w", "v/w", "steps"}
+    np.testing.assert_allclose(after["w"], 0.95, atol=1e-6)  # Adam's first step is as long as its rate
+
+
 def test_a_run_without_a_share_does_not_begin() -> None:
     with pytest.raises(ConfigError, match="noise_share"):
         _ = algorithm().share

@@ -1,20 +1,26 @@
 """The private centring round: the same mechanism as a training round, with features in the place of gradients."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from fed_diffmic.algorithms import build_algorithm
 from fed_diffmic.algorithms.base import Algorithm
 from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.config.simulation import StrategyConfig
+from fed_diffmic.privacy.distributed.form import NoisyForm
+from fed_diffmic.privacy.distributed.step import form_at_site, noised_words
 from fed_diffmic.privacy.dp_sgd import Plan, private_update
 from fed_diffmic.privacy.modules import check_private
 from fed_diffmic.privacy.randomness import Randomness
 from fed_diffmic.training.centring import find_centre
 from fed_diffmic.training.stages import centres, exchanged, full_state, load_state
 from fed_diffmic.training.update import LocalRound
+from server.exchange import StageTask, TrainRequest
+from server.noisy import form_of, is_centring, mean_of, moved
 from tests.privacy.models import private_spec, random_examples, stage_module
 
 PRIVACY = PrivacyConfig(name="dp_sgd", unit="image", noise_multiplier=1.0, delta=1e-3, test_seed=5, max_grad_norm=0.25)
@@ -134,3 +140,77 @@ def test_the_next_round_trains_with_noise_and_leaves_the_mean(start):
 def test_the_mean_may_leave_where_a_running_statistic_may_not(start):
     check_private(start[1], exchanged(start[1]))
     assert {exchanged(start[1])[name] for name in centres(start[1])} == {"buffer"}
+
+
+SHARING = replace(PRIVACY, noise_multiplier=None, mechanism="distributed", budget_alone=100.0)
+OPTIONS = {"noise_share": 1.0, "clip_norm": 0.25, "sample_rate": 1.0}
+FEDSGD = build_algorithm(StrategyConfig(name="fedsgd", options=OPTIONS))
+
+
+def shared_words(start, monkeypatch, index=1, noise=False):
+    """The words of ten images' round in which every unit takes part, and their form."""
+    spec, module, state = start
+    load_state(module.network, state)
+    if not noise:
+        monkeypatch.setattr(NoisyForm, "noise", lambda self, random: np.zeros(self.width, dtype=np.int64))
+    form = form_at_site(module, FEDSGD, index)
+    examples = random_examples(spec.model.image_side, 10)
+    return noised_words(module, examples, LocalRound("s", index), form, 1.0, privacy=SHARING), form
+
+
+def asked(start, index=1, **changed):
+    """What the coordinator asks of that round."""
+    _, module, state = start
+    kinds = exchanged(module)
+    sent = {name: changed.get(name, state[name]) for name in kinds}
+    task = StageTask(module.stage, {}, "")
+    return TrainRequest(task, sent, FEDSGD, index, 0.0, kinds=kinds)
+
+
+def test_with_shared_noise_it_is_the_sum_of_the_units_features(start, monkeypatch):
+    words, form = shared_words(start, monkeypatch)
+    spec, module, state = start
+    load_state(module.network, state)
+    find_centre(module, random_examples(spec.model.image_side, 10), "cpu")
+    twin, found = full_state(module), mean_of(words, form, 10.0)
+    assert set(found) == set(centres(module)) == set(form.shapes)
+    for name, value in found.items():
+        assert np.abs(twin[name]).max() > 0.01
+        np.testing.assert_allclose(value, twin[name], atol=0.75 * form.clip_norm / form.quanta)
+    [update_of_a, _] = moved(words, form, asked(start), {"a": 6, "b": 4})
+    for name, value in update_of_a.tensors.items():
+        wanted = found[name] if name in found else state[name]
+        assert value.dtype == np.float64 and np.array_equal(value, wanted)
+
+
+def test_coordinator_and_site_know_a_centring_round_by_its_weights(start):
+    """The same form on both sides; where there is a mean, or later on, that of gradients, which leaves the mean out."""
+    spec, module, state = start
+    load_state(module.network, state)
+    width = sum(state[name].size for name in centres(module))
+    form = form_at_site(module, FEDSGD, 1)
+    assert is_centring(asked(start)) and form.clip_norm == math.sqrt(width) and form.numbers == width
+    assert form_of(spec, asked(start)).digest == form.digest
+    later = form_at_site(module, FEDSGD, 2)
+    assert form_of(spec, asked(start, 2)).digest == later.digest
+    given = {centres(module)[0]: np.ones_like(state[centres(module)[0]])}
+    load_state(module.network, {**state, **given})
+    begun = form_at_site(module, FEDSGD, 1)
+    assert form_of(spec, asked(start, 1, **given)).digest == begun.digest
+    for other in (later, begun):
+        assert not set(other.shapes) & set(centres(module)) and other.clip_norm == 0.25
+
+
+def test_a_unit_adds_no_more_to_the_shared_sum_than_its_noise_is_for(start, monkeypatch):
+    """Features that are no longer scaled to one length are clipped like gradients."""
+    module = start[1]
+    real = type(module).to_centre
+    large = dict.fromkeys(centres(module), 50.0)
+    monkeypatch.setattr(
+        type(module), "to_centre", lambda self, inputs: {n: v * large[n] for n, v in real(self, inputs).items()}
+    )
+    words, form = shared_words(start, monkeypatch)
+    total = np.concatenate([value.ravel() for value in form.sums(words).values()])
+    assert np.linalg.norm(total) <= 10 * form.clip_norm * (1 + 1e-3)
+    words, _ = shared_words(start, monkeypatch, noise=True)
+    assert np.any(words)

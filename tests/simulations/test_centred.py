@@ -49,6 +49,28 @@ def test_a_run_finds_the_centre_in_its_first_round_and_keeps_it(tmp_path, cache,
     assert len(predict_files(final_predictor(tmp_path / "run"), image_files(images))) == 3
 
 
+def test_with_shared_noise_too_and_under_masks_bit_for_bit(tmp_path, cache):
+    given = [
+        *SMALL, *CENTRED, cache, "partition.sites=3", "dataset.phantom_images=72", "stages.plain.rounds=0",
+        "stages.guidance.steps=1", "stages.diffusion.steps=1", "stages.diffusion.rounds=1",
+        "strategy=fedsgd", "strategy.sample_rate=0.5", "strategy.clip_norm=1", "privacy=dp_sgd",
+        "privacy.mechanism=distributed", "privacy.honest_sites=2", "privacy.delta=1e-3",
+        "privacy.epsilon=200", "privacy.budget_alone=1000", "privacy.test_seed=1", "privacy.count_noise=0",
+    ]  # fmt: skip
+    found = []
+    for masked in ("off", "masked"):
+        folder = tmp_path / masked
+        simulate(compose(None, [*given, f"run.dir={folder}", f"strategy.secure_aggregation={masked}"]))
+        found.append(load_final(folder).states["guidance"])
+        rows = [e for e in read_events(folder / "events.jsonl") if e["kind"] == "round_done"]
+        assert [len(row["privacy"]) for row in rows] == [3, 3, 3]  # the round that finds the mean is charged as any
+    plain, masked = found
+    assert all(np.array_equal(value, masked[name]) for name, value in plain.items())
+    for name in ("global_centre.mean", "local_centre.mean"):
+        # A half of 36 training images is drawn; the features' root mean square is 1.
+        assert 0.1 < np.sqrt(np.square(plain[name]).mean()) < 2
+
+
 def test_a_started_stage_keeps_the_centre_that_it_is_given(tmp_path, cache):
     given = [*SMALL, *CENTRED, cache, "stages.diffusion.rounds=0"]
     simulate(compose(None, [*given, f"run.dir={tmp_path / 'one'}"]))

@@ -1,10 +1,15 @@
 """A site's part in one round: the sum of its drawn units' gradients with its share of noise, as words.
 
 Nothing of it depends on what was drawn but the sum itself; a round that draws nobody sends noise, and costs the same.
+
+In a stage's centring round (``model.features=centred``; :mod:`fed_diffmic.training.centring`) the units' features are
+summed in the place of their gradients: by the same mechanism, at the same cost. Coordinator and sites find from the
+weights of the round alone which of the two it is.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -15,31 +20,41 @@ from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import Examples
 from fed_diffmic.privacy.distributed.form import NoisyForm
-from fed_diffmic.privacy.dp_sgd import Source
+from fed_diffmic.privacy.dp_sgd import Source, unit_features
 from fed_diffmic.privacy.modules import check_private
 from fed_diffmic.privacy.per_sample import clipped, trained, unit_gradients
 from fed_diffmic.privacy.randomness import Randomness
 from fed_diffmic.seeding import derive_seed
+from fed_diffmic.training.centring import seeks_centre
 from fed_diffmic.training.losses import prior_offset
 from fed_diffmic.training.stage import StageModule
-from fed_diffmic.training.stages import exchanged
+from fed_diffmic.training.stages import centres, exchanged
 from fed_diffmic.training.update import LocalRound
 
 
 def round_form(
-    spec: RunSpec, stage: str, round_index: int, algorithm: FedSgd, shapes: Mapping[str, tuple[int, ...]]
+    spec: RunSpec,
+    stage: str,
+    round_index: int,
+    algorithm: FedSgd,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    centring: bool = False,
 ) -> NoisyForm:
     """The form of a round's sum, from what coordinator and sites both know.
 
     Args:
-        shapes: of the tensors that are trained, by name.
+        shapes: of the tensors that are summed, by name: those that are trained, or the means of a centring round.
+        centring: no gradient is bounded but a unit's features, whose mean square is at most 1 each: together they are
+            no longer than the root of their number.
 
     Raises:
         ConfigError: the share of noise is not given, or not one that can be added as whole numbers.
     """
     own = algorithm.options
     seed = derive_seed(spec.seed, "flattening", spec.arm, stage, round_index)
-    return NoisyForm(shapes, own.clip_norm, algorithm.share, seed, 64 if own.wide_words else 32)
+    norm = math.sqrt(sum(math.prod(shape) for shape in shapes.values())) if centring else own.clip_norm
+    return NoisyForm(shapes, norm, algorithm.share, seed, 64 if own.wide_words else 32)
 
 
 def form_at_site(module: StageModule, algorithm: FedSgd, round_index: int) -> NoisyForm:
@@ -49,8 +64,10 @@ def form_at_site(module: StageModule, algorithm: FedSgd, round_index: int) -> No
         ConfigError: as :func:`round_form`, or the network's gradients cannot be bounded by unit.
     """
     check_private(module, exchanged(module))
-    shapes = {name: tuple(parameter.shape) for name, parameter in trained(module).items()}
-    return round_form(module.spec, module.stage, round_index, algorithm, shapes)
+    centring = seeks_centre(module, round_index)
+    tensors = dict(module.network.named_buffers()) if centring else trained(module)
+    shapes = {name: tuple(tensors[name].shape) for name in (centres(module) if centring else tensors)}
+    return round_form(module.spec, module.stage, round_index, algorithm, shapes, centring=centring)
 
 
 def noised_words(
@@ -90,8 +107,9 @@ def noised_words(
     source = Source(module, train, privacy, at.site, at.round_index, device, offset, at.store, at.store_key)
     drawn = [source.members[i] for i in random.included(len(source.members), rate)]
     total = np.zeros(form.width, dtype=np.int64)
+    of_units = unit_features if seeks_centre(module, at.round_index) else unit_gradients
     for units in source.chunks(drawn, random):
-        rows = form.rows(clipped(unit_gradients(module, units), form.clip_norm), random)
+        rows = form.rows(clipped(of_units(module, units), form.clip_norm), random)
         total += rows.sum(dim=0).cpu().numpy()
     if room is not None:
         np.clip(total, -room, room, out=total)
