@@ -24,7 +24,7 @@ from fed_diffmic.errors import RoundError
 from fed_diffmic.exchange.masking.fixed_point import add_words, sum_fits
 from fed_diffmic.exchange.masking.requests import NOISED
 from fed_diffmic.privacy.distributed.form import NoisyForm
-from fed_diffmic.privacy.distributed.step import round_form
+from fed_diffmic.privacy.distributed.step import mean_features, round_form
 from server.exchange import TrainAnswer, TrainRequest
 from server.masked import MaskedSites, is_masked, roster_of
 from server.replies import Events
@@ -118,10 +118,12 @@ def moved(total: np.ndarray, form: NoisyForm, request: TrainRequest, units: Mapp
     Args:
         units: that each site of the sum said it has.
     """
-    rate = request.algorithm.options.sample_rate
-    mean = mean_of(total, form, rate * sum(units.values()))
     found = {name: value.astype(np.float64) for name, value in request.sent.items()}
-    found |= mean if is_centring(request) else {name: found[name] - value for name, value in mean.items()}
+    if is_centring(request):
+        found |= mean_features(form.sums(total))
+    else:
+        expected = request.algorithm.options.sample_rate * sum(units.values())
+        found |= {name: found[name] - value for name, value in mean_gradient(total, form, expected).items()}
     return [SiteUpdate(name, found, 1) for name in sorted(units)]
 
 
@@ -144,8 +146,8 @@ def summed(words: Mapping[str, np.ndarray], form: NoisyForm) -> np.ndarray:
     return total
 
 
-def mean_of(total: np.ndarray, form: NoisyForm, expected: float) -> Tensors:
-    """What a sum of words says of the gradient, or of the features, of one unit.
+def mean_gradient(total: np.ndarray, form: NoisyForm, expected: float) -> Tensors:
+    """What a sum of words says of the gradient of one unit.
 
     Args:
         expected: number of units that were drawn, in expectation: what was really drawn nobody knows.

@@ -12,7 +12,7 @@ from fed_diffmic.algorithms.base import Algorithm
 from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.config.simulation import StrategyConfig
 from fed_diffmic.privacy.distributed.form import NoisyForm
-from fed_diffmic.privacy.distributed.step import form_at_site, noised_words
+from fed_diffmic.privacy.distributed.step import UNITS, form_at_site, mean_features, noised_words
 from fed_diffmic.privacy.dp_sgd import Plan, private_update
 from fed_diffmic.privacy.modules import check_private
 from fed_diffmic.privacy.randomness import Randomness
@@ -20,7 +20,7 @@ from fed_diffmic.training.centring import find_centre
 from fed_diffmic.training.stages import centres, exchanged, full_state, load_state
 from fed_diffmic.training.update import LocalRound
 from server.exchange import StageTask, TrainRequest
-from server.noisy import form_of, is_centring, mean_of, moved
+from server.noisy import form_of, is_centring, moved
 from tests.privacy.models import private_spec, random_examples, stage_module
 
 PRIVACY = PrivacyConfig(name="dp_sgd", unit="image", noise_multiplier=1.0, delta=1e-3, test_seed=5, max_grad_norm=0.25)
@@ -172,12 +172,15 @@ def test_with_shared_noise_it_is_the_sum_of_the_units_features(start, monkeypatc
     spec, module, state = start
     load_state(module.network, state)
     find_centre(module, random_examples(spec.model.image_side, 10), "cpu")
-    twin, found = full_state(module), mean_of(words, form, 10.0)
-    assert set(found) == set(centres(module)) == set(form.shapes)
+    twin, sums = full_state(module), form.sums(words)
+    assert abs(sums[UNITS][0] - 10.0) < 10 * 0.75 * form.clip_norm / form.quanta
+    found = mean_features(sums)
+    assert set(found) == set(centres(module)) == set(form.shapes) - {UNITS}
     for name, value in found.items():
         assert np.abs(twin[name]).max() > 0.01
-        np.testing.assert_allclose(value, twin[name], atol=0.75 * form.clip_norm / form.quanta)
-    [update_of_a, _] = moved(words, form, asked(start), {"a": 6, "b": 4})
+        np.testing.assert_allclose(value, twin[name], atol=1.5 * form.clip_norm / form.quanta)
+    # Whatever the sites said of how many units they have.
+    [update_of_a, _] = moved(words, form, asked(start), {"a": 600, "b": 4})
     for name, value in update_of_a.tensors.items():
         wanted = found[name] if name in found else state[name]
         assert value.dtype == np.float64 and np.array_equal(value, wanted)
@@ -187,7 +190,7 @@ def test_coordinator_and_site_know_a_centring_round_by_its_weights(start):
     """The same form on both sides; where there is a mean, or later on, that of gradients, which leaves the mean out."""
     spec, module, state = start
     load_state(module.network, state)
-    width = sum(state[name].size for name in centres(module))
+    width = sum(state[name].size for name in centres(module)) + 1
     form = form_at_site(module, FEDSGD, 1)
     assert is_centring(asked(start)) and form.clip_norm == math.sqrt(width) and form.numbers == width
     assert form_of(spec, asked(start)).digest == form.digest

@@ -45,7 +45,7 @@ from fed_diffmic.training.stage import Batch
 from fed_diffmic.training.stages import build_module
 from fed_diffmic.training.update import LocalRound
 from server.checkpoints import CheckpointStore
-from server.noisy import mean_of, summed
+from server.noisy import mean_gradient, summed
 from tests.toy import CLASSES, SIDE, Events, federate, toy_grid, toy_site, toy_spec
 
 NAMES = ("a", "b", "c")
@@ -169,7 +169,7 @@ def test_without_noise_the_mean_is_that_of_the_clipped_gradients(monkeypatch: py
     module, train = build_module(made, "plain"), toy_site("a", 1).train
     form = form_at_site(module, build_algorithm(made.strategy), 1)
     words = noised_words(module, train, LocalRound("a", 1), form, 1.0, privacy=PRIVACY)
-    found = mean_of(words, form, len(train))
+    found = mean_gradient(words, form, len(train))
     slow = {name: np.zeros(shape) for name, shape in form.shapes.items()}
     parameters = dict(module.network.named_parameters())
     for index in range(len(train)):

@@ -3,8 +3,8 @@
 Nothing of it depends on what was drawn but the sum itself; a round that draws nobody sends noise, and costs the same.
 
 In a stage's centring round (``model.features=centred``; :mod:`fed_diffmic.training.centring`) the units' features are
-summed in the place of their gradients: by the same mechanism, at the same cost. Coordinator and sites find from the
-weights of the round alone which of the two it is.
+summed in the place of their gradients, and a 1 for each unit, by which the sum of features is divided: by the same
+mechanism, at the same cost. Coordinator and sites find from the weights of the round alone which of the two it is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import Examples
 from fed_diffmic.privacy.distributed.form import NoisyForm
-from fed_diffmic.privacy.dp_sgd import Source, unit_features
+from fed_diffmic.privacy.dp_sgd import Source, Units, unit_features
 from fed_diffmic.privacy.modules import check_private
 from fed_diffmic.privacy.per_sample import clipped, trained, unit_gradients
 from fed_diffmic.privacy.randomness import Randomness
@@ -30,6 +30,9 @@ from fed_diffmic.training.losses import prior_offset
 from fed_diffmic.training.stage import StageModule
 from fed_diffmic.training.stages import centres, exchanged
 from fed_diffmic.training.update import LocalRound
+
+UNITS = "units"
+"""In a centring round's sum, beside the means: how many units were drawn, noised like the rest."""
 
 
 def round_form(
@@ -45,15 +48,18 @@ def round_form(
 
     Args:
         shapes: of the tensors that are summed, by name: those that are trained, or the means of a centring round.
-        centring: no gradient is bounded but a unit's features, whose mean square is at most 1 each: together they are
-            no longer than the root of their number.
+        centring: no gradient is bounded but a unit's features, whose mean square is at most 1: with the unit's own 1
+            they are no longer than the root of their number.
 
     Raises:
         ConfigError: the share of noise is not given, or not one that can be added as whole numbers.
     """
     own = algorithm.options
     seed = derive_seed(spec.seed, "flattening", spec.arm, stage, round_index)
-    norm = math.sqrt(sum(math.prod(shape) for shape in shapes.values())) if centring else own.clip_norm
+    norm = own.clip_norm
+    if centring:
+        shapes = {**shapes, UNITS: (1,)}
+        norm = math.sqrt(sum(math.prod(shape) for shape in shapes.values()))
     return NoisyForm(shapes, norm, algorithm.share, seed, 64 if own.wide_words else 32)
 
 
@@ -107,10 +113,26 @@ def noised_words(
     source = Source(module, train, privacy, at.site, at.round_index, device, offset, at.store, at.store_key)
     drawn = [source.members[i] for i in random.included(len(source.members), rate)]
     total = np.zeros(form.width, dtype=np.int64)
-    of_units = unit_features if seeks_centre(module, at.round_index) else unit_gradients
+    of_units = counted_features if seeks_centre(module, at.round_index) else unit_gradients
     for units in source.chunks(drawn, random):
         rows = form.rows(clipped(of_units(module, units), form.clip_norm), random)
         total += rows.sum(dim=0).cpu().numpy()
     if room is not None:
         np.clip(total, -room, room, out=total)
     return form.words(total + form.noise(random))
+
+
+def counted_features(module: StageModule, units: Units) -> dict[str, torch.Tensor]:
+    """What a centring round sums: each unit's features, ``(U, W)`` by the mean's name, and its 1, ``(U, 1)``."""
+    some = units.mask.sum(dim=1, keepdim=True) > 0
+    return {**unit_features(module, units), UNITS: some.to(units.mask.dtype)}
+
+
+def mean_features(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The mean of the features that a centring round's sums say, each ``(W,)``.
+
+    Divided by the noised number of units that were drawn, not by an expected one: that rests on what sites said of
+    themselves, and a mean that is off by a tenth leaves a tenth of what all images have in common.
+    """
+    drawn = max(1.0, float(sums[UNITS][0]))
+    return {name: value / drawn for name, value in sums.items() if name != UNITS}
