@@ -45,6 +45,7 @@ def answer(section: Section, elsewhere: Sequence[Elsewhere]) -> list[str]:
     lines += _sites(section, main)
     if "pooled" in section.methods:
         lines += [_against_pooled(section, main), ""]
+    lines += _personal(section, main)
     for found in elsewhere:
         lines += _elsewhere(found, main)
     others = [name for name in methods[1:] if ": " not in name]
@@ -79,14 +80,20 @@ def _headline(section: Section, main: str) -> str:
 
 
 def _whom(section: Section, main: str) -> Iterator[str]:
+    words = {"above": "better off", "below": "worse off", "not shown": "not shown", "undefined": "undefined"}
     for metric, name in NAMES.items():
-        found = differences(section, "local", metric)
-        said: dict[str, list[str]] = {}
-        for site in sorted(section.judged):
-            gap = found.get((main, site))
-            said.setdefault(gap.verdict if gap is not None else "undefined", []).append(site)
-        words = {"above": "better off", "below": "worse off", "not shown": "not shown", "undefined": "undefined"}
+        said = _verdicts(section, main, metric)
         yield f"- {name}: " + "; ".join(f"{words[v]}: {', '.join(said[v])}" for v in words if v in said) + "."
+
+
+def _verdicts(section: Section, model: str, metric: str) -> dict[str, list[str]]:
+    """Sites by what is shown of a model against their own."""
+    found = differences(section, "local", metric)
+    said: dict[str, list[str]] = {}
+    for site in sorted(section.judged):
+        gap = found.get((model, site))
+        said.setdefault(gap.verdict if gap is not None else "undefined", []).append(site)
+    return said
 
 
 def take(section: Section, main: str, site: str) -> Choice:
@@ -99,13 +106,16 @@ def take(section: Section, main: str, site: str) -> Choice:
             return {} if turned is None else {"value": -turned.mean, "low": -turned.high, "high": -turned.low}
         return {} if found is None else {"value": found.mean, "low": found.low, "high": found.high}
 
-    personal = [f"{main}: {kind}" for kind in PERSONAL if f"{main}: {kind}" in section.methods]
-    return choose_model([main, "local", *personal], gap)
+    return choose_model([main, "local", *_own(section, main)], gap)
+
+
+def _own(section: Section, main: str) -> list[str]:
+    """What sites made of a federation's model on their own images."""
+    return [f"{main}: {kind}" for kind in PERSONAL if f"{main}: {kind}" in section.methods]
 
 
 def _sites(section: Section, main: str) -> list[str]:
-    personal = [f"{main}: {kind}" for kind in PERSONAL if f"{main}: {kind}" in section.methods]
-    models = ["local", main, *personal, *(name for name in ("pooled",) if name in section.methods)]
+    models = ["local", main, *_own(section, main), *(name for name in ("pooled",) if name in section.methods)]
     head = ["site", "tested images", *(f"{name}, macro AUROC" for name in models), f"{main} minus local", "take"]
     found = differences(section, "local", RANKED)
     rows = []
@@ -136,6 +146,25 @@ def _against_pooled(section: Section, main: str) -> str:
         gap = differences(section, "pooled", metric).get((main, MEAN))
         parts.append(f"{name} {ours / pooled:.3f} of pooled's ({gap_text(gap)})")
     return f"Against one model of all images in one place, mean over sites: {'; '.join(parts)}."
+
+
+def _personal(section: Section, main: str) -> list[str]:
+    """The federation's model made a site's own, against training alone and against pooled; none where none was made."""
+    rows = []
+    for model in _own(section, main):
+        for metric, name in NAMES.items():
+            said = _verdicts(section, model, metric)
+            of_pooled = "-"
+            if "pooled" in section.methods:
+                ours, pooled = (mean_of(section.values[arm, MEAN, metric]) for arm in (model, "pooled"))
+                of_pooled = f"{ours / pooled:.3f}"
+            gap = differences(section, "local", metric).get((model, MEAN))
+            sites = [", ".join(said.get(verdict, [])) or "none" for verdict in ("above", "below")]
+            rows.append([model, name, gap_text(gap), *sites, of_pooled])
+    if not rows:
+        return []
+    head = ["made a site's own", "metric", "minus local, mean over sites", "better off than alone", "worse off"]
+    return ["The same model made each site's own:", "", *table([*head, "of pooled's"], rows)]
 
 
 def _elsewhere(found: Elsewhere, main: str) -> list[str]:

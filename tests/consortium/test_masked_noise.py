@@ -27,6 +27,9 @@ PRIVACY = [
 def shared() -> dict[str, Any]:
     common = training(rounds=2, steps=1)
     common["model_settings"] = {**common["model_settings"], "norm": "group", "encoder_norm": "group"}
+    # The first round finds the mean of the features, the second one makes a step.
+    common["model_settings"]["features"] = "centred"
+    common["stage_settings"]["guidance"]["encoders"] = "frozen"
     common["stage_settings"]["diffusion"]["rounds"] = 0
     noise = {"sample_rate": 0.5, "noise_share": 0.5, "step_size": 0.001}
     masks = {"secure_aggregation": "masked"}

@@ -241,6 +241,24 @@ def test_the_answer_says_whether_whom_which_and_how_sure(tmp_path):
     assert take(worse, "m", "s").model == "local" and "what another training would change is not in them" in text
 
 
+def test_the_answer_says_whom_a_personal_model_serves(tmp_path):
+    section = folded_section({}, write_runs(tmp_path, skill={"mixture": 2.2, "finetune": -0.8}), 3)
+    lines = answer(section, [])
+    rows = [line for line in lines if line.startswith(("| m: mixture |", "| m: finetune |"))]
+    said = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert [row[:2] for row in said] == [
+        [f"m: {kind}", metric] for kind in ("finetune", "mixture") for metric in ("balanced accuracy", "macro AUROC")
+    ]
+    for row in said:
+        better, worse = ("s, t", "none") if row[0] == "m: mixture" else ("none", "s, t")
+        assert row[3:5] == [better, worse] and ("above" if better == "s, t" else "below") in row[2]
+    mine, pooled = (section.values[model, MEAN, "auroc_macro"].mean() for model in ("m: mixture", "pooled"))
+    assert said[3][5] == f"{mine / pooled:.3f}" and mine > pooled
+    assert not any(
+        "made each site's own" in line for line in answer(folded_section({}, write_runs(tmp_path / "n"), 3), [])
+    )
+
+
 def test_the_axis_fold_makes_a_cell_of_each(experiment_file):
     text = experiment_file().read_text().replace("  seed: [1, 2]", "  seed: [1, 2]\n  fold: 3")
     found = load_experiment(str(experiment_file(text)), ["axes.method=fedavg"])
