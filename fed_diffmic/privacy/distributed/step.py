@@ -20,9 +20,9 @@ from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import Examples
 from fed_diffmic.privacy.distributed.form import NoisyForm
-from fed_diffmic.privacy.dp_sgd import Source, Units, unit_features
+from fed_diffmic.privacy.dp_sgd import Source, unit_features
 from fed_diffmic.privacy.modules import check_private
-from fed_diffmic.privacy.per_sample import clipped, trained, unit_gradients
+from fed_diffmic.privacy.per_sample import Units, clipped, trained, unit_gradients
 from fed_diffmic.privacy.randomness import Randomness
 from fed_diffmic.seeding import derive_seed
 from fed_diffmic.training.centring import seeks_centre
