@@ -10,7 +10,7 @@ import numpy as np
 from fed_diffmic.algorithms.base import Algorithm, Tensors
 from fed_diffmic.config.simulation import StageConfig
 from fed_diffmic.config.spec import RunSpec
-from fed_diffmic.errors import ConfigError, RoundError
+from fed_diffmic.errors import ConfigError, ModelFileError, RoundError
 from fed_diffmic.files import load_tensors
 from fed_diffmic.training.stages import GUIDANCE_PREFIX, build_module, exchanged, full_state, initial_state, load_state
 from server.exchange import MetricsAnswer, StageTask
@@ -64,7 +64,7 @@ def start_state(spec: RunSpec, stage: str, guidance: Tensors | None) -> Tensors:
     The diffusion stage always stands on this run's own guidance network, whatever its file holds.
 
     Raises:
-        ModelFileError: the file or the guidance does not fit the model.
+        ModelFileError: the file or the guidance does not fit the model, or the file holds what is no number.
     """
     init = spec.stage(stage).init
     if init is None:
@@ -75,7 +75,15 @@ def start_state(spec: RunSpec, stage: str, guidance: Tensors | None) -> Tensors:
         own = {name: value for name, value in tensors.items() if not name.startswith(GUIDANCE_PREFIX)}
         tensors = own | {GUIDANCE_PREFIX + name: value for name, value in guidance.items()}
     load_state(module.network, tensors, f"stages.{stage}.init")
-    return full_state(module)
+    state = full_state(module)
+    # Before a site has spent anything on it: what comes of such weights is refused only when it is there.
+    broken = sorted(name for name, value in state.items() if value.dtype.kind == "f" and not np.isfinite(value).all())
+    if broken:
+        raise ModelFileError(
+            f"stages.{stage}.init: {len(broken)} tensors are infinite or not a number ({', '.join(broken[:3])})",
+            "Give the weights of a stage that ended well.",
+        )
+    return state
 
 
 def exchanged_kinds(spec: RunSpec, stage: str, algorithm: Algorithm) -> dict[str, str]:

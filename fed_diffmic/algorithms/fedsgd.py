@@ -86,7 +86,7 @@ class FedSgd(Algorithm):
         own, after = self.options, {}
         means = {name: updates[0].tensors[name] for name, kind in kinds.items() if kind == "buffer"}
         new = {name: np.asarray(value.astype(current[name].dtype)) for name, value in means.items()}
-        if any(not np.array_equal(value, current[name]) for name, value in new.items()):
+        if any(not np.array_equal(value, current[name], equal_nan=True) for name, value in new.items()):
             return {**current, **new}, server_state
         rate = self.stage.lr if own.step_size is None else own.step_size
         steps = float(server_state.get("steps", np.zeros(1))[0]) + 1

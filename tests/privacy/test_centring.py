@@ -12,7 +12,7 @@ from fed_diffmic.algorithms.base import Algorithm
 from fed_diffmic.config.privacy import PrivacyConfig
 from fed_diffmic.config.simulation import StrategyConfig
 from fed_diffmic.privacy.distributed.form import NoisyForm
-from fed_diffmic.privacy.distributed.step import UNITS, form_at_site, mean_features, noised_words
+from fed_diffmic.privacy.distributed.step import UNITS, form_at_site, mean_features, noised_words, unit_weight
 from fed_diffmic.privacy.dp_sgd import Plan, private_update
 from fed_diffmic.privacy.modules import check_private
 from fed_diffmic.privacy.randomness import Randomness
@@ -173,7 +173,8 @@ def test_with_shared_noise_it_is_the_sum_of_the_units_features(start, monkeypatc
     load_state(module.network, state)
     find_centre(module, random_examples(spec.model.image_side, 10), "cpu")
     twin, sums = full_state(module), form.sums(words)
-    assert abs(sums[UNITS][0] - 10.0) < 10 * 0.75 * form.clip_norm / form.quanta
+    weight = unit_weight(form.numbers - 1)
+    assert abs(sums[UNITS][0] - 10.0 * weight) < 10 * 0.75 * form.clip_norm / form.quanta
     found = mean_features(sums)
     assert set(found) == set(centres(module)) == set(form.shapes) - {UNITS}
     for name, value in found.items():
@@ -190,9 +191,10 @@ def test_coordinator_and_site_know_a_centring_round_by_its_weights(start):
     """The same form on both sides; where there is a mean, or later on, that of gradients, which leaves the mean out."""
     spec, module, state = start
     load_state(module.network, state)
-    width = sum(state[name].size for name in centres(module)) + 1
+    width = sum(state[name].size for name in centres(module))
     form = form_at_site(module, FEDSGD, 1)
-    assert is_centring(asked(start)) and form.clip_norm == math.sqrt(width) and form.numbers == width
+    assert is_centring(asked(start)) and form.numbers == width + 1
+    assert form.clip_norm == pytest.approx(math.sqrt(width * 9 / 8))
     assert form_of(spec, asked(start)).digest == form.digest
     later = form_at_site(module, FEDSGD, 2)
     assert form_of(spec, asked(start, 2)).digest == later.digest
@@ -217,3 +219,19 @@ def test_a_unit_adds_no_more_to_the_shared_sum_than_its_noise_is_for(start, monk
     assert np.linalg.norm(total) <= 10 * form.clip_norm * (1 + 1e-3)
     words, _ = shared_words(start, monkeypatch, noise=True)
     assert np.any(words)
+
+
+@pytest.mark.parametrize("drawn", [-3.0, 0.2, 4.0])
+def test_a_mean_is_no_longer_than_features_are_whatever_its_noise_or_a_site_made_of_it(drawn):
+    """Noise can leave hardly a unit in the number that the sum is divided by, and the mean stays for the whole stage."""
+    features = {"global_centre.mean": np.full(8, 100.0), "local_centre.mean": np.linspace(-1, 1, 8)}
+    weight = unit_weight(16)
+    found = mean_features({**features, UNITS: np.array([drawn * weight])})
+    assert set(found) == set(features)
+    np.testing.assert_allclose(found["global_centre.mean"], 1.0)
+    np.testing.assert_allclose(found["local_centre.mean"], features["local_centre.mean"] / max(1.0, drawn))
+
+
+def test_the_number_of_units_has_the_noise_of_three_whatever_the_features_width():
+    for width in (16, 432, 2560):
+        assert math.sqrt(width + unit_weight(width) ** 2) / unit_weight(width) == pytest.approx(3.0)

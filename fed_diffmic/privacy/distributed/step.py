@@ -3,8 +3,8 @@
 Nothing of it depends on what was drawn but the sum itself; a round that draws nobody sends noise, and costs the same.
 
 In a stage's centring round (``model.features=centred``; :mod:`fed_diffmic.training.centring`) the units' features are
-summed in the place of their gradients, and a 1 for each unit, by which the sum of features is divided: by the same
-mechanism, at the same cost. Coordinator and sites find from the weights of the round alone which of the two it is.
+summed in the place of their gradients, and a constant for each unit, whose sum says how many they are: by the same
+mechanism, at the same cost. Coordinator and sites find from the round's number and weights which of the two it is.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fed_diffmic.training.stages import centres, exchanged
 from fed_diffmic.training.update import LocalRound
 
 UNITS = "units"
-"""In a centring round's sum, beside the means: how many units were drawn, noised like the rest."""
+"""In a centring round's sum, beside the means: the drawn units, each :func:`unit_weight`, noised like the rest."""
 
 
 def round_form(
@@ -48,8 +48,7 @@ def round_form(
 
     Args:
         shapes: of the tensors that are summed, by name: those that are trained, or the means of a centring round.
-        centring: no gradient is bounded but a unit's features, whose mean square is at most 1: with the unit's own 1
-            they are no longer than the root of their number.
+        centring: no gradient is bounded but a unit's features, whose mean square is at most 1, and its constant.
 
     Raises:
         ConfigError: the share of noise is not given, or not one that can be added as whole numbers.
@@ -58,8 +57,8 @@ def round_form(
     seed = derive_seed(spec.seed, "flattening", spec.arm, stage, round_index)
     norm = own.clip_norm
     if centring:
-        shapes = {**shapes, UNITS: (1,)}
-        norm = math.sqrt(sum(math.prod(shape) for shape in shapes.values()))
+        width = sum(math.prod(shape) for shape in shapes.values())
+        shapes, norm = {**shapes, UNITS: (1,)}, math.sqrt(width + unit_weight(width) ** 2)
     return NoisyForm(shapes, norm, algorithm.share, seed, 64 if own.wide_words else 32)
 
 
@@ -122,17 +121,31 @@ def noised_words(
     return form.words(total + form.noise(random))
 
 
+def unit_weight(width: int) -> float:
+    """What stands for one unit beside ``width`` numbers of its features: an eighth of their largest square.
+
+    The noise of all is that of the whole vector. With a plain 1 the number of units would have ``sqrt(width)`` times
+    the noise that one unit is worth; so it has three times, and that of the features is 6 % more.
+    """
+    return math.sqrt(width / 8)
+
+
 def counted_features(module: StageModule, units: Units) -> dict[str, torch.Tensor]:
-    """What a centring round sums: each unit's features, ``(U, W)`` by the mean's name, and its 1, ``(U, 1)``."""
+    """What a centring round sums: each unit's features, ``(U, W)`` by the mean's name, and its constant, ``(U, 1)``."""
+    features = unit_features(module, units)
+    weight = unit_weight(sum(rows.shape[1] for rows in features.values()))
     some = units.mask.sum(dim=1, keepdim=True) > 0
-    return {**unit_features(module, units), UNITS: some.to(units.mask.dtype)}
+    return {**features, UNITS: weight * some.to(units.mask.dtype)}
 
 
 def mean_features(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The mean of the features that a centring round's sums say, each ``(W,)``.
+    """The mean of the features that a centring round's sums say, each ``(W,)`` of a root mean square of at most 1.
 
     Divided by the noised number of units that were drawn, not by an expected one: that rests on what sites said of
-    themselves, and a mean that is off by a tenth leaves a tenth of what all images have in common.
+    themselves. No mean of features is longer than they are, so one that noise, or a site, made longer is brought back:
+    a stage keeps it for all of its rounds.
     """
-    drawn = max(1.0, float(sums[UNITS][0]))
-    return {name: value / drawn for name, value in sums.items() if name != UNITS}
+    features = {name: value for name, value in sums.items() if name != UNITS}
+    weight = unit_weight(sum(value.size for value in features.values()))
+    means = {name: value / max(1.0, float(sums[UNITS][0]) / weight) for name, value in features.items()}
+    return {name: mean / max(1.0, float(np.sqrt(np.square(mean).mean()))) for name, mean in means.items()}
