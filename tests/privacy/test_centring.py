@@ -223,7 +223,7 @@ def test_a_unit_adds_no_more_to_the_shared_sum_than_its_noise_is_for(start, monk
 
 @pytest.mark.parametrize("drawn", [-3.0, 0.2, 4.0])
 def test_a_mean_is_no_longer_than_features_are_whatever_its_noise_or_a_site_made_of_it(drawn):
-    """Noise can leave hardly a unit in the number that the sum is divided by, and the mean stays for the whole stage."""
+    """Noise can leave hardly a unit in the number that the sum is divided by, and the mean stays for a whole stage."""
     features = {"global_centre.mean": np.full(8, 100.0), "local_centre.mean": np.linspace(-1, 1, 8)}
     weight = unit_weight(16)
     found = mean_features({**features, UNITS: np.array([drawn * weight])})

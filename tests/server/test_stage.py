@@ -47,3 +47,13 @@ def test_a_file_that_does_not_fit_says_so(tmp_path: Path) -> None:
     grid, _ = toy.toy_grid(tmp_path)
     with pytest.raises(ModelFileError, match=r"stages\.guidance\.init"):
         toy.short_run(tmp_path, grid, toy.toy_spec(init=str(tmp_path / "given.safetensors")))
+
+
+def test_a_file_with_what_is_no_number_is_refused_before_a_site_is_asked(tmp_path: Path) -> None:
+    given = full_state(build_module(toy.toy_spec(), "guidance"))
+    given["head.weight"] = np.full_like(given["head.weight"], np.nan)
+    save_tensors(tmp_path / "given.safetensors", given)
+    grid, _ = toy.toy_grid(tmp_path)
+    with pytest.raises(ModelFileError, match=r"stages\.guidance\.init: 1 tensors are .*not a number \(head\.weight\)"):
+        toy.short_run(tmp_path, grid, toy.toy_spec(init=str(tmp_path / "given.safetensors")))
+    assert not (tmp_path / "sites").exists() or not list((tmp_path / "sites").rglob("updates/*"))
