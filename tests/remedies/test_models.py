@@ -33,6 +33,7 @@ from fed_diffmic.reporting.tracking import make_trackers
 from fed_diffmic.training.familiar import Familiar
 from fed_diffmic.training.stages import build_module, initial_state, load_state
 from fed_diffmic.training.sureness import Sureness
+from server.stage import start_state
 from tests.inference.tiny import draw_images, tiny_model, tiny_spec, write_tiny_run
 from tests.models.test_weights import published
 from tests.remedies.places import remedy_in, tries
@@ -110,6 +111,17 @@ def test_networks_built_by_hand(tiny) -> None:
     network = build_module(other, "guidance").network
     remedy_in(lambda: load_state(network, guidance), r"Use the configuration \(model group, classes\) that the weights")
     load_state(build_module(spec, "guidance").network, guidance)
+
+
+@tries("server/stage.py::start_state")
+def test_a_stage_that_begins_with_a_file(tiny) -> None:
+    good = tiny.states["guidance"]
+    guidance = replace(tiny.spec.stages.guidance, init="begin.safetensors")
+    spec = replace(tiny.spec, stages=replace(tiny.spec.stages, guidance=guidance))
+    save_tensors("begin.safetensors", {**good, "saliency.weight": np.full_like(good["saliency.weight"], np.inf)})
+    remedy_in(lambda: start_state(spec, "guidance", None), "Give the weights of a stage that ended well")
+    save_tensors("begin.safetensors", good)
+    assert set(start_state(spec, "guidance", None)) == set(good)
 
 
 @tries(
