@@ -122,10 +122,10 @@ def noised_words(
 
 
 def unit_weight(width: int) -> float:
-    """What stands for one unit beside ``width`` numbers of its features: an eighth of their largest square.
+    """What stands for one unit beside ``width`` numbers of its features: its square is an eighth of their largest.
 
-    The noise of all is that of the whole vector. With a plain 1 the number of units would have ``sqrt(width)`` times
-    the noise that one unit is worth; so it has three times, and that of the features is 6 % more.
+    Noise is as long as the whole vector. With a plain 1 the number of units would have ``sqrt(width)`` times the noise
+    that is meant for one unit; so it has three times, and the features have 6 % more.
     """
     return math.sqrt(width / 8)
 
