@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from fed_diffmic.cli import main
 from fed_diffmic.commands import audit
 from fed_diffmic.exchange.audit import AuditLog
 from fed_diffmic.privacy.audit import subject
+from fed_diffmic.privacy.audit.bound import lower_bound
 from fed_diffmic.privacy.audit.report import WORDS, Size
 from fed_diffmic.provision.keys import load_private, make_site_key
 
@@ -92,8 +94,13 @@ def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_pictures")
-def test_an_audit_of_privacy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "audit.json"
+def test_an_audit_of_privacy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight canaries count in one of two runs: a right guess of each shows less than a third of the claim."""
+    scaled, out = Size.scaled, tmp_path / "audit.json"
+    monkeypatch.setattr(Size, "scaled", lambda self, runs: replace(scaled(self, runs), gradient_canaries=8))
+    assert lower_bound(8, 8, 8, 1e-5) < 4.0 / 3
     small = ["audit", "privacy", "--runs", "2", "privacy.unit=image", "privacy.physical_batch=64"]
     assert main([*small, "--out", str(out)]) == 5  # two runs prove nothing, and that is said
     said = capsys.readouterr()
