@@ -3,8 +3,10 @@
     python -m benchmarks.elsewhere PAGE DIR [DIR ...]
 
 Each ``DIR`` is the folder of ``fed-diffmic experiment run --out`` with ``external.NAME=FILE``. Everything between
-``<!-- elsewhere -->`` and ``<!-- end of elsewhere -->`` is replaced; nothing of it is typed. Seeds that an experiment
-has not finished are left out; how intervals are made: :mod:`simulations.experiments.elsewhere`.
+``<!-- elsewhere -->`` and ``<!-- end of elsewhere -->`` is replaced, and between ``<!-- elsewhere short -->`` and its
+end by a row for each test set, whichever of them the page has; nothing of it is typed. Seeds that an experiment has not
+finished are left out; how intervals are made: :mod:`simulations.experiments.elsewhere`. A star: also after Holm's
+correction over all comparisons with a site's own model by the same metric.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +22,18 @@ import numpy as np
 from benchmarks.pages import put, rewrite
 from fed_diffmic.console import run_command
 from fed_diffmic.errors import UsageError
-from simulations.experiments.answer import NAMES, gap_text, table
-from simulations.experiments.compare import REFERENCES
+from simulations.experiments.answer import NAMES, STAR, gap_text, table
+from simulations.experiments.compare import REFERENCES, Difference, holm
 from simulations.experiments.elsewhere import Elsewhere
 from simulations.experiments.gather import elsewhere
 from simulations.experiments.report import number
 
 MARK = "elsewhere"
+LEVEL = 0.05
 
 
-def lines(folders: Sequence[Path]) -> list[str]:
-    """What it comes to in a sentence, and the table.
+def judged(folders: Sequence[Path]) -> list[Elsewhere]:
+    """All test sets from elsewhere, differences to sites' own models corrected for how many there are.
 
     Raises:
         UsageError: a folder holds no experiment, or none that was judged elsewhere.
@@ -42,6 +46,22 @@ def lines(folders: Sequence[Path]) -> list[str]:
                 f"{folder}: no finished run was judged elsewhere", "Give external.NAME=FILE, let it go on."
             )
         found += tables
+    for metric in NAMES:
+        places = [(place, key) for place, one in enumerate(found) for key in _local(one, metric)]
+        corrected = holm([found[place].gaps[key].p for place, key in places])
+        for (place, key), p in zip(places, corrected, strict=True):
+            one = found[place]
+            found[place] = replace(one, gaps={**one.gaps, key: replace(one.gaps[key], adjusted=p)})
+    return found
+
+
+def _local(one: Elsewhere, metric: str) -> list[tuple[str, str, str]]:
+    """Keys of the differences of the global model from each site's own by a metric."""
+    return [key for key in one.gaps if (key[0], key[2]) == (_global(one), metric) and key[1].startswith("local/")]
+
+
+def lines(found: Sequence[Elsewhere]) -> list[str]:
+    """What it comes to in a sentence, and the table."""
     rows = [row for one in found for row in _rows(one)]
     head = ["from elsewhere", "images", "classes", "seeds", "model", *NAMES.values()]
     return [*_said(found), "", *table([*head, *(f"global minus it, {name}" for name in NAMES.values())], rows)]
@@ -62,22 +82,62 @@ def _rows(one: Elsewhere) -> list[list[str]]:
     return rows
 
 
+def short_lines(found: Sequence[Elsewhere]) -> list[str]:
+    """The sentence, and a row for each test set."""
+    rows = []
+    for one in found:
+        row = [one.name, f"{one.images:,}", ", ".join(one.seeds)]
+        for metric in NAMES:
+            own = [
+                f"{key[1].removeprefix('local/')} {number(one.values[key[1:]])} ({_verdict(one.gaps[key])})"
+                for key in _local(one, metric)
+            ]
+            pooled = one.values.get(("pooled", metric))
+            row += [number(one.values[_global(one), metric]), ", ".join(own), "-" if pooled is None else number(pooled)]
+        rows.append(row)
+    columns = [f"{what}, {name}" for name in NAMES.values() for what in ("global", "each site's own", "pooled")]
+    return [*_said(found), "", *table(["patients of", "images", "seeds", *columns], rows)]
+
+
+def _verdict(gap: Difference) -> str:
+    """Where the global model stands against another, starred where that outlasts the correction."""
+    return f"{gap.verdict}{STAR if _starred(gap) else ''}"
+
+
+def _starred(gap: Difference) -> bool:
+    return gap.adjusted < LEVEL and gap.verdict != "not shown"
+
+
+def _counted(gaps: Sequence[Difference]) -> str:
+    """``above in 8 (5★), below in 0, not shown in 4 of 12``."""
+    counted = {verdict: sum(gap.verdict == verdict for gap in gaps) for verdict in ("above", "below", "not shown")}
+    stars = sum(gap.verdict == "above" and _starred(gap) for gap in gaps)
+    return (
+        f"above in {counted['above']} ({stars}{STAR}), below in {counted['below']}, not shown in "
+        f"{counted['not shown']} of {len(gaps)}"
+    )
+
+
 def _said(found: Sequence[Elsewhere]) -> list[str]:
     """How often the global model stands above a local one, in words."""
     parts = []
     for metric, name in NAMES.items():
-        gaps = [
-            gap
-            for one in found
-            for (method, other, kind), gap in one.gaps.items()
-            if (method, kind) == (_global(one), metric) and other.startswith("local/")
-        ]
-        counted = {verdict: sum(gap.verdict == verdict for gap in gaps) for verdict in ("above", "below", "not shown")}
-        parts.append(
-            f"{name}: above in {counted['above']}, below in {counted['below']}, not shown in {counted['not shown']} of "
-            f"{len(gaps)} (mean difference {np.mean([gap.mean for gap in gaps]):+.3f})"
-        )
+        gaps = [one.gaps[key] for one in found for key in _local(one, metric)]
+        parts.append(f"{name}: {_counted(gaps)} (mean difference {np.mean([gap.mean for gap in gaps]):+.3f})")
     return [f"**The global model against each site's own, on patients of neither: {'; '.join(parts)}.**"]
+
+
+def written(page: str, found: Sequence[Elsewhere]) -> str:
+    """The page with whichever of the two it has marks for.
+
+    Raises:
+        UsageError: it has neither.
+    """
+    made = {f"{MARK} short": short_lines, MARK: lines}
+    asked = [mark for mark in made if f"<!-- {mark} -->" in page] or [MARK]
+    for mark in asked:
+        page = put(page, mark, made[mark](found))
+    return page
 
 
 def main() -> int:
@@ -86,8 +146,8 @@ def main() -> int:
     parser.add_argument("page", type=Path)
     parser.add_argument("folders", type=Path, nargs="+")
     given = parser.parse_args()
-    text = lines(given.folders)
-    rewrite(given.page, lambda page: put(page, MARK, text))
+    found = judged(given.folders)
+    rewrite(given.page, lambda page: written(page, found))
     return 0
 
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks import elsewhere as elsewhere_page
 from benchmarks.answer import MARK, answered
-from benchmarks.elsewhere import lines as elsewhere_lines
 from benchmarks.pages import put, rewrite
 from fed_diffmic.errors import UsageError
 from fed_diffmic.files import save_tensors, write_json
@@ -217,15 +217,29 @@ def test_the_page_of_elsewhere_counts_what_is_above(tmp_path):
     ]
     index = {"experiment": "x", "about": "y", "axes": ["seed", "fold", "method"], "cells": cells}
     write_json(tmp_path / "exp" / "experiment.json", index)
-    text = elsewhere_lines([tmp_path / "exp"])
+    told = elsewhere_page.judged([tmp_path / "exp"])
+    text = elsewhere_page.lines(told)
     (found,) = judged_elsewhere(runs, 3)
     gaps = [found.gaps["m", f"local/{site}", "auroc_macro"] for site in ("s", "t")]
     mean = f"(mean difference {(gaps[0].mean + gaps[1].mean) / 2:+.3f})"
-    assert f"macro AUROC: above in 1, below in 0, not shown in 1 of 2 {mean}" in text[0]
+    assert f"macro AUROC: above in 1 (1★), below in 0, not shown in 1 of 2 {mean}" in text[0]
+    p = [gap.p for gap in gaps]
+    corrected = [told[0].gaps["m", f"local/{site}", "auroc_macro"].adjusted for site in ("s", "t")]
+    assert corrected == [min(p[0] * 2, 1.0), p[1]] and p[0] * 2 < 0.05 < p[1], "Holm over both, by the same metric"
     rows = [line for line in text if line.startswith("| e | 400 | a b c | 1, 2 |")]
     assert [row.split(" | ")[4] for row in rows] == ["m", "local/s", "local/t"]
     with pytest.raises(UsageError, match="there is no experiment|holds no"):
-        elsewhere_lines([tmp_path / "nothing"])
+        elsewhere_page.judged([tmp_path / "nothing"])
+    short = "<!-- elsewhere short -->\n<!-- end of elsewhere short -->"
+    page = elsewhere_page.written(short, told)
+    (row,) = [line for line in page.splitlines() if line.startswith("| e |")]
+    cells = row.split(" | ")
+    seeds = [found.values[model, "auroc_macro"] for model in ("m", "local/s", "local/t")]
+    values = [f"{both.mean():.3f} ({both.std(ddof=1):.3f})" for both in seeds]
+    assert cells[:3] == ["| e", "400", "1, 2"] and cells[6] == values[0] and cells[8] == "- |"
+    assert cells[7] == f"s {values[1]} (above★), t {values[2]} (not shown)"
+    with pytest.raises(UsageError, match="no lines <!-- elsewhere -->"):
+        elsewhere_page.written("nothing", told)
 
 
 def test_the_answer_says_whether_whom_which_and_how_sure(tmp_path):
