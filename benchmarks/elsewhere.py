@@ -83,17 +83,18 @@ def _rows(one: Elsewhere) -> list[list[str]]:
 
 
 def short_lines(found: Sequence[Elsewhere]) -> list[str]:
-    """The sentence, and a row for each test set."""
+    """The sentence, and a row for each test set: means over the seeds, whose spread the long table has."""
     rows = []
     for one in found:
         row = [one.name, f"{one.images:,}", ", ".join(one.seeds)]
         for metric in NAMES:
             own = [
-                f"{key[1].removeprefix('local/')} {number(one.values[key[1:]])} ({_verdict(one.gaps[key])})"
+                f"{key[1].removeprefix('local/')} {one.values[key[1:]].mean():.3f} ({_verdict(one.gaps[key])})"
                 for key in _local(one, metric)
             ]
             pooled = one.values.get(("pooled", metric))
-            row += [number(one.values[_global(one), metric]), ", ".join(own), "-" if pooled is None else number(pooled)]
+            ours = one.values[_global(one), metric].mean()
+            row += [f"{ours:.3f}", ", ".join(own), "-" if pooled is None else f"{pooled.mean():.3f}"]
         rows.append(row)
     columns = [f"{what}, {name}" for name in NAMES.values() for what in ("global", "each site's own", "pooled")]
     return [*_said(found), "", *table(["patients of", "images", "seeds", *columns], rows)]
