@@ -1,12 +1,13 @@
 """What was aimed at in speed and what one run on this machine shows of it, written into a page.
 
-    python -m benchmarks.aims PAGE [--small] [--pfl-python PATH] [--flower-python PATH]
+    python -m benchmarks.aims PAGE [--small] [--only start ...] [--pfl-python PATH] [--flower-python PATH]
 
 Each figure comes from one of the programs beside this one, run here one after the other, each in a process of its own:
 :mod:`benchmarks.step`, :mod:`benchmarks.private_step`, :mod:`benchmarks.start` and :mod:`benchmarks.peers` (which says
 how to have the peers). All are processor seconds or memory, mostly as ratios of one run, and walls where the aim is
 one. What failed or is not there has no figure, and the table says so. Everything between ``<!-- aims -->`` and
-``<!-- end of aims -->`` is replaced. A quarter of an hour; ``--small``: sizes that only show that it works.
+``<!-- end of aims -->`` is replaced. Half an hour; ``--only``: these programs, and the other rows stay as they are, if
+they come from a machine of the same kind; ``--small``: sizes that only show that it works.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,12 +28,13 @@ import torch
 
 from benchmarks.pages import fill, put
 from fed_diffmic.console import run_command
+from fed_diffmic.errors import UsageError
 from fed_diffmic.training.precision import has_bfloat16
 from simulations.experiments.answer import table
 
 MARK = "aims"
 LIMIT = 3600.0  # seconds for one program
-HEADS = ("what", "aim, at most", "measured", "reached")
+HEADS = ("what", "aim, at most", "measured", "reached", "when")
 NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
 
 
@@ -140,54 +141,89 @@ def run(program: Program) -> str:
     """What a program printed, also where it failed on the way or took too long; why goes to stderr as it comes."""
     with tempfile.TemporaryFile("w+") as said:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run([sys.executable, "-m", *program.arguments], stdout=said, timeout=LIMIT, check=False)
+            # Python compiles what it imports at every start where it may not keep what it compiled.
+            subprocess.run(
+                [sys.executable, "-m", *program.arguments],
+                stdout=said,
+                timeout=LIMIT,
+                check=False,
+                env={name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
+            )
         said.seek(0)
         return said.read()
 
 
-def rows(program: Program, said: str) -> list[list[str]]:
+def rows(program: Program, said: str, when: str) -> list[list[str]]:
     """A row of the table for each aim: reached, or by how much not."""
     found = []
     for aim in program.aims:
         seen = re.search(aim.pattern, said, re.MULTILINE)
         if seen is None:
-            found.append([aim.what, f"{aim.most:g}", "not measured", ""])
+            found.append([aim.what, f"{aim.most:g}", "not measured", "", when])
             continue
         value = float(seen.group(1))
         verdict = "yes" if value <= aim.most else f"no, by {100 * (value / aim.most - 1):.0f} %"
-        found.append([aim.what, f"{aim.most:g}", seen.group(1), verdict])
+        found.append([aim.what, f"{aim.most:g}", seen.group(1), verdict, when])
     return found
 
 
-def measured(found: Sequence[Program], execute: Callable[[Program], str]) -> list[str]:
-    """The table, and on what machine and when it was measured."""
-    began, before = time.time(), os.getloadavg()[0]
-    lines = [row for program in found for row in rows(program, execute(program))]
+def machine() -> str:
+    """What was measured on, and how, in a sentence."""
     units = "with" if has_bfloat16("cpu") else "without"
-    day, minutes = (
-        datetime.datetime.fromtimestamp(began, datetime.UTC).date(),
-        max(1, round((time.time() - began) / 60)),
+    kind = f"{torch.backends.cpu.get_cpu_capability()}, {units} units for bfloat16, {os.cpu_count()} cores"
+    return (
+        f"A processor with {kind}; one thread a process, torch {torch.__version__.split('+')[0]}. A row's program is "
+        "one run; the load is the machine's when it began. Seconds are the processor's unless they are called wall; of "
+        "a program's repeats the least (steps, starts) or the median."
     )
-    machine = f"{torch.backends.cpu.get_cpu_capability()}, {units} units for bfloat16, {os.cpu_count()} cores"
-    return [
-        *table(HEADS, lines),
-        f"One run, {day}, {minutes} min: a processor with {machine}; one thread a process, torch "
-        f"{torch.__version__.split('+')[0]}; load {before:.1f} at its begin and {os.getloadavg()[0]:.1f} at its end. "
-        "Seconds are the processor's unless they are called wall; of each program's repeats the least (steps, starts) "
-        "or the median.",
-    ]
+
+
+def kept(page: str) -> dict[str, list[str]]:
+    """The rows that stand on a page, by what they are of.
+
+    Raises:
+        UsageError: the page has no marks, or what stands between them is from another kind of machine.
+    """
+    put(page, MARK, [])
+    lines = page.partition(f"<!-- {MARK} -->")[2].partition(f"<!-- end of {MARK} -->")[0].splitlines()
+    found = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")][2:]
+    if found and machine() not in lines:
+        raise UsageError("The page's rows are from another kind of machine.", "Measure all: leave out --only.")
+    return {row[0]: row for row in found}
+
+
+def measured(
+    found: Sequence[Program], execute: Callable[[Program], str], old: Mapping[str, list[str]], only: Sequence[str]
+) -> list[str]:
+    """The table, rows of programs that are not measured as they were, and on what machine that was."""
+    lines: list[list[str]] = []
+    for program in found:
+        if only and program.arguments[0].removeprefix("benchmarks.") not in only:
+            lines += [old[aim.what] for aim in program.aims if aim.what in old]
+            continue
+        when = f"{datetime.datetime.now(datetime.UTC).date()}, load {os.getloadavg()[0]:.1f}"
+        lines += rows(program, execute(program), when)
+    return [*table(HEADS, lines), machine()]
 
 
 def main() -> int:
-    """Read the arguments, measure, write the page."""
+    """Read the arguments, measure, write the page.
+
+    Raises:
+        UsageError: see :func:`kept`.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=Path)
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--only", nargs="+", default=[], choices=("step", "private_step", "start", "peers"))
     parser.add_argument("--pfl-python", default=sys.executable)
     parser.add_argument("--flower-python", default=sys.executable)
     given = parser.parse_args()
-    put(given.page.read_text(encoding="utf-8"), MARK, [])  # a page without marks is found out before it is measured
-    fill(given.page, MARK, measured(programs(given.small, (given.pfl_python, given.flower_python)), run))
+    page = given.page.read_text(encoding="utf-8")
+    put(page, MARK, [])  # a page without marks is found out before it is measured
+    old = kept(page) if given.only else {}
+    found = programs(given.small, (given.pfl_python, given.flower_python))
+    fill(given.page, MARK, measured(found, run, old, given.only))
     return 0
 
 

@@ -35,7 +35,7 @@ simulate, up to round_done      9.54 s
 
 
 def judged(program, said):
-    return {row[0]: tuple(row[2:]) for row in aims.rows(program, said)}
+    return {row[0]: tuple(row[2:4]) for row in aims.rows(program, said, "today")}
 
 
 def test_a_ratio_is_read_from_the_row_of_its_stage_and_precision(monkeypatch):
@@ -87,9 +87,40 @@ def test_the_page_keeps_what_is_around_the_table_and_says_on_what_it_was_measure
     assert aims.main() == 0
     said = page.read_text()
     assert said.startswith("before\n") and said.endswith("after\n") and "old" not in said
-    assert "| `simulate` up to the end of its first round, processor seconds | 4 | 9.54 | no, by 138 % |" in said
-    assert re.search(r"One run, \d{4}-\d\d-\d\d, 1 min: a processor with .* cores; .*load [0-9.]+ at its begin", said)
+    row = r"\| `simulate` up to the end of its first round, processor seconds \| 4 \| 9.54 \| no, by 138 % \| "
+    assert re.search(row + r"\d{4}-\d\d-\d\d, load [0-9.]+ \|\n", said)
+    assert re.search(r"\nA processor with .* units for bfloat16, \d+ cores; one thread", said)
     assert said.count("| not measured |  |") == said.count("\n| `tiny`") + 3
+
+
+def test_rows_of_programs_that_are_not_measured_stay_as_they_are(monkeypatch, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- aims -->\n<!-- end of aims -->\n")
+    said = {"benchmarks.start": START, "benchmarks.peers": PEERS.replace("10/10", "4/4")}
+    monkeypatch.setattr(aims, "run", lambda program: said.get(program.arguments[0], ""))
+    monkeypatch.setattr(sys, "argv", ["aims", str(page), "--small"])
+    aims.main()
+    first = page.read_text()
+    said["benchmarks.start"] = START.replace("9.54", "3.50")
+    said["benchmarks.peers"] = ""
+    monkeypatch.setattr(sys, "argv", ["aims", str(page), "--small", "--only", "start"])
+    aims.main()
+    assert "| 1.28 | no, by 28 % |" in first and "| 9.54 | no, by 138 % |" in first
+    parts = r"(\| 9.54 \| no, by 138 %|\| 3.50 \| yes|load [0-9.]+)"
+    assert re.sub(parts, "", page.read_text()) == re.sub(parts, "", first) and "| 3.50 | yes |" in page.read_text()
+
+
+def test_rows_of_another_machine_do_not_stay(monkeypatch, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "<!-- aims -->\n| what |\n| --- |\n| a | 1 | 2 | no | x |\n\nA processor with X.\n<!-- end of aims -->\n"
+    )
+    before = page.read_text()
+    monkeypatch.setattr(aims, "measured", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(sys, "argv", ["aims", str(page), "--only", "start"])
+    with pytest.raises(UsageError, match="another kind of machine"):
+        aims.main()
+    assert page.read_text() == before
 
 
 def test_a_page_without_marks_is_told_of_before_anything_is_measured(monkeypatch, tmp_path):

@@ -96,7 +96,7 @@ def test_every_shipped_experiment_is_whole(name):
     assert len(found.cells) * len(seeds) > 3 and len({cell.digest for cell in found.cells}) == len(found.cells)
 
 
-@pytest.mark.parametrize("name", ["decide-linear", "decide-small", "ham10000-decide"])
+@pytest.mark.parametrize("name", ["decide-linear", "decide-small", "ham10000-decide", "ham10000-decide-small"])
 def test_the_experiments_that_decide_test_every_image_once_and_name_their_method_first(name):
     """Parsed with what a user gives; what the answer speaks of is the first method, with both references beside it."""
     given = ["dataset.root=/x", "model.weights=/x/w", "external.elsewhere=/x/table.csv", "axes.seed=1"]
