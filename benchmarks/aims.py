@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.pages import fill, put
+from benchmarks.pages import fill, put, read
 from fed_diffmic.console import run_command
 from fed_diffmic.errors import UsageError
 from fed_diffmic.training.precision import has_bfloat16
@@ -219,7 +219,7 @@ def main() -> int:
     parser.add_argument("--pfl-python", default=sys.executable)
     parser.add_argument("--flower-python", default=sys.executable)
     given = parser.parse_args()
-    page = given.page.read_text(encoding="utf-8")
+    page = read(given.page)
     put(page, MARK, [])  # a page without marks is found out before it is measured
     old = kept(page) if given.only else {}
     found = programs(given.small, (given.pfl_python, given.flower_python))

@@ -24,6 +24,7 @@ from typing import Any
 
 from benchmarks.consortium_memory import AT_ONCE, DONE_S, LEAST_FREE_MB, free_mb, names
 from benchmarks.consortium_rounds import spent
+from benchmarks.pages import read
 from fed_diffmic.exchange.masking.shamir import most_dishonest, share_threshold
 from fed_diffmic.files import atomic_write
 from tests.consortium.harness import Consortium
@@ -143,13 +144,19 @@ def measure_shared(folder: Path, model: str, numbers: Sequence[int], rounds: int
         numbers: of sites.
         rounds: of each run.
         page: gets the rows between its marks; none: no page does.
+
+    Raises:
+        UsageError: the page is not there.
+        ValueError: it has no marks; either way nothing was run.
     """
     lines: list[str] = []
+    if page is not None:
+        filled(read(page), lines)
     for sites in numbers:
         lines += rows(model, sites, run_ways(folder / f"{model}-{sites}", model, sites, rounds))
         print("\n".join(lines[-len(WAYS) :]), flush=True)
     if page is not None:
-        atomic_write(page, filled(page.read_text(encoding="utf-8"), lines).encode())
+        atomic_write(page, filled(read(page), lines).encode())
     return table(lines)
 
 

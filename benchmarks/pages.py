@@ -24,9 +24,25 @@ def put(page: str, name: str, lines: Sequence[str]) -> str:
     return f"{before}{begin}\n{text}\n{end}{after}"
 
 
+def read(path: Path) -> str:
+    """The text of a page.
+
+    Raises:
+        UsageError: there is none, or none that is text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: no page of text", "Name a page that is there.") from error
+
+
 def rewrite(path: Path, change: Callable[[str], str]) -> None:
-    """Write what ``change`` makes of a page in its place."""
-    atomic_write(path, change(path.read_text(encoding="utf-8")).encode())
+    """Write what ``change`` makes of a page in its place.
+
+    Raises:
+        UsageError: see :func:`read`.
+    """
+    atomic_write(path, change(read(path)).encode())
 
 
 def fill(path: Path, mark: str, lines: Sequence[str], name: str = "") -> None:

@@ -5,6 +5,7 @@ The consortium itself is real processes and is started by hand.
 
 import pytest
 
+from benchmarks import consortium_shared
 from benchmarks.consortium_memory import names
 from benchmarks.consortium_shared import (
     BEGIN,
@@ -28,6 +29,7 @@ from benchmarks.consortium_shared import (
 from client.distributed import check_company
 from fed_diffmic.config.compose import compose_server, compose_site
 from fed_diffmic.config.privacy import PrivacyConfig
+from fed_diffmic.errors import UsageError
 from tests.consortium.harness import Consortium
 from tests.consortium.link import Link
 from tests.consortium.settings import overrides
@@ -75,6 +77,15 @@ def test_rows_hold_ratios_to_the_plain_run_and_a_page_keeps_other_rows():
     assert keys == [["| tiny", "4"]] * 3 + [["| tiny", "10"]] * 3 + [["| compact", "10"]] * 3
     with pytest.raises(ValueError, match="no place"):
         filled("a page", lines)
+
+
+def test_a_page_that_cannot_take_the_rows_is_told_of_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(consortium_shared, "run_ways", lambda *_: pytest.fail("run"))
+    with pytest.raises(UsageError, match="no page"):
+        consortium_shared.measure_shared(tmp_path, "tiny", [4], 4, tmp_path / "nothing.md")
+    (tmp_path / "page.md").write_text("no marks\n")
+    with pytest.raises(ValueError, match="no place"):
+        consortium_shared.measure_shared(tmp_path, "tiny", [4], 4, tmp_path / "page.md")
 
 
 def test_a_link_counts_what_it_passes_each_way():

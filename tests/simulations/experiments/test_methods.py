@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.methods import MARK, lines
-from benchmarks.pages import fill, put
+from benchmarks.pages import fill, put, rewrite
 from fed_diffmic.errors import UsageError
 from fed_diffmic.files import save_tensors, write_json
 
@@ -118,3 +118,15 @@ def test_a_program_that_writes_a_page_says_what_is_wrong_in_words(program, argum
     said = capsys.readouterr().err
     assert ended.value.code == 2 and said.startswith("error FD002: ") and "What to do: " in said
     assert "Traceback" not in said and page.read_text() == "as it was\n"
+
+
+@pytest.mark.parametrize("what", ["nothing", "a folder", "no text"])
+def test_a_page_that_is_not_there_or_no_text_is_told_of_in_words(what, tmp_path):
+    page = tmp_path / "page.md"
+    if what == "a folder":
+        page.mkdir()
+    elif what == "no text":
+        page.write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="page.md: no page of text"):
+        rewrite(page, lambda text: text)
+    assert page.exists() is (what != "nothing")
