@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.pages import fill, put, read
+from benchmarks.pages import fill, inside, put, read
 from fed_diffmic.console import run_command
 from fed_diffmic.errors import UsageError
 from fed_diffmic.training.precision import has_bfloat16
@@ -182,10 +182,9 @@ def kept(page: str) -> dict[str, list[str]]:
     """The rows that stand on a page, by what they are of.
 
     Raises:
-        UsageError: the page has no marks, or what stands between them is from another kind of machine.
+        UsageError: what stands between the marks is from another kind of machine.
     """
-    put(page, MARK, [])
-    lines = page.partition(f"<!-- {MARK} -->")[2].partition(f"<!-- end of {MARK} -->")[0].splitlines()
+    lines = inside(page, MARK).splitlines()
     found = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")][2:]
     if found and machine() not in lines:
         raise UsageError("The page's rows are from another kind of machine.", "Measure all: leave out --only.")
@@ -210,7 +209,7 @@ def main() -> int:
     """Read the arguments, measure, write the page.
 
     Raises:
-        UsageError: see :func:`kept`.
+        UsageError: the page has no marks, or see :func:`kept`.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=Path)

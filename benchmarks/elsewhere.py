@@ -23,13 +23,12 @@ from benchmarks.pages import put, rewrite
 from fed_diffmic.console import run_command
 from fed_diffmic.errors import UsageError
 from simulations.experiments.answer import NAMES, STAR, gap_text, table
-from simulations.experiments.compare import REFERENCES, Difference, holm
+from simulations.experiments.compare import REFERENCES, Difference, corrected
 from simulations.experiments.elsewhere import Elsewhere
 from simulations.experiments.gather import elsewhere
 from simulations.experiments.report import number
 
 MARK = "elsewhere"
-LEVEL = 0.05
 
 
 def judged(folders: Sequence[Path]) -> list[Elsewhere]:
@@ -47,11 +46,9 @@ def judged(folders: Sequence[Path]) -> list[Elsewhere]:
             )
         found += tables
     for metric in NAMES:
-        places = [(place, key) for place, one in enumerate(found) for key in _local(one, metric)]
-        corrected = holm([found[place].gaps[key].p for place, key in places])
-        for (place, key), p in zip(places, corrected, strict=True):
-            one = found[place]
-            found[place] = replace(one, gaps={**one.gaps, key: replace(one.gaps[key], adjusted=p)})
+        gaps = {(place, key): one.gaps[key] for place, one in enumerate(found) for key in _local(one, metric)}
+        for (place, key), gap in corrected(gaps).items():
+            found[place] = replace(found[place], gaps={**found[place].gaps, key: gap})
     return found
 
 
@@ -102,17 +99,13 @@ def short_lines(found: Sequence[Elsewhere]) -> list[str]:
 
 def _verdict(gap: Difference) -> str:
     """Where the global model stands against another, starred where that outlasts the correction."""
-    return f"{gap.verdict}{STAR if _starred(gap) else ''}"
-
-
-def _starred(gap: Difference) -> bool:
-    return gap.adjusted < LEVEL and gap.verdict != "not shown"
+    return f"{gap.verdict}{STAR if gap.outlasts else ''}"
 
 
 def _counted(gaps: Sequence[Difference]) -> str:
     """``above in 8 (5★), below in 0, not shown in 4 of 12``."""
     counted = {verdict: sum(gap.verdict == verdict for gap in gaps) for verdict in ("above", "below", "not shown")}
-    stars = sum(gap.verdict == "above" and _starred(gap) for gap in gaps)
+    stars = sum(gap.verdict == "above" and gap.outlasts for gap in gaps)
     return (
         f"above in {counted['above']} ({stars}{STAR}), below in {counted['below']}, not shown in "
         f"{counted['not shown']} of {len(gaps)}"

@@ -24,6 +24,11 @@ def put(page: str, name: str, lines: Sequence[str]) -> str:
     return f"{before}{begin}\n{text}\n{end}{after}"
 
 
+def inside(page: str, name: str) -> str:
+    """What stands between the marks that :func:`put` writes between."""
+    return page.partition(f"<!-- {name} -->")[2].partition(f"<!-- end of {name} -->")[0]
+
+
 def read(path: Path) -> str:
     """The text of a page.
 

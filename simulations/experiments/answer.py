@@ -25,7 +25,7 @@ def gap_text(gap: Difference | None) -> str:
     """``+0.031 (+0.002 to +0.060) above★``; a star where it holds after Holm's correction too."""
     if gap is None:
         return "-"
-    star = STAR if gap.adjusted < 0.05 and gap.verdict != "not shown" else ""
+    star = STAR if gap.outlasts else ""
     return f"{gap.mean:+.3f} ({gap.low:+.3f} to {gap.high:+.3f}) {gap.verdict}{star}"
 
 

@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy import stats
@@ -28,6 +28,8 @@ from scipy import stats
 from fed_diffmic.files import load_tensors, read_json
 from fed_diffmic.training import weighted
 from simulations.experiments.reach import mean_bytes_to_reach
+
+K = TypeVar("K")
 
 LEAST_POSITIVES = 10
 METRICS = ("balanced_accuracy", "auroc_macro")
@@ -60,6 +62,11 @@ class Difference:
     def verdict(self) -> str:
         """``above``, ``below`` or ``not shown``."""
         return "above" if self.low > 0 else "below" if self.high < 0 else "not shown"
+
+    @property
+    def outlasts(self) -> bool:
+        """Whether what it shows is shown after Holm's correction too."""
+        return self.adjusted < 0.05 and self.verdict != "not shown"
 
 
 @dataclass(frozen=True)
@@ -230,6 +237,12 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def corrected(found: Mapping[K, Difference]) -> dict[K, Difference]:
+    """The differences with p-values corrected over all of them (:func:`holm`)."""
+    adjusted = holm([gap.p for gap in found.values()])
+    return {key: replace(gap, adjusted=p) for (key, gap), p in zip(found.items(), adjusted, strict=True)}
+
+
 def differences(section: Section, reference: str, metric: str) -> dict[tuple[str, str], Difference]:
     """Every method minus a reference at every place; p-values corrected over all of them."""
     if reference not in section.methods:
@@ -244,8 +257,7 @@ def differences(section: Section, reference: str, metric: str) -> dict[tuple[str
                 gap = difference(ours, theirs, section.ratio)
             if gap is not None:
                 found[method, place] = gap
-    adjusted = holm([gap.p for gap in found.values()])
-    return {key: replace(gap, adjusted=p) for (key, gap), p in zip(found.items(), adjusted, strict=True)}
+    return corrected(found)
 
 
 def ranks(section: Section, metric: str) -> dict[str, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import yaml
 from fed_diffmic.errors import UsageError
 from fed_diffmic.files import atomic_write, load_tensors, read_json
 from simulations.experiments.answer import STAR, table
-from simulations.experiments.compare import Difference, holm
+from simulations.experiments.compare import Difference, corrected
 from simulations.experiments.head import FACTS
 from simulations.experiments.head_metrics import AURC, AUROC, Judged, alone, better, gap, judge
 from simulations.experiments.runner import CELLS, read_index
@@ -193,8 +193,7 @@ def _against(methods: Mapping[str, Method], reference: str, metrics: Sequence[st
         for metric in metrics
         if (difference := paired(method, methods[reference], metric)) is not None
     }
-    adjusted = holm([difference.p for difference in found.values()])
-    found = {key: replace(d, adjusted=p) for (key, d), p in zip(found.items(), adjusted, strict=True)}
+    found = corrected(found)
     rows = [
         [name, *(_gap_text(metric, found.get((name, metric))) for metric in metrics)]
         for name in methods
@@ -206,7 +205,7 @@ def _against(methods: Mapping[str, Method], reference: str, metrics: Sequence[st
 def _gap_text(metric: str, found: Difference | None) -> str:
     if found is None:
         return "-"
-    star = STAR if found.adjusted < 0.05 and found.verdict != "not shown" else ""
+    star = STAR if found.outlasts else ""
     return f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f}) {better(metric, found)}{star}"
 
 
