@@ -13,7 +13,6 @@ they come from a machine of the same kind; ``--small``: sizes that only show tha
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import os
 import re
@@ -27,6 +26,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.pages import fill, inside, put, read
+from benchmarks.peers_work import end_tree
 from fed_diffmic.console import run_command
 from fed_diffmic.errors import UsageError
 from fed_diffmic.training.precision import has_bfloat16
@@ -138,17 +138,18 @@ def programs(small: bool, pythons: Sequence[str]) -> list[Program]:
 
 
 def run(program: Program) -> str:
-    """What a program printed, also where it failed on the way or took too long; why goes to stderr as it comes."""
+    """What a program printed, also where it failed on the way or took too long; why goes to stderr as it comes.
+
+    What it started ends with it: left behind, that would be measured with the next program.
+    """
     with tempfile.TemporaryFile("w+") as said:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            # Python compiles what it imports at every start where it may not keep what it compiled.
-            subprocess.run(
-                [sys.executable, "-m", *program.arguments],
-                stdout=said,
-                timeout=LIMIT,
-                check=False,
-                env={name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
-            )
+        # Python compiles what it imports at every start where it may not keep what it compiled.
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        with subprocess.Popen([sys.executable, "-m", *program.arguments], stdout=said, env=env) as child:
+            try:
+                child.wait(LIMIT)
+            except subprocess.TimeoutExpired:
+                end_tree(child.pid)
         said.seek(0)
         return said.read()
 

@@ -24,10 +24,8 @@ must agree: the largest difference from those of ``bare`` is printed.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -45,11 +43,11 @@ from benchmarks.peers_work import (
     RATE,
     SIDE,
     Clock,
+    end_tree,
     network,
     pixels_of,
     tell,
     train,
-    tree_seconds,
 )
 
 SETTINGS = "10/10,100/10,100/50,1000/50"
@@ -193,9 +191,7 @@ def measured(command: Sequence[str], out: Path) -> tuple[Figures, dict[str, Any]
             failed = program.wait(LIMIT)
         except subprocess.TimeoutExpired:
             failed = 1
-            for pid in (*tree_seconds(program.pid),):  # with what it started: they would go on measuring nothing
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            end_tree(program.pid)
     if failed:
         print(f"{' '.join(command)} failed or took over {LIMIT} s:\n{said.read_text()[-2000:]}", file=sys.stderr)
         return None

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,11 +73,21 @@ def test_a_start():
 
 def test_a_program_that_fails_or_takes_too_long_leaves_what_it_printed(monkeypatch, tmp_path):
     (tmp_path / "half.py").write_text(
-        "import time\nprint('simulate, up to round_done 3.00 s', flush=True)\ntime.sleep(60)\n"
+        "import pathlib, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)\n"
+        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(child.pid))\n"
+        "print('simulate, up to round_done 3.00 s', flush=True)\ntime.sleep(60)\n"
     )
     monkeypatch.setattr(aims, "LIMIT", 2.0)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert aims.run(aims.Program(["half"], ())) == "simulate, up to round_done 3.00 s\n"
+    left = Path("/proc", (tmp_path / "pid").read_text(), "stat")
+    for _ in range(100):  # whoever takes over an orphan buries it when it likes
+        if not left.exists() or left.read_text().rpartition(")")[2].split()[0] == "Z":
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("what the program had started goes on")
 
 
 def test_the_page_keeps_what_is_around_the_table_and_says_on_what_it_was_measured(monkeypatch, tmp_path):

@@ -91,13 +91,19 @@ def _run(arguments: argparse.Namespace, hint: list[str]) -> int:
     from simulations.experiments.runner import run_experiment
 
     outcome = run_experiment(experiment, arguments.out, jobs=arguments.jobs)
-    for name, cause in outcome.failed.items():
-        print(f"failed: {name}: {cause}")
+    for failure in dict.fromkeys(outcome.failed.values()):
+        names = [name for name, why in outcome.failed.items() if why == failure]
+        print(f"failed: {_listed(names)}: {failure.cause}\n  {failure.remedy}")
     print(f"{len(outcome.done)} of {len(experiment.cells)} cells have metrics")
     if outcome.done:
         for path in write_experiment_report(arguments.out):
             print(path)
     return 5 if outcome.failed else 0
+
+
+def _listed(names: list[str], most: int = 3) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _coverage(arguments: argparse.Namespace, hint: list[str]) -> int:

@@ -89,7 +89,7 @@ def _head(out: Path, index: dict[str, object]) -> Iterator[str]:
     )
     yield ""
     if found.failed:
-        yield f"Without metrics: {', '.join(f'{name} ({cause})' for name, cause in sorted(found.failed.items()))}."
+        yield f"Without metrics: {', '.join(f'{name} ({why.cause})' for name, why in sorted(found.failed.items()))}."
         yield ""
 
 

@@ -27,7 +27,21 @@ CELLS = "cells"
 INDEX = "experiment.json"
 FAILED = "failed.json"
 TODO = "todo.json"
+DEFECT = "defect"
 MIB_A_WORKER = 4096
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a cell has no metrics.
+
+    Attributes:
+        cause: in words.
+        remedy: what to do.
+    """
+
+    cause: str
+    remedy: str
 
 
 @dataclass(frozen=True)
@@ -40,16 +54,18 @@ class Outcome:
     """
 
     done: tuple[str, ...]
-    failed: dict[str, str]
+    failed: dict[str, Failure]
 
 
 def prepare(experiment: Experiment, out: Path) -> None:
     """Write down what the cells are; cells of an earlier definition that are not part of this one stay.
 
     Raises:
+        ConfigError: none was begun, and this machine lacks what each of them needs; see :func:`check_machine`.
         UsageError: a cell was begun with other settings.
         MachineError: the folder cannot be written.
     """
+    check_machine(experiment, out)
     try:
         (out / CELLS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -78,6 +94,26 @@ def prepare(experiment: Experiment, out: Path) -> None:
         atomic_write(folder / "cell.yaml", to_yaml(config).encode())
 
 
+def check_machine(experiment: Experiment, out: Path) -> None:
+    """Refuse at once what would let every cell fail before it began, rather than say it once a cell.
+
+    Raises:
+        ConfigError: the first cell's, where no cell was begun and none could be.
+    """
+    refused: FedDiffmicError | None = None
+    for cell in experiment.cells:
+        if (out / CELLS / cell.name / "config.yaml").exists():
+            return
+        try:
+            check_start(cell.config, resume=False)
+        except FedDiffmicError as error:
+            refused = refused or error
+        else:
+            return
+    if refused is not None:
+        raise refused
+
+
 def read_index(out: Path) -> dict[str, Any]:
     """The cells of an experiment's folder.
 
@@ -100,7 +136,7 @@ def run_experiment(experiment: Experiment, out: Path, *, jobs: int = 1) -> Outco
         jobs: processes; 0: as many as processors and memory allow (4 GiB each).
 
     Raises:
-        UsageError, MachineError: see :func:`prepare`.
+        ConfigError, UsageError, MachineError: see :func:`prepare`.
     """
     prepare(experiment, out)
     names = [cell.name for cell in experiment.cells]
@@ -180,7 +216,7 @@ def run_cell(folder: Path) -> str:
     except FedDiffmicError as error:
         failure = {"code": error.code, "cause": error.cause, "remedy": error.remedy}
     except Exception as error:
-        failure = {"code": "defect", "cause": f"{type(error).__name__}: {error}", "remedy": traceback.format_exc()}
+        failure = {"code": DEFECT, "cause": f"{type(error).__name__}: {error}", "remedy": traceback.format_exc()}
     write_json(folder / FAILED, failure)
     return str(failure["cause"])
 
@@ -199,7 +235,10 @@ def outcome(out: Path, names: list[str]) -> Outcome:
         if (folder / "summary.json").exists():
             done.append(name)
         elif (folder / FAILED).exists():
-            failed[name] = str(read_json(folder / FAILED).get("cause", ""))
+            said = read_json(folder / FAILED)
+            # Of what was not foreseen the remedy is where in the program it happened: many lines, which stay there.
+            remedy = f"{FAILED} in the cell's folder says where." if said["code"] == DEFECT else said["remedy"]
+            failed[name] = Failure(str(said["cause"]), str(remedy))
         else:
-            failed[name] = "not finished"
+            failed[name] = Failure("not finished", "Another process may be at it; the same command finishes it.")
     return Outcome(tuple(done), failed)

@@ -77,6 +77,13 @@ def finished(tmp_path_factory, drawn):
     return folder
 
 
+def test_a_machine_without_the_images_is_told_so_before_a_folder_is_made(experiment_file, tmp_path):
+    found = load_experiment(str(experiment_file(TEXT)), ["dataset=ham10000", f"dataset.root={tmp_path / 'nowhere'}"])
+    with pytest.raises(ConfigError, match=r"dataset\.root"):
+        run_head(found, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_networks_that_methods_share_are_trained_once_and_nothing_again(experiment_file, drawn, tmp_path, trainings):
     experiment = load_experiment(str(experiment_file(TEXT)), [*drawn, "axes.seed=1"])
     run_head(experiment, tmp_path / "out", say=lambda line: None)

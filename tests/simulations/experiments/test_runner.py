@@ -90,10 +90,35 @@ def test_a_failed_cell_is_named_does_not_stop_the_rest_and_is_tried_again(experi
     said = capsys.readouterr().out
     assert "failed: seed-1_method-fedavg: strategy=krum" in said and "needs 3 updates; 2 came" in said
     assert "2 of 3 cells have metrics" in said and str(out / "report.md") in said
+    assert "strategy.krum_keep" in said.partition("failed: seed-1_method-fedavg: ")[2].splitlines()[1]  # what to do
     failed = json.loads((out / "cells/seed-1_method-fedavg/failed.json").read_text())
     assert failed["code"] == "FD006" and "krum_keep" in failed["remedy"]
     assert main(["experiment", "run", str(path), "--out", str(out), "axes.seed=1", *drawn]) == 5
     assert capsys.readouterr().out.count("] seed-1") == 2  # the failed one alone, and that it failed again
+
+
+def test_what_no_cell_could_begin_with_is_refused_once_and_leaves_nothing(experiment_file, tmp_path, capsys):
+    out, nowhere = tmp_path / "out", f"dataset.root={tmp_path / 'nowhere'}"
+    assert main(["experiment", "run", str(experiment_file()), "--out", str(out), "dataset=ham10000", nowhere]) == 2
+    said = capsys.readouterr()
+    assert (said.out + said.err).count(f"{nowhere} is not allowed") == 1 and not out.exists()
+
+
+def test_cells_that_failed_for_one_reason_are_told_together(experiment_file, drawn, tmp_path, monkeypatch, capsys):
+    def simulate(config, resume):
+        raise ValueError("unforeseen") if config.strategy.name == "fedavg" else UsageError("a cause", "a remedy")
+
+    monkeypatch.setattr("simulations.run.simulate", simulate)
+    out = tmp_path / "out"
+    assert main(["experiment", "run", str(experiment_file()), "--out", str(out), *drawn, TWO]) == 5
+    said = [line.strip() for line in capsys.readouterr().out.splitlines() if not line.startswith("[")]
+    assert said == [
+        "failed: seed-1_method-fedavg, seed-2_method-fedavg: ValueError: unforeseen",
+        "failed.json in the cell's folder says where.",
+        "failed: seed-1_method-ditto, seed-2_method-ditto: a cause",
+        "a remedy",
+        "0 of 4 cells have metrics",
+    ]
 
 
 def test_a_cell_begun_with_other_settings_is_not_mixed_in(finished, drawn):
