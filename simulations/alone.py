@@ -16,8 +16,7 @@ from flwr.app import Context, RecordDict
 
 from fed_diffmic.config.compose import to_json
 from fed_diffmic.config.folders import has_final
-from fed_diffmic.config.shared_noise import NAME as SHARED_NOISE
-from fed_diffmic.config.simulation import RunConfig, SimulateConfig, StrategyConfig
+from fed_diffmic.config.simulation import RunConfig, SimulateConfig
 from fed_diffmic.config.spec import STAGES, RunSpec
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.release.final import FinalModel, load_final
@@ -27,7 +26,7 @@ from fed_diffmic.reporting.progress import RichProgress, make_progress
 from server.app import app as server_app
 from server.app import shared_events
 from server.study import first_digests
-from simulations.arms import Arm
+from simulations.arms import Arm, alone
 from simulations.flower_app import VirtualClientApp
 from simulations.grid import InProcessGrid
 from simulations.personal import keep_personal
@@ -37,19 +36,14 @@ from simulations.why import reasons
 def alone_spec(
     spec: RunSpec, site: str, device: str, weights: str | None = None, prior_weights: str | None = None
 ) -> RunSpec:
-    """The settings of a run for one site by itself: nobody is there to hide from, or to share noise with.
+    """The settings of a run for one site by itself, which trains plainly (:func:`simulations.arms.alone`).
 
     Args:
         spec: of the run, as it came.
         weights, prior_weights: files that the encoders start from; the coordinator's do not travel.
     """
-    strategy: StrategyConfig = replace(
-        spec.strategy, personal=[], client_noise_multiplier=0.0, secure_aggregation="off"
-    )
-    if strategy.name == SHARED_NOISE:
-        strategy = replace(strategy, name="fedavg", options={})
     model = replace(spec.model, weights=weights, prior_weights=prior_weights)
-    return replace(spec, arm=f"local/{site}", strategy=strategy, model=model, device=device)
+    return replace(spec, arm=f"local/{site}", strategy=alone(), model=model, device=device)
 
 
 def starts_elsewhere(spec: RunSpec, stage: str, first: dict[str, str]) -> bool:

@@ -1,10 +1,10 @@
 """What a simulated run trains: the federation itself and the baselines it is held against.
 
-Every arm is a federation run by the same coordinator and the same local update; only its sites
-differ. *local* is a federation of one site; *pooled* is one site that holds the union; *plain*
-trains a plain classifier on the same backbone in the same three ways. All have the same number of
-rounds and passes over each image, the same grid of learning rates, and choose their round on their
-own validation images. ``run.local_optimizers`` lets a site alone try what a hospital would try besides.
+Every arm is run by the same coordinator and the same local update. *local* is one site; *pooled* is one site that
+holds the union; *plain* trains a plain classifier on the same backbone in the same three ways. All have the same number
+of rounds and passes over each image, the same grid of learning rates, and choose their round on their own validation
+images. Who is alone trains plainly, whatever the strategy (:func:`alone`); ``run.local_optimizers`` lets a site alone
+try what a hospital would try besides.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fed_diffmic.config.simulation import RunConfig, StagesConfig
+from fed_diffmic.config.simulation import RunConfig, StagesConfig, StrategyConfig
 from fed_diffmic.config.spec import STAGES
 from fed_diffmic.config.stages import trained_stages
 from fed_diffmic.files import safe_name
@@ -38,6 +38,11 @@ class Arm:
     name: str
     stages: tuple[str, ...]
     sites: tuple[str, ...]
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is nobody to federate with: one site by itself, or all images in one place."""
+        return not self.name.endswith("federated")
 
     def folder(self, run_dir: Path) -> Path:
         """Where the arm's checkpoints and final model lie; the federation's is the run's own folder."""
@@ -101,9 +106,19 @@ class Trial:
 
 def trials_of(arm: Arm, run: RunConfig) -> list[Trial]:
     """The grid of an arm: the learning rates and, for one site alone, the optimizers that a hospital would try."""
-    alone = len(arm.sites) == 1 and arm.sites != (POOLED,)
-    optimizers = run.local_optimizers if alone and run.local_optimizers else [""]
+    by_itself = arm.alone and arm.sites != (POOLED,)
+    optimizers = run.local_optimizers if by_itself and run.local_optimizers else [""]
     return [Trial(factor, optimizer) for optimizer in optimizers for factor in run.lr_scales]
+
+
+def alone() -> StrategyConfig:
+    """How one site trains that has nobody to federate with: plainly, round after round from where it stopped.
+
+    A strategy run over one site is no plain training: FedDyn's penalty and its server's step, FedProx's pull towards
+    the round's begin, a server's optimizer, coded updates all work on a site that has nobody to agree with, and a
+    hospital that trains alone has none of them. So a baseline is the same whatever it is held against.
+    """
+    return StrategyConfig(keep_optimizer_state=True)
 
 
 def with_optimizer(stages: StagesConfig, optimizer: str) -> StagesConfig:

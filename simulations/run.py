@@ -31,7 +31,7 @@ from fed_diffmic.reporting.table import print_summary
 from fed_diffmic.reporting.tracking import make_trackers
 from server.app import app as server_app
 from server.app import shared_events
-from simulations.arms import Arm, TrainedArm, Trial, arms_of, trials_of
+from simulations.arms import Arm, TrainedArm, Trial, alone, arms_of, trials_of
 from simulations.flower_app import client_app
 from simulations.folder import forget_site_files, leave_nothing, prepare_run_dir
 from simulations.grid import InProcessGrid
@@ -167,7 +167,9 @@ def train_arm(
 
 
 def strategy_of(strategy: StrategyConfig, arm: Arm) -> StrategyConfig:
-    """The strategy of an arm: one site alone has nobody to be hidden from; personal models are made after it."""
+    """The strategy of an arm: one site has nobody to be hidden from; personal models are made after it."""
+    if arm.alone:
+        return alone()
     strategy = replace(strategy, personal=[])
     return replace(strategy, client_noise_multiplier=0.0) if len(arm.sites) == 1 else strategy
 
@@ -178,7 +180,8 @@ def run_arm(
     """Run the coordinator's ServerApp over the arm's virtual sites; finished arms are only loaded."""
     if not has_final(folder):
         run_config: dict[str, Any] = {
-            "config-json": to_json(config),
+            # Whoever is alone masks nothing either, which the virtual sites read here.
+            "config-json": to_json(replace(config, strategy=alone()) if arm.alone else config),
             "spec-json": spec.to_json(),
             "stages": ",".join(arm.stages),
             "sites": "|".join(arm.sites),
