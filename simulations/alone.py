@@ -20,7 +20,6 @@ from fed_diffmic.config.simulation import RunConfig, SimulateConfig
 from fed_diffmic.config.spec import STAGES, RunSpec
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.release.final import FinalModel, load_final
-from fed_diffmic.release.personal import own_part
 from fed_diffmic.reporting.events import EventLog
 from fed_diffmic.reporting.progress import RichProgress, make_progress
 from server.app import app as server_app
@@ -29,7 +28,6 @@ from server.study import first_digests
 from simulations.arms import Arm, alone
 from simulations.flower_app import VirtualClientApp
 from simulations.grid import InProcessGrid
-from simulations.personal import keep_personal
 from simulations.why import reasons
 
 
@@ -65,9 +63,6 @@ def train_alone(spec: RunSpec, data: SiteData, folder: Path, stages: Sequence[st
         data: the site's; test images are not looked at.
         folder: to work in; other settings work in another folder below it.
         stages: in order.
-
-    Returns:
-        The model, with what of it an algorithm keeps at the site in its states.
 
     Raises:
         RoundError, ModelFileError, MachineError: see :func:`server.rounds.run_federation`.
@@ -105,7 +100,4 @@ def train_alone(spec: RunSpec, data: SiteData, folder: Path, stages: Sequence[st
         finally:
             if isinstance(progress, RichProgress):
                 progress.close()
-    final = load_final(work)
-    keep_personal(final, work, work)
-    states = {stage: {**state, **own_part(work, final, stage, data.name)} for stage, state in final.states.items()}
-    return replace(final, states=states)
+    return load_final(work)

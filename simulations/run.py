@@ -241,13 +241,11 @@ def method_models(
             stages[f"guidance/{method}"] = "guidance"
         for name, stage in stages.items():
             state, fitted = final.states[stage], final.calibration[stage]
-            # A model of its own belongs to a site of the arm; where the arm has one site (pooled), all places use it.
-            owners = {place: place if place in arm.sites else arm.sites[0] for place in places}
             models: dict[str, Predictor] = {}
-            for place, owner in owners.items():
-                key = owner if owner in final.personal.get(stage, {}) else ""
+            for place in places:
+                own = own_part(folder, final, stage, place)
+                key = place if own else ""
                 if key not in models:
-                    own = own_part(folder, final, stage, owner)
                     models[key] = Predictor(final.spec, stage, state, fitted, device, own, final.sureness.get(stage))
                 methods.setdefault(name, {})[place] = models[key]
     return list(methods.items())

@@ -103,14 +103,18 @@ def joined(parts: Mapping[str, Tensors], stage: str) -> Tensors:
     return own
 
 
+def _inside(stage: str) -> tuple[str, ...]:
+    """The stages whose tensors a stage's state holds."""
+    return (stage, "guidance") if stage == "diffusion" else (stage,)
+
+
 def own_part(folder: Path, final: FinalModel, stage: str, site: str) -> Tensors:
     """As :func:`joined`, from the files beside a model.
 
     Raises:
         ModelFileError: a file is missing, torn or not the one that was signed.
     """
-    inside = (stage, "guidance") if stage == "diffusion" else (stage,)
-    stages = [name for name in inside if site in final.personal.get(name, {})]
+    stages = [name for name in _inside(stage) if site in final.personal.get(name, {})]
     parts = {name: load_tensors(personal_file(folder, name, site)) for name in stages}
     check_parts(folder, site, parts)
     return joined(parts, stage)
@@ -126,7 +130,8 @@ def part_of_site(folder: Path, final: FinalModel, stage: str, site: str | None) 
         UsageError: the run has no such site, or no site was named and the global model alone is none that was trained.
         ModelFileError: a file is missing or torn.
     """
-    names = sorted(final.personal.get(stage, {}))
+    # The diffusion stage of a plain classifier keeps nothing at a site under FedPer; the guidance network in it does.
+    names = sorted({site for inside in _inside(stage) for site in final.personal.get(inside, {})})
     if final.made_at is not None and site in (None, final.made_at.site):
         return {}  # it is that site's own as a whole
     if site is None:

@@ -19,16 +19,16 @@ each value.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fed_diffmic.config.compose import FOLDER, chosen_group, compose, to_yaml
 from fed_diffmic.config.simulation import SimulateConfig
+from fed_diffmic.config.text import parse_text
 from fed_diffmic.errors import ConfigError, UsageError
 from fed_diffmic.files import safe_name
 
@@ -37,6 +37,7 @@ KEYS = ("about", "settings", "axes")
 FOLD = "fold"
 MOST_CELLS = 10_000
 EXAMPLE = "for example `axes: {seed: [1, 2, 3], method: {fedavg: [strategy=fedavg]}}`"
+WRITE = f"Write {EXAMPLE}, each name once."
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
         if config.run.dir is not None:
             raise ConfigError("run.dir", config.run.dir, "nothing in an experiment: every cell has a folder of its own")
         cells.append(Cell(place, config))
-    names = [cell.name for cell in cells]
+    names = [cell.name.casefold() for cell in cells]  # some disks take two spellings for one folder
     if len(set(names)) < len(names):
         raise UsageError(f"{path}: two cells have the same name", "Give the axes' values names that differ.")
     return Experiment(path.stem, str(tree.get("about", "")), tuple(axes), tuple(cells))
@@ -143,15 +144,16 @@ def _left(settings: Sequence[str], later: Sequence[str]) -> list[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        why = str(error).splitlines()[0]
-        raise UsageError(f"{path} cannot be read as YAML: {why}", f"Write {EXAMPLE}.") from error
-    if not isinstance(tree, dict) or not set(tree) <= set(KEYS):
-        found = sorted(set(tree) - set(KEYS)) if isinstance(tree, dict) else [type(tree).__name__]
-        raise UsageError(
-            f"{path}: {', '.join(map(str, found))} is not part of an experiment", f"Allowed: {', '.join(KEYS)}."
-        )
+        tree = parse_text(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}", WRITE) from error
+    except UsageError as error:  # of two values of one key or name the first would be lost
+        raise UsageError(error.cause, WRITE) from error
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path} holds no `name: value`", WRITE)
+    if not set(tree) <= set(KEYS):
+        found = ", ".join(sorted(set(tree) - set(KEYS)))
+        raise UsageError(f"{path}: {found} is not part of an experiment", f"Allowed: {', '.join(KEYS)}.")
     return tree
 
 
@@ -169,8 +171,8 @@ def _axes(value: Any, path: Path) -> dict[str, dict[str, list[str]]]:
     for axis, values in value.items():
         if axis == FOLD:
             axes[FOLD] = _folds(values, path)
-        elif isinstance(values, list) and values and all(isinstance(v, (str, int, float)) for v in values):
-            axes[str(axis)] = {_text(v): [f"{axis}={_text(v)}"] for v in values}
+        elif isinstance(values, list) and values and all(isinstance(v, str) for v in values):
+            axes[str(axis)] = {str(v): [f"{axis}={v}"] for v in values}
         elif isinstance(values, dict) and values:
             axes[str(axis)] = {str(label): _texts(v, f"axes.{axis}.{label}", path) for label, v in values.items()}
         else:
@@ -179,9 +181,9 @@ def _axes(value: Any, path: Path) -> dict[str, dict[str, list[str]]]:
 
 
 def _folds(count: Any, path: Path) -> dict[str, list[str]]:
-    if not isinstance(count, int) or isinstance(count, bool) or count < 2:
+    if not isinstance(count, str) or not re.fullmatch("[0-9]{1,6}", count) or int(count) < 2:
         raise UsageError(f"{path}: axes.fold is the number of folds, a whole number from 2", "For example `fold: 5`.")
-    return {str(fold): [f"partition.folds={count}", f"partition.fold={fold}"] for fold in range(count)}
+    return {str(fold): [f"partition.folds={count}", f"partition.fold={fold}"] for fold in range(int(count))}
 
 
 def _narrowed(axes: dict[str, dict[str, list[str]]], override: str) -> dict[str, dict[str, list[str]]]:
@@ -196,7 +198,3 @@ def _narrowed(axes: dict[str, dict[str, list[str]]], override: str) -> dict[str,
     if unknown and not is_setting:
         raise UsageError(f"axes.{axis} has no value {unknown[0]!r}", f"It has {', '.join(known)}.")
     return {**axes, axis: {v: known.get(v, [f"{axis}={v}"]) for v in values}}
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -41,7 +41,7 @@ from fed_diffmic.training.stage import StageModule
 from fed_diffmic.training.stages import build_module, full_state, initial_state, load_state
 from fed_diffmic.training.update import LocalRound, SiteMemory
 from simulations.experiments.definition import Cell, Experiment
-from simulations.experiments.runner import CELLS, prepare
+from simulations.experiments.runner import CELLS, check_machine, prepare
 from simulations.run import choose_device
 from simulations.sites import POOLED, class_counts, shared_sites
 
@@ -97,12 +97,14 @@ def run_head(experiment: Experiment, out: Path, *, test: bool = False, say: Call
         say: one line for each cell.
 
     Raises:
-        ConfigError: a cell trains the plain classifier, or cross-fits what it augments.
+        ConfigError: a cell trains the plain classifier, or cross-fits what it augments; or this machine lacks what
+            every cell needs.
         UsageError, MachineError: see :func:`simulations.experiments.runner.prepare`.
         DataError, PartitionError, ModelFileError: see :mod:`fed_diffmic.errors`.
     """
     for cell in experiment.cells:
         _check(cell.config)
+    check_machine([replace(cell, config=_without_crossfit(cell.config)) for cell in experiment.cells], out)
     prepare(experiment, out)
     (out / SHARED).mkdir(exist_ok=True)
     splits = ("val", "test") if test else ("val",)
@@ -113,6 +115,11 @@ def run_head(experiment: Experiment, out: Path, *, test: bool = False, say: Call
         if missing:
             say(f"[{position}/{len(experiment.cells)}] {cell.name}")
             _predict(_work(cell, out, tables), folder, missing)
+
+
+def _without_crossfit(config: SimulateConfig) -> SimulateConfig:
+    """Without what a run refuses and is trained here."""
+    return replace(config, stages=replace(config.stages, diffusion=replace(config.stages.diffusion, crossfit=0)))
 
 
 def _check(config: SimulateConfig) -> None:

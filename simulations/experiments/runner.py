@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,7 +22,7 @@ from fed_diffmic.config.checks import check_start
 from fed_diffmic.config.compose import compose, to_yaml
 from fed_diffmic.errors import FedDiffmicError, MachineError, ModelFileError, UsageError
 from fed_diffmic.files import atomic_write, read_json, write_json
-from simulations.experiments.definition import Experiment
+from simulations.experiments.definition import Cell, Experiment
 
 CELLS = "cells"
 INDEX = "experiment.json"
@@ -61,11 +62,9 @@ def prepare(experiment: Experiment, out: Path) -> None:
     """Write down what the cells are; cells of an earlier definition that are not part of this one stay.
 
     Raises:
-        ConfigError: none was begun, and this machine lacks what each of them needs; see :func:`check_machine`.
         UsageError: a cell was begun with other settings.
         MachineError: the folder cannot be written.
     """
-    check_machine(experiment, out)
     try:
         (out / CELLS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -94,14 +93,14 @@ def prepare(experiment: Experiment, out: Path) -> None:
         atomic_write(folder / "cell.yaml", to_yaml(config).encode())
 
 
-def check_machine(experiment: Experiment, out: Path) -> None:
+def check_machine(cells: Sequence[Cell], out: Path) -> None:
     """Refuse at once what would let every cell fail before it began, rather than say it once a cell.
 
     Raises:
         ConfigError: the first cell's, where no cell was begun and none could be.
     """
     refused: FedDiffmicError | None = None
-    for cell in experiment.cells:
+    for cell in cells:
         if (out / CELLS / cell.name / "config.yaml").exists():
             return
         try:
@@ -136,8 +135,10 @@ def run_experiment(experiment: Experiment, out: Path, *, jobs: int = 1) -> Outco
         jobs: processes; 0: as many as processors and memory allow (4 GiB each).
 
     Raises:
-        ConfigError, UsageError, MachineError: see :func:`prepare`.
+        ConfigError: see :func:`check_machine`.
+        UsageError, MachineError: see :func:`prepare`.
     """
+    check_machine(experiment.cells, out)
     prepare(experiment, out)
     names = [cell.name for cell in experiment.cells]
     count = min(jobs or affordable(), len(names))

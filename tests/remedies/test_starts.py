@@ -232,7 +232,7 @@ def test_options_of_an_algorithm_and_packages_that_a_site_trusts(monkeypatch) ->
     f"{EXPERIMENT}load_experiment | {{error.remedy}}",
     f"{EXPERIMENT}load_experiment | nothing in",
     f"{EXPERIMENT}load_experiment | Give the axes",
-    f"{EXPERIMENT}_read | Write",
+    f"{EXPERIMENT}_read | {{WRITE}}",
     f"{EXPERIMENT}_read | Allowed",
     f"{EXPERIMENT}_texts",
     f"{EXPERIMENT}_axes",

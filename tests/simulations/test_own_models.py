@@ -26,9 +26,10 @@ from fed_diffmic.release.final import FinalModel, load_final, write_final
 from fed_diffmic.transport.processes import lock_file
 from server.checkpoints import CheckpointStore
 from simulations.alone import alone_spec, starts_elsewhere
-from simulations.arms import TrainedArm
+from simulations.arms import Arm, TrainedArm
 from simulations.own_models import Came, load_own, make_own, own_folder, own_kinds
 from simulations.personal import personal_methods
+from simulations.run import strategy_of
 from tests import seals, toy
 
 KINDS = ("alone", "finetune", "head", "mixture")
@@ -92,7 +93,8 @@ def test_a_site_makes_what_a_simulation_makes(made: Hospital) -> None:
     """Bit for bit: the same seeds, images and first weights."""
     final, data, folder = made.final, made.data, own_folder(made.config, "toy")
     grid, _ = toy.toy_grid(made.folder / "alone", ("a",), toy.ToySource({"a": data}))
-    spec = replace(SPEC, arm="local/a")
+    arm_alone = Arm("local/a", ("guidance",), ("a",))
+    spec = replace(SPEC, arm=arm_alone.name, strategy=strategy_of(SPEC.strategy, arm_alone))
     store = CheckpointStore(made.folder / "alone" / "run")
     local = toy.federate(grid, spec, store, toy.Events([]), stages=["guidance"], sites=["a"], poll_s=0.001, join_s=5.0)
     methods: Any = {

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fed_diffmic.cli import main
 from fed_diffmic.config.compose import compose
-from fed_diffmic.config.simulation import StrategyConfig
+from fed_diffmic.config.simulation import StagesConfig, StrategyConfig
 from fed_diffmic.errors import ConfigError, DataError, PartitionError
 from fed_diffmic.files import load_tensors, read_json
 from fed_diffmic.release.final import FinalModel
@@ -20,7 +20,7 @@ from fed_diffmic.reporting.events import read_events
 from fed_diffmic.training.metrics import METRICS
 from simulations import run as run_module
 from simulations import sites as sites_module
-from simulations.arms import Arm
+from simulations.arms import Arm, arms_of
 from simulations.plan import make_plan
 from simulations.run import choose_device, model_notes, simulate, validation_score
 from simulations.sites import VirtualSites, build_sites
@@ -309,6 +309,17 @@ def test_a_site_alone_is_hidden_from_nobody_and_a_federation_is():
     noisy = StrategyConfig(client_noise_multiplier=1.5)
     assert run_module.strategy_of(noisy, Arm("local/a", ("plain",), ("a",))).client_noise_multiplier == 0.0
     assert run_module.strategy_of(noisy, Arm("federated", ("plain",), ("a", "b"))) == noisy
+    assert run_module.strategy_of(noisy, Arm("federated", ("plain",), ("a",))).client_noise_multiplier == 0.0
+
+
+def test_whoever_is_alone_trains_plainly_whatever_the_strategy():
+    """FedDyn's or FedProx's penalty, coded or masked updates: of all that a site alone has nothing."""
+    given = StrategyConfig(name="feddyn", weighting="equal", codec="int8", secure_aggregation="masked", mu=0.5)
+    arms = arms_of(["local", "pooled", "plain"], ["a", "b"], StagesConfig())
+    seen = {arm.name: run_module.strategy_of(given, arm) for arm in arms}
+    federated = {"federated", "plain/federated"} & set(seen)
+    assert {name for name, strategy in seen.items() if strategy == given} == federated != set(seen)
+    assert all(seen[name] == StrategyConfig(keep_optimizer_state=True) for name in set(seen) - federated)
 
 
 def test_each_method_uses_its_arms_own_model_at_each_place(tmp_path, monkeypatch):
@@ -320,7 +331,12 @@ def test_each_method_uses_its_arms_own_model_at_each_place(tmp_path, monkeypatch
         return made[-1]
 
     monkeypatch.setattr(run_module, "Predictor", predictor)
-    monkeypatch.setattr(run_module, "own_part", lambda folder, final, stage, site: f"{stage} of {site}")
+
+    def own_part(folder, final, stage, site):  # a later stage has the guidance network's part in its own
+        stages = {"diffusion": ("guidance", "diffusion")}.get(stage, (stage,))
+        return [name for name in stages if site in final.personal.get(name, {})] and f"{stage} of {site}"
+
+    monkeypatch.setattr(run_module, "own_part", own_part)
 
     def trained(name, **personal):
         states = {stage: f"{name} {stage}" for stage in ("guidance", "diffusion", "plain")}
@@ -346,8 +362,12 @@ def test_each_method_uses_its_arms_own_model_at_each_place(tmp_path, monkeypatch
     }
     assert all(model.fitted == model.state for model in made)
     assert methods["federated"]["a"] is not methods["federated"]["b"], "a has a part of its own"
-    assert methods["federated"]["a"].own == "diffusion of a"
-    assert methods["pooled"]["a"] is methods["pooled"]["b"] and methods["pooled"]["a"].own == "diffusion of pooled"
+    assert methods["federated"]["a"].own == "diffusion of a" and not methods["federated"]["b"].own
+    assert methods["pooled"]["a"] is methods["pooled"]["b"] and not methods["pooled"]["a"].own
+
+    final["federated"] = trained("federated", guidance={"a": "digest", "b": "digest"})
+    found = dict(run_module.method_models(arms, final, sites, "cpu"))
+    assert [found["federated"][place].own for place in places] == ["diffusion of a", "diffusion of b"]
 
 
 def test_stage_facts_are_of_the_stage():

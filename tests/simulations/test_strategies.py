@@ -40,18 +40,26 @@ def run(folder: Path, name: str, *more: str):
     return config, simulate(config)
 
 
-@pytest.mark.parametrize("strategy", ["fedbn", "ditto"])
-def test_each_site_is_judged_by_its_own_model_in_both_stages(folder, strategy):
-    config, summary = run(folder, strategy, *TWO_STAGES, f"strategy={strategy}")
+@pytest.mark.parametrize(
+    ("strategy", "keep", "more"),
+    [
+        ("fedbn", ("guidance", "diffusion"), ()),
+        ("ditto", ("guidance", "diffusion"), ()),
+        ("fedper", ("guidance",), ("model.denoiser=classifier",)),
+    ],
+)
+def test_each_site_is_judged_by_its_own_model_in_both_stages(folder, strategy, keep, more):
+    config, summary = run(folder, strategy, *TWO_STAGES, f"strategy={strategy}", *more)
     final = load_final(folder / strategy)
-    for stage in ("guidance", "diffusion"):
-        assert sorted(final.personal[stage]) == ["site-1", "site-2"]
+    assert {stage: sorted(digests) for stage, digests in final.personal.items()} == {
+        stage: ["site-1", "site-2"] for stage in keep
+    }
     sites = build_sites(config, folder / "again").sites
     predictions = load_tensors(folder / strategy / "predictions.safetensors")
     shared = Predictor(final.spec, "diffusion", final.states["diffusion"], final.calibration["diffusion"])
     for site, data in sites.items():
         parts = folder / strategy / "personal"
-        own = load_tensors(parts / "diffusion" / f"{site}.safetensors")
+        own = load_tensors(parts / "diffusion" / f"{site}.safetensors") if "diffusion" in keep else {}
         guidance = load_tensors(parts / "guidance" / f"{site}.safetensors")
         state = {**final.states["diffusion"], **{f"guidance.{n}": v for n, v in guidance.items()}, **own}
         by_hand = Predictor(final.spec, "diffusion", state, final.calibration["diffusion"]).predict(data.test)
@@ -63,7 +71,7 @@ def test_each_site_is_judged_by_its_own_model_in_both_stages(folder, strategy):
     np.testing.assert_array_equal(own.astype(np.float32), predictions["federated|site-1|probabilities"])
     with pytest.raises(UsageError, match="no own part of that site"):
         final_predictor(folder / strategy, "site-9")
-    if strategy == "fedbn":  # nobody trained the normalisation of what is shared
+    if strategy != "ditto":  # nobody trained what is the sites' own
         with pytest.raises(UsageError, match="--site NAME, one of site-1, site-2"):
             final_predictor(folder / strategy)
     else:
@@ -71,7 +79,7 @@ def test_each_site_is_judged_by_its_own_model_in_both_stages(folder, strategy):
     assert not list((folder / strategy / "sites").rglob("states/*/*"))  # what sites kept to resume is gone
 
 
-def test_the_pooled_baseline_of_a_personal_strategy_is_one_model_with_its_own_part(folder):
+def test_the_pooled_baseline_of_a_personal_strategy_is_one_model_at_every_place(folder):
     _, summary = run(folder, "pooled", *LINEAR, "partition.sites=2", "strategy=ditto", "baselines=[local,pooled]")
     rows = {"federated/site-1", "federated/site-2", "local/site-1", "local/site-2", "pooled"}
     assert set(summary["matrix"]) == rows
@@ -80,7 +88,36 @@ def test_the_pooled_baseline_of_a_personal_strategy_is_one_model_with_its_own_pa
         cell = summary["matrix"][f"federated/{site}"][site]
         assert cell["auroc_macro"]["value"] == summary["sites"][site]["test"]["auroc_macro"]["value"]
     final = load_final(folder / "pooled" / "arms" / "pooled")
-    assert set(final.personal["plain"]) == {"pooled"}
+    assert not final.personal
+
+
+def test_a_site_alone_ends_with_the_same_weights_whatever_it_is_held_against(folder):
+    """Those of one site's FedAvg that keeps its moments, bit for bit: plain training, in rounds."""
+    longer = [*LINEAR, "stages.plain.select=loss", "stages.plain.lr=0.05"]  # the last round is the best
+    run(folder, "one", *longer, "partition.sites=1", "strategy.keep_optimizer_state=true", "baselines=[local]")
+    [alone] = (folder / "one/arms").iterdir()
+    assert_same(load_final(folder / "one").states, load_final(alone).states)
+    ways = {
+        "fedavg": (),
+        "feddyn": ("strategy=feddyn",),
+        "fedprox": ("strategy=fedprox", "strategy.mu=1", "strategy.codec=int8"),
+        "masked": ("strategy.secure_aggregation=masked",),
+    }
+    for name, more in ways.items():
+        run(folder, f"alone-{name}", *longer, "partition.sites=3", "baselines=[local,pooled]", *more)
+    for arm in (path.name for path in (folder / "alone-fedavg/arms").iterdir()):
+        first, *others = (load_final(folder / f"alone-{name}/arms/{arm}").states for name in ways)
+        for states in others:
+            assert_same(first, states)
+    assert load_final(folder / "alone-feddyn").digests != load_final(folder / "alone-fedavg").digests
+
+
+def assert_same(first, second):
+    assert set(first) == set(second) and first
+    for stage, state in first.items():
+        assert set(state) == set(second[stage])
+        for name, value in state.items():
+            np.testing.assert_array_equal(value, second[stage][name])
 
 
 def test_a_linear_classifier_on_frozen_features_alone(folder):

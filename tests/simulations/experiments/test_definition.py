@@ -46,13 +46,20 @@ def test_a_digest_is_of_what_decides_the_metrics(experiment_file):
 
 WRONG = {
     "axes: {seed: [1]}\nmore: 1": "more is not part of an experiment",
-    "- 1": "list is not part of an experiment",
+    "- 1": "holds no `name: value`",
     "axes: [1]": "axes must be a mapping that names at least seed",
     "axes: {method: {a: [strategy=fedavg]}}": "names at least seed",
     "axes: {seed: []}": "axes.seed is neither",
     "axes: {seed: [1], method: {a: strategy=fedavg}}": "axes.method.a is not a list of key=value",
     "settings: [rounds]\naxes: {seed: [1]}": "settings is not a list of key=value",
-    "axes: {seed: [1": "cannot be read as YAML",
+    "axes: {seed: [1": "line 1, column",
+    "": "holds no `name: value`",
+    "axes: {seed: [1], method: {A: [strategy=fedavg], a: [strategy=fedprox]}}": "two cells have the same name",
+    "axes: {seed: [1], method: {a: [strategy=fedavg], a: [strategy=fedprox]}}": "'a' is given twice",
+    "axes: {seed: [1]}\naxes: {seed: [2]}": "'axes' is given twice",
+    "axes: {seed: [1], fold: 1}": "axes.fold is the number of folds",
+    "axes: {seed: [1], fold: [0, 1]}": "axes.fold is the number of folds",
+    "about: " + "[" * 5000: "nested too deeply|line 1",
 }
 
 

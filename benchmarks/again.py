@@ -1,0 +1,76 @@
+"""What an experiment says now that it was run again, beside what it said before, written into a page.
+
+    python -m benchmarks.again PAGE BEFORE AFTER [--name NAME]
+
+``BEFORE`` and ``AFTER`` are folders of ``fed-diffmic experiment run --out`` of one experiment; cells that one of them
+lacks are left out and counted. A row for each arm (mean over its sites) and each site of it: test metrics before and
+after, means over the cells, and the difference with its least and its largest of a cell. Everything between
+``<!-- again NAME -->`` and ``<!-- end of again NAME -->`` is replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.pages import fill
+from fed_diffmic.console import run_command
+from fed_diffmic.errors import UsageError
+from simulations.experiments.answer import NAMES, table
+from simulations.experiments.compare import METRICS
+from simulations.experiments.table import tidy_table
+
+MARK = "again"
+PLACE = ["method", "arm", "site"]
+
+
+def lines(before: Path, after: Path) -> list[str]:
+    """The table, and how many cells it rests on.
+
+    Raises:
+        UsageError: one is no experiment, or they have no finished cell in common.
+    """
+    both = pd.merge(_metrics(before), _metrics(after), on=["cell", *PLACE, "metric"], suffixes=("_before", "_after"))
+    if both.empty:
+        raise UsageError(f"{before} and {after} have no finished cell in common", "Name two folders of one experiment.")
+    both["change"] = both["value_after"] - both["value_before"]
+    rows = []
+    for place, part in both.groupby(PLACE, sort=False):
+        rows.append([*(str(name) for name in place), *(text for m in METRICS for text in _cells(part, m))])
+    heads = [text for metric in METRICS for text in (f"{NAMES[metric]}, before", "after", "difference")]
+    cells = both["cell"].nunique()
+    said = f"Means over {cells} cells that both have; in brackets the least and the largest difference of a cell."
+    return [*table((*PLACE, *heads), rows), said]
+
+
+def _metrics(out: Path) -> pd.DataFrame:
+    found = tidy_table(out)
+    wanted = found[(found["split"] == "test") & found["metric"].isin(METRICS) & (found["site"] != "all")]
+    return wanted[["cell", *PLACE, "metric", "value"]].dropna()
+
+
+def _cells(part: pd.DataFrame, metric: str) -> list[str]:
+    of = part[part["metric"] == metric]
+    if of.empty:
+        return ["-"] * 3
+    change = f"{of['change'].mean():+.3f} ({of['change'].min():+.3f} to {of['change'].max():+.3f})"
+    return [f"{of['value_before'].mean():.3f}", f"{of['value_after'].mean():.3f}", change]
+
+
+def main() -> int:
+    """Read the arguments and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", type=Path)
+    parser.add_argument("before", type=Path)
+    parser.add_argument("after", type=Path)
+    parser.add_argument("--name", default="")
+    given = parser.parse_args()
+    fill(given.page, MARK, lines(given.before, given.after), given.name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
