@@ -2,9 +2,9 @@
 
 Every arm is run by the same coordinator and the same local update. *local* is one site; *pooled* is one site that
 holds the union; *plain* trains a plain classifier on the same backbone in the same three ways. All have the same number
-of rounds and passes over each image, the same grid of learning rates, and choose their round on their own validation
-images. Who is alone trains plainly, whatever the strategy (:func:`alone`); ``run.local_optimizers`` lets a site alone
-try what a hospital would try besides.
+of rounds and passes over each image (:func:`budget`), the same grid of learning rates, and choose their round on their
+own validation images. Who is alone trains plainly, whatever the strategy (:func:`alone`); ``run.local_optimizers`` lets
+a site alone try what a hospital would try besides.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fed_diffmic.files import safe_name
 from fed_diffmic.release.final import FinalModel
 from simulations.sites import POOLED
 
+MOST_STEPS = 1_000_000
 SGD_RATE = 100.0
 """How much larger a learning rate SGD with momentum takes than AdamW: 0.1 and 0.001 are the usual ones."""
 
@@ -119,6 +120,18 @@ def alone() -> StrategyConfig:
     hospital that trains alone has none of them. So a baseline is the same whatever it is held against.
     """
     return StrategyConfig(keep_optimizer_state=True)
+
+
+def budget(arm: Arm, stages: StagesConfig, sites: int) -> StagesConfig:
+    """The stages as an arm trains them: where steps are counted, who has all images takes as many as all sites do.
+
+    Passes grow with the images by themselves; with the steps of one site alone the union would be looked at a
+    ``sites``-th as often as the federation looks at it.
+    """
+    if arm.sites != (POOLED,):
+        return stages
+    counted = {name: min(getattr(stages, name).steps * sites, MOST_STEPS) for name in STAGES}
+    return replace(stages, **{name: replace(getattr(stages, name), steps=steps) for name, steps in counted.items()})
 
 
 def with_optimizer(stages: StagesConfig, optimizer: str) -> StagesConfig:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from client.preflight.estimate import StageEstimate, estimate_stage
@@ -16,7 +16,7 @@ from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.config.spec import RunSpec, make_spec
 from fed_diffmic.exchange.codecs import build_codec
 from fed_diffmic.reporting.view import duration, size
-from simulations.arms import Arm, arms_of, trials_of
+from simulations.arms import Arm, arms_of, budget, trials_of
 from simulations.run import choose_device
 from simulations.sites import VirtualSites, build_sites
 
@@ -68,7 +68,14 @@ def make_plan(config: SimulateConfig) -> Plan:
         at_once = len(sites.sites) if config.run.backend == "ray" else 1
         seconds = {
             arm.name: len(trials_of(arm, config.run))
-            * _arm_seconds(spec, arm, sites, measured, len(largest.val), at_once)
+            * _arm_seconds(
+                replace(spec, stages=budget(arm, spec.stages, len(sites.sites))),
+                arm,
+                sites,
+                measured,
+                len(largest.val),
+                at_once,
+            )
             for arm in arms
         }
         return Plan(

@@ -31,7 +31,7 @@ from fed_diffmic.reporting.table import print_summary
 from fed_diffmic.reporting.tracking import make_trackers
 from server.app import app as server_app
 from server.app import shared_events
-from simulations.arms import Arm, TrainedArm, Trial, alone, arms_of, trials_of
+from simulations.arms import Arm, TrainedArm, Trial, alone, arms_of, budget, trials_of
 from simulations.flower_app import client_app
 from simulations.folder import forget_site_files, leave_nothing, prepare_run_dir
 from simulations.grid import InProcessGrid
@@ -150,7 +150,7 @@ def train_arm(
         spec = make_spec(
             replace(
                 config,
-                stages=trial.stages(config.stages),
+                stages=trial.stages(budget(arm, config.stages, len(sites.sites))),
                 strategy=with_share(config, strategy_of(config.strategy, arm), arm),
             ),
             classes=sites.classes,

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fed_diffmic.config.simulation import RunConfig, StageConfig, StagesConfig
-from simulations.arms import arms_of, scaled, trials_of
+from simulations.arms import arms_of, budget, scaled, trials_of
 
 TWO = StagesConfig(guidance=StageConfig(rounds=2), diffusion=StageConfig(rounds=1))
 
@@ -37,6 +37,15 @@ def test_a_grid_of_learning_rates_scales_every_stage():
     changed = scaled(TWO, 0.5)
     assert [getattr(changed, s).lr for s in ("guidance", "diffusion", "plain")] == [5e-4] * 3
     assert changed.guidance.rounds == 2
+
+
+def test_who_has_all_images_takes_as_many_steps_as_all_sites_together():
+    stages = replace(TWO, guidance=StageConfig(rounds=2, steps=16), diffusion=StageConfig(rounds=1, epochs=2.0))
+    federated, *alone, pooled = arms_of(["local", "pooled"], ["b", "a"], stages)
+    for arm in (federated, *alone):
+        assert budget(arm, stages, 2) == stages
+    assert budget(pooled, stages, 2) == replace(stages, guidance=replace(stages.guidance, steps=32))
+    assert budget(pooled, stages, 10**6).guidance.steps == 10**6  # what the setting allows at most
 
 
 def test_a_site_alone_tries_what_a_hospital_would_and_the_others_do_not():

@@ -1,6 +1,7 @@
 """What a run would do; that it then does so: tests/simulations/test_run.py."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,6 +30,15 @@ def test_sites_rounds_and_arms_are_those_of_the_run(planned):
     assert plan.arms == ("federated", "local/site-1", "local/site-2", "pooled")
     assert plan.seconds > plan.federation_seconds > 0 and set(plan.steps) == {"guidance", "diffusion"}
     assert not (folder / "run").exists()  # nothing is left where the run would go
+
+
+def test_one_model_of_all_images_is_planned_with_the_steps_of_all_sites(tmp_path, monkeypatch):
+    """A second a step and nothing else: both sites alone and all images in one place cost what the federation does."""
+    second = SimpleNamespace(train_s=1.0, steps=1, evaluate_s=0.0, first_s=0.0, update_bytes=1, base_bytes=1)
+    monkeypatch.setattr(plan_module, "estimate_stage", lambda *_: second)
+    counted = ["stages.guidance.steps=5", "stages.diffusion.steps=3"]
+    plan = make_plan(config(tmp_path, "baselines=[local,pooled]", *counted))
+    assert (plan.federation_seconds, plan.seconds) == (2 * 2 * (5 + 3), 3 * 2 * 2 * (5 + 3))
 
 
 def test_people_read_it(planned):

@@ -112,6 +112,14 @@ def test_a_site_alone_ends_with_the_same_weights_whatever_it_is_held_against(fol
     assert load_final(folder / "alone-feddyn").digests != load_final(folder / "alone-fedavg").digests
 
 
+def test_one_model_of_all_images_sees_as_many_as_all_sites(folder):
+    run(folder, "counted", *LINEAR, "partition.sites=2", "stages.plain.steps=3", "baselines=[local,pooled]")
+    arms = {name: load_final(folder / "counted" / "arms" / name) for name in ("pooled",)}
+    arms["federated"] = load_final(folder / "counted")
+    steps = {arm: [m["steps"] for m in final.history[0]["sites"].values()] for arm, final in arms.items()}
+    assert steps == {"pooled": [6.0], "federated": [3.0, 3.0]}
+
+
 def assert_same(first, second):
     assert set(first) == set(second) and first
     for stage, state in first.items():
