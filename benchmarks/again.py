@@ -1,10 +1,11 @@
 """What an experiment says now that it was run again, beside what it said before, written into a page.
 
-    python -m benchmarks.again PAGE BEFORE AFTER [--name NAME]
+    python -m benchmarks.again PAGE BEFORE AFTER [--name NAME] [--split external]
 
 ``BEFORE`` and ``AFTER`` are folders of ``fed-diffmic experiment run --out`` of one experiment; cells that one of them
 lacks are left out and counted. A row for each arm (mean over its sites) and each site of it: test metrics before and
-after, means over the cells, and the difference with its least and its largest of a cell. Everything between
+after, means over the cells, and the difference with its least and its largest of a cell. ``--split external``: those of
+the test sets from elsewhere, a row for each model. Everything between
 ``<!-- again NAME -->`` and ``<!-- end of again NAME -->`` is replaced.
 """
 
@@ -27,13 +28,15 @@ MARK = "again"
 PLACE = ["method", "arm", "site"]
 
 
-def lines(before: Path, after: Path) -> list[str]:
+def lines(before: Path, after: Path, split: str = "test") -> list[str]:
     """The table, and how many cells it rests on.
 
     Raises:
         UsageError: one is no experiment, or they have no finished cell in common.
     """
-    both = pd.merge(_metrics(before), _metrics(after), on=["cell", *PLACE, "metric"], suffixes=("_before", "_after"))
+    both = pd.merge(
+        _metrics(before, split), _metrics(after, split), on=["cell", *PLACE, "metric"], suffixes=("_before", "_after")
+    )
     if both.empty:
         raise UsageError(f"{before} and {after} have no finished cell in common", "Name two folders of one experiment.")
     both["change"] = both["value_after"] - both["value_before"]
@@ -42,13 +45,16 @@ def lines(before: Path, after: Path) -> list[str]:
         rows.append([*(str(name) for name in place), *(text for m in METRICS for text in _cells(part, m))])
     heads = [text for metric in METRICS for text in (f"{NAMES[metric]}, before", "after", "difference")]
     cells = both["cell"].nunique()
-    said = f"Means over {cells} cells that both have; in brackets the least and the largest difference of a cell."
+    said = (
+        f"Means over {cells} cells that both have, of each cell's own test images; in brackets the least and the largest "
+        "difference of a cell."
+    )
     return [*table((*PLACE, *heads), rows), said]
 
 
-def _metrics(out: Path) -> pd.DataFrame:
+def _metrics(out: Path, split: str) -> pd.DataFrame:
     found = tidy_table(out)
-    wanted = found[(found["split"] == "test") & found["metric"].isin(METRICS) & (found["site"] != "all")]
+    wanted = found[(found["split"] == split) & found["metric"].isin(METRICS) & (found["site"] != "all")]
     return wanted[["cell", *PLACE, "metric", "value"]].dropna()
 
 
@@ -67,8 +73,9 @@ def main() -> int:
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
     parser.add_argument("--name", default="")
+    parser.add_argument("--split", choices=("test", "external"), default="test")
     given = parser.parse_args()
-    fill(given.page, MARK, lines(given.before, given.after), given.name)
+    fill(given.page, MARK, lines(given.before, given.after, given.split), given.name)
     return 0
 
 

@@ -19,7 +19,8 @@ def write_experiment(out: Path, seeds: dict[int, tuple[float, float]]) -> Path:
         test = [{"auroc_macro": {"value": value}, "balanced_accuracy": {"value": 0.5}} for value in (federated, local)]
         whole, alone = ({"global": {}, "mean": {"test": t}, "sites": {"a": {"test": t}}} for t in test)
         (out / "cells" / f"seed-{seed}").mkdir(parents=True)
-        summary = {**whole, "baselines": {"local": alone}, "bytes_sent": 1}
+        elsewhere = {"e": {"models": {"federated": test[0], "local/a": test[1]}}}
+        summary = {**whole, "baselines": {"local": alone}, "bytes_sent": 1, "external": elsewhere}
         write_json(out / "cells" / f"seed-{seed}" / "summary.json", summary)
     index = {"experiment": "x", "about": "y", "axes": ["seed", "method"], "cells": cells}
     write_json(out / "experiment.json", index)
@@ -33,6 +34,9 @@ def test_means_and_differences_of_the_cells_that_both_have(tmp_path: Path) -> No
     assert "| m | federated | mean | 0.500 | 0.500 | +0.000 (+0.000 to +0.000) | 0.850 | 0.850 |" in "\n".join(found)
     row = "| m | local | a | 0.500 | 0.500 | +0.000 (+0.000 to +0.000) | 0.650 | 0.670 | +0.020 (-0.010 to +0.050) |"
     assert row in found and found[-1].startswith("Means over 2 cells")
+    elsewhere = lines(before, after, "external")
+    assert elsewhere.count(row.replace("local | a", "local/a | external: e")) == 1
+    assert sum(line.startswith("| m |") for line in elsewhere) == 2
 
 
 def test_the_page_has_it_and_folders_of_two_experiments_are_refused(tmp_path: Path, monkeypatch) -> None:
