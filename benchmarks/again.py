@@ -46,7 +46,7 @@ def lines(before: Path, after: Path, split: str = "test") -> list[str]:
     heads = [text for metric in METRICS for text in (f"{NAMES[metric]}, before", "after", "difference")]
     cells = both["cell"].nunique()
     said = (
-        f"Means over {cells} cells that both have, of each cell's own test images; in brackets the least and the largest "
+        f"Means over {cells} cells that both have, of each cell's own test images; in brackets the least and largest "
         "difference of a cell."
     )
     return [*table((*PLACE, *heads), rows), said]
