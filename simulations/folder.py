@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,6 +39,15 @@ def leave_nothing(run_dir: Path) -> None:
         if findings.is_file() and len(findings.read_bytes().splitlines()) < 2:  # the headings alone
             findings.unlink()
         run_dir.rmdir()  # fails where it is not empty
+
+
+def forget_rounds(folder: Path) -> None:
+    """Remove the checkpoints of a baseline or a trial that has its final model: from then on it is loaded from there.
+
+    They are two thirds of what it leaves, and a grid of learning rates for every site alone makes hundreds of them.
+    """
+    if (folder / "checkpoints").exists():
+        shutil.rmtree(folder / "checkpoints")
 
 
 def forget_site_files(run_dir: Path) -> None:

@@ -33,7 +33,7 @@ from server.app import app as server_app
 from server.app import shared_events
 from simulations.arms import Arm, TrainedArm, Trial, alone, arms_of, budget, trials_of
 from simulations.flower_app import client_app
-from simulations.folder import forget_site_files, leave_nothing, prepare_run_dir
+from simulations.folder import forget_rounds, forget_site_files, leave_nothing, prepare_run_dir
 from simulations.grid import InProcessGrid
 from simulations.metrics import Judge
 from simulations.personal import keep_personal, personal_methods
@@ -161,6 +161,8 @@ def train_arm(
         )
         events.emit("trial_started", arm=arm.name, lr_scale=trial.lr_scale)
         candidates.append((trial, run_arm(config, spec, arm, place, run_dir, events), place))
+        if place != run_dir:  # the run's own stay, as `checkpoints/` is documented
+            forget_rounds(place)
     trial, best, chosen = max(candidates, key=lambda found: validation_score(found[1], arm.stages[-1]))
     events.emit("arm_done", arm=arm.name, lr_scale=trial.lr_scale, bytes_sent=best.bytes_sent)
     return TrainedArm(best, chosen, trial.lr_scale, trial.optimizer)

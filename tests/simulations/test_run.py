@@ -68,6 +68,7 @@ def test_a_run_leaves_what_it_promises(finished):
         assert (run / name).stat().st_size > 0
     assert read_json(run / "summary.json") == json.loads(json.dumps(summary))
     assert not list((folder / "run").rglob("*.part"))
+    assert [path.parent.name for path in run.rglob("checkpoints")] == ["run"]  # arms are loaded from final/
 
 
 def test_summary_has_the_stated_names(finished):
