@@ -287,7 +287,9 @@ class SimulateConfig(Checked):
     """Everything that ``fed-diffmic simulate`` needs; saved resolved as config.yaml in the run."""
 
     seed: int = option(0, "seed of partition, split, initial weights, batches, noise", ge=0, lt=2**31)
-    baselines: list[str] = option(doc="what else to train under the same budget, plainly whatever the strategy", factory=list, choices=BASELINES)
+    baselines: list[str] = option(
+        doc="what else to train under the same budget, plainly whatever the strategy", factory=list, choices=BASELINES
+    )
     external: dict[str, str] = option(
         doc="tables of images from elsewhere (image,label[,patient_id]) by name, as external.NAME=FILE: judged once, "
         "when everything has been trained and chosen",
