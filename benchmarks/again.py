@@ -3,9 +3,9 @@
     python -m benchmarks.again PAGE BEFORE AFTER [--name NAME] [--split external]
 
 ``BEFORE`` and ``AFTER`` are folders of ``fed-diffmic experiment run --out`` of one experiment; cells that one of them
-lacks are left out and counted. A row for each arm (mean over its sites) and each site of it: test metrics before and
-after, means over the cells, and the difference with its least and its largest of a cell. ``--split external``: those of
-the test sets from elsewhere, a row for each model. Everything between
+lacks are left out, and how many are left is said. A row for each arm (mean over its sites) and each site of it: test
+metrics before and after, means over the cells, and the difference with its least and its largest of a cell.
+``--split external``: those of the test sets from elsewhere, a row for each model. Everything between
 ``<!-- again NAME -->`` and ``<!-- end of again NAME -->`` is replaced.
 """
 

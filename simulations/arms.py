@@ -22,6 +22,7 @@ from fed_diffmic.release.final import FinalModel
 from simulations.sites import POOLED
 
 MOST_STEPS = 1_000_000
+"""That a stage may count (``stages.*.steps``)."""
 SGD_RATE = 100.0
 """How much larger a learning rate SGD with momentum takes than AdamW: 0.1 and 0.001 are the usual ones."""
 
