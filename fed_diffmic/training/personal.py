@@ -2,7 +2,7 @@
 
 - :func:`fine_tuned`: a few more passes over the site's training images, stopped early by its validation images.
 - :func:`fit_mixture`: the mean of the probabilities of the model that the site trained alone and of the global one,
-  with the share of the first fitted on the site's validation images. This is APFL in its simplest form (Deng, Kamani
+  with the share of the first from the site's validation images. This is APFL in its simplest form (Deng, Kamani
   and Mahdavi 2020, "Adaptive personalized federated learning", section 3): there the models are mixed in training.
 """
 
@@ -34,7 +34,7 @@ MOST_PASSES = 20
 PATIENCE = 3
 LR_SCALE = 0.1
 """Fine-tuning takes a tenth of the stage's learning rate: the weights are good already."""
-SHARES = 21
+SHARES = 201
 FOLDS = 5
 LEAST = 1e-6
 
@@ -207,9 +207,9 @@ class Mixture:
 
     Attributes:
         share: of the site's own model's probabilities, 0 to 1; the rest is the global model's.
-        shares: fitted without each fold of the validation images.
+        shares: found without each fold of the validation images.
         losses: mean negative log-likelihood on the validation images, nats: of the global model, of the own one, and of
-            the mixture where each image's share was fitted without it.
+            the mixture where each image's share was found without it.
     """
 
     share: float
@@ -218,11 +218,10 @@ class Mixture:
 
 
 def fit_mixture(own: np.ndarray, shared: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int) -> Mixture:
-    """Fit the share of a site's own model by cross-fitting on its validation images.
+    """The share of a site's own model that its validation images speak for: :func:`mean_share` of all of them.
 
-    The images are dealt into :data:`FOLDS` parts by group; for each part the share is fitted on the others (the least
-    negative log-likelihood on a grid), so that its loss is one on images that did not choose it. If that loss is below
-    those of both models the mean of the shares is taken; else the better of the two models alone.
+    How the mixture does on images that had no say in its share is found by dealing the images into :data:`FOLDS` parts
+    by group; for each part the share is found on the others.
 
     Args:
         own, shared: ``(N, C)`` calibrated probabilities of the site's own and of the global model, both for the site's
@@ -237,20 +236,39 @@ def fit_mixture(own: np.ndarray, shared: np.ndarray, labels: np.ndarray, groups:
     own, shared, labels = (np.asarray(x, dtype=np.float64) for x in (own, shared, labels))
     if not len(labels) or own.shape != shared.shape or len(own) != len(labels):
         raise ValueError(f"cannot mix {own.shape} and {shared.shape} probabilities of {len(labels)} images")
-    grid = np.linspace(0.0, 1.0, SHARES)
-    losses = np.stack([image_losses(w * own + (1 - w) * shared, labels) for w in grid])
+    losses = np.stack([image_losses(w * own + (1 - w) * shared, labels) for w in np.linspace(0.0, 1.0, SHARES)])
     names, index = np.unique(groups, return_inverse=True)
     parts = min(FOLDS, len(names))
-    fold = (numpy_generator(seed, "mixture").permutation(len(names)) % max(parts, 1))[index]
-    ends = (float(losses[0].mean()), float(losses[-1].mean()))
-    better = 1.0 if ends[1] < ends[0] else 0.0
-    if parts < 2:
-        return Mixture(better, (), (*ends, min(ends)))
-    chosen = [int(losses[:, fold != k].sum(axis=1).argmin()) for k in range(parts)]
-    outside = float(np.mean([losses[chosen[k], i] for i, k in enumerate(fold)]))
-    shares = tuple(float(grid[c]) for c in chosen)
-    share = float(np.mean(shares)) if outside < min(ends) else better
-    return Mixture(share, shares, (*ends, outside))
+    fold = (numpy_generator(seed, "mixture").permutation(len(names)) % parts)[index]
+    shares = tuple(mean_share(losses[:, fold != k], index[fold != k]) for k in range(parts))
+    each = np.array(shares)[fold][:, None]
+    outside = image_losses(each * own + (1 - each) * shared, labels)
+    means = (float(losses[0].mean()), float(losses[-1].mean()), float(outside.mean()))
+    return Mixture(mean_share(losses, index), shares, means)
+
+
+def mean_share(losses: np.ndarray, groups: np.ndarray) -> float:
+    """Mean of the share's posterior under a uniform prior; without an image one half.
+
+    The likelihood of a share is that of the labels under its mixture. A mixture at the posterior mean is the posterior
+    predictive distribution itself, since a mixture is linear in its share; predicting image after image so is at most
+    ``log(N + 1)`` nats in all behind the best fixed share in hindsight (Cover and Ordentlich 1996, "Universal
+    portfolios with side information", theorem 1: two assets, uniform weights). The share of the least loss promises
+    nothing of that kind: of a site with few images it is mostly 0 or 1, and the site's own model, whose round, rate and
+    optimizer were chosen on the same images, then wins by having been chosen (``benchmarks/shares.py`` compares).
+    Images of one group are no independent witnesses: together they count as one image.
+
+    Args:
+        losses: ``(S, N)`` negative log-likelihood of each image at ``S`` shares evenly from 0 to 1, nats.
+        groups: ``(N,)`` of each image.
+    """
+    if not losses.shape[1]:
+        return 0.5
+    _, index, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    total = (losses / sizes[index]).sum(axis=1)
+    # The trapezoidal rule: the two ends count half.
+    weights = np.exp(total.min() - total) * np.concatenate([[0.5], np.ones(len(total) - 2), [0.5]])
+    return float(weights @ np.linspace(0.0, 1.0, len(total)) / weights.sum())
 
 
 def image_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
