@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.pages import put, rewrite
 from fed_diffmic.console import run_command
 from fed_diffmic.errors import UsageError
-from simulations.experiments.answer import NAMES, STAR, gap_text, table
+from simulations.experiments.answer import COUNTED, NAMES, STAR, gap_text, table
 from simulations.experiments.compare import REFERENCES, Difference, corrected
 from simulations.experiments.elsewhere import Elsewhere
 from simulations.experiments.gather import elsewhere
@@ -83,7 +83,7 @@ def short_lines(found: Sequence[Elsewhere]) -> list[str]:
     """The sentence, and a row for each test set: means over the seeds, whose spread the long table has."""
     rows = []
     for one in found:
-        row = [one.name, f"{one.images:,}", ", ".join(one.seeds)]
+        row = [one.name, f"{one.images:,}", ", ".join(one.classes), ", ".join(one.seeds)]
         for metric in NAMES:
             own = [
                 f"{key[1].removeprefix('local/')} {one.values[key[1:]].mean():.3f} ({_verdict(one.gaps[key])})"
@@ -94,7 +94,8 @@ def short_lines(found: Sequence[Elsewhere]) -> list[str]:
             row += [f"{ours:.3f}", ", ".join(own), "-" if pooled is None else f"{pooled.mean():.3f}"]
         rows.append(row)
     columns = [f"{what}, {name}" for name in NAMES.values() for what in ("global", "each site's own", "pooled")]
-    return [*_said(found), "", *table(["patients of", "images", "seeds", *columns], rows)]
+    head = ["patients of", "images", "classes that count", "seeds", *columns]
+    return [*_said(found), "", *table(head, rows), COUNTED]
 
 
 def _verdict(gap: Difference) -> str:

@@ -96,13 +96,15 @@ def judge_external(
         would use of the federation); predictions as :func:`simulations.metrics.prediction_tensors` names them; and
         the cells for the matrix, model -> column -> cell.
     """
+    # Where no model is shared and the sites are many, theirs are all that there is to judge.
+    models = list(models_of(methods)) or list(models_of(methods, most=max(map(len, methods.values()))))
     said: dict[str, Any] = {}
     tensors: dict[str, np.ndarray] = {}
     cells: dict[str, dict[str, Any]] = {}
     for name, table in tables.items():
         scored: dict[str, Scored] = {}
         metrics: dict[str, Any] = {}
-        for row, _, judge in models_of(methods):
+        for row, _, judge in models:
             scored[row] = judge.predict(table.examples)
             metrics[row] = metrics_of(scored[row], judge.spec, bootstrap)
             column = COLUMN + name
@@ -113,7 +115,7 @@ def judge_external(
         first = next(iter(scored.values()))
         spec = next(iter(next(iter(methods.values())).values())).spec
         gaps = {}
-        for row, place, _ in models_of(methods):
+        for row, place, _ in models:
             ours = "federated" if "federated" in scored else f"federated/{place}"
             if ours in scored and row.partition("/")[0] != "federated":
                 pair = difference({name: scored[ours]}, {name: scored[row]}, bootstrap=bootstrap, seed=spec.seed)

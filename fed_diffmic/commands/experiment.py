@@ -87,6 +87,7 @@ def _run(arguments: argparse.Namespace, hint: list[str]) -> int:
 
     experiment = load_experiment(arguments.name, arguments.settings)
     hint.append("the same command goes on where this one stopped")
+    from simulations.experiments.gather import incomplete
     from simulations.experiments.report import write_experiment_report
     from simulations.experiments.runner import run_experiment
 
@@ -95,7 +96,9 @@ def _run(arguments: argparse.Namespace, hint: list[str]) -> int:
         names = [name for name, why in outcome.failed.items() if why == failure]
         print(f"failed: {_listed(names)}: {failure.cause}\n  {failure.remedy}")
     print(f"{len(outcome.done)} of {len(experiment.cells)} cells have metrics")
-    if outcome.done:
+    if outcome.done and (missing := incomplete(arguments.out)):
+        print(f"no report: {missing}")
+    elif outcome.done:
         for path in write_experiment_report(arguments.out):
             print(path)
     return 5 if outcome.failed else 0

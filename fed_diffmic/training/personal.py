@@ -45,8 +45,8 @@ class Personal:
 
     Attributes:
         state: full state of its network.
-        fitted: calibration on the site's own validation images; none: nothing was better than the global model, which
-            stays as it is, with its own calibration.
+        fitted: calibration on the site's own validation images; none: nothing was better than what was to be beaten,
+            which stays as it is, with its own calibration.
         passes: over the training images, up to the best.
     """
 
@@ -56,12 +56,19 @@ class Personal:
 
 
 def fine_tuned(
-    spec: RunSpec, stage: str, state: Tensors, data: SiteData, *, device: str = "cpu", heads_alone: bool = False
+    spec: RunSpec,
+    stage: str,
+    state: Tensors,
+    data: SiteData,
+    *,
+    device: str = "cpu",
+    heads_alone: bool = False,
+    to_beat: Tensors | None = None,
 ) -> Personal:
     """Fine-tune one stage of a finished model on a site's training images.
 
     After each pass the mean negative log-likelihood of the validation images is taken (at its best calibration); after
-    :data:`PATIENCE` passes without a better one it ends, and the best weights stay, which may be those given.
+    :data:`PATIENCE` passes without a better one it ends, and the best weights stay, which may be those to be beaten.
 
     Args:
         spec: of the run.
@@ -70,9 +77,10 @@ def fine_tuned(
         data: the site's; test images are not looked at.
         device: where to compute.
         heads_alone: the encoders stay as they are (FedPer's division, Arivazhagan et al. 2019, made afterwards).
+        to_beat: full state that the result is held against, where that is not ``state``; ``state`` itself may win then.
 
     Raises:
-        ModelFileError: the state is not of that stage.
+        ModelFileError: a state is not of that stage.
         ValueError: the training diverged, or there are no training images.
     """
     cfg = replace(spec.stage(stage), schedule="constant", lr=spec.stage(stage).lr * LR_SCALE, steps=0, epochs=1.0)
@@ -95,6 +103,13 @@ def fine_tuned(
         return predict_scores(module, data.val, where, SHARED, keys["val"])
 
     best, kept, passes = _loss(spec, score(), data, prior), None, 0
+    if to_beat is not None:
+        load_state(module.network, to_beat, f"stage {stage}")
+        first = predict_scores(module, data.val, where)  # another network inside: none of the features that are stored
+        load_state(module.network, state, f"stage {stage}")
+        if best < (given := _loss(spec, first, data, prior)):
+            kept = full_state(module)
+        best = min(best, given)
     moments: Tensors = {}
     for index in range(1, MOST_PASSES + 1 if len(data.val) else 1):
         # From round 2: the first may only look for a centre of the features, which is found already.
@@ -107,7 +122,7 @@ def fine_tuned(
         elif index - passes >= PATIENCE:
             break
     if kept is None:
-        return Personal(state, None, 0)
+        return Personal(state if to_beat is None else to_beat, None, 0)
     load_state(module.network, kept, f"stage {stage}")
     scores = score()
     sums = calibration.nll_sums(scores, data.val.labels, prior, spec.task)
@@ -140,6 +155,9 @@ def tune(
 ) -> Tuned:
     """:func:`fine_tuned` for each stage of a model, in order: the last over its guidance network, fine-tuned too.
 
+    Where the last stage is not better than the global model's on the validation images, whatever became of its guidance
+    network, the global model stays as a whole.
+
     Args:
         spec: of the run.
         states: full state of each stage as the site uses it, its own part included.
@@ -152,10 +170,13 @@ def tune(
     made, passes = Tuned({}, {}, 0), 0
     guidance: Tensors = {}
     for stage in [name for name in STAGES if name in states]:
-        state = dict(states[stage])
+        state, to_beat = dict(states[stage]), None
         if stage == "diffusion" and guidance:
-            state = with_guidance(state, guidance)
-        found = fine_tuned(spec, stage, state, data, device=device, heads_alone=heads_alone)
+            state, to_beat = with_guidance(state, guidance), state
+        found = fine_tuned(spec, stage, state, data, device=device, heads_alone=heads_alone, to_beat=to_beat)
+        if to_beat is not None and found.fitted is None:
+            told = [*made.states, stage]
+            return Tuned({name: dict(states[name]) for name in told}, {name: fitted[name] for name in told}, 0)
         passes += found.passes
         if stage == "guidance" and found.passes:
             guidance = found.state

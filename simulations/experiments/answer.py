@@ -12,13 +12,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fed_diffmic.training.choice import Choice, choose_model
-from simulations.experiments.compare import MEAN, REFERENCES, Difference, Section, differences, mean_of
+from simulations.experiments.compare import (
+    LEAST_POSITIVES,
+    MEAN,
+    PERSONAL,
+    REFERENCES,
+    Difference,
+    Section,
+    differences,
+    mean_of,
+    ratio_of_means,
+)
 from simulations.experiments.elsewhere import Elsewhere
 
 NAMES = {"balanced_accuracy": "balanced accuracy", "auroc_macro": "macro AUROC"}
 RANKED = "auroc_macro"
 STAR = "★"  # not an asterisk: two of those in a paragraph are italics to Markdown, and both vanish
-PERSONAL = ("finetune", "head", "mixture")
+COUNTED = (
+    f"Metrics are means over the classes that count: at least {LEAST_POSITIVES} tested images with it and as many "
+    "without. Rows with different classes are not comparable."
+)
 
 
 def gap_text(gap: Difference | None) -> str:
@@ -57,10 +70,17 @@ def answer(section: Section, elsewhere: Sequence[Elsewhere]) -> list[str]:
 def _headline(section: Section, main: str) -> str:
     gaps = {metric: differences(section, "local", metric).get((main, MEAN)) for metric in NAMES}
     said = {metric: gap.verdict for metric, gap in gaps.items() if gap is not None}
-    amounts = ", ".join(f"{NAMES[metric]} {gap_text(gap)}" for metric, gap in gaps.items() if gap is not None)
+    amounts = ", ".join(
+        f"{NAMES[metric]} {'undefined: too few test images' if gap is None else gap_text(gap)}"
+        for metric, gap in gaps.items()
+    )
     if not said:
         return "Whether federating helped cannot be said: too few seeds or test images."
-    if set(said.values()) == {"above"}:
+    if len(said) < len(NAMES):
+        [(metric, verdict)] = said.items()
+        words = {"above": "helped", "below": "made it worse", "not shown": "made no difference that is shown"}
+        opening = f"In {NAMES[metric]} alone, as a mean over the sites' own patients, federating {words[verdict]}"
+    elif set(said.values()) == {"above"}:
         opening = "Federating helped, as a mean over the sites' own patients"
     elif set(said.values()) == {"below"}:
         opening = "Federating made it worse, as a mean over the sites' own patients"
@@ -116,7 +136,8 @@ def _own(section: Section, main: str) -> list[str]:
 
 def _sites(section: Section, main: str) -> list[str]:
     models = ["local", main, *_own(section, main), *(name for name in ("pooled",) if name in section.methods)]
-    head = ["site", "tested images", *(f"{name}, macro AUROC" for name in models), f"{main} minus local", "take"]
+    metrics = [f"{name}, macro AUROC" for name in models]
+    head = ["site", "tested images", "classes that count", *metrics, f"{main} minus local", "take"]
     found = differences(section, "local", RANKED)
     rows = []
     for site in [*sorted(section.judged), MEAN]:
@@ -127,6 +148,7 @@ def _sites(section: Section, main: str) -> list[str]:
             [
                 site,
                 f"{images:,}" if images else "-",
+                "" if site == MEAN else counted([section.classes[c] for c in section.judged[site]], section.classes),
                 *shown,
                 gap_text(found.get((main, site))),
                 "" if site == MEAN else take(section, main, site).model,
@@ -136,16 +158,29 @@ def _sites(section: Section, main: str) -> list[str]:
         f"*Take*: {main} unless another model is shown to be better on the site's own patients in macro AUROC (chosen "
         "by these images, so its metric here is a little too good)."
     )
-    return [*table(head, rows), rule, ""]
+    return [*table(head, rows), COUNTED, "", rule, ""]
+
+
+def counted(names: Sequence[str], of: Sequence[str]) -> str:
+    """``2 of 7: mel, nv``: which classes count; without names where they are more than three."""
+    told = f": {', '.join(names)}" if 0 < len(names) <= 3 else ""
+    return f"{len(names)} of {len(of)}{told}"
 
 
 def _against_pooled(section: Section, main: str) -> str:
     parts = []
     for metric, name in NAMES.items():
-        ours, pooled = (mean_of(section.values[arm, MEAN, metric]) for arm in (main, "pooled"))
         gap = differences(section, "pooled", metric).get((main, MEAN))
-        parts.append(f"{name} {ours / pooled:.3f} of pooled's ({gap_text(gap)})")
+        parts.append(f"{name} {_of_pooled(section, main, metric)} of pooled's ({gap_text(gap)})")
     return f"Against one model of all images in one place, mean over sites: {'; '.join(parts)}."
+
+
+def _of_pooled(section: Section, model: str, metric: str) -> str:
+    """A model's mean over sites as a part of pooled's; ``-`` where either is undefined."""
+    if "pooled" not in section.methods:
+        return "-"
+    found = ratio_of_means(*(section.values[arm, MEAN, metric] for arm in (model, "pooled")))
+    return "-" if math.isnan(found) else f"{found:.3f}"
 
 
 def _personal(section: Section, main: str) -> list[str]:
@@ -154,13 +189,9 @@ def _personal(section: Section, main: str) -> list[str]:
     for model in _own(section, main):
         for metric, name in NAMES.items():
             said = _verdicts(section, model, metric)
-            of_pooled = "-"
-            if "pooled" in section.methods:
-                ours, pooled = (mean_of(section.values[arm, MEAN, metric]) for arm in (model, "pooled"))
-                of_pooled = f"{ours / pooled:.3f}"
             gap = differences(section, "local", metric).get((model, MEAN))
             sites = [", ".join(said.get(verdict, [])) or "none" for verdict in ("above", "below")]
-            rows.append([model, name, gap_text(gap), *sites, of_pooled])
+            rows.append([model, name, gap_text(gap), *sites, _of_pooled(section, model, metric)])
     if not rows:
         return []
     head = ["made a site's own", "metric", "minus local, mean over sites", "better off than alone", "worse off"]
@@ -179,7 +210,9 @@ def _elsewhere(found: Elsewhere, main: str) -> list[str]:
         gaps = [gap_text(found.gaps.get((main, model, metric))) for metric in NAMES]
         rows.append([model, *cells, *gaps])
     head = ["model", *NAMES.values(), *(f"{main} minus it, {name}" for name in NAMES.values())]
-    return [*lines, *table(head, rows)]
+    over = "over seeds" if len(found.seeds) > 1 else "not over seeds: what another training would change is not in them"
+    rule = f"Intervals of 95 % over its patients or lesions (DeLong's variance; bootstrap) and {over}; each for itself."
+    return [*lines, *table(head, rows), rule, ""]
 
 
 def _others(section: Section, others: Sequence[str]) -> list[str]:
@@ -194,8 +227,8 @@ def _how_sure(section: Section) -> str:
     seeds = f"{len(section.seeds)} seed(s) ({', '.join(section.seeds)})"
     if not section.folds:
         return (
-            f"How sure: {seeds}; each draws other test images of the same data. Intervals of 95 %, corrected for the "
-            "overlap (Nadeau and Bengio 2003)."
+            f"How sure: {seeds}; each draws other test images of the same data. Intervals of 95 % on the sites' own "
+            "patients, corrected for the overlap (Nadeau and Bengio 2003)."
         )
     missing = " With one seed what another training would change is not in them." if len(section.seeds) == 1 else ""
     if section.drawn_anew:

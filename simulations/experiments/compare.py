@@ -1,8 +1,9 @@
 """What an experiment shows: metrics of every method over seeds, against training alone and against pooled data.
 
 **Which classes count.** At each site a class counts if its test images over all seeds hold at least
-:data:`LEAST_POSITIVES` positives. Balanced accuracy is the mean recall and macro AUROC the mean AUROC over these
-classes, the same for every method; a seed whose test images lack such a class leaves it out for all.
+:data:`LEAST_POSITIVES` positives and as many others. Balanced accuracy is the mean recall and macro AUROC the mean
+AUROC over these classes, the same for every method; a seed whose test images lack such a class leaves it out for all.
+Of one class alone there is no balanced accuracy: its recall is 1 for a model that calls everything so.
 
 **Interval.** A seed draws new splits of the same images, so the seeds are not independent and their spread alone is
 too small. The interval of a difference is that of the corrected resampled t-test (Nadeau and Bengio 2003, "Inference
@@ -25,6 +26,7 @@ from typing import Any, TypeVar
 import numpy as np
 from scipy import stats
 
+from fed_diffmic.errors import UsageError
 from fed_diffmic.files import load_tensors, read_json
 from fed_diffmic.training import weighted
 from simulations.experiments.reach import mean_bytes_to_reach
@@ -35,6 +37,7 @@ LEAST_POSITIVES = 10
 METRICS = ("balanced_accuracy", "auroc_macro")
 MEAN, WORST = "mean over sites", "worst site"
 REFERENCES = ("local", "pooled")
+PERSONAL = ("finetune", "head", "mixture")
 COMPARED = (*REFERENCES, "float32")
 """What every other method is compared with, seed by seed, where an experiment has it; the last is a method that
 exchanges exactly."""
@@ -124,6 +127,7 @@ def seed_section(place: Mapping[str, str], methods: Mapping[str, Mapping[str, Pa
         methods: method -> seed -> folder of the finished run.
 
     Raises:
+        UsageError: two methods of one seed were not tested on the same images.
         ModelFileError: a finished cell's files are torn.
     """
     everywhere = list(dict.fromkeys(seed for folders in methods.values() for seed in folders))
@@ -138,10 +142,8 @@ def seed_section(place: Mapping[str, str], methods: Mapping[str, Mapping[str, Pa
     first = next(iter(runs.values()))
     classes = tuple(first[0][0]["classes"]) if first else ()
     sites = sorted(first[0][0]["sites"]) if first else []
-    judged = {
-        site: np.flatnonzero(sum(positives(t, site, len(classes)).sum(axis=0) for _, t in first) >= LEAST_POSITIVES)
-        for site in sites
-    }
+    check_same_images({method: [t for _, t in found] for method, found in runs.items()}, sites, seeds)
+    judged = {site: counting([positives(t, site, len(classes)) for _, t in first], np.sum) for site in sites}
     series: dict[str, list[tuple[str, Predictions]]] = {}
     for method, found in runs.items():
         arms = {name.split("|")[0] for _, t in found for name in t if name.endswith("|probabilities")}
@@ -167,6 +169,44 @@ def seed_section(place: Mapping[str, str], methods: Mapping[str, Mapping[str, Pa
     return Section(place, tuple(seeds), left_out, classes, judged, values, ratio, sent, to_reach=reach)
 
 
+def counting(truths: Sequence[np.ndarray], over: Callable[..., Any] = np.min) -> np.ndarray:
+    """Positions of the classes that count.
+
+    Args:
+        truths: ``(N, C)`` bool of each seed: which tested image has which class.
+        over: how the seeds' counts are put together.
+    """
+    if not truths:
+        return np.zeros(0, dtype=np.int64)
+    held, lacking = (over([y.sum(axis=0) for y in side], axis=0) for side in (truths, [~y for y in truths]))
+    return np.flatnonzero((held >= LEAST_POSITIVES) & (lacking >= LEAST_POSITIVES))
+
+
+def check_same_images(found: Mapping[str, Sequence[Predictions]], sites: Sequence[str], seeds: Sequence[str]) -> None:
+    """Refuse to pair what was tested on different images.
+
+    Args:
+        found: method -> predictions of each seed.
+
+    Raises:
+        UsageError: a method's test images of a seed are not those of the first one.
+    """
+    for method, series in found.items():
+        for seed, ours, reference in zip(seeds, series, next(iter(found.values())), strict=True):
+            for site in sites:
+                # Runs of older versions have no keys; labels say less, but not nothing.
+                name = next((n for n in (f"{site}|keys", f"{site}|labels") if n in ours or n in reference), "")
+                if name not in ours or name not in reference or not _alike(ours[name], reference[name]):
+                    raise UsageError(
+                        f"method {method}, seed {seed}: at {site} it was tested on other images than the first method",
+                        "Methods share dataset and partition; make what differs an axis of its own.",
+                    )
+
+
+def _alike(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.shape == other.shape and np.array_equal(np.sort(one, axis=0), np.sort(other, axis=0))
+
+
 def over_sites(each: np.ndarray, how: Callable[..., Any]) -> np.ndarray:
     """``(sites, J)`` to ``(J,)`` over the sites that define a metric; ``nan`` where none does."""
     result = np.full(each.shape[1], np.nan)
@@ -181,6 +221,12 @@ def mean_of(values: np.ndarray) -> float:
     return float(defined.mean()) if len(defined) else math.nan
 
 
+def ratio_of_means(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Mean of the one over mean of the other; ``nan`` where either has none or the other's is 0."""
+    below = mean_of(theirs)
+    return mean_of(ours) / below if below else math.nan
+
+
 def positives(tensors: Predictions, site: str, classes: int) -> np.ndarray:
     """``(N, C)`` bool: which test image of a site has which class."""
     labels = tensors[f"{site}|labels"]
@@ -188,7 +234,10 @@ def positives(tensors: Predictions, site: str, classes: int) -> np.ndarray:
 
 
 def metrics(tensors: Predictions, arm: str, site: str, judged: np.ndarray) -> tuple[float, float]:
-    """Balanced accuracy (multi-label: mean of both recalls) and macro AUROC over the classes that count."""
+    """Balanced accuracy (multi-label: mean of both recalls) and macro AUROC over the classes that count.
+
+    Balanced accuracy is ``nan`` where fewer than two classes count, unless an image may have several labels.
+    """
     p, decided = (tensors[f"{arm}|{site}|{what}"] for what in ("probabilities", "decided"))
     truth = positives(tensors, site, p.shape[1])
     hit = decided > 0 if decided.ndim == 2 else decided[:, None] == np.arange(p.shape[1])
@@ -205,7 +254,7 @@ def metrics(tensors: Predictions, arm: str, site: str, judged: np.ndarray) -> tu
         areas.append(float(weighted.ranking(p[:, c], y, one)[0][0]))
     defined = [a for a in areas if not math.isnan(a)]
     return (
-        float(np.mean(recalls)) if recalls else math.nan,
+        float(np.mean(recalls)) if len(recalls) >= (1 if decided.ndim == 2 else 2) else math.nan,
         float(np.mean(defined)) if defined else math.nan,
     )
 
@@ -291,6 +340,6 @@ def verdicts(section: Section, metric: str) -> dict[str, Any]:
         for name, place in (("mean_over_pooled", MEAN), ("worst_over_pooled", WORST)):
             if "pooled" in section.methods:
                 ours, pooled = section.values[method, place, metric], section.values["pooled", place, metric]
-                entry[name] = mean_of(ours) / mean_of(pooled)
+                entry[name] = ratio_of_means(ours, pooled)
         result[method] = entry
     return result

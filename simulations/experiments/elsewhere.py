@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fed_diffmic.files import load_tensors, read_json
-from simulations.experiments.compare import LEAST_POSITIVES, METRICS, REFERENCES, Difference, Predictions, positives
+from simulations.experiments.compare import METRICS, REFERENCES, Difference, Predictions, counting, positives
 from simulations.experiments.folds import Cells, Measured, bootstrap_error, combined, delong_error, measure
 from simulations.summary import EXTERNAL
 
@@ -26,7 +26,7 @@ class Elsewhere:
     Attributes:
         name: in the configuration.
         images, groups: of it.
-        classes: names of those that count: at least :data:`LEAST_POSITIVES` positives.
+        classes: names of those that count (:func:`simulations.experiments.compare.counting`).
         seeds: of which every model has metrics.
         values: ``(J,)`` of each (model, metric); models are methods, ``local/<site>`` and ``pooled``.
         gaps: a method's global model minus another model, by (method, model, metric).
@@ -70,7 +70,7 @@ def _table(
     runs: Mapping[str, Mapping[str, Sequence[Predictions]]],
 ) -> Elsewhere:
     first = next(iter(runs.values()))[seeds[0]][0]
-    judged = np.flatnonzero(positives(first, name, len(classes)).sum(axis=0) >= LEAST_POSITIVES)
+    judged = counting([positives(first, name, len(classes))])
     measured: dict[str, list[list[Measured]]] = {}
     for method, by_seed in runs.items():
         rows = sorted(key.split("|")[0] for key in by_seed[seeds[0]][0] if key.endswith(f"|{name}|probabilities"))

@@ -33,14 +33,16 @@ from fed_diffmic.seeding import numpy_generator
 from fed_diffmic.training.delong import macro_influence, standard_error
 from fed_diffmic.training.weighted import resample_weights
 from simulations.experiments.compare import (
-    LEAST_POSITIVES,
     MEAN,
     METRICS,
+    PERSONAL,
     REFERENCES,
     WORST,
     Difference,
     Predictions,
     Section,
+    check_same_images,
+    counting,
     metrics,
     over_sites,
     positives,
@@ -88,6 +90,12 @@ def out_of_fold(folders: Sequence[Path], file: str = "predictions.safetensors") 
         offset = np.concatenate([np.full(len(run[f"{site}|groups"]), n) for n, run in enumerate(runs)])
         pairs = np.stack([offset, joined[f"{site}|groups"]], axis=1)
         joined[f"{site}|groups"] = np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+        held = np.unique(np.stack([joined[f"{site}|keys"], offset], axis=1), axis=0)[:, 0]
+        if len(np.unique(held)) < len(held):
+            raise UsageError(
+                f"{folders[0]}: at {site} an image is a test image of two folds of one seed",
+                "The table, or a setting of the partition, changed between the folds: run them anew in another --out.",
+            )
         order = np.argsort(joined[f"{site}|keys"], kind="stable")
         result |= {name: value[order] for name, value in joined.items()}
     return result
@@ -102,7 +110,7 @@ def folded_section(place: Mapping[str, str], cells: Cells, folds: int) -> Sectio
         folds: how many there are.
 
     Raises:
-        UsageError: two methods of one seed were not tested on the same images.
+        UsageError: two methods of one seed were not tested on the same images, or two folds on the same.
     """
     everywhere = list(dict.fromkeys(seed for runs in cells.values() for seed in runs))
     seeds = [seed for seed in everywhere if all(len(runs.get(seed, ())) == folds for runs in cells.values())]
@@ -113,9 +121,8 @@ def folded_section(place: Mapping[str, str], cells: Cells, folds: int) -> Sectio
     first = next(iter(pooled.values()))
     told = read_json(next(iter(cells.values()))[seeds[0]][0] / "summary.json")
     classes, sites = tuple(told["classes"]), sorted(told["sites"])
-    _same_images(pooled, sites, seeds)
-    held = {site: np.min([positives(t, site, len(classes)).sum(axis=0) for t in first], axis=0) for site in sites}
-    judged = {site: np.flatnonzero(counts >= LEAST_POSITIVES) for site, counts in held.items()}
+    check_same_images(pooled, sites, seeds)
+    judged = {site: counting([positives(t, site, len(classes)) for t in first]) for site in sites}
     measured = {
         name: {site: [measure(t, arm, site, judged[site]) for arm, t in found] for site in sites}
         for name, found in _series(pooled).items()
@@ -123,8 +130,9 @@ def folded_section(place: Mapping[str, str], cells: Cells, folds: int) -> Sectio
     values = _values(measured)
     gaps: dict[tuple[str, str, str, str], Difference] = {}
     main = next(name for name in measured if name not in REFERENCES)
-    for reference in (*(name for name in REFERENCES if name in measured), main):
-        for method in measured:
+    own = [name for name in (f"{main}: {kind}" for kind in PERSONAL) if name in measured]
+    for reference in (*(name for name in REFERENCES if name in measured), main, *own):
+        for method in own if reference in own else measured:
             if method != reference:
                 found = _gaps(measured[method], measured[reference], first, judged)
                 gaps |= {(method, reference, where, metric): gap for (where, metric), gap in found.items()}
@@ -161,19 +169,6 @@ def _values(measured: Mapping[str, Mapping[str, Sequence[Measured]]]) -> dict[tu
             values[name, MEAN, metric] = over_sites(each, np.nanmean)
             values[name, WORST, metric] = over_sites(each, np.nanmin)
     return values
-
-
-def _same_images(pooled: Mapping[str, Sequence[Predictions]], sites: Sequence[str], seeds: Sequence[str]) -> None:
-    first = next(iter(pooled.values()))
-    for method, found in pooled.items():
-        for seed, ours, reference in zip(seeds, found, first, strict=True):
-            for site in sites:
-                name = f"{site}|keys"
-                if name not in ours or not np.array_equal(ours[name], reference[name]):
-                    raise UsageError(
-                        f"method {method}, seed {seed}: at {site} it was tested on other images than the first method",
-                        "Methods share dataset and partition; make what differs an axis of its own.",
-                    )
 
 
 def _series(pooled: Mapping[str, Sequence[Predictions]]) -> dict[str, list[tuple[str, Predictions]]]:
@@ -232,8 +227,9 @@ def _gaps(
             gaps = np.array([a.value[position] - b.value[position] for a, b in pairs])
             if np.isnan(gaps).any():
                 continue
-            errors.append(error(ours[site], theirs[site], images, site, judged[site]))
             degrees.append(len(np.unique(images[0][f"{site}|groups"])) - 1)
+            known = degrees[-1] > 0  # of one patient nothing follows for another, nor for a mean that has it
+            errors.append(error(ours[site], theirs[site], images, site, judged[site]) if known else math.inf)
             every.append(gaps)
             found[site, metric] = combined(gaps, errors[-1], degrees[-1])
         if errors:
@@ -286,16 +282,16 @@ def combined(gaps: np.ndarray, error: float, degrees: int) -> Difference:
     Args:
         gaps: ``(J,)`` difference in each seed.
         error: standard error of their mean over which patients there are.
-        degrees: degrees of freedom of ``error``: groups less one.
+        degrees: degrees of freedom of ``error``: groups less one; with none the interval is without end.
     """
     count, mean = len(gaps), float(gaps.mean())
     training = float(gaps.var(ddof=1)) / count if count > 1 else 0.0
     variance = error**2 + training
-    if not math.isfinite(variance):
+    if not math.isfinite(variance) or degrees < 1:
         return Difference(mean, -math.inf, math.inf, 1.0, int((gaps > 0).sum()))
     if variance == 0.0:
         return Difference(mean, mean, mean, 1.0 if mean == 0 else 0.0, int((gaps > 0).sum()))
-    below = (training**2 / (count - 1) if count > 1 else 0.0) + error**4 / max(degrees, 1)
+    below = (training**2 / (count - 1) if count > 1 else 0.0) + error**4 / degrees
     freedom = variance**2 / below
     scale = math.sqrt(variance)
     reach = float(stats.t.ppf(0.975, freedom)) * scale

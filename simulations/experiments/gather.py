@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fed_diffmic.files import read_json
 from simulations.experiments.compare import Section, seed_section
 from simulations.experiments.definition import FOLD
 from simulations.experiments.elsewhere import Elsewhere, judged_elsewhere
@@ -20,6 +21,7 @@ def grouped(out: Path) -> tuple[dict[tuple[tuple[str, str], ...], dict[str, dict
         UsageError: the folder holds no experiment.
     """
     index = read_index(out)
+    folds = len({cell["place"].get(FOLD) for cell in index["cells"]} - {None})
     groups: dict[tuple[tuple[str, str], ...], dict[str, dict[str, list[Path]]]] = {}
     for cell in index["cells"]:
         folder = out / CELLS / cell["name"]
@@ -28,7 +30,40 @@ def grouped(out: Path) -> tuple[dict[tuple[tuple[str, str], ...], dict[str, dict
             rest = tuple((axis, value) for axis, value in place.items() if axis not in COMPARED)
             seeds = groups.setdefault(rest, {}).setdefault(place.get("method", "federated"), {})
             seeds.setdefault(place["seed"], []).append(folder)
-    return groups, len({cell["place"].get(FOLD) for cell in index["cells"]} - {None})
+            # How many folds there are is the run's to say: the index of a part of them (axes.fold=1) has fewer.
+            if folds:
+                folds = max(folds, read_json(folder / "summary.json").get("partition", {}).get("folds", 0))
+    return groups, folds
+
+
+def incomplete(out: Path) -> str:
+    """Why there is nothing to compare yet: what the seeds lack; empty where one is whole.
+
+    Raises:
+        UsageError: the folder holds no experiment.
+    """
+    groups, folds = grouped(out)
+    if not groups:
+        return "no cell has metrics yet"
+    index = read_index(out)
+    every = {axis: list(dict.fromkeys(c["place"].get(axis) for c in index["cells"])) for axis in ("seed", "method")}
+    missing = []
+    for rest, done in groups.items():
+        for seed in every["seed"]:
+            lacks = []
+            for method in every["method"]:
+                runs = done.get(method or "federated", {}).get(seed, [])
+                had = {read_json(run / "summary.json").get("partition", {}).get("fold") for run in runs}
+                without = ", ".join(str(fold) for fold in range(folds) if fold not in had)
+                if without or not runs:
+                    place = {**dict(rest), "seed": seed, **({"method": method} if method else {})}
+                    where = " ".join(f"{axis} {value}" for axis, value in place.items())
+                    lacks.append(f"{where} (fold {without} of {folds})" if folds else where)
+            if not lacks:
+                return ""
+            missing += lacks
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return f"no seed is whole yet; not there: {'; '.join(missing[:3])}{more}"
 
 
 def sections(out: Path) -> list[Section]:

@@ -105,7 +105,8 @@ def judge(val: Tensors, split: Tensors, task: str, decision: str, resamples: int
     rng = numpy_generator(0, "bootstrap", "head")
     drawn = weighted.resample_weights(groups, RESAMPLES if resamples is None else resamples, rng)
     weights = np.concatenate([np.ones((len(p), 1)), drawn], axis=1)
-    classes = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))
+    # DeLong's variance needs two of either.
+    classes = np.flatnonzero((truth.sum(axis=0) >= 2) & ((~truth).sum(axis=0) >= 2))
     area, influence = macro_influence(p, truth, classes.tolist())
     decided = calibration.decide(p, fitted, decision)
     hit = decided if several else decided[:, None] == np.arange(p.shape[1])

@@ -215,7 +215,7 @@ def earns(ours: Method, ensemble: Method) -> tuple[bool, str]:
     Asked for: not shown to be worse in macro AUROC, and shown to be better in NLL or in AURC, each by the interval.
     """
     area = paired(ours, ensemble, AUROC)
-    level = area is not None and better(AUROC, area) != "worse"
+    level = area is not None and math.isfinite(area.low) and better(AUROC, area) != "worse"
     names = ["nll", *(metric for metric in NAMES if metric.startswith(AURC))]
     found = {name: difference for name in names if (difference := paired(ours, ensemble, name)) is not None}
     good = [NAMES[name] for name, difference in found.items() if better(name, difference) == "better"]

@@ -22,7 +22,7 @@ from simulations.experiments.compare import (
     differences,
     verdicts,
 )
-from simulations.experiments.gather import elsewhere, sections
+from simulations.experiments.gather import elsewhere, incomplete, sections
 from simulations.experiments.pictures import convergence, pictures, save_drawing
 from simulations.experiments.reach import SHARE
 from simulations.experiments.runner import outcome, read_index
@@ -33,12 +33,12 @@ def write_experiment_report(out: Path) -> list[Path]:
     """Write everything; the paths of what was written.
 
     Raises:
-        UsageError: the folder holds no experiment, or none of its cells has metrics.
+        UsageError: the folder holds no experiment, or no seed of it is whole.
     """
     index = read_index(out)
+    if said := incomplete(out):
+        raise UsageError(f"{out}: {said}", "`fed-diffmic experiment run` does what is missing, and nothing twice.")
     found = sections(out)
-    if not any(section.seeds for section in found):
-        raise UsageError(f"{out}: no cell has metrics yet", "Run it first: `fed-diffmic experiment run`.")
     _, written = write_table(out)
     plots = out / "plots"
     plots.mkdir(exist_ok=True)
@@ -101,7 +101,8 @@ def _rules(folded: bool) -> Iterator[str]:
         else "over seeds (corrected resampled t-test of Nadeau and Bengio 2003, because the seeds share images)"
     )
     yield (
-        f"At each site a class counts if {over} hold at least {LEAST_POSITIVES} positives. *Above* and *below* mean "
+        f"At each site a class counts if {over} hold at least {LEAST_POSITIVES} with it and as many without. Of one "
+        "class alone there is no balanced accuracy. *Above* and *below* mean "
         f"that the 95 % interval of the paired difference excludes zero, {interval}; anything else is *not shown*. A "
         "star: also with p below 0.05 after Holm's correction over all comparisons of the table."
     )

@@ -13,12 +13,14 @@ from fed_diffmic.errors import ConfigError, DataError
 from fed_diffmic.files import load_tensors
 from fed_diffmic.reporting.report import write_report
 from fed_diffmic.training.features import SHARED
+from fed_diffmic.training.metrics import Scored
 from simulations import run as run_module
 from simulations.arms import arms_of
-from simulations.external import COLUMN, open_external
+from simulations.external import COLUMN, External, judge_external, open_external
 from simulations.run import simulate
 from simulations.sites import shared_sites
 from tests.simulations.test_strategies import LINEAR, compose
+from tests.toy import toy_site, toy_spec
 
 OURS = [*LINEAR, "partition.sites=2", "stages.plain.rounds=2", "baselines=[local]", "run.lr_scales=[1,3]"]
 OURS += ["partition.folds=3", "partition.fold=1", "run.bootstrap=40"]
@@ -142,3 +144,23 @@ def test_a_label_that_is_none_of_the_runs_classes_is_refused(finished):
 def test_names_that_could_not_stand_in_a_table_are_refused():
     with pytest.raises(ConfigError, match=r"external\."):
         compose(None, ["external.a|b=x.csv"])
+
+
+class Coin:
+    """A model that knows nothing, as a Judge."""
+
+    spec = toy_spec()
+
+    def predict(self, examples):
+        p = np.random.default_rng(0).dirichlet(np.ones(3), len(examples))
+        return Scored(p, p.argmax(axis=1), examples.labels, examples.groups, "multiclass")
+
+
+def test_many_sites_without_a_shared_model_are_judged_by_their_own():
+    """The matrix leaves out methods with more models than it can show; here that would be everything that there is."""
+    table = External(toy_site("away", 5, count=24).train, ("0", "1", "2"), ())
+    own = {f"site-{number}": Coin() for number in range(17)}
+    said, _, cells = judge_external({"x": table}, {"federated": own}, 0)
+    assert len(said["x"]["models"]) == 17 and "federated/site-16" in cells and said["x"]["n"] == len(table.examples)
+    both = {"federated": own, "pooled": dict.fromkeys(own, Coin())}
+    assert set(judge_external({"x": table}, both, 0)[0]["x"]["models"]) == {"pooled"}

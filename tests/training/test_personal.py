@@ -8,8 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fed_diffmic.training import personal
 from fed_diffmic.training.evaluation import predict_scores
-from fed_diffmic.training.personal import at_prior, fine_tuned, fit_mixture, image_losses, mean_share, site_prior
+from fed_diffmic.training.personal import (
+    Personal,
+    at_prior,
+    fine_tuned,
+    fit_mixture,
+    image_losses,
+    mean_share,
+    site_prior,
+    tune,
+)
 from fed_diffmic.training.stages import build_module, full_state
 from tests.toy import install_toy_networks, toy_site, toy_spec
 
@@ -198,3 +208,37 @@ def test_test_images_are_not_looked_at(toys):
     read = fine_tuned(spec, "plain", state, data)
     assert unread.passes == read.passes
     assert all(np.array_equal(unread.state[name], read.state[name]) for name in read.state)
+
+
+def test_what_is_to_be_beaten_stays_where_neither_the_start_nor_a_pass_is_better(toys):
+    """A start that got another network inside may be worse than the model it was made of; or better, untrained."""
+    spec, start = toys
+    data = toy_site("a", 1, count=96)
+    wrong = replace(data, train=replace(data.train, labels=(data.train.labels + 1) % 3))
+    good = fine_tuned(faster(spec), "plain", start, data).state
+    kept = fine_tuned(spec, "plain", start, wrong, to_beat=good)
+    assert kept.passes == 0 and kept.fitted is None
+    assert all(np.array_equal(kept.state[name], good[name]) for name in good)
+    won = fine_tuned(spec, "plain", good, wrong, to_beat=start)
+    assert won.passes == 0 and won.fitted is not None and won.fitted.n == len(data.val)
+    assert all(np.array_equal(won.state[name], good[name]) for name in good)
+
+
+def test_a_model_of_two_stages_is_the_global_one_where_its_last_is_not_better(monkeypatch):
+    """Not a mixture of both: a better guidance network inside a head that was not trained with it, badly calibrated."""
+    asked = {}
+
+    def found(spec, stage, state, data, *, device, heads_alone, to_beat):
+        asked[stage] = (state, to_beat)
+        if stage == "guidance":
+            return Personal({"w": np.ones(1)}, "its own", 2)
+        return Personal(to_beat, None, 0)
+
+    monkeypatch.setattr(personal, "fine_tuned", found)
+    states = {"guidance": {"w": np.zeros(1)}, "diffusion": {"guidance.w": np.zeros(1), "head": np.zeros(1)}}
+    made = tune(toy_spec(), states, {"guidance": "g", "diffusion": "d"}, toy_site("a", 1))
+    assert asked["diffusion"][0]["guidance.w"] == 1 and asked["diffusion"][1]["guidance.w"] == 0
+    assert made.passes == 0 and made.fitted == {"guidance": "g", "diffusion": "d"} and made.states == states
+    monkeypatch.setattr(personal, "fine_tuned", lambda *a, **k: replace(found(*a, **k), fitted="its own", passes=1))
+    made = tune(toy_spec(), states, {"guidance": "g", "diffusion": "d"}, toy_site("a", 1))
+    assert made.passes == 2 and made.states["guidance"]["w"] == 1 and made.fitted["diffusion"] == "its own"

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.again import MARK, lines
 from fed_diffmic.errors import UsageError
-from fed_diffmic.files import write_json
+from fed_diffmic.files import read_json, write_json
 
 
 def write_experiment(out: Path, seeds: dict[int, tuple[float, float]]) -> Path:
@@ -49,3 +49,12 @@ def test_the_page_has_it_and_folders_of_two_experiments_are_refused(tmp_path: Pa
     assert ended.value.code == 0 and "Means over 1 cells" in page.read_text() and "old" not in page.read_text()
     with pytest.raises(UsageError, match="no finished cell in common"):
         lines(before, write_experiment(tmp_path / "other", {7: (0.8, 0.7)}))
+
+
+def test_an_experiment_without_methods_has_no_such_column(tmp_path: Path) -> None:
+    both = [write_experiment(tmp_path / name, {1: (0.8, 0.7)}) for name in ("before", "after")]
+    for out in both:
+        index = read_json(out / "experiment.json")
+        cells = [{**cell, "place": {"seed": cell["place"]["seed"], "level": "0.9"}} for cell in index["cells"]]
+        write_json(out / "experiment.json", {**index, "axes": ["seed", "level"], "cells": cells})
+    assert "| 0.9 | local | a | 0.500 |" in "\n".join(lines(*both)) and "method" not in lines(*both)[0]

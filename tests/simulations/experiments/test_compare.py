@@ -15,6 +15,7 @@ from simulations.experiments.compare import (
     metrics,
     over_sites,
     positives,
+    ratio_of_means,
 )
 
 
@@ -69,6 +70,14 @@ def test_metrics_over_the_classes_that_count():
     # class 0: 0.8 is above all; class 1: 0.7, 0.3, 0.8 against 0.1, 0.2: all above
     assert auroc == pytest.approx(1.0)
     assert all(math.isnan(v) for v in metrics(tensors, "m", "s", np.array([], dtype=int)))
+    accuracy, auroc = metrics(tensors, "m", "s", np.array([1]))  # recall of one class: no balanced accuracy
+    assert math.isnan(accuracy) and auroc == pytest.approx(1.0)
+
+
+def test_a_mean_as_a_part_of_another():
+    assert ratio_of_means(np.array([0.4, np.nan]), np.array([0.8])) == pytest.approx(0.5)
+    assert math.isnan(ratio_of_means(np.array([0.4]), np.array([0.0])))
+    assert math.isnan(ratio_of_means(np.array([0.4]), np.array([np.nan])))
 
 
 def test_metrics_of_several_labels_count_both_recalls():
@@ -78,6 +87,7 @@ def test_metrics_of_several_labels_count_both_recalls():
     accuracy, auroc = metrics(tensors, "m", "s", np.array([0, 1]))
     assert accuracy == pytest.approx(((0.5 + 0.5) / 2 + 1.0) / 2)
     assert auroc == pytest.approx((0.75 + 1.0) / 2)
+    assert metrics(tensors, "m", "s", np.array([0]))[0] == pytest.approx(0.5)  # both its recalls
 
 
 def test_over_sites_leaves_out_what_is_not_defined():

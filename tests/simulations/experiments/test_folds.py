@@ -1,6 +1,7 @@
 """Experiments over folds: predictions put together by image, intervals that hold what they promise, methods paired."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,11 +10,11 @@ from benchmarks import elsewhere as elsewhere_page
 from benchmarks.answer import MARK, answered
 from benchmarks.pages import put, rewrite
 from fed_diffmic.errors import UsageError
-from fed_diffmic.files import save_tensors, write_json
+from fed_diffmic.files import load_tensors, read_json, save_tensors, write_json
 from fed_diffmic.training.metrics import Scored, weighted_metrics
-from simulations.experiments import folds
+from simulations.experiments import compare, folds
 from simulations.experiments.answer import answer, take
-from simulations.experiments.compare import MEAN, METRICS, differences, verdicts
+from simulations.experiments.compare import MEAN, METRICS, differences, seed_section, verdicts
 from simulations.experiments.definition import load_experiment
 from simulations.experiments.elsewhere import judged_elsewhere
 from simulations.experiments.folds import (
@@ -80,6 +81,7 @@ def write_runs(folder, *, seeds=2, count=3, skill=None, external=True, anew=Fals
                     away |= {f"{model}|e|probabilities": p, f"{model}|e|decided": p.argmax(axis=1)}
                 save_tensors(place / "external.safetensors", away)
             facts = {"classes": list(CLASSES), "sites": dict.fromkeys(IMAGES), "bytes_sent": 5}
+            facts["partition"] = {"folds": count, "fold": fold}
             write_json(place / "summary.json", facts)
             cells["m"].setdefault(str(seed), []).append(place)
     return cells
@@ -128,13 +130,109 @@ def test_a_seed_without_all_folds_is_left_out_and_other_images_are_refused(tmp_p
 
 
 def test_a_site_where_no_class_counts_has_no_metrics_and_no_verdict(tmp_path, monkeypatch):
-    monkeypatch.setattr(folds, "LEAST_POSITIVES", 250)  # only the first class of the larger site has as many
+    monkeypatch.setattr(compare, "LEAST_POSITIVES", 200)  # only the first class of the larger site has as many
     section = folded_section({}, write_runs(tmp_path), 3)
     assert [len(section.judged[site]) for site in ("s", "t")] == [1, 0]
     assert np.isnan(section.values["m", "t", "auroc_macro"]).all()
     assert ("m", "t") not in differences(section, "local", "auroc_macro")
     assert verdicts(section, "auroc_macro")["m"]["above_local_at"] == ["s"]
-    assert any(line.startswith("| t | 300 | - |") for line in answer(section, []))
+    assert any(line.startswith("| t | 300 | 0 of 3 | - |") for line in answer(section, []))
+    # Of the one class at the larger site there is a ranking, and no balanced accuracy: its recall is no such thing.
+    assert any(line.startswith("| s | 600 | 1 of 3: a | 0.") for line in answer(section, []))
+    assert np.isnan(section.values["m", "s", "balanced_accuracy"]).all()
+    assert not any(metric == "balanced_accuracy" for _, _, _, metric in section.gaps)
+    headline = answer(section, [])[0]
+    assert headline.startswith(
+        "**In macro AUROC alone, as a mean over the sites' own patients, federating helped (m minus"
+    )
+    assert "balanced accuracy undefined: too few test images" in headline
+    assert "balanced accuracy - of pooled's" in "\n".join(answer(section, []))
+
+
+def test_a_class_with_few_others_does_not_count(tmp_path, monkeypatch):
+    """It has many positives and hardly an image that is not: as little can be said of it as of the few."""
+    held = [np.arange(30)[:, None] < np.array([29, 20, 1])]
+    monkeypatch.setattr(compare, "LEAST_POSITIVES", 2)
+    assert compare.counting(held).tolist() == [1]
+    more = np.arange(30)[:, None] < np.array([20, 20, 20])
+    assert compare.counting([*held, more]).tolist() == [1] and compare.counting([*held, more], np.sum).tolist() == [
+        0,
+        1,
+        2,
+    ]
+    assert compare.counting([]).tolist() == []
+
+
+def test_of_one_patient_nothing_is_shown_of_others(tmp_path):
+    """Influences of one group sum to 0, and every resample of it is itself: an interval of no width, and *above*."""
+    cells = write_runs(tmp_path)
+    for paths in cells["m"].values():
+        for path in paths:
+            away = load_tensors(path / "external.safetensors")
+            save_tensors(path / "external.safetensors", {**away, "e|groups": np.zeros(400, np.int64)})
+            own = load_tensors(path / "predictions.safetensors")
+            save_tensors(
+                path / "predictions.safetensors", {**own, "t|groups": np.zeros(len(own["t|groups"]), np.int64)}
+            )
+    (found,) = judged_elsewhere(cells, 3)
+    assert found.groups == 1 and found.gaps == {} and combined(np.array([0.1]), 1e-17, 0).verdict == "not shown"
+    one = {"m": {seed: paths[:1] for seed, paths in cells["m"].items()}}
+    section = folded_section({}, one, 1)
+    assert {place for _, _, place, _ in section.gaps} == {"s"}, "nor of a mean over sites that has such a site"
+
+
+def test_personal_models_stand_against_one_another_too(tmp_path):
+    """The better of two that are both better than the federation is taken, by the rule and not by their order."""
+    section = folded_section({}, write_runs(tmp_path, skill={"mixture": 3.5, "finetune": 2.4}), 3)
+    choice = take(section, "m", "s")
+    assert choice.model == "m: mixture"
+    steps = {(step.candidate, step.against): step.value for step in choice.steps}
+    gap = np.mean(section.values["m: mixture", "s", METRICS[1]] - section.values["m: finetune", "s", METRICS[1]])
+    assert steps["m: mixture", "m: finetune"] == pytest.approx(gap)
+
+
+def test_an_image_in_two_folds_is_refused_and_so_are_methods_of_other_images_without_folds(tmp_path):
+    cells = write_runs(tmp_path)["m"]["1"]
+    with pytest.raises(UsageError, match="at s an image is a test image of two folds"):
+        out_of_fold([cells[0], cells[0], cells[2]])
+    for path in cells:
+        told = read_json(path / "summary.json")
+        sites = {site: {"n_train": 3, "n_val": 1, "n_test": 2} for site in told["sites"]}
+        write_json(path / "summary.json", {**told, "sites": sites})
+    seed_section({}, {"m": {"1": cells[0]}, "n": {"1": cells[0]}})
+    with pytest.raises(UsageError, match="method n, seed 1: at s it was tested on other images"):
+        seed_section({}, {"m": {"1": cells[0]}, "n": {"1": cells[1]}})
+
+
+def test_a_part_of_the_folds_is_not_called_every_image(tmp_path, capsys):
+    """``axes.fold=1``: the index has one fold, the runs know of three."""
+    runs = write_runs(tmp_path / "exp" / "cells", seeds=2)["m"]
+    cells = [
+        {"name": f"{seed}-{fold}", "place": {"seed": seed, "fold": str(fold)}, "digest": ""}
+        for seed, folds_of in (("1", (1,)), ("2", (0, 2)))
+        for fold in folds_of
+    ]
+    write_json(
+        tmp_path / "exp" / "experiment.json", {"experiment": "x", "about": "y", "axes": ["seed"], "cells": cells}
+    )
+    assert sections(tmp_path / "exp")[0].folds == 3 and not sections(tmp_path / "exp")[0].seeds
+    missing = r"no seed is whole yet; not there: seed 1 \(fold 0, 2 of 3\); seed 2 \(fold 1 of 3\)"
+    with pytest.raises(UsageError, match=missing) as refused:
+        write_experiment_report(tmp_path / "exp")
+    assert "does what is missing" in refused.value.remedy
+    cells += [{"name": f"1-{fold}", "place": {"seed": "1", "fold": str(fold)}, "digest": ""} for fold in (0, 2)]
+    write_json(
+        tmp_path / "exp" / "experiment.json", {"experiment": "x", "about": "y", "axes": ["seed"], "cells": cells}
+    )
+    assert sections(tmp_path / "exp")[0].seeds == ("1",) and len(runs) == 2
+
+
+def test_where_pooled_never_finds_a_class_there_is_a_report_without_that_ratio(tmp_path):
+    section = folded_section({}, write_runs(tmp_path), 3)
+    nought = {key: value * 0 if key[0] == "pooled" else value for key, value in section.values.items()}
+    none = replace(section, values=nought)
+    assert math.isnan(verdicts(none, "balanced_accuracy")["m"]["mean_over_pooled"])
+    assert "balanced accuracy - of pooled's" in "\n".join(answer(none, []))
 
 
 def test_equal_methods_are_called_different_about_as_often_as_promised():
@@ -236,8 +334,8 @@ def test_the_page_of_elsewhere_counts_what_is_above(tmp_path):
     cells = row.split(" | ")
     seeds = [found.values[model, "auroc_macro"] for model in ("m", "local/s", "local/t")]
     values = [f"{both.mean():.3f}" for both in seeds]
-    assert cells[:3] == ["| e", "400", "1, 2"] and cells[6] == values[0] and cells[8] == "- |"
-    assert cells[7] == f"s {values[1]} (above★), t {values[2]} (not shown)"
+    assert cells[:4] == ["| e", "400", "a, b, c", "1, 2"] and cells[7] == values[0] and cells[9] == "- |"
+    assert cells[8] == f"s {values[1]} (above★), t {values[2]} (not shown)"
     with pytest.raises(UsageError, match="no lines <!-- elsewhere -->"):
         elsewhere_page.written("nothing", told)
 
@@ -248,6 +346,8 @@ def test_the_answer_says_whether_whom_which_and_how_sure(tmp_path):
     assert text.startswith("**Federating helped, as a mean over the sites' own patients (m minus each site alone:")
     assert "macro AUROC: better off: s, t." in text and "of pooled's" in text
     assert "On patients from elsewhere (e: 400 images, 400 groups" in text
+    assert "(DeLong's variance; bootstrap) and over seeds; each for itself." in text
+    assert "| s | 600 | 3 of 3: a, b, c | 0." in text and "Rows with different classes are not comparable." in text
     assert "every image was a test image once (3 folds, 2 seed(s) (1, 2) as repeats of the whole)" in text
     worse = folded_section({}, write_runs(tmp_path / "w", skill={"federated": 0.3}, seeds=1), 3)
     text = "\n".join(answer(worse, []))
@@ -287,7 +387,7 @@ def test_the_axis_fold_makes_a_cell_of_each(experiment_file):
 def test_an_experiment_over_folds_runs_and_its_report_opens_with_the_answer(
     experiment_file, drawn, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("simulations.experiments.folds.LEAST_POSITIVES", 2)  # a few images a site
+    monkeypatch.setattr("simulations.experiments.compare.LEAST_POSITIVES", 2)  # a few images a site
     text = experiment_file().read_text().replace("seed: [1, 2]", "seed: [1]\n  fold: 2").replace("rounds=3", "rounds=1")
     found = load_experiment(str(experiment_file(text)), [*drawn, "axes.method=fedavg"])
     assert run_experiment(found, tmp_path / "out").failed == {}

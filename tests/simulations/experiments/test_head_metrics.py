@@ -1,5 +1,7 @@
 """Metrics of the yardstick: by hand, against other implementations, and intervals that hold what they promise."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,9 @@ from fed_diffmic.seeding import numpy_generator
 from fed_diffmic.training import uncertainty
 from fed_diffmic.training.calibration import class_prior
 from fed_diffmic.training.metrics import Scored, weighted_metrics
+from simulations.experiments import head_report
 from simulations.experiments.head_metrics import AUROC, alone, aurc, better, calibrated, gap, judge
+from simulations.experiments.head_report import Method
 
 
 def cohort(skill=1.5, n=400, seed=0, noise=0, classes=3):
@@ -153,3 +157,27 @@ def test_several_labels():
     for name in ("auroc_macro", "balanced_accuracy", "brier", "ece"):
         assert found.value[name] == pytest.approx(theirs[name][0])
     assert found.value["nll"] == pytest.approx(fitted.nll, abs=1e-5)
+
+
+def test_a_class_with_one_test_image_has_no_variance_and_takes_none_from_the_others():
+    """Its influence is infinite: the gap of the mean was from minus to plus infinity, and a bad head *level*."""
+    labels = np.r_[np.repeat([0, 1], 60), 2]
+
+    def tensors(skill, seed):
+        scores = np.random.default_rng(seed).normal(size=(121, 3)) + skill * np.eye(3)[labels]
+        return {"scores": scores, "labels": labels, "groups": np.arange(121), "prior": np.full(3, 1 / 3)}
+
+    good, bad = (
+        judge(tensors(2, 0), tensors(skill, seed), "multiclass", "probability", 50)
+        for skill, seed in ((4, 1), (0.2, 2))
+    )
+    found = gap([bad], [good], AUROC)
+    assert np.isfinite(found.low) and better(AUROC, found) == "worse"
+    endless = replace(found, low=-np.inf, high=np.inf)
+    methods = [Method("head", ("1",), (judged,), {}, np.arange(121)) for judged in (bad, good)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            head_report, "paired", lambda a, b, metric: endless if metric == AUROC else replace(found, low=-2, high=-1)
+        )
+        won, said = head_report.earns(*methods)
+    assert not won and "better in NLL" in said  # what is not known is not level

@@ -97,6 +97,41 @@ def test_a_failed_cell_is_named_does_not_stop_the_rest_and_is_tried_again(experi
     assert capsys.readouterr().out.count("] seed-1") == 2  # the failed one alone, and that it failed again
 
 
+def test_without_a_whole_seed_it_is_said_what_is_missing_and_a_failure_stays_one(
+    experiment_file, tmp_path, drawn, monkeypatch, capsys
+):
+    """Two of three folds are there: no report yet; the exit code is that of a cell that failed, not of a mistake."""
+    from simulations.run import simulate
+
+    def stumble(config, resume):
+        if config.partition.fold == 1:
+            raise UsageError("a cause", "a remedy")
+        return simulate(config, resume=resume)
+
+    monkeypatch.setattr("simulations.run.simulate", stumble)
+    text = experiment_file().read_text().replace("seed: [1, 2]", "seed: [1]\n  fold: 3").replace("rounds=3", "rounds=1")
+    command = [
+        "experiment",
+        "run",
+        str(experiment_file(text)),
+        "--out",
+        str(tmp_path / "out"),
+        "axes.method=ditto",
+        *drawn,
+    ]
+    assert main(command) == 5
+    said = capsys.readouterr().out
+    assert (
+        "2 of 3 cells have metrics\nno report: no seed is whole yet; not there: seed 1 method ditto (fold 1 of 3)"
+        in said
+    )
+    assert main(["experiment", "report", str(tmp_path / "out")]) == 2
+    assert "(fold 1 of 3)" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr("simulations.experiments.compare.LEAST_POSITIVES", 2)
+    assert main(command) == 0 and (tmp_path / "out" / "report.md").exists()
+
+
 def test_what_no_cell_could_begin_with_is_refused_once_and_leaves_nothing(experiment_file, tmp_path, capsys):
     out, nowhere = tmp_path / "out", f"dataset.root={tmp_path / 'nowhere'}"
     assert main(["experiment", "run", str(experiment_file()), "--out", str(out), "dataset=ham10000", nowhere]) == 2
