@@ -3,9 +3,10 @@
 python benchmarks/seeds.py RUN_DIR RUN_DIR RUN_DIR [--with RUN_DIR ...]
 
 Each run is one seed of the split. At each site a class counts if its test images over all seeds hold at least ten
-positives (``--positives``); its AUROC and recall are taken seed by seed and averaged over the seeds that define them,
-then over the site's classes, then over the sites. The interval of a difference resamples whole groups (patients,
-lesions) of a site, a group with the same count in every seed, since the same images come back in several test sets;
+positives (``--positives``) and as many others; its AUROC and recall are taken seed by seed and averaged over the seeds
+that define them, then over the site's classes, then over the sites (of one class alone there is no balanced accuracy).
+The interval of a difference resamples whole groups (patients, lesions) of a site, a group with the same count in every
+seed, since the same images come back in several test sets;
 what another draw of seeds would change is not in it, so each seed's own difference is printed too. The runs' data set
 must be where their config.yaml says: groups are read from it. ``--with`` adds the federations of further runs of the
 same seeds (another strategy) under their strategy's name.
@@ -66,14 +67,19 @@ class Seed:
             if decided.ndim == 2:
                 rest = weighted.divide((weights * (~hit[:, c] & ~y)[:, None]).sum(0), weights[~y].sum(0))
                 recall = (recall + rest) / 2
+            elif len(classes) < 2:  # 1 for a model that calls everything so: no balanced accuracy
+                recall = np.full_like(recall, np.nan)
             rows.append(np.stack([recall, weighted.ranking(p[:, c], y, weights)[0]]))
         return np.stack(rows, axis=1)
 
 
 def counted(seeds: list[Seed], least: int) -> dict[str, np.ndarray]:
-    """At each site, the classes with at least ``least`` positives over all seeds."""
-    totals = {site: sum(seed.positive(site).sum(axis=0) for seed in seeds) for site in seeds[0].groups}
-    return {site: np.flatnonzero(total >= least) for site, total in totals.items()}
+    """At each site, the classes with at least ``least`` images that have them, and that do not, over all seeds."""
+    truths = {site: np.concatenate([seed.positive(site) for seed in seeds]) for site in seeds[0].groups}
+    return {
+        site: np.flatnonzero((truth.sum(axis=0) >= least) & ((~truth).sum(axis=0) >= least))
+        for site, truth in truths.items()
+    }
 
 
 def measure(
@@ -101,7 +107,8 @@ def measure(
 def site_table(values: dict[str, np.ndarray], sites: list[str], method: str, against: str) -> Iterator[str]:
     """Lines of a table of each site and their mean: two methods, and their difference with its interval."""
     yield f"\n| site | metric | {method} | {against} | {method} minus {against} |\n|---|---|---|---|---|"
-    own, other = (np.concatenate([v, v.mean(axis=1, keepdims=True)], axis=1) for v in (values[method], values[against]))
+    pair = (values[method], values[against])
+    own, other = (np.concatenate([v, np.nanmean(v, axis=1, keepdims=True)], axis=1) for v in pair)
     for index, site in enumerate([*sites, "mean over sites"]):
         for number, metric in enumerate(METRICS):
             gap = own[number, index, -1] - other[number, index, -1]
@@ -133,7 +140,7 @@ def main() -> None:
     if not classes:
         raise SystemExit("no class at any site can be judged: give more seeds")
     values = measure(seeds, methods, classes, arguments.resamples)
-    means = {name: value.mean(axis=1) for name, value in values.items()}  # over sites: (2, seeds + 1, 1 + R)
+    means = {name: np.nanmean(value, axis=1) for name, value in values.items()}  # over sites: (2, seeds + 1, 1 + R)
     print(f"\n| mean over sites and seeds | {' | '.join(METRICS)} |\n|---|---|---|")
     for name, value in sorted(means.items()):
         cells = [f"{v[-1, 0]:.3f} ({', '.join(f'{s:.3f}' for s in v[:-1, 0])})" for v in value]
@@ -149,7 +156,7 @@ def main() -> None:
         print(f"| {name} | {' | '.join(cells)} |")
     ratio = means["federated"][:, -1, 0] / means["pooled"][:, -1, 0] if "pooled" in means else None
     if ratio is not None:
-        worst = values["federated"][:, :, -1, 0].min(axis=1) / values["pooled"][:, :, -1, 0].min(axis=1)
+        worst = np.nanmin(values["federated"][:, :, -1, 0], axis=1) / np.nanmin(values["pooled"][:, :, -1, 0], axis=1)
         for what, parts in (("", ratio), (", worst site", worst)):
             print(
                 f"\nfederated / pooled{what}: {', '.join(f'{f} {r:.3f}' for f, r in zip(METRICS, parts, strict=True))}"
