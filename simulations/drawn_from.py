@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fed_diffmic.config.folders import holds_run
 from fed_diffmic.data.manifest import Manifest
@@ -32,26 +34,57 @@ def keep_or_check(run_dir: Path, manifest: Manifest) -> None:
         ModelFileError: the file is damaged.
         MachineError: it cannot be written.
     """
-    path, now = run_dir / FILE, image_lines(manifest)
-    facts = {"format": FORMAT, "task": manifest.task, "classes": list(manifest.classes), "images": now}
+    path, images = run_dir / FILE, image_lines(manifest)
+    facts = {"format": FORMAT, "task": manifest.task, "classes": list(manifest.classes), "images": images}
     if not (path.exists() and holds_run(run_dir)):
         write_json(path, facts, mode=0o600)
         return
-    before = read_json(path)
-    try:
-        said = changes(before["images"], now)
-        if before["task"] != manifest.task or before["classes"] != list(manifest.classes):
-            said.append("the classes or the task are others")
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ModelFileError(
-            f"{path} does not hold what a run was drawn from", "Start the run again in another run.dir."
-        ) from error
+    said = _differences(path, facts)
     if said:
         raise DataError(
             f"{manifest.source or manifest.name} changed since this run was started: {'; '.join(said)}. Sites and "
             "splits would be drawn again, and test images could become training images",
             "Put the table and the images back as they were and resume, or start another run in another run.dir.",
         )
+
+
+def hold_to(run_dir: Path, other: Path) -> None:
+    """Refuse a run that would be of other data than another one of the same experiment.
+
+    Args:
+        run_dir: of a run whose data are drawn and which is not begun.
+        other: of one that is.
+
+    Raises:
+        DataError: they differ: says how much.
+        ModelFileError: a file is damaged.
+    """
+    said = _differences(other / FILE, read_json(run_dir / FILE))
+    if said:
+        raise DataError(
+            f"the data changed since {other.name} was begun: {'; '.join(said)}. Runs of one experiment that are of "
+            "different data cannot be compared",
+            "Put the table and the images back as they were and give the same command again, or start the experiment "
+            "anew in another --out.",
+        )
+
+
+def _differences(path: Path, now: Mapping[str, Any]) -> list[str]:
+    """How what a run was drawn from differs from what is there now, in words.
+
+    Raises:
+        ModelFileError: the file is damaged.
+    """
+    before = read_json(path)
+    try:
+        said = changes(before["images"], now["images"])
+        if before["task"] != now["task"] or before["classes"] != now["classes"]:
+            said.append("the classes or the task are others")
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ModelFileError(
+            f"{path} does not hold what a run was drawn from", "Start the run again in another run.dir."
+        ) from error
+    return said
 
 
 def image_lines(manifest: Manifest) -> dict[str, list[str]]:

@@ -181,6 +181,12 @@ def shared_sites(config: SimulateConfig, run_dir: Path) -> VirtualSites:
         return _BUILT[key]
 
 
+def forget_sites() -> None:
+    """Let :func:`shared_sites` read anew what it keeps."""
+    with _LOCK:
+        _BUILT.clear()
+
+
 def open_virtual_site(context: Any, spec: RunSpec, header: dict[str, Any]) -> SiteData:
     """Source of a virtual site's data for the ClientApp, in this process, a Ray actor or Flower's own.
 

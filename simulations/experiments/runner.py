@@ -20,7 +20,8 @@ from filelock import FileLock, Timeout
 
 from fed_diffmic.config.checks import check_start
 from fed_diffmic.config.compose import compose, to_yaml
-from fed_diffmic.errors import FedDiffmicError, MachineError, ModelFileError, UsageError
+from fed_diffmic.config.simulation import SimulateConfig
+from fed_diffmic.errors import DataError, FedDiffmicError, MachineError, ModelFileError, UsageError
 from fed_diffmic.files import atomic_write, read_json, write_json
 from simulations.experiments.definition import Cell, Experiment
 
@@ -212,6 +213,8 @@ def run_cell(folder: Path) -> str:
             contextlib.redirect_stdout(log),
             contextlib.redirect_stderr(log),
         ):
+            if not resume:
+                hold_to_begun(folder, config)
             simulate(config, resume=resume)
         return ""
     except FedDiffmicError as error:
@@ -220,6 +223,34 @@ def run_cell(folder: Path) -> str:
         failure = {"code": DEFECT, "cause": f"{type(error).__name__}: {error}", "remedy": traceback.format_exc()}
     write_json(folder / FAILED, failure)
     return str(failure["cause"])
+
+
+def hold_to_begun(folder: Path, config: SimulateConfig) -> None:
+    """Refuse to begin a cell of other data than the cells that were begun before.
+
+    Between two runs of the command somebody may have mended the table: methods and seeds that were trained on different
+    images stand in one comparison otherwise, without a word.
+
+    Raises:
+        DataError: the data changed, or cannot be read.
+        PartitionError: a site would have too little.
+    """
+    from simulations.drawn_from import FILE, hold_to
+    from simulations.sites import forget_sites, shared_sites
+
+    for other in sorted(folder.parent.iterdir()):
+        if other == folder or not all((other / name).exists() for name in (FILE, "config.yaml")):
+            continue
+        theirs = compose(other / "cell.yaml", [])
+        same = replace(theirs.dataset, cache_dir=config.dataset.cache_dir) == config.dataset
+        if same and theirs.model.image_side == config.model.image_side:
+            shared_sites(config, folder.resolve())  # what the run itself reads next: kept, not read twice
+            try:
+                hold_to(folder, other)
+            except DataError:
+                forget_sites()  # somebody puts them back, and this process may live on
+                raise
+            break
 
 
 def check_fresh(folder: Path) -> None:

@@ -16,6 +16,7 @@ from simulations.experiments.definition import load_experiment
 from simulations.experiments.gather import sections
 from simulations.experiments.runner import run_experiment
 from simulations.experiments.table import tidy_table, write_table
+from tests.simulations.test_external import table_of as table_of_images
 
 pytestmark = pytest.mark.timeout(900)  # several runs each, on a machine that may be busy
 TWO = "axes.method=fedavg,ditto"
@@ -130,6 +131,29 @@ def test_without_a_whole_seed_it_is_said_what_is_missing_and_a_failure_stays_one
     monkeypatch.undo()
     monkeypatch.setattr("simulations.experiments.compare.LEAST_POSITIVES", 2)
     assert main(command) == 0 and (tmp_path / "out" / "report.md").exists()
+
+
+def test_cells_of_data_that_changed_in_between_are_refused_and_go_on_when_they_are_back(
+    experiment_file, tmp_path, monkeypatch, capsys
+):
+    """A row less, or a label mended, after the first method's cells: their rivals would be trained on other images."""
+    table = table_of_images(tmp_path, "own", count=60, seed=1) / "manifest.csv"
+    text = experiment_file().read_text().replace("rounds=3", "rounds=1")
+    out = tmp_path / "out"
+    command = ["experiment", "run", str(experiment_file(text)), "--out", str(out), "axes.seed=1"]
+    command += ["dataset=table", f"dataset.root={table}", "dataset.modality=fundus", "baselines=[]"]
+    command += [f"dataset.cache_dir={tmp_path / 'cache'}"]
+    assert main([*command, "axes.method=fedavg"]) == 0
+    before = table.read_bytes()
+    lines = before.splitlines(keepends=True)
+    table.write_bytes(b"".join(lines[:-1]))
+    capsys.readouterr()
+    assert main(command) == 5
+    said = capsys.readouterr().out
+    assert "the data changed since seed-1_method-fedavg was begun: 1 image(s) fewer" in said and "Put the table" in said
+    assert not (out / "cells" / "seed-1_method-scaffold" / "config.yaml").exists()
+    table.write_bytes(before)
+    assert main(command) == 0 and "3 of 3 cells have metrics" in capsys.readouterr().out
 
 
 def test_what_no_cell_could_begin_with_is_refused_once_and_leaves_nothing(experiment_file, tmp_path, capsys):
