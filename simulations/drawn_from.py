@@ -48,12 +48,13 @@ def keep_or_check(run_dir: Path, manifest: Manifest) -> None:
         )
 
 
-def hold_to(run_dir: Path, other: Path) -> None:
-    """Refuse a run that would be of other data than another one of the same experiment.
+def hold_to(run_dir: Path, other: Path, since: str) -> None:
+    """Refuse what would be of other data than another part of the same experiment.
 
     Args:
-        run_dir: of a run whose data are drawn and which is not begun.
-        other: of one that is.
+        run_dir: of what has its data drawn and is not begun.
+        other: folder that holds what an earlier part was drawn from.
+        since: what that part is called.
 
     Raises:
         DataError: they differ: says how much.
@@ -62,7 +63,7 @@ def hold_to(run_dir: Path, other: Path) -> None:
     said = _differences(other / FILE, read_json(run_dir / FILE))
     if said:
         raise DataError(
-            f"the data changed since {other.name} was begun: {'; '.join(said)}. Runs of one experiment that are of "
+            f"the data changed since {since} was begun: {'; '.join(said)}. Runs of one experiment that are of "
             "different data cannot be compared",
             "Put the table and the images back as they were and give the same command again, or start the experiment "
             "anew in another --out.",

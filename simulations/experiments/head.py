@@ -31,8 +31,8 @@ from fed_diffmic.config.simulation import ModelConfig, SimulateConfig, StageConf
 from fed_diffmic.config.spec import RunSpec, make_spec
 from fed_diffmic.config.stages import trained_stages
 from fed_diffmic.data.site import Examples, SiteData
-from fed_diffmic.errors import ConfigError
-from fed_diffmic.files import load_tensors, save_tensors, write_json
+from fed_diffmic.errors import ConfigError, DataError
+from fed_diffmic.files import atomic_write, load_tensors, save_tensors, write_json
 from fed_diffmic.training.calibration import class_prior
 from fed_diffmic.training.evaluation import predict_doubts
 from fed_diffmic.training.guided import GuidanceTable, GuidedStage, fold_of, guidance_table, joined
@@ -40,10 +40,12 @@ from fed_diffmic.training.local import local_update
 from fed_diffmic.training.stage import StageModule
 from fed_diffmic.training.stages import build_module, full_state, initial_state, load_state
 from fed_diffmic.training.update import LocalRound, SiteMemory
+from simulations.drawn_from import FILE as DRAWN_FROM
+from simulations.drawn_from import hold_to
 from simulations.experiments.definition import Cell, Experiment
 from simulations.experiments.runner import CELLS, check_machine, prepare
 from simulations.run import choose_device
-from simulations.sites import POOLED, class_counts, shared_sites
+from simulations.sites import POOLED, class_counts, forget_sites, shared_sites
 
 SHARED, FACTS = "shared", "facts.json"
 SPLIT_SEED = 0
@@ -140,10 +142,31 @@ def _check(config: SimulateConfig) -> None:
 
 def _work(cell: Cell, out: Path, tables: dict[str, GuidanceTable]) -> Work:
     config = cell.config
-    sites = shared_sites(replace(config, seed=SPLIT_SEED), out / f"data-{config.model.image_side}")
+    folder = out / f"data-{config.model.image_side}"
+    sites = shared_sites(replace(config, seed=SPLIT_SEED), folder)
+    _hold_to_first(folder)
     device = choose_device(config.run.device)
     spec = make_spec(config, classes=sites.classes, task=sites.task, run_id=cell.name, arm=POOLED, device=device)
     return Work(cell, spec, sites.get(POOLED), out / SHARED, tables)
+
+
+def _hold_to_first(folder: Path) -> None:
+    """Hold the data to those with which the experiment was begun: weights that are kept would be of other images.
+
+    Raises:
+        DataError: they changed.
+        ModelFileError: what was written down is damaged.
+    """
+    first = folder / "begun"
+    if (first / DRAWN_FROM).exists():
+        try:
+            hold_to(folder, first, "this experiment")
+        except DataError:
+            forget_sites()  # somebody puts them back, and this process may live on
+            raise
+    else:
+        first.mkdir(exist_ok=True)
+        atomic_write(first / DRAWN_FROM, (folder / DRAWN_FROM).read_bytes(), mode=0o600)
 
 
 def _predict(work: Work, folder: Path, splits: list[str]) -> None:

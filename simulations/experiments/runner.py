@@ -246,7 +246,7 @@ def hold_to_begun(folder: Path, config: SimulateConfig) -> None:
         if same and theirs.model.image_side == config.model.image_side:
             shared_sites(config, folder.resolve())  # what the run itself reads next: kept, not read twice
             try:
-                hold_to(folder, other)
+                hold_to(folder, other, other.name)
             except DataError:
                 forget_sites()  # somebody puts them back, and this process may live on
                 raise

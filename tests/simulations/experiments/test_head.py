@@ -1,13 +1,14 @@
 """The yardstick on drawn images: what is trained once, what nobody sees, and tables that come from files."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import yaml
 
 from benchmarks.head import put
-from fed_diffmic.errors import ConfigError, UsageError
+from fed_diffmic.errors import ConfigError, DataError, UsageError
 from fed_diffmic.files import load_tensors, read_json
 from fed_diffmic.training.guided import fold_of
 from simulations.experiments import head as head_module
@@ -15,6 +16,8 @@ from simulations.experiments import head_metrics
 from simulations.experiments.definition import SHIPPED, load_experiment
 from simulations.experiments.head import run_head
 from simulations.experiments.head_report import methods_of, paired, report_lines, verdict, write_head_report
+from simulations.sites import forget_sites
+from tests.simulations.test_external import table_of
 
 TEXT = """about: a small yardstick
 settings:
@@ -98,6 +101,31 @@ def test_networks_that_methods_share_are_trained_once_and_nothing_again(experime
     run_head(experiment, tmp_path / "out", test=True, say=lambda line: None)
     assert len(trainings) == 3
     assert len(list((tmp_path / "out" / "cells").glob("*/test.safetensors"))) == 4
+
+
+def test_labels_that_changed_in_between_are_refused(experiment_file, tmp_path, trainings):
+    """The weights that are kept go by the images, not by their labels: the next method would be of other ones."""
+    table = table_of(tmp_path, "own", count=60, seed=1) / "manifest.csv"
+    own = [
+        "dataset=table",
+        f"dataset.root={table}",
+        "dataset.modality=fundus",
+        f"dataset.cache_dir={tmp_path / 'cache'}",
+    ]
+    experiment = load_experiment(str(experiment_file(TEXT)), [*own, "axes.seed=1"])
+    first = replace(experiment, cells=experiment.cells[:1])
+    run_head(first, tmp_path / "out", say=lambda line: None)
+    before, count = table.read_text(), len(trainings)
+    lines = before.splitlines()
+    image, label = lines[1].split(",")
+    table.write_text("\n".join([lines[0], f"{image},{(int(label) + 1) % 5}", *lines[2:]]))
+    forget_sites()  # as another process would read it
+    with pytest.raises(DataError, match="the data changed since this experiment was begun: 1 image"):
+        run_head(experiment, tmp_path / "out", say=lambda line: None)
+    assert len(trainings) == count
+    table.write_text(before)
+    run_head(experiment, tmp_path / "out", say=lambda line: None)
+    assert len(trainings) > count
 
 
 def test_cross_fitted_guidance_comes_from_networks_that_did_not_see_the_image(
