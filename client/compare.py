@@ -16,17 +16,17 @@ import torch
 
 from client.compared import CAME, KEPT, Comparison, own_name, step_text
 from client.device import chosen_devices
-from client.kept import IN_USE
+from client.kept import IN_USE, model_digest
 from client.source import SiteSource
 from fed_diffmic.algorithms.base import Tensors
 from fed_diffmic.config.site import SiteConfig
 from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.data.site import Examples, SiteData
 from fed_diffmic.errors import DataError, ModelFileError, UsageError
-from fed_diffmic.files import sync_folder
+from fed_diffmic.files import load_tensors, sync_folder, tensors_digest
 from fed_diffmic.provision.keys import PrivateKey
 from fed_diffmic.release.made_at import OWN
-from fed_diffmic.release.personal import save_part, sign_parts
+from fed_diffmic.release.personal import personal_file, save_part, sign_parts
 from fed_diffmic.release.pinned import pin
 from fed_diffmic.release.provenance import PROVENANCE, signed_key
 from fed_diffmic.training.calibration import Calibration
@@ -36,7 +36,7 @@ from fed_diffmic.training.evaluation import judged, metrics_of, predict_scores
 from fed_diffmic.training.metrics import METRICS, Scored
 from fed_diffmic.training.stages import build_module, load_state
 
-BEFORE, NEW = "model.before", ".model.part"
+BEFORE, NEW, REFUSED = "model.before", ".model.part", "model.refused"
 STAGES = ("diffusion", "guidance", "plain")
 BOOTSTRAP = 1000
 RANKED = "auroc_macro"
@@ -189,6 +189,25 @@ def score(source: SiteSource, model: Judged, split: str, device: str) -> Scored:
     return judged(predict_scores(module, examples, torch.device(device)), examples, fitted, spec)
 
 
+def is_in_use(final: Path, folder: Path, site: str, parts: Mapping[str, Tensors]) -> bool:
+    """Whether a model is the one in use, which is known to hold: to keep it again would push out the one before.
+
+    Args:
+        final, folder, site, parts: as :func:`take_over`.
+
+    Raises:
+        ModelFileError: one of the two cannot be read.
+    """
+    ours = folder / IN_USE
+    if model_digest(final) != model_digest(ours):  # which names all else by digest but what never left the site
+        return False
+    files = {stage: personal_file(ours, stage, site) for stage in parts}
+    return all(
+        file.is_file() and tensors_digest(load_tensors(file)) == tensors_digest(parts[stage])
+        for stage, file in files.items()
+    )
+
+
 def take_over(
     final: Path,
     folder: Path,
@@ -197,6 +216,7 @@ def take_over(
     *,
     signer: PrivateKey | None = None,
     before: Callable[[Path], None] | None = None,
+    refused: bool = False,
 ) -> Path:
     """Keep a model as the one in use, with the key that it is verified by; the one before stays beside it.
 
@@ -209,6 +229,8 @@ def take_over(
         before: called with the folder of the copy when everything is copied, before it becomes the model in use: the
             place to verify what was copied, for ``final`` may have changed since it was read. If it raises, the copy
             is removed and the model in use stays.
+        refused: the model in use is not what it should be: it is put aside as ``model.refused``, and what was kept of
+            the one before stays.
 
     Returns:
         The folder of the model in use.
@@ -217,7 +239,7 @@ def take_over(
         UsageError: it is the one in use.
         ModelFileError: its signature does not hold.
     """
-    target, part, older = folder / IN_USE, folder / NEW, folder / BEFORE
+    target, part, aside = folder / IN_USE, folder / NEW, folder / (REFUSED if refused else BEFORE)
     if target.exists() and final.resolve() == target.resolve():
         raise UsageError("this is the model in use already", "Nothing is to be done.")
     shutil.rmtree(part, ignore_errors=True)
@@ -228,9 +250,9 @@ def take_over(
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    shutil.rmtree(older, ignore_errors=True)
-    if target.exists():
-        target.rename(older)
+    if target.exists():  # else a power cut came between the two names, and the one before is where it belongs
+        shutil.rmtree(aside, ignore_errors=True)
+        target.rename(aside)
     part.rename(target)
     sync_folder(folder)
     return target

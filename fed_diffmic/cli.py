@@ -171,13 +171,23 @@ def _simulate(arguments: argparse.Namespace, hint: list[str]) -> int:
         print(plan_text(make_plan(config), config.run.dir))
         return 0
     config = with_run_dir(config)
-    hint.append(f"resume with: fed-diffmic simulate --resume run.dir={config.run.dir}")
     print(f"run {config.run.dir}: loading libraries, then reading images", file=sys.stderr, flush=True)
-    with while_loading():
-        from simulations.run import simulate
+    try:
+        with while_loading():
+            from simulations.run import simulate
 
-    simulate(config, resume=arguments.resume)
+        simulate(config, resume=arguments.resume)
+    except KeyboardInterrupt:
+        hint.append(_how_to_go_on(Path(str(config.run.dir))))
+        raise
     return 0
+
+
+def _how_to_go_on(folder: Path) -> str:
+    """What continues a run that was interrupted; before it has its configuration there is nothing to continue."""
+    if not (folder / "config.yaml").is_file():
+        return "nothing was begun yet: the same command starts it"
+    return f"resume with: fed-diffmic simulate --resume {shlex.quote(f'run.dir={folder}')}"
 
 
 def _warn_if_unstartable(config: SimulateConfig, resume: bool) -> None:

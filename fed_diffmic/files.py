@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import stat
 import sys
 import tempfile
@@ -186,7 +187,7 @@ def private_folder(path: str | os.PathLike[str]) -> Path:
     if mode & 0o022:
         raise MachineError(
             f"others may write to the folder {path} (mode {mode & 0o777:03o}): they could exchange what lies in it",
-            f"Run `chmod 700 {path}`, or choose another folder.",
+            f"Run `chmod 700 {shlex.quote(str(path))}`, or choose another folder.",
         )
     return path
 

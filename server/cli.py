@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,12 +71,22 @@ def _coordinate(given: argparse.Namespace, hint: list[str]) -> int:
     from fed_diffmic.reporting.logs import set_up_logs
 
     check_model(config.model)
-    hint.append(f"continue with: flower-server --resume {config.run.dir}")
     set_up_logs()
     logger.info("run %s: loading libraries", config.run.dir)
-    from server.supervisor import coordinate
+    try:
+        from server.supervisor import coordinate
 
-    return coordinate(config, resume=given.resume is not None)
+        return coordinate(config, resume=given.resume is not None)
+    except KeyboardInterrupt:
+        hint.append(_how_to_go_on(Path(str(config.run.dir))))
+        raise
+
+
+def _how_to_go_on(folder: Path) -> str:
+    """What continues a run that was interrupted; before it has its configuration there is nothing to continue."""
+    if not (folder / "config.yaml").is_file():
+        return "nothing was begun yet: the same command starts it"
+    return f"continue with: flower-server --resume {shlex.quote(str(folder))}"
 
 
 def check_model(model: ModelConfig) -> None:

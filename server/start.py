@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -82,7 +83,10 @@ def check_start(config: ServerConfig, *, resume: bool) -> None:
     check_run_folder(folder)
     if holds_run(folder) and not resume:
         raise ConfigError(
-            "run.dir", folder, "a folder without a run", f"Continue that run: `flower-server --resume {folder}`."
+            "run.dir",
+            folder,
+            "a folder without a run",
+            f"Continue that run: `flower-server --resume {shlex.quote(str(folder))}`.",
         )
     if resume and not holds_run(folder):
         raise UsageError(f"--resume {folder}: there is no run in it", "Leave --resume out to start one.")

@@ -1,5 +1,6 @@
 """The commands, with the rooms they start replaced; what the rooms do is tested in their own tests."""
 
+import shlex
 import subprocess
 import sys
 import types
@@ -178,15 +179,48 @@ def test_resume_needs_nothing_but_the_folder(rooms, capsys, tmp_path):
     assert rooms == []
 
 
-def test_ctrl_c_says_how_to_go_on(rooms, monkeypatch, capsys, tmp_path):
-    module = types.ModuleType("simulations.run")
+def interrupted(begun):
+    """A stand-in for the simulation's module that is interrupted; ``begun``: once it wrote its configuration."""
 
     def simulate(config, *, resume):
+        if begun:
+            Path(config.run.dir).mkdir(parents=True)
+            Path(config.run.dir, "config.yaml").write_text(to_yaml(config))
         raise KeyboardInterrupt
 
+    module = types.ModuleType("simulations.run")
     module.simulate = simulate
+    return module
+
+
+@pytest.mark.parametrize("folder", ["r", "my runs/it's é $HOME"])
+def test_ctrl_c_says_how_to_go_on_and_that_goes_on(rooms, monkeypatch, capsys, tmp_path, folder):
+    usual = sys.modules["simulations.run"]
+    monkeypatch.setitem(sys.modules, "simulations.run", interrupted(begun=True))
+    said = fails(capsys, "simulate", f"run.dir={folder}", "seed=5", code=130)
+    program, *again = shlex.split(said.partition("resume with: ")[2])
+    assert (program, again[-1]) == ("fed-diffmic", f"run.dir={tmp_path / folder}")
+    monkeypatch.setitem(sys.modules, "simulations.run", usual)
+    assert cli.main(again) == 0
+    name, (config,), options = rooms.pop()
+    assert (name, config.seed, options) == ("simulate", 5, {"resume": True})
+
+
+class Interrupting(types.ModuleType):
+    """A module that is interrupted while it is loaded."""
+
+    def __getattr__(self, name):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("module", [interrupted(begun=False), Interrupting("simulations.run")])
+def test_ctrl_c_before_anything_was_begun_says_so(rooms, monkeypatch, capsys, module):
+    usual = sys.modules["simulations.run"]
     monkeypatch.setitem(sys.modules, "simulations.run", module)
-    assert f"fed-diffmic simulate --resume run.dir={tmp_path / 'r'}" in fails(capsys, "simulate", "run.dir=r", code=130)
+    said = fails(capsys, "simulate", "run.dir=r", "seed=5", code=130)
+    assert "nothing was begun yet: the same command starts it" in said and "--resume" not in said
+    monkeypatch.setitem(sys.modules, "simulations.run", usual)
+    assert cli.main(["simulate", "run.dir=r", "seed=5"]) == 0
 
 
 # --- the other commands

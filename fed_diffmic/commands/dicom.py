@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,8 +50,6 @@ def _from_dicom(arguments: argparse.Namespace, hint: list[str]) -> int:
             "site.folder is not set: the secret of the pseudonyms and their mapping are kept there",
             "Name the site's configuration (--config site.yaml), or its folder: site.folder=DIR (made, if it is new).",
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and is not an empty folder", "Name a new folder.")
     if Path(arguments.source).is_dir() and out.resolve().is_relative_to(Path(arguments.source).resolve()):
         raise UsageError(
             f"{out} lies in the export itself: the next one would take it for a part of it", "Name a folder outside."
@@ -61,6 +60,9 @@ def _from_dicom(arguments: argparse.Namespace, hint: list[str]) -> int:
 
     if not readers():
         raise UsageError("the packages that read DICOM are not installed", "Run pip install 'fed-diffmic[dicom]'.")
+    from fed_diffmic.data.dicom.export import check_free
+
+    check_free(out)
     return _export(arguments, config, hint)
 
 
@@ -93,7 +95,7 @@ def _export(arguments: argparse.Namespace, config: SiteConfig, hint: list[str]) 
     for line in findings.lines():
         print(f"  {line}")
     print(f"every file concerned: {findings.path} (names patients' images: yours alone)")
-    print(f"train on it with: fed-diffmic simulate dataset=table dataset.root={out / TABLE}")
+    print(f"train on it with: fed-diffmic simulate dataset=table {shlex.quote(f'dataset.root={out / TABLE}')}")
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,8 @@ The normalisation, the calibration and, of a model with a diffusion head, the sa
 onnxruntime makes of the graph is held against this program before anything is written. Beside it FILE.json says what
 it is and how an image must come, and OUT.provenance.json who signed for the weights. Needs the extra onnx.
 """
+_DIFFERENCE = "largest_difference"
+"""A field that every card of an export has, and nothing else of a run."""
 
 
 def register(add: Add) -> None:
@@ -34,7 +35,12 @@ def register(add: Add) -> None:
     export.add_argument("--out", required=True, type=Path, metavar="FILE", help="the graph, ending in .onnx")
 
 
-def _export(arguments: argparse.Namespace, hint: list[str]) -> int:
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse, before minutes of work, what could not be written or would be written over.
+
+    Raises:
+        UsageError, MachineError: says what and where.
+    """
     out: Path = arguments.out
     if not arguments.folder.is_dir():
         raise UsageError(f"--run {arguments.folder}: there is no such folder", "Give the folder of a finished run.")
@@ -42,8 +48,36 @@ def _export(arguments: argparse.Namespace, hint: list[str]) -> int:
         raise UsageError(
             f"--out {out} does not end in .onnx", "Name the file with that ending: programs tell the format by it."
         )
-    if not out.absolute().parent.is_dir():
-        raise UsageError(f"--out {out}: its folder does not exist", "Make that folder.")
+    from fed_diffmic.commands.outputs import check_output, check_outside, check_spares
+    from fed_diffmic.release.provenance import PROVENANCE
+
+    check_output("--out", out)
+    check_outside("--out", out, arguments.folder)
+    check_spares("--out", out, [("--key", arguments.key)])
+    card = _beside(out, ".json")
+    for path in (card, _beside(out, f".{PROVENANCE}")):
+        check_output("a file beside --out:", path)
+    if card.exists() and not _is_card(card):
+        raise UsageError(
+            f"--out {out}: the graph's card would be written over {card}, which is no card of an export",
+            "Name the graph otherwise: its card has its name.",
+        )
+
+
+def _is_card(path: Path) -> bool:
+    """Whether a file is the card of an earlier export."""
+    from fed_diffmic.files import read_json
+
+    try:
+        value = read_json(path)
+    except ModelFileError:
+        return False
+    return isinstance(value, dict) and _DIFFERENCE in value
+
+
+def _export(arguments: argparse.Namespace, hint: list[str]) -> int:
+    _check(arguments)
+    out: Path = arguments.out
     from fed_diffmic.files import atomic_write
     from fed_diffmic.inference.card import model_card
     from fed_diffmic.inference.export import export_onnx, needs_starts
@@ -75,15 +109,13 @@ def _export(arguments: argparse.Namespace, hint: list[str]) -> int:
         "own_part_of": arguments.site or "",
     }  # fmt: skip
     found = export_onnx(predictor, out, card)
-    card["largest_difference"] = found.difference
+    card[_DIFFERENCE] = found.difference
     atomic_write(_beside(out, ".json"), (json.dumps(card, indent=2, allow_nan=False) + "\n").encode())
     signed, copy = arguments.folder / "final" / PROVENANCE, _beside(out, f".{PROVENANCE}")
-    try:
+    if signed.exists():
+        atomic_write(copy, signed.read_bytes())
+    else:
         copy.unlink(missing_ok=True)  # of a model that was written here before
-        if signed.exists():
-            shutil.copyfile(signed, copy)
-    except OSError as error:
-        raise ModelFileError(f"{copy} cannot be written: {error.strerror}", "Give another --out.") from error
     print(f"{out}: onnxruntime agrees with this program to {found.difference:.1e}; the model is {final.origin}")
     print(card["notice"])
     return 0

@@ -38,6 +38,8 @@ def register(add: Add) -> None:
 
 
 def _report(arguments: argparse.Namespace, hint: list[str]) -> int:
+    from fed_diffmic.commands.outputs import check_output, check_outside
+    from fed_diffmic.config.folders import RUN_MARKS
     from fed_diffmic.reporting.compare import read_runs, read_summary, write_comparison
 
     folder: Path = arguments.folder
@@ -46,8 +48,8 @@ def _report(arguments: argparse.Namespace, hint: list[str]) -> int:
         raise UsageError("--interactive does not go with --compare", "Leave one of them out.")
     usual = "report-interactive.html" if arguments.interactive else "report.html"
     out: Path = arguments.out or folder / ("compare.html" if arguments.compare else usual)
-    if not out.absolute().parent.is_dir():
-        raise UsageError(f"--out {out}: its folder does not exist", "Make that folder.")
+    check_output("--out", out)
+    check_outside("--out", out, folder, ("final", *RUN_MARKS))
     if arguments.compare:
         print(write_comparison(out, read_runs([folder, *arguments.compare])))
         return 0

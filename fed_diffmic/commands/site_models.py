@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fed_diffmic.errors import UsageError
+from fed_diffmic.errors import ConfigError, CredentialError, ModelFileError, UsageError
 
 if TYPE_CHECKING:
     from client.compare import Judged
@@ -79,7 +80,42 @@ def _load(config: SiteConfig, path: Path) -> FinalModel:
         return load_kept(config, path)
     if is_own(config, path):
         return load_own(config, path)
-    return load_delivered(config, path) if is_delivered(config, path) else load_copied(config, path)
+    if is_delivered(config, path):
+        return load_delivered(config, path)
+    try:
+        return load_copied(config, path)
+    except ModelFileError as error:
+        better = _made_by_a_site(config, path)
+        if better is None:
+            raise
+        raise better from error
+
+
+def _made_by_a_site(config: SiteConfig, path: Path) -> UsageError | None:
+    """What to do with a copy of a model that a site made for itself, which no coordinator signed; none: it is no such.
+
+    It need not hold: what is said to do holds the model to what is known of it.
+    """
+    from fed_diffmic.config.run_names import is_run_name
+    from fed_diffmic.files import read_json
+    from fed_diffmic.release.made_at import MadeAt
+
+    try:
+        value = read_json(path / "final" / "model.json")
+        made, run = MadeAt.from_json(value["made_at"]), value["spec"]["run_id"]
+    except (KeyError, TypeError, ModelFileError):
+        return None
+    if made.site != config.site.name or not is_run_name(run):
+        return UsageError(
+            f"{path} is a model that another site made for itself, and is of use there alone",
+            "Name a run's model: `fed-diffmic client model list --config site.yaml` says which there are.",
+        )
+    command, name = "fed-diffmic client model", shlex.quote(run)
+    return UsageError(
+        f"{path} is a copy of a model that this site made for itself, which is known by its run",
+        f"Name its run, or the folder of its run: `{command} use {name} --take {made.kind} --config site.yaml`; or, to "
+        f"judge it, `{command} compare {name} --config site.yaml`.",
+    )
 
 
 def _complete(config: SiteConfig, final: FinalModel, path: Path, parts: dict[str, Tensors]) -> Judged:
@@ -91,6 +127,26 @@ def _complete(config: SiteConfig, final: FinalModel, path: Path, parts: dict[str
     if final.made_at is not None:
         return predictor_of(final, path, device=chosen_devices(config.site.device)[0])
     return complete(final, parts)
+
+
+def _in_use(config: SiteConfig, ours: Path, *, use: bool) -> Judged | None:
+    """The model in use; none: it is not what it should be, and another is about to take its place.
+
+    Raises:
+        ModelFileError: it is not what it should be, and nothing takes its place; or the audit log does not hold.
+    """
+    from client.kept import REMEDY, recorded
+    from client.personal import own_parts
+
+    recorded(config)  # what is wrong with the log is no other model's to mend
+    try:
+        final = _load(config, ours)
+        return _complete(config, final, ours, own_parts(config, final, ours))
+    except (ConfigError, CredentialError, ModelFileError) as error:
+        if not use:
+            raise ModelFileError(f"the model in use cannot be used: {error.cause}", REMEDY) from error
+        print(f"NOTE: the model in use cannot be used, so it is not compared: {error.cause}", file=sys.stderr)
+        return None
 
 
 def _compare(config: SiteConfig, arguments: argparse.Namespace, came_from: Path, *, use: bool) -> int:
@@ -105,20 +161,20 @@ def _compare(config: SiteConfig, arguments: argparse.Namespace, came_from: Path,
     from simulations.own_models import own_predictors
 
     ours = Path(str(config.site.folder)) / IN_USE
-    in_use = arguments.other or (ours if ours.exists() else None)
     digest = model_digest(came_from) if use and has_final(came_from) else ""
     came = _load(config, came_from)
     parts = own_parts(config, came, came_from)
-    before: Judged | None = None
-    if in_use is not None:
-        final = _load(config, in_use)
-        before = _complete(config, final, in_use, own_parts(config, final, in_use))
+    kept = _in_use(config, ours, use=use) if ours.exists() and (use or arguments.other is None) else None
+    before = kept
+    if arguments.other is not None:
+        other = _load(config, arguments.other)
+        before = _complete(config, other, arguments.other, own_parts(config, other, arguments.other))
     whole = _complete(config, came, came_from, parts)
     own = {} if came.made_at else own_predictors(config, came.spec.run_id, chosen_devices(config.site.device)[0])
     result = compare_models(config, whole, before, split=arguments.split, own=own)
     print(json.dumps(asdict(result), indent=2) if arguments.json else comparison_text(result))
     if use:
-        _use(config, arguments, result, (came_from, came, parts, digest))
+        _use(config, arguments, result, (came_from, came, parts, digest), holds=kept is not None)
     return 0
 
 
@@ -127,18 +183,20 @@ def _use(
     arguments: argparse.Namespace,
     result: Comparison,
     came: tuple[Path, FinalModel, dict[str, Tensors], str],
+    *,
+    holds: bool,
 ) -> None:
     """Keep what the comparison chose, or what a person names, as the model in use.
 
     Args:
         came: where the model lies that came, what it is, the site's own parts of it, digest of its folder.
+        holds: there is a model in use, and it is what it should be.
     """
-    from client.compare import take_over
     from client.compared import CAME, KEPT, own_name
-    from client.kept import check_copy, model_digest, record, signing_key
+    from client.kept import model_digest
     from simulations.own_models import own_folder
 
-    folder, taken = Path(str(config.site.folder)), result.take
+    taken = result.take
     if arguments.take is not None and came[1].made_at is not None:
         raise UsageError(
             f"--take {arguments.take}: {came[0]} is one that this site made, with no others to choose from",
@@ -162,6 +220,27 @@ def _use(
         kind = next(kind for kind in result.own if own_name(kind) == taken)
         path, parts = own_folder(config, final.spec.run_id) / kind, {}
         digest, final = model_digest(path), _load(config, path)
+    _keep(config, (path, final, parts, digest), taken, holds=holds)
+
+
+def _keep(
+    config: SiteConfig, chosen: tuple[Path, FinalModel, dict[str, Tensors], str], taken: str, *, holds: bool
+) -> None:
+    """Keep a model as the one in use, and say what that means.
+
+    Args:
+        chosen: as ``came`` of :func:`_use`.
+        taken: what the comparison calls it.
+        holds: as of :func:`_use`.
+    """
+    from client.compare import REFUSED, is_in_use, take_over
+    from client.kept import IN_USE, check_copy, record, signing_key
+
+    folder, (path, final, parts, digest) = Path(str(config.site.folder)), chosen
+    if holds and is_in_use(path, folder, config.site.name, parts):
+        print("This model is the one in use already, and stays so.", file=sys.stderr)
+        return
+    refused = (folder / IN_USE).exists() and not holds
     signer = signing_key(config)
     key = None if final.made_at is None or signer is None else signer.public_key()
     take_over(
@@ -171,12 +250,22 @@ def _use(
         parts,
         signer=signer,
         before=lambda copy: record(config, check_copy(config, copy, final, digest, key), copy, parts),
+        refused=refused,
     )
+    if refused:
+        print(f"What lay in its place is kept in {folder / REFUSED}.", file=sys.stderr)
     own = f", with this site's own part of it (--site {config.site.name})" if parts else ""
     print(f"The model is now the one in use{own}.", file=sys.stderr)
     if final.made_at is not None:
         named = "" if config.coordinator.key is None else f": --key {config.coordinator.key}.pub"
         print(f"It is {taken}, signed by this site's key{named}. It stays here.", file=sys.stderr)
+
+
+def _check_weights(arguments: argparse.Namespace) -> None:
+    """Refuse files of weights that are not there, by the names that they have here."""
+    for name, path in (("--weights", arguments.weights), ("--prior-weights", arguments.prior_weights)):
+        if path is not None and not Path(path).is_file():
+            raise UsageError(f"{name} {path}: there is no such file", "A relative path starts at the current folder.")
 
 
 def _own(config: SiteConfig, arguments: argparse.Namespace, came_from: Path, kinds: list[str]) -> int:
@@ -201,6 +290,7 @@ def _own(config: SiteConfig, arguments: argparse.Namespace, came_from: Path, kin
             f"--weights and --prior-weights say nothing to {', '.join(kinds)}: those start from the model that came",
             "Name alone or mixture among the kinds, or leave the files out.",
         )
+    _check_weights(arguments)
     device, folder = chosen_devices(config.site.device)[0], Path(str(config.site.folder))
     data = SiteSource(config)(None, came.spec, {})
     spec = alone_spec(came.spec, config.site.name, device, arguments.weights, arguments.prior_weights)

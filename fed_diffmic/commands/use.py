@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +111,7 @@ def _evaluate(arguments: argparse.Namespace, hint: list[str]) -> int:
 
 def _predict(arguments: argparse.Namespace, hint: list[str]) -> int:
     _check_common(arguments)
+    from fed_diffmic.commands.outputs import check_output_folder
     from fed_diffmic.commands.use_print import console, print_predictions, progress_bar, shown
     from fed_diffmic.inference.images import STDIN, begins_as_dicom, image_files
     from fed_diffmic.inference.predictions import predict_files
@@ -123,12 +124,12 @@ def _predict(arguments: argparse.Namespace, hint: list[str]) -> int:
         sys.stdin if STDIN in arguments.images else (),
         lambda text: print(shown(text), file=sys.stderr),
     )
+    _check_spared(arguments, files)
     if arguments.dicom_sr is not None:
         from fed_diffmic.inference.structured import check_installed
 
         check_installed()
-        if arguments.dicom_sr.exists() and not arguments.dicom_sr.is_dir():
-            raise UsageError(f"--dicom-sr {arguments.dicom_sr} is a file", "Name a folder, existing or not.")
+        check_output_folder("--dicom-sr", arguments.dicom_sr)
     predictor = _predictor(arguments)
     own = None if arguments.reference is None else load_reference(arguments.reference, predictor)
     with _enough_memory("Give a smaller --batch, or end other programs."), progress_bar(len(files), 64) as progress:
@@ -155,8 +156,6 @@ def _predict(arguments: argparse.Namespace, hint: list[str]) -> int:
 def _reference(arguments: argparse.Namespace, hint: list[str]) -> int:
     _check_common(arguments)
     _check_manifest(arguments.manifest)
-    if not arguments.out.absolute().parent.is_dir():
-        raise UsageError(f"--out {arguments.out}: its folder does not exist", "Make that folder.")
     import numpy as np
 
     from fed_diffmic.commands.use_print import console, shown
@@ -207,12 +206,31 @@ def _taken(arguments: argparse.Namespace) -> bool:
 def _check_common(arguments: argparse.Namespace) -> None:
     if not arguments.folder.is_dir():
         raise UsageError(f"--run {arguments.folder}: there is no such folder", "Give the folder of a finished run.")
-    for name in ("json", "csv"):
-        target = getattr(arguments, name, None)
-        if target is not None and target != "-" and not Path(target).absolute().parent.is_dir():
-            raise UsageError(f"--{name} {target}: its folder does not exist", "Make that folder.")
-    if getattr(arguments, "json", None) == getattr(arguments, "csv", None) == "-":
-        raise UsageError("--json - and --csv - would be mixed", "Write one of them to a file.")
+    from fed_diffmic.commands.outputs import check_output, check_outside
+    from fed_diffmic.config.folders import RUN_MARKS
+
+    for option, target in _outputs(arguments):
+        check_output(option, target)
+        check_outside(option, target, arguments.folder, ("final", *RUN_MARKS))
+    _check_spared(arguments, getattr(arguments, "images", ()))
+    as_json = getattr(arguments, "json", None)
+    if as_json is not None and as_json == arguments.csv:
+        raise UsageError(f"--json {as_json} and --csv {as_json} would be mixed", "Write one of them to another file.")
+
+
+def _outputs(arguments: argparse.Namespace) -> list[tuple[str, str | Path]]:
+    """The files that were asked for, each with its option."""
+    given = {f"--{name}": getattr(arguments, name, None) for name in ("json", "csv", "out")}
+    return [(option, target) for option, target in given.items() if target is not None]
+
+
+def _check_spared(arguments: argparse.Namespace, images: Iterable[str]) -> None:
+    """Refuse to write over what was named to be read, or over an image or a table of ``images``."""
+    from fed_diffmic.commands.outputs import check_spares
+
+    named = [(f"--{name}", getattr(arguments, name, None)) for name in ("manifest", "reference", "key")]
+    for option, target in _outputs(arguments):
+        check_spares(option, target, [*named, *(("an image or table to predict", image) for image in images)])
 
 
 def _predictor(arguments: argparse.Namespace) -> Predictor:

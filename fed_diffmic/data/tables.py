@@ -27,6 +27,7 @@ _NO_TEXT = {
     b"\x1f\x8b": "the file is compressed (gzip), not a text table",
 }
 _SEPARATOR_LINE = re.compile(r"sep=(.)", re.IGNORECASE)  # what some spreadsheets write above the header
+_NO_ROWS = "Give it a first line with the names of the columns, and its rows below that."
 # A column name; anything else in a header may be a row of data, and so the name of an image or of a patient.
 _COLUMN_NAME = re.compile(r"[A-Za-z][A-Za-z_ #\[\](),/-]{0,40}[0-9]{0,2}\]?")
 
@@ -193,10 +194,11 @@ def _read(path: Path, findings: Findings, required: Sequence[str], optional: Seq
             start = reader.line_num + 1
     except csv.Error as error:
         message = f"cannot be read as a table from here on ({error}); look for a quotation mark that is not closed"
-        findings.add("malformed-table", "error", message, table=path.name, rows=[start + skipped])
+        remedy = "Close the quotation mark. One that is part of a quoted value is written twice."
+        findings.add("malformed-table", "error", message, table=path.name, rows=[start + skipped], remedy=remedy)
         return None
     if not rows:
-        findings.add("no-rows", "error", "the table is empty", table=path.name, count=0)
+        findings.add("no-rows", "error", "the table is empty", table=path.name, count=0, remedy=_NO_ROWS)
         return None
     header = [name.strip() for name in rows[0]]
     if not _header_is_usable(header, required, optional, path.name, findings):
@@ -268,7 +270,8 @@ def _columns(
         rows = [row for row, ok in zip(rows, fits, strict=True) if ok]
         lines = [line for line, ok in zip(lines, fits, strict=True) if ok]
     if not rows:
-        findings.add("no-rows", "error", "the table has no usable row below its header", table=name, count=0)
+        message = "the table has no usable row below its header"
+        findings.add("no-rows", "error", message, table=name, count=0, remedy=_NO_ROWS)
         return None
     columns = {}
     for column, index in where.items():
@@ -284,6 +287,14 @@ def check_filled(table: Table, columns: Sequence[str], findings: Findings) -> np
     for column in columns:
         empty = table[column] == ""
         if empty.any():
-            findings.add("empty-value", "error", "empty value", table=table.name, rows=table.lines[empty], field=column)
+            findings.add(
+                "empty-value",
+                "error",
+                "empty value",
+                table=table.name,
+                rows=table.lines[empty],
+                field=column,
+                remedy="Fill in the empty values, or remove their rows.",
+            )
         filled &= ~empty
     return filled

@@ -12,7 +12,7 @@ import functools
 import logging
 import math
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from fed_diffmic.models.without_compiler import shapes_only
 log = logging.getLogger(__name__)
 
 EFFICIENTSAM_PREFIX = "image_encoder."
+PRIOR = "prior.global_encoder"
+"""The encoder that ``model.prior_weights`` is of; a guidance network and a plain classifier have none."""
 _SHOWN = 4
 
 
@@ -109,9 +111,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         AttributeError,
         OSError,
     ) as error:  # what torch's reader raises of a torn file depends on the bytes
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        # Not in the message: torch advises to load the file without weights_only, which would run what is in it.
+        log.debug("%s cannot be read: %s: %s", path, type(error).__name__, error)
         raise ModelFileError(
-            f"{path} is neither a safetensors file nor a state dict of plain tensors ({reason})",
+            f"{path} is neither a safetensors file nor a state dict of plain tensors",
             "Save it again as safetensors, or with torch.save(model.state_dict(), ...).",
         ) from error
     for key in ("model", "state_dict"):
@@ -232,10 +235,19 @@ def load_encoder(encoder: Encoder, path: str | Path, name: str = "encoder") -> L
     Raises:
         ModelFileError: unreadable, or not this network; says which names and shapes, the first few and how many.
     """
-    fit = _match(encoder, read_weights(path))
+    return _take(encoder, _fitting(encoder, read_weights(path), path, name), name)
+
+
+def _fitting(encoder: Encoder, tensors: Mapping[str, Tensor], path: str | Path, name: str) -> _Fit:
+    """How a file's tensors fit an encoder.
+
+    Raises:
+        ModelFileError: they do not.
+    """
+    fit = _match(encoder, tensors)
     if not fit.fits:
         raise _misfit(path, name, encoder, fit)
-    return _take(encoder, fit, name)
+    return fit
 
 
 def _misfit(path: str | Path, name: str, encoder: Encoder, fit: _Fit) -> ModelFileError:
@@ -263,36 +275,72 @@ def load_pretrained(module: nn.Module, cfg: ModelConfig) -> list[Loaded]:
     Raises:
         ModelFileError: a file that is unreadable or fits no encoder.
     """
-    encoders = {name: m for name, m in module.named_modules() if isinstance(m, Encoder)}
+    encoders = _encoders(module)
     fresh = not cfg.pretrained and cfg.weights is None
     if fresh and cfg.encoder_norm == "frozen" and any(map(batch_norms, encoders.values())):
         log.warning("model.encoder_norm=frozen without pretrained weights: batch norm stays at mean 0, variance 1")
     if cfg.pretrained:
         for name, encoder in encoders.items():
-            _load_published(encoder, name)
+            _take(encoder, _published_fit(encoder, name), name)
     loaded = _load_shared(encoders, cfg.weights) if cfg.weights is not None else []
-    prior = encoders.get("prior.global_encoder")
+    prior = encoders.get(PRIOR)
     if cfg.prior_weights is not None and prior is not None:
-        loaded = [item for item in loaded if item.encoder != "prior.global_encoder"]
-        loaded.append(load_encoder(prior, cfg.prior_weights, "prior.global_encoder"))
+        loaded = [item for item in loaded if item.encoder != PRIOR]
+        loaded.append(load_encoder(prior, cfg.prior_weights, PRIOR))
     return loaded
 
 
-def _load_shared(encoders: Mapping[str, Encoder], path: str) -> list[Loaded]:
-    tensors = read_weights(path)
+def check_pretrained(modules: Iterable[nn.Module], cfg: ModelConfig) -> None:
+    """Whether :func:`load_pretrained` would have what it needs for each of several modules; nothing is changed.
+
+    Each file is read once. Modules that hold shapes alone will do.
+
+    Raises:
+        ModelFileError: as :func:`load_pretrained`.
+    """
+    shared = None if cfg.weights is None else read_weights(cfg.weights)
+    own = None if cfg.prior_weights is None else read_weights(cfg.prior_weights)
+    fetched = set()
+    for encoders in map(_encoders, modules):
+        for name, encoder in encoders.items() if cfg.pretrained else ():
+            if (encoder.name, encoder.arguments.get("img_size")) not in fetched:
+                fetched.add((encoder.name, encoder.arguments.get("img_size")))
+                _published_fit(encoder, name)
+        if cfg.weights is not None and shared is not None:
+            _shared_fits(encoders, shared, cfg.weights)
+        if cfg.prior_weights is not None and own is not None and PRIOR in encoders:
+            _fitting(encoders[PRIOR], own, cfg.prior_weights, PRIOR)
+
+
+def _encoders(module: nn.Module) -> dict[str, Encoder]:
+    return {name: m for name, m in module.named_modules() if isinstance(m, Encoder)}
+
+
+def _shared_fits(encoders: Mapping[str, Encoder], tensors: Mapping[str, Tensor], path: str) -> dict[str, _Fit]:
+    """How a file fits those encoders that it fits.
+
+    Raises:
+        ModelFileError: it fits none.
+    """
     fits = {name: _match(encoder, tensors) for name, encoder in encoders.items()}
-    loaded = [_take(encoders[name], fit, name) for name, fit in fits.items() if fit.fits]
-    if not loaded:
+    good = {name: fit for name, fit in fits.items() if fit.fits}
+    if not good:
         closest = max(fits, key=lambda name: len(fits[name].state))
         raise _misfit(path, closest, encoders[closest], fits[closest])
-    others = sorted(set(fits) - {item.encoder for item in loaded})
+    return good
+
+
+def _load_shared(encoders: Mapping[str, Encoder], path: str) -> list[Loaded]:
+    fits = _shared_fits(encoders, read_weights(path), path)
+    loaded = [_take(encoders[name], fit, name) for name, fit in fits.items()]
+    others = sorted(set(encoders) - set(fits))
     if others:
         log.info("model.weights is of another network than %s, which keep their own weights", ", ".join(others))
     return loaded
 
 
-def _load_published(encoder: Encoder, name: str) -> None:
-    """timm's published weights, through timm's own download and resampling."""
+def _published_fit(encoder: Encoder, name: str) -> _Fit:
+    """timm's published weights, through timm's own download and resampling, as they fit an encoder."""
     size = {"img_size": encoder.arguments["img_size"]} if "img_size" in encoder.arguments else {}
     try:
         published = timm.create_model(encoder.name, pretrained=True, **size)
@@ -302,7 +350,4 @@ def _load_published(encoder: Encoder, name: str) -> None:
             "Without a connection, download the file elsewhere, name it in model.weights and set "
             "model.pretrained=false.",
         ) from error
-    fit = _match(encoder, published.state_dict())
-    if not fit.fits:
-        raise _misfit("timm's published file", name, encoder, fit)
-    _take(encoder, fit, name)
+    return _fitting(encoder, published.state_dict(), "timm's published file", name)

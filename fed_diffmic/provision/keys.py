@@ -28,6 +28,11 @@ _GROUPS, _GROUP_DIGITS = 6, 5
 _KDF_ROUNDS = 32
 """Of bcrypt, twice what ssh-keygen took long: about 0.3 s, and a key is read a few times in a process."""
 
+_SEND = "Send the file that ends in `.pub`, as `fed-diffmic provision site-key` wrote it: one line."
+_NAME = (
+    "Name the file of the public key: it ends in `.pub`, and its one line begins with `ecdsa-sha2-nistp`. If this is "
+    "the file that was sent to you, ask for that one."
+)
 _MAKE = "Make one at the site with `fed-diffmic provision site-key FILE`."
 
 
@@ -134,15 +139,18 @@ def load_public(path: str | os.PathLike[str]) -> PublicKey:
         CredentialError: missing, of another kind, or a private key.
     """
     path = Path(path)
-    return parse_public(read_credential(path, "public key").decode("utf-8", "replace"), f"the public key {path}")
+    text = read_credential(path, "public key").decode("utf-8", "replace")
+    return parse_public(text, f"the public key {path}", _NAME)
 
 
-def parse_public(text: str, what: str = "the public key") -> PublicKey:
+def parse_public(text: str, what: str = "the public key", other: str = _SEND) -> PublicKey:
     """A public key from one line of OpenSSH text; a comment behind it is ignored.
 
     Args:
         text: for example ``ecdsa-sha2-nistp384 AAAA... name``.
         what: how messages call it.
+        other: what to do where it is none: where it came from a site, have another sent; where a file was named, name
+            another.
 
     Raises:
         CredentialError: not one line of that form, another kind of key, or a private key.
@@ -152,15 +160,14 @@ def parse_public(text: str, what: str = "the public key") -> PublicKey:
         raise CredentialError(
             f"{what} is a PRIVATE key",
             "A private key never leaves its site. If this one did (by mail, by a shared folder), it is burnt: make a "
-            "new one at the site, send the file that ends in `.pub`, and revoke the old one if it was enrolled.",
+            f"new one at the site, and revoke the old one if it was enrolled. {other}",
         )
-    send = "Send the file that ends in `.pub`, as `fed-diffmic provision site-key` wrote it: one line."
     if len(text.splitlines()) != 1:
-        raise CredentialError(f"{what} {_other_form(text.encode())}", send)
+        raise CredentialError(f"{what} {_other_form(text.encode())}", other)
     try:
         key = serialization.load_ssh_public_key(text.encode())
     except (ValueError, NotImplementedError, UnsupportedAlgorithm) as error:  # a compressed point is not implemented
-        raise CredentialError(f"{what} is not a whole line of OpenSSH text", send) from error
+        raise CredentialError(f"{what} is not a whole line of OpenSSH text", other) from error
     if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CURVES:
         return key
     raise CredentialError(f"{what} is {_kind(key)}", f"Flower takes EC P-256 or P-384 only. {_MAKE}")

@@ -46,17 +46,17 @@ def incomplete(out: Path) -> str:
     if not groups:
         return "no cell has metrics yet"
     index = read_index(out)
-    every = {axis: list(dict.fromkeys(c["place"].get(axis) for c in index["cells"])) for axis in ("seed", "method")}
     missing = []
     for rest, done in groups.items():
-        for seed in every["seed"]:
+        for seed in dict.fromkeys(cell["place"]["seed"] for cell in index["cells"]):
             lacks = []
-            for method in every["method"]:
-                runs = done.get(method or "federated", {}).get(seed, [])
+            for method, seeds in done.items():  # one of which nothing is there yet does not stop the others' comparison
+                runs = seeds.get(seed, [])
                 had = {read_json(run / "summary.json").get("partition", {}).get("fold") for run in runs}
                 without = ", ".join(str(fold) for fold in range(folds) if fold not in had)
                 if without or not runs:
-                    place = {**dict(rest), "seed": seed, **({"method": method} if method else {})}
+                    named = {"method": method} if "method" in index["axes"] else {}
+                    place = {**dict(rest), "seed": seed, **named}
                     where = " ".join(f"{axis} {value}" for axis, value in place.items())
                     lacks.append(f"{where} (fold {without} of {folds})" if folds else where)
             if not lacks:

@@ -6,11 +6,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from client import compare
-from client.compare import BEFORE, IN_USE, Final, compare_models, take_over, which_to_take
+from client.compare import (
+    BEFORE,
+    IN_USE,
+    NEW,
+    REFUSED,
+    Final,
+    compare_models,
+    is_in_use,
+    take_over,
+    which_to_take,
+)
 from client.compared import CAME, KEPT, Comparison, comparison_text
 from fed_diffmic.cli import main
 from fed_diffmic.config.site import SiteConfig, SiteGroup
@@ -18,6 +29,7 @@ from fed_diffmic.config.spec import RunSpec
 from fed_diffmic.errors import DataError, ModelFileError, UsageError
 from fed_diffmic.files import tensors_digest
 from fed_diffmic.release.final import FinalModel, load_final, write_final
+from fed_diffmic.release.personal import personal_file
 from fed_diffmic.training.calibration import Calibration
 from fed_diffmic.training.stages import initial_state
 from tests.toy import install_toy_networks, toy_site, toy_spec
@@ -103,6 +115,43 @@ def test_a_copy_that_is_refused_leaves_the_model_in_use(tmp_path: Path) -> None:
     assert seen == ["second"]
     assert (folder / IN_USE / "final" / "model.json").read_text() == "first"
     assert [path.name for path in folder.iterdir()] == [IN_USE], "and nothing lies about"
+
+
+def named(folder: Path) -> dict[str, str]:
+    """Which models a site's folder holds, by their names there."""
+    return {path.name: (path / "final" / "model.json").read_text() for path in sorted(folder.iterdir())}
+
+
+def test_a_model_that_is_refused_does_not_push_out_the_one_before(tmp_path: Path) -> None:
+    for name in ("first", "second", "third"):
+        (tmp_path / name / "final").mkdir(parents=True)
+        (tmp_path / name / "final" / "model.json").write_text(name)
+    folder = tmp_path / "site"
+    folder.mkdir()
+    take_over(tmp_path / "first", folder, "one")
+    take_over(tmp_path / "second", folder, "one")
+    (folder / IN_USE / "final" / "model.json").write_text("changed")
+    take_over(tmp_path / "third", folder, "one", refused=True)
+    assert named(folder) == {IN_USE: "third", BEFORE: "first", REFUSED: "changed"}
+    (folder / IN_USE).rename(folder / NEW)  # a power cut: the old one has its new name, the new one has not
+    take_over(tmp_path / "second", folder, "one")
+    assert named(folder) == {IN_USE: "second", BEFORE: "first", REFUSED: "changed"}
+
+
+def test_the_model_in_use_is_known_by_its_own_part_too(tmp_path: Path) -> None:
+    """``model.json`` names the part that was there after the run; what is kept and given here is the part itself."""
+    (tmp_path / "came" / "final").mkdir(parents=True)
+    (tmp_path / "came" / "final" / "model.json").write_text("{}")
+    folder = tmp_path / "site"
+    folder.mkdir()
+    part, other = ({"guidance": {"bias": np.full(2, value, np.float32)}} for value in (1, 2))
+    take_over(tmp_path / "came", folder, "one", part)
+    assert is_in_use(tmp_path / "came", folder, "one", part)
+    assert not is_in_use(tmp_path / "came", folder, "one", other)
+    personal_file(folder / IN_USE, "guidance", "one").unlink()
+    assert not is_in_use(tmp_path / "came", folder, "one", part)
+    (tmp_path / "came" / "final" / "model.json").write_text("[]")
+    assert not is_in_use(tmp_path / "came", folder, "one", {})
 
 
 @pytest.mark.parametrize("change", ["another model", "torn weights", "not signed as before", "read in between"])

@@ -1,6 +1,9 @@
 """``fed-diffmic data from-dicom`` as a radiographer's engineer uses it, with mistakes; then training on the table."""
 
 import csv
+import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -101,7 +104,8 @@ def test_the_same_patient_is_the_same_in_the_next_export(at, capsys):
         (["exprot", "out", "site.folder=site"], 2, "no such folder or DICOMDIR", "current folder"),
         (["export", "out"], 2, "site.folder is not set", "site.folder=DIR"),
         (["export", "out", "site.folder=site", "--labels", "label.csv"], 2, "no such file", "--labels"),
-        (["export", "export", "site.folder=site"], 2, "not an empty folder", "new folder"),
+        (["export", "export", "site.folder=site"], 2, "lies in the export itself", "folder outside"),
+        (["export", "labels.csv", "site.folder=site"], 2, "not an empty folder", "new folder"),
         (["export", "out", "site.folder=site", "dicom.windwo=header"], 2, "dicom.windwo", "dicom.window"),
         (
             ["export", "out", "site.folder=site", "dicom.window=heder"],
@@ -130,6 +134,61 @@ def test_a_table_without_its_column_and_a_folder_without_dicom(at, capsys):
     (at / "other" / "a.txt").write_text("x")
     err = said(capsys, "other", "out", "site.folder=site", code=3)
     assert "not DICOM" in err and "Name the folder that holds the DICOM files" in err
+
+
+@pytest.mark.parametrize("out", ["out", "out d é"])
+def test_after_a_failure_the_same_command_works_and_so_does_what_it_prints(at, capsys, out):
+    wrong = at / "labels.csv"
+    good = wrong.read_text()
+    wrong.write_text("accession,label\nZ1,x\n")
+    command = ["export", out, "--labels", "labels.csv", "site.folder=site"]
+    assert "no image is left" in said(capsys, *command, code=3)
+    assert not (at / out).exists()
+    wrong.write_text(good)
+    printed = said(capsys, *command)
+    program, *words = shlex.split(printed.partition("train on it with: ")[2])
+    assert program == "fed-diffmic"
+    assert main([*words, "--plan", "model=tiny", "model.image_side=32", "partition.sites=2", "partition=iid"]) == 0
+
+
+def test_an_export_that_is_interrupted_or_killed_is_begun_again_by_the_same_command(at, capsys):
+    """In a process of its own, which is stopped while it writes images."""
+    program = (
+        "import os, signal, sys\n"
+        "from fed_diffmic.cli import main\n"
+        "from fed_diffmic.data.dicom import export\n"
+        "def stop(*a): os.kill(os.getpid(), getattr(signal, sys.argv[1])); signal.pause()\n"
+        "export._say_made = stop\n"
+        "sys.exit(main(sys.argv[2:]))\n"
+    )
+    command = ["export", "out", "--labels", "labels.csv", "site.folder=site"]
+    for name, code, left in (("SIGINT", 130, False), ("SIGKILL", -9, True), ("SIGTERM", 143, False)):
+        given = [sys.executable, "-c", program, name, "data", "from-dicom", *command]
+        assert subprocess.run(given, timeout=120, capture_output=True).returncode == code
+        assert any((at / "out").glob("images/*.png")) == left
+    assert "24 images of 12 patients" in said(capsys, *command)
+    assert len(list((at / "out" / "images").iterdir())) == 24
+
+
+def test_what_an_interrupted_export_of_an_archive_says_is_true(at, capsys, monkeypatch):
+    """Nothing is fetched twice, and the folder is free."""
+    from fed_diffmic.data.dicom import export
+
+    files = {("1.4", "1.5", f"1.3.{n}"): (at / "export" / f"im{n}").read_bytes() for n in (1, 2)}
+    server = type("Server", (Archive,), {"files": files, "asked": []})
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with serving(server) as address:
+        command = [f"http://{address}/dicom-web", "out", "site.folder=site"]
+        with monkeypatch.context() as patched:
+            patched.setattr(export, "_say_made", stop)
+            assert "the same command goes on with the rest" in said(capsys, *command, code=130)
+        assert len([path for path in server.asked if "/series/" in path]) == 2
+        server.asked.clear()
+        assert "2 images of" in said(capsys, *command)
+        assert not [path for path in server.asked if "/series/" in path]
 
 
 def test_an_archive_is_a_source_like_a_folder(at, capsys):

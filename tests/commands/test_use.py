@@ -170,14 +170,53 @@ def test_results_go_to_standard_output_and_devices(run, tmp_path, capsys):
         ([], "required"),
         (["a.png", "--json", "x/o.json"], "--json x/o.json: its folder does not exist"),
         (["a.png", "--json", "-", "--csv", "-"], "would be mixed"),
+        (["a.png", "--json", "o", "--csv", "o"], "would be mixed"),
+        (["a.png", "--csv", "empty"], "--csv empty is a folder"),
+        (["a.png", "--json", "empty"], "--json empty is a folder"),
+        (["a.png", "--csv", "a.png/o.csv"], "/a.png is no folder"),
+        (["a.png", "--dicom-sr", "a.png/sub"], "/a.png is no folder"),
         (["a.png", "--batch", "0"], "batch 0 is not allowed; allowed: 1 to 4096"),
         (["a.png", "--site", "b"], "no own part of that site"),
     ],
 )
-def test_predict_refuses_before_any_work(run, capsys, arguments, words):
+def test_predict_refuses_before_any_work(run, capsys, arguments, words, monkeypatch):
+    if "--site" not in arguments and "--batch" not in arguments:
+        monkeypatch.setattr("fed_diffmic.inference.finished.final_predictor", None)
     draw_images(Path.cwd(), 1)[0].rename("a.png")
     Path("empty").mkdir()
     assert words in fails(capsys, "predict", "--run", run, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("predict table.csv --csv table.csv", "--csv table.csv is also an image or table to predict"),
+        ("predict table.csv --csv link.csv", "--csv link.csv is also an image or table to predict"),
+        ("predict in/image-000.png --json in/image-000.png", "--json in/image-000.png is also an image"),
+        ("predict in --csv in/image-001.png", "--csv in/image-001.png is also an image"),
+        ("predict table.csv --csv in/image-001.png", "--csv in/image-001.png is also an image"),
+        ("predict in --key key.pub --csv key.pub", "--csv key.pub is also --key"),
+        ("predict in --reference own --json own", "--json own is also --reference"),
+        ("predict in --json RUN/final/model.json", "among the run's own files"),
+        ("predict in --csv RUN/config.yaml", "among the run's own files"),
+        ("evaluate --manifest table.csv --csv ./table.csv", "is also --manifest"),
+        ("evaluate --manifest table.csv --json link.csv", "is also --manifest"),
+        ("evaluate --manifest table.csv --json in", "--json in is a folder"),
+        ("reference --manifest table.csv --out table.csv", "is also --manifest"),
+        ("reference --manifest table.csv --out in", "--out in is a folder"),
+        ("reference --manifest table.csv --out table.csv/own", "/table.csv is no folder"),
+    ],
+)
+def test_nothing_is_written_over_what_is_read_or_where_nothing_can_be(run, tmp_path, capsys, monkeypatch, given, words):
+    monkeypatch.setattr("fed_diffmic.inference.finished.final_predictor", None)  # it would be called first of all
+    write_table(tmp_path, draw_images(tmp_path / "in", 2)).rename("table.csv")
+    Path("link.csv").symlink_to("table.csv")
+    for name in ("key.pub", "own"):
+        Path(name).write_text(name)
+    kept = {path: path.read_bytes() for folder in (tmp_path, run) for path in folder.rglob("*") if path.is_file()}
+    command, *rest = given.replace("RUN", str(run)).split()
+    assert words in fails(capsys, command, "--run", run, *rest)
+    assert all(path.read_bytes() == data for path, data in kept.items())
 
 
 def test_batches_ask_for_no_more_memory_and_the_remedy_for_too_little_works(run, tmp_path, capsys, monkeypatch):

@@ -103,13 +103,15 @@ def test_a_header_with_separators_inside_brackets_and_a_trailing_one(tmp_path):
 def test_an_open_quotation_mark(tmp_path):
     findings, text = refused(tmp_path, 'image,label\na.png,x\n"anna.png,y\nc.png,z\n')
     assert one(findings, "malformed-table").rows == (3,)
-    assert "anna" not in text
+    assert "anna" not in text and "What to do: Close the quotation mark" in text
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "image,label\n", "image,label\n,\n"])
 def test_an_empty_table(tmp_path, content):
-    findings, _ = refused(tmp_path, content)
+    findings, said = refused(tmp_path, content)
     assert codes(findings) == {"no-rows": "error"}
+    assert "What to do: Give it a first line with the names of the columns, and its rows below that." in said
+    read(tmp_path, "image,label\na.png,x\n")  # which is what it says
 
 
 def test_a_folder_in_the_place_of_a_table_is_the_machines_fault(tmp_path):
@@ -121,6 +123,7 @@ def test_empty_values_are_found_by_column(tmp_path):
     table, findings = read(tmp_path, "image,label\n,x\nb,\nc,z\n")
     assert check_filled(table, ("image", "label"), findings).tolist() == [False, False, True]
     assert [(f.field, f.rows) for f in findings] == [("image", (2,)), ("label", (3,))]
+    assert {f.remedy for f in findings} == {"Fill in the empty values, or remove their rows."}
 
 
 def test_find_table_looks_one_folder_down_and_says_what_it_looked_for(tmp_path):

@@ -19,7 +19,8 @@ from fed_diffmic.models import weights as weights_module
 from fed_diffmic.models.backbones import Encoder
 from fed_diffmic.models.diffmic import build_diffmic, build_guidance
 from fed_diffmic.models.plain import build_plain
-from fed_diffmic.models.weights import load_encoder, load_pretrained, read_weights
+from fed_diffmic.models.weights import check_pretrained, load_encoder, load_pretrained, read_weights
+from fed_diffmic.models.without_compiler import shapes_only
 
 Build = Callable[..., ModelConfig]
 
@@ -148,6 +149,53 @@ def test_torn_files(tmp_path: Path, content: bytes, suffix: str) -> None:
     path.write_bytes(content)
     with pytest.raises(ModelFileError):
         read_weights(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"epoch": 3}', b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"image,label\na.png,x\n"],
+    ids=["json", "png", "csv"],
+)
+def test_what_torch_says_of_another_file_is_not_repeated(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It advises to read the file in a way that runs what is in it; who looks for the cause finds it in the log."""
+    path = tmp_path / "w1.pt"
+    path.write_bytes(content)
+    with caplog.at_level("DEBUG", "fed_diffmic.models.weights"), pytest.raises(ModelFileError) as caught:
+        read_weights(path)
+    assert caught.value.cause == f"{path} is neither a safetensors file nor a state dict of plain tensors"
+    assert "weights_only" not in str(caught.value) and "torch.save" in caught.value.remedy
+    assert [record.levelname for record in caplog.records] == ["DEBUG"] and str(path) in caplog.text
+
+
+def test_files_are_held_to_networks_that_hold_no_numbers(tiny: Build, resnet: Path, tmp_path: Path) -> None:
+    """Each is read once for all networks; nothing is loaded."""
+    cfg = tiny(weights=str(resnet))
+    with shapes_only():
+        modules = [build_guidance(cfg, 3), build_diffmic(cfg, 3)]
+    check_pretrained(modules, cfg)
+    assert all(value.is_meta for module in modules for value in module.state_dict().values())
+    save_file(published("test_efficientnet"), other := tmp_path / "other.safetensors")
+    with pytest.raises(ModelFileError, match=r"does not fit (global|local)_encoder"):
+        check_pretrained(modules, tiny(weights=str(other)))
+    check_pretrained(modules[:1], tiny(prior_weights=str(other)))  # it has no prior
+    with pytest.raises(ModelFileError, match=r"does not fit prior\.global_encoder"):
+        check_pretrained(modules, tiny(prior_weights=str(other)))
+
+
+def test_published_weights_are_asked_for_once_a_backbone(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg, create, asked = tiny(pretrained=True), timm.create_model, []
+
+    def fetched(name: str, pretrained: bool = False, **rest: object) -> object:
+        asked.extend([name] * pretrained)
+        return create(name, **rest)
+
+    with shapes_only():
+        modules = [build_guidance(cfg, 3), build_diffmic(cfg, 3)]
+    monkeypatch.setattr("timm.create_model", fetched)
+    check_pretrained(modules, cfg)
+    assert asked == ["test_resnet"]
 
 
 def test_files_without_tensors(tmp_path: Path) -> None:

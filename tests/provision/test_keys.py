@@ -163,8 +163,18 @@ def test_a_private_key_that_was_sent_is_called_burnt(tmp_path):
     keys.make_site_key(tmp_path / "site.key")
     with pytest.raises(CredentialError, match="PRIVATE key") as refused:
         keys.load_public(tmp_path / "site.key")
-    assert "burnt" in refused.value.remedy
+    assert "burnt" in refused.value.remedy and "Name the file of the public key" in refused.value.remedy
     assert (tmp_path / "site.key").read_text().splitlines()[1] not in str(refused.value)
+
+
+def test_who_names_a_file_is_told_to_name_another_and_who_was_sent_one_to_have_another_sent(tmp_path):
+    (tmp_path / "table.csv").write_text("image,label\n")
+    with pytest.raises(CredentialError) as named:
+        keys.load_public(tmp_path / "table.csv")
+    with pytest.raises(CredentialError) as sent:
+        keys.parse_public("image,label")
+    assert named.value.remedy.startswith("Name the file") and "Send the" not in named.value.remedy
+    assert sent.value.remedy.startswith("Send the file")
 
 
 @given(st.binary(max_size=300))

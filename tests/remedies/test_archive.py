@@ -10,7 +10,7 @@ import pytest
 from fed_diffmic.config.dicom import DicomConfig, DicomWebConfig
 from fed_diffmic.data.dicom import dicomweb
 from fed_diffmic.data.dicom.dicomweb import Archive
-from fed_diffmic.data.dicom.export import Place, export
+from fed_diffmic.data.dicom.export import Place, _alone, export
 from fed_diffmic.data.dicom.identity import Names
 from fed_diffmic.data.dicom.labels import Labels, read_labels
 from fed_diffmic.data.dicom.sources import items_of
@@ -121,7 +121,7 @@ def test_tables_of_labels() -> None:
 
 
 @tries(
-    "fed_diffmic/data/dicom/export.py::export | {' '.join(di",
+    "fed_diffmic/data/dicom/export.py::_exported | {' '.join(di",
     "fed_diffmic/data/dicom/sources.py::_named_by | Name the fol",
 )
 def test_folders_of_dicom_files() -> None:
@@ -141,3 +141,20 @@ def test_folders_of_dicom_files() -> None:
         lambda: list(items_of(folder / "DICOMDIR", findings)), "Name the folder that holds the images, or the file"
     )
     assert len([item for item in items_of(folder, findings) if item.path.suffix]) == 1
+
+
+@tries("fed_diffmic/data/dicom/export.py::_alone")
+def test_two_exports_into_one_folder() -> None:
+    folder, out = Path("archive"), Path("out")
+    folder.mkdir()
+    out.mkdir(mode=0o700)
+    put(folder, "1.dcm", header(1))
+
+    def exported(into: Path) -> object:
+        place = Place(into.absolute(), Path("site").absolute(), "North")
+        return export(items_of(folder, Findings()), DicomConfig(), None, Names(b"s" * 32), place, Findings())
+
+    with _alone(out):  # as the other export holds it
+        [new] = remedy_in(lambda: exported(out), r"Wait until it has ended, or name a (new) folder").groups()
+        assert exported(Path(new))
+    assert exported(out)

@@ -6,6 +6,7 @@ is read out of the message. In the folder lie a finished ``run``, ``images``, a 
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 
 from fed_diffmic import cli
 from tests.inference.tiny import draw_images, write_table, write_tiny_run
-from tests.remedies.places import table
+from tests.remedies.places import table, tries
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +104,14 @@ def test_what_is_typed_as_the_message_says_works(typed, read, first, then, desk,
     monkeypatch.setattr(work, reached)
     with pytest.raises(Reached):
         cli.main(again)
+
+
+@tries("fed_diffmic/commands/outputs.py::_usable | Choose a folder")
+def test_a_folder_in_which_nothing_may_be_written(desk, says, works, monkeypatch) -> None:
+    usual = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "full" and usual(path, mode))
+    for option, target in (("--csv", "full/found.csv"), ("--json", "full/new/o.json"), ("--dicom-sr", "full/reports")):
+        said = says("predict", "--run", "run", option, target, "images")
+        found = re.search(r"in (\S+)/full\n.*a folder that you may write to", said)
+        assert found is not None, said
+        works("predict", "--run", "run", option, f"{found[1]}/{Path(target).name}", "images")

@@ -21,7 +21,9 @@ from fed_diffmic.config.compose import compose_site
 from fed_diffmic.config.site import SiteConfig, SiteGroup
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.files import tensors_digest
+from fed_diffmic.provision.keys import new_key_files, place_new
 from fed_diffmic.release.final import FinalModel, load_final, write_final
+from fed_diffmic.release.made_at import MadeAt
 from fed_diffmic.release.personal import save_part
 from simulations.personal import keep_personal
 from tests import site_rules, studies
@@ -29,7 +31,7 @@ from tests.client.test_compare import CONFIG, Model, model
 from tests.remedies.places import remedy_in, tries
 from tests.toy import install_toy_networks, toy_site
 
-COMPARE = "client/compare.py::"
+COMPARE, MODELS = "client/compare.py::", "fed_diffmic/commands/site_models.py::"
 
 
 @pytest.fixture
@@ -107,6 +109,34 @@ def test_the_model_in_use_and_leaving(data, works) -> None:
     Path("site.yaml").write_text(f"site:\n  name: one\n  folder: {folder}\n")
     works(*command.replace("FILE", "site.yaml").split())
     assert decide(folder, "running").state == "running"
+
+
+@tries(f"{MODELS}_in_use", f"{MODELS}_made_by_a_site | Name its", f"{MODELS}_made_by_a_site | Name a run")
+def test_a_model_in_use_that_is_not_what_it_should_be(data, says, works) -> None:
+    finished("run")
+    more = ("--config", "site.yaml")
+    Path("site.yaml").write_text(f"site: {{name: one, folder: site, device: cpu}}\ndataset: {{root: {Path.cwd()}}}\n")
+    (Path("site") / "model").mkdir(parents=True)
+    said = says("client", "model", "compare", "run", *more)
+    [command] = re.search(r"`fed-diffmic (client model use DIR --config site\.yaml)`", said).groups()
+    assert "is now the one in use" in works(*command.replace("DIR", "run").split())
+    works("client", "model", "compare", "run", *more)
+    about = MadeAt("one", "finetune", "0" * 64)
+    finished("site/own/toy/finetune", made_at=about)
+    finished("copy", made_at=about)
+    finished("theirs", made_at=replace(about, site="two"))
+    _, files = new_key_files(Path("other"))
+    place_new(files)  # of the coordinator, who signed none of them
+    text = Path("site.yaml").read_text()
+    Path("site.yaml").write_text(text + "coordinator: {public_key: other.pub}\n")
+    said, whose = (says("client", "model", "use", name, *more) for name in ("copy", "theirs"))
+    Path("site.yaml").write_text(text)
+    for command in re.findall(r"`fed-diffmic ([^`]*)`", said):
+        assert " toy " in command
+        works(*command.replace(" toy ", " run ").split())
+    assert load_final("site/model").made_at == about
+    [command] = re.search(r"`fed-diffmic ([^`]*)`", whose).groups()
+    works(*command.split())
 
 
 @tries("client/personal.py::own_parts", "simulations/personal.py::keep_personal", "client/state.py::SiteStore.__init__")

@@ -16,7 +16,7 @@ from fed_diffmic.config.choices import composed
 from fed_diffmic.config.compose import compose
 from fed_diffmic.files import load_tensors, save_tensors, write_json
 from fed_diffmic.inference import predictions
-from simulations.experiments import folds
+from simulations.experiments import compare, folds
 from simulations.experiments.definition import load_experiment
 from simulations.experiments.folds import folded_section, out_of_fold
 from simulations.experiments.report import write_experiment_report
@@ -86,15 +86,16 @@ def test_a_package_that_is_broken_or_there_twice(packages, monkeypatch) -> None:
 
 
 @tries(
-    f"{FOLDS}out_of_fold",
-    f"{FOLDS}_same_images",
+    f"{FOLDS}out_of_fold | Run the experiment",
+    f"{FOLDS}out_of_fold | The table, or",
+    "simulations/experiments/compare.py::check_same_images",
     f"{RUNNER}read_index",
     "simulations/experiments/report.py::write_experiment_report",
 )
 def test_folders_of_experiments(monkeypatch) -> None:
     monkeypatch.setattr(test_folds, "IMAGES", {"s": 90, "t": 60})
     monkeypatch.setattr(folds, "RESAMPLES", 200)
-    monkeypatch.setattr(folds, "LEAST_POSITIVES", 2)
+    monkeypatch.setattr(compare, "LEAST_POSITIVES", 2)
     out = Path("out")
     remedy_in(lambda: read_index(out), "Give the folder of `fed-diffmic experiment run --out`")
     places = [{"seed": str(seed), "fold": str(fold), "method": "m"} for seed in (1, 2) for fold in range(3)]
@@ -105,7 +106,7 @@ def test_folders_of_experiments(monkeypatch) -> None:
         {"experiment": "x", "about": "y", "axes": ["seed", "fold", "method"], "cells": cells},
     )
     read_index(out)
-    remedy_in(lambda: write_experiment_report(out), "Run it first: `fed-diffmic experiment run`")
+    remedy_in(lambda: write_experiment_report(out), "`fed-diffmic experiment run` does what is missing")
     runs = test_folds.write_runs(out / "cells", external=False)
 
     def reached(*arguments: object) -> None:
@@ -123,6 +124,8 @@ def test_folders_of_experiments(monkeypatch) -> None:
     remedy_in(lambda: out_of_fold([older.parent]), "Run the experiment again")
     save_tensors(older, whole)
     out_of_fold([older.parent])
+    remedy_in(lambda: out_of_fold([older.parent] * 2), "changed between the folds: run them anew in another --out")
+    out_of_fold(runs["m"]["1"])
 
 
 @tries(f"{RUNNER}prepare | Choose anoth")

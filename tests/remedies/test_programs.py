@@ -32,7 +32,7 @@ from fed_diffmic.reporting.examples import FILE as EXAMPLES
 from fed_diffmic.reporting.examples import load_examples
 from fed_diffmic.training.familiar import familiar
 from simulations.drawn_from import FILE as DRAWN_FROM
-from simulations.drawn_from import keep_or_check
+from simulations.drawn_from import hold_to, keep_or_check
 from simulations.external import open_external
 from simulations.partitioners import load_partition, save_partition
 from simulations.sites import VirtualSites
@@ -193,7 +193,9 @@ def test_lists_that_are_not_there() -> None:
 
 
 @tries(
-    "simulations/drawn_from.py::keep_or_check | Start the ru", "simulations/drawn_from.py::keep_or_check | Put the tabl"
+    "simulations/drawn_from.py::_differences",
+    "simulations/drawn_from.py::keep_or_check",
+    "simulations/drawn_from.py::hold_to",
 )
 def test_what_a_run_was_drawn_from() -> None:
     run, before = Path("run"), data_set()
@@ -210,6 +212,12 @@ def test_what_a_run_was_drawn_from() -> None:
     write_json(run / DRAWN_FROM, {"images": 3})
     remedy_in(lambda: keep_or_check(run, before), r"Start the run again in another run\.dir")
     keep_or_check(Path("third"), before) if Path("third").mkdir() is None else None
+    remedy_in(
+        lambda: hold_to(Path("another"), Path("third"), "it"),
+        r"Put the table and the images back.*the same command again, or start the experiment anew in another --out",
+    )
+    keep_or_check(Path("another"), before)
+    hold_to(Path("another"), Path("third"), "it")
 
 
 @tries("simulations/partitioners/saved.py::load_partition")

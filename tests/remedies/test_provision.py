@@ -59,7 +59,7 @@ def test_keys_and_passphrases() -> None:
 
 @tries(
     f"{KEYS}parse_public | A private key",
-    f"{KEYS}parse_public | {{send}}",
+    f"{KEYS}parse_public | {{other}}",
     f"{CERTIFICATES}load_certificates | Use the file",
     f"{CERTIFICATES}load_certificates | It begins",
     f"{CERTIFICATES}load_pem_key | Check that",
@@ -67,8 +67,15 @@ def test_keys_and_passphrases() -> None:
 def test_the_right_one_of_two_files() -> None:
     make_site_key(Path("site.key"))
     text = Path("site.key").read_text()
-    [ending] = remedy_in(lambda: parse_public(text, "the key"), r"send the file that ends in `(\S+)`").groups()
+    [ending] = remedy_in(lambda: parse_public(text, "the key"), r"Send the file that ends in `(\S+)`, as").groups()
+    [named] = remedy_in(
+        lambda: load_public("site.key"), r"Name the file of the public key: it ends in `(\S+)`"
+    ).groups()
+    assert named == ending
     public = load_public(f"site.key{ending}")
+    Path("other.txt").write_text("no key")
+    [start] = remedy_in(lambda: load_public("other.txt"), r"its one line begins with `(\S+)`").groups()
+    assert Path("site.key.pub").read_text().startswith(start)
     remedy_in(lambda: parse_public("ecdsa-sha2-nistp384 AAAA", "the key"), r"\.pub")
     assert public_text(parse_public(Path("site.key.pub").read_text(), "the key")) == public_text(public)
     _, key = make_authority(Path("ca")).issue_server(["fl.example.org"], [], Path("coordinator"))

@@ -130,3 +130,8 @@ def test_the_command_writes_both_pages(
     assert main(["report", str(tmp_path)]) == 2
     assert main(["report", str(folders[0]), "--out", str(tmp_path / "no" / "x.html")]) == 2
     assert "no finished run is here" in capsys.readouterr().err
+    before = (folders[0] / "summary.json").read_bytes()
+    for out, said in ((folders[0], "is a folder"), (folders[0] / "summary.json", "among the run's own files")):
+        assert main(["report", str(folders[0]), "--out", str(out)]) == 2
+        assert said in capsys.readouterr().err
+    assert (folders[0] / "summary.json").read_bytes() == before

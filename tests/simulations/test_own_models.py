@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from client import compare, source
-from client.kept import IN_USE
+from client.kept import IN_USE, load_kept
+from client.start import site_audit
 from fed_diffmic.cli import main
 from fed_diffmic.config.compose import compose_site
 from fed_diffmic.data.site import SiteData
@@ -177,6 +178,113 @@ def test_a_person_may_take_another_one(copied: Hospital, capsys: Any) -> None:
     assert "fed-diffmic client model own toy head" in capsys.readouterr().err
     assert copied.model("own", str(copied.run), "heads") == 2
     assert "alone, finetune, head, mixture" in capsys.readouterr().err
+
+
+def put_back(model: Path) -> None:
+    """A roll-back by hand."""
+    shutil.rmtree(model)
+    model.with_name("model.before").rename(model)
+
+
+def cut_off(model: Path) -> None:
+    """A power cut: the log names the model that was about to be the one in use."""
+    site_audit(compose_site(model.parents[1] / "site.yaml", [])).append(
+        "taken_over", of_run="toy", model="0" * 64, key="", parts={}
+    )
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "put back by hand": put_back,
+    "a power cut": cut_off,
+    "torn": lambda model: (model / "final" / "model.json").write_text('{"format": 1'),
+    "of another form": lambda model: (model / "final" / "model.json").write_text("[]"),
+    "removed": lambda model: (model / "final" / "model.json").unlink(),
+    "torn weights": lambda model: (model / "final" / "guidance.safetensors").write_bytes(b"torn"),
+    "no key": lambda model: (model / "coordinator.pub").write_text("no key"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_model_in_use_that_does_not_hold_is_replaced_as_the_message_says(
+    copied: Hospital, capsys: Any, damage: str
+) -> None:
+    for kind in ("head", "finetune"):
+        assert copied.model("use", str(copied.run), "--take", kind) == 0
+    before, model = copied.site / "model.before", copied.site / IN_USE
+    DAMAGE[damage](model)
+    capsys.readouterr()
+    assert copied.model("compare", str(copied.run)) == 4
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "the model in use cannot be used: " in said and "`fed-diffmic client model use DIR --config site.yaml`" in said
+    )
+    ways = {"torn": [], "removed": ["--even-if-worse"], "put back by hand": ["--take", "global"]}
+    way = ways.get(damage, ["--take", "finetune"])  # which is in use, as far as it can be read
+    assert copied.model("use", str(copied.run), *way) == 0
+    err = " ".join(capsys.readouterr().err.split())
+    assert "NOTE: the model in use cannot be used, so it is not compared: " in err
+    assert f"What lay in its place is kept in {copied.site / 'model.refused'}." in err
+    assert load_kept(copied.config, model) is not None
+    assert (copied.site / "model.refused").is_dir()
+    if damage == "put back by hand":
+        assert not before.exists()
+    else:
+        about = load_final(before).made_at
+        assert about is not None and about.kind == "head", "what does not hold is not the one before"
+    assert copied.model("compare", str(copied.run)) == 0
+
+
+def test_a_log_that_does_not_hold_is_no_models_to_mend(copied: Hospital, capsys: Any) -> None:
+    assert copied.model("use", str(copied.run), "--take", "head") == 0
+    shutil.rmtree(own_folder(copied.config, "toy"))  # which the log is asked about too
+    site_audit(copied.config).append("another")  # a log whose last line is broken takes no other anyway
+    log = copied.site / "audit.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    [taken] = [number for number, line in enumerate(lines) if '"taken_over"' in line]
+    assert taken < len(lines) - 1 and "toy" in lines[taken]
+    lines[taken] = lines[taken].replace("toy", "yot")
+    log.write_text("".join(lines))
+    capsys.readouterr()
+    assert copied.model("use", str(copied.run)) == 4
+    said = " ".join(capsys.readouterr().err.split())
+    assert "does not hold where it says which model was taken over" in said and "audit verify" in said
+    about = load_final(copied.site / IN_USE).made_at
+    assert about is not None and about.kind == "head" and not (copied.site / "model.refused").exists()
+
+
+def test_a_model_that_is_in_use_already_leaves_the_one_before(copied: Hospital, capsys: Any) -> None:
+    for kind in ("finetune", "global"):
+        assert copied.model("use", str(copied.run), "--take", kind) == 0
+    log = (copied.site / "audit.jsonl").read_text()
+    capsys.readouterr()
+    assert copied.model("use", str(copied.run), "--take", "global") == 0
+    assert "This model is the one in use already, and stays so." in capsys.readouterr().err
+    about = load_final(copied.site / "model.before").made_at
+    assert about is not None and about.kind == "finetune" and load_final(copied.site / IN_USE).made_at is None
+    assert (copied.site / "audit.jsonl").read_text().count('"taken_over"') == log.count('"taken_over"')
+
+
+def test_weights_that_are_not_there_are_named_as_they_were_given(copied: Hospital, capsys: Any) -> None:
+    for option in ("--weights", "--prior-weights"):
+        assert copied.model("own", str(copied.run), "alone", option, "nofile") == 2
+        said = capsys.readouterr().err
+        assert f"{option} nofile: there is no such file" in said and "model.weights" not in said
+
+
+@pytest.mark.parametrize("whose", ["a", "b"])
+def test_a_copy_of_a_model_of_its_own_is_known_by_its_run(copied: Hospital, capsys: Any, whose: str) -> None:
+    """The coordinator, whose key is pinned, signed none; and the command has no option for another key."""
+    (copied.folder / "coordinator.pub").write_text(public_text(seals.COORDINATOR.public_key()) + "\n")
+    copy = copied.folder / "copy"
+    shutil.copytree(own_folder(copied.config, "toy") / "finetune", copy)
+    text = (copy / "final" / "model.json").read_text()
+    (copy / "final" / "model.json").write_text(text.replace('"site": "a"', f'"site": "{whose}"'))
+    key = f"coordinator.public_key={copied.folder / 'coordinator.pub'}"
+    assert copied.model("use", str(copy), key) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "public key" not in said.partition("What to do")[2]
+    names = "client model use toy --take finetune" if whose == "a" else "client model list"
+    assert f"`fed-diffmic {names} --config site.yaml`" in said
 
 
 @pytest.mark.parametrize("change", ["another's", "another of its own", "an older one", "the second of a mixture"])

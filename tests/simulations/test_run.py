@@ -8,12 +8,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from fed_diffmic.cli import main
-from fed_diffmic.config.compose import compose
+from fed_diffmic.config.compose import compose, to_yaml
+from fed_diffmic.config.folders import holds_run
 from fed_diffmic.config.simulation import StagesConfig, StrategyConfig
-from fed_diffmic.errors import ConfigError, DataError, PartitionError
+from fed_diffmic.errors import ConfigError, DataError, ModelFileError, PartitionError
 from fed_diffmic.files import load_tensors, read_json
 from fed_diffmic.release.final import FinalModel
 from fed_diffmic.reporting.events import read_events
@@ -21,6 +25,7 @@ from fed_diffmic.training.metrics import METRICS
 from simulations import run as run_module
 from simulations import sites as sites_module
 from simulations.arms import Arm, arms_of
+from simulations.experiments.runner import run_cell
 from simulations.plan import make_plan
 from simulations.run import choose_device, model_notes, simulate, validation_score
 from simulations.sites import VirtualSites, build_sites
@@ -240,6 +245,60 @@ def test_a_partition_that_fails_leaves_no_folder(tmp_path):
     with pytest.raises(PartitionError):
         simulate(config(tmp_path, *ours))
     assert (tmp_path / "run").is_dir()
+
+
+def no_weights(tmp_path: Path, kind: str) -> Path:
+    """A file that is named as weights and is none, or is another network's."""
+    path = tmp_path / f"{kind}.safetensors"
+    if kind == "another network":
+        save_file({"conv1.weight": torch.zeros(2, 3, 5, 5)}, path)
+    else:
+        path.write_text('{"epoch": 3}')
+    return path
+
+
+class Reached(Exception):
+    """The run is past its weights, and would read its images."""
+
+
+@pytest.mark.parametrize("key", ["weights", "prior_weights"])
+@pytest.mark.parametrize("kind", ["no weights", "another network"])
+def test_weights_that_cannot_be_used_leave_the_folder_free(tmp_path, monkeypatch, kind, key):
+    """As the remedy says, another file is named, and the same command works."""
+    monkeypatch.setattr("simulations.run.shared_sites", lambda *_: (_ for _ in ()).throw(Reached))
+    own = "model.prior_init=own"
+    given = config(tmp_path, own, f"model.{key}={no_weights(tmp_path, kind)}")
+    with pytest.raises(ModelFileError):
+        simulate(given)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()  # as an experiment makes a cell's
+    with pytest.raises(ModelFileError):
+        simulate(given)
+    assert not holds_run(tmp_path / "run")
+    with pytest.raises(Reached):  # past the check
+        simulate(given, resume=True)  # whose first stages may be done, whatever has become of the file
+    net = timm.create_model(given.model.guidance_backbone)
+    save_file(net.state_dict(), tmp_path / "good.safetensors")
+    with pytest.raises(Reached):
+        simulate(config(tmp_path, own, f"model.{key}={tmp_path / 'good.safetensors'}"))
+
+
+def test_a_stage_that_starts_from_a_file_of_its_own_needs_no_other(tmp_path):
+    wrong = no_weights(tmp_path, "another network")
+    given = config(tmp_path, f"model.weights={wrong}", "stages.guidance.rounds=0", "stages.guidance.init=g.safetensors")
+    run_module.check_weights(replace(given, stages=replace(given.stages, diffusion=given.stages.guidance)))
+    with pytest.raises(ModelFileError, match=r"does not fit encoder \("):
+        run_module.check_weights(replace(given, stages=replace(given.stages, diffusion=given.stages.guidance),
+                                         baselines=["plain"]))  # fmt: skip
+
+
+def test_a_cell_whose_weights_cannot_be_used_is_not_begun(tmp_path):
+    cell = tmp_path / "cell"
+    cell.mkdir()
+    given = compose(None, [*SMALL, f"run.dir={cell}", f"model.weights={no_weights(tmp_path, 'no weights')}"])
+    (cell / "cell.yaml").write_text(to_yaml(given))
+    assert "neither a safetensors file" in run_cell(cell)
+    assert read_json(cell / "failed.json")["code"] == "FD005" and not (cell / "config.yaml").exists()
 
 
 def test_data_that_changed_are_not_resumed_and_the_remedy_works(tmp_path, monkeypatch):

@@ -1,18 +1,22 @@
 """From DICOM files to a table and 16-bit PNG that ``dataset=table`` reads, with identity left at the site.
 
-The table is written last: a torn export has none. The PNG hold pixels and nothing else; the table holds keyed hashes,
-labels, and facts that are no free text. What was found wrong goes to the site's own findings file.
+The table is written last: a torn export has none, and the same command begins it afresh. The PNG hold pixels and
+nothing else; the table holds keyed hashes, labels, and facts that are no free text. What was found wrong goes to the
+site's own findings file.
 """
 
 from __future__ import annotations
 
 import csv
+import fcntl
 import hashlib
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -38,6 +42,8 @@ COLUMNS = (
     *("image", "label", "patient_id", "institution", "study", "series", "frame", "kind", *FACTS),
     *("window", "window_low", "window_high", "burnt_in", "text_lines"),
 )
+_NAME = re.compile(r"i-[0-9a-f]{32}\.png|\.i-[0-9a-f]{32}\.png\.\w+\.part")
+_BESIDE = re.compile(r"export\.json|\.(export\.json|manifest\.csv)\.\w+\.part")
 _CHUNK = 64
 _MIB = 2**20
 _SHORTEST = 4  # characters of a number that is looked for inside other values
@@ -92,9 +98,23 @@ def export(
 
     Raises:
         DataError: nothing is left; says why.
-        UsageError: the packages that read DICOM are missing.
+        UsageError: the packages that read DICOM are missing; the folder holds something, or is being written.
         MachineError: no space, no permission.
     """
+    with _begun(place.out) as images:
+        return _exported(items, config, labels, _Work(config, names, place, images), findings, progress)
+
+
+def _exported(
+    items: Sequence[Item],
+    config: DicomConfig,
+    labels: Labels | None,
+    work: _Work,
+    findings: Findings,
+    progress: Progress | None,
+) -> dict[str, object]:
+    """As :func:`export`, into a folder that is its own."""
+    names, place = work.names, work.place
     report = progress or (lambda what, done, total: None)
     most = config.max_file_mib * _MIB
     seen = list(_in_chunks(lambda item: _look_at(item, most), items, lambda n: report("looking", n, len(items))))
@@ -102,8 +122,6 @@ def export(
         raise UsageError("the packages that read DICOM are not installed", "Run pip install 'fed-diffmic[dicom]'.")
     chooser = Chooser(config, labels, findings)
     chosen = chooser.choose(seen)
-    images = private_folder(private_folder(place.out) / IMAGES)
-    work = _Work(config, names, place, images)
     made = list(_in_chunks(work, chosen, lambda n: report("rendering", n, len(chosen))))
     _say_made(made, chooser, config, findings)
     _say_identity([one.chosen.look for one in made if one.row], findings)
@@ -121,6 +139,89 @@ def export(
     write_json(place.out / SUMMARY, summary, mode=0o600)
     atomic_write(place.out / TABLE, _csv(rows), mode=0o600)
     return summary
+
+
+def check_free(out: Path) -> None:
+    """Refuse a folder that holds anything but what an export left in it that was killed.
+
+    Raises:
+        UsageError: says so.
+    """
+    if not out.exists():
+        return
+    there = set(out.iterdir()) if out.is_dir() else {out}
+    if _is_folder(out / IMAGES):
+        there |= set((out / IMAGES).iterdir())
+        there -= {out / IMAGES, *_left(out)}
+    if there:
+        raise UsageError(f"{out} exists and is not an empty folder", "Name a new folder.")
+
+
+@contextmanager
+def _begun(out: Path) -> Iterator[Path]:
+    """The folder of images of an export that begins; one that ends early leaves nothing of itself.
+
+    Raises:
+        UsageError: the folder holds something, or another export writes into it.
+        MachineError: it cannot be made.
+    """
+    check_free(out)
+    made = [folder for folder in (out / IMAGES, out) if not folder.exists()]
+    images = private_folder(private_folder(out) / IMAGES)
+    with _alone(out):
+        check_free(out)  # once more: from here on no other export can fill it
+        try:
+            _remove(_left(out))
+            yield images
+        except BaseException:
+            _remove(_left(out))
+            for folder in made:
+                with suppress(OSError):  # somebody has put something into it
+                    folder.rmdir()
+            raise
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """One export at a time writes into a folder: another would take what it finds for what was left.
+
+    Raises:
+        UsageError: one does.
+    """
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another export is being written into {out}", "Wait until it has ended, or name a new folder."
+            ) from None
+        except OSError:
+            pass  # some file systems of a network lock no folder
+        yield
+    finally:
+        os.close(folder)
+
+
+def _left(out: Path) -> list[Path]:
+    """The files of an export that has no table: they have names that nobody else gives."""
+    if (out / TABLE).exists() or not _is_folder(out / IMAGES):
+        return []
+    return [
+        path
+        for folder, names in ((out / IMAGES, _NAME), (out, _BESIDE))
+        for path in folder.iterdir()
+        if names.fullmatch(path.name) and path.is_file() and not path.is_symlink()
+    ]
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _remove(files: Sequence[Path]) -> None:
+    for path in files:
+        path.unlink(missing_ok=True)
 
 
 class _Work:

@@ -53,6 +53,8 @@ def read_labels(path: Path, join: str, column: str, findings: Findings) -> Label
     try:
         table = read_table(path, findings, required=(column,), optional=wanted)
     except DataError as error:
+        if not any(item.code == "missing-column" for item in findings.errors):
+            raise
         more = "If another column holds the label, say dicom.label_column=NAME."
         raise DataError(error.cause, f"{error.remedy} {more}") from None
     found = _key_column(table, kinds)

@@ -9,13 +9,14 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from fed_diffmic.config.dicom import DicomConfig
+from fed_diffmic.data.dicom import export as exporting
 from fed_diffmic.data.dicom.choose import Chooser
 from fed_diffmic.data.dicom.export import COLUMNS, Place, export, png
 from fed_diffmic.data.dicom.identity import Names
 from fed_diffmic.data.dicom.labels import Labels
 from fed_diffmic.data.dicom.sources import items_of
 from fed_diffmic.data.findings import Findings
-from fed_diffmic.errors import DataError, UsageError
+from fed_diffmic.errors import DataError, MachineError, UsageError
 from tests.data.dicom.written import content, header, ramp, saved, with_pixels
 
 SECRET = b"s" * 32
@@ -186,6 +187,98 @@ def test_nothing_usable_says_what_there_was(archive, tmp_path):
     with pytest.raises(DataError, match="not DICOM") as caught:
         run(archive, tmp_path)
     assert caught.value.remedy and not (tmp_path / "out" / "manifest.csv").exists()
+
+
+def laid(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def broken(*arguments, **options):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("there", [[], ["out"], ["out", "out/images"]])
+@pytest.mark.parametrize("where", ["keep", "write_json", "atomic_write", "_say_made"])
+def test_what_ends_early_leaves_nothing_of_itself(archive, tmp_path, monkeypatch, where, there):
+    """A folder that was there stays, and the same call works."""
+    for number in (1, 2):
+        put(archive, f"{number}.dcm", header(number))
+    for name in there:
+        (tmp_path / name).mkdir(mode=0o700)
+    with monkeypatch.context() as patched:
+        if where == "atomic_write":  # all images are there, and the summary: the table is not
+            usual = exporting.atomic_write
+            patched.setattr(
+                exporting, where, lambda path, *a, **k: broken() if path.suffix == ".csv" else usual(path, *a, **k)
+            )
+        else:
+            patched.setattr(exporting, where, broken)
+        with pytest.raises(KeyboardInterrupt):
+            run(archive, tmp_path)
+    assert sorted(path for path in laid(tmp_path) if path.startswith("out")) == there
+    assert len(run(archive, tmp_path)[0]) == 2
+
+
+def test_what_others_put_there_meanwhile_stays(archive, tmp_path, monkeypatch):
+    put(archive, "1.dcm", header(1))
+
+    def busy(*arguments):
+        assert any(name.startswith("images/i-") for name in laid(tmp_path / "out"))
+        (tmp_path / "out" / "images" / "mine.png").write_text("mine")
+        (tmp_path / "out" / "notes.txt").write_text("mine")
+        raise MachineError("no space", "Free some.")
+
+    monkeypatch.setattr(exporting, "_say_made", busy)
+    with pytest.raises(MachineError):
+        run(archive, tmp_path)
+    assert laid(tmp_path / "out") == ["images", "images/mine.png", "notes.txt"]
+    with pytest.raises(UsageError, match="not an empty folder"):
+        run(archive, tmp_path)
+
+
+def test_what_a_killed_export_left_is_begun_afresh(archive, tmp_path):
+    put(archive, "1.dcm", header(1))
+    (tmp_path / "out" / "images").mkdir(parents=True, mode=0o700)
+    (tmp_path / "out").chmod(0o700)
+    name = f"i-{'0' * 32}.png"
+    for left in (f"images/{name}", f"images/.{name}.a_b1c2d3.part", "export.json", ".manifest.csv.x1.part"):
+        (tmp_path / "out" / left).write_text("torn")
+    rows, _, _ = run(archive, tmp_path)
+    assert laid(tmp_path / "out") == ["export.json", "images", rows[0]["image"], "manifest.csv"]
+
+
+@pytest.mark.parametrize(
+    "names", [["manifest.csv"], ["export.json"], ["images/a.png"], ["images/", "notes.txt"], [f"i-{'0' * 32}.png"]]
+)
+def test_a_folder_with_something_else_is_left_as_it_is(archive, tmp_path, names):
+    put(archive, "1.dcm", header(1))
+    out = tmp_path / "out"
+    for name in names:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).mkdir() if name.endswith("/") else (out / name).write_text("mine")
+    before = laid(out)
+    with pytest.raises(UsageError, match="exists and is not an empty folder"):
+        run(archive, tmp_path)
+    assert laid(out) == before
+
+
+def test_a_finished_export_is_never_taken_for_a_torn_one(archive, tmp_path, monkeypatch):
+    """Nor one that is interrupted when its table has just been written."""
+    put(archive, "1.dcm", header(1))
+    usual = exporting.atomic_write
+
+    def write(path, *arguments, **options):
+        usual(path, *arguments, **options)
+        if path.suffix == ".csv":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporting, "atomic_write", write)
+    with pytest.raises(KeyboardInterrupt):
+        run(archive, tmp_path)
+    before = laid(tmp_path / "out")
+    with pytest.raises(UsageError, match="exists and is not an empty folder"):
+        run(archive, tmp_path)
+    assert laid(tmp_path / "out") == before and len(before) == 4
 
 
 def test_the_summary_holds_counts_and_no_name(archive, tmp_path):

@@ -40,13 +40,16 @@ def test_doubled_rows_count_once_and_contradictions_not_at_all(tmp_path):
         ("number,label\nA,x\n", "auto", "no column that finds an image", "first line exactly so"),
         ("accession,sop,label\nA,1.2,x\n", "auto", "both", "dicom.join=accession"),
         ("accession,label\nA,x\n", "sop", "no column that finds an image", "first line exactly so"),
-        ("accession,label\nA,\n", "auto", "empty value", ""),
+        ("accession,label\nA,\n", "auto", "empty value", "Fill in the empty values, or remove their rows."),
+        ("", "auto", "the table is empty", "Give it a first line"),
     ],
 )
 def test_a_table_that_cannot_be_used_says_why_and_what_to_do(tmp_path, text, join, message, remedy):
     with pytest.raises(DataError) as caught:
         labels(tmp_path, text, join)
     assert message in caught.value.cause and remedy in caught.value.remedy
+    if message == "the table is empty":  # another column would not help
+        assert "label_column" not in caught.value.remedy
 
 
 def test_the_one_that_is_named_is_used_where_both_are_there(tmp_path):
