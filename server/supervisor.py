@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fed_diffmic.config.folders import has_final
 from fed_diffmic.config.server import ServerConfig
+from fed_diffmic.config.stages import trained_stages
 from fed_diffmic.config.text import to_yaml
 from fed_diffmic.console import Terminated
 from fed_diffmic.errors import FedDiffmicError, MachineError
@@ -35,7 +36,7 @@ from server.delivered import delivered, delivery_lines, lacking
 from server.hooks import Hooks
 from server.monitor import Monitor
 from server.seals import Seals, forget_reply_key, run_reply_key
-from server.start import expected_sites, ledger_memory, run_config, signing_key
+from server.start import as_simulation, expected_sites, ledger_memory, run_config, signing_key
 from server.status import LOCK, RunStatus, StatusWriter
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def coordinate(config: ServerConfig, *, resume: bool = False) -> int:
         ModelFileError, ConfigError, CredentialError: see there.
         KeyboardInterrupt: a signal ended it; what was reached is kept. A second signal ends the process at once.
     """
+    if not resume:  # before anything marks the folder as a run, and before sites are waited for
+        check_weights(config)
     run_dir = Path(str(config.run.dir))
     try:
         run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -69,6 +72,20 @@ def coordinate(config: ServerConfig, *, resume: bool = False) -> int:
         atomic_write(run_dir / "config.yaml", to_yaml(config).encode())
         _Coordinator(config, run_dir).run(resume=resume)
     return 0
+
+
+def check_weights(config: ServerConfig) -> None:
+    """Refuse weights that the encoders cannot start from.
+
+    Raises:
+        ConfigError, ModelFileError: see :func:`fed_diffmic.training.starting_weights.check_starting_weights`.
+    """
+    model = config.model
+    if model.pretrained or model.weights is not None or model.prior_weights is not None:
+        # It loads torch, for which a coordinator without weights need not wait before it listens.
+        from fed_diffmic.training.starting_weights import check_starting_weights
+
+        check_starting_weights(as_simulation(config), trained_stages(config.stages))
 
 
 def banner(config: ServerConfig) -> list[str]:

@@ -23,8 +23,6 @@ from fed_diffmic.config.stages import trained_stages
 from fed_diffmic.errors import ConfigError, FedDiffmicError
 from fed_diffmic.files import atomic_write, write_json
 from fed_diffmic.inference.predictor import Predictor
-from fed_diffmic.models.weights import check_pretrained
-from fed_diffmic.models.without_compiler import shapes_only
 from fed_diffmic.release.final import FinalModel, load_final
 from fed_diffmic.release.personal import own_part
 from fed_diffmic.reporting.curves import write_metrics_csv
@@ -32,7 +30,7 @@ from fed_diffmic.reporting.events import EventLog, earlier_seconds, read_events
 from fed_diffmic.reporting.progress import RichProgress, make_progress
 from fed_diffmic.reporting.table import print_summary
 from fed_diffmic.reporting.tracking import make_trackers
-from fed_diffmic.training.stages import build_module
+from fed_diffmic.training.starting_weights import check_starting_weights
 from server.app import app as server_app
 from server.app import shared_events
 from simulations.arms import Arm, TrainedArm, Trial, alone, arms_of, budget, trials_of
@@ -66,7 +64,8 @@ def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
     device = choose_device(config.run.device)
     try:  # before anything marks the folder as a run: what needs mending leaves it free to be used again
         if not resume:
-            check_weights(config)
+            plain = ["plain"] if "plain" in config.baselines else []
+            check_starting_weights(config, [*trained_stages(config.stages), *plain])
         sites = shared_sites(config, run_dir)
         check_named_sites(config, sites.sites)
     except FedDiffmicError:
@@ -105,26 +104,6 @@ def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
     report = write_report(run_dir, summary, events=log, config_yaml=to_yaml(config))
     print_summary(summary, report)
     return summary
-
-
-def check_weights(config: SimulateConfig) -> None:
-    """Read the weights that the encoders start from, where the settings name some, and hold them to each network.
-
-    Raises:
-        ConfigError: the settings describe no possible network.
-        ModelFileError: a file cannot be read or fits none of a network's encoders, or published weights cannot be had.
-    """
-    model = config.model
-    if not model.pretrained and model.weights is None and model.prior_weights is None:
-        return
-    # An encoder is the same for any classes and any task, which are not known before the data are read.
-    spec = make_spec(
-        config, classes=("one", "other"), task="multiclass", run_id="weights", arm="federated", device="cpu"
-    )
-    names = [*trained_stages(config.stages), *(["plain"] if "plain" in config.baselines else [])]
-    with shapes_only():
-        modules = [build_module(spec, name).network for name in names if spec.stage(name).init is None]
-    check_pretrained(modules, model)
 
 
 def model_notes(model: ModelConfig) -> list[str]:

@@ -9,8 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import timm
+from safetensors.torch import save_file
 
+from fed_diffmic.config.compose import compose_server
 from fed_diffmic.data.phantoms import write_phantoms
+from fed_diffmic.errors import ModelFileError
 from fed_diffmic.provision.authority import make_authority
 from fed_diffmic.provision.certificates import load_pem_key
 from fed_diffmic.provision.keys import make_site_key, public_text
@@ -19,6 +23,7 @@ from fed_diffmic.release.final import load_final
 from fed_diffmic.reporting.events import read_events
 from fed_diffmic.reporting.rotation import LOG_BYTES
 from fed_diffmic.transport.processes import free_port
+from server import supervisor
 
 BIN = Path(sys.executable).parent
 STAGES = [
@@ -90,6 +95,31 @@ def insecure(run: Path) -> list[str]:
         str(BIN / "flower-server"), *STAGES, f"run.dir={run}", f"listen.port={free_port()}", "run.join_s=600",
         "security.insecure=true", "consortium.sites=[a]", "listen.heartbeat_s=5",
     ]  # fmt: skip
+
+
+class Reached(Exception):
+    """The coordinator would begin."""
+
+
+def test_weights_that_cannot_be_used_are_said_before_anybody_is_waited_for(tmp_path, monkeypatch):
+    """Sites may come days later; and the folder stays free, so that the remedy can be followed."""
+
+    def begin(config, run_dir):
+        raise Reached
+
+    monkeypatch.setattr(supervisor, "_Coordinator", begin)
+    (tmp_path / "w.pt").write_text("{}")
+    own = [setting for setting in insecure(tmp_path / "run")[1:] if "=" in setting]
+    given = compose_server(None, [*own, f"model.weights={tmp_path / 'w.pt'}"])
+    with pytest.raises(ModelFileError, match="neither a safetensors file"):
+        supervisor.coordinate(given)
+    assert not (tmp_path / "run").exists()
+    save_file(timm.create_model(given.model.guidance_backbone).state_dict(), tmp_path / "w.pt")
+    with pytest.raises(Reached):
+        supervisor.coordinate(given)
+    (tmp_path / "w.pt").unlink()
+    with pytest.raises(Reached):  # a stage of it may be done, whatever has become of the file
+        supervisor.coordinate(given, resume=True)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

@@ -283,15 +283,6 @@ def test_weights_that_cannot_be_used_leave_the_folder_free(tmp_path, monkeypatch
         simulate(config(tmp_path, own, f"model.{key}={tmp_path / 'good.safetensors'}"))
 
 
-def test_a_stage_that_starts_from_a_file_of_its_own_needs_no_other(tmp_path):
-    wrong = no_weights(tmp_path, "another network")
-    given = config(tmp_path, f"model.weights={wrong}", "stages.guidance.rounds=0", "stages.guidance.init=g.safetensors")
-    run_module.check_weights(replace(given, stages=replace(given.stages, diffusion=given.stages.guidance)))
-    with pytest.raises(ModelFileError, match=r"does not fit encoder \("):
-        run_module.check_weights(replace(given, stages=replace(given.stages, diffusion=given.stages.guidance),
-                                         baselines=["plain"]))  # fmt: skip
-
-
 def test_a_cell_whose_weights_cannot_be_used_is_not_begun(tmp_path):
     cell = tmp_path / "cell"
     cell.mkdir()
