@@ -34,9 +34,11 @@ def check_output_folder(option: str, folder: Path) -> None:
     """Refuse a folder into which nothing could be written when all is done; one that is not there is made then.
 
     Raises:
-        UsageError: it lies below what is no folder, or is none.
+        UsageError: it is a file, or lies below what is no folder.
         MachineError: nothing may be written there, or others may write into it too.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{option} {folder} is a file", "Name a folder, existing or not.")
     _usable(option, folder, folder.absolute())
     if folder.exists():
         private_folder(folder)

@@ -154,10 +154,12 @@ def test_after_a_failure_the_same_command_works_and_so_does_what_it_prints(at, c
 def test_an_export_that_is_interrupted_or_killed_is_begun_again_by_the_same_command(at, capsys):
     """In a process of its own, which is stopped while it writes images."""
     program = (
-        "import os, signal, sys\n"
+        "import os, signal, sys, time\n"
         "from fed_diffmic.cli import main\n"
         "from fed_diffmic.data.dicom import export\n"
-        "def stop(*a): os.kill(os.getpid(), getattr(signal, sys.argv[1])); signal.pause()\n"
+        "def stop(*a):\n"
+        "    os.kill(os.getpid(), getattr(signal, sys.argv[1]))\n"
+        "    while True: time.sleep(0.01)\n"  # another thread may get the signal: Python sees to it between two sleeps
         "export._say_made = stop\n"
         "sys.exit(main(sys.argv[2:]))\n"
     )
