@@ -46,8 +46,12 @@ def test_what_can_be_written_is_not_refused():
 
 
 def test_a_folder_that_cannot_be_written_is_refused():
-    for folder in ("file", "file/sub", "file/sub/sub"):
-        with pytest.raises(UsageError, match="/file is no folder"):
+    for folder, said in (
+        ("file", "file is a file"),
+        ("file/sub", "/file is no folder"),
+        ("file/a/b", "/file is no folder"),
+    ):
+        with pytest.raises(UsageError, match=said):
             check_output_folder("--dicom-sr", Path(folder))
     Path("folder").chmod(0o777)
     with pytest.raises(MachineError, match="others may write"):
