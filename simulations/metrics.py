@@ -98,15 +98,15 @@ class Row:
     sureness: Sureness | None = None
 
 
-def models_of(methods: Mapping[str, Mapping[str, Judge]], most: int = MOST_MODELS) -> Iterator[tuple[str, str, Judge]]:
+def models_of(methods: Mapping[str, Mapping[str, Judge]], most: int | None = None) -> Iterator[tuple[str, str, Judge]]:
     """Row name, the site that would use it, and the model: one row where a method's sites share a model.
 
     A method that has a model for each site (training alone, personal models) is a row ``<method>/<site>`` for each,
-    unless there are more than ``most`` sites.
+    unless there are more than ``most`` sites (:data:`MOST_MODELS`).
     """
     for method, predictors in methods.items():
         alike = len({id(predictor) for predictor in predictors.values()}) == 1
-        if not alike and len(predictors) > most:
+        if not alike and len(predictors) > (MOST_MODELS if most is None else most):
             continue
         for place, predictor in [next(iter(predictors.items()))] if alike else predictors.items():
             yield (method if alike else f"{method}/{place}"), place, predictor

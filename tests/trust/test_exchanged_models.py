@@ -322,7 +322,12 @@ def test_a_model_in_use_that_was_exchanged_is_refused_at_the_next_use(
     for model in (run, kept.model):
         assert kept.compare(model) == 4
         assert "take" in capsys.readouterr().err.lower() or attack is strip
-    assert kept.compare(run, "use") == 4  # what is in use is compared first
+    # As the message says, another is taken over; it is verified as ever, what was exchanged is said and put aside.
+    exchanged = (kept.model / "final" / "model.json").read_bytes()
+    assert kept.compare(run, "use") == 0
+    assert "the model in use cannot be used, so it is not compared" in capsys.readouterr().err
+    assert (kept.folder / compare.REFUSED / "final" / "model.json").read_bytes() == exchanged
+    assert not (kept.folder / compare.BEFORE).exists() and kept.compare(kept.model) == 0
 
 
 def test_a_model_that_is_not_signed_by_the_pinned_key_is_not_taken_over(run: Path, tmp_path: Path) -> None:
