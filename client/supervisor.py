@@ -7,7 +7,6 @@ or hangs below it is started again after a jittered, growing, bounded pause; wha
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import random
@@ -31,6 +30,7 @@ from fed_diffmic.config.site import CoordinatorConfig, SiteConfig
 from fed_diffmic.console import INTERRUPTED, TERMINATED
 from fed_diffmic.errors import FedDiffmicError, MachineError
 from fed_diffmic.exchange.policy_text import names_nothing
+from fed_diffmic.files import hold
 from fed_diffmic.provision.keys import load_private, load_public
 from fed_diffmic.transport.contact import Contact, read_contact
 from fed_diffmic.transport.processes import Child, lock_file
@@ -88,12 +88,12 @@ def lock_key(path: Path) -> Iterator[None]:
         MachineError: another process holds it.
     """
     with path.open("rb") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise MachineError(
+        hold(
+            stream.fileno(),
+            MachineError(
                 f"the key {path} is in use by another client on this machine", "Stop that one; a key is one site's."
-            ) from None
+            ),
+        )
         yield
 
 

@@ -170,6 +170,24 @@ def write_all_new(files: Mapping[Path, tuple[bytes, int]]) -> None:
         raise
 
 
+def hold(file: int, refused: Exception) -> None:
+    """Lock an open file or folder until it is closed, without waiting.
+
+    Args:
+        file: its descriptor.
+        refused: raised where another process holds it.
+
+    Raises:
+        OSError: it cannot be locked: some file systems of a network lock nothing.
+    """
+    import fcntl  # only where something is locked: the rest of this module knows no kind of machine
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise refused from None
+
+
 def private_folder(path: str | os.PathLike[str]) -> Path:
     """Make a folder for what only its owner may read (0700); one that is there must not be writable by others.
 

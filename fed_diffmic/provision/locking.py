@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fed_diffmic.errors import CredentialError
-from fed_diffmic.files import atomic_write
+from fed_diffmic.files import atomic_write, hold
 from fed_diffmic.provision.certificates import load_pem_key, pem_key
 from fed_diffmic.provision.credentials import OPENSSH, is_locked, read_credential, read_passphrase
 from fed_diffmic.provision.keys import load_private, private_bytes
@@ -56,10 +55,10 @@ def change_passphrase(path: Path, *, old: Path | None, new: Path | None) -> bool
 def _unused(path: Path) -> Iterator[None]:
     """A running client holds its key's file; another file in its place would let a second client start."""
     with path.open("rb") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CredentialError(
+        hold(
+            stream.fileno(),
+            CredentialError(
                 f"the private key {path} is in use by a client on this machine", "Stop the client, then try again."
-            ) from None
+            ),
+        )
         yield

@@ -82,12 +82,17 @@ def test_a_model_of_other_classes_is_refused() -> None:
         compare_models(CONFIG, strange, None)
 
 
-def test_a_model_taken_over_leaves_the_one_before_beside_it(tmp_path: Path) -> None:
-    for name in ("first", "second"):
+def site_and_models(tmp_path: Path, *names: str) -> Path:
+    """Folders of models beside an empty one of a site, which is returned."""
+    for name in names:
         (tmp_path / name / "final").mkdir(parents=True)
         (tmp_path / name / "final" / "model.json").write_text(name)
-    folder = tmp_path / "site"
-    folder.mkdir()
+    (tmp_path / "site").mkdir()
+    return tmp_path / "site"
+
+
+def test_a_model_taken_over_leaves_the_one_before_beside_it(tmp_path: Path) -> None:
+    folder = site_and_models(tmp_path, "first", "second")
     take_over(tmp_path / "first", folder, "one")
     take_over(tmp_path / "second", folder, "one")
     assert (folder / IN_USE / "final" / "model.json").read_text() == "second"
@@ -98,11 +103,7 @@ def test_a_model_taken_over_leaves_the_one_before_beside_it(tmp_path: Path) -> N
 
 def test_a_copy_that_is_refused_leaves_the_model_in_use(tmp_path: Path) -> None:
     """What is verified is what was copied: the folder that it came from may change at any time."""
-    for name in ("first", "second"):
-        (tmp_path / name / "final").mkdir(parents=True)
-        (tmp_path / name / "final" / "model.json").write_text(name)
-    folder = tmp_path / "site"
-    folder.mkdir()
+    folder = site_and_models(tmp_path, "first", "second")
     take_over(tmp_path / "first", folder, "one")
     seen = []
 
@@ -123,11 +124,7 @@ def named(folder: Path) -> dict[str, str]:
 
 
 def test_a_model_that_is_refused_does_not_push_out_the_one_before(tmp_path: Path) -> None:
-    for name in ("first", "second", "third"):
-        (tmp_path / name / "final").mkdir(parents=True)
-        (tmp_path / name / "final" / "model.json").write_text(name)
-    folder = tmp_path / "site"
-    folder.mkdir()
+    folder = site_and_models(tmp_path, "first", "second", "third")
     take_over(tmp_path / "first", folder, "one")
     take_over(tmp_path / "second", folder, "one")
     (folder / IN_USE / "final" / "model.json").write_text("changed")

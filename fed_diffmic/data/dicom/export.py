@@ -8,7 +8,6 @@ site's own findings file.
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import io
 import os
@@ -35,7 +34,7 @@ from fed_diffmic.data.dicom.reasons import UnusableError
 from fed_diffmic.data.dicom.sources import Item, read_file
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.errors import DataError, UsageError
-from fed_diffmic.files import atomic_write, private_folder, write_json
+from fed_diffmic.files import atomic_write, hold, private_folder, write_json
 
 TABLE, SUMMARY, IMAGES = "manifest.csv", "export.json", "images"
 COLUMNS = (
@@ -190,14 +189,13 @@ def _alone(out: Path) -> Iterator[None]:
     """
     folder = os.open(out, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"another export is being written into {out}", "Wait until it has ended, or name a new folder."
-            ) from None
-        except OSError:
-            pass  # some file systems of a network lock no folder
+        with suppress(OSError):  # some file systems of a network lock no folder
+            hold(
+                folder,
+                UsageError(
+                    f"another export is being written into {out}", "Wait until it has ended, or name a new folder."
+                ),
+            )
         yield
     finally:
         os.close(folder)
