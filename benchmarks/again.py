@@ -78,7 +78,7 @@ def main() -> int:
     parser.add_argument("--name", default="")
     parser.add_argument("--split", choices=("test", "external"), default="test")
     given = parser.parse_args()
-    fill(given.page, MARK, lines(given.before, given.after, given.split), given.name)
+    fill(given.page, MARK, lambda: lines(given.before, given.after, given.split), given.name)
     return 0
 
 

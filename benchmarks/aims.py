@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.pages import fill, inside, put, read
+from benchmarks.pages import fill, inside, read
 from benchmarks.peers_work import end_tree
 from fed_diffmic.console import run_command
 from fed_diffmic.errors import UsageError
@@ -219,11 +219,9 @@ def main() -> int:
     parser.add_argument("--pfl-python", default=sys.executable)
     parser.add_argument("--flower-python", default=sys.executable)
     given = parser.parse_args()
-    page = read(given.page)
-    put(page, MARK, [])  # a page without marks is found out before it is measured
-    old = kept(page) if given.only else {}
+    old = kept(read(given.page)) if given.only else {}
     found = programs(given.small, (given.pfl_python, given.flower_python))
-    fill(given.page, MARK, measured(found, run, old, given.only))
+    fill(given.page, MARK, lambda: measured(found, run, old, given.only))
     return 0
 
 

@@ -49,8 +49,7 @@ def main() -> int:
     parser.add_argument("page", type=Path)
     parser.add_argument("--name", default="", help="of the marks, where a page has several answers")
     given = parser.parse_args()
-    lines = answered(given.folder)
-    fill(given.page, MARK, lines, given.name)
+    fill(given.page, MARK, lambda: answered(given.folder), given.name)
     return 0
 
 

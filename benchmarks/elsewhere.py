@@ -141,8 +141,7 @@ def main() -> int:
     parser.add_argument("page", type=Path)
     parser.add_argument("folders", type=Path, nargs="+")
     given = parser.parse_args()
-    found = judged(given.folders)
-    rewrite(given.page, lambda page: written(page, found))
+    rewrite(given.page, lambda page: written(page, judged(given.folders)))
     return 0
 
 

@@ -100,8 +100,7 @@ def main() -> int:
     parser.add_argument("--against", nargs="+", required=True, help="methods that all others are compared with")
     parser.add_argument("--name", default="", help="of the marks, where a page has several tables")
     given = parser.parse_args()
-    text = lines(given.folder, given.against)
-    fill(given.page, MARK, text, given.name)
+    fill(given.page, MARK, lambda: lines(given.folder, given.against), given.name)
     return 0
 
 

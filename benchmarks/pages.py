@@ -50,16 +50,19 @@ def rewrite(path: Path, change: Callable[[str], str]) -> None:
     atomic_write(path, change(read(path)).encode())
 
 
-def fill(path: Path, mark: str, lines: Sequence[str], name: str = "") -> None:
-    """Write the lines between a page's marks, in its place.
+def fill(path: Path, mark: str, made: Callable[[], Sequence[str]], name: str = "") -> None:
+    """Write between a page's marks, in its place.
 
     Args:
         path: of the page.
         mark: what the marks are called.
-        lines: the text.
+        made: makes the text. It is called once the page has been seen to have its marks: it may measure for minutes.
         name: of the marks, where a page has several of one kind: ``<!-- MARK NAME -->``.
 
     Raises:
         UsageError: the page has no such marks.
     """
-    rewrite(path, lambda page: put(page, f"{mark} {name}".strip(), lines))
+    marks = f"{mark} {name}".strip()
+    put(read(path), marks, [])
+    lines = made()
+    rewrite(path, lambda page: put(page, marks, lines))

@@ -121,11 +121,10 @@ def main() -> int:
     parser.add_argument("--draws", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    found = lines(given.draws, given.seed)
     if given.page is None:
-        print("\n".join(found))
+        print("\n".join(lines(given.draws, given.seed)))
     else:
-        fill(given.page, "shares", found)
+        fill(given.page, "shares", lambda: lines(given.draws, given.seed))
     return 0
 
 

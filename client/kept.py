@@ -49,12 +49,15 @@ def coordinator_key(config: SiteConfig) -> PublicKey | None:
     return None if path is None else load_public(path)
 
 
-def record(config: SiteConfig, model: FinalModel, folder: Path, parts: Mapping[str, Tensors]) -> None:
+def record(
+    config: SiteConfig, model: FinalModel, folder: Path, parts: Mapping[str, Tensors], refused: Path | None = None
+) -> None:
     """The line of a model that is about to be the one in use; without a key of the site there is no log to hold it.
 
     Args:
         folder: that the model was read from.
         parts: what of it is the site's own, by stage.
+        refused: folder of the one that it takes the place of, where that was not what it should be: the line says so.
 
     Raises:
         MachineError, ModelFileError: the log cannot be written.
@@ -63,6 +66,8 @@ def record(config: SiteConfig, model: FinalModel, folder: Path, parts: Mapping[s
         return
     digests = {stage: tensors_digest(part) for stage, part in sorted(parts.items())}
     facts = {"of_run": model.spec.run_id, "model": model_digest(folder), "key": model.signed_by, "parts": digests}
+    if refused is not None:
+        facts["refused"] = _digest_or_none(refused)
     site_audit(config).append(TAKEN, **facts)
 
 
@@ -148,6 +153,13 @@ def model_digest(folder: Path) -> str:
         raise ModelFileError(
             f"{folder / 'final' / 'model.json'} cannot be read: {error.strerror}", "Give the folder of a finished run."
         ) from error
+
+
+def _digest_or_none(folder: Path) -> str:
+    try:
+        return model_digest(folder)
+    except ModelFileError:
+        return ""
 
 
 def check_chain(lines: Sequence[Line], key: PrivateKey | None, path: Path) -> None:

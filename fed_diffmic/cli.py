@@ -17,6 +17,7 @@ from fed_diffmic import __version__
 from fed_diffmic.commands import ROOMS, Command, dicom, use
 from fed_diffmic.console import Parser, check_command, run_command, split_settings, while_loading
 from fed_diffmic.errors import ConfigError, UsageError
+from fed_diffmic.inputs import check_file
 
 if TYPE_CHECKING:
     from fed_diffmic.config.simulation import SimulateConfig
@@ -277,7 +278,7 @@ def _phantoms(arguments: argparse.Namespace, hint: list[str]) -> int:
 def _medmnist(arguments: argparse.Namespace, hint: list[str]) -> int:
     _need_new(arguments.out)
     if arguments.file is not None:
-        _need_file("--file", arguments.file)
+        check_file("--file", arguments.file)
     from fed_diffmic.data.medmnist import KINDS, write_medmnist
 
     settings = write_medmnist(
@@ -302,11 +303,6 @@ def _options(arguments: argparse.Namespace, hint: list[str]) -> int:
 def _need_new(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not an empty folder", "Name a new folder.")
-
-
-def _need_file(name: str, path: Path) -> None:
-    if not path.is_file():
-        raise UsageError(f"{name} {path}: there is no such file", "A relative path starts at the current folder.")
 
 
 if __name__ == "__main__":

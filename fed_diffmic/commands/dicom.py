@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fed_diffmic.errors import FedDiffmicError, UsageError
+from fed_diffmic.inputs import check_file
 
 if TYPE_CHECKING:
     from fed_diffmic.commands import Add
@@ -54,8 +55,8 @@ def _from_dicom(arguments: argparse.Namespace, hint: list[str]) -> int:
         raise UsageError(
             f"{out} lies in the export itself: the next one would take it for a part of it", "Name a folder outside."
         )
-    if arguments.labels is not None and not arguments.labels.is_file():
-        raise UsageError(f"--labels {arguments.labels}: there is no such file", "A relative path starts here.")
+    if arguments.labels is not None:
+        check_file("--labels", arguments.labels)
     from fed_diffmic.data.dicom.reasons import readers
 
     if not readers():

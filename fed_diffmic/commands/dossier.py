@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fed_diffmic.commands.provision_passphrase import add_passphrase
 from fed_diffmic.errors import ModelFileError, UsageError
+from fed_diffmic.inputs import check_file
 
 if TYPE_CHECKING:
     from fed_diffmic.commands import Add
@@ -79,8 +80,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("--against is for --verify", "Add --verify.")
     if arguments.against is not None and not arguments.against.is_dir():
         raise UsageError(f"--against {arguments.against}: there is no such folder", "Name the folder of the run.")
-    if arguments.sbom is not None and not arguments.sbom.is_file():
-        raise UsageError(f"--sbom {arguments.sbom}: there is no such file", "`make sbom` writes dist/sbom.cdx.json.")
+    if arguments.sbom is not None:
+        check_file("--sbom", arguments.sbom, "`make sbom` writes dist/sbom.cdx.json.")
     if not 1 <= arguments.least <= 1_000_000:
         raise UsageError(f"--least {arguments.least} is not allowed", "Give a number from 1 to 1000000.")
 

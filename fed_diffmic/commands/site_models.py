@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fed_diffmic.errors import ConfigError, CredentialError, ModelFileError, UsageError
+from fed_diffmic.inputs import check_file
 
 if TYPE_CHECKING:
     from client.compare import Judged
@@ -240,7 +241,7 @@ def _keep(
     if holds and is_in_use(path, folder, config.site.name, parts):
         print("This model is the one in use already, and stays so.", file=sys.stderr)
         return
-    refused = (folder / IN_USE).exists() and not holds
+    refused = folder / IN_USE if (folder / IN_USE).exists() and not holds else None
     signer = signing_key(config)
     key = None if final.made_at is None or signer is None else signer.public_key()
     take_over(
@@ -249,10 +250,10 @@ def _keep(
         config.site.name,
         parts,
         signer=signer,
-        before=lambda copy: record(config, check_copy(config, copy, final, digest, key), copy, parts),
-        refused=refused,
+        before=lambda copy: record(config, check_copy(config, copy, final, digest, key), copy, parts, refused),
+        refused=refused is not None,
     )
-    if refused:
+    if refused is not None:
         print(f"What lay in its place is kept in {folder / REFUSED}.", file=sys.stderr)
     own = f", with this site's own part of it (--site {config.site.name})" if parts else ""
     print(f"The model is now the one in use{own}.", file=sys.stderr)
@@ -264,8 +265,8 @@ def _keep(
 def _check_weights(arguments: argparse.Namespace) -> None:
     """Refuse files of weights that are not there, by the names that they have here."""
     for name, path in (("--weights", arguments.weights), ("--prior-weights", arguments.prior_weights)):
-        if path is not None and not Path(path).is_file():
-            raise UsageError(f"{name} {path}: there is no such file", "A relative path starts at the current folder.")
+        if path is not None:
+            check_file(name, path)
 
 
 def _own(config: SiteConfig, arguments: argparse.Namespace, came_from: Path, kinds: list[str]) -> int:

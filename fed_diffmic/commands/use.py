@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fed_diffmic.errors import DataError, MachineError, UsageError
+from fed_diffmic.inputs import check_file
 
 if TYPE_CHECKING:
     from fed_diffmic.commands import Add
@@ -93,7 +94,7 @@ def register(add: Add) -> None:
 def _evaluate(arguments: argparse.Namespace, hint: list[str]) -> int:
     _check_common(arguments)
     manifest: Path = arguments.manifest
-    _check_manifest(manifest)
+    check_file("--manifest", manifest)
     from fed_diffmic.commands.use_print import console, print_metrics
     from fed_diffmic.inference.evaluate import evaluate_table, metrics_csv, table_settings
 
@@ -155,7 +156,7 @@ def _predict(arguments: argparse.Namespace, hint: list[str]) -> int:
 
 def _reference(arguments: argparse.Namespace, hint: list[str]) -> int:
     _check_common(arguments)
-    _check_manifest(arguments.manifest)
+    check_file("--manifest", arguments.manifest)
     import numpy as np
 
     from fed_diffmic.commands.use_print import console, shown
@@ -187,13 +188,6 @@ def _write_reports(arguments: argparse.Namespace, predictor: Predictor, found: P
     author = Author(predictor.spec.run_id, predictor.digest, predictor.signed_by, names)
     for sentence in write_reports(arguments.dicom_sr, found, author).sentences(arguments.dicom_sr):
         console(_taken(arguments)).print(sentence, markup=False, highlight=False)
-
-
-def _check_manifest(manifest: Path) -> None:
-    if not manifest.is_file():
-        raise UsageError(
-            f"--manifest {manifest}: there is no such file", "A relative path starts at the current folder."
-        )
 
 
 def _taken(arguments: argparse.Namespace) -> bool:

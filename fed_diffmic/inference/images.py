@@ -16,6 +16,7 @@ from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.tables import read_table
 from fed_diffmic.data.tree import IMAGE_ENDINGS, files_under
 from fed_diffmic.errors import UsageError
+from fed_diffmic.inputs import check_file
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,9 @@ def image_files(
             files += _of_table(path)
         elif path.is_dir():
             files += _below(path, said)
-        elif path.is_file():
-            files.append(str(path))
         else:
-            raise UsageError(f"IMAGE {path}: there is no such file", "A relative path starts at the current folder.")
+            check_file("IMAGE", path)
+            files.append(str(path))
     again = len(files) - len(set(files))
     if again:
         said(f"{again} rows are of an image that another row is of: it is predicted again, and counted twice")

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fed_diffmic.cli import main
 from fed_diffmic.config.compose import compose_site
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.errors import MachineError, ModelFileError, UsageError
+from fed_diffmic.exchange.audit_lines import read_lines
 from fed_diffmic.files import write_new
 from fed_diffmic.inference.finished import final_predictor, predictor_of
 from fed_diffmic.inference.predictor import Predictor
@@ -226,6 +228,10 @@ def test_a_model_in_use_that_does_not_hold_is_replaced_as_the_message_says(
     assert f"What lay in its place is kept in {copied.site / 'model.refused'}." in err
     assert load_kept(copied.config, model) is not None
     assert (copied.site / "model.refused").is_dir()
+    facts = [line.facts for line in read_lines(copied.site / "audit.jsonl") if line.kind == "taken_over"]
+    lay = copied.site / "model.refused" / "final" / "model.json"
+    assert [each.get("refused") for each in facts[:2]] == [None, None]
+    assert facts[-1]["refused"] == (sha256(lay.read_bytes()).hexdigest() if lay.exists() else "")
     if damage == "put back by hand":
         assert not before.exists()
     else:

@@ -74,9 +74,9 @@ def test_of_several_tables_of_a_page_the_named_one_is_written(tmp_path: Path) ->
         "<!-- methods -->\na\n<!-- end of methods -->\n<!-- methods b -->\nc\n<!-- end of methods b -->\n",
     )
     page.write_text(two)
-    fill(page, MARK, ["new"], "b")
+    fill(page, MARK, lambda: ["new"], "b")
     assert page.read_text() == two.replace("\nc\n", "\nnew\n")
-    fill(page, MARK, ["first"])
+    fill(page, MARK, lambda: ["first"])
     assert page.read_text() == two.replace("\nc\n", "\nnew\n").replace("\na\n", "\nfirst\n")
 
 
@@ -92,9 +92,23 @@ def test_what_gives_no_table_is_said(tmp_path: Path) -> None:
     assert "noisy" not in "\n".join(lines(tmp_path / "apart", ["plain"]))
 
 
-def test_a_page_without_marks_is_refused() -> None:
+def test_a_page_without_marks_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no lines"):
         put("nothing here", MARK, ["text"])
+    measured = False
+
+    def for_minutes() -> list[str]:
+        nonlocal measured
+        measured = True
+        return []
+
+    page = tmp_path / "page.md"
+    with pytest.raises(UsageError, match="no page of text"):
+        fill(page, MARK, for_minutes)
+    page.write_text("<!-- methods -->\na\n<!-- end of methods -->\n")
+    with pytest.raises(UsageError, match="no lines <!-- methods b -->"):
+        fill(page, MARK, for_minutes, "b")
+    assert not measured
 
 
 @pytest.mark.parametrize(
