@@ -3,8 +3,8 @@
 Every arm is run by the same coordinator and the same local update. *local* is one site; *pooled* is one site that
 holds the union; *plain* trains a plain classifier on the same backbone in the same three ways. All have the same number
 of rounds and passes over each image (:func:`budget`), the same grid of learning rates, and choose their round on their
-own validation images. Who is alone trains plainly, whatever the strategy (:func:`alone`); ``run.local_optimizers`` lets
-a site alone try what a hospital would try besides.
+own validation images. So is the optimizer, where ``run.optimizers`` names several. Who is alone trains plainly,
+whatever the strategy (:func:`alone`); ``run.local_optimizers`` lets a site alone try what a hospital would try besides.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class TrainedArm:
         final: its model, with the learning rate that did best on its own validation images.
         folder: where that lies.
         lr_scale: the factor on every learning rate.
-        optimizer: that a site alone chose; empty: the stage's.
+        optimizer: that did best; empty: the stage's, as nothing was tried.
     """
 
     final: FinalModel
@@ -107,9 +107,9 @@ class Trial:
 
 
 def trials_of(arm: Arm, run: RunConfig) -> list[Trial]:
-    """The grid of an arm: the learning rates and, for one site alone, the optimizers that a hospital would try."""
+    """The grid of an arm: learning rates and optimizers; one site alone may have optimizers of its own to try."""
     by_itself = arm.alone and arm.sites != (POOLED,)
-    optimizers = run.local_optimizers if by_itself and run.local_optimizers else [""]
+    optimizers = (run.local_optimizers if by_itself else []) or run.optimizers or [""]
     return [Trial(factor, optimizer) for optimizer in optimizers for factor in run.lr_scales]
 
 

@@ -140,7 +140,7 @@ def train_arm(
     events: EventLog,
     device: str,
 ) -> TrainedArm:
-    """Train one arm with each learning rate of the grid; the best on its own validation images stays.
+    """Train one arm in each way of the grid; the best on its own validation images stays.
 
     What was finished before (a resumed run) is loaded, not trained again.
     """
@@ -163,12 +163,13 @@ def train_arm(
             arm=arm.name,
             device=device,
         )
-        events.emit("trial_started", arm=arm.name, lr_scale=trial.lr_scale)
+        events.emit("trial_started", arm=arm.name, lr_scale=trial.lr_scale, optimizer=trial.optimizer)
         candidates.append((trial, run_arm(config, spec, arm, place, run_dir, events), place))
         if place != run_dir:  # the run's own stay, as `checkpoints/` is documented
             forget_rounds(place)
     trial, best, chosen = max(candidates, key=lambda found: validation_score(found[1], arm.stages[-1]))
-    events.emit("arm_done", arm=arm.name, lr_scale=trial.lr_scale, bytes_sent=best.bytes_sent)
+    took = {"lr_scale": trial.lr_scale, "optimizer": trial.optimizer}
+    events.emit("arm_done", arm=arm.name, **took, bytes_sent=best.bytes_sent)
     return TrainedArm(best, chosen, trial.lr_scale, trial.optimizer)
 
 

@@ -96,7 +96,7 @@ def summarise(
         "strategy": config.strategy.name,
         "partition": _partition(config, sites),
         "lr_scales": {arm.name: trained[arm.name].lr_scale for arm in arms},
-        "local_optimizers": {arm.name: trained[arm.name].optimizer for arm in arms if trained[arm.name].optimizer},
+        "optimizers": {arm.name: trained[arm.name].optimizer for arm in arms if trained[arm.name].optimizer},
         "calibration": main.calibration[last].to_json(),
         "sureness": main.sureness[last].to_json() if last in main.sureness else None,
         "operating_points": class_points(

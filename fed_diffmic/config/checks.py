@@ -67,6 +67,7 @@ def check_consistency(config: SimulateConfig) -> None:
     check_privacy(config)
     check_shared_noise(config)
     check_once("run.lr_scales", config.run.lr_scales)
+    check_once("run.optimizers", config.run.optimizers)
     check_once("run.local_optimizers", config.run.local_optimizers)
     if not config.run.lr_scales:
         raise ConfigError("run.lr_scales", "[]", "at least one number, for example [1.0]")
@@ -123,7 +124,8 @@ def check_privacy(config: SimulateConfig) -> None:
     if config.privacy.name == "none":
         return
     check_private(config.run.precision)
-    for key, grid in (("lr_scales", config.run.lr_scales), ("local_optimizers", config.run.local_optimizers)):
+    for key in ("lr_scales", "optimizers", "local_optimizers"):
+        grid = getattr(config.run, key)
         if len(grid) > 1:
             raise ConfigError(
                 f"run.{key}",

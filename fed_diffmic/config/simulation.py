@@ -270,9 +270,15 @@ class RunConfig(Checked):
         gt=0,
         le=1000,
     )
-    local_optimizers: list[str] = option(
-        doc="optimizers that each site alone tries beside the learning rates, the better on its own validation (sgd "
+    optimizers: list[str] = option(
+        doc="optimizers that each method tries beside the learning rates, the better on its own validation sets (sgd "
         "has 100 times adamw's rate); []: the stage's",
+        factory=list,
+        choices=("adamw", "sgd"),
+        sparse=True,
+    )
+    local_optimizers: list[str] = option(
+        doc="the same for each site alone, where it is to try others than the rest; []: run.optimizers",
         factory=list,
         choices=("adamw", "sgd"),
         sparse=True,

@@ -12,11 +12,17 @@ from fed_diffmic.files import atomic_write
 from fed_diffmic.reporting.view import FEDERATED, METRIC_NAMES
 
 GLOBAL = "global"
-COLUMNS = ("arm", "lr_scale", "stage", "round", "site", "split", "metric", "value")
+Trial = tuple[float, str]
+"""The factor on every learning rate, and the optimizer (empty: each stage's own)."""
+AS_SET: Trial = (1.0, "")
+COLUMNS = ("arm", "lr_scale", "stage", "round", "site", "split", "metric", "value", "optimizer")
 
 
 class Row(NamedTuple):
-    """One measured number. ``split``: ``train``, ``val``, ``test``, or empty for what is no figure (seconds, bytes)."""
+    """One measured number. ``split``: ``train``, ``val``, ``test``, or empty for what is no figure (seconds, bytes).
+
+    ``lr_scale`` and ``optimizer`` are the trial's; of the optimizer empty: each stage's own.
+    """
 
     arm: str
     lr_scale: float
@@ -26,6 +32,12 @@ class Row(NamedTuple):
     split: str
     metric: str
     value: float
+    optimizer: str = ""
+
+    @property
+    def trial(self) -> Trial:
+        """Which of the ways in which the arm was trained."""
+        return self.lr_scale, self.optimizer
 
 
 def _numbers(metrics: Any) -> Iterator[tuple[str, float]]:
@@ -36,55 +48,61 @@ def _numbers(metrics: Any) -> Iterator[tuple[str, float]]:
             yield str(name), float(value)
 
 
-def _of_event(event: Mapping[str, Any], arm: str, scale: float, stage: str) -> Iterator[Row]:
+def _trial_of(event: Mapping[str, Any]) -> Trial:
+    return float(event["lr_scale"]), str(event.get("optimizer", ""))
+
+
+def _of_event(event: Mapping[str, Any], arm: str, trial: Trial, stage: str) -> Iterator[Row]:
     kind = event["kind"]
     site = str(event.get("site", GLOBAL))
+    scale, optimizer = trial
     at = (arm, scale, str(event.get("stage", stage)), event.get("round"), site)
     if kind == "site_evaluated":
         for name, value in _numbers({key: event.get(key) for key in METRIC_NAMES}):
-            yield Row(*at, "val", name, value)
+            yield Row(*at, "val", name, value, optimizer)
     elif kind in ("site_done", "round_done"):
         for name, value in _numbers(event.get("figures")):
-            yield Row(*at, "val", name, value)
+            yield Row(*at, "val", name, value, optimizer)
         for name, value in _numbers({"loss": event.get("loss")}):
-            yield Row(*at, "train", name, value)
+            yield Row(*at, "train", name, value, optimizer)
         costs = {key: event.get(key) for key in ("seconds", "bytes", "bytes_sent")}
         for name, value in _numbers(costs):
-            yield Row(*at, "", name, value)
+            yield Row(*at, "", name, value, optimizer)
     elif kind == "figures":
         split = str(event.get("split", ""))
         for name, value in _numbers(event.get("figures")):
-            yield Row(arm, scale, str(event.get("stage", "")), event.get("round"), site, split, name, value)
+            last = (arm, scale, str(event.get("stage", "")), event.get("round"), site)
+            yield Row(*last, split, name, value, optimizer)
 
 
 def metric_rows(events: Iterable[Mapping[str, Any]]) -> list[Row]:
     """The rows of a run, in the order of the events.
 
-    An event belongs to the arm it names, else to the last ``arm_started``, and to the factor of the learning-rate grid
-    of the last ``trial_started`` of that arm (else 1). A round that was done again after a crash
-    is there once, as it was done last.
+    An event belongs to the arm it names, else to the last ``arm_started``, and to the trial of the last
+    ``trial_started`` of that arm (else the settings as they are). A round that was done again after a crash is there
+    once, as it was done last.
     """
-    arm, scale, stage = FEDERATED, 1.0, ""
+    arm, trial, stage = FEDERATED, AS_SET, ""
     rows: dict[tuple[Any, ...], Row] = {}
     for event in events:
         if event["kind"] == "arm_started":
-            arm, scale = str(event.get("arm", arm)), 1.0
+            arm, trial = str(event.get("arm", arm)), AS_SET
         elif event["kind"] == "trial_started":
-            scale = float(event["lr_scale"])
+            trial = _trial_of(event)
         elif event["kind"] == "stage_started":
             stage = str(event.get("stage", stage))
-        for row in _of_event(event, str(event.get("arm", arm)), scale, stage):
-            rows[row[:-1]] = row
+        for row in _of_event(event, str(event.get("arm", arm)), trial, stage):
+            rows[tuple(row._replace(value=0.0))] = row
     return list(rows.values())
 
 
 def kept_rows(events: Sequence[Mapping[str, Any]]) -> list[Row]:
     """The rows of the trials that were kept: what curves show. An arm that is not done shows its trials' last one."""
     rows = metric_rows(events)
-    kept = {row.arm: row.lr_scale for row in rows}
+    kept = {row.arm: row.trial for row in rows}
     done = (event for event in events if event["kind"] == "arm_done" and event.get("lr_scale") is not None)
-    kept |= {str(event["arm"]): float(event["lr_scale"]) for event in done}
-    return [row for row in rows if row.lr_scale == kept[row.arm]]
+    kept |= {str(event["arm"]): _trial_of(event) for event in done}
+    return [row for row in rows if row.trial == kept[row.arm]]
 
 
 def write_metrics_csv(path: Path, events: Iterable[Mapping[str, Any]]) -> Path:

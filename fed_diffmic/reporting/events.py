@@ -8,7 +8,8 @@ facts. Kinds and their facts (others may be added; readers ignore what they do n
 run_started      run, sites, arms (names in order)
 resumed          run
 arm_started      arm (``federated``, ``local``, ``pooled``, ...); what follows belongs to it until arm_done
-trial_started    arm, lr_scale: one factor of the learning-rate grid, until the next trial_started or arm_started
+trial_started    arm, lr_scale: one factor of the learning-rate grid, optimizer (empty: each stage's own); until the
+                 next trial_started or arm_started
 stage_started    stage, rounds
 round_started    stage, round (from 1), rounds, sites
 site_done        stage, round, site, bytes, and its training's numbers (seconds, loss)
@@ -21,7 +22,7 @@ round_done       stage, round, rounds, figures (validation, name to number), los
 stage_stopped    stage, round, rounds, reason: it ends before its last round (early stopping)
 stage_done       stage, best_round, chosen (false: the last one, because no site says how good a round is); where the
                  last rounds were not judged though earlier ones were: unjudged (how many), last (file of their weights)
-arm_done         arm, lr_scale (of the trial that was kept)
+arm_done         arm, lr_scale, optimizer (of the trial that was kept)
 figures          split, site (``global`` for all), figures (name to number or to ``{value, ...}``)
 run_done         seconds, bytes_sent
 warning          code, message (never the name of an image or a patient)

@@ -71,8 +71,8 @@ class TensorBoard:
     def __call__(self, event: Event) -> None:
         """Write the numbers of one event."""
         for row in self._context.rows(event):
-            trial = "" if row.lr_scale == 1 else f"lr-{row.lr_scale:g}"
-            self._writer.add_scalar(_joined(row.arm, trial, _name(row)), row.value, row.round)
+            rate = "" if row.lr_scale == 1 else f"lr-{row.lr_scale:g}"
+            self._writer.add_scalar(_joined(row.arm, row.optimizer, rate, _name(row)), row.value, row.round)
 
     def close(self) -> None:
         """Flush and close the files."""
@@ -134,8 +134,7 @@ class MLflow:
         numbers: dict[str, list[Any]] = {}
         now = int(datetime.fromisoformat(event["time"]).timestamp() * 1000)
         for row in self._context.rows(event):
-            run = row.arm if row.lr_scale == 1 else f"{row.arm} (learning rate x {row.lr_scale:g})"
-            numbers.setdefault(run, []).append(self._metric(_name(row), row.value, now, row.round or 0))
+            numbers.setdefault(_run_name(row), []).append(self._metric(_name(row), row.value, now, row.round or 0))
         for run, metrics in numbers.items():
             self._client.log_batch(self._run(run), metrics=metrics)
 
@@ -185,6 +184,13 @@ def make_trackers(kind: str, run_dir: Path) -> list[Tracker]:
 
 def _name(row: Row) -> str:
     return _joined(row.stage, row.split, row.metric, "" if row.site == GLOBAL else row.site)
+
+
+def _run_name(row: Row) -> str:
+    """The arm, and in what it differs from the settings as they are."""
+    rate = "" if row.lr_scale == 1 else f"learning rate x {row.lr_scale:g}"
+    differs = ", ".join(part for part in (row.optimizer, rate) if part)
+    return f"{row.arm} ({differs})" if differs else row.arm
 
 
 def _joined(*names: str) -> str:

@@ -37,6 +37,8 @@ PRIVATE = ["privacy=dp_sgd", "model.norm=group", "model.encoder_norm=group"]
         (["strategy.personal=[mixture]"], "strategy.personal"),
         (["strategy.personal=[finetune,finetune]"], "strategy.personal"),
         (["run.local_optimizers=[sgd,sgd]"], "run.local_optimizers"),
+        (["run.optimizers=[adamw,adamw]"], "run.optimizers"),
+        ([*PRIVATE, "privacy.epsilon=8", "run.optimizers=[sgd,adamw]"], "run.optimizers"),
         (
             [*PRIVATE, "privacy.epsilon=8", "run.local_optimizers=[sgd,adamw]"],
             "run.local_optimizers",

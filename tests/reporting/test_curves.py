@@ -19,7 +19,9 @@ def test_every_number_has_its_row(events: list[Event], tmp_path: Path) -> None:
     with write_metrics_csv(tmp_path / "metrics.csv", events).open(newline="") as stream:
         back = list(csv.reader(stream))
     assert tuple(back[0]) == COLUMNS
-    assert [Row(r[0], float(r[1]), r[2], int(r[3]), *r[4:7], float(r[7])) for r in back[1:]] == rows  # no digit lost
+    assert [
+        Row(r[0], float(r[1]), r[2], int(r[3]), *r[4:7], float(r[7]), r[8]) for r in back[1:]
+    ] == rows  # no digit lost
 
 
 def test_round_done_again_after_a_crash_counts_once() -> None:
@@ -58,6 +60,19 @@ def test_trials_of_the_learning_rate_are_kept_apart_and_curves_show_the_one_chos
     assert kept_rows(events) == rows[1:]  # not done: the last one
     assert kept_rows([*events, {"kind": "arm_done", "arm": "pooled", "lr_scale": 0.3}]) == rows[:1]
     assert metric_rows([*events, {"kind": "arm_started", "arm": "plain"}, events[-1]])[-1].lr_scale == 1
+
+
+def test_trials_of_an_optimizer_are_kept_apart_too_at_the_same_rate() -> None:
+    events: list[Event] = [{"kind": "arm_started", "arm": "local/a"}]
+    for optimizer in ("adamw", "sgd"):
+        events.append({"kind": "trial_started", "arm": "local/a", "lr_scale": 1.0, "optimizer": optimizer})
+        loss = {"adamw": 0.4, "sgd": 0.7}[optimizer]
+        events.append({"kind": "round_done", "arm": "local/a", "stage": "plain", "round": 1, "loss": loss})
+    rows = metric_rows(events)
+    assert [(row.optimizer, row.value) for row in rows] == [("adamw", 0.4), ("sgd", 0.7)]
+    assert kept_rows(events) == rows[1:]
+    done: Event = {"kind": "arm_done", "arm": "local/a", "lr_scale": 1.0, "optimizer": "adamw"}
+    assert kept_rows([*events, done]) == rows[:1]
 
 
 def test_a_site_s_validation_metrics_are_rows_of_that_site() -> None:

@@ -60,3 +60,13 @@ def test_a_site_alone_tries_what_a_hospital_would_and_the_others_do_not():
     sgd = trials_of(alone[0], run)[2].stages(TWO)
     assert (sgd.guidance.optimizer, sgd.guidance.lr, sgd.guidance.rounds) == ("sgd", 0.05, 2)
     assert trials_of(alone[0], run)[0].stages(TWO).guidance == replace(TWO.guidance, lr=0.5e-3)
+
+
+def test_every_arm_tries_the_optimizers_and_a_site_alone_its_own_where_it_has_any():
+    every = RunConfig(optimizers=["adamw", "sgd"])
+    for arm in arms_of(["local", "pooled", "plain"], ["b", "a"], TWO):
+        assert [t.optimizer for t in trials_of(arm, every)] == ["adamw", "sgd"]
+    federated, *alone, pooled = arms_of(["local", "pooled"], ["b", "a"], TWO)
+    both = replace(every, local_optimizers=["sgd"])
+    assert [[t.optimizer for t in trials_of(arm, both)] for arm in alone] == [["sgd"], ["sgd"]]
+    assert trials_of(federated, both) == trials_of(pooled, both) == trials_of(pooled, every)
