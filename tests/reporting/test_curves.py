@@ -19,9 +19,8 @@ def test_every_number_has_its_row(events: list[Event], tmp_path: Path) -> None:
     with write_metrics_csv(tmp_path / "metrics.csv", events).open(newline="") as stream:
         back = list(csv.reader(stream))
     assert tuple(back[0]) == COLUMNS
-    assert [
-        Row(r[0], float(r[1]), r[2], int(r[3]), *r[4:7], float(r[7]), r[8]) for r in back[1:]
-    ] == rows  # no digit lost
+    read = [Row(r[0], float(r[1]), r[2], int(r[3]), *r[4:7], float(r[7]), r[8]) for r in back[1:]]
+    assert read == rows, "no digit is lost"
 
 
 def test_round_done_again_after_a_crash_counts_once() -> None:
