@@ -10,6 +10,7 @@ from pathlib import Path
 from client.state import SiteStore
 from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.errors import MachineError
+from fed_diffmic.release.personal import PARTS
 from simulations.drawn_from import FILE as DRAWN_FROM
 
 FINDINGS = "findings.csv"
@@ -48,6 +49,34 @@ def forget_rounds(folder: Path) -> None:
     """
     if (folder / "checkpoints").exists():
         shutil.rmtree(folder / "checkpoints")
+
+
+def keep_trial(trial: Path, folder: Path) -> None:
+    """Put the model of the trial that did best where an arm's model is looked for; the trial keeps its own.
+
+    Args:
+        trial: its folder.
+        folder: the arm's.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    for name in (PARTS, "final"):  # the model last: where it is, the sites' own parts of it are
+        part = folder / f".{name}.part"
+        for old in (part, folder / name):
+            if old.exists():
+                shutil.rmtree(old)
+        if (trial / name).exists():
+            shutil.copytree(trial / name, part, copy_function=_linked)
+            part.rename(folder / name)
+
+
+def _linked(source: str, target: str) -> None:
+    """The same file by another name, which is never written into; a copy where the disk has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def forget_site_files(run_dir: Path) -> None:

@@ -64,7 +64,6 @@ def make_plan(config: SimulateConfig) -> Plan:
         largest = max(sites.sites.values(), key=lambda data: len(data.train))
         stages = dict.fromkeys(stage for arm in arms for stage in arm.stages)
         measured = {stage: estimate_stage(spec, stage, largest, device, MEASURED_S) for stage in stages}
-        trials = len(config.run.lr_scales)
         at_once = len(sites.sites) if config.run.backend == "ray" else 1
         seconds = {
             arm.name: len(trials_of(arm, config.run))
@@ -84,7 +83,7 @@ def make_plan(config: SimulateConfig) -> Plan:
             rounds={stage: int(spec.stage(stage).rounds or 0) for stage in arms[0].stages},
             arms=tuple(seconds),
             steps={stage: one.train_s / one.steps for stage, one in measured.items()},
-            bytes=trials
+            bytes=len(trials_of(arms[0], config.run))
             * sum(_stage_bytes(spec, stage, measured[stage], len(sites.sites)) for stage in arms[0].stages),
             seconds=sum(seconds.values()),
             federation_seconds=seconds[arms[0].name],

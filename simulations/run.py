@@ -35,7 +35,7 @@ from server.app import app as server_app
 from server.app import shared_events
 from simulations.arms import Arm, TrainedArm, Trial, alone, arms_of, budget, trials_of
 from simulations.flower_app import client_app
-from simulations.folder import forget_rounds, forget_site_files, leave_nothing, prepare_run_dir
+from simulations.folder import forget_rounds, forget_site_files, keep_trial, leave_nothing, prepare_run_dir
 from simulations.grid import InProcessGrid
 from simulations.metrics import Judge
 from simulations.personal import keep_personal, personal_methods
@@ -168,6 +168,8 @@ def train_arm(
         if place != run_dir:  # the run's own stay, as `checkpoints/` is documented
             forget_rounds(place)
     trial, best, chosen = max(candidates, key=lambda found: validation_score(found[1], arm.stages[-1]))
+    if chosen != folder:
+        keep_trial(chosen, folder)
     took = {"lr_scale": trial.lr_scale, "optimizer": trial.optimizer}
     events.emit("arm_done", arm=arm.name, **took, bytes_sent=best.bytes_sent)
     return TrainedArm(best, chosen, trial.lr_scale, trial.optimizer)

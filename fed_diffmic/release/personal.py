@@ -20,12 +20,13 @@ from fed_diffmic.release.provenance import sign_statement, verify_statement
 from fed_diffmic.training.stages import GUIDANCE_PREFIX
 
 PARTS = "personal parts"
+PARTS = "personal"
 SIGNED_PARTS = "parts.json"
 
 
 def personal_file(folder: Path, stage: str, site: str) -> Path:
     """Where, beside a model's ``final/``, lies what of a stage's model is a site's own."""
-    return folder / "personal" / stage / f"{safe_name(site)}.safetensors"
+    return folder / PARTS / stage / f"{safe_name(site)}.safetensors"
 
 
 def part_of_state(final: FinalModel, stage: str, state: Tensors) -> Tensors:
@@ -58,7 +59,7 @@ def sign_parts(folder: Path, site: str, parts: Mapping[str, Tensors], signer: Pr
     if signer is not None:
         digests = {stage: tensors_digest(part) for stage, part in sorted(parts.items())}
         statement = {"about": PARTS, "site": site, "model_json": _model_digest(folder), "parts": digests}
-        sign_statement(folder / "personal" / SIGNED_PARTS, statement, signer)
+        sign_statement(folder / PARTS / SIGNED_PARTS, statement, signer)
 
 
 def check_parts(folder: Path, site: str, parts: Mapping[str, Tensors]) -> None:
@@ -67,7 +68,7 @@ def check_parts(folder: Path, site: str, parts: Mapping[str, Tensors]) -> None:
     Raises:
         ModelFileError: they are not, or the model was kept by a site and its statement is gone.
     """
-    path = folder / "personal" / SIGNED_PARTS
+    path = folder / PARTS / SIGNED_PARTS
     if not path.exists():
         if (folder / PIN).exists() and parts:
             raise ModelFileError(

@@ -174,6 +174,7 @@ BAD = {
     "model.norm=batch": r"model\.norm",
     "model.encoder_norm=train": r"model\.encoder_norm",
     "run.lr_scales=[0.5,1]": r"run\.lr_scales",
+    "run.optimizers=[adamw,sgd]": r"run\.optimizers",
 }
 
 

@@ -7,15 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fed_diffmic.cli import main
 from fed_diffmic.data.cache import ImageCache
 from fed_diffmic.data.phantoms import write_phantoms
 from fed_diffmic.errors import ConfigError, DataError
 from fed_diffmic.files import load_tensors
+from fed_diffmic.release.final import load_final
 from fed_diffmic.reporting.report import write_report
 from fed_diffmic.training.features import SHARED
 from fed_diffmic.training.metrics import Scored
 from simulations import run as run_module
-from simulations.arms import arms_of
+from simulations.arms import Arm, arms_of
 from simulations.external import COLUMN, External, judge_external, open_external
 from simulations.run import simulate
 from simulations.sites import shared_sites
@@ -104,6 +106,16 @@ def test_the_table_is_listed_apart_and_says_over_which_classes(finished):
     tensors = load_tensors(folder / "run" / "external.safetensors")
     assert tensors["federated|away|probabilities"].shape == (away["n"], 5)
     assert "away" not in summary["sites"]
+
+
+def test_the_model_of_a_grid_lies_where_a_runs_model_is_looked_for(finished):
+    folder, _, summary = finished
+    run, rates = folder / "run", summary["lr_scales"]
+    assert set(rates.values()) <= {1.0, 3.0} and (run / "lr-3" / "final").is_dir()
+    for arm, place in {"federated": run, **{a: Arm(a, (), ()).folder(run) for a in rates if "/" in a}}.items():
+        model, kept = load_final(place), load_final(place / f"lr-{rates[arm]:g}")
+        assert model.digests == kept.digests and model.spec == kept.spec, arm
+    assert main(["predict", "--run", str(run), str(next(folder.glob("away/*.png")))]) == 0
 
 
 def test_the_report_and_the_advice_name_it(finished):

@@ -39,6 +39,8 @@ def test_one_model_of_all_images_is_planned_with_the_steps_of_all_sites(tmp_path
     counted = ["stages.guidance.steps=5", "stages.diffusion.steps=3"]
     plan = make_plan(config(tmp_path, "baselines=[local,pooled]", *counted))
     assert (plan.federation_seconds, plan.seconds) == (2 * 2 * (5 + 3), 3 * 2 * 2 * (5 + 3))
+    both = make_plan(config(tmp_path, "baselines=[local,pooled]", *counted, "run.optimizers=[adamw,sgd]"))
+    assert (both.seconds, both.bytes) == (2 * plan.seconds, 2 * plan.bytes) and plan.bytes > 0
 
 
 def test_people_read_it(planned):
