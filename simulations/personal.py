@@ -8,7 +8,7 @@ What ``strategy.personal`` asks for is made when every arm is done, of training 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from client.state import SiteStore
@@ -50,6 +50,7 @@ def personal_methods(
     federation: TrainedArm,
     methods: Mapping[str, Mapping[str, Judge]],
     device: str,
+    told: Callable[..., object] | None = None,
 ) -> tuple[dict[str, dict[str, Judge]], dict[str, dict[str, float]]]:
     """Every site's personal models by kind, and what was found on the way for the summary, by kind and site.
 
@@ -59,6 +60,7 @@ def personal_methods(
         federation: what came of it.
         methods: the models that each site would use, ``federated`` and, for a mixture, ``local`` among them.
         device: where to compute.
+        told: called with ``how`` (its kind), ``site`` and ``passes`` or ``share`` of each, for whoever waits.
     """
     made: dict[str, dict[str, Judge]] = {kind: {} for kind in kinds}
     facts: dict[str, dict[str, float]] = {kind: {} for kind in kinds}
@@ -71,6 +73,8 @@ def personal_methods(
                     made[kind][name], facts[kind][name] = MixedPredictor(own, shared, mixture.share), mixture.share
             else:
                 made[kind][name], facts[kind][name] = _tuned(federation, data, device, heads_alone=kind == "head")
+            if told is not None and name in facts[kind]:
+                told(how=kind, site=name, **{"share" if kind == "mixture" else "passes": facts[kind][name]})
     return made, facts
 
 

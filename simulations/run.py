@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,8 @@ def simulate(config: SimulateConfig, *, resume: bool = False) -> dict[str, Any]:
         trained = {arm.name: train_arm(config, arm, sites, run_dir, events, device) for arm in arms}
         methods: dict[str, Mapping[str, Judge]] = dict(method_models(arms, trained, sites, device))
         kinds = config.strategy.personal
-        personal, facts = personal_methods(kinds, sites.sites, trained["federated"], methods, device)
+        told = partial(events.emit, "personal_made")
+        personal, facts = personal_methods(kinds, sites.sites, trained["federated"], methods, device, told)
         summary = summarise(config, sites, arms, trained, {**methods, **personal}, device)
         summary["personal"] = facts
         before = earlier_seconds(read_events(run_dir / "events.jsonl"))

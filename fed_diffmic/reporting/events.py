@@ -23,6 +23,7 @@ stage_stopped    stage, round, rounds, reason: it ends before its last round (ea
 stage_done       stage, best_round, chosen (false: the last one, because no site says how good a round is); where the
                  last rounds were not judged though earlier ones were: unjudged (how many), last (file of their weights)
 arm_done         arm, lr_scale, optimizer (of the trial that was kept)
+personal_made    how (finetune, head or mixture), site, passes (over its training images) or share (of its own model)
 figures          split, site (``global`` for all), figures (name to number or to ``{value, ...}``)
 run_done         seconds, bytes_sent
 warning          code, message (never the name of an image or a patient)

@@ -87,6 +87,12 @@ class _State:
                 return f"warning: [{self.arm}] {event['stage']}: no figures of test images: {_why(event)}"
             case "figures_missing":
                 return f"warning: [{self.arm}] {event['stage']} round {event['round']}: not judged: {_why(event)}"
+            case "personal_made" if event.get("share") is not None:
+                return f"[{event['how']}] {event['site']}: share of its own model {number(event['share'])}"
+            case "personal_made":
+                passes = int(event["passes"])
+                found = f"{passes} {'pass' if passes == 1 else 'passes'}" if passes else "none better than it was"
+                return f"[{event['how']}] {event['site']}: {found}"
             case "warning":
                 return f"warning: {event.get('message', event.get('code', ''))}"
             case "run_done":

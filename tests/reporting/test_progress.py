@@ -54,6 +54,20 @@ def test_plain_lines() -> None:
     ]
 
 
+def test_models_of_a_sites_own_are_said_as_they_are_made() -> None:
+    out = io.StringIO()
+    log = EventLog(None, [PlainProgress(out)])
+    for passes in (0.0, 1.0, 7.0):
+        log.emit("personal_made", how="finetune", site="a", passes=passes)
+    log.emit("personal_made", how="mixture", site="[b]", share=0.0)
+    assert out.getvalue().splitlines() == [
+        "[finetune] a: none better than it was",
+        "[finetune] a: 1 pass",
+        "[finetune] a: 7 passes",
+        "[mixture] [b]: share of its own model 0.000",
+    ]
+
+
 def test_missing_sites_and_undefined_metrics_are_said_as_they_are() -> None:
     out = io.StringIO()
     log = EventLog(None, [PlainProgress(out)])

@@ -105,7 +105,13 @@ def test_a_site_makes_what_a_simulation_makes(made: Hospital) -> None:
         "local": {"a": predictor_of(local, made.folder / "alone" / "run")},
     }
     arm = TrainedArm(final, made.run, 1.0)
-    expected, facts = personal_methods(["finetune", "head", "mixture"], {"a": data}, arm, methods, "cpu")
+    told: list[dict[str, Any]] = []
+    kinds = ["finetune", "head", "mixture"]
+    expected, facts = personal_methods(kinds, {"a": data}, arm, methods, "cpu", lambda **said: told.append(said))
+    assert [(said.pop("how"), said.pop("site")) for said in told] == [(kind, "a") for kind in kinds]
+    assert [list(said.items()) for said in told] == [
+        [("share" if kind == "mixture" else "passes", facts[kind]["a"])] for kind in kinds
+    ]
     ours = {kind: final_predictor(folder / kind) for kind in KINDS}
     assert ours["alone"].digest == methods["local"]["a"].digest != methods["federated"]["a"].digest
     for kind, judges in expected.items():
