@@ -81,10 +81,11 @@ def check_client_level(config: Trained) -> None:
         )
     if strategy.weighting != "equal":
         raise ConfigError("strategy.weighting", strategy.weighting, f"equal with {key}")
-    grids = (config.run.lr_scales, config.run.optimizers) if isinstance(config, SimulateConfig) else ()
-    for name, grid in zip(("lr_scales", "optimizers"), grids, strict=False):
-        if len(grid) > 1:
-            raise ConfigError(f"run.{name}", grid, f"at most one with {key}", "Each trial is a release of its own.")
+    if isinstance(config, SimulateConfig):
+        for name in ("lr_scales", "optimizers"):
+            grid = getattr(config.run, name)
+            if len(grid) > 1:
+                raise ConfigError(f"run.{name}", grid, f"at most one with {key}", "Each trial is a release of its own.")
     for name, value, good in (
         ("model.norm", config.model.norm, ("group",)),
         ("model.encoder_norm", config.model.encoder_norm, ("frozen", "group")),
