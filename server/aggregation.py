@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
+from typing import Any
 
-from fed_diffmic.algorithms.base import SUMS, SiteUpdate, Sums, Tensors
+from fed_diffmic.algorithms.base import SUMS, Algorithm, SiteUpdate, Sums, Tensors
 from server.bounds import Bounds
 from server.client_level import ClientLevel
 from server.culprit import aggregated, summed
@@ -70,10 +73,30 @@ def from_sums(run: Federation, work: StageWork, sums: Sums) -> tuple[Tensors, Te
     """
     progress, index = work.progress, work.progress.round + 1
     tell_coarse(run, sums.coarse, progress.name, index)
-    new, after = work.algorithm.from_sums(
-        progress.current, work.kinds, sums, progress.algorithm, index, len(run.exchange.everyone())
-    )
+    everyone = run.exchange.everyone()
+    sums = replace(sums, share=share_of_all(sums.sites, work.algorithm, everyone, run.run_state.claims))
+    new, after = work.algorithm.from_sums(progress.current, work.kinds, sums, progress.algorithm, index, len(everyone))
     return check_aggregate(progress.current, new, f"stage {progress.name}, round {index}"), after
+
+
+def share_of_all(
+    there: Sequence[SiteUpdate], algorithm: Algorithm, everyone: Set[str], claims: Mapping[str, Mapping[str, Any]]
+) -> float:
+    """What part of the weight of all sites of the run those have that are in a sum, as the algorithm weighs sites.
+
+    Args:
+        there: who is in it, at least one site.
+        everyone: names of all sites of the run.
+        claims: what each site said of its images when it was found. One that was never found counts for as many as the
+            others have as a mean.
+    """
+    own = {update.site: update.num_examples for update in there}
+    away = {name: claims[name]["images"][0] if name in claims else None for name in everyone - own.keys()}
+    known = [*own.values(), *(n for n in away.values() if n)]
+    usual = max(1, round(sum(known) / len(known)))
+    others = [SiteUpdate(name, {}, away[name] or usual) for name in sorted(away)]
+    weights = algorithm.raw_weights([*there, *others])
+    return math.fsum(weights[name] for name in own) / math.fsum(weights.values())
 
 
 def _settle(

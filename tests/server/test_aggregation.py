@@ -1,0 +1,58 @@
+"""What the coordinator tells an algorithm of the sites that are in a sum, and of those that are not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fed_diffmic.algorithms import SiteUpdate, build_algorithm
+from fed_diffmic.algorithms.scaffold import Scaffold
+from fed_diffmic.config.simulation import StrategyConfig
+from server.aggregation import share_of_all
+from server.checkpoints import CheckpointStore
+from tests import toy
+
+
+def share(there: dict[str, int], *, most: float = 1.0, weighting: str = "examples", **said: int) -> float:
+    """Of the sites ``a`` to ``d``."""
+    algorithm = build_algorithm(StrategyConfig(name="scaffold", weighting=weighting), max_share=most)
+    claims = {name: {"images": [images, 0, 0]} for name, images in said.items()}
+    return share_of_all([SiteUpdate(name, {}, n) for name, n in there.items()], algorithm, set("abcd"), claims)
+
+
+def test_a_sites_share_is_that_of_its_weight_among_all_sites() -> None:
+    said = {"a": 100, "b": 10, "c": 40, "d": 50}
+    assert share({"b": 10}, **said) == pytest.approx(10 / 200)
+    assert share({"a": 100, "b": 10}, **said) == pytest.approx(110 / 200)
+    assert share({"b": 10}, weighting="equal", **said) == pytest.approx(1 / 4)
+    assert share(said, **said) == 1.0
+    assert share({"a": 100, "d": 50}, most=0.3, **said) == pytest.approx((300 / 7 + 300 / 7) / (1000 / 7))
+
+
+def test_a_site_that_nobody_saw_counts_as_the_others_do_as_a_mean() -> None:
+    assert share({"a": 100}, a=100, b=10, c=40) == pytest.approx(100 / (150 + 50))
+    assert share({"a": 100}, a=100) == pytest.approx(1 / 4)
+    assert share({"a": 100}, a=100, b=0, c=20) == pytest.approx(100 / (120 + 2 * 60))  # 0: it kept its number back
+
+
+def test_a_round_of_a_run_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.install_toy_networks(monkeypatch.setattr)
+    seen: list[tuple[tuple[str, ...], float | None]] = []
+    honest = Scaffold.from_sums
+
+    def watched(self: Any, current: Any, kinds: Any, sums: Any, *rest: Any) -> Any:
+        seen.append((tuple(update.site for update in sums.sites), sums.share))
+        return honest(self, current, kinds, sums, *rest)
+
+    monkeypatch.setattr(Scaffold, "from_sums", watched)
+    sizes = {"a": 24, "b": 48, "c": 96}
+    source = toy.ToySource({name: toy.toy_site(name, seed, n) for seed, (name, n) in enumerate(sizes.items())})
+    grid, _ = toy.toy_grid(tmp_path, tuple(sizes), source)
+    spec = replace(toy.toy_spec(rounds=4), strategy=StrategyConfig(name="scaffold", participation=0.67))
+    toy.federate(grid, spec, CheckpointStore(tmp_path / "run"), toy.Events([]), stages=["guidance"], sites=[*sizes])
+    assert len(seen) == 4 and all(len(sites) == 2 for sites, _ in seen)
+    for sites, told in seen:
+        assert told == pytest.approx(sum(sizes[name] for name in sites) / sum(sizes.values()))
