@@ -109,9 +109,9 @@ class Federation:
 
     def take_sums(self, current, kinds, updates, state, index, count) -> tuple[Tensors, Tensors]:
         """The server half on sums, which know what part of all sites' weight is in them, as in a run."""
-        algorithm, claims = self.algorithm, {s.name: {"images": [s.n, 0, 0]} for s in self.sites}
+        algorithm, there = self.algorithm, {update.site for update in updates}
         weights = algorithm.site_weights(updates)
         before = {**current, **algorithm.broadcast(current, state)}
         sums = plain_sums(before, kinds, updates, weights, algorithm.rates(updates, weights))
-        share = share_of_all(sums.sites, algorithm, claims.keys(), claims)
+        share = share_of_all(sums.sites, algorithm, {s.name: s.n for s in self.sites if s.name not in there})
         return algorithm.from_sums(current, kinds, replace(sums, share=share), state, index, count)

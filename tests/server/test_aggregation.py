@@ -11,16 +11,18 @@ import pytest
 from fed_diffmic.algorithms import SiteUpdate, build_algorithm
 from fed_diffmic.algorithms.scaffold import Scaffold
 from fed_diffmic.config.simulation import StrategyConfig
-from server.aggregation import share_of_all
+from server.aggregation import last_weights, share_of_all
 from server.checkpoints import CheckpointStore
+from server.run_state import RunState
 from tests import toy
 
 
 def share(there: dict[str, int], *, most: float = 1.0, weighting: str = "examples", **said: int) -> float:
     """Of the sites ``a`` to ``d``."""
     algorithm = build_algorithm(StrategyConfig(name="scaffold", weighting=weighting), max_share=most)
-    claims = {name: {"images": [images, 0, 0]} for name, images in said.items()}
-    return share_of_all([SiteUpdate(name, {}, n) for name, n in there.items()], algorithm, set("abcd"), claims)
+    run_state = RunState({}, claims={name: {"images": [images, 0, 0]} for name, images in said.items()})
+    away = last_weights(run_state, set("abcd") - there.keys())
+    return share_of_all([SiteUpdate(name, {}, n) for name, n in there.items()], algorithm, away)
 
 
 def test_a_sites_share_is_that_of_its_weight_among_all_sites() -> None:
@@ -36,6 +38,13 @@ def test_a_site_that_nobody_saw_counts_as_the_others_do_as_a_mean() -> None:
     assert share({"a": 100}, a=100, b=10, c=40) == pytest.approx(100 / (150 + 50))
     assert share({"a": 100}, a=100) == pytest.approx(1 / 4)
     assert share({"a": 100}, a=100, b=0, c=20) == pytest.approx(100 / (120 + 2 * 60))  # 0: it kept its number back
+
+
+def test_what_a_site_weighed_is_known_better_than_what_it_said() -> None:
+    """A private site weighs what its settings say, whatever it said of its images."""
+    rows = [{"sites": {"a": {"num_examples": n}}} for n in (7, 8)] + [{"sites": {"b": {"num_examples": 3}}}]
+    run_state = RunState({}, claims={"a": {"images": [90, 0, 0]}, "c": {"images": [5, 1, 1]}}, history=rows)
+    assert last_weights(run_state, {"a", "b", "c", "d"}) == {"a": 8, "b": 3, "c": 5, "d": 0}
 
 
 def test_a_round_of_a_run_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
