@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 
-from fed_diffmic.algorithms.base import SUMS, SiteUpdate, Sums, Tensors
+from fed_diffmic.algorithms.base import SUMS, Algorithm, SiteUpdate, Sums, Tensors
 from server.bounds import Bounds
 from server.client_level import ClientLevel
 from server.culprit import aggregated, summed
@@ -14,6 +16,7 @@ from server.fold import folded
 from server.keeping import heaviest
 from server.leaving import leave_out, tell_clipped, tell_coarse
 from server.outliers import plausible
+from server.run_state import RunState
 from server.stage import StageWork, check_aggregate
 
 
@@ -70,10 +73,41 @@ def from_sums(run: Federation, work: StageWork, sums: Sums) -> tuple[Tensors, Te
     """
     progress, index = work.progress, work.progress.round + 1
     tell_coarse(run, sums.coarse, progress.name, index)
-    new, after = work.algorithm.from_sums(
-        progress.current, work.kinds, sums, progress.algorithm, index, len(run.exchange.everyone())
-    )
+    everyone = run.exchange.everyone()
+    away = last_weights(run.run_state, everyone - {update.site for update in sums.sites})
+    sums = replace(sums, share=share_of_all(sums.sites, work.algorithm, away))
+    new, after = work.algorithm.from_sums(progress.current, work.kinds, sums, progress.algorithm, index, len(everyone))
     return check_aggregate(progress.current, new, f"stage {progress.name}, round {index}"), after
+
+
+def last_weights(run_state: RunState, names: Set[str]) -> dict[str, int]:
+    """What sites weighed in the last round that they were in; in none: the images that they said they have.
+
+    Args:
+        names: of the sites. 0 for one of which nothing is known.
+    """
+    found: dict[str, int] = {}
+    for row in reversed(run_state.history):
+        missing = names - found.keys()
+        if not missing:
+            break
+        found |= {name: int(row["sites"][name]["num_examples"]) for name in missing if name in row["sites"]}
+    claimed = {name: run_state.claims[name]["images"][0] for name in names if name in run_state.claims}
+    return {name: found.get(name) or claimed.get(name) or 0 for name in sorted(names)}
+
+
+def share_of_all(there: Sequence[SiteUpdate], algorithm: Algorithm, away: Mapping[str, int]) -> float:
+    """What part of the weight of all sites of the run those have that are in a sum, as the algorithm weighs sites.
+
+    Args:
+        there: who is in it, at least one site.
+        away: images of each other site; 0: nobody knows, so it counts for as many as the others have as a mean.
+    """
+    known = [*(update.num_examples for update in there), *(n for n in away.values() if n)]
+    usual = max(1, round(sum(known) / len(known)))
+    others = [SiteUpdate(name, {}, images or usual) for name, images in sorted(away.items())]
+    weights = algorithm.raw_weights([*there, *others])
+    return math.fsum(weights[update.site] for update in there) / math.fsum(weights.values())
 
 
 def _settle(

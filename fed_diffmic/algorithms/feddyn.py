@@ -1,10 +1,12 @@
 """FedDyn (Acar et al. 2021, "Federated learning based on dynamic regularization", Algorithm 1).
 
 A site minimises ``F_k(w) - <h_k, w> + alpha/2 ||w - w_t||^2`` and then sets ``h_k <- h_k - alpha (w_k - w_t)``, which
-at the minimum is the gradient of ``F_k`` at ``w_k``. The server keeps ``h <- h - alpha |P|/m sum_k p_k (w_k - w_t)``
-over the ``|P|`` of ``m`` sites that took part, and ``w_{t+1} = sum_k p_k w_k - h / alpha``. With equal weights this is
-the paper's; at a fixed point ``h = 0``, so the weighted sum of the sites' gradients is zero: local minima are made to
-agree with the global one, whatever the number of local steps.
+at the minimum is the gradient of ``F_k`` at ``w_k``. The server keeps ``h <- h - alpha s sum_k p_k (w_k - w_t)``,
+where ``s`` is the share that the sites that took part have of all sites' weight (``|P|/m`` of ``m`` equal ones), and
+``w_{t+1} = sum_k p_k w_k - h / alpha``. With equal weights this is the paper's. As ``s p_k`` does not depend on who
+else took part, ``h`` is the weighted sum of all ``h_k``; at a fixed point ``h = 0``, so the weighted sum of the
+sites' gradients is zero: local minima are made to agree with the global one, whatever the number of local steps and
+whoever was away for some rounds.
 """
 
 from __future__ import annotations
@@ -88,7 +90,7 @@ class FedDyn(Algorithm):
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
         """Algorithm 1, the server's lines."""
-        alpha, share = self.options.feddyn_alpha, sums.count / max(sites or sums.count, sums.count)
+        alpha, share = self.options.feddyn_alpha, sums.present(sites)
         moved, after = {}, {}
         for name in parameters_of(kinds):
             change = sums.change(name)

@@ -2,7 +2,9 @@
 
 A site's score is the sum of the squared distances of its weights to those of its ``K - f - 2`` nearest sites; the
 weights of the ``m`` sites with the least scores are averaged alike (``m = 1``: Krum). With ``f`` false sites the proof
-needs ``K >= 2 f + 3``; ``m`` may be ``K - f`` at most. Sites count alike, whatever ``strategy.weighting`` says.
+needs ``K >= 2 f + 3``; ``m`` may be ``K - f`` at most. Sites count alike, whatever ``strategy.weighting`` says. Buffers
+and counters are in no distance, for their scale is another, and so a chosen site's would be anything: they take the
+coordinate-wise median over all sites.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ class Krum(Algorithm):
         round_index: int,
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
-        """The chosen sites' mean; raises RoundError where too few replied for the proof, or for ``m``."""
+        """The chosen sites' mean weights; raises RoundError where too few replied for the proof, or for ``m``."""
         false, keep = self.options.false_sites, self.options.krum_keep
         least = max(2 * false + 3, keep + false)
         if len(updates) < least:
@@ -66,5 +68,9 @@ class Krum(Algorithm):
                 "Lower strategy.false_sites or strategy.krum_keep, or wait for more sites (run.quorum).",
             )
         ordered = sorted(updates, key=lambda u: u.site)
-        best = np.argsort(scores(ordered, parameters_of(kinds), false), kind="stable")[:keep]
-        return coordinatewise(current, kinds, [ordered[i] for i in sorted(best)], "mean"), server_state
+        names = parameters_of(kinds)
+        best = np.argsort(scores(ordered, names, false), kind="stable")[:keep]
+        chosen, rest = [ordered[i] for i in sorted(best)], {n: kind for n, kind in kinds.items() if n not in names}
+        found = coordinatewise(current, dict.fromkeys(names, "parameter"), chosen, "mean")
+        found |= coordinatewise(current, rest, ordered, "median")
+        return {name: found[name] for name in kinds}, server_state

@@ -1,12 +1,14 @@
 """SCAFFOLD (Karimireddy et al. 2020, Algorithm 1): control variates against the drift of unlike sites.
 
 A site's step follows ``g_k(y) - c_k + c``; afterwards ``c_k+ = c_k - c + (x - y_K) / (K eta)`` (option II). For plain
-SGD at a constant rate that is exactly the mean of the step's own gradients ``g_k`` over the K local steps, and so it is
-computed here: the mean is defined for any optimizer, learning-rate schedule and clipping, where the quotient is not.
-The server averages ``y`` as FedAvg does, times ``strategy.server_lr``, and moves ``c`` by ``|S|/N sum_k p_k (c_k+ -
-c_k)``; with equal weights these are the paper's, with ``weighting=examples`` ``c`` is the gradient of the weighted
-objective. A site receives ``c`` and sends ``c + c_k+ - c_k`` back in its place: twice FedAvg's bytes each way. Under
-differential privacy the gradients are the noised ones, so the control reveals nothing that they do not.
+SGD at a constant rate that is exactly the mean of the step's own gradients ``g_k`` over the K local steps, and so it
+is computed here: the mean is defined for any optimizer, learning-rate schedule and clipping, where the quotient is
+not. The server averages ``y`` as FedAvg does, times ``strategy.server_lr``, and moves ``c`` by ``s sum_k p_k (c_k+ -
+c_k)``, where ``s`` is the share that the sites that took part have of all sites' weight (``|S|/N`` of ``N`` equal
+ones). With equal weights these are the paper's, with ``weighting=examples`` ``c`` is the gradient of the weighted
+objective: ``s p_k`` does not depend on who else took part, so ``c`` is the weighted mean of all ``c_k``. A site
+receives ``c`` and sends ``c + c_k+ - c_k`` back in its place: twice FedAvg's bytes each way. Under differential
+privacy the gradients are the noised ones, so the control reveals nothing that they do not.
 """
 
 from __future__ import annotations
@@ -105,7 +107,7 @@ class Scaffold(Algorithm):
         sites: int | None = None,
     ) -> tuple[Tensors, Tensors]:
         """Algorithm 1, lines 16 and 17."""
-        share = sums.count / max(sites or sums.count, sums.count)
+        share = sums.present(sites)
         moved, after = {}, {}
         for name in parameters_of(kinds):
             stepped = current[name].astype(np.float64) + self.options.server_lr * sums.change(name)

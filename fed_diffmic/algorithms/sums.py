@@ -25,6 +25,8 @@ class Sums:
         moves: ``sum_k p_k a_k``, where each site divided its change of the parameters by ``a_k`` itself and nobody
             knows the steps of one (:meth:`fed_diffmic.algorithms.base.Algorithm.moves`); none: what sites say tells it.
         coarse: tensors some of whose changes were too large to be summed as finely as the others, with the quantum.
+        share: of the weight of all sites of the run, those that took no part included, what the sites in them have;
+            none: not known.
     """
 
     sites: Sequence[SiteUpdate]
@@ -32,11 +34,20 @@ class Sums:
     change: Callable[[str], np.ndarray]
     coarse: Mapping[str, float] = field(default_factory=dict)
     moves: float | None = None
+    share: float | None = None
 
     @property
     def count(self) -> int:
         """How many sites are in them."""
         return len(self.sites)
+
+    def present(self, sites: int | None) -> float:
+        """:attr:`share`; where it is not known, how many of ``sites`` sites are in them (none: all that there are).
+
+        ``share * p_k`` is then the same for a site in every round, whoever else takes part: what an algorithm adds up
+        over rounds of the sites' own states is their mean, with the weights that all sites of the run have.
+        """
+        return self.count / max(sites or self.count, self.count) if self.share is None else self.share
 
 
 def bare(update: SiteUpdate) -> SiteUpdate:

@@ -20,7 +20,7 @@ from fed_diffmic.algorithms.fedavg import FedAvg
 from fed_diffmic.config.spec import STAGES, RunSpec
 from fed_diffmic.data.site import SiteData
 from fed_diffmic.files import tensors_digest
-from fed_diffmic.models.diffmic import encoder_parameters
+from fed_diffmic.models.backbones import Encoder
 from fed_diffmic.seeding import numpy_generator
 from fed_diffmic.training import calibration
 from fed_diffmic.training.calibration import Calibration
@@ -90,10 +90,8 @@ def fine_tuned(
     module = build_module(spec, stage)
     load_state(module.network, state, f"stage {stage}")
     if heads_alone:
-        encoders = encoder_parameters(module.network)
-        for name, parameter in module.network.named_parameters():
-            if name in encoders:
-                parameter.requires_grad_(False)
+        for encoder in (part for part in module.network.modules() if isinstance(part, Encoder)):
+            encoder.freeze()  # their batch norms' statistics too
     prior, where = site_prior(spec, data), torch.device(device)
     names = exchanged(module)
     base = tensors_digest({name: value for name, value in full_state(module).items() if name not in names})

@@ -5,14 +5,17 @@ The weighted objective's minimum is ``sum p_k a_k b_k / sum p_k a_k``; each site
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import nn
 
 from fed_diffmic.algorithms import EXTRA, LocalContext, SiteUpdate, Tensors, build_algorithm
+from fed_diffmic.algorithms.base import SUMS
+from fed_diffmic.algorithms.sums import plain_sums
 from fed_diffmic.config.simulation import StageConfig, StrategyConfig
+from server.aggregation import share_of_all
 
 KINDS = {"weight": "parameter"}
 
@@ -100,7 +103,15 @@ class Federation:
         for _ in range(count):
             self.round += 1
             updates = [self.train(s) for s in self.sites if not absent(self.round, s.name)]
-            self.current, self.state = self.algorithm.aggregate(
-                self.current, KINDS, updates, self.state, self.round, len(self.sites)
-            )
+            take = self.take_sums if self.algorithm.needs == SUMS else self.algorithm.aggregate
+            self.current, self.state = take(self.current, KINDS, updates, self.state, self.round, len(self.sites))
         return self.w
+
+    def take_sums(self, current, kinds, updates, state, index, count) -> tuple[Tensors, Tensors]:
+        """The server half on sums, which know what part of all sites' weight is in them, as in a run."""
+        algorithm, there = self.algorithm, {update.site for update in updates}
+        weights = algorithm.site_weights(updates)
+        before = {**current, **algorithm.broadcast(current, state)}
+        sums = plain_sums(before, kinds, updates, weights, algorithm.rates(updates, weights))
+        share = share_of_all(sums.sites, algorithm, {s.name: s.n for s in self.sites if s.name not in there})
+        return algorithm.from_sums(current, kinds, replace(sums, share=share), state, index, count)

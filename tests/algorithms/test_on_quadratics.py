@@ -147,6 +147,15 @@ def test_with_one_of_three_sites_away_in_turn_the_optimum_is_reached(name):
     assert away == pytest.approx(federation.optimum, abs=0.02)
 
 
+@pytest.mark.parametrize("name", ["scaffold", "feddyn"])
+def test_a_site_that_was_away_for_some_rounds_moves_the_end_nowhere(name):
+    """Of unlike sizes: what a small one adds while it is alone is its own share of all, not everything."""
+    sites = [Site("a", 4.0, 1.0, n=100), Site("b", 1.0, -1.0, n=10), Site("c", 2.0, 3.0, n=40)]
+    federation = Federation(StrategyConfig(name=name, feddyn_alpha=1.0), sites)
+    federation.rounds(6, absent=lambda index, site: index > 2 and site != "b")
+    assert federation.rounds(60) == pytest.approx(federation.optimum, abs=1e-3)
+
+
 def test_fednova_is_not_biased_by_unequal_steps():
     """Small steps, same curvature: FedAvg leans to the site with more steps, FedNova ends in the middle."""
     sites = [Site("a", 1.0, 1.0, steps=1), Site("b", 1.0, -1.0, steps=20)]

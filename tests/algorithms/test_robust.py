@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fed_diffmic.algorithms import SiteUpdate, robust
+from fed_diffmic.algorithms import SiteUpdate, build_algorithm, robust
 from fed_diffmic.algorithms.krum import scores
 from fed_diffmic.algorithms.robust import coordinatewise
+from fed_diffmic.config.simulation import StrategyConfig
 
 KINDS = {"w": "parameter", "one": "buffer", "none": "parameter", "count": "counter"}
 
@@ -68,3 +69,22 @@ def test_updates_that_lie_in_files_are_the_same(tmp_path: Path) -> None:
         found = coordinatewise(some[0].tensors, KINDS, filed, how, trim)
         assert all(found[name].tobytes() == whole[name].tobytes() for name in KINDS)
     assert np.array_equal(scores(some, ["w"], 0), scores(filed, ["w"], 0))
+
+
+@pytest.mark.parametrize("name", ["median", "trimmed_mean", "krum", "clipped_mean"])
+def test_weights_in_the_middle_of_the_others_carry_no_false_statistics_with_them(name: str) -> None:
+    """One site of five sends the global weights as they were, which no distance tells, and statistics of its own."""
+    kinds = {"w": "parameter", "mean": "buffer", "count": "counter"}
+    current = {"w": np.zeros(4, np.float32), "mean": np.zeros(3, np.float32), "count": np.array(0)}
+    honest = [
+        {"w": 0.1 * np.eye(4, dtype=np.float32)[k], "mean": np.full(3, 1.0 + k, np.float32), "count": np.array(7 + k)}
+        for k in range(4)
+    ]
+    false = {"w": current["w"], "mean": np.full(3, 1e6, np.float32), "count": np.array(10**9)}
+    some = [SiteUpdate(f"s{k}", tensors, 1) for k, tensors in enumerate([*honest, false])]
+    algorithm = build_algorithm(StrategyConfig(name=name, trim=0.2, false_sites=1))
+    if name == "krum":
+        assert np.argmin(scores(some, ["w"], 1)) == 4  # it is the one that is chosen
+    found, _ = algorithm.aggregate(current, kinds, some, {}, 1)
+    assert list(found) == list(kinds)
+    assert (found["mean"] >= 1).all() and (found["mean"] <= 4).all() and 7 <= found["count"] <= 10

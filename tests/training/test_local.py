@@ -144,6 +144,26 @@ def test_batches_cover_every_image_once_a_pass_without_stragglers(count, size):
         assert max(map(len, one_pass)) <= size and max(map(len, one_pass)) - min(map(len, one_pass)) <= 1
 
 
+@pytest.mark.parametrize("count", [2, 3, 5, 8])
+def test_no_batch_of_two_or_more_is_of_a_single_image(count):
+    source, passes = local.batches(count, 2, np.random.default_rng(0)), []
+    while sum(map(len, passes)) < 2 * count:
+        passes.append(next(source))
+    assert {len(index) for index in passes} <= {2, 3}
+    assert sorted(np.concatenate(passes).tolist()) == sorted([*range(count), *range(count)])
+    assert {len(next(local.batches(count, 1, np.random.default_rng(0)))) for _ in range(3)} == {1}
+
+
+def test_an_odd_number_of_images_in_batches_of_two_trains_with_batch_norm(guidance):
+    base = replace(tiny_spec(), model=replace(TINY, norm="batch"))
+    spec = replace(base, stages=replace(base.stages, diffusion=replace(base.stages.diffusion, batch_size=2)))
+    train = toy_site("a", 1, count=10, side=32).train
+    module, algorithm = start(spec, "diffusion", guidance), build_algorithm(spec.strategy)
+    assert len(train) == 5
+    result = local.local_update(module, train, algorithm, LocalRound("a", 1))
+    assert result.metrics["steps"] == 3 and np.isfinite(result.metrics["loss"])
+
+
 @pytest.mark.parametrize(("epochs", "steps", "expected"), [(2.0, 0, 6), (0.34, 0, 1), (0.01, 0, 1), (1.0, 7, 7)])
 def test_budget_in_passes_or_steps(epochs, steps, expected):
     base = tiny_spec()

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fed_diffmic.config.simulation import ModelConfig, StageConfig, StagesConfig
 from fed_diffmic.training import personal
 from fed_diffmic.training.evaluation import predict_scores
 from fed_diffmic.training.personal import (
@@ -242,3 +243,19 @@ def test_a_model_of_two_stages_is_the_global_one_where_its_last_is_not_better(mo
     monkeypatch.setattr(personal, "fine_tuned", lambda *a, **k: replace(found(*a, **k), fitted="its own", passes=1))
     made = tune(toy_spec(), states, {"guidance": "g", "diffusion": "d"}, toy_site("a", 1))
     assert made.passes == 2 and made.states["guidance"]["w"] == 1 and made.fitted["diffusion"] == "its own"
+
+
+@pytest.mark.parametrize("stage", ["plain", "guidance"])
+def test_a_head_alone_leaves_nothing_of_the_encoders_changed(stage):
+    """Nor statistics of a batch norm, which no gradient moves."""
+    cfg = StageConfig(rounds=1, batch_size=8, lr=0.3, augment=False)
+    encoder = dict.fromkeys(("guidance_backbone", "local_backbone"), "test_efficientnet")
+    model = ModelConfig(
+        image_side=32, regions=2, crop=16, latent=16, attention=8, feature_stride=16, encoder_norm="train", **encoder
+    )
+    spec = replace(toy_spec(), model=model, stages=StagesConfig(cfg, cfg, cfg))
+    state = full_state(build_module(spec, stage))
+    found = fine_tuned(spec, stage, state, toy_site("a", 1, count=48, side=32), heads_alone=True)
+    changed = [name for name, value in found.state.items() if value.tobytes() != state[name].tobytes()]
+    assert found.passes and changed and not [name for name in changed if "encoder" in name]
+    assert any("running_mean" in name for name in state)
