@@ -106,6 +106,21 @@ def test_what_was_counted_by_image_counts_for_the_patient(site, key):
         assert ledger.spent(A) == pytest.approx(epsilon([as_unit(STEP, "image", "patient", 2)], 1e-5))
 
 
+def test_a_patient_whose_images_each_counted_as_one_pays_for_all_of_them(site, key):
+    """Of an earlier table without patients: a gradient for each image, each clipped by itself."""
+    apart, together = units(*((n, f"scan-{n}") for n in range(5))), units(*((n, "a") for n in range(5)))
+    with Ledger(site, PRIVACY, key) as ledger:
+        ledger.reserve(apart, STEP, **PLACE)
+        assert ledger.spent(apart) == pytest.approx(epsilon([STEP], 1e-5))
+        all_five = replace(STEP, images=5)
+        assert ledger.spent(together) == pytest.approx(epsilon([all_five], 1e-5))
+        assert ledger.spent(together) > 2 * ledger.spent(apart)
+        left = BudgetRules(run_share=1.0, round_share=1.0)
+    with Ledger(site, PRIVACY, key, rules=left) as ledger:
+        assert ledger.allowance(together, "r2").left == pytest.approx(8 - epsilon([all_five], 1e-5))
+        assert ledger.spent(together, [STEP]) == pytest.approx(epsilon([all_five, STEP], 1e-5))
+
+
 def test_another_unit_in_the_configuration_is_refused(site, key):
     Ledger(site, PRIVACY, key).close()
     with pytest.raises(LedgerError, match="counts units of patients"):
