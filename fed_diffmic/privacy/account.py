@@ -25,13 +25,14 @@ class Account:
     Args:
         folder: the ledger's (``<site>/privacy``), where the unit files are.
         lines: of the ledger.
+        testing: count noise from ``privacy.test_seed`` as if nobody knew it; else it counts as none.
 
     Raises:
         LedgerError: lines that cannot be read, or no terms.
     """
 
-    def __init__(self, folder: Path, lines: Sequence[Line]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, lines: Sequence[Line], *, testing: bool = False) -> None:
+        self.folder, self._testing = folder, testing
         self.terms = terms_of(lines)
         self._entries = entries(lines)
         self._sets: dict[str, UnitSet] = {}
@@ -132,7 +133,7 @@ class Account:
         parts = [*more]
         for entry, times in counted:
             mechanism = entry.under(alone)
-            if mechanism is None:
+            if mechanism is None or (entry.tested and not self._testing):
                 return math.inf
             parts.append(as_unit(mechanism, entry.unit, self.terms.unit, entry.images, times))
         return epsilon(parts, self.terms.delta, self.terms.accountant)

@@ -29,6 +29,7 @@ class Entry:
         settled: whether the steps are those really taken.
         alone: of distributed noise, what the line costs if nobody else adds a share, with the same steps; none: the
             noise was the site's own, and ``mechanism`` says it all.
+        tested: its noise came from ``privacy.test_seed``: whoever knows that takes it away.
     """
 
     n: int
@@ -43,6 +44,7 @@ class Entry:
     what: str
     settled: bool
     alone: Mechanism | None = None
+    tested: bool = False
 
     def under(self, alone: bool) -> Mechanism | None:
         """What the line costs if nobody else adds noise, or if the others do that the site counts on."""
@@ -108,7 +110,8 @@ def entries(lines: Iterable[Line]) -> list[Entry]:
                 if whole:
                     alone = Mechanism(f["sample_rate"], f["noise_alone"], steps, discrete=True)
             place = (f["run"], f["arm"], f["stage"], f["round"], f.get("what", "train"))
-            found.append(Entry(line.n, f["units"], f["unit"], mechanism, f["images"], *place, line.n in settled, alone))
+            kept = (*place, line.n in settled, alone, f.get("tested", False))
+            found.append(Entry(line.n, f["units"], f["unit"], mechanism, f["images"], *kept))
     except (KeyError, TypeError, ValueError) as error:
         raise LedgerError("a line of the privacy ledger cannot be read", REMEDY) from error
     return found

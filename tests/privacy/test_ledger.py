@@ -9,7 +9,7 @@ from fed_diffmic.errors import BudgetError, LedgerError, MachineError, RoundShar
 from fed_diffmic.exchange.audit import read_lines
 from fed_diffmic.privacy import continuity
 from fed_diffmic.privacy import ledger as module
-from fed_diffmic.privacy.account import FILE, FOLDER
+from fed_diffmic.privacy.account import FILE, FOLDER, read_account
 from fed_diffmic.privacy.accounting import Mechanism, as_unit, epsilon
 from fed_diffmic.privacy.ledger import Ledger
 from fed_diffmic.privacy.ledger_lines import entries
@@ -93,6 +93,23 @@ def test_training_without_privacy_voids_the_units_it_saw(site, key):
         assert len(ledger.entries()) == 1
         with pytest.raises(BudgetError):
             ledger.reserve(A, STEP, **PLACE)
+
+
+def test_noise_from_a_seed_protects_nothing_afterwards(site, key, tmp_path):
+    """For its own run it counts as noise does, so that tests see what a run does."""
+    witness, seeded = continuity.witness_of(tmp_path / "site.key"), replace(PRIVACY, test_seed=1)
+    with Ledger(site, seeded, key, witness=witness) as ledger:
+        ledger.settle(ledger.reserve(A, STEP, **PLACE), 5)
+        ledger.reserve(A, STEP, **PLACE)
+        assert ledger.spent(A) == pytest.approx(epsilon([STEP, STEP], 1e-5))
+        assert continuity.read_witness(witness).spent == math.inf
+    assert read_account(site).total() == math.inf
+    with Ledger(site, PRIVACY, key, witness=witness) as ledger:
+        assert ledger.spent(A) == math.inf and ledger.spent(B) == 0
+        with pytest.raises(BudgetError):
+            ledger.reserve(A, STEP, **PLACE)
+        ledger.reserve(B, STEP, **PLACE)
+    assert [entry.tested for entry in read_account(site).entries()] == [True, True, False]
 
 
 def test_what_was_counted_by_image_counts_for_the_patient(site, key):
