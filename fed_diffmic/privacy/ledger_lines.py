@@ -81,7 +81,7 @@ def narrowed(terms: Terms, privacy: PrivacyConfig) -> Terms:
     if terms.unit != privacy.unit:
         raise LedgerError(
             f"the ledger counts units of {terms.unit}s and privacy.unit is {privacy.unit}",
-            "Set privacy.unit back; a person can begin a new account with `fed-diffmic ledger accept`.",
+            "Set privacy.unit back: what one unit spent says little of another, so a ledger keeps its unit.",
         )
     budget = min(b for b in (terms.budget, privacy.budget) if b is not None)
     alone = min((b for b in (terms.budget_alone, privacy.budget_alone) if b is not None), default=None)

@@ -140,8 +140,9 @@ def test_a_patient_whose_images_each_counted_as_one_pays_for_all_of_them(site, k
 
 def test_another_unit_in_the_configuration_is_refused(site, key):
     Ledger(site, PRIVACY, key).close()
-    with pytest.raises(LedgerError, match="counts units of patients"):
+    with pytest.raises(LedgerError, match="counts units of patients") as caught:
         Ledger(site, replace(PRIVACY, unit="image"), key)
+    assert "keeps its unit" in caught.value.remedy
     Ledger(site, PRIVACY, key).close()  # the lock was given back
 
 
