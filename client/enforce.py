@@ -25,6 +25,7 @@ from client.studies import kept_study
 from client.watch import COMPUTING, OPENING, Mark
 from client.watchdog import memory_bound
 from fed_diffmic.config.spec import RunSpec
+from fed_diffmic.data.site import Examples
 from fed_diffmic.deadline import OutOfTimeError, time_bound
 from fed_diffmic.exchange import failures
 from fed_diffmic.exchange.audit_facts import anchored, payload_facts, place, request_facts
@@ -312,7 +313,8 @@ class Enforcement:
         if self._planned is not None and not split:
             return Basis(self._planned.images, self._planned.patients, splits)
         name = split or ABOUT.get(self.kind, ("train",))[0]
-        return Basis(len(getattr(site.data, name)), splits[("train", "val", "test").index(name)], splits)
+        owners = patients_of_classes(site.data.train, len(site.data.classes)) if self.kind == "query" else ()
+        return Basis(len(getattr(site.data, name)), splits[("train", "val", "test").index(name)], splits, owners)
 
     def sending(self, reply: Payload, wire: Wire, request: Payload) -> None:
         """The line of a payload, before it leaves; size and tensors are those that it will be decoded to.
@@ -373,6 +375,13 @@ class Enforcement:
             if self.rules.journal is not None:
                 self.rules.journal.add(self.kind, self._told, code=code)
         return more is not None
+
+
+def patients_of_classes(train: Examples, classes: int) -> tuple[int, ...]:
+    """How many patients have training images of each class; of none where there are no labels."""
+    labels = np.asarray(train.labels)
+    has = labels > 0 if labels.ndim == 2 else labels[:, None] == np.arange(classes)
+    return tuple(len(np.unique(train.groups[column])) for column in has.T)
 
 
 def _refuse(denial: Denial | None) -> None:

@@ -97,6 +97,8 @@ def _show(arguments: argparse.Namespace, hint: list[str]) -> int:
         print(f"  stated by a person for lost lines: {_epsilon(terms.unknown)}")
     if any(entry.mechanism is None for entry in account.entries()):
         print("  some stages trained without privacy: for their data no epsilon holds")
+    if any(entry.tested for entry in account.entries()):
+        print("  some noise came from privacy.test_seed: for the data that it was to hide no epsilon holds")
     if arguments.plot is not None:
         from fed_diffmic.privacy.plot import plot_spending
 

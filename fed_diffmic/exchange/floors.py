@@ -44,11 +44,13 @@ class Basis:
     Attributes:
         images, patients: that went into the metrics (distinct ones).
         patients_of_splits: of training, validation and test, for the counts of images.
+        patients_of_classes: with training images of each class, for the counts of these; none: not known.
     """
 
     images: int
     patients: int
     patients_of_splits: tuple[int, ...] = ()
+    patients_of_classes: tuple[int, ...] = ()
 
 
 def check_exposure(floors: Floors, planned: Exposure) -> None:

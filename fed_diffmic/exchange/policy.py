@@ -209,12 +209,12 @@ class SitePolicy:
             return replace(payload, metrics={})
         if self.config.secure_aggregation == "required" and payload.kind in policy_masking.TOLD:
             if payload.kind == "query.reply" and not self.protected:
-                payload = replace(payload, header={**payload.header, **self._spoken(payload, basis)})
+                payload = replace(payload, header={**payload.header, **self._counts(payload.header, basis)})
             return policy_masking.withheld(payload)
         if payload.kind == "query.reply" and self.protected:
             return replace(payload, metrics={})  # its counts are noised: small ones say no more than large ones
         if payload.kind == "query.reply":
-            return replace(payload, header={**payload.header, **self._spoken(payload, basis)}, metrics={})
+            return replace(payload, header={**payload.header, **self._counts(payload.header, basis)}, metrics={})
         if MASKED in payload.tensors:
             said = policy_masking.words_beyond(payload)
             return Denial(failures.POLICY_MASKING, said) if said else replace(payload, metrics={})
@@ -252,9 +252,6 @@ class SitePolicy:
             least, patients = self.config.min_count, self.config.floors.figure_patients
             payload = replace(payload, metrics=told(payload.metrics, least, patients, summed=True))
         return payload
-
-    def _spoken(self, payload: Payload, basis: Basis | None) -> dict[str, list[int | None]]:
-        return self._counts(payload.header, None if basis is None else basis.patients_of_splits)
 
     def _check_update(self, payload: Payload, reference: Tensors) -> Denial | None:
         missing = self._tensors.lacks(payload.tensors) or [n for n in payload.tensors if n not in reference]
@@ -303,23 +300,25 @@ class SitePolicy:
         if metrics.get(TEST_IMAGES, 0) < least or metrics.get(TEST_PATIENTS, math.inf) < patients:
             return {}
         names = [name for name in metrics if name.startswith(POSITIVES)]
-        shown = dict(zip(names, suppress([int(metrics[name]) for name in names], self.config.min_count), strict=True))
-        rare = {name.removeprefix(POSITIVES) for name in names if (shown[name] or 0) < self.config.min_count}
+        sizes, owners = [int(metrics[n]) for n in names], [pooled.owners_of(metrics, n.split("/")[-1]) for n in names]
+        shown = dict(zip(names, suppress(sizes, self.config.min_count, owners, patients), strict=True))
+        rare = {name.removeprefix(POSITIVES) for name in names if (shown[name] or 0) < least or shown[name] is None}
         metrics = pooled.told(metrics, least, patients, sorted(rare))
         found = {name: value for name, value in metrics.items() if shown.get(name, 0) is not None}
         found = {n: v for n, v in found.items() if not n.startswith(OF_CLASS) or n.split("/")[3] not in rare}
         found[COMPLETE] = float(None not in shown.values() and not self._metrics.lacks(names))
         return {name: value for name, value in enough(found, least, patients).items() if name in self._metrics}
 
-    def _counts(self, header: Mapping[str, Any], patients: Sequence[int] | None) -> dict[str, list[int | None]]:
+    def _counts(self, header: Mapping[str, Any], basis: Basis | None) -> dict[str, list[int | None]]:
         """Counts of images of splits and of classes; what is suppressed is none, which is not the same as 0."""
         least, spoken = self.config.min_count, {name: list(header[name]) for name in COUNTS}
-        owners = list(patients or spoken["images"])
+        known, patients = basis or Basis(0, 0), self.config.floors.figure_patients
+        owners = known.patients_of_splits or spoken["images"]
         images: list[int | None] = [
-            n if n == 0 or (n >= least and p >= self.config.floors.figure_patients) else None
+            n if n == 0 or (n >= least and p >= patients) else None
             for n, p in zip(spoken["images"], owners, strict=True)
         ]
-        counts = suppress(spoken["class_counts"], least)
+        counts = suppress(spoken["class_counts"], least, known.patients_of_classes or None, patients)
         if images[0] is None or "class_counts" not in self._metrics:
             counts = [None] * len(counts)
         return {"images": images if "images" in self._metrics else [None] * len(images), "class_counts": counts}

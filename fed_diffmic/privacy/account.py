@@ -25,13 +25,14 @@ class Account:
     Args:
         folder: the ledger's (``<site>/privacy``), where the unit files are.
         lines: of the ledger.
+        testing: count noise from ``privacy.test_seed`` as if nobody knew it; else it counts as none.
 
     Raises:
         LedgerError: lines that cannot be read, or no terms.
     """
 
-    def __init__(self, folder: Path, lines: Sequence[Line]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, lines: Sequence[Line], *, testing: bool = False) -> None:
+        self.folder, self._testing = folder, testing
         self.terms = terms_of(lines)
         self._entries = entries(lines)
         self._sets: dict[str, UnitSet] = {}
@@ -57,10 +58,11 @@ class Account:
         """
         counted, more = [e for e in self._entries[:first] if run is None or e.run == run], list(more)
         names, patterns = self._shared(units)
-        held = {frozenset(name for name, inside in zip(names, row, strict=True) if inside) for row in patterns}
+        kept = np.isin(names, [e.units for e in counted])
         worst = 0.0
-        for numbers in {tuple(i for i, e in enumerate(counted) if e.units in own) for own in held}:
-            worst = max(worst, self._cost([counted[i] for i in numbers], more, alone))
+        for row in np.unique(patterns[:, kept], axis=0).tolist():
+            times = dict(zip(np.asarray(names)[kept].tolist(), row, strict=True))
+            worst = max(worst, self._cost([(e, times[e.units]) for e in counted if times[e.units]], more, alone))
         return worst + (self.terms.unknown if run is None else 0.0)
 
     def total(self, run: str | None = None, first: int | None = None, *, alone: bool = False) -> float:
@@ -115,7 +117,7 @@ class Account:
         return self._sets[name]
 
     def _shared(self, units: UnitSet) -> tuple[list[str], np.ndarray]:
-        """Names of all sets that a line names, and in which of them the units of this one were.
+        """Names of all sets that a line names, and as how many patients the units of this one were in each.
 
         All of them, whatever is counted: a patient who was renumbered in one run and exported anew in the next is
         found by what links them in a third.
@@ -126,13 +128,14 @@ class Account:
             self._patterns = {key: (names, shared_patterns(units, [self.units(name) for name in names]))}
         return self._patterns[key]
 
-    def _cost(self, counted: Iterable[Entry], more: Iterable[Mechanism], alone: bool) -> float:
+    def _cost(self, counted: Iterable[tuple[Entry, int]], more: Iterable[Mechanism], alone: bool) -> float:
+        """Epsilon of lines, each with the number of patients that a unit was in its set, and of ``more``."""
         parts = [*more]
-        for entry in counted:
+        for entry, times in counted:
             mechanism = entry.under(alone)
-            if mechanism is None:
+            if mechanism is None or (entry.tested and not self._testing):
                 return math.inf
-            parts.append(as_unit(mechanism, entry.unit, self.terms.unit, entry.images))
+            parts.append(as_unit(mechanism, entry.unit, self.terms.unit, entry.images, times))
         return epsilon(parts, self.terms.delta, self.terms.accountant)
 
 

@@ -235,7 +235,7 @@ def noise_multiplier_for(
     return high
 
 
-def as_unit(mechanism: Mechanism, recorded: str, wanted: str, images: int) -> Mechanism:
+def as_unit(mechanism: Mechanism, recorded: str, wanted: str, images: int, patients: int = 1) -> Mechanism:
     """What a mechanism that protects one unit costs another: a dominating mechanism.
 
     - *image to patient* with at most ``k`` images, each drawn by itself and clipped to ``C``: the mixture of
@@ -243,19 +243,22 @@ def as_unit(mechanism: Mechanism, recorded: str, wanted: str, images: int) -> Me
     - *patient to image*: an image less moves its patient's clipped gradient by at most ``2 C`` in the steps where the
       patient was drawn. Whether it was is given away here (no amplification), since a replaced contribution is not the
       added one that subsampling's bound is for: ``(1, sigma/2)``.
+    - *patient to patient* who was counted as ``k``: as an image's patient, for each was drawn and clipped by itself.
 
     Args:
         recorded, wanted: ``image`` or ``patient``.
-        images: most images of a patient.
+        images: most images of a patient, as patients were counted then.
+        patients: as how many of them the wanted patient was counted.
 
     Raises:
         ValueError: not a unit.
     """
     if {recorded, wanted} - {"image", "patient"}:
         raise ValueError("a unit is image or patient")
-    if recorded == wanted:
+    apart = patients if recorded == "patient" else max(1, images) * patients  # parts of a patient, drawn one by one
+    if recorded == wanted and (wanted == "image" or apart == 1):
         return mechanism
     q, sigma = mechanism.sample_rate, mechanism.noise_multiplier
     if wanted == "patient":
-        return Mechanism(q, sigma, mechanism.steps, max(1, images), mechanism.discrete)
+        return Mechanism(q, sigma, mechanism.steps, apart, mechanism.discrete)
     return Mechanism(1.0, sigma / 2, mechanism.steps, discrete=mechanism.discrete)

@@ -37,7 +37,7 @@ from fed_diffmic.files import private_folder, sync_folder, write_json
 from fed_diffmic.privacy.account import FILE, FOLDER, SLACK, UNITS, Account
 from fed_diffmic.privacy.accounting import Mechanism, epsilon
 from fed_diffmic.privacy.continuity import ANCHOR, ECHO, check, keep_echo, read_witness, unit_secret, write_witness
-from fed_diffmic.privacy.ledger_lines import Seen, entries, narrowed
+from fed_diffmic.privacy.ledger_lines import REMEDY, Seen, entries, narrowed
 from fed_diffmic.privacy.shares import Allowance, allowance
 from fed_diffmic.privacy.units import UnitSet, save_units
 from fed_diffmic.provision.keys import PrivateKey
@@ -109,10 +109,11 @@ class Ledger(Account):
                 budget=privacy.epsilon if privacy.budget is None else privacy.budget,
                 accountant=privacy.accountant,
             )
-        super().__init__(self.folder, read_lines(self.path))
+        testing = privacy.test_seed is not None
+        super().__init__(self.folder, read_lines(self.path), testing=testing)
         if privacy.mechanism == "distributed" and not self.counts_alone:
             self._log.append("alone", budget_alone=privacy.budget_alone)
-            super().__init__(self.folder, read_lines(self.path))
+            super().__init__(self.folder, read_lines(self.path), testing=testing)
         self.terms = narrowed(self.terms, privacy)
         if seen is None and self._witness is not None:
             self._peak = max(self.total(), self.total(alone=True))
@@ -151,6 +152,7 @@ class Ledger(Account):
         Raises:
             BudgetError: the worst unit would then have spent more than the budget, its run more than a run may, or
                 the round by itself costs more than a round may; nothing is written.
+            LedgerError: another folder under the same key went on meanwhile.
             MachineError: it cannot be written.
         """
         before, after = self.spent(units), self.spent(units, [mechanism])
@@ -164,7 +166,7 @@ class Ledger(Account):
         apart = self._check_alone(units, alone or mechanism)
         self._check_shares(units, mechanism, run, what)
         save_units(self.folder / UNITS, units)
-        self._peak = max(self._peak, after, apart)
+        self._peak = math.inf if self._testing else max(self._peak, after, apart)
         facts = {
             "units": units.name,
             "unit": self.terms.unit,
@@ -180,6 +182,8 @@ class Ledger(Account):
             "what": what,
             "epsilon": None if math.isinf(after) else after,
         }
+        if self._testing:
+            facts["tested"] = True
         if alone is not None:
             facts["noise_alone"] = alone.noise_multiplier
             facts["epsilon_alone"] = None if math.isinf(apart) else apart
@@ -277,6 +281,8 @@ class Ledger(Account):
         self.close()
 
     def _append(self, kind: str, facts: Mapping[str, Any]) -> int:
+        if read_witness(self._witness) != self._seen:  # a copy of this folder is in use beside it, under the same key
+            raise LedgerError("the privacy ledger of this site's key was continued elsewhere meanwhile", REMEDY)
         head = self._log.append(kind, **facts)
         self._anchor()
         self._entries = entries(read_lines(self.path))
@@ -286,3 +292,4 @@ class Ledger(Account):
         head = self._log.head()
         write_json(self.site / ANCHOR, {"length": head.length, "digest": head.digest}, mode=0o600)
         write_witness(self._witness, Seen(head, self._peak))
+        self._seen = read_witness(self._witness)  # as it stands there: not every folder of a key can be written to

@@ -29,6 +29,7 @@ class Entry:
         settled: whether the steps are those really taken.
         alone: of distributed noise, what the line costs if nobody else adds a share, with the same steps; none: the
             noise was the site's own, and ``mechanism`` says it all.
+        tested: its noise came from ``privacy.test_seed``: whoever knows that takes it away.
     """
 
     n: int
@@ -43,6 +44,7 @@ class Entry:
     what: str
     settled: bool
     alone: Mechanism | None = None
+    tested: bool = False
 
     def under(self, alone: bool) -> Mechanism | None:
         """What the line costs if nobody else adds noise, or if the others do that the site counts on."""
@@ -79,7 +81,7 @@ def narrowed(terms: Terms, privacy: PrivacyConfig) -> Terms:
     if terms.unit != privacy.unit:
         raise LedgerError(
             f"the ledger counts units of {terms.unit}s and privacy.unit is {privacy.unit}",
-            "Set privacy.unit back; a person can begin a new account with `fed-diffmic ledger accept`.",
+            "Set privacy.unit back: what one unit spent says little of another, so a ledger keeps its unit.",
         )
     budget = min(b for b in (terms.budget, privacy.budget) if b is not None)
     alone = min((b for b in (terms.budget_alone, privacy.budget_alone) if b is not None), default=None)
@@ -108,7 +110,8 @@ def entries(lines: Iterable[Line]) -> list[Entry]:
                 if whole:
                     alone = Mechanism(f["sample_rate"], f["noise_alone"], steps, discrete=True)
             place = (f["run"], f["arm"], f["stage"], f["round"], f.get("what", "train"))
-            found.append(Entry(line.n, f["units"], f["unit"], mechanism, f["images"], *place, line.n in settled, alone))
+            kept = (*place, line.n in settled, alone, f.get("tested", False))
+            found.append(Entry(line.n, f["units"], f["unit"], mechanism, f["images"], *kept))
     except (KeyError, TypeError, ValueError) as error:
         raise LedgerError("a line of the privacy ledger cannot be read", REMEDY) from error
     return found

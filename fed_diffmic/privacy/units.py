@@ -120,26 +120,38 @@ def load_units(folder: Path, name: str) -> UnitSet:
 
 
 def shared_patterns(units: UnitSet, others: Sequence[UnitSet]) -> np.ndarray:
-    """Which combinations of earlier sets the units of a set were in.
+    """As how many patients of each earlier set the patients of a set took part in its training.
 
     Two images belong together if their files, what they decode to, or their patients are the same; so do all that are
-    linked by others. A unit was in an earlier set if an image that belongs to it was: a patient who was given another
+    linked by others. A patient was in an earlier set if an image that belongs to it was: one who was given another
     number is found by the images, an image that was exported anew by its patient or its pixels, and one that was both,
     one after the other, by what the sets in between hold. Too much may be linked (two black images), never too little.
+
+    A patient who had several numbers in an earlier set (each image counted as a patient) had as many gradients there,
+    each clipped by itself. A number that this set gives to somebody else is not taken to have been the patient's.
 
     Args:
         units: of the training set in question.
         others: ``S`` earlier sets.
 
     Returns:
-        ``(P, S)`` bool, each combination once; ``(0, S)`` for an empty set.
+        ``(P, S)`` int64, each combination once, 0 where a patient was not; ``(0, S)`` for an empty set.
     """
     if not len(units):
-        return np.zeros((0, len(others)), dtype=bool)
+        return np.zeros((0, len(others)), dtype=np.int64)
     if not others:
-        return np.zeros((1, 0), dtype=bool)
-    parts = _linked([units, *others])
-    return np.unique(np.stack([np.isin(np.unique(parts[0]), part) for part in parts[1:]], axis=1), axis=0)
+        return np.zeros((1, 0), dtype=np.int64)
+    wholes = _linked([units, *others])
+    own, first = np.unique(units.patients, return_index=True)
+    whole, columns = wholes[0][first], []
+    for other, of in zip(others, wholes[1:], strict=True):
+        names, first = np.unique(other.patients, return_index=True)
+        nobodys = of[first][~np.isin(names, own)]  # numbers that nobody has in the set in question
+        found, times = np.unique(nobodys, return_counts=True)
+        place = np.searchsorted(found, whole).clip(max=max(0, len(found) - 1))
+        renumbered = np.where(np.isin(whole, found), times[place] if len(found) else 0, 0)
+        columns.append(np.maximum(np.isin(whole, of), renumbered + np.isin(own, names)))
+    return np.unique(np.stack(columns, axis=1).astype(np.int64), axis=0)
 
 
 def _linked(sets: Sequence[UnitSet]) -> list[np.ndarray]:

@@ -73,6 +73,11 @@ def told(metrics: Mapping[str, float], least: int, patients: int, hidden: Sequen
     return out
 
 
+def owners_of(metrics: Mapping[str, float], index: str) -> int:
+    """Patients with test images of a class, as :func:`site_points` counted them; as many as images where it did not."""
+    return int(metrics.get(f"{OWNERS}{PREFIX}{index}/{WITH}", metrics.get(f"test/positives/{index}", 0)))
+
+
 def points_from(metrics: Mapping[str, float], classes: Sequence[str]) -> dict[str, dict[str, list[list[float]]]]:
     """The counts that a site let out, class -> side -> ``[[cell, count], ...]``; what is no such count is left out."""
     found = {}

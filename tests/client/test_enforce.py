@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from client.app import app
+from client.enforce import patients_of_classes
 from client.state import EVALUATIONS, SiteStore
 from fed_diffmic.config.simulation import StrategyConfig
 from fed_diffmic.errors import MachineError
@@ -25,6 +26,7 @@ from fed_diffmic.transport.messages import failure_of, from_record, task_message
 from tests import toy
 from tests.client.enforcing import SPEC, TYPES, lines, query, ruled, weights
 from tests.client.test_app import AMPLE, context, send, task
+from tests.site_rules import NO_FLOORS
 
 
 @pytest.fixture(autouse=True)
@@ -159,6 +161,18 @@ def test_metrics_over_few_images_do_not_leave(tmp_path: Path, site: Any) -> None
     assert (header["images"], header["class_counts"]) == ([12, None, None], [None, None, None])
     assert from_record(send(task("evaluate"), "evaluate", where).content, AMPLE).metrics == {}
     assert set(from_record(send(task("train"), "train", where).content, AMPLE).metrics) == {"loss"}
+
+
+def test_counts_of_classes_of_few_patients_do_not_leave(tmp_path: Path, site: Any) -> None:
+    """Four images of each class, each of a patient of its own."""
+    for patients, told in ((4, [4, 4, 4]), (5, [None] * 3)):
+        site(min_count=1, floors=replace(NO_FLOORS, figure_patients=patients))
+        header = from_record(send(query(), "query", context(tmp_path)).content, AMPLE).header
+        assert (header["images"][0], header["class_counts"]) == (12, told)
+    one = toy.toy_site("a", 1).train
+    several = np.eye(3, dtype=np.float32)[one.labels]
+    assert patients_of_classes(one, 3) == patients_of_classes(replace(one, labels=several), 3) == (4, 4, 4)
+    assert patients_of_classes(replace(one, groups=np.full(len(one), "p")), 3) == (1, 1, 1)
 
 
 def test_metrics_over_few_test_images_and_small_classes_do_not_leave(tmp_path: Path, site: Any) -> None:

@@ -230,3 +230,31 @@ def test_numbers_of_patients_by_state_decide_and_never_leave() -> None:
             assert not any(name.startswith("owners") for name in released.metrics)
             assert ("sets/lac/0/1/171" in released.metrics) == (patients == 0)
             assert sum(n for name, n in released.metrics.items() if name.startswith("sets/")) == 60
+
+
+@pytest.mark.parametrize("least", [0, 10])
+def test_counts_of_classes_that_few_patients_have_do_not_leave(least: int) -> None:
+    rules = replace(OPEN, metrics=["*"], min_count=least, floors=replace(OPEN.floors, figure_patients=5))
+    counts = {"images": [90, 0, 0], "class_counts": [40, 12, 38]}
+    reply = Payload("query.reply", {"run": "r", "arm": "federated", "request": "x", "site": "a", **counts})
+    said = SitePolicy(rules).release(reply, {}, Basis(90, 60, (60, 0, 0), (40, 1, 30)))
+    assert isinstance(said, Payload) and said.header["class_counts"] == [40, None, None]  # one more, or it is the rest
+    said = SitePolicy(rules).release(reply, {}, Basis(90, 60, (60, 0, 0), (40, 6, 30)))
+    assert isinstance(said, Payload) and said.header["class_counts"] == [40, 12, 38]
+
+
+@pytest.mark.parametrize("least", [0, 10])
+def test_counts_of_test_images_of_a_class_that_few_patients_have_do_not_leave(least: int) -> None:
+    sides = {f"points/{c}/{kind}/40": n for c, both in enumerate(((50, 40), (78, 12), (52, 38)))
+             for kind, n in enumerate(both)}  # fmt: skip
+    owners = {f"owners/points/{c}/{kind}": 30.0 for c in range(3) for kind in range(2)} | {"owners/points/1/1": 1.0}
+    metrics = {"test/n": 90.0, "test/groups": 60.0, "test/complete": 1.0, "test/auroc_macro": 0.7}
+    metrics |= {f"test/positives/{c}": float(n) for c, n in enumerate((40, 12, 38))}
+    metrics |= {f"test/class_coverage/lac/{c}/value": 0.9 for c in range(3)}
+    rules = replace(OPEN, metrics=["*"], min_count=least, floors=replace(OPEN.floors, figure_patients=5))
+    said = SitePolicy(rules).release(Payload("assess.reply", {}, {}, {**metrics, **sides, **owners}), {}, Basis(90, 60))
+    assert isinstance(said, Payload) and said.metrics["test/auroc_macro"] == 0.7
+    assert [name for name in said.metrics if "positives" in name] == ["test/positives/0"]
+    assert {name.split("/")[1] for name in said.metrics if name.startswith("points/")} == {"0"}
+    assert [name for name in said.metrics if "class_coverage" in name] == ["test/class_coverage/lac/0/value"]
+    assert said.metrics["test/complete"] == 0.0 and not any(name.startswith("owners") for name in said.metrics)

@@ -86,7 +86,9 @@ def test_a_patient_costs_more_than_an_image_and_one_image_the_same():
     assert epsilon([step], 1e-5) < epsilon([patient], 1e-5) < epsilon([whole], 1e-5)
     assert as_unit(step, "image", "patient", 1) == step == step.dominating()
     assert as_unit(Mechanism(1.0, 2.0), "image", "patient", 3).dominating().sample_rate == 1.0
-    assert as_unit(step, "image", "image", 4) is step
+    assert as_unit(step, "image", "image", 4) is step is as_unit(step, "patient", "patient", 4)
+    assert as_unit(step, "patient", "patient", 4, 3) == as_unit(step, "image", "patient", 3)
+    assert as_unit(step, "image", "patient", 2, 3) == as_unit(step, "image", "patient", 6)
     assert as_unit(step, "patient", "image", 4) == Mechanism(1.0, 1.0, 100)
     with pytest.raises(ValueError, match="unit"):
         as_unit(step, "crop", "image", 1)

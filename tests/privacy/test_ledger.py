@@ -9,7 +9,7 @@ from fed_diffmic.errors import BudgetError, LedgerError, MachineError, RoundShar
 from fed_diffmic.exchange.audit import read_lines
 from fed_diffmic.privacy import continuity
 from fed_diffmic.privacy import ledger as module
-from fed_diffmic.privacy.account import FILE, FOLDER
+from fed_diffmic.privacy.account import FILE, FOLDER, read_account
 from fed_diffmic.privacy.accounting import Mechanism, as_unit, epsilon
 from fed_diffmic.privacy.ledger import Ledger
 from fed_diffmic.privacy.ledger_lines import entries
@@ -95,6 +95,23 @@ def test_training_without_privacy_voids_the_units_it_saw(site, key):
             ledger.reserve(A, STEP, **PLACE)
 
 
+def test_noise_from_a_seed_protects_nothing_afterwards(site, key, tmp_path):
+    """For its own run it counts as noise does, so that tests see what a run does."""
+    witness, seeded = continuity.witness_of(tmp_path / "site.key"), replace(PRIVACY, test_seed=1)
+    with Ledger(site, seeded, key, witness=witness) as ledger:
+        ledger.settle(ledger.reserve(A, STEP, **PLACE), 5)
+        ledger.reserve(A, STEP, **PLACE)
+        assert ledger.spent(A) == pytest.approx(epsilon([STEP, STEP], 1e-5))
+        assert continuity.read_witness(witness).spent == math.inf
+    assert read_account(site).total() == math.inf
+    with Ledger(site, PRIVACY, key, witness=witness) as ledger:
+        assert ledger.spent(A) == math.inf and ledger.spent(B) == 0
+        with pytest.raises(BudgetError):
+            ledger.reserve(A, STEP, **PLACE)
+        ledger.reserve(B, STEP, **PLACE)
+    assert [entry.tested for entry in read_account(site).entries()] == [True, True, False]
+
+
 def test_what_was_counted_by_image_counts_for_the_patient(site, key):
     path = site / FOLDER / FILE
     with Ledger(site, PRIVACY, key) as ledger:
@@ -106,10 +123,26 @@ def test_what_was_counted_by_image_counts_for_the_patient(site, key):
         assert ledger.spent(A) == pytest.approx(epsilon([as_unit(STEP, "image", "patient", 2)], 1e-5))
 
 
+def test_a_patient_whose_images_each_counted_as_one_pays_for_all_of_them(site, key):
+    """Of an earlier table without patients: a gradient for each image, each clipped by itself."""
+    apart, together = units(*((n, f"scan-{n}") for n in range(5))), units(*((n, "a") for n in range(5)))
+    with Ledger(site, PRIVACY, key) as ledger:
+        ledger.reserve(apart, STEP, **PLACE)
+        assert ledger.spent(apart) == pytest.approx(epsilon([STEP], 1e-5))
+        all_five = replace(STEP, images=5)
+        assert ledger.spent(together) == pytest.approx(epsilon([all_five], 1e-5))
+        assert ledger.spent(together) > 2 * ledger.spent(apart)
+        left = BudgetRules(run_share=1.0, round_share=1.0)
+    with Ledger(site, PRIVACY, key, rules=left) as ledger:
+        assert ledger.allowance(together, "r2").left == pytest.approx(8 - epsilon([all_five], 1e-5))
+        assert ledger.spent(together, [STEP]) == pytest.approx(epsilon([all_five, STEP], 1e-5))
+
+
 def test_another_unit_in_the_configuration_is_refused(site, key):
     Ledger(site, PRIVACY, key).close()
-    with pytest.raises(LedgerError, match="counts units of patients"):
+    with pytest.raises(LedgerError, match="counts units of patients") as caught:
         Ledger(site, replace(PRIVACY, unit="image"), key)
+    assert "keeps its unit" in caught.value.remedy
     Ledger(site, PRIVACY, key).close()  # the lock was given back
 
 

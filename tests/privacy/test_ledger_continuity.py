@@ -225,3 +225,20 @@ def test_what_the_file_beside_the_key_says_was_spent_never_falls(site, key, tmp_
         assert continuity.read_witness(witness).spent == pytest.approx(most)
         ledger.unprotected(B, **PLACE)
     assert continuity.read_witness(witness).spent == math.inf
+
+
+def test_of_two_copies_in_use_at_once_one_goes_on(site, key, tmp_path):
+    """Both were opened at the same head: each would spend what the other does not know of."""
+    witness, copy = continuity.witness_of(tmp_path / "site.key"), tmp_path / "copy"
+    with Ledger(site, PRIVACY, key, witness=witness) as ledger:
+        ledger.reserve(A, STEP, **PLACE)
+    shutil.copytree(site, copy)
+    before = witness.read_bytes()
+    with Ledger(site, PRIVACY, key, witness=witness) as one:
+        witness.write_bytes(before)  # both looked before either wrote
+        with Ledger(copy, PRIVACY, key, witness=witness) as other:
+            number, lines = other.reserve(A, STEP, **PLACE), len(read_lines(site / FOLDER / FILE))
+            with pytest.raises(LedgerError, match="continued elsewhere"):
+                one.reserve(A, STEP, **PLACE)
+            assert len(read_lines(site / FOLDER / FILE)) == lines, "nothing was reserved"
+            other.settle(number, 1)

@@ -72,6 +72,21 @@ def test_a_renamed_patient_is_found_by_the_image_and_a_new_export_by_the_patient
     assert shared_patterns(units((99, "b")), before).tolist() == [[False]]
 
 
+def test_a_patient_who_had_several_numbers_was_as_many_units():
+    before = units((1, "scan-1"), (2, "scan-2"), (3, "scan-3"), (4, "b"))
+    assert shared_patterns(units((1, "a"), (2, "a"), (3, "a"), (5, "c")), [before]).tolist() == [[0], [3]]
+    assert shared_patterns(units((1, "scan-1"), (2, "scan-1")), [before]).tolist() == [[2]]
+    # The other way round each of them was in the one unit.
+    assert shared_patterns(before, [units((1, "a"), (2, "a"), (4, "b"))]).tolist() == [[0], [1]]
+
+
+def test_who_shares_a_picture_with_somebody_else_was_not_somebody_else():
+    blank, again = [pictures((n, "a", "blank"), (n + 1, "b", "blank"), (n + 2, "b", "x")) for n in (1, 11)]
+    assert shared_patterns(again, [blank]).tolist() == [[1]]
+    # Whether b left, or is a, cannot be known: both count.
+    assert shared_patterns(pictures((11, "a", "blank")), [blank]).tolist() == [[2]]
+
+
 def pictures(*images):
     """Units from ``(key, group, pixels)``."""
     plain = examples([(key, group) for key, group, _ in images])
