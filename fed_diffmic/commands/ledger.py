@@ -80,8 +80,9 @@ def _show(arguments: argparse.Namespace, hint: list[str]) -> int:
     config, folder = _site(arguments)
     if arguments.plot is not None:
         check_output("--plot", arguments.plot)
-        read = {"--config": arguments.config, "the ledger": folder / FOLDER / FILE, "the key": config.coordinator.key}
-        check_spares("--plot", arguments.plot, read.items())
+        key = config.coordinator.key
+        read = [("--config", arguments.config), ("the ledger", folder / FOLDER / FILE), ("the key", key)]
+        check_spares("--plot", arguments.plot, read)
     account = read_account(folder)
     terms, spent = account.terms, account.total()
     print(f"unit: {terms.unit} (one more or one less); delta {terms.delta:g}; accountant {terms.accountant}")
