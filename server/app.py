@@ -128,7 +128,9 @@ def spec_of(
     if not classes or task is None:
         nodes = None if sites is None else len(sites)
         deadline = time.monotonic() + join_s
-        said, said_task = agreed_labels(grid, events, run=run_dir.name, nodes=nodes, deadline=deadline, hooks=hooks)
+        said, said_task = agreed_labels(
+            grid, events, run=run_dir.name, nodes=nodes, deadline=deadline, hooks=hooks, sites=sites
+        )
         classes, task = classes or said, task or said_task
     device = "cpu" if config.run.device == "auto" else config.run.device
     return make_spec(config, classes=classes, task=task, run_id=run_dir.name, arm="federated", device=device)

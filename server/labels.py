@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from flwr.serverapp import Grid
 
@@ -26,6 +26,7 @@ def agreed_labels(
     deadline: float,
     poll_s: float = 0.1,
     hooks: Hooks | None = None,
+    sites: Sequence[str] | None = None,
 ) -> tuple[tuple[str, ...], str]:
     """Classes, in order, and task that all sites' data have.
 
@@ -36,18 +37,27 @@ def agreed_labels(
         nodes: how many nodes are expected; none: all that are there once their number stands still.
         deadline: monotonic seconds.
         hooks: what a real coordinator adds.
+        sites: names of those that take part: where there is a roster, no other site of it is asked, or counted. None:
+            whoever is there.
 
     Raises:
         RoundError: nobody answered in time, or the sites do not agree.
     """
-    ids = wait_for_nodes(grid, nodes, deadline, poll_s)
+    hooks = hooks or Hooks()
+
+    def takes_part(node: int) -> bool:
+        if hooks.names_of_nodes is None:
+            return True
+        name = hooks.names_of_nodes().get(node)
+        return name is not None and (sites is None or name in sites)
+
+    ids = wait_for_nodes(grid, nodes, deadline, poll_s, takes_part)
     header = {"run": run}
     expected = Expected(
         kind="labels.reply",
         header={"run": run, "request": request_name(header)},
         fields={"classes": list, "task": str},
     )
-    hooks = hooks or Hooks()
     bound = None if hooks.names_of_nodes is None else hooks.names_of_nodes()
     asked = [Site(hooks.called(node, bound), node) for node in ids]
     requests = [Request(site, Payload("labels", header), expected, pack({})) for site in asked]
@@ -64,11 +74,13 @@ def agreed_labels(
     return found.pop()
 
 
-def wait_for_nodes(grid: Grid, nodes: int | None, deadline: float, poll_s: float) -> Sequence[int]:
-    """Node numbers, once there are as many as expected, or their number stands still for a second."""
+def wait_for_nodes(
+    grid: Grid, nodes: int | None, deadline: float, poll_s: float, takes_part: Callable[[int], bool] = lambda _: True
+) -> Sequence[int]:
+    """Numbers of the nodes that take part, once there are as many as expected, or they stand still for a second."""
     nodes_before: list[int] = []
     while time.monotonic() < deadline:
-        now = sorted(grid.get_node_ids())
+        now = sorted(filter(takes_part, grid.get_node_ids()))
         if now and (now == nodes_before if nodes is None else len(now) >= nodes):
             return now
         nodes_before = now

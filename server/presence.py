@@ -1,6 +1,7 @@
 """Who is there: nodes become sites by what they say and by whose key they have; quorum.
 
-Every wait has a bound. A node that fails to answer is asked again after a pause that doubles.
+Every wait has a bound. A node that fails to answer is asked again after a pause that doubles. One that says nothing at
+all is heard whenever it does; nobody else waits for it longer than :data:`NEW_S` where the quorum is there without it.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ from fed_diffmic.exchange.screening import MAX_EXAMPLES, REFUSALS, Expected
 from fed_diffmic.exchange.study import Study
 from server.exchange import Outcome, Site
 from server.hooks import Hooks
-from server.replies import Channel, Events, Request, Take, ask
+from server.replies import Asking, Channel, Events, Request, Take, ask, hear
 from server.terms import RunTerms
 
 REMEDY = "Look at the named sites' own logs; the run can be continued with --resume."
 LONGEST_PAUSE_S = 60.0
 APPROVAL_PAUSE_S = 300.0
 """Longest pause before a site whose people have not approved the study is asked again."""
+NEW_S, LOOK_S = 30.0, 1.0
+"""How long a round waits for nodes that it has just asked who they are, and how long for those that it asked before."""
+SILENT = "it was asked who it is and has not answered"
 PARTS = ("train", "val", "test")
 
 
@@ -71,6 +75,8 @@ class Presence:
         self._known: set[int] = set()
         self._patience: dict[int, tuple[float, float]] = {}
         self._approving: set[int] = set()
+        self._questions: dict[str, Request] = {}  # that wait for an answer, by the message's id
+        self._told: Set[str] = set()  # of those, which it was said of
         self._header = {"spec": without_paths(spec).to_json(), "run": spec.run_id, "arm": spec.arm}
         self._brings: dict[str, str] = {}
         if study is not None:
@@ -91,22 +97,47 @@ class Presence:
         settled = False
         while not settled and time.monotonic() < (end := self._end(until, deadline)):
             members_before = set(self.members)
-            missing |= self.refresh(end)
+            missing |= self._look(end, LOOK_S)
             if self.names is not None:
                 settled = set(self.names) <= set(self.members)
             else:
-                settled = bool(members_before) and members_before == set(self.members)
+                settled = bool(members_before) and members_before == set(self.members) and not self._questions
             if not settled:
                 pause = self.terms.poll_s if self.names is not None else max(self.terms.poll_s, 1.0)
                 time.sleep(max(0.0, min(pause, end - time.monotonic())))
+        missing |= self._say_silent()
         gone = {name: why for name, why in missing.items() if name not in self.members}
         self.check_quorum("looking for the sites", set(self.members), gone)
 
     def _end(self, until: float, deadline: float) -> float:
         return deadline if self._approving and len(self.members) < self._needed() else until
 
-    def refresh(self, deadline: float) -> dict[str, str]:
+    def refresh(self, deadline: float) -> None:
         """Ask nodes not known yet who they are; a site that came back as another node is found again.
+
+        They are waited for until ``deadline`` if the quorum needs them, else for :data:`NEW_S`: those who are there
+        would otherwise not be asked at all, because of one that says nothing.
+        """
+        self._look(deadline, NEW_S)
+        while self._questions and len(self.members) < self._needed() and time.monotonic() < deadline:
+            self._look(deadline, LOOK_S)
+        self._say_silent()
+
+    def _say_silent(self) -> dict[str, str]:
+        """Who was asked and has not answered; it is said once of each."""
+        for message_id, request in self._questions.items():
+            if message_id not in self._told:
+                facts = {"arm": self.spec.arm, "stage": "", "round": 0}
+                self.events.emit("site_failed", site=request.site.name, code="deadline", reason=SILENT, **facts)
+        self._told = set(self._questions)
+        return {request.site.name: SILENT for request in self._questions.values()}
+
+    def _look(self, deadline: float, wait_s: float) -> dict[str, str]:
+        """Ask nodes not known yet, and hear who of those that were asked says what it is.
+
+        Args:
+            deadline: until which a node may answer.
+            wait_s: how long it is waited for here, if some were not asked before.
 
         Returns:
             why nodes that were asked did not become sites.
@@ -114,17 +145,18 @@ class Presence:
         bound = None if self.hooks.names_of_nodes is None else dict(self.hooks.names_of_nodes())
         if bound is not None:
             self._drop_removed(bound)
-        now, present = time.monotonic(), set(self._channel.grid.get_node_ids()) - self._known
+        asked = {request.site.node for request in self._questions.values()}
+        now, present = time.monotonic(), set(self._channel.grid.get_node_ids()) - self._known - asked
         nodes = [
             Site(self.hooks.called(node, bound), node)
             for node in sorted(present)
             if (bound is None or self._expected(bound.get(node))) and self._patience.get(node, (0.0, 0.0))[0] <= now
         ]
-        if not nodes:
+        if not nodes and not self._questions:
             return {}
         requests = [self._question(node, "" if bound is None else bound[node.node]) for node in nodes]
-        outcome = self._ask(requests, MessageType.QUERY, deadline, stage="", round_index=0)
-        for name, claimed in sorted(self._claims(nodes, outcome, bound).items()):
+        answered, outcome = self._heard_of(requests, deadline, now + (wait_s if nodes else LOOK_S))
+        for name, claimed in sorted(self._claims(answered, outcome, bound).items()):
             if len(claimed) > 1:
                 outcome.missing[name] = "more than one node says that it is this site"
                 self.refused(name, "duplicate")
@@ -137,6 +169,25 @@ class Presence:
             facts = {"run": self.spec.run_id, "site": name, "key": self.hooks.fingerprint_of(name)}
             self.hooks.log("site", **facts, label="" if bound else self.hooks.called(site.node, bound))
         return outcome.missing
+
+    def _heard_of(self, requests: Sequence[Request], deadline: float, until: float) -> tuple[list[Site], Outcome]:
+        """Ask who nodes are; those of them, and of whom was asked before, that answered or failed, and what they said.
+
+        Args:
+            deadline: until which they may answer.
+            until: when nobody is waited for any longer here.
+        """
+        asking = Asking(self._channel, MessageType.QUERY, deadline, {"arm": self.spec.arm, "stage": "", "round": 0})
+        asked = [*(request.site for request in self._questions.values()), *(request.site for request in requests)]
+        asking.open |= self._questions
+        for request in sorted(requests, key=lambda r: r.site.name):
+            asking.send(request)
+        hear(self._channel, asking, 0, min(deadline, until))
+        self._questions = dict(asking.open)
+        asking.open.clear()  # whoever says nothing yet has not failed
+        asking.end()
+        silent = {request.site.node for request in self._questions.values()}
+        return [site for site in asked if site.node not in silent], asking.outcome
 
     def _as_first_said(self, site: Site) -> Site:
         """The site with the numbers that it gave first: it must not grow where that suits it."""
@@ -211,6 +262,7 @@ class Presence:
                 del self.members[name]
                 self._known.discard(site.node)
                 self.refused(name, "roster")
+        self._questions = {n: r for n, r in self._questions.items() if bound.get(r.site.node) == r.site.name}
 
     def refused(self, site: str, code: str, stage: str = "", round_index: int = 0) -> None:
         """Say that a site is refused, and why (:data:`fed_diffmic.exchange.screening.REFUSALS`)."""
@@ -243,7 +295,8 @@ class Presence:
         Args:
             request: makes a site's, from the header fields of every request of the run.
         """
-        self.refresh(deadline)
+        self._look(deadline, NEW_S)
+        self._say_silent()
         requests = [request(site, self._header) for name, site in sorted(self.members.items()) if name in whom]
         outcome = self._ask(requests, message_type, deadline, stage="", round_index=0)
         self.heads |= outcome.heads

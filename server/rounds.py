@@ -137,7 +137,7 @@ def run_stage(run: Federation, stage: str) -> None:
         made = log_aggregate(hooks, spec, progress, trained.outcome, candidate, work.algorithm)
         evaluated, waits = MetricsAnswer({}, Outcome()), judged and judging.waits(index)
         if judged and not waits:
-            evaluated = judging.evaluate(candidate, index, deadline, parcel)
+            evaluated = judging.evaluate(candidate, index, run.terms.judged_by(deadline), parcel)
             judging.choose(candidate, index, evaluated)
 
         # With the checkpoint, never after it: a resumed run must not echo heads from before what the round spent.

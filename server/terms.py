@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+JUDGED_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,7 @@ class RunTerms:
         stages: that are trained, in order.
         sites: names of the sites expected; none: whoever is there.
         quorum: share of the sites whose good replies a round needs, in (0, 1].
-        deadline_s: seconds that a round may take, its evaluation included.
+        deadline_s: seconds that a round may take, its evaluation included, which has a fifth of that in any case.
         join_s: the longest wait for sites to appear at the start, in seconds.
         poll_s: pause between looking for replies, in seconds.
         test_s: the longest wait, in seconds, for the metrics that sites let out of their test images at the end; 0:
@@ -39,3 +42,14 @@ class RunTerms:
     metrics_every: int = 1
     metrics_share: float = 1.0
     one_exchange: bool = False
+
+    def judged_by(self, deadline: float) -> float:
+        """Until when a round's weights may be judged, in monotonic seconds.
+
+        A site that said nothing while the others trained was waited for until the deadline: nobody could be asked for
+        metrics then, and the round would miss the quorum that its training had.
+
+        Args:
+            deadline: of the round.
+        """
+        return max(deadline, time.monotonic() + JUDGED_SHARE * self.deadline_s)

@@ -66,6 +66,7 @@ def register(add: Add) -> None:
 
 
 def _privacy(arguments: argparse.Namespace, hint: list[str]) -> int:
+    from fed_diffmic.commands.outputs import check_output, check_spares
     from fed_diffmic.config.compose import compose, compose_site
     from fed_diffmic.files import write_json
 
@@ -76,8 +77,9 @@ def _privacy(arguments: argparse.Namespace, hint: list[str]) -> int:
         )
     if not 2 <= arguments.runs <= 100_000:
         raise UsageError(f"--runs {arguments.runs} is not allowed", "Give a number from 2 to 100000.")
-    if arguments.out is not None and not arguments.out.parent.is_dir():
-        raise UsageError(f"--out {arguments.out}: there is no such folder", "Make it, or name another file.")
+    if arguments.out is not None:
+        check_output("--out", arguments.out)
+        check_spares("--out", arguments.out, [("--config", arguments.config)])
     if arguments.config is not None:
         settings = compose_site(arguments.config, arguments.settings).privacy
     else:

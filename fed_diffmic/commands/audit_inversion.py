@@ -40,14 +40,16 @@ def add_inversion(command: Parser) -> None:
 
 def inversion(arguments: argparse.Namespace, hint: list[str]) -> int:
     """Attack, print a table and the verdict."""
+    from fed_diffmic.commands.outputs import check_output, check_spares
     from fed_diffmic.config.compose import compose, compose_site
     from fed_diffmic.files import write_json
 
     batches = _batches(str(arguments.batch))
     if not 1 <= arguments.steps <= _MOST_STEPS:
         raise UsageError(f"--steps {arguments.steps} is not allowed", f"Give a number from 1 to {_MOST_STEPS}.")
-    if arguments.out is not None and not arguments.out.absolute().parent.is_dir():
-        raise UsageError(f"--out {arguments.out}: there is no such folder", "Make it, or name another file.")
+    if arguments.out is not None:
+        check_output("--out", arguments.out)
+        check_spares("--out", arguments.out, [("--config", arguments.config)])
     floors = compose_site(arguments.config, arguments.settings).policy.floors
     asked = [pair if pair.startswith("model.") else f"model.{pair}" for pair in arguments.set]
     config = compose(None, [f"model={arguments.model}", f"stages={arguments.model}", *asked])

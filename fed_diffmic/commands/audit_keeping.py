@@ -53,9 +53,12 @@ def rekey(arguments: argparse.Namespace, hint: list[str]) -> int:
 
 def stamp(arguments: argparse.Namespace, hint: list[str]) -> int:
     """Write a request for a timestamp of the log's head."""
+    from fed_diffmic.commands.outputs import check_output, check_spares
     from fed_diffmic.exchange.audit import Head, read_lines
     from fed_diffmic.exchange.timestamp import write_request
 
+    check_output("--out", arguments.out)
+    check_spares("--out", arguments.out, [("LOG", arguments.log)])
     lines = read_lines(arguments.log)
     if not lines:
         raise ModelFileError(f"{arguments.log} holds no line", "Check the path.")

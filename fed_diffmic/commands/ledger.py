@@ -74,9 +74,15 @@ def _site(arguments: argparse.Namespace) -> tuple[SiteConfig, Path]:
 
 
 def _show(arguments: argparse.Namespace, hint: list[str]) -> int:
-    from fed_diffmic.privacy.account import read_account
+    from fed_diffmic.commands.outputs import check_output, check_spares
+    from fed_diffmic.privacy.account import FILE, FOLDER, read_account
 
-    _, folder = _site(arguments)
+    config, folder = _site(arguments)
+    if arguments.plot is not None:
+        check_output("--plot", arguments.plot)
+        key = config.coordinator.key
+        read = [("--config", arguments.config), ("the ledger", folder / FOLDER / FILE), ("the key", key)]
+        check_spares("--plot", arguments.plot, read)
     account = read_account(folder)
     terms, spent = account.terms, account.total()
     print(f"unit: {terms.unit} (one more or one less); delta {terms.delta:g}; accountant {terms.accountant}")

@@ -49,7 +49,8 @@ def _report(arguments: argparse.Namespace, hint: list[str]) -> int:
     usual = "report-interactive.html" if arguments.interactive else "report.html"
     out: Path = arguments.out or folder / ("compare.html" if arguments.compare else usual)
     check_output("--out", out)
-    check_outside("--out", out, folder, ("final", *RUN_MARKS))
+    for run in (folder, *arguments.compare):
+        check_outside("--out", out, run, ("final", *RUN_MARKS))
     if arguments.compare:
         print(write_comparison(out, read_runs([folder, *arguments.compare])))
         return 0

@@ -98,9 +98,10 @@ class KeptCalls:
             return None
         kept = self._spool.request()
         if kept is not None:
-            if not self._is_turn(kept.messages_list[0]):
+            over = _over(kept.messages_list[0].metadata)  # first: nobody waits for a turn with what nobody asks for
+            if not over and not self._is_turn(kept.messages_list[0]):
                 return None
-            if not _over(kept.messages_list[0].metadata) and self._spool.count(RECEIVED) <= RECEIVES:
+            if not over and self._spool.count(RECEIVED) <= RECEIVES:
                 self._report.set(busy=True)
                 return message_from_proto(kept.messages_list[0]), kept.message_object_trees[0]
             logger.warning("a request is given up: its time is over, or its content does not come")

@@ -85,6 +85,32 @@ def test_mistakes_on_the_command_line(logs: dict[str, Any], capsys: pytest.Captu
     assert main(["audit", "model", str(folder)]) == 4
 
 
+def test_a_request_for_a_timestamp_is_not_written_over_the_log(
+    logs: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = logs["folder"] / "site.jsonl"
+    before = log.read_bytes()
+    (logs["folder"] / "link.tsq").symlink_to(log)
+    for out in (log, logs["folder"] / "link.tsq"):
+        assert main(["audit", "stamp", str(log), "--out", str(out)]) == 2
+        assert "is also LOG, which would be written over" in capsys.readouterr().err
+    assert main(["audit", "stamp", str(log), "--out", str(logs["folder"])]) == 2
+    assert "is a folder" in capsys.readouterr().err
+    assert log.read_bytes() == before and verify(logs["folder"]) == 0
+
+
+@pytest.mark.parametrize("attack", ["privacy", "inversion"])
+def test_an_attack_does_not_begin_whose_result_could_not_be_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], attack: str
+) -> None:
+    config = tmp_path / "site.yaml"
+    config.write_text("site:\n  name: mercy\n")
+    for out, said in ((tmp_path, "is a folder"), (config, "is also --config"), (config / "o.json", "is no folder")):
+        assert main(["audit", attack, "--config", str(config), "--out", str(out)]) == 2
+        assert said in capsys.readouterr().err
+    assert config.read_text() == "site:\n  name: mercy\n"
+
+
 @pytest.fixture
 def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a quarter of the size."""

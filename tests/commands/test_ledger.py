@@ -60,6 +60,18 @@ def test_show_says_what_is_spent_and_left_and_draws_it(site, tmp_path, capsys):
     assert (tmp_path / "epsilon.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_drawing_is_not_written_over_the_ledger(site, capsys):
+    path, folder = site
+    before = [(file, file.read_bytes()) for file in (path, folder / FOLDER / FILE, folder.parent / "key")]
+    for file, _ in before:
+        with pytest.raises(UsageError, match="which would be written over"):
+            run("show", "--config", path, "--plot", file)
+    with pytest.raises(UsageError, match="is a folder"):
+        run("show", "--config", path, "--plot", folder)
+    assert [(file, file.read_bytes()) for file, _ in before] == before
+    assert capsys.readouterr().out == ""
+
+
 def test_verify_finds_a_changed_line_and_ends_with_a_code(site, capsys):
     path, folder = site
     assert run("verify", "--config", path) == 0

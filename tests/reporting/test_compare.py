@@ -131,6 +131,10 @@ def test_the_command_writes_both_pages(
     assert main(["report", str(folders[0]), "--out", str(tmp_path / "no" / "x.html")]) == 2
     assert "no finished run is here" in capsys.readouterr().err
     before = (folders[0] / "summary.json").read_bytes()
+    other = folders[1] / "summary.json"
+    kept = other.read_bytes()
+    assert main(["report", str(folders[0]), "--compare", str(folders[1]), "--out", str(other)]) == 2
+    assert "among the run's own files" in capsys.readouterr().err and other.read_bytes() == kept
     for out, said in ((folders[0], "is a folder"), (folders[0] / "summary.json", "among the run's own files")):
         assert main(["report", str(folders[0]), "--out", str(out)]) == 2
         assert said in capsys.readouterr().err

@@ -99,6 +99,23 @@ def test_a_wait_in_vain_is_told_to_the_coordinator_which_asks_later(tmp_path: Pa
     assert site.calls.receive() is not None  # the next request
 
 
+def test_a_request_whose_time_is_over_waits_for_no_turn(tmp_path: Path) -> None:
+    """The next one does, and of that the coordinator is told when it waited in vain."""
+    path, late, now = str(tmp_path / "turn"), request(2), [0.0]
+    site, other = Site(tmp_path / "inbox", [request(1, ttl=0.2), late]), Turn(path, 60.0)
+    site.calls.turn = Turn(path, 30.0, lambda: now[0])
+    assert other.take() and site.calls.receive() is None
+    time.sleep(0.25)
+    assert site.calls.receive() is None
+    kept = site.spool.request()
+    assert kept is not None and kept.messages_list[0].metadata.message_id == late.metadata.message_id
+    now[0] = 31.0
+    assert site.calls.receive() is None
+    assert [(m.error.code, m.metadata.reply_to_message_id) for m in site.announced] == [
+        (TURN, late.metadata.message_id)
+    ]
+
+
 def test_a_file_that_cannot_be_opened_is_a_wait(tmp_path: Path) -> None:
     site = Site(tmp_path / "inbox", [request()])
     site.calls.turn = Turn(str(tmp_path / "gone" / "turn"), 0.2)
