@@ -33,7 +33,7 @@ class Run:
         >>> sorted(run.summary["sites"])
         ['site-1', 'site-2']
         >>> list(run.metrics.columns)
-        ['arm', 'lr_scale', 'stage', 'round', 'site', 'split', 'metric', 'value']
+        ['arm', 'lr_scale', 'stage', 'round', 'site', 'split', 'metric', 'value', 'optimizer']
         >>> run.model().classes
         ('0', '1', '2', '3', '4')
     """
