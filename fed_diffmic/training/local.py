@@ -271,14 +271,8 @@ def mean_loss(
 
 
 def batches(count: int, batch_size: int, order: np.random.Generator) -> Iterator[np.ndarray]:
-    """Endless passes in random order, each cut into nearly equal batches (none of a single straggler).
-
-    An odd number of images in batches of two would leave one, of which no batch norm can take a mean: then one batch is
-    of three.
-    """
-    parts = math.ceil(count / batch_size)
-    if batch_size > 1 and count > 1:
-        parts = min(parts, count // 2)
+    """Endless passes in random order, cut into nearly equal batches; none of one image: batch norm cannot take it."""
+    parts = min(math.ceil(count / batch_size), count if batch_size == 1 else max(1, count // 2))
     while True:
         yield from np.array_split(order.permutation(count), parts)
 
