@@ -100,7 +100,7 @@ def test_what_the_trial_meets_comes_back_in_words(site):
     """A device that is not there: the child says so in our words and code."""
     Path(site.site.folder).mkdir(mode=0o700)
     ask = expected()
-    missing = replace(site, site=replace(site.site, device="cuda:97"))
+    missing = replace(site, site=replace(site.site, device=["cuda:97"]))
     (check,) = check_trial(missing, ask.model, ask.stages, timeout_s=240)
     assert (check.level, check.exit_code) == ("failed", 6)
     assert "cuda:97" in check.cause and check.remedy
