@@ -10,6 +10,7 @@ from pathlib import Path
 from client.state import SiteStore
 from fed_diffmic.config.simulation import SimulateConfig
 from fed_diffmic.errors import MachineError
+from fed_diffmic.files import atomic_write, sync_folder
 from fed_diffmic.release.personal import PARTS
 from simulations.drawn_from import FILE as DRAWN_FROM
 
@@ -59,7 +60,7 @@ def keep_trial(trial: Path, folder: Path) -> None:
         folder: the arm's.
 
     Raises:
-        OSError: it cannot be written.
+        MachineError: a file of it cannot be written.
     """
     for name in (PARTS, "final"):  # the model last: where it is, the sites' own parts of it are
         part = folder / f".{name}.part"
@@ -68,15 +69,17 @@ def keep_trial(trial: Path, folder: Path) -> None:
                 shutil.rmtree(old)
         if (trial / name).exists():
             shutil.copytree(trial / name, part, copy_function=_linked)
+            sync_folder(part)
             part.rename(folder / name)
+            sync_folder(folder)
 
 
 def _linked(source: str, target: str) -> None:
-    """The same file by another name, which is never written into; a copy where the disk has no such thing."""
+    """The same file by another name, which is never written into; a copy, flushed, where the disk has no such thing."""
     try:
         os.link(source, target)
     except OSError:
-        shutil.copy2(source, target)
+        atomic_write(target, Path(source).read_bytes())
 
 
 def forget_site_files(run_dir: Path) -> None:

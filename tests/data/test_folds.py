@@ -46,13 +46,13 @@ def test_folds_do_not_depend_on_the_order_of_the_rows_and_differ_between_sites_a
     labels, groups = rng.integers(0, 3, 200), rng.integers(0, 80, 200)
     manifest, turned = data_set(labels, groups), rng.permutation(200)
 
-    def test_images(data, site="s", seed=0, fold=1):
+    def tested(data, site="s", seed=0, fold=1):
         done = split_site(data, site, seed, 0.15, 0.2, Fold(4, fold)).table
         return frozenset(done["image"][done["split"] == "test"])
 
-    assert test_images(manifest) == test_images(manifest.subset(turned))
-    assert test_images(manifest) != test_images(manifest, seed=1)
-    assert test_images(manifest) != test_images(manifest, site="t")
+    assert tested(manifest) == tested(manifest.subset(turned))
+    assert tested(manifest) != tested(manifest, seed=1)
+    assert tested(manifest) != tested(manifest, site="t")
 
 
 def test_folds_hold_as_much_of_each_class_as_those_of_scikit_learn():
