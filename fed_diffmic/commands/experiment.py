@@ -45,12 +45,14 @@ def register(add: Add) -> None:
         run.add_argument(
             "settings", nargs="*", metavar="key=value", help="of every cell; axes.NAME=a,b narrows an axis"
         )
-    about = "does the diffusion head earn its cost? Train and judge every method on pooled images, alike"
+    about = "does the diffusion head earn its cost? Train and judge every method alike, on pooled images or by the sites"
     head = add_below("head", _head, about)
     head.description = about
     head.add_argument("name", help="an experiment's name, or a file")
     head.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the experiment, new or begun")
     head.add_argument("--test", action="store_true", help="read the test images: once, when validation has decided")
+    together = "train by the strategy over the sites; without: on all images in one place"
+    head.add_argument("--federated", action="store_true", help=together)
     head.add_argument("settings", nargs="*", metavar="key=value", help="as of run")
     report = add_below("report", _report, "write table, comparisons and pictures again")
     report.add_argument("folder", type=Path, metavar="DIR", help="folder of the experiment")
@@ -130,7 +132,7 @@ def _head(arguments: argparse.Namespace, hint: list[str]) -> int:
     from simulations.experiments.head import run_head
     from simulations.experiments.head_report import write_head_report
 
-    run_head(experiment, arguments.out, test=arguments.test)
+    run_head(experiment, arguments.out, test=arguments.test, federated=arguments.federated)
     for path in write_head_report(arguments.out):
         print(path)
     return 0

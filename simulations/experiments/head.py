@@ -1,7 +1,8 @@
 """Does the diffusion head earn its cost? Every method of an experiment trained on pooled images, as long and alike.
 
 The runs of an experiment (:mod:`simulations.experiments.definition`), but on all images in one place and without
-rounds of exchange, so that nothing differs but the method:
+rounds of exchange, or by its sites in rounds (:mod:`simulations.experiments.head_together`), so that nothing differs
+but the method:
 
 - **one split** for all seeds and methods, so that every difference is paired; seeds differ in initial weights, batches
   and noise. Test images are predicted when that is asked for, after validation has decided;
@@ -9,7 +10,7 @@ rounds of exchange, so that nothing differs but the method:
   for methods that only sample from it in other ways;
 - a fixed number of steps and the last weights: nothing is chosen on the way.
 
-A folder ``OUT`` holds ``shared/STAGE-DIGEST.safetensors`` (weights), ``cells/NAME/val.safetensors`` and
+A folder ``OUT`` holds ``trained.json`` (in which of the two ways), ``shared/STAGE-DIGEST.safetensors`` (weights), ``cells/NAME/val.safetensors`` and
 ``test.safetensors`` (scores and doubts by image, from which :mod:`simulations.experiments.head_report` computes every
 number) and ``cells/NAME/facts.json``. What is there is not computed again.
 """
@@ -17,7 +18,7 @@ number) and ``cells/NAME/facts.json``. What is there is not computed again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -31,8 +32,8 @@ from fed_diffmic.config.simulation import ModelConfig, SimulateConfig, StageConf
 from fed_diffmic.config.spec import RunSpec, make_spec
 from fed_diffmic.config.stages import trained_stages
 from fed_diffmic.data.site import Examples, SiteData
-from fed_diffmic.errors import ConfigError, DataError
-from fed_diffmic.files import atomic_write, load_tensors, save_tensors, write_json
+from fed_diffmic.errors import ConfigError, DataError, UsageError
+from fed_diffmic.files import atomic_write, load_tensors, read_json, save_tensors, write_json
 from fed_diffmic.training.calibration import class_prior
 from fed_diffmic.training.evaluation import predict_doubts
 from fed_diffmic.training.guided import GuidanceTable, GuidedStage, fold_of, guidance_table, joined
@@ -43,11 +44,12 @@ from fed_diffmic.training.update import LocalRound, SiteMemory
 from simulations.drawn_from import FILE as DRAWN_FROM
 from simulations.drawn_from import hold_to
 from simulations.experiments.definition import Cell, Experiment
+from simulations.experiments.head_together import check_together, trained_together
 from simulations.experiments.runner import CELLS, check_machine, prepare
 from simulations.run import choose_device
 from simulations.sites import POOLED, class_counts, forget_sites, shared_sites
 
-SHARED, FACTS = "shared", "facts.json"
+SHARED, FACTS, TRAINED = "shared", "facts.json", "trained.json"
 SPLIT_SEED = 0
 """Of the one split that all seeds share."""
 _OF_GUIDANCE = (
@@ -76,8 +78,9 @@ class Work:
 
     Attributes:
         cell: what is trained.
-        spec: of the cell, on pooled images.
-        data: the one split.
+        spec: of the cell.
+        data: the one split, of all images.
+        train: the training images of each site; of :data:`simulations.sites.POOLED` alone, where they are in one place.
         shared: folder of weights.
         tables: what was last said of the training images, by its key; other cells of the seed use it again.
     """
@@ -85,29 +88,43 @@ class Work:
     cell: Cell
     spec: RunSpec
     data: SiteData
+    train: Mapping[str, Examples]
     shared: Path
     tables: dict[str, GuidanceTable]
 
 
-def run_head(experiment: Experiment, out: Path, *, test: bool = False, say: Callable[[str], None] = print) -> None:
+def run_head(
+    experiment: Experiment,
+    out: Path,
+    *,
+    test: bool = False,
+    federated: bool = False,
+    say: Callable[[str], None] = print,
+) -> None:
     """Train and predict every cell that has no predictions yet.
 
     Args:
         experiment: its cells.
         out: its folder, new or begun.
         test: predict the test images too.
+        federated: train by the cells' strategy over their sites; else on all images in one place.
         say: one line for each cell.
 
     Raises:
         ConfigError: a cell trains the plain classifier, or cross-fits what it augments; or this machine lacks what
             every cell needs.
-        UsageError, MachineError: see :func:`simulations.experiments.runner.prepare`.
+        UsageError: the folder was begun in the other way; and see :func:`simulations.experiments.runner.prepare`.
+        MachineError: see there.
         DataError, PartitionError, ModelFileError: see :mod:`fed_diffmic.errors`.
     """
     for cell in experiment.cells:
         _check(cell.config)
+        if federated:
+            check_together(cell.config)
     check_machine([replace(cell, config=_without_crossfit(cell.config)) for cell in experiment.cells], out)
+    _hold_to_way(out, federated)
     prepare(experiment, out)
+    write_json(out / TRAINED, {"federated": federated})
     (out / SHARED).mkdir(exist_ok=True)
     splits = ("val", "test") if test else ("val",)
     tables: dict[str, GuidanceTable] = {}
@@ -116,7 +133,20 @@ def run_head(experiment: Experiment, out: Path, *, test: bool = False, say: Call
         missing = [split for split in splits if not (folder / f"{split}.safetensors").exists()]
         if missing:
             say(f"[{position}/{len(experiment.cells)}] {cell.name}")
-            _predict(_work(cell, out, tables), folder, missing)
+            _predict(_work(cell, out, tables, federated), folder, missing)
+
+
+def _hold_to_way(out: Path, federated: bool) -> None:
+    """Hold a folder to how its networks are trained; one without a word of it is older, and of images in one place.
+
+    Raises:
+        UsageError: it is the other way.
+    """
+    begun = read_json(out / TRAINED)["federated"] if (out / TRAINED).exists() else False
+    if (out / SHARED).exists() and begun != federated:
+        said = "as a federation" if begun else "on all images in one place"
+        remedy = "Give --federated again" if begun else "Leave --federated away"
+        raise UsageError(f"{out}: its networks are trained {said}", f"{remedy}, or choose another --out.")
 
 
 def _without_crossfit(config: SimulateConfig) -> SimulateConfig:
@@ -140,14 +170,17 @@ def _check(config: SimulateConfig) -> None:
         )
 
 
-def _work(cell: Cell, out: Path, tables: dict[str, GuidanceTable]) -> Work:
+def _work(cell: Cell, out: Path, tables: dict[str, GuidanceTable], federated: bool) -> Work:
     config = cell.config
     folder = out / f"data-{config.model.image_side}"
     sites = shared_sites(replace(config, seed=SPLIT_SEED), folder)
     _hold_to_first(folder)
     device = choose_device(config.run.device)
-    spec = make_spec(config, classes=sites.classes, task=sites.task, run_id=cell.name, arm=POOLED, device=device)
-    return Work(cell, spec, sites.get(POOLED), out / SHARED, tables)
+    arm = "federated" if federated else POOLED
+    spec = make_spec(config, classes=sites.classes, task=sites.task, run_id=cell.name, arm=arm, device=device)
+    data = sites.get(POOLED)
+    train = {name: site.train for name, site in sites.sites.items()} if federated else {POOLED: data.train}
+    return Work(cell, spec, data, train, out / SHARED, tables)
 
 
 def _hold_to_first(folder: Path) -> None:
@@ -197,7 +230,9 @@ def _predict(work: Work, folder: Path, splits: list[str]) -> None:
                 "stage": stage,
                 "decision": work.spec.stages.decision,
                 "trained": trained_parameters(module),
-                "steps": (cfg.rounds or 0) * cfg.local_steps(len(train)),
+                "steps": (cfg.rounds or 0) * sum(cfg.local_steps(len(part)) for part in work.train.values()),
+                "federated": work.spec.strategy.name if POOLED not in work.train else "",
+                "sites": len(work.train),
                 "predicted": len(examples),
                 "predict_s": round(seconds, 1),
                 "seconds": round(time.monotonic() - started, 1),
@@ -235,7 +270,7 @@ def head_spec(spec: RunSpec) -> RunSpec:
 def trained_guidance(work: Work) -> Tensors:
     """The guidance network of the cell's seed, trained on all training images."""
     spec = guidance_spec(work.spec)
-    return _kept(work, "guidance", _key(work, spec), partial(_trained, work, spec, "guidance", work.data.train))
+    return _kept(work, "guidance", _key(work, spec), partial(_trained, spec, "guidance", work.train))
 
 
 def trained_head(work: Work, guidance: Tensors) -> Tensors:
@@ -244,7 +279,7 @@ def trained_head(work: Work, guidance: Tensors) -> Tensors:
 
     def train() -> Tensors:
         table = guidance_of(work)
-        return _trained(work, spec, "diffusion", work.data.train, guidance, table)
+        return _trained(spec, "diffusion", work.train, guidance, table)
 
     return _kept(work, "diffusion", _key(work, spec), train)
 
@@ -271,9 +306,9 @@ def _said(work: Work, spec: RunSpec) -> GuidanceTable:
     folds = fold_of(train.groups, cfg.crossfit, spec.seed)
     tables = []
     for fold in range(cfg.crossfit):
-        others, own = train.subset(folds != fold), train.subset(folds == fold)
+        own = train.subset(folds == fold)
         key = f"{_key(work, spec)} without fold {fold} of {cfg.crossfit}"
-        state = _kept(work, "guidance", key, partial(_trained, work, spec, "guidance", others))
+        state = _kept(work, "guidance", key, partial(_trained, spec, "guidance", _others(work, fold)))
         tables.append(_table(spec, state, own))
     return joined(tables)
 
@@ -289,15 +324,26 @@ def _key(work: Work, spec: RunSpec) -> str:
     return f"{replace(spec, device='').to_json()} {keys}"
 
 
+def _others(work: Work, fold: int) -> dict[str, Examples]:
+    """Each site's training images that are not of a fold; a site that has none is left out."""
+    cfg = work.spec.stages.diffusion
+    found = {
+        name: train.subset(fold_of(train.groups, cfg.crossfit, work.spec.seed) != fold)
+        for name, train in work.train.items()
+    }
+    return {name: train for name, train in found.items() if len(train)}
+
+
 def _trained(
-    work: Work,
     spec: RunSpec,
     stage: str,
-    train: Examples,
+    train: Mapping[str, Examples],
     guidance: Tensors | None = None,
     table: GuidanceTable | None = None,
 ) -> Tensors:
-    """All rounds of a stage on one set of images, with the optimizer's moments kept; the last weights."""
+    """All rounds of a stage, with the optimizer's moments kept; the last weights."""
+    if POOLED not in train:
+        return trained_together(spec, stage, train, guidance, table)
     module = build_module(spec, stage)
     load_state(module.network, initial_state(spec, stage, guidance), f"stage {stage}")
     if isinstance(module, GuidedStage):
@@ -306,6 +352,7 @@ def _trained(
     module.spec = replace(spec, strategy=kept)
     memory = SiteMemory()
     for number in range(1, (spec.stage(stage).rounds or 0) + 1):
-        result = local_update(module, train, build_algorithm(kept), LocalRound(POOLED, number, spec.device), memory)
+        at = LocalRound(POOLED, number, spec.device)
+        result = local_update(module, train[POOLED], build_algorithm(kept), at, memory)
         memory = SiteMemory(optimizer=result.optimizer_state or {}, algorithm=result.algorithm_state)
     return full_state(module)

@@ -154,9 +154,11 @@ def verdict_lines(out: Path, split: str) -> list[str]:
 
 
 def _words(methods: Mapping[str, Method], split: str) -> list[str]:
-    images = len(next(iter(methods.values())).images)
+    one = next(iter(methods.values()))
     first, *others = verdict(methods)
-    return [f"**{SPLITS[split].capitalize()}, {images} images.** {first}", "", *(f"- {one}" for one in others), ""]
+    how = f", trained by {one.facts['sites']} sites ({one.facts['federated']})" if one.facts.get("federated") else ""
+    said = f"**{SPLITS[split].capitalize()}, {len(one.images)} images{how}.** {first}"
+    return [said, "", *(f"- {line}" for line in others), ""]
 
 
 def reference_of(methods: Mapping[str, Method], kind: str) -> str | None:
