@@ -45,7 +45,7 @@ def register(add: Add) -> None:
         run.add_argument(
             "settings", nargs="*", metavar="key=value", help="of every cell; axes.NAME=a,b narrows an axis"
         )
-    about = "does the diffusion head earn its cost? Train and judge every method alike, on pooled images or by the sites"
+    about = "does the diffusion head earn its cost? Train and judge every method alike, on pooled images or by sites"
     head = add_below("head", _head, about)
     head.description = about
     head.add_argument("name", help="an experiment's name, or a file")

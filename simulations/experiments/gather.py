@@ -23,17 +23,25 @@ def grouped(out: Path) -> tuple[dict[tuple[tuple[str, str], ...], dict[str, dict
     index = read_index(out)
     folds = len({cell["place"].get(FOLD) for cell in index["cells"]} - {None})
     groups: dict[tuple[tuple[str, str], ...], dict[str, dict[str, list[Path]]]] = {}
-    for cell in index["cells"]:
-        folder = out / CELLS / cell["name"]
-        if (folder / "summary.json").exists():
-            place = cell["place"]
-            rest = tuple((axis, value) for axis, value in place.items() if axis not in COMPARED)
-            seeds = groups.setdefault(rest, {}).setdefault(place.get("method", "federated"), {})
-            seeds.setdefault(place["seed"], []).append(folder)
-            # How many folds there are is the run's to say: the index of a part of them (axes.fold=1) has fewer.
-            if folds:
-                folds = max(folds, read_json(folder / "summary.json").get("partition", {}).get("folds", 0))
+    done = [cell for cell in index["cells"] if (out / CELLS / cell["name"] / "summary.json").exists()]
+    for cell in done:
+        _of(groups, cell["place"])  # methods as they were named: the first is the one that is asked about
+    # Seeds and folds by number, not as they were begun: in which order parts of an experiment were run changes nothing.
+    for cell in sorted(done, key=lambda cell: [int(cell["place"].get(axis, 0)) for axis in ("seed", FOLD)]):
+        folder, place = out / CELLS / cell["name"], cell["place"]
+        _of(groups, place).setdefault(place["seed"], []).append(folder)
+        # How many folds there are is the run's to say: the index of a part of them (axes.fold=1) has fewer.
+        if folds:
+            folds = max(folds, read_json(folder / "summary.json").get("partition", {}).get("folds", 0))
     return groups, folds
+
+
+def _of(
+    groups: dict[tuple[tuple[str, str], ...], dict[str, dict[str, list[Path]]]], place: dict[str, str]
+) -> dict[str, list[Path]]:
+    """The seeds of a cell's method, among those that share its other axes."""
+    rest = tuple((axis, value) for axis, value in place.items() if axis not in COMPARED)
+    return groups.setdefault(rest, {}).setdefault(place.get("method", "federated"), {})
 
 
 def incomplete(out: Path) -> str:

@@ -10,7 +10,8 @@ but the method:
   for methods that only sample from it in other ways;
 - a fixed number of steps and the last weights: nothing is chosen on the way.
 
-A folder ``OUT`` holds ``trained.json`` (in which of the two ways), ``shared/STAGE-DIGEST.safetensors`` (weights), ``cells/NAME/val.safetensors`` and
+A folder ``OUT`` holds ``trained.json`` (in which of the two ways), ``shared/STAGE-DIGEST.safetensors`` (weights),
+``cells/NAME/val.safetensors`` and
 ``test.safetensors`` (scores and doubts by image, from which :mod:`simulations.experiments.head_report` computes every
 number) and ``cells/NAME/facts.json``. What is there is not computed again.
 """
@@ -143,10 +144,16 @@ def _hold_to_way(out: Path, federated: bool) -> None:
         UsageError: it is the other way.
     """
     begun = read_json(out / TRAINED)["federated"] if (out / TRAINED).exists() else False
-    if (out / SHARED).exists() and begun != federated:
-        said = "as a federation" if begun else "on all images in one place"
-        remedy = "Give --federated again" if begun else "Leave --federated away"
-        raise UsageError(f"{out}: its networks are trained {said}", f"{remedy}, or choose another --out.")
+    if not (out / SHARED).exists() or begun == federated:
+        return
+    if begun:
+        raise UsageError(
+            f"{out}: its networks are trained as a federation", "Give --federated again, or choose another --out."
+        )
+    raise UsageError(
+        f"{out}: its networks are trained on all images in one place",
+        "Leave --federated away, or choose another --out.",
+    )
 
 
 def _without_crossfit(config: SimulateConfig) -> SimulateConfig:

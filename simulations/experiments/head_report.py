@@ -67,7 +67,8 @@ def methods_of(out: Path, split: str) -> dict[str, Method]:
         UsageError: the folder holds no experiment, no predictions, or cells of different images.
     """
     found: dict[str, dict[str, tuple[str, Judged, Mapping[str, Any], np.ndarray]]] = {}
-    for cell in read_index(out)["cells"]:
+    # By number, not as they were begun: in which order parts of an experiment were run changes nothing.
+    for cell in sorted(read_index(out)["cells"], key=lambda cell: int(cell["place"]["seed"])):
         folder = out / CELLS / cell["name"]
         if not (folder / f"{split}.safetensors").exists():
             continue

@@ -37,20 +37,26 @@ def check_together(config: SimulateConfig) -> None:
     strategy = config.strategy
     made = algorithm_class(strategy.name)
     if strategy.name == "flower" or made.needs != SUMS or made.gradient_sums or not made.global_is_trained:
-        allowed = "one that makes a global model of the sites' sums, such as fedavg, fedprox or feddyn, with --federated"
-        raise ConfigError("strategy.name", strategy.name, allowed)
+        raise ConfigError(
+            "strategy.name",
+            strategy.name,
+            "one that makes a global model of sums over the sites, such as fedavg, with --federated",
+        )
     for name in _ASKED:
         usual = getattr(StrategyConfig(), name)
         if getattr(strategy, name) != usual:
-            raise ConfigError(f"strategy.{name}", getattr(strategy, name), f"{usual} with --federated")
+            raise ConfigError(f"strategy.{name}", getattr(strategy, name), f"with --federated {usual}")
     for stage in trained_stages(config.stages):
         if ema := getattr(config.stages, stage).ema:
-            raise ConfigError(f"stages.{stage}.ema", ema, "0 with --federated: the last weights are judged")
+            raise ConfigError(f"stages.{stage}.ema", ema, "0 with --federated, which judges the last weights")
     usual = ConditionsConfig()
     for name in ("dropout", "absent", "slow"):
         if getattr(config.conditions, name) != getattr(usual, name):
-            allowed = f"{getattr(usual, name)} with --federated: every site is there in every round"
-            raise ConfigError(f"conditions.{name}", getattr(config.conditions, name), allowed)
+            raise ConfigError(
+                f"conditions.{name}",
+                getattr(config.conditions, name),
+                f"with --federated {getattr(usual, name)}: every site is there in every round",
+            )
 
 
 def trained_together(

@@ -46,6 +46,9 @@ def desk(elsewhere: Path, ended: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (elsewhere / "summary").mkdir()
     (elsewhere / "summary" / "summary.json").write_text('{"classes": ["a", "b"], "task": "multiclass"}')
     (elsewhere / "summary" / "events.jsonl").touch()
+    for way in ("together", "pooled"):
+        (elsewhere / way / "shared").mkdir(parents=True)
+        (elsewhere / way / "trained.json").write_text(f'{{"federated": {str(way == "together").lower()}}}')
     (elsewhere / "bad.png").write_bytes(b"no image")
     (elsewhere / "blank.csv").write_text("image,label\n,benign\n")
     for name, text in (("short", "abc"), ("log", "")):

@@ -384,6 +384,22 @@ def test_the_axis_fold_makes_a_cell_of_each(experiment_file):
             load_experiment(str(experiment_file(text.replace("fold: 3", f"fold: {wrong}"))))
 
 
+def test_in_which_order_seeds_and_folds_were_begun_changes_nothing(tmp_path):
+    runs = [folder for found in write_runs(tmp_path / "exp" / "cells")["m"].values() for folder in found]
+    cells = [
+        {"name": run.name, "place": dict(zip(("seed", "fold"), run.name.split("-"), strict=True)), "digest": ""}
+        for run in runs
+    ]
+    index = {"experiment": "x", "about": "y", "axes": ["seed", "fold"]}
+    said = []
+    for order in (cells, cells[::-1], [cells[1], cells[5], *cells[2:5], cells[0]]):
+        write_json(tmp_path / "exp" / "experiment.json", {**index, "cells": order})
+        (section,) = sections(tmp_path / "exp")
+        said.append(answer(section, []))
+        assert section.seeds == ("1", "2") and any("3 folds, 2 seed(s) (1, 2)" in line for line in said[-1])
+    assert said[0] == said[1] == said[2]
+
+
 def test_an_experiment_over_folds_runs_and_its_report_opens_with_the_answer(
     experiment_file, drawn, tmp_path, monkeypatch
 ):
