@@ -19,8 +19,10 @@ READ_S = 60.0
 
 
 class Prompt(H11Protocol):
-    """Closes a connection on which no whole head of a request came in :data:`HEAD_S` seconds, and cuts one whose answers
-    are not read within :data:`READ_S` seconds."""
+    """Closes a connection on which no whole head of a request came in :data:`HEAD_S` seconds.
+
+    One whose answers are not read within :data:`READ_S` seconds is cut.
+    """
 
     _late: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
