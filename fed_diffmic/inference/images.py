@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,12 @@ def _below(folder: Path, said: Callable[[str], None]) -> list[str]:
 
 
 def begins_as_dicom(path: str) -> bool:
-    """Whether a file says that it is DICOM; one that cannot be read says nothing."""
+    """Whether a file says that it is DICOM; one that cannot be read says nothing.
+
+    A named pipe that lies among the images is none: to open it would wait for a writer without end.
+    """
+    if not os.path.isfile(path):
+        return False
     try:
         with open(path, "rb") as stream:
             return is_dicom(stream.read(HEAD))

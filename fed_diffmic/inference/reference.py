@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from fed_diffmic.config.precision import FLOAT32
 from fed_diffmic.errors import ModelFileError
 from fed_diffmic.files import load_tensors, save_tensors
 from fed_diffmic.inference.evaluate import TableSettings, read_examples
@@ -23,6 +24,7 @@ from fed_diffmic.inference.predictor import Predictor
 from fed_diffmic.training.familiar import Familiar, familiar, image_features
 from fed_diffmic.training.features import CHUNK, chunks
 from fed_diffmic.training.few import without_owners
+from fed_diffmic.training.precision import casts
 from fed_diffmic.training.sureness import Sureness, counts_from, fit, site_counts
 
 FORMAT = 1
@@ -35,6 +37,7 @@ class Reference:
 
     Attributes:
         model: digest of the model's weights.
+        precision: what the model computed in.
         sureness: sets and test of uncertainty from these images alone.
         familiar: what they look like.
     """
@@ -42,6 +45,7 @@ class Reference:
     model: str
     sureness: Sureness
     familiar: Familiar
+    precision: str = FLOAT32
 
     def save(self, path: Path) -> Path:
         """Write it, mode 0600.
@@ -52,6 +56,7 @@ class Reference:
         facts = {
             "format": FORMAT,
             "model": self.model,
+            "precision": self.precision,
             "sureness": self.sureness.to_json(),
             "threshold": self.familiar.threshold,
             "level": self.familiar.level,
@@ -75,7 +80,8 @@ def make_reference(predictor: Predictor, manifest_file: Path, settings: TableSet
     spec = predictor.spec
     examples, _ = read_examples(spec, manifest_file, settings)
     pixels = (examples.images(index) for index in chunks(len(examples), CHUNK))
-    features = np.concatenate([image_features(predictor.module, part, predictor.device) for part in pixels])
+    with casts(predictor.device, predictor.precision):  # as the images that are held against them
+        features = np.concatenate([image_features(predictor.module, part, predictor.device) for part in pixels])
     usual = familiar(features, examples.labels, examples.groups, spec.task, spec.seed)
     scores, others = predictor.scores(examples)
     metrics = site_counts(scores, others, examples.labels, examples.groups, predictor.fitted, spec)
@@ -83,14 +89,14 @@ def make_reference(predictor: Predictor, manifest_file: Path, settings: TableSet
     if counts is None:
         raise ValueError("a site's own counts must be whole")
     sure = fit({OWN: counts}, [], spec.task, spec.num_classes, guarded=False)
-    return Reference(predictor.digest, sure, usual)
+    return Reference(predictor.digest, sure, usual, predictor.precision)
 
 
 def load_reference(path: Path, predictor: Predictor) -> Reference:
-    """A reference that was made for this model.
+    """A reference that was made for this model, in the precision that it computes in.
 
     Raises:
-        ModelFileError: it is none, is torn, or of another model.
+        ModelFileError: it is none, is torn, or of another model or precision.
     """
     remedy = "Make it again with `fed-diffmic reference`, from the site's own labelled images."
     try:
@@ -104,9 +110,17 @@ def load_reference(path: Path, predictor: Predictor) -> Reference:
         if tensors["precision"].shape != (width, width) or not np.isfinite(numbers).all():
             raise ModelFileError(f"{path} is not whole", remedy)
         usual = Familiar(tensors["means"], tensors["precision"], *numbers)
-        found = Reference(str(facts["model"]), Sureness.from_json(facts["sureness"]), usual)
+        made_in = str(facts.get("precision", FLOAT32))  # an earlier version wrote down none
+        found = Reference(str(facts["model"]), Sureness.from_json(facts["sureness"]), usual, made_in)
     except (SafetensorError, KeyError, TypeError, ValueError, IndexError, OSError) as error:
         raise ModelFileError(f"{path} is not a site's reference ({type(error).__name__})", remedy) from error
     if found.model != predictor.digest:
         raise ModelFileError(f"{path} was made for another model, or another site's part of it", remedy)
+    if found.precision != predictor.precision:
+        raise ModelFileError(
+            f"{path} was made in {found.precision}, and the model is to compute in {predictor.precision}: its "
+            "thresholds are not those of these numbers",
+            f"Predict with `--precision {found.precision}`, or make the reference again with `fed-diffmic reference "
+            f"--precision {predictor.precision}`.",
+        )
     return found

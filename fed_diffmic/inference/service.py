@@ -270,7 +270,8 @@ def make_service(predictor: Predictor, card: dict[str, Any], settings: ServiceSe
         card: :func:`fed_diffmic.inference.card.model_card` of the same model.
         settings: how it is served.
     """
-    service = _Service(predictor, card, settings)
+    # With a site's own part, or a second model beside it, what answers is not what the run's file says.
+    service = _Service(predictor, {**card, "digest": predictor.digest}, settings)
     routes = [
         Route("/v1/predict", service.guarded("/v1/predict", service.predict), methods=["POST"]),
         Route("/v1/model", service.guarded("/v1/model", service.model), methods=["GET"]),

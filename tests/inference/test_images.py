@@ -1,5 +1,7 @@
 """Which files are meant by what was given."""
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -49,3 +51,17 @@ def test_dicom_files_of_a_folder_are_taken_by_ending_or_beginning_and_counted(tm
     said.clear()
     draw_images(tmp_path / "plain", 2)
     assert len(image_files([tmp_path / "plain"], said=said.append)) == 2 and said == []
+
+
+def test_a_named_pipe_among_the_images_is_passed_over_and_not_waited_for(tmp_path):
+    draw_images(tmp_path, 1)
+    os.mkfifo(tmp_path / "pipe")
+    said, found = [], []
+    thread = threading.Thread(target=lambda: found.extend(image_files([tmp_path], said=said.append)), daemon=True)
+    thread.start()
+    thread.join(10)
+    waited = thread.is_alive()
+    if waited:  # let it go, for what a thread holds open would outlive the test
+        os.close(os.open(tmp_path / "pipe", os.O_WRONLY))
+        thread.join(10)
+    assert not waited and [Path(name).name for name in found] == ["image-000.png"]

@@ -17,16 +17,22 @@ from fed_diffmic.inference import prompt
 from fed_diffmic.inference.prompt import Prompt
 
 HEAD_S = 0.5
+READ_S = 3.0
+LARGE = 2**24
 
 
 @pytest.fixture
 def port(monkeypatch):
     monkeypatch.setattr(prompt, "HEAD_S", HEAD_S)
+    monkeypatch.setattr(prompt, "READ_S", READ_S)
 
     async def length(request: Request):
         return PlainTextResponse(str(len(await request.body())))
 
-    app = Starlette(routes=[Route("/", length, methods=["GET", "POST"])])
+    async def large(request: Request):
+        return PlainTextResponse(b"x" * LARGE)
+
+    app = Starlette(routes=[Route("/", length, methods=["GET", "POST"]), Route("/large", large)])
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -72,3 +78,27 @@ def test_a_slow_body_and_a_kept_connection_are_waited_for(port):
         assert client.post("/", content=body()).text == "4"
         for _ in range(3):
             assert client.get("/").text == "0"
+
+
+@pytest.mark.parametrize("more", [b"", b"Connection: close\r\n"])
+def test_who_never_reads_its_answer_is_cut_off(port, more):
+    with opened(port) as connection:
+        connection.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n" + more + b"\r\n")
+        time.sleep(2 * READ_S)
+        got = 0
+        with contextlib.suppress(ConnectionError):
+            while part := connection.recv(2**20):
+                got += len(part)
+        assert got < LARGE
+
+
+def test_who_reads_each_answer_in_time_gets_them_all_however_long_they_take_together(port):
+    with opened(port) as connection:
+        head = b"GET /large HTTP/1.1\r\nHost: x\r\n"
+        connection.sendall(head + b"\r\n" + head + b"Connection: close\r\n\r\n")
+        got = 0
+        for most in (LARGE, 3 * LARGE):
+            time.sleep(0.6 * READ_S)
+            while got < most and (part := connection.recv(2**20)):
+                got += len(part)
+        assert got > 2 * LARGE

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from fed_diffmic.inference.card import model_card
 from fed_diffmic.inference.openapi import openapi
 from fed_diffmic.inference.predictions import predict_files
+from fed_diffmic.inference.predictor import Predictor
 from fed_diffmic.inference.service import ASSETS, ServiceSettings, make_service
 from tests.inference.tiny import CLASSES, SIDE, draw_images, tiny_model, tiny_predictor, tiny_spec
 
@@ -294,3 +295,17 @@ def test_the_card_says_what_the_run_says():
     assert card["sites"] == ["a", "b"] and card["signed_by"] == "SHA256:x"
     assert card["prior"] == dict(zip(CLASSES, tiny_model(spec).calibration["diffusion"].prior, strict=True))
     assert "not a medical device" in card["notice"]
+
+
+def test_answers_of_a_sites_own_part_are_named_by_the_weights_that_gave_them(image):
+    """The run's own digest stays that of the model that is the same everywhere."""
+    model = tiny_model(tiny_spec())
+    state = model.states["diffusion"]
+    name = next(name for name, value in state.items() if value.dtype == np.float32 and value.ndim)
+    own = {name: state[name] + np.float32(1)}
+    shared, kept = (Predictor(model.spec, "diffusion", state, model.calibration["diffusion"], own=o) for o in ({}, own))
+    for predictor in (shared, kept):
+        client = client_of(predictor)
+        said = send(client, image.read_bytes()).json()
+        assert said["model"]["digest"] == client.get("/v1/model").json()["digest"] == predictor.digest
+    assert shared.digest == model.digests["diffusion"] != kept.digest

@@ -147,6 +147,21 @@ def test_a_sites_reference_gives_its_own_sets_and_warns_of_what_it_never_saw(sit
     assert blank.to_json()["images"][0]["unfamiliar"] is True
 
 
+def test_a_reference_is_made_and_used_in_one_precision(site, tmp_path):
+    """Its distances are those of a prediction of the same image, bit for bit; numbers of another precision are not."""
+    _, made, folder = site
+    rough = tiny_predictor()
+    rough.precision = "bfloat16"
+    own = make_reference(rough, folder / "table.csv", TableSettings(str(folder / "cache")))
+    assert not np.array_equal(own.familiar.means, made.familiar.means)
+    path = own.save(tmp_path / "rough.safetensors")
+    assert load_reference(path, rough).precision == "bfloat16"
+    with pytest.raises(ModelFileError, match="was made in bfloat16"):
+        load_reference(path, tiny_predictor())
+    with pytest.raises(ModelFileError, match="was made in float32"):
+        load_reference(made.save(tmp_path / "own.safetensors"), rough)
+
+
 def test_a_reference_of_another_model_or_a_torn_one_is_refused(site, tmp_path):
     predictor, made, folder = site
     path = made.save(tmp_path / "own.safetensors")
