@@ -19,7 +19,6 @@ from fed_diffmic.release.pinned import PIN
 from fed_diffmic.release.provenance import sign_statement, verify_statement
 from fed_diffmic.training.stages import GUIDANCE_PREFIX
 
-PARTS = "personal parts"
 PARTS = "personal"
 SIGNED_PARTS = "parts.json"
 
