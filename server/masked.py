@@ -26,7 +26,7 @@ from fed_diffmic.provision.keys import PublicKey
 from server.exchange import Outcome, TrainAnswer, TrainRequest
 from server.hooks import Hooks
 from server.masked_figures import FEWEST, SummedFigures
-from server.masked_steps import TRAINING, SumOf, WordsForm, asked_words, headers_of, replies_of
+from server.masked_steps import TRAINING, SumOf, WordsForm, asked_words, replies_of
 from server.sites import Question
 from server.terms import RunTerms
 from server.words import Words, most_of, update_words
@@ -72,12 +72,12 @@ class MaskedSites(SummedFigures):
         resumed = kept.resume(where, self.roster)
         if resumed is None:
             masked, words, outcome = self._words(request, about, kept.begin(where), asked)
-            told: dict[str, Any] = {**headers_of(outcome), **words.kept}
+            told: dict[str, Any] = {**self.told_of(outcome), **words.kept}
             kept.freeze(masked, told)
         else:
             (masked, told), outcome = resumed, Outcome()
             words = self.written(request, len(masked.invited), told)
-            outcome.digests = dict(told["digests"])
+            outcome.digests = self.recall(told)
         summed = self.set_and_shares(about, masked, outcome)
         images = {name: self.claims[name]["images"][0] for name in summed}
         updates, sums = words.read(masked.unmask(), images)

@@ -11,7 +11,7 @@ of them is away is not judged. No run ends by that: what nobody says is not know
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,6 @@ from server.masked_steps import (
     SumOf,
     WordsForm,
     asked_words,
-    headers_of,
     replies_of,
 )
 from server.sites import ASSESS, CONFORM, Question
@@ -144,13 +143,13 @@ class SummedFigures(MaskedSteps):
         resumed = kept.resume(where, self.roster)
         if resumed is None:
             masked = self._words_of_figures(figures, kept, outcome)
-            told = headers_of(outcome)
+            told = self.told_of(outcome)
             kept.freeze(masked, told)
             self._keep_company(masked.added)
         else:
             masked, told = resumed
             self._check_same(masked, figures)
-            outcome.digests = dict(told["digests"])
+            outcome.digests = self.recall(told)
             self._keep_company(masked.added)
         among = self.set_and_shares(about, masked, outcome)
         found = figures.form.decode(masked.unmask(), len(among))
@@ -182,7 +181,8 @@ class SummedFigures(MaskedSteps):
         company = self._company()
         able = (name for name in self.members if (about.task.stage, about.purpose, name) not in self._silent)
         invited = sorted(able) if company is None else list(company)
-        least = max(FEWEST, share_threshold(len(self.everyone())), len(invited) if company else 0)
+        # Of a company all must have given words; who is lost behind them is done without, as in every sum.
+        least = max(FEWEST, share_threshold(len(self.everyone())))
         self._all_there(invited, least)
         where: Where = (self.spec.run_id, self.spec.arm, about.task.stage, about.purpose, about.round_index)
         session = self.session_of(about, kept.begin(where), figures.words)
@@ -194,6 +194,7 @@ class SummedFigures(MaskedSteps):
             return silent
 
         sealed = self.keys_and_shares(about, masked, invited, lost, says_nothing)
+        self._whole(sealed, least)
 
         def header(site: str) -> dict[str, Any]:
             states = {"state": figures.site_states.get(site, ""), "guidance": about.task.guidance.get(site, "")}
@@ -207,9 +208,14 @@ class SummedFigures(MaskedSteps):
         came = self.masked_words(about, masked, question, lost)
         outcome.replies, outcome.digests, outcome.heads = came.replies, came.digests, came.heads
         outcome.bytes_sent += came.bytes_sent
-        if company is not None and masked.added != company:
-            self._all_there([name for name in company if name in masked.added], least)
+        self._whole(masked.added, least)
         return masked
+
+    def _whole(self, there: Iterable[str], least: int) -> None:
+        """Raise RoundError where one of the run's company did not do a step."""
+        done = tuple(sorted(there))
+        if self._company() not in (None, done):
+            self._all_there(done, least)
 
     def _all_there(self, there: Sequence[str], least: int) -> None:
         """Raise RoundError where sites are too few, or one of the run's company is away."""

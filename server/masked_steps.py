@@ -129,6 +129,23 @@ class MaskedSteps(Sites):
         outcome.digests = {name: digest for name, digest in outcome.digests.items() if name in outcome.replies}
         return outcome
 
+    def told_of(self, outcome: Outcome) -> dict[str, Any]:
+        """What is kept beside a sum: the replies that brought its words, and what their sites first said of themselves.
+
+        JSON values.
+        """
+        headers = {name: dict(reply.header) for name, reply in outcome.replies.items()}
+        claims = {name: self.claims[name] for name in headers}
+        return {"headers": headers, "digests": outcome.digests, "claims": claims}
+
+    def recall(self, told: Mapping[str, Any]) -> dict[str, str]:
+        """Take over what was kept beside a sum; the digests of its replies.
+
+        A site of the sum may be away since, and no checkpoint need say what it told of itself.
+        """
+        self.claims.update(told.get("claims", {}))  # kept by an earlier version: without
+        return dict(told["digests"])
+
     def set_and_shares(self, about: SumOf, masked: MaskedSum, outcome: Outcome) -> tuple[str, ...]:
         """The last two steps, of a sum whose set is frozen and kept; the names of the sites of the set.
 
@@ -188,12 +205,6 @@ class MaskedSteps(Sites):
 def asked_words(sealed: Mapping[str, Mapping[str, str]], masked: MaskedSum, site: str) -> dict[str, Any]:
     """What a request for words says of the sum."""
     return {MASKED: {"session": masked.session.text, "sealed": dict(sealed[site])}}
-
-
-def headers_of(outcome: Outcome) -> dict[str, Any]:
-    """What is kept of the replies that brought a sum's words: JSON values."""
-    headers = {name: dict(reply.header) for name, reply in outcome.replies.items()}
-    return {"headers": headers, "digests": outcome.digests}
 
 
 def replies_of(kind: str, told: Mapping[str, Any], summed: Iterable[str]) -> dict[str, Payload]:

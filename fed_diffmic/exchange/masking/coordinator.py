@@ -10,8 +10,10 @@ changes nothing: the caller leaves the site out from there on, as one that was l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from itertools import combinations, islice
+import math
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -35,7 +37,8 @@ from fed_diffmic.exchange.masking.stream import apply_masks
 from fed_diffmic.exchange.seal import Signed
 from fed_diffmic.provision.keys import PublicKey
 
-TRIES = 500  # sets of givers whose shares are tried for one secret, if some of them are wrong
+TRIES = 2000  # sets of givers whose shares are tried for one secret, if some of them are wrong
+Weights = dict[tuple[str, ...], dict[int, int]]
 
 
 class MaskedSum:
@@ -179,7 +182,7 @@ class MaskedSum:
         chosen = self._frozen()
         self._enough(self._shares, "shares of masks", self.threshold)
         digest = chosen.group
-        weights: dict[tuple[str, ...], dict[int, int]] = {}
+        weights: Weights = {}
         added: list[bytes] = []
         taken: list[bytes] = []
         for name in chosen.summed:
@@ -194,20 +197,23 @@ class MaskedSum:
         apply_masks(words, added, taken)
         return words
 
-    def _recover(self, kind: str, name: str, weights: dict[tuple[str, ...], dict[int, int]]) -> bytes:
-        """The secret of a site, from any givers whose shares fit what it committed itself to."""
+    def _recover(self, kind: str, name: str, weights: Weights) -> bytes:
+        """The secret of a site, from any givers whose shares fit what it committed itself to.
+
+        Args:
+            weights: Lagrange's, of givers whose shares fitted for another secret; added to.
+        """
         places = places_of(list(self._group))
-        for givers in islice(combinations(sorted(self._shares), self.threshold), TRIES):
-            if givers not in weights:
-                weights[givers] = weights_at_zero(places[giver] for giver in givers)
+        one = self._group[name]
+        for givers in self._givers(tuple(weights)):
+            at_zero = weights.get(givers) or weights_at_zero(places[giver] for giver in givers)
             try:
-                secret = join({places[g]: self._shares[g][kind][name] for g in givers}, weights[givers])
+                secret = join({places[g]: self._shares[g][kind][name] for g in givers}, at_zero)
             except ShareError:
                 continue
-            one = self._group[name]
-            if kind == "seed" and keys.seed_digest(secret, self.session, name) == one.seed:
-                return secret
-            if kind == "mask" and keys.public_of(secret) == one.mask:
+            seed = kind == "seed" and keys.seed_digest(secret, self.session, name) == one.seed
+            if seed or (kind == "mask" and keys.public_of(secret) == one.mask):
+                weights[givers] = at_zero
                 return secret
         raise RoundError(
             f"the shares of {name}'s masks do not fit what it advertised; the sum stays masked "
@@ -215,6 +221,21 @@ class MaskedSum:
             f"Either {name} shared something else, or too many of the others gave wrong shares. Ask them which version "
             "they run and compare audit logs; the round has no other attempt.",
         )
+
+    def _givers(self, known: Iterable[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
+        """As many givers as the threshold: those who are known to be right first, then all sets, or some at random.
+
+        In the order of names the first sets would all hold the first sites: one wrong giver there would be in each of
+        them.
+        """
+        yield from known
+        names = sorted(self._shares)
+        if math.comb(len(names), self.threshold) <= TRIES:
+            yield from combinations(names, self.threshold)
+            return
+        drawn = random.SystemRandom()
+        for _ in range(TRIES):
+            yield tuple(sorted(drawn.sample(names, self.threshold)))
 
     # ---- after a restart -------------------------------------------------------------------
     def to_json(self) -> dict[str, Any]:

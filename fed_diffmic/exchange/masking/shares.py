@@ -65,7 +65,8 @@ def open_shares(sealed: object, key: bytes, *, group: str, sender: str, recipien
     """Inverse of :func:`seal_shares`.
 
     Raises:
-        MaskingError: it was sealed for somebody else, in another group, or was changed.
+        MaskingError: it was sealed for somebody else, in another group, or was changed; or it holds no shares: whoever
+            gave it on as one would be taken for the one that made it up.
     """
     try:
         data = base64.b64decode(sealed, validate=True) if isinstance(sealed, str) else b""
@@ -74,7 +75,10 @@ def open_shares(sealed: object, key: bytes, *, group: str, sender: str, recipien
         plain = AESGCM(key).decrypt(_NONCE, data, _associated(group, sender, recipient))
     except (ValueError, InvalidTag) as error:
         raise MaskingError(BAD_SHARE, f"what {sender} shared was not sealed for this site in this group") from error
-    return SharePair(int.from_bytes(plain[:WIDTH], "big"), int.from_bytes(plain[WIDTH:], "big"))
+    pair = SharePair(int.from_bytes(plain[:WIDTH], "big"), int.from_bytes(plain[WIDTH:], "big"))
+    if max(pair.seed, pair.mask) >= PRIME:
+        raise MaskingError(BAD_SHARE, f"what {sender} shared is no share")
+    return pair
 
 
 def _associated(group: str, sender: str, recipient: str) -> bytes:

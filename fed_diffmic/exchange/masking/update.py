@@ -25,7 +25,7 @@ from fed_diffmic.exchange.masking.fixed_point import FixedPoint, FixedPointError
 from fed_diffmic.exchange.payload import text_digest
 
 Tensors = dict[str, np.ndarray]
-_ROUNDING = 1e-12  # what a norm may exceed its bound by in float64
+_ROUNDING = 1e-12  # what a norm may exceed its bound by in float64, and a mean of steps theirs
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,8 @@ class UpdateForm:
         weight = self._weight(total, sites)
         over = self.most_weight / weight
         effective = float(self.shares.decode(total[1:2])[0]) * self.most_moves * over
-        slack = sites * self.shares.quantum * self.most_moves * over  # what rounding may have added or taken
+        # What rounding may have added or taken: to quanta, and in float64, of which the products before and behind are.
+        slack = (sites * self.shares.quantum * over + _ROUNDING) * self.most_moves
         if not 1.0 - slack <= effective <= self.most_moves + slack:
             raise FixedPointError("the sum of the steps is none of so many sites")
         found = {

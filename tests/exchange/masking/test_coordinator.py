@@ -151,3 +151,15 @@ def test_small_order_keys_give_no_secret() -> None:
 def test_a_quorum_below_the_threshold_is_named_before_the_start() -> None:
     check_quorum(7, 10)
     assert "6 of 10" in refused(FEW, lambda: check_quorum(6, 10))
+
+
+@pytest.mark.parametrize("liar", [0, 8, 15])
+def test_one_wrong_giver_of_many_is_done_without_whatever_its_name(liar: int) -> None:
+    """Of sixteen sites eleven give a secret: in the order of names the first 3003 sets would all hold the first one."""
+    parties = Parties(16)
+    coordinator = until_frozen(parties)
+    for name, given in until_shares(coordinator, parties).items():
+        wrong = int(name == parties.names[liar])
+        seeds = {of: f"{(int(share, 16) + wrong) % PRIME:x}" for of, share in given["seed"].items()}
+        coordinator.shares(name, {**given, "seed": seeds})
+    assert coordinator.unmask().tobytes() == parties.total(parties.names).tobytes()

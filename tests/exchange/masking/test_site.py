@@ -25,6 +25,8 @@ from fed_diffmic.exchange.masking.session import (
     Session,
     SurvivorSet,
 )
+from fed_diffmic.exchange.masking.shamir import PRIME
+from fed_diffmic.exchange.masking.shares import WIDTH, SharePair, seal_shares
 from fed_diffmic.exchange.seal import Signed
 from tests.exchange.masking.parties import SESSION, Parties, enrolled, refused, words_of
 
@@ -369,3 +371,22 @@ def test_a_signed_set_stands_for_no_advertisement() -> None:
     assert not keys.signed_set(signed.text, signed.signature, enrolled(A).public_key())
     as_set = Signed(signed.text, keys.sign_set(signed.text, enrolled(A)))
     refused(FORGED, lambda: keys.read_advertisement(as_set, SESSION, A, enrolled(A).public_key()))
+
+
+def test_what_is_no_share_is_refused_before_it_could_be_given_on() -> None:
+    """Given on, it would be a fault of whoever gives it, behind a set that has no other attempt."""
+    parties = Parties(4)
+    keys_of, sealed = parties.share()
+    group = {
+        name: keys.read_advertisement(keys_of[name], SESSION, name, parties.roster[name]) for name in parties.names
+    }
+    digest = keys.group_digest(SESSION, {name: one.signed.text for name, one in group.items()})
+    state = parties.stores[B].load(SESSION.place)
+    assert state is not None
+    key = keys.seal_key(bytes.fromhex(state["secrets"]["channel"]), group[A].channel, digest, B, A)
+    for pair in (SharePair(PRIME, 1), SharePair(1, 2 ** (8 * WIDTH) - 1)):
+        made_up = seal_shares(pair, key, group=digest, sender=B, recipient=A)
+        said = refused(BAD_SHARE, lambda m=made_up: parties.sites[A].mask(SESSION, {**sealed[A], B: m}, words_of(A)))
+        assert B in said
+    fits = seal_shares(SharePair(PRIME - 1, 0), key, group=digest, sender=B, recipient=A)
+    assert parties.sites[A].mask(SESSION, {**sealed[A], B: fits}, words_of(A)).size == SESSION.length

@@ -184,3 +184,16 @@ def test_a_site_of_more_steps_than_agreed_gives_no_words_and_a_form_names_what_i
     total[1] += total[1]
     with pytest.raises(FixedPointError, match="steps"):  # a sum whose sites together say more than all could
         shape.rates(total, 1)
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("moves", [1.0, 7.0, 37.0, 2710.0])
+def test_sites_of_one_step_or_of_the_most_alike_are_no_lie(moves: float, bits: int) -> None:
+    """Their mean lies on the bound, to within float64: a quarter of such sums were refused in words of 64 bits."""
+    rng = np.random.default_rng(1)
+    for _ in range(100):
+        weights = [int(w) for w in rng.integers(1, MOST, 4)]
+        for most in (moves, 2 * moves):  # at the upper bound, at the lower one, or between
+            shape = form(bits, divided=DIVIDED, most_moves=most, most_weight=max(weights))
+            total = np.sum([shape.encode(model(0), w, moves=moves) for w in weights], axis=0, dtype=shape.numbers.dtype)
+            assert shape.rates(total, 4)[1] == pytest.approx(moves, rel=1e-12 if bits == 64 else 1e-5)
