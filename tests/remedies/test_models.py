@@ -206,7 +206,7 @@ def test_a_graph_is_too_large(written, monkeypatch, says, works) -> None:
     works(command, "--run", "run", "--csv", "found.csv", "images")
 
 
-@tries(f"{REFERENCE}load_reference")
+@tries(f"{REFERENCE}load_reference | {{remedy}}", f"{REFERENCE}load_reference | Predict with")
 def test_a_reference_of_a_site(written) -> None:
     predictor, path = final_predictor(written, None, None), Path("own.safetensors")
     usual = Familiar(np.zeros((1, 2)), np.eye(2), 1.0, 0.95, 50)
@@ -222,6 +222,9 @@ def test_a_reference_of_a_site(written) -> None:
         remedy_in(lambda: load_reference(path, predictor), "Make it again with `fed-diffmic reference`")
         own.save(path)
         assert load_reference(path, predictor).model == predictor.digest
+    replace(own, precision="bfloat16").save(path)
+    told = remedy_in(lambda: load_reference(path, predictor), r"Predict with `--precision (\w+)`")
+    assert load_reference(path, final_predictor(written, None, None, precision=told[1])).precision == "bfloat16"
 
 
 @tries(f"{COMPARE}read_runs", f"{COMPARE}write_comparison")
