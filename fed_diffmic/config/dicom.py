@@ -26,7 +26,7 @@ class DicomWebConfig(Checked):
         100_000, "most files that may be fetched, and most studies looked into", ge=1, le=100_000_000
     )
     max_mib: float = option(100_000.0, "most MiB that the fetched files may take together", gt=0, le=1e9)
-    page: int = option(200, "studies asked for at a time", ge=1, le=10_000)
+    page: int = option(200, "studies, or images of a study, asked for at a time", ge=1, le=10_000)
     timeout_s: float = option(120.0, "seconds that one answer may take, from first to last byte", gt=0, le=3600)
     retries: int = option(4, "further tries of a request that failed, with doubled pauses from one second", ge=0, le=10)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
@@ -21,6 +21,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fed_diffmic.config.simulation import SimulateConfig
+from fed_diffmic.data.decode import FORMATS
+from fed_diffmic.data.dicom.bounded import DECODERS
+from fed_diffmic.data.dicom.reasons import UnusableError
+from fed_diffmic.data.dicom.sources import read_file
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.manifest import OWN_GROUP, SPLITS, Manifest
 from fed_diffmic.data.open import OpenDataset, open_dataset
@@ -31,6 +35,7 @@ Partitioner = Callable[[Manifest], Mapping[str, Manifest]]
 
 FINDINGS_FILE = "findings.csv"
 _SIZES_SAMPLED = 4000
+_MOST_BYTES = 2**31  # of a file that is asked for its size
 _SHEET_COLUMNS = 8
 _SHEET_ROWS = 20
 _UNKNOWN = "unknown"
@@ -176,14 +181,23 @@ def draw_classes(manifest: Manifest, sites: Mapping[str, Manifest], what: str) -
 
 def original_sizes(paths: np.ndarray) -> np.ndarray:
     """``(n, 2)`` width and height in pixels, from the files' headers; files that cannot be opened are passed over."""
-    sizes = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                sizes.append(image.size)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            continue
+    sizes = [size for size in map(_size_of, paths) if size is not None]
     return np.array(sizes, dtype=np.int64).reshape(-1, 2)
+
+
+def _size_of(path: str) -> tuple[int, int] | None:
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return image.size
+    except UnidentifiedImageError:  # DICOM, or nothing
+        try:
+            answer, _ = DECODERS.ask({"what": "look"}, read_file(Path(path), _MOST_BYTES))
+            facts = answer["look"]["facts"]
+            return int(facts["columns"]), int(facts["rows"])
+        except (UnusableError, ValueError):
+            return None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
 
 
 def draw_sizes(manifest: Manifest, side: int) -> Figure:
@@ -195,7 +209,12 @@ def draw_sizes(manifest: Manifest, side: int) -> Figure:
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     axes = figure.add_subplot()
     axes.scatter(
-        sizes[:, 0], sizes[:, 1], s=12 + 400 * counts / counts.max(), alpha=0.45, edgecolor="none", color="tab:blue"
+        sizes[:, 0],
+        sizes[:, 1],
+        s=12 + 400 * counts / counts.max(initial=1),
+        alpha=0.45,
+        edgecolor="none",
+        color="tab:blue",
     )
     for index in np.argsort(-counts, kind="stable")[:3]:
         width, height = sizes[index]
@@ -207,7 +226,7 @@ def draw_sizes(manifest: Manifest, side: int) -> Figure:
             ha="right",
             fontsize=9,
         )
-    top = 1.15 * max(float(sizes.max()), float(side))
+    top = 1.15 * max(float(sizes.max(initial=0)), float(side))
     axes.plot([0, top], [0, top], color="0.8", linewidth=1, zorder=0)
     axes.plot(
         [0, side, side],
@@ -218,7 +237,9 @@ def draw_sizes(manifest: Manifest, side: int) -> Figure:
         label=f"model's input, {side} px",
     )
     axes.set(xlim=(0, top), ylim=(0, top), xlabel="width, pixels", ylabel="height, pixels", aspect="equal")
-    of = f"{int(counts.sum()):,}" + ("" if len(paths) == len(manifest) else f" of {len(manifest):,}, evenly sampled")
+    count = int(counts.sum())
+    sampled = "" if len(paths) == len(manifest) else ", evenly sampled"
+    of = f"{count:,}" + ("" if count == len(manifest) else f" of {len(manifest):,}{sampled}")
     axes.set_title(f"{manifest.name}: sizes of the original images ({of})", loc="left", fontsize=11)
     axes.legend(loc="upper left", frameon=False)
     return figure

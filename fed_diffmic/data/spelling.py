@@ -16,9 +16,12 @@ from fed_diffmic.data.findings import Findings
 _NUMBER = re.compile(r"[+-]?0*(\d+)(?:[.,](\d*?)0*)?")
 _JOINTS = re.compile(r"[\s_\-]+")
 PLACEHOLDERS = frozenset(
-    ("na", "n/a", "#n/a", "n.a.", "nan", "none", "null", "nil", "unknown", "unbekannt", "inconnu", "-", "--", "?", ".")
+    (
+        *("na", "n/a", "#n/a", "n.a.", "nan", "none", "null", "nil", "unknown", "unbekannt", "inconnu"),
+        *("-", "--", "?", ".", "anonymous", "anonymized", "anonymised", "anonym", "anon"),
+    )
 )
-"""What spreadsheets and people write where a value is not known."""
+"""What spreadsheets, people and programs that remove names write where a value is not known."""
 
 
 def spelling_key(text: str) -> str:
@@ -43,6 +46,11 @@ def alike(names: Iterable[str]) -> list[list[str]]:
         if name:
             found.setdefault(spelling_key(name), []).append(name)
     return [group for group in found.values() if len(group) > 1]
+
+
+def is_placeholder(text: str) -> bool:
+    """Whether a name reads like "not known" (:data:`PLACEHOLDERS`)."""
+    return text.strip().casefold() in PLACEHOLDERS
 
 
 def report_groups(
@@ -71,7 +79,7 @@ def report_groups(
             remedy=f"Write each {unit} in one way (in a spreadsheet: format the column as text).",
             names=groups[rows],
         )
-    unknown = np.array([str(name).strip().casefold() in PLACEHOLDERS for name in groups], dtype=bool)
+    unknown = np.array([is_placeholder(str(name)) for name in groups], dtype=bool)
     if unknown.any():
         written = len({str(name) for name in groups[unknown]})
         findings.add(

@@ -8,9 +8,10 @@ from PIL import Image
 from rich.console import Console
 
 from fed_diffmic.config.simulation import DatasetConfig, ModelConfig, SimulateConfig
-from fed_diffmic.data.inspect import by_institution, draw_contact_sheet, inspect, original_sizes
+from fed_diffmic.data.inspect import by_institution, draw_contact_sheet, draw_sizes, inspect, original_sizes
 from fed_diffmic.data.open import open_dataset
 from fed_diffmic.errors import DataError, MachineError
+from tests.data.dicom.written import content, header, ramp, with_pixels
 from tests.data.published import write_image, write_table
 
 
@@ -52,6 +53,28 @@ def test_counts_groups_and_findings_are_printed_without_names(cfg, tmp_path):
     assert "empty-class" in text
     assert "anna" not in text.replace(str(tmp_path), "")
     assert "mueller" not in text
+
+
+def test_a_table_of_dicom_files_has_sizes_and_pictures_too(cfg, tmp_path):
+    root = tmp_path / "dicom"
+    root.mkdir()
+    rows = [[f"a{i}.dcm", "nv" if i % 2 else "mel"] for i in range(4)]
+    for i, (name, _) in enumerate(rows):
+        (root / name).write_bytes(content(with_pixels(header(i), ramp(seed=i))))
+    write_table(root / "manifest.csv", ["image", "label"], rows)
+    dataset = DatasetConfig(name="table", root=str(root), cache_dir=str(tmp_path / "cache"))
+    code, _ = run(SimulateConfig(dataset=dataset, model=ModelConfig(image_side=32)), tmp_path / "out")
+    assert (
+        code == 0 and (tmp_path / "out" / "sizes.png").is_file() and (tmp_path / "out" / "contact_sheet.png").is_file()
+    )
+    paths = np.array([str(root / rows[0][0]), str(root / "manifest.csv"), str(root / "gone.dcm")], dtype=object)
+    assert original_sizes(paths).tolist() == [[44, 40]]
+
+
+def test_sizes_of_which_none_can_be_read_are_an_empty_picture(cfg, tmp_path):
+    data = open_dataset(cfg.dataset, 32, findings_path=None)
+    gone = data.manifest.with_table(data.manifest.table.assign(image=str(tmp_path / "gone.png")))
+    assert "(0 of 12" in draw_sizes(gone, 32).axes[0].get_title(loc="left")
 
 
 def test_pictures_and_who_may_read_them(cfg, tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fed_diffmic.data.dicom.look import _age_band
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.subgroups import subgroup_texts
 from fed_diffmic.data.tables import Table
@@ -29,6 +30,38 @@ def test_values_ages_and_what_is_not_known():
         "age=40 to 59",
         "age=60 to 79",
     ]
+
+
+def test_ages_as_our_own_export_and_dicom_write_them():
+    written = ["40-49", "0-9", "90+", "80 or more", "60 to 79", "020-029", "045Y", "011M", "003W"]
+    texts, findings = read({"age_band": written}, ["age_band"])
+    bands = [
+        "40 to 59",
+        "0 to 19",
+        "80 or more",
+        "80 or more",
+        "60 to 79",
+        "20 to 39",
+        "40 to 59",
+        "0 to 19",
+        "0 to 19",
+    ]
+    assert texts == [f"age_band={band}" for band in bands] and not list(findings)
+
+
+def test_ages_that_cannot_be_read_or_lie_in_two_bands_are_said():
+    texts, findings = read({"age": ["35-44", "65+", "49-40", "old", "", "40-60", "40"]}, ["age"])
+    assert texts == ["age=unknown"] * 6 + ["age=40 to 59"]
+    (said,) = findings
+    assert (said.code, said.severity, said.count, said.rows) == ("age-not-read", "warning", 5, (2, 3, 4, 5, 7))
+    assert "old" not in str(said)
+
+
+def test_every_age_band_of_an_export_is_read():
+    """The bands of :mod:`fed_diffmic.data.dicom.look`, which a hospital's own table then holds."""
+    bands = sorted({_age_band(f"{years:03d}Y") for years in range(120)})
+    texts, findings = read({"age_band": bands}, ["age_band"])
+    assert len(bands) == 10 and not any("unknown" in text for text in texts) and not list(findings)
 
 
 @pytest.mark.parametrize("columns", [{"x": ["1"]}, {"name": [f"patient {n}" for n in range(21)]}])

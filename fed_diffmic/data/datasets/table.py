@@ -129,7 +129,6 @@ def _classes(cfg: DatasetConfig, table: Table, task: str, findings: Findings) ->
     texts = set(table["label"])
     names = {name.strip() for text in texts for name in text.split(SEPARATOR)} if task == "multilabel" else texts
     found = natural_order([name for name in names if name and not (task == "multilabel" and name == NO_FINDING)])
-    report_spellings(found, table=table.name, field="label", findings=findings)
     if len(found) > _MANY_LABELS and len(found) > len(table) / 2:
         findings.add(
             "too-many-labels",
@@ -141,6 +140,8 @@ def _classes(cfg: DatasetConfig, table: Table, task: str, findings: Findings) ->
             remedy="Put the labels into the column 'label', or name the classes in dataset.classes.",
         )
         findings.raise_if_errors()
+    # Only now: these messages quote the labels, and what was refused above may be the names of patients.
+    report_spellings(found, table=table.name, field="label", findings=findings)
     if task == "ordinal" and not all(re.fullmatch(r"\d+", name) for name in found):
         findings.add(
             "unknown-order",

@@ -11,7 +11,7 @@ from fed_diffmic.data.dicom.look import Look
 from fed_diffmic.data.dicom.reasons import REASONS
 from fed_diffmic.data.dicom.sources import Item
 from fed_diffmic.data.findings import Findings
-from fed_diffmic.data.spelling import alike
+from fed_diffmic.data.spelling import alike, is_placeholder
 
 NO_DICOM = "unknown_format"
 _WORDS = {
@@ -57,13 +57,22 @@ class Seen:
 
 @dataclass(frozen=True)
 class Chosen:
-    """One frame that is to become an image."""
+    """One frame that is to become an image.
+
+    Attributes:
+        file: names the file, whatever it is called: its SOP instance UID, or the digest of its content.
+    """
 
     item: Item
     look: Look
     frame: int
     label: str
-    key: str
+    file: str
+
+    @property
+    def key(self) -> str:
+        """Names the frame."""
+        return f"{self.file}#{self.frame}"
 
 
 class Chooser:
@@ -106,8 +115,8 @@ class Chooser:
             look = _look(one)
             frames = range(look.frames) if self.config.frames == "all" else [look.representative]
             label = "" if self.labels is None else self.labels.of[look.ids[self.labels.join]]
-            key = look.ids["sop"] or f"sha256:{one.digest}"
-            chosen.extend(Chosen(one.item, look, frame, label, f"{key}#{frame}") for frame in frames)
+            file = look.ids["sop"] or f"sha256:{one.digest}"
+            chosen.extend(Chosen(one.item, look, frame, label, file) for frame in frames)
         return chosen
 
     def unusable(self, names: Sequence[str], reason: str) -> None:
@@ -198,7 +207,10 @@ class Chooser:
         patients = [_look(one).ids["patient"] for one in files]
         bare = [one.item.name for one, patient in zip(files, patients, strict=True) if not patient]
         if bare:
-            message = f"{len(bare)} images name no patient; those of one study are kept together, and no more is known"
+            message = (
+                f"{len(bare)} files name no patient; those of one study (without one: of one series, or the frames of "
+                "one file) are kept together, and no more is known"
+            )
             self.findings.add("no-groups", "warning", message, field="PatientID", count=len(bare), names=bare)
         twice = {name for group in alike(patients) for name in group}
         if twice:
@@ -208,6 +220,7 @@ class Chooser:
                 "patient of its own"
             )
             self.findings.add("group-spelt-twice", "warning", message, field="PatientID", count=len(twice), names=names)
+        self._say_placeholders(files)
         issuers: dict[str, set[str]] = {}
         for one in files:
             issuers.setdefault(_look(one).ids["patient"], set()).add(_look(one).ids["issuer"])
@@ -215,6 +228,23 @@ class Chooser:
         if several:
             message = f"{several} numbers of patients come from several issuers; each counts as one patient"
             self.findings.add("several-issuers", "warning", message, field="IssuerOfPatientID", count=several)
+
+    def _say_placeholders(self, files: Sequence[Seen]) -> None:
+        """Said here or nowhere: in the table such a patient is a keyed hash like any other."""
+        standing_in = [one for one in files if is_placeholder(_look(one).ids["patient"])]
+        if standing_in:
+            written = len({_look(one).ids["patient"] for one in standing_in})
+            self.findings.add(
+                "group-placeholder",
+                "warning",
+                f"{len(standing_in)} of {len(files)} files name a patient that reads like 'not known'; they count as "
+                f"{written} patient(s), all images of one on one side of a split and at one site",
+                field="PatientID",
+                count=len(standing_in),
+                remedy="Export these images with their patients' numbers, or with an empty one: those of one study are "
+                "then kept together.",
+                names=[one.item.name for one in standing_in],
+            )
 
     def _left(
         self, files: Sequence[Seen], leave: Callable[[Seen], bool], code: str, message: str, remedy: str

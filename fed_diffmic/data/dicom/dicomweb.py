@@ -3,6 +3,10 @@
 Only what is asked for is fetched, within a bound on files, bytes and time. A file appears under its name when all of
 it is there (never torn), and is not fetched again when the same download is continued. The names of files are digests:
 a listing of the folder tells nothing.
+
+An archive gives as many entries of a list as it likes, and need not say that there are more (PS3.18, 8.3.4.4: a limit
+of its own may be smaller than the one asked for). A list is therefore asked for until nothing new comes, and the images
+of a study are compared with the number that the archive itself states.
 """
 
 from __future__ import annotations
@@ -27,17 +31,30 @@ from fed_diffmic.errors import ConfigError, CredentialError, DataError, MachineE
 from fed_diffmic.files import atomic_write, private_folder
 
 STUDY, SERIES, SOP, CLASS = "0020000D", "0020000E", "00080018", "00080016"
+IMAGES = "00201208"
+"""Number of Study Related Instances, which QIDO-RS gives with each study."""
+
 _UID = re.compile(r"[0-9.]{1,64}")
 _MOST_LIST = 64 * 2**20  # bytes of one answer of a query
 _AROUND = 64 * 2**10  # bytes of an answer beside the file that it holds
 _MIB = 2**20
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
+_IN_A_ROW = 3  # images that failed in spite of every try: from there on each is asked for once
 
 Progress = Callable[[str, int, int], None]
 
 
 class Failed(Exception):  # noqa: N818 - never leaves this module
-    """One request that failed for good; the text holds no name."""
+    """One request that failed for good; the text holds no name.
+
+    Attributes:
+        unreachable: there was not even a connection.
+        tried: it was asked for again, in vain.
+    """
+
+    def __init__(self, why: str, *, unreachable: bool = False, tried: bool = False) -> None:
+        super().__init__(why)
+        self.unreachable, self.tried = unreachable, tried
 
 
 @dataclass(frozen=True)
@@ -115,23 +132,30 @@ class Archive:
         Raises:
             DataError: the archive has nothing, or more than the bounds allow; it answers otherwise than DICOMweb.
             CredentialError: it refuses the token.
-            MachineError: it cannot be reached, or there is no space.
+            MachineError: it cannot be reached (any more), or there is no space; what was fetched is kept.
         """
         report = progress or (lambda what, done, total: None)
         for torn in private_folder(private_folder(folder.parent) / folder.name).glob(".*.part"):
             torn.unlink()
-        wanted = self._instances()
+        wanted = self._instances(findings)
         there = {path.name: path.stat().st_size for path in folder.glob("*.dcm")}
         used = sum(there.get(name, 0) for name in {one.file for one in wanted})
-        items, failed = [], []
+        items: list[Item] = []
+        failed: list[tuple[str, str]] = []
+        in_vain = 0
         for place, one in enumerate(wanted):
             path = folder / one.file
             if one.file not in there:
                 try:
-                    data = self._retrieve(one, int(self.config.max_mib * _MIB) - used)
+                    tries = 1 if in_vain >= _IN_A_ROW else self.config.retries + 1
+                    data = self._retrieve(one, int(self.config.max_mib * _MIB) - used, tries)
                 except Failed as error:
+                    in_vain = in_vain + 1 if error.tried else 0
+                    if error.unreachable and in_vain >= _IN_A_ROW:
+                        raise _lost(str(error), len(items), len(wanted)) from None
                     failed.append((one.sop, str(error)))
                     continue
+                in_vain = 0
                 atomic_write(path, data, mode=0o600)
                 used += len(data)
                 there[one.file] = len(data)
@@ -144,24 +168,32 @@ class Archive:
             )
         return items
 
-    def _instances(self) -> list[Instance]:
+    def _instances(self, findings: Findings) -> list[Instance]:
         """Every instance of every study that the query finds, each once, within the bound on files."""
         found: dict[str, Instance] = {}
-        for number, study in enumerate(self._studies(), 1):
+        params = {name: value for name, _, value in (part.partition("=") for part in self.config.query)}
+        cut: list[str] = []
+        absent: dict[str, int] = {}
+        for number, entry in enumerate(self._pages("studies", params, STUDY, cut), 1):
             if number > self.config.max_files:  # studies without an image would be asked for without end
                 raise DataError(
                     f"the archive names more than {self.config.max_files:,} studies for this query, "
                     f"and {len(found):,} files in them",
                     "Ask for less (dicom.web.query), or raise dicom.web.max_files.",
                 )
-            for entry in self._listed(f"studies/{study}/instances", {}):
-                series, sop = _uid(entry, SERIES), _uid(entry, SOP)
+            study, stated, named = _uid(entry, STUDY), _images_of(entry), 0
+            for image in self._pages(f"studies/{study}/instances", {}, SOP, cut, stated):
+                named += 1
+                series, sop = _uid(image, SERIES), _uid(image, SOP)
                 found.setdefault(sop, Instance(study, series, sop))
                 if len(found) > self.config.max_files:
                     raise DataError(
                         f"the archive holds more than {self.config.max_files:,} files for this query",
                         "Ask for less (dicom.web.query), or raise dicom.web.max_files.",
                     )
+            if named < stated:
+                absent[study] = stated - named
+        _say_incomplete(cut, absent, self.config.page, findings)
         if not found:
             raise DataError(
                 "the archive has no image for this query",
@@ -170,24 +202,35 @@ class Archive:
             )
         return list(found.values())
 
-    def _studies(self) -> Iterator[str]:
-        params: dict[str, str] = {}
-        for part in self.config.query:
-            name, _, value = part.partition("=")
-            params[name] = value
+    def _pages(
+        self, path: str, params: dict[str, str], tag: str, cut: list[str], stated: int = 0
+    ) -> Iterator[dict[str, Any]]:
+        """The entries of a list, each once by its identifier ``tag``, asked for until a page brings nothing new.
+
+        Args:
+            path, params: what is asked for.
+            tag: of the identifier.
+            cut: takes the path of a list that may go on and cannot be asked for what follows.
+            stated: entries that there are, by the archive's own word; 0: it does not say. It spares the last question.
+        """
         seen: set[str] = set()
+        given, page = 0, self.config.page
         while True:
-            page = self._listed("studies", {**params, "limit": str(self.config.page), "offset": str(len(seen))})
-            fresh = [uid for uid in dict.fromkeys(_uid(entry, STUDY) for entry in page) if uid not in seen]
-            yield from fresh
+            entries = self._listed(path, {**params, "limit": str(page), "offset": str(given)})
+            fresh = {uid: entry for entry in entries if (uid := _uid(entry, tag)) not in seen}
+            yield from fresh.values()
+            if not fresh:
+                if given and len(entries) == page:  # it knows limit and not offset
+                    cut.append(path)
+                return
             seen.update(fresh)
-            # An archive that knows no offset gives the first page again; one that knows no limit gives all at once.
-            if not fresh or len(page) < self.config.page:
+            given += len(entries)
+            if stated and len(entries) < page and len(seen) >= stated:
                 return
 
     def _listed(self, path: str, params: dict[str, str]) -> list[dict[str, Any]]:
         try:
-            status, _, body = self._get(path, "application/dicom+json", _MOST_LIST, params)
+            status, _, body = self._get(path, "application/dicom+json", _MOST_LIST, params, self.config.retries + 1)
             if status == 204 or not body:
                 return []
             entries = httpx.Response(200, content=body).json()
@@ -195,6 +238,11 @@ class Archive:
             raise MachineError(
                 f"the archive does not answer a query: {error}",
                 "Check the address, the proxy and the archive; then go on.",
+            ) from None
+        except OverflowError:
+            raise DataError(
+                f"the archive's answer to a query takes more than {_MOST_LIST // _MIB} MiB",
+                "Ask for less (dicom.web.query), or for fewer entries at a time (dicom.web.page).",
             ) from None
         except (ValueError, RecursionError):  # no JSON, or lists in lists in lists
             entries = None
@@ -205,13 +253,13 @@ class Archive:
             )
         return entries
 
-    def _retrieve(self, one: Instance, left: int) -> bytes:
+    def _retrieve(self, one: Instance, left: int, tries: int) -> bytes:
         accept = 'multipart/related; type="application/dicom"; transfer-syntax=*'
         if left <= 0:
             raise self._too_much()
         most = min(left, int(self.max_file_mib * _MIB) + _AROUND)
         try:
-            _, kind, body = self._get(one.path, accept, most, {})
+            _, kind, body = self._get(one.path, accept, most, {}, tries)
         except OverflowError:
             if most < left:
                 raise Failed(f"larger than {self.max_file_mib:,g} MiB (dicom.max_file_mib)") from None
@@ -227,27 +275,29 @@ class Archive:
             "Ask for less (dicom.web.query), or raise dicom.web.max_mib; what was fetched is kept.",
         )
 
-    def _get(self, path: str, accept: str, most: int, params: dict[str, str]) -> tuple[int, str, bytes]:
-        """One answer, with further tries.
+    def _get(self, path: str, accept: str, most: int, params: dict[str, str], tries: int) -> tuple[int, str, bytes]:
+        """One answer, asked for up to ``tries`` times.
 
         Raises:
             Failed: every try failed, or the archive says that it will not.
             OverflowError: more than ``most`` bytes.
             CredentialError: the archive refuses who asks.
         """
-        why = ""
-        for attempt in range(self.config.retries + 1):
+        why, unreachable = "", False
+        for attempt in range(tries):
             if attempt:
                 time.sleep(min(30.0, 2.0 ** (attempt - 1)))
+            unreachable = False
             try:
                 return self._once(path, accept, most, params)
             except httpx.TransportError as error:
                 why = f"no connection ({type(error).__name__})"
+                unreachable = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError))
             except TimeoutError:
                 why = f"the answer took longer than {self.config.timeout_s:g} s"
             except ConnectionResetError as error:
                 why = str(error)
-        raise Failed(why)
+        raise Failed(why, unreachable=unreachable, tried=True)
 
     def _once(self, path: str, accept: str, most: int, params: dict[str, str]) -> tuple[int, str, bytes]:
         until = time.monotonic() + self.config.timeout_s
@@ -275,6 +325,54 @@ class Archive:
                     raise TimeoutError
                 parts.append(part)
         return status, answer.headers.get("content-type", ""), b"".join(parts)
+
+
+def _lost(why: str, there: int, wanted: int) -> MachineError:
+    return MachineError(
+        f"the archive can no longer be reached: {why}; {there:,} of {wanted:,} files are here",
+        "Check the network, the proxy and the archive; the same command then goes on with the rest.",
+    )
+
+
+def _say_incomplete(cut: list[str], absent: dict[str, int], page: int, findings: Findings) -> None:
+    """What an archive holds and does not name, as far as it can be known.
+
+    Args:
+        cut: lists that may go on.
+        absent: study to the images that it states and does not name.
+        page: entries asked for at a time.
+    """
+    if cut:
+        findings.add(
+            "archive-list-cut",
+            "warning",
+            f"the archive gives the first {page} entries of {len(cut)} lists again where the next are asked for; there "
+            "may be more, which are not fetched",
+            count=len(cut),
+            names=cut,
+            remedy="Raise dicom.web.page above the number of studies and of images of a study, or ask for less "
+            "(dicom.web.query).",
+        )
+    if absent:
+        findings.add(
+            "archive-names-fewer",
+            "warning",
+            f"the archive says that {len(absent)} studies hold {sum(absent.values())} images more than it names; they "
+            "are not fetched",
+            count=sum(absent.values()),
+            names=absent,
+            remedy="Ask the archive's administrator how many entries it gives at a time, and whether you may see all.",
+        )
+
+
+def _images_of(entry: dict[str, Any]) -> int:
+    """How many images a study has, as the archive states; 0 where it does not."""
+    element = entry.get(IMAGES)
+    values = element.get("Value") if isinstance(element, dict) else None
+    try:
+        return max(0, int(values[0])) if isinstance(values, list) and values else 0
+    except (TypeError, ValueError, OverflowError):
+        return 0
 
 
 def _uid(entry: dict[str, Any], tag: str) -> str:

@@ -251,7 +251,7 @@ class _Work:
         row = {
             "image": f"{IMAGES}/{name}",
             "label": chosen.label,
-            "patient_id": self.names.of("patient", ids["patient"]) or study,
+            "patient_id": self.names.of("patient", ids["patient"]) or study or self._kept_with(chosen),
             "institution": self.place.institution,
             "study": study,
             "series": self.names.of("series", ids["series"]),
@@ -265,6 +265,11 @@ class _Work:
             "text_lines": str(lines),
         }
         return Made(chosen, row, text=lines > 0, narrow=stated["narrow"], how=stated["how"])
+
+    def _kept_with(self, chosen: Chosen) -> str:
+        """What an image without a patient and a study is kept with: its series, its clip's other frames, or nothing."""
+        series = self.names.of("series", chosen.look.ids["series"])
+        return series or (self.names.of("image", chosen.file) if chosen.look.frames > 1 else "")
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -16,7 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fed_diffmic.errors import DataError
+from filelock import FileLock, Timeout
+
+from fed_diffmic.errors import DataError, MachineError
 from fed_diffmic.files import atomic_write, private_folder
 
 MAPPING = "mapping.csv"
@@ -24,6 +26,8 @@ _HEADER = ["kind", "pseudonym", "original"]
 _PREFIX = {"patient": "p", "study": "s", "series": "r", "image": "i"}
 _BYTES = 16
 _LEAST_SECRET = 16
+LOCK_S = 120.0
+"""Seconds to wait for another export that adds to the mapping."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,23 @@ class Names:
 def keep(names: Names, folder: Path, kinds: Sequence[str] = ("patient", "study", "series", "image")) -> Path:
     """Add what was given to the site's mapping file (0600), which keeps that of earlier exports.
 
+    Exports that end at the same time add one after the other: none takes away what another has added.
+
     Raises:
         DataError: the file that is there is not such a file.
-        MachineError: it cannot be written.
+        MachineError: it cannot be written, or another export does not let go of it.
     """
     path = private_folder(folder) / MAPPING
+    try:
+        with FileLock(f"{path}.lock", timeout=LOCK_S, mode=0o600):
+            return _add(path, names, kinds)
+    except Timeout:
+        raise MachineError(
+            f"another export has held {path} for {LOCK_S:g} s", "Wait until it has ended, then export again."
+        ) from None
+
+
+def _add(path: Path, names: Names, kinds: Sequence[str]) -> Path:
     rows = {tuple(row) for row in _read(path)}
     rows |= {(kind, given, original) for (kind, original), given in names.given.items() if kind in kinds}
     stream = io.StringIO()

@@ -170,6 +170,14 @@ def test_one_class_and_a_column_of_names_are_no_classes(tmp_path):
     assert "anna" not in str(caught.value)
 
 
+def test_a_column_of_names_is_refused_before_anything_quotes_labels(tmp_path):
+    """Each name in two ways, and with a comma: what is said of spellings and separators quotes labels."""
+    rows = [["a.png", f"{'ANNA' if i % 2 else 'Anna'}, Meier {i // 2}"] for i in range(30)]
+    with pytest.raises(DataError, match="too-many-labels") as caught:
+        hospital(tmp_path, ["image", "label"], rows)
+    assert "anna" not in str(caught.value).casefold() and "meier" not in str(caught.value).casefold()
+
+
 def test_several_labels_in_a_task_of_one(tmp_path):
     rows = [["a.png", "x"], ["b.png", "y"], ["c.png", "x|y"]]
     _, findings = hospital(tmp_path, ["image", "label"], rows, task="multiclass", classes=["x", "y"])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.server
 import json
 import time
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 from urllib.parse import parse_qs, urlsplit
+
+T = TypeVar("T")
 
 
 class Archive(http.server.BaseHTTPRequestHandler):
@@ -21,6 +23,9 @@ class Archive(http.server.BaseHTTPRequestHandler):
         slow_s: pause before each byte of an instance.
         moved: redirects every query.
         paged: whether ``offset`` and ``limit`` are known.
+        offsets: whether ``offset`` is known, where ``paged``.
+        most: entries of a list that are given at a time, whatever ``limit`` says.
+        states: how many images each study is said to have; none: that is not said.
     """
 
     protocol_version = "HTTP/1.1"
@@ -32,6 +37,9 @@ class Archive(http.server.BaseHTTPRequestHandler):
     slow_s: ClassVar[float] = 0.0
     moved: ClassVar[bool] = False
     paged: ClassVar[bool] = True
+    offsets: ClassVar[bool] = True
+    most: ClassVar[int] = 1000
+    states: ClassVar[dict[str, int]] = {}
 
     def do_GET(self) -> None:
         """Answer one request."""
@@ -49,21 +57,27 @@ class Archive(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             return self.end_headers()
         if parts == ["studies"]:
-            return self._list([{"0020000D": _value(uid)} for uid in self._studies(parse_qs(url.query))])
+            return self._list([self._study(uid) for uid in self._studies(parse_qs(url.query))])
         if len(parts) == 3 and parts[2] == "instances":
-            found = [key for key in self.files if key[0] == parts[1]]
+            found = self._page([key for key in self.files if key[0] == parts[1]], parse_qs(url.query))
             return self._list(
                 [{"0020000D": _value(a), "0020000E": _value(b), "00080018": _value(c)} for a, b, c in found]
             )
         key = tuple(parts[1::2])
         return self._instance(key) if key in self.files else self._send(404, b"", "text/plain")
 
+    def _study(self, uid: str) -> dict[str, object]:
+        said = {"00201208": {"vr": "IS", "Value": [self.states[uid]]}} if uid in self.states else {}
+        return {"0020000D": _value(uid), **said}
+
     def _studies(self, query: dict[str, list[str]]) -> list[str]:
-        uids = list(dict.fromkeys(study for study, _, _ in self.files))
+        return self._page(list(dict.fromkeys(study for study, _, _ in self.files)), query)
+
+    def _page(self, entries: list[T], query: dict[str, list[str]]) -> list[T]:
         if not self.paged:
-            return uids
-        start, count = int(query.get("offset", ["0"])[0]), int(query.get("limit", ["100"])[0])
-        return uids[start : start + count]
+            return entries
+        start = int(query.get("offset", ["0"])[0]) if self.offsets else 0
+        return entries[start : start + min(self.most, int(query.get("limit", ["100"])[0]))]
 
     def _instance(self, key: tuple[str, ...]) -> None:
         mark = b"--MARK"

@@ -61,6 +61,70 @@ def test_everything_that_the_query_finds_is_fetched_once(server, tmp_path, paged
         assert path.stat().st_mode & 0o077 == 0 and "1.3" not in path.name
 
 
+@pytest.mark.parametrize("stated", [True, False])
+def test_an_archive_that_gives_fewer_at_a_time_than_it_is_asked_for_is_asked_on(server, tmp_path, stated):
+    """A limit of the archive's own: of 4 studies and of the 9 images of one, it gives 3 at a time."""
+    server.most = 3
+    server.files |= {("1.4.9", "1.5.9", f"1.3.9.{n}"): saved(header(90 + n)) for n in range(9)}
+    if stated:
+        server.states = {uid: sum(key[0] == uid for key in server.files) for uid, _, _ in server.files}
+    findings = Findings()
+    assert len(fetch(server, tmp_path, findings=findings, page=200)) == 15 and not list(findings)
+    # the last page is known to be that where the number is known, else an empty one says so
+    assert server.asked.count("studies/1.4.9/instances") == (4 if not stated else 3)
+
+
+def test_images_that_an_archive_states_and_does_not_name_are_said(server, tmp_path):
+    server.states = {"1.4.0": 1, "1.4.1": 5, "1.4.2": 3}
+    findings = Findings()
+    assert len(fetch(server, tmp_path, findings=findings)) == 6
+    (said,) = findings
+    assert said.code == "archive-names-fewer" and said.count == 3 + 1 and said.names == ("1.4.1", "1.4.2")
+    assert "1.4" not in str(said) and said.remedy
+
+
+def test_a_list_whose_rest_cannot_be_asked_for_is_said(server, tmp_path):
+    server.offsets = False
+    findings = Findings()
+    assert len(fetch(server, tmp_path, findings=findings, page=3)) == 5  # 1 + 2 + 2 of three of the four studies
+    (said,) = findings
+    assert said.code == "archive-list-cut" and said.count == 1 and "dicom.web.page" in said.remedy
+    assert len(fetch(server, tmp_path, findings=(again := Findings()), page=5)) == 6 and not list(again)
+
+
+def test_an_answer_to_a_query_that_is_too_large_is_said(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(dicomweb, "_MOST_LIST", 100)
+    with pytest.raises(DataError, match="answer to a query takes more") as caught:
+        fetch(server, tmp_path)
+    assert "dicom.web.page" in caught.value.remedy
+
+
+def test_an_archive_that_goes_away_is_not_asked_for_every_image(server, tmp_path, monkeypatch):
+    """Three images in vain: an archive out of reach ends the download, one that answers so is asked once for each."""
+    gone, asked = [], []
+    once = dicomweb.Archive._once
+
+    def unreachable(self, path, *arguments):
+        asked.append(path)
+        if path.count("/") == 5 and len({one for one in asked if one.count("/") == 5}) > 2:
+            gone.append(path)
+            raise dicomweb.httpx.ConnectError("refused")
+        return once(self, path, *arguments)
+
+    with monkeypatch.context() as patch, serving(server) as address:
+        patch.setattr(dicomweb.Archive, "_once", unreachable)
+        with pytest.raises(MachineError, match="no longer be reached.*; 2 of 6 files") as caught:
+            fetch(server, tmp_path, url=f"http://{address}/dicom-web")
+        assert "goes on with the rest" in caught.value.remedy and len(contents(tmp_path)) == 2
+        assert len(gone) == 3 * 2  # a try and a further one for each of three
+    server.fails = {f"studies/{a}/series/{b}/instances/{c}": 9 for a, b, c in FILES if c != "1.3.6"}
+    server.asked.clear()
+    findings = Findings()
+    with serving(server) as address:
+        assert len(fetch(server, tmp_path / "b", url=f"http://{address}/dicom-web", findings=findings)) == 1
+    assert len(instances(server)) == 3 * 2 + 2 + 1 and next(iter(findings)).count == 5
+
+
 def test_a_download_that_was_killed_goes_on_where_it_was(server, tmp_path):
     class Killed(BaseException):
         pass

@@ -173,6 +173,32 @@ def test_patients_that_are_not_named_or_written_in_two_ways_are_said(archive, tm
     assert bare["patient_id"] == bare["study"]
 
 
+def test_the_frames_of_one_file_are_of_one_patient_whatever_the_header_lacks(archive, tmp_path):
+    """Neither patient nor study nor series: frames of one clip would else be on both sides of a split."""
+    clip = np.stack([ramp(8, seed=n) for n in range(4)]).astype(np.uint8)
+    for number, lacks in ((1, ("StudyInstanceUID",)), (2, ("StudyInstanceUID", "SeriesInstanceUID"))):
+        ds = header(number, patient="")
+        for name in lacks:
+            delattr(ds, name)
+        (archive / f"{number}.dcm").write_bytes(content(with_pixels(ds, clip + np.uint8(number))))
+    single = header(3, patient="")
+    del single.StudyInstanceUID, single.SeriesInstanceUID
+    put(archive, "3.dcm", single)
+    rows, findings, _ = run(archive, tmp_path, frames="all", burnt_in="take")
+    patients = [row["patient_id"] for row in rows]
+    assert sorted(patients.count(one) for one in set(patients)) == [1, 4, 4]
+    assert {one[:2] for one in patients} == {"", "r-", "i-"} and findings["no-groups"].count == 3
+
+
+def test_a_patient_that_is_none_is_said_before_it_is_a_hash_like_any_other(archive, tmp_path):
+    for number, patient in enumerate(("ANONYMOUS", "Anonymous ", "n/a", "4711", "0")):
+        put(archive, f"{number}.dcm", header(number, patient))
+    _, findings, _ = run(archive, tmp_path)
+    said = findings["group-placeholder"]
+    assert said.count == 3 and said.names == ("0.dcm", "1.dcm", "2.dcm") and said.remedy
+    assert "3 of 5 files" in said.message and "3 patient" in said.message
+
+
 def test_twelve_bits_in_sixteen_and_percentiles_are_warned_of(archive, tmp_path):
     (archive / "1.dcm").write_bytes(content(with_pixels(header(1), ramp(12))))
     rows, findings, _ = run(archive, tmp_path)

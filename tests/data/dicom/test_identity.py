@@ -1,13 +1,17 @@
 """Pseudonyms are keyed and stable; what they stand for stays in a file of its owner."""
 
+import contextlib
 import hashlib
 import hmac
 import stat
+import threading
 
 import pytest
+from filelock import FileLock
 
+from fed_diffmic.data.dicom import identity
 from fed_diffmic.data.dicom.identity import MAPPING, Names, keep
-from fed_diffmic.errors import DataError
+from fed_diffmic.errors import DataError, MachineError
 
 SECRET = b"s" * 32
 
@@ -33,6 +37,39 @@ def test_the_mapping_is_kept_and_added_to(tmp_path):
     text = path.read_text()
     assert f"patient,{first},4711" in text and '"0815, ""x"""' in text
     assert "4711" not in repr(names)
+
+
+def _export(folder, site):
+    names = Names(SECRET)
+    for number in range(500):
+        names.of("patient", f"{site}-{number}")
+    keep(names, folder)
+
+
+def test_two_exports_that_end_at_once_lose_nothing_of_each_other(tmp_path, monkeypatch):
+    """Each waits, where it has read what is there, for the other to read it too, as long as the other can."""
+    read, both = identity._read, threading.Barrier(2)
+
+    def meeting(path):
+        rows = read(path)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.5)
+        return rows
+
+    monkeypatch.setattr(identity, "_read", meeting)
+    exports = [threading.Thread(target=_export, args=(tmp_path / "dicom", site)) for site in "ab"]
+    for one in exports:
+        one.start()
+    for one in exports:
+        one.join()
+    assert len((tmp_path / "dicom" / MAPPING).read_text().splitlines()) == 1 + 2 * 500
+
+
+def test_a_mapping_that_another_export_holds_is_waited_for_and_not_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, "LOCK_S", 0.1)
+    tmp_path.chmod(0o700)
+    with FileLock(f"{tmp_path / MAPPING}.lock"), pytest.raises(MachineError, match="another export"):
+        keep(Names(SECRET), tmp_path)
 
 
 def test_a_mapping_that_is_none_is_not_written_over(tmp_path):
