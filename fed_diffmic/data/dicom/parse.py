@@ -22,6 +22,9 @@ MOST_INFLATED = 2**30
 
 _STEP = 2**20  # bytes that are inflated at a time
 _SOF = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7))
+_COD, _SOT = 0x52, 0x90  # of JPEG 2000: the style of coding, and where the main header ends
+_TURNED_IN_FRAME = ("YBR_ICT", "YBR_RCT")
+_TURNED_BEHIND = ("YBR_FULL", "YBR_FULL_422")
 _WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD9)))
 
 
@@ -67,7 +70,10 @@ def check_sizes(ds: Dataset, most_pixels: int) -> tuple[int, int, int]:
 
 
 def check_codestream(ds: Dataset, frame: int, rows: int, columns: int) -> None:
-    """Compare the size that a compressed frame announces with the header's, before a decoder makes room for it.
+    """Compare the size and the colours that a compressed frame announces with the header's, before it is decoded.
+
+    A decoder of JPEG 2000 turns colours back by what the frame says, and what calls it by what the header says
+    (PS3.5, 8.2.4): where the two are not one, they would be turned twice, or never.
 
     Raises:
         UnusableError: they differ, or there is no such frame.
@@ -83,6 +89,10 @@ def check_codestream(ds: Dataset, frame: int, rows: int, columns: int) -> None:
         raise UnusableError("truncated") from None
     size = announced_size(stream)
     if size is not None and size != (rows, columns):
+        raise UnusableError("dicom_contradiction")
+    photometric = str(ds.get("PhotometricInterpretation", "")).strip()
+    turned = colour_transform(stream)
+    if turned is not None and (photometric in _TURNED_IN_FRAME, photometric in _TURNED_BEHIND)[turned]:
         raise UnusableError("dicom_contradiction")
 
 
@@ -107,6 +117,18 @@ def announced_size(stream: bytes) -> tuple[int, int] | None:
             return rows, columns
         else:
             place += 2 + max(2, int.from_bytes(stream[place + 2 : place + 4], "big"))
+    return None
+
+
+def colour_transform(stream: bytes) -> bool | None:
+    """Whether a JPEG 2000 codestream holds its colours transformed (ISO/IEC 15444-1, A.6.1); None: it is none."""
+    if stream[:4] != b"\xff\x4f\xff\x51":
+        return None
+    place = 2
+    while place + 9 <= len(stream) and stream[place] == 0xFF and stream[place + 1] != _SOT:
+        if stream[place + 1] == _COD:
+            return stream[place + 8] != 0  # behind its length, style, progression and number of layers
+        place += 2 + max(2, int.from_bytes(stream[place + 2 : place + 4], "big"))
     return None
 
 

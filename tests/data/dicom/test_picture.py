@@ -1,6 +1,7 @@
 """Pictures of every transfer syntax and kind of pixels, against values that the tests know and against pydicom."""
 
 import copy
+import io
 import warnings
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import pydicom.data
 import pytest
 from PIL import Image
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_color_lut
+from pydicom.uid import JPEG2000Lossless
 
+from fed_diffmic.data.dicom.parse import colour_transform
 from fed_diffmic.data.dicom.picture import picture_of
 from fed_diffmic.data.dicom.reasons import UnusableError
 from tests.data.dicom.written import LOSSLESS_WRITTEN, baseline, content, header, ramp, saved, with_pixels
@@ -73,6 +77,33 @@ def test_uncompressed_ybr_is_colour():
     ybr = np.asarray(Image.fromarray(pixels).convert("YCbCr"))
     found = picture(content(with_pixels(header(), ybr, photometric="YBR_FULL"))).pixels
     assert np.abs(found.astype(int) - pixels).max() <= 3  # rounded twice
+
+
+@pytest.mark.parametrize("transformed", [0, 1])
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL", "YBR_RCT"])
+def test_colours_of_jpeg_2000_are_turned_back_once_or_the_frame_is_refused(photometric, transformed):
+    """The frame says whether its decoder turns them, the header whether what is behind it does."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    ybr = photometric == "YBR_FULL"
+    stored = np.asarray(Image.fromarray(pixels).convert("YCbCr")) if ybr else pixels
+    stream = io.BytesIO()
+    Image.fromarray(stored).save(stream, format="JPEG2000", no_jp2=True, irreversible=False, mct=transformed)
+    assert colour_transform(stream.getvalue()) is bool(transformed)
+    ds = with_pixels(header(), stored, photometric=photometric)
+    ds.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    ds.PixelData = encapsulate([stream.getvalue()])
+    ds["PixelData"].VR = "OB"
+    if (photometric, transformed) in (("YBR_FULL", 1), ("YBR_RCT", 0)):
+        assert reason(saved(ds)) == "dicom_contradiction"
+    else:
+        assert np.abs(picture(saved(ds)).pixels.astype(int) - pixels).max() <= (3 if ybr else 0)
+
+
+@pytest.mark.parametrize(
+    "stream", [b"", b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\xff\x4f\xff\x51\x00\x02\xff\x90" + bytes(9)]
+)
+def test_a_frame_that_does_not_say_whether_its_colours_are_transformed(stream):
+    assert colour_transform(stream) is None
 
 
 @pytest.mark.parametrize("colour", [False, True])
