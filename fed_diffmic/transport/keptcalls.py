@@ -86,6 +86,7 @@ class KeptCalls:
         self._forgetting = threading.Lock()
         self.over: set[int] = set()
         self.turn = Turn(None, 0.0)
+        self._no_turn: int | None = None
 
     def callbacks(self) -> tuple[Callable[..., Any], ...]:
         """In the order in which Flower's loop takes them."""
@@ -122,10 +123,14 @@ class KeptCalls:
     def _is_turn(self, request: Any) -> bool:
         """Whether it is this site's turn; where it was waited for too long, the coordinator is told, and asks later."""
         try:
-            if self.turn.take():
+            mine = self.turn.take()
+            self._no_turn = None
+            if mine:
                 return True
         except OSError as error:
-            logger.warning("the file of the machine's turns (site.turn) cannot be opened: %s", error.strerror)
+            if error.errno != self._no_turn:  # once, not at every look
+                logger.warning("the file of the machine's turns (site.turn) cannot be opened: %s", error.strerror)
+            self._no_turn = error.errno
         if self.turn.in_vain():
             logger.warning("a request is given back: another site of this machine kept its turn (site.turn_s)")
             self._spool.drop()

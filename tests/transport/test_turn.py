@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
 
 from fed_diffmic.exchange.failures import LATER, TURN
@@ -122,3 +124,19 @@ def test_a_file_that_cannot_be_opened_is_a_wait(tmp_path: Path) -> None:
     assert site.calls.receive() is None and site.announced == []
     time.sleep(0.25)
     assert site.calls.receive() is None and [m.error.code for m in site.announced] == [TURN]
+
+
+def test_that_the_file_cannot_be_opened_is_said_once_until_it_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    site, folder = Site(tmp_path / "inbox", [request()]), tmp_path / "gone"
+    site.calls.turn = Turn(str(folder / "turn"), 60.0)
+    for looks in (5, 7):  # and anew where it was there in between
+        assert [site.calls.receive() for _ in range(looks)] == [None] * looks
+        folder.mkdir()
+        other = Turn(str(folder / "turn"), 60.0)
+        assert other.take() and site.calls.receive() is None
+        other.give()
+        shutil.rmtree(folder)
+    said = [record.message for record in caplog.records if "cannot be opened" in record.message]
+    assert said == ["the file of the machine's turns (site.turn) cannot be opened: No such file or directory"] * 2
