@@ -67,13 +67,16 @@ def check_command(parser: Parser, given: Sequence[str], commands: Sequence[str],
 
 
 def split_settings(parser: Parser, settings: Sequence[str], left: Sequence[str]) -> list[str]:
-    """``key=value`` arguments, wherever they stand among the options; any other left-over is refused."""
+    """``key=value`` arguments, wherever they stand among the options; any other left-over is refused, naming the nearest option."""
     for argument in left:
         if argument.startswith("-"):
             name = argument.lstrip("-").partition("=")[0]
+            options = [option for action in parser._actions for option in action.option_strings]
+            near = difflib.get_close_matches(f"--{name}", options, n=1, cutoff=0.75)
+            meant = f"Did you mean {near[0]}? " if near else ""
             raise UsageError(
                 f"{parser.prog}: there is no option {argument!r}",
-                f"Settings have no dashes: `{name}=value`. `{parser.prog} --help` lists the options.",
+                f"{meant}Settings have no dashes: `{name}=value`. `{parser.prog} --help` lists the options.",
             )
     return [*settings, *left]
 
