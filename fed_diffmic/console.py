@@ -67,7 +67,7 @@ def check_command(parser: Parser, given: Sequence[str], commands: Sequence[str],
 
 
 def split_settings(parser: Parser, settings: Sequence[str], left: Sequence[str]) -> list[str]:
-    """``key=value`` arguments, wherever they stand among the options; any other left-over is refused, naming the nearest option."""
+    """``key=value`` arguments, wherever they stand among the options; any other left-over is refused."""
     for argument in left:
         if argument.startswith("-"):
             name = argument.lstrip("-").partition("=")[0]
