@@ -1,11 +1,14 @@
 """Tables of an experiment about the head, computed from the cells' predictions.
 
 Methods are of three kinds: (a) ``guidance`` alone, (b) an ``ensemble`` of two networks without diffusion
-(``model.denoiser=classifier``), (c) a ``head``. The first (a) and the first (b) are what every method is compared with.
+(``model.denoiser=classifier``), (c) a ``head``. The first (a) and the first (b) are what every method is compared with
+in the tables. The verdict holds a head against the ensemble of the same two networks, trained alike, where there is
+one: what is better than a weaker ensemble owes that to its encoders.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +42,11 @@ SPLITS = {"val": "validation", "test": "test"}
 _ASKED = {"val": "", "test": " --test"}
 """How images of a split are asked for."""
 ALONE = ": second network alone"
+_OF_A_HEAD = (
+    *("denoiser", "sampling", "sampling_steps", "sampling_starts", "sampling_start", "timesteps"),
+    *("draws", "alpha", "gamma", "balance", "crossfit"),
+)
+"""Settings of the model and of its last stage that say what stands behind the two networks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +55,7 @@ class Method:
 
     Attributes:
         kind: :data:`GUIDANCE`, :data:`ENSEMBLE` or :data:`HEAD`.
+        networks: what its two networks are and how they are trained, whatever stands behind them.
         seeds: of which it has predictions.
         judged: by seed, in that order.
         facts: of the first seed.
@@ -54,6 +63,7 @@ class Method:
     """
 
     kind: str
+    networks: str
     seeds: tuple[str, ...]
     judged: tuple[Judged, ...]
     facts: Mapping[str, Any]
@@ -66,7 +76,7 @@ def methods_of(out: Path, split: str) -> dict[str, Method]:
     Raises:
         UsageError: the folder holds no experiment, no predictions, or cells of different images.
     """
-    found: dict[str, dict[str, tuple[str, Judged, Mapping[str, Any], np.ndarray]]] = {}
+    found: dict[str, dict[str, tuple[str, str, Judged, Mapping[str, Any], np.ndarray]]] = {}
     # By number, not as they were begun: in which order parts of an experiment were run changes nothing.
     for cell in sorted(read_index(out)["cells"], key=lambda cell: int(cell["place"]["seed"])):
         folder = out / CELLS / cell["name"]
@@ -80,14 +90,14 @@ def methods_of(out: Path, split: str) -> dict[str, Method]:
         for suffix, (fitted_on, of) in views.items():
             name = " ".join(value for axis, value in place.items() if axis != "seed") + suffix
             judged = judge(fitted_on, of, facts["task"], facts["decision"])
-            found.setdefault(name, {})[place["seed"]] = (_kind(folder, facts), judged, facts, tensors["keys"])
+            found.setdefault(name, {})[place["seed"]] = (*kind_of(folder, facts), judged, facts, tensors["keys"])
     if not found:
         said = f"{out}: no cell has predictions of {SPLITS[split]} images"
         raise UsageError(said, f"Run `fed-diffmic experiment head NAME --out DIR{_ASKED[split]}` first.")
     methods = {}
     for name, by_seed in found.items():
-        kinds, judged, facts, keys = zip(*by_seed.values(), strict=True)
-        methods[name] = Method(kinds[0], tuple(by_seed), judged, facts[0], keys[0])
+        kinds, networks, judged, facts, keys = zip(*by_seed.values(), strict=True)
+        methods[name] = Method(kinds[0], networks[0], tuple(by_seed), judged, facts[0], keys[0])
     first = next(iter(methods.values())).images
     for name, method in methods.items():
         if not np.array_equal(method.images, first):
@@ -95,11 +105,15 @@ def methods_of(out: Path, split: str) -> dict[str, Method]:
     return methods
 
 
-def _kind(folder: Path, facts: Mapping[str, Any]) -> str:
+def kind_of(folder: Path, facts: Mapping[str, Any]) -> tuple[str, str]:
+    """A cell's kind, and what its networks are (:class:`Method`), by its folder and facts."""
     if facts["stage"] == "guidance":
-        return GUIDANCE
+        return GUIDANCE, ""
     tree = yaml.safe_load((folder / "cell.yaml").read_text(encoding="utf-8"))
-    return ENSEMBLE if tree["model"]["denoiser"] == "classifier" else HEAD
+    kind = ENSEMBLE if tree["model"]["denoiser"] == "classifier" else HEAD
+    model = {name: value for name, value in tree["model"].items() if name not in _OF_A_HEAD}
+    stage = {name: value for name, value in tree["stages"]["diffusion"].items() if name not in _OF_A_HEAD}
+    return kind, json.dumps([model, stage], sort_keys=True)
 
 
 def write_head_report(out: Path) -> list[Path]:
@@ -167,6 +181,14 @@ def reference_of(methods: Mapping[str, Method], kind: str) -> str | None:
     return next((name for name, m in methods.items() if m.kind == kind and not name.endswith(ALONE)), None)
 
 
+def twin_of(methods: Mapping[str, Method], head: Method) -> str | None:
+    """The ensemble of the same two networks, trained alike, as a head's; where there is none the first, or none."""
+    for name, method in methods.items():
+        if method.kind == ENSEMBLE and method.networks == head.networks and not name.endswith(ALONE):
+            return name
+    return reference_of(methods, ENSEMBLE)
+
+
 def _mean(method: Method, metric: str) -> str:
     values = np.array([one.value.get(metric, math.nan) for one in method.judged])
     if np.isnan(values).any():
@@ -228,24 +250,24 @@ def earns(ours: Method, ensemble: Method) -> tuple[bool, str]:
 
 def verdict(methods: Mapping[str, Method]) -> list[str]:
     """Whether any head earns its cost, then one sentence for each."""
-    reference = reference_of(methods, ENSEMBLE)
     heads = {name: m for name, m in methods.items() if m.kind == HEAD and not name.endswith(ALONE)}
-    if reference is None or not heads:
+    twins = {name: twin for name, method in heads.items() if (twin := twin_of(methods, method)) is not None}
+    if not twins:
         return ["Without an ensemble and a head there is nothing to decide."]
-    said = {name: earns(method, methods[reference]) for name, method in heads.items()}
+    said = {name: earns(heads[name], methods[twin]) for name, twin in twins.items()}
     winners = [name for name, (won, _) in said.items() if won]
     seeds = {seed for method in heads.values() for seed in method.seeds}
     head = (
-        f"Level with {reference} in macro AUROC and shown to be better in NLL or an AURC: {', '.join(winners)}."
+        f"Level with its ensemble in macro AUROC and shown to be better in NLL or an AURC: {', '.join(winners)}."
         if winners
-        else f"That a head earns its cost is not shown: none is level with {reference} in macro AUROC and shown to be "
+        else "That a head earns its cost is not shown: none is level with its ensemble in macro AUROC and shown to be "
         "better in NLL or an AURC."
     )
     if len(seeds) == 1:
         head += " One seed: what another training would change is in none of the intervals."
     return [
         head,
-        *(f"{name} minus {reference} ({', '.join(heads[name].seeds)}): {why}" for name, (_, why) in said.items()),
+        *(f"{name} minus {twins[name]} ({', '.join(heads[name].seeds)}): {why}" for name, (_, why) in said.items()),
     ]
 
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from benchmarks.head import put
+from fed_diffmic.config.compose import to_yaml
 from fed_diffmic.errors import ConfigError, DataError, UsageError
 from fed_diffmic.files import load_tensors, read_json
 from fed_diffmic.training.guided import fold_of
@@ -15,7 +16,16 @@ from simulations.experiments import head as head_module
 from simulations.experiments import head_metrics
 from simulations.experiments.definition import SHIPPED, load_experiment
 from simulations.experiments.head import run_head
-from simulations.experiments.head_report import methods_of, paired, report_lines, verdict, write_head_report
+from simulations.experiments.head_report import (
+    Method,
+    kind_of,
+    methods_of,
+    paired,
+    report_lines,
+    twin_of,
+    verdict,
+    write_head_report,
+)
 from simulations.sites import forget_sites
 from tests.simulations.test_external import table_of
 
@@ -242,6 +252,45 @@ def test_what_cannot_be_held_against_anything_is_refused(experiment_file, drawn,
     experiment = load_experiment(str(experiment_file(yaml.safe_dump(text))), drawn)
     with pytest.raises(ConfigError, match=said):
         run_head(experiment, tmp_path / "out", say=lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("shipped", "twins"),
+    [
+        (
+            "head-ham10000",
+            {
+                "residual-own-mean": "ensemble",
+                "residual-own": "ensemble",
+                "residual-own-crossfit": "ensemble",
+                "residual-frozen": "ensemble-frozen",
+                "paper-frozen": "ensemble-frozen",
+                "residual-guidance": "ensemble",  # none has its networks, so the first
+            },
+        ),
+        (
+            "head-federated",
+            {
+                "residual-own": "ensemble",
+                "residual-own-mean-sgd": "ensemble-sgd",
+                "paper-frozen": "ensemble-frozen",
+            },
+        ),
+    ],
+)
+def test_a_head_is_held_against_the_ensemble_of_its_own_networks(tmp_path, finished, shipped, twins):
+    """The paper's head on frozen encoders was called better than an ensemble whose encoders were the worse ones."""
+    judged = methods_of(finished / "out", "test")["mean"].judged
+    methods = {}
+    for cell in load_experiment(str(SHIPPED / f"{shipped}.yaml"), ["axes.seed=1"]).cells:
+        stage = "diffusion" if cell.config.stages.diffusion.rounds else "guidance"
+        (tmp_path / "cell.yaml").write_text(to_yaml(cell.config))
+        kind, networks = kind_of(tmp_path, {"stage": stage})
+        methods[cell.place["method"]] = Method(kind, networks, ("1", "2"), judged, {}, np.arange(1))
+    found = {name: twin_of(methods, method) for name, method in methods.items() if method.kind == "head"}
+    assert twins.items() <= found.items()
+    words = verdict(methods)
+    assert all(any(line.startswith(f"{name} minus {twin} (") for line in words) for name, twin in found.items())
 
 
 def test_the_shipped_one_differs_in_nothing_but_the_method():

@@ -174,7 +174,7 @@ def test_a_class_with_one_test_image_has_no_variance_and_takes_none_from_the_oth
     found = gap([bad], [good], AUROC)
     assert np.isfinite(found.low) and better(AUROC, found) == "worse"
     endless = replace(found, low=-np.inf, high=np.inf)
-    methods = [Method("head", ("1",), (judged,), {}, np.arange(121)) for judged in (bad, good)]
+    methods = [Method("head", "", ("1",), (judged,), {}, np.arange(121)) for judged in (bad, good)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             head_report, "paired", lambda a, b, metric: endless if metric == AUROC else replace(found, low=-2, high=-1)
