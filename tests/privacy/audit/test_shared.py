@@ -53,7 +53,7 @@ def test_noise_of_another_scale_is_refuted(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_rounding_without_noise_is_refuted_by_the_guesses_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NoisyForm, "noise", none)
-    report = found(8)
+    report = found(16)  # of eight runs a few guesses that fail by chance already hide it
     assert report.verdict == REFUTED
     assert report.short == {SUM: True, ALONE: True}
     assert report.results[SUM].bound > report.claims[SUM]
