@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fed_diffmic.config.dicom import DicomConfig
+from fed_diffmic.data.dicom.bounded import DECODERS
 from fed_diffmic.data.dicom.labels import COLUMNS, Labels
 from fed_diffmic.data.dicom.look import Look
-from fed_diffmic.data.dicom.reasons import REASONS
-from fed_diffmic.data.dicom.sources import Item
+from fed_diffmic.data.dicom.reasons import REASONS, UnusableError
+from fed_diffmic.data.dicom.sources import Item, read_file
 from fed_diffmic.data.findings import Findings
 from fed_diffmic.data.spelling import alike, is_placeholder
 
@@ -53,6 +55,16 @@ class Seen:
     look: Look | None
     reason: str = ""
     digest: str = ""
+
+
+def look_at(item: Item, most_bytes: float) -> Seen:
+    """Read a file's header, in a process of its own, within a bound on its bytes."""
+    try:
+        data = read_file(item.path, most_bytes)
+        answer, _ = DECODERS.ask({"what": "look"}, data)
+    except UnusableError as error:
+        return Seen(item, None, error.reason)
+    return Seen(item, Look(**answer["look"]), digest=hashlib.sha256(data).hexdigest())
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ site's own findings file.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import os
 import re
@@ -24,9 +23,9 @@ import numpy as np
 from PIL import Image
 
 from fed_diffmic.config.dicom import DicomConfig
-from fed_diffmic.data.dicom.bounded import DECODERS, rendered
+from fed_diffmic.data.dicom.bounded import rendered
 from fed_diffmic.data.dicom.burnt_in import lines_of_text
-from fed_diffmic.data.dicom.choose import Chooser, Chosen, Seen
+from fed_diffmic.data.dicom.choose import Chooser, Chosen, Seen, look_at
 from fed_diffmic.data.dicom.identity import Names, keep
 from fed_diffmic.data.dicom.labels import Labels
 from fed_diffmic.data.dicom.look import FACTS, NAMED_FACTS, Look
@@ -116,7 +115,7 @@ def _exported(
     names, place = work.names, work.place
     report = progress or (lambda what, done, total: None)
     most = config.max_file_mib * _MIB
-    seen = list(_in_chunks(lambda item: _look_at(item, most), items, lambda n: report("looking", n, len(items))))
+    seen = list(_in_chunks(lambda item: look_at(item, most), items, lambda n: report("looking", n, len(items))))
     if any(one.reason == "dicom_not_installed" for one in seen):
         raise UsageError("the packages that read DICOM are not installed", "Run pip install 'fed-diffmic[dicom]'.")
     chooser = Chooser(config, labels, findings)
@@ -277,15 +276,6 @@ def png(pixels: np.ndarray) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="PNG", compress_level=4)
     return stream.getvalue()
-
-
-def _look_at(item: Item, most_bytes: float) -> Seen:
-    try:
-        data = read_file(item.path, most_bytes)
-        answer, _ = DECODERS.ask({"what": "look"}, data)
-    except UnusableError as error:
-        return Seen(item, None, error.reason)
-    return Seen(item, Look(**answer["look"]), digest=hashlib.sha256(data).hexdigest())
 
 
 def _say_made(made: Sequence[Made], chooser: Chooser, config: DicomConfig, findings: Findings) -> None:
