@@ -1,4 +1,4 @@
-"""Does the diffusion head earn its cost? Every method of an experiment trained on pooled images, as long and alike.
+"""Does the diffusion head earn its cost? Every method of an experiment trained as long and alike.
 
 The runs of an experiment (:mod:`simulations.experiments.definition`), but on all images in one place and without
 rounds of exchange, or by its sites in rounds (:mod:`simulations.experiments.head_together`), so that nothing differs
@@ -11,9 +11,9 @@ but the method:
 - a fixed number of steps and the last weights: nothing is chosen on the way.
 
 A folder ``OUT`` holds ``trained.json`` (in which of the two ways), ``shared/STAGE-DIGEST.safetensors`` (weights),
-``cells/NAME/val.safetensors`` and
-``test.safetensors`` (scores and doubts by image, from which :mod:`simulations.experiments.head_report` computes every
-number) and ``cells/NAME/facts.json``. What is there is not computed again.
+``cells/NAME/val.safetensors`` and ``test.safetensors`` (scores and doubts by image, from which
+:mod:`simulations.experiments.head_report` computes every number) and ``cells/NAME/facts.json``. What is there is not
+computed again.
 """
 
 from __future__ import annotations

@@ -100,7 +100,8 @@ def test_colours_of_jpeg_2000_are_turned_back_once_or_the_frame_is_refused(photo
 
 
 @pytest.mark.parametrize(
-    "stream", [b"", b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\xff\x4f\xff\x51\x00\x02\xff\x90" + bytes(9)]
+    "stream",
+    [b"", b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\xff\x4f\xff\x51\x00\x02\xff\x90\x00\x02\xff\x52" + bytes(9)],
 )
 def test_a_frame_that_does_not_say_whether_its_colours_are_transformed(stream):
     assert colour_transform(stream) is None
